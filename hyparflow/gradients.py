@@ -1,0 +1,168 @@
+"""Gradients: summed over micro-batches, over replicas and over the holders of shared weights.
+
+All three are plain sums; what makes them right stands in `hyparflow.losses`, [Note: One scale].
+The order of everything that follows the backward is fixed: sum over micro-batches, sum over
+replicas, sum over holders, add weight regularization, clip, apply.
+
+Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms are taken over
+the values as they come, so densifying them first would clip differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm import Communicator
+
+__all__ = ["GradientSum", "Reducer", "SharedGroup"]
+
+NONE, SPARSE, DENSE = 0, 1, 2  # kinds of gradient, by rising precedence; -1 is not known yet
+_UNKNOWN = -1
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _add(left: list[Any], right: list[Any]) -> list[Any]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
+class GradientSum:
+    """The gradients of one rank's weights, summed over the micro-batches of a step."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] | None = None
+
+    def add(self, gradients: Sequence[Any]) -> None:
+        """Add one micro-batch's gradients: tensors, `tf.IndexedSlices` or None."""
+        if self.values is None:
+            self.values = list(gradients)
+            return
+        total = self.values
+        for index, gradient in enumerate(gradients):
+            if isinstance(gradient, tf.IndexedSlices):
+                total[index] = _concat(total[index], gradient)
+        dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
+        if dense:
+            sums = _add([total[i] for i in dense], [gradients[i] for i in dense])
+            for index, value in zip(dense, sums, strict=True):
+                total[index] = value
+
+
+def _concat(left: Any, right: Any) -> Any:
+    return tf.IndexedSlices(
+        tf.concat([left.values, right.values], 0),
+        tf.concat([left.indices, right.indices], 0),
+        left.dense_shape,
+    )
+
+
+@dataclass
+class SharedGroup:
+    """Weights that several partitions hold, with the ranks of one replica that hold them.
+
+    Attributes:
+        positions: where they stand in this rank's list of trained weights.
+        comm: the holders.
+    """
+
+    positions: list[int]
+    comm: Communicator
+
+
+class Reducer:
+    """Sums one rank's gradients over the ranks that train the same weights.
+
+    Args:
+        variables: the weights that this rank trains.
+        replicas: the ranks that own the same partition, one per replica.
+        shared: groups of weights held by other partitions too.
+    """
+
+    def __init__(
+        self, variables: Sequence[Any], replicas: Communicator, shared: Sequence[SharedGroup]
+    ) -> None:
+        self._shapes = [tuple(variable.shape) for variable in variables]
+        self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
+        self._groups = [(list(range(len(self._shapes))), replicas)]
+        self._groups += [(group.positions, group.comm) for group in shared]
+        self._kinds: list[list[int] | None] = [None] * len(self._groups)
+
+    def reduce(self, gradients: GradientSum) -> list[Any]:
+        """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
+
+        Args:
+            gradients: this rank's sum; empty if its replica had no rows in this step.
+        """
+        total = gradients.values
+        values: list[Any] = [None] * len(self._shapes) if total is None else list(total)
+        known = total is not None
+        for group, (positions, comm) in enumerate(self._groups):
+            if comm.size > 1 and positions:
+                part = self._reduce_group(group, comm, positions, values, known)
+                for position, value in zip(positions, part, strict=True):
+                    values[position] = value
+            known = True
+        return values
+
+    def _reduce_group(
+        self, group: int, comm: Communicator, positions: list[int], values: list[Any], known: bool
+    ) -> list[Any]:
+        kinds = self._kinds[group]
+        if kinds is None:
+            mine = [_kind(values[p]) if known else _UNKNOWN for p in positions]
+            everyone = comm.all_gather_objects(mine, "the kinds of gradients")
+            kinds = [max(column) for column in zip(*everyone, strict=True)]
+            if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
+                self._kinds[group] = kinds
+        result: list[Any] = [None] * len(positions)
+        dense = [i for i, kind in enumerate(kinds) if kind == DENSE]
+        summed = self._sum_dense(comm, [positions[i] for i in dense], values)
+        for i, value in zip(dense, summed, strict=True):
+            result[i] = value
+        for i, kind in enumerate(kinds):
+            if kind == SPARSE:
+                result[i] = self._gather_sparse(comm, positions[i], values[positions[i]])
+        return result
+
+    def _sum_dense(self, comm: Communicator, positions: list[int], values: list[Any]) -> list[Any]:
+        """Sum dense gradients through one flat buffer per dtype."""
+        result: dict[int, Any] = {}
+        for dtype in dict.fromkeys(self._dtypes[p] for p in positions):
+            members = [p for p in positions if self._dtypes[p] == dtype]
+            sizes = [int(np.prod(self._shapes[p], dtype=np.int64)) for p in members]
+            flat = np.zeros(sum(sizes), dtype)
+            ends = np.cumsum(sizes)
+            for position, size, end in zip(members, sizes, ends, strict=True):
+                if values[position] is not None:
+                    dense = np.asarray(tf.convert_to_tensor(values[position]))
+                    flat[end - size : end] = dense.reshape(-1)
+            comm.sum(flat, "the sum of gradients")
+            for position, size, end in zip(members, sizes, ends, strict=True):
+                part = flat[end - size : end].reshape(self._shapes[position])
+                result[position] = tf.convert_to_tensor(part)
+        return [result[position] for position in positions]
+
+    def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:
+        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows."""
+        shape, dtype = self._shapes[position], self._dtypes[position]
+        if value is None:
+            rows, values = np.zeros(0, np.int64), np.zeros((0, *shape[1:]), dtype)
+        else:
+            rows = np.asarray(value.indices).astype(np.int64)
+            values = np.ascontiguousarray(value.values)
+        what = "the rows of a sparse gradient"
+        return tf.IndexedSlices(
+            tf.convert_to_tensor(comm.all_gather_rows(values, what)),
+            tf.convert_to_tensor(comm.all_gather_rows(rows, what)),
+            tf.constant(shape, tf.int64),
+        )
+
+
+def _kind(gradient: Any) -> int:
+    if gradient is None:
+        return NONE
+    return SPARSE if isinstance(gradient, tf.IndexedSlices) else DENSE

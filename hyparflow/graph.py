@@ -1,0 +1,229 @@
+"""A Keras model as one flat, ordered list of calls.
+
+`flatten` walks the model as its own `call` would, opens nested models, and records every call as
+a `Call`: a small `keras.Operation` around the user's layer. The user's own graph is left as it
+is; a layer that is called twice becomes two calls of the same layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from hyparflow import keras_internals
+from hyparflow.partition import Operation, OperationGraph
+
+__all__ = ["Call", "FlatGraph", "Mode", "flatten"]
+
+
+@dataclass
+class Mode:
+    """How the calls of a graph run while they are traced."""
+
+    training: bool = False
+    losses: list[Any] = field(default_factory=list)
+
+
+class Call(keras.Operation):
+    """One call of one of the model's operations.
+
+    Passes `training` down as Keras's Functional model does, and collects what the layer adds
+    to the loss.
+    """
+
+    def __init__(self, operation: Any, outputs: Sequence[Any], mode: Mode) -> None:
+        super().__init__(name=operation.name)
+        self.operation = operation
+        self.mode = mode
+        self._output_specs = tuple(outputs)
+        self._takes_training = keras_internals.takes_training(operation)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operation on tensors."""
+        if self._takes_training:
+            kwargs["training"] = self.mode.training
+        outputs = self.operation(*args, **kwargs)
+        if isinstance(self.operation, keras.Layer):
+            self.mode.losses += keras_internals.additional_losses(self.operation)
+        return outputs
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """New symbolic outputs, shaped as in the user's graph: no layer is called for it."""
+        specs = [
+            keras.KerasTensor(shape=x.shape, dtype=x.dtype, sparse=x.sparse)
+            for x in self._output_specs
+        ]
+        return specs[0] if len(specs) == 1 else specs
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layer called, or nothing for a bare operation of `keras.ops`."""
+        return [self.operation] if isinstance(self.operation, keras.Layer) else []
+
+
+class _Standardize(keras.Operation):
+    """Prepares the arguments of a nested model as that model's `call` would."""
+
+    def __init__(self, functional: Any) -> None:
+        super().__init__(name=f"{functional.name}_inputs")
+        self.functional = functional
+
+    def call(self, inputs: Any) -> Any:
+        """Cast and reorder `inputs`."""
+        return keras_internals.standardize_inputs(self.functional, inputs)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """Symbolic tensors like the nested model's inputs."""
+        return [keras.KerasTensor(shape=x.shape, dtype=x.dtype) for x in self.functional.inputs]
+
+
+class FlatGraph:
+    """The calls of a model in execution order, with their tensors numbered.
+
+    Attributes:
+        model: the user's model.
+        functional: its Keras graph.
+        calls: the calls, each a `keras.Operation` of its own.
+        tensors: symbolic tensors by number; the model's inputs come first.
+        inputs, outputs: numbers of the model's flat inputs and outputs.
+        mode: shared by all calls; set it before a stage is traced.
+    """
+
+    def __init__(self, model: Any, functional: Any) -> None:
+        self.model = model
+        self.functional = functional
+        self.mode = Mode()
+        self.calls: list[Call] = []
+        self.tensors: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._reads: list[tuple[int, ...]] = []
+        self._makes: list[tuple[int, ...]] = []
+        entries = [
+            keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name)
+            for x in functional.inputs
+        ]
+        self.inputs = tuple(self._number(x) for x in entries)
+        outputs = self._expand(functional, entries)
+        self.outputs = tuple(self._numbers[id(x)] for x in outputs)
+
+    def _number(self, tensor: Any) -> int:
+        self._numbers[id(tensor)] = len(self.tensors)
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def _expand(self, functional: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Record the calls of `functional` on `inputs`; return its flat outputs."""
+        values = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
+        for node in keras_internals.execution_order(functional):
+            if any(id(x) not in values for x in node.input_tensors):
+                continue  # not computable from the inputs: Keras skips it too
+            args, kwargs = node.arguments.fill_in(values)
+            nested = self._openable(node.operation, args, kwargs)
+            if nested is None:
+                outputs = self._record(Call(node.operation, node.outputs, self.mode), args, kwargs)
+            else:
+                outputs = self._expand(nested, self._enter(nested, args[0]))
+            values.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
+        return [values[id(x)] for x in functional.outputs]
+
+    @staticmethod
+    def _openable(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+        """The graph of a nested model, if the call passes it inputs and nothing else."""
+        plain = len(args) == 1 and all(
+            name == "training" or value is None for name, value in kwargs.items()
+        )
+        return keras_internals.opened_graph(operation) if plain else None
+
+    def _enter(self, nested: Any, argument: Any) -> list[Any]:
+        """The nested model's inputs for `argument`, standardized only where it makes a change."""
+        flat = keras.tree.flatten(argument)
+        same_order = not isinstance(argument, dict)
+        if same_order and len(flat) == len(nested.inputs):
+            pairs = zip(flat, nested.inputs, strict=True)
+            if all(a.dtype == b.dtype and len(a.shape) == len(b.shape) for a, b in pairs):
+                return flat
+        standardize = _Standardize(nested)
+        call = Call(standardize, standardize.compute_output_spec(argument), self.mode)
+        return self._record(call, (argument,), {})
+
+    def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        outputs = keras.tree.flatten(call(*args, **kwargs))
+        reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        self.calls.append(call)
+        self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
+        self._makes.append(tuple(self._number(x) for x in outputs))
+        return outputs
+
+    def function(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+        """The `keras.Function` from tensors `inputs` to tensors `outputs`, by number."""
+        return keras.Function(
+            [self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs]
+        )
+
+    def variables(self, operations: range | Sequence[int]) -> list[Any]:
+        """The distinct variables of these operations' layers, in order."""
+        found: dict[int, Any] = {}
+        for index in operations:
+            for layer in self.calls[index].layers:
+                found.update({id(variable): variable for variable in layer.variables})
+        return list(found.values())
+
+    def operation_graph(self, trainable: Sequence[Any]) -> OperationGraph:
+        """The graph as pure data, for `hyparflow.partition`.
+
+        Args:
+            trainable: the variables that will be trained; tensors that depend on none of them
+                need no gradient.
+        """
+        trained = {id(variable) for variable in trainable}
+        needs: set[int] = set()
+        operations = []
+        for call, reads, makes in zip(self.calls, self._reads, self._makes, strict=True):
+            variables = [v for layer in call.layers for v in layer.variables]
+            if needs.intersection(reads) or any(id(v) in trained for v in variables):
+                needs.update(n for n in makes if "float" in self.tensors[n].dtype)
+            state = [v for layer in call.layers for v in keras_internals.state_variables(layer)]
+            operations.append(
+                Operation(
+                    call.name,
+                    reads,
+                    makes,
+                    self._estimated_cost(call, reads, makes),
+                    frozenset(id(v) for v in state),
+                )
+            )
+        return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))
+
+    def _estimated_cost(self, call: Call, reads: Sequence[int], makes: Sequence[int]) -> float:
+        """Multiplications of one sample, roughly, plus a charge for each value written.
+
+        A kernel is applied at every position of its output; a recurrent one at every step of
+        its input. On CPUs a value written costs as much as a few multiplications.
+        """
+        written = sum(_size(self.tensors[n].shape[1:]) for n in makes)
+        weights = sum(
+            math.prod(v.shape)
+            for layer in call.layers
+            for v in layer.variables
+            if len(v.shape) > 1 and not isinstance(layer, keras.layers.Embedding)
+        )
+        shapes = [self.tensors[n].shape for n in makes]
+        if isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional):
+            shapes = [self.tensors[n].shape for n in reads]
+        positions = max((_size(shape[1:-1]) for shape in shapes), default=1)
+        return float(weights * positions + 8 * written)
+
+
+def _size(shape: Sequence[int | None]) -> int:
+    """Number of elements, with 32 in place of an unknown length."""
+    return math.prod(32 if size is None else size for size in shape)
+
+
+def flatten(model: Any) -> FlatGraph | None:
+    """The flat graph of `model`, or None where it has none (a subclass with its own `call`)."""
+    functional = keras_internals.opened_graph(model)
+    return None if functional is None else FlatGraph(model, functional)

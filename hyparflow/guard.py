@@ -1,0 +1,92 @@
+"""What happens when something goes wrong on one rank: one report, and the job ends.
+
+A rank that dies while others wait for it would leave them waiting for ever (mpi4py issue 290).
+The hook installed here prints the first error once, with the rank and what it was doing, and
+aborts the job. It starts nothing: without a running MPI of several ranks it only hands over to
+the hook that was there before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import Any
+
+__all__ = ["abort", "everywhere", "fail", "install", "locate"]
+
+_GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
+
+
+def everywhere(error: BaseException) -> BaseException:
+    """Mark `error` as one that every rank raises alike, so that only the leader reports it."""
+    error.__dict__["hyparflow_everywhere"] = True
+    return error
+
+
+def locate(error: BaseException, place: str) -> None:
+    """Note on `error` where it happened (rank, partition, action), unless noted before."""
+    error.__dict__.setdefault("hyparflow_place", place)
+
+
+def _running_mpi() -> Any | None:
+    """The MPI module if MPI runs with several ranks in this process."""
+    module = sys.modules.get("mpi4py.MPI")
+    if module is None or not module.Is_initialized() or module.Is_finalized():
+        return None
+    return module if module.COMM_WORLD.Get_size() > 1 else None
+
+
+def abort(code: int = 1) -> None:
+    """End the whole job now, if MPI runs with several ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    module = _running_mpi()
+    if module is not None:
+        module.COMM_WORLD.Abort(code)
+
+
+def report(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, mpi: Any
+) -> None:
+    """Print the one report of `error`."""
+    rank = mpi.COMM_WORLD.Get_rank()
+    place = getattr(error, "hyparflow_place", f"rank {rank}")
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
+    sys.stderr.flush()
+
+
+def fail(error: BaseException) -> None:
+    """Report `error` and end the job at once; returns only if there is one rank.
+
+    For errors in the middle of a step, after which no rank can go on, so that a `try` around
+    the call in the user's script cannot leave the others waiting.
+    """
+    mpi = _running_mpi()
+    if mpi is not None:
+        report(type(error), error, error.__traceback__, mpi)
+        abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def install() -> None:
+    """Put the hook in front of the present `sys.excepthook` (once)."""
+    previous = sys.excepthook
+    if getattr(previous, "hyparflow", False):
+        return
+
+    def hook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        mpi = _running_mpi()
+        if mpi is None:
+            previous(kind, error, trace)
+            return
+        if getattr(error, "hyparflow_everywhere", False) and mpi.COMM_WORLD.Get_rank() != 0:
+            time.sleep(_GRACE)  # the leader reports this same error and ends the job
+        report(kind, error, trace, mpi)
+        abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    hook.hyparflow = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,69 @@
+"""What started this process: read from the environment, without starting MPI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+__all__ = ["describe_command", "expected_size", "is_launched", "local_size", "set_thread_defaults"]
+
+# Variable that tells the number of ranks -> the launcher that sets it.
+_SIZES = {
+    "OMPI_COMM_WORLD_SIZE": "mpirun (Open MPI)",
+    "PMI_SIZE": "mpiexec (MPICH, Intel MPI) or srun with PMI",
+    "MV2_COMM_WORLD_SIZE": "mpirun (MVAPICH)",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "PALS_SIZE": "PALS",
+}
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+
+
+def expected_size(environ: Mapping[str, str] = os.environ) -> tuple[int, str]:
+    """The number of ranks that the launcher says it started, and the launcher's name.
+
+    ``(1, "")`` if this process was started by no launcher.
+    """
+    for variable, launcher in _SIZES.items():
+        value = environ.get(variable, "")
+        if value.isdigit():
+            return int(value), launcher
+    return 1, ""
+
+
+def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher of parallel jobs started this process, or MPI already runs."""
+    return "mpi4py.MPI" in sys.modules or bool(expected_size(environ)[1])
+
+
+def local_size(environ: Mapping[str, str] = os.environ) -> int:
+    """How many ranks share this machine, as far as the launcher says; otherwise 1."""
+    for variable in _LOCAL_SIZES:
+        value = environ.get(variable, "")
+        if value.isdigit():
+            return int(value)
+    tasks = environ.get("SLURM_TASKS_PER_NODE", "") if "SLURM_STEP_NUM_TASKS" in environ else ""
+    head = tasks.split("(")[0].split(",")[0]
+    return int(head) if head.isdigit() else 1
+
+
+def describe_command(num_ranks: int) -> str:
+    """The command line that runs this script over `num_ranks` ranks."""
+    script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "train.py"
+    return f"mpirun -n {num_ranks} python {script}"
+
+
+def set_thread_defaults(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Give TensorFlow as many threads as this rank has cores, unless the user chose a number.
+
+    Several ranks with a full thread pool each slow each other down by up to two times.
+    TensorFlow reads these variables when it first runs an operation.
+    """
+    ranks = local_size(environ)
+    if ranks < 2 or not hasattr(os, "sched_getaffinity"):
+        return
+    cores = len(os.sched_getaffinity(0))
+    unbound = cores == os.cpu_count()
+    threads = max(1, cores // ranks if unbound else cores)
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        environ.setdefault(variable, str(threads))

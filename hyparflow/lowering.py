@@ -1,0 +1,112 @@
+"""Adds communication to a schedule: sends, receives, reductions; and proves the result.
+
+A schedule says what to compute. `lower` turns it into the flat list that the engine executes:
+around every computation stand the messages of the edges that touch its stage. One function
+places both ends of a message, so they cannot disagree. `prove` plays the lists with rendezvous
+sends before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hyparflow.actions import Action, Edge, Kind, Step
+from hyparflow.schedule import Schedule
+from hyparflow.simulate import Lowered, Timeline, play
+
+__all__ = ["lower", "prove", "tag"]
+
+def tag(step: Step, num_microbatches: int) -> int:
+    """The MPI tag of a message: unique per edge, micro-batch and direction."""
+    is_activation, edge, microbatch = step.message
+    return (edge * num_microbatches + microbatch) * 2 + int(is_activation)
+
+
+def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -> Lowered:
+    """Add the messages of `edges` to `schedule`, and, in training, the reduction and the update.
+
+    Args:
+        schedule: computation, one list of actions per partition.
+        edges: the table of crossing tensors.
+        training: whether to end with the gradient reduction and the optimizer step.
+
+    Returns:
+        One list of steps per partition.
+    """
+    last = len(schedule) - 1
+    lowered = []
+    for actions in schedule:
+        steps: list[Step] = []
+        for action in actions:
+            steps += _around(action, edges)
+        stage = actions[0].stage if actions else 0
+        if training:
+            steps = _fuse(steps, last)
+            steps += [Step(stage, Kind.REDUCE), Step(stage, Kind.APPLY)]
+        lowered.append(steps)
+    return lowered
+
+
+def _around(action: Action, edges: Sequence[Edge]) -> list[Step]:
+    """`action` between the receives that it needs and the sends of what it makes."""
+    stage, kind, m = action
+    before, after = [], []
+    for index, edge in enumerate(edges):
+        if kind == Kind.FORWARD and edge.consumer == stage:
+            before.append(Step(stage, Kind.RECEIVE_ACTIVATION, m, index, edge.producer))
+        elif kind == Kind.FORWARD and edge.producer == stage:
+            after.append(Step(stage, Kind.SEND_ACTIVATION, m, index, edge.consumer))
+        elif kind == Kind.BACKWARD and edge.producer == stage and edge.carries_gradient:
+            before.append(Step(stage, Kind.RECEIVE_GRADIENT, m, index, edge.consumer))
+        elif kind == Kind.BACKWARD and edge.consumer == stage and edge.carries_gradient:
+            after.append(Step(stage, Kind.SEND_GRADIENT, m, index, edge.producer))
+    return [*before, Step(stage, kind, m), *after]
+
+
+def _fuse(steps: list[Step], last: int) -> list[Step]:
+    """Join a forward of the last stage and its backward where one follows the other.
+
+    The last stage receives nothing between the two, so they can be one compiled call, which
+    is cheaper and keeps no activations.
+    """
+    fused: list[Step] = []
+    for step in steps:
+        previous = fused[-1] if fused else None
+        if (
+            step.kind == Kind.BACKWARD
+            and step.stage == last
+            and previous == Step(step.stage, Kind.FORWARD, step.microbatch)
+        ):
+            fused[-1] = previous._replace(kind=Kind.FUSED)
+        else:
+            fused.append(step)
+    return fused
+
+
+def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
+    """Play `lowered` on all ranks with rendezvous sends, or say who waits for whom.
+
+    Also checks that each message has exactly one sender and one receiver.
+
+    Raises:
+        RuntimeError: if the lists deadlock or an end of a message is missing. This is a defect
+            of a schedule, never of the user's script.
+    """
+    sends = _ends(lowered, Kind.SENDS)
+    receives = _ends(lowered, Kind.RECEIVES)
+    if sends != receives:
+        odd = sorted(set(sends) ^ set(receives))[:5]
+        raise RuntimeError(
+            "Every message of a lowered schedule needs one sender and one receiver. "
+            f"Received: messages with one end only: {odd}"
+        )
+    if len(sends) != len(set(sends)):
+        raise RuntimeError("A message stands twice in the lowered schedule.")
+    for edge in edges:
+        if edge.producer >= edge.consumer:
+            raise RuntimeError(f"An edge must lead to a later stage. Received: {edge}")
+    return play(lowered)
+
+
+def _ends(lowered: Lowered, kinds: tuple[str, str]) -> list[tuple[bool, int, int]]:
+    return sorted(step.message for steps in lowered for step in steps if step.kind in kinds)

@@ -1,0 +1,153 @@
+"""The parallel arguments of `fit`, checked before any message is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyparflow import launcher
+from hyparflow.grid import Grid
+from hyparflow.schedule import SCHEDULES
+
+__all__ = ["STRATEGIES", "Options", "automatic_microbatches", "resolve"]
+
+STRATEGIES = ("data", "model", "hybrid", "auto")
+_SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is spread over the ranks.
+
+    Attributes:
+        grid: partitions and replicas.
+        num_microbatches: a number, or "auto".
+        schedule: one of `hyparflow.schedule.SCHEDULES`.
+        lpp: layers per partition, or None.
+    """
+
+    grid: Grid
+    num_microbatches: int | str = "auto"
+    schedule: str = "1f1b"
+    lpp: tuple[int, ...] | None = None
+
+
+def resolve(
+    size: int,
+    *,
+    strategy: str | None = None,
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | str = "auto",
+    schedule: str = "auto",
+    lpp: Sequence[int] | None = None,
+) -> Options:
+    """Check the parallel arguments against the number of ranks and fill in what is missing.
+
+    Args:
+        size: the number of ranks.
+        strategy: "data" (every rank a replica), "model" (one replica), "hybrid" (both numbers
+            count), or "auto" and None: what the numbers say, data parallelism without any.
+        num_partitions, num_replicas: None to follow from the strategy and `size`.
+        num_microbatches: a positive integer or "auto".
+        schedule: "gpipe", "1f1b", or "auto" for "1f1b".
+        lpp: layers per partition.
+
+    Raises:
+        ValueError: if an argument is not valid or the numbers do not fit `size`.
+    """
+    if strategy is not None and strategy not in STRATEGIES:
+        raise ValueError(
+            f"`strategy` must be one of {', '.join(map(repr, STRATEGIES))}. "
+            f"Received: strategy={strategy!r}"
+        )
+    if schedule != "auto" and schedule not in SCHEDULES:
+        raise ValueError(
+            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
+            f"Received: schedule={schedule!r}"
+        )
+    _check_count("num_partitions", num_partitions)
+    _check_count("num_replicas", num_replicas)
+    if num_microbatches != "auto":
+        _check_count("num_microbatches", num_microbatches)
+    grid = _grid(size, strategy, num_partitions, num_replicas, lpp)
+    if lpp is not None:
+        lpp = _check_lpp(lpp)
+    return Options(
+        grid, num_microbatches, "1f1b" if schedule == "auto" else schedule, lpp
+    )
+
+
+def _check_count(name: str, value: Any) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_integer and value > 0):
+        also = ' or "auto"' if name == "num_microbatches" else ""
+        raise ValueError(f"`{name}` must be a positive integer{also}. Received: {name}={value!r}")
+
+
+def _check_lpp(lpp: Any) -> tuple[int, ...]:
+    parts = tuple(lpp) if isinstance(lpp, list | tuple) else ()
+    if not parts or not all(isinstance(part, int) and part > 0 for part in parts):
+        raise ValueError(
+            "`lpp` (layers per partition) must be a list of positive integers, one per "
+            f"partition. Received: lpp={lpp!r}"
+        )
+    return parts
+
+
+def _grid(
+    size: int,
+    strategy: str | None,
+    partitions: int | None,
+    replicas: int | None,
+    lpp: Sequence[int] | None,
+) -> Grid:
+    if strategy == "data":
+        _check_fixed("num_partitions", partitions, strategy)
+        partitions = 1
+    elif strategy == "model":
+        _check_fixed("num_replicas", replicas, strategy)
+        replicas = 1
+    elif strategy == "hybrid" and partitions is None and replicas is None:
+        raise ValueError(
+            "`strategy='hybrid'` needs `num_partitions`, `num_replicas` or both. "
+            "Received: num_partitions=None, num_replicas=None"
+        )
+    if partitions is None and replicas is None:
+        partitions = len(lpp) if isinstance(lpp, list | tuple) and lpp else 1
+    if partitions is None:
+        partitions = max(1, size // (replicas or 1))
+    if replicas is None:
+        replicas = max(1, size // partitions)
+    grid = Grid(partitions, replicas)
+    if grid.size != size:
+        raise ValueError(
+            "The number of ranks must be num_partitions x num_replicas. Received: "
+            f"num_partitions={partitions}, num_replicas={replicas}, which is {grid.size}, "
+            f"but {size} rank{'s run' if size > 1 else ' runs'}. "
+            f"Start it with: {launcher.describe_command(grid.size)}"
+        )
+    return grid
+
+
+def _check_fixed(name: str, value: int | None, strategy: str) -> None:
+    if value not in (None, 1):
+        raise ValueError(
+            f"`strategy={strategy!r}` has {name}=1; use strategy='hybrid' for both kinds of "
+            f"parallelism. Received: {name}={value}"
+        )
+
+
+def automatic_microbatches(batch_size: int, grid: Grid) -> int:
+    """The number of micro-batches that "auto" stands for.
+
+    Up to four per partition, which leaves at most a fifth of the time idle (GPipe, section
+    2.3), of at least 16 rows each, but at least one per partition where there are rows enough.
+    One without partitions.
+    """
+    if grid.num_partitions == 1:
+        return 1
+    rows = max(1, batch_size // grid.num_replicas)
+    wanted = min(4 * grid.num_partitions, max(rows // _SMALLEST, grid.num_partitions))
+    return min(wanted, rows)

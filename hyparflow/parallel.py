@@ -1,0 +1,336 @@
+"""The object behind `fit`, `evaluate` and `predict`: a model spread over the ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from hyparflow import build, fingerprint, guard, keras_internals
+from hyparflow.comm import World
+from hyparflow.data import ArraySource, peek
+from hyparflow.grid import LEADER
+from hyparflow.options import Options, automatic_microbatches
+from hyparflow.saving import save_atomically, use_atomic_saves
+from hyparflow.trainer import GatherWeights, bridge, row_numbers
+from hyparflow.worker import Command, Worker
+
+__all__ = ["ParallelModel"]
+
+_DEFAULT_BATCH = 32  # Keras's
+
+
+class ParallelModel:
+    """A Keras model on the ranks of a job. Every method is called by all ranks alike.
+
+    Made by `hyparflow.parallelize`; what was compiled for one call serves the next.
+
+    Args:
+        model: a Keras model.
+        options: the checked parallel arguments.
+        world: all ranks.
+    """
+
+    def __init__(self, model: Any, options: Options, world: World) -> None:
+        self.model = model
+        self.options = options
+        self._world = world
+        self._part: build.Part | None = None
+        self._part_key: Any = None
+        self._layout: build.Layout | None = None
+
+    # --- public ---
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        validation_data: Any = None,
+        validation_batch_size: int | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Train as Keras's `fit` does; all its arguments are taken.
+
+        Returns:
+            The History, the same on every rank.
+        """
+        self._require_compiled("fit")
+        sources: dict[str, ArraySource] = {}
+        arguments = dict(kwargs, batch_size=batch_size, validation_batch_size=validation_batch_size)
+        arguments |= self._training_data(sources, x, y, sample_weight, class_weight, kwargs)
+        if validation_data is not None:
+            parts = keras_internals.unpack(validation_data)
+            if keras_internals.is_array_data(parts[0]):
+                self._check_labels(parts[1])
+                sources["validation"] = ArraySource(*parts)
+                numbers = row_numbers("validation", sources["validation"].num_samples)
+                validation_data = (numbers,)
+            arguments["validation_data"] = validation_data
+        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps_per_epoch"))
+        self._check_batch(rows)
+
+        def train(worker: Worker, stream: Any) -> Any:
+            if stream is not None:
+                arguments["x"] = stream
+            mine = callbacks
+            if callbacks and not isinstance(callbacks, keras.callbacks.CallbackList):
+                mine = [GatherWeights(worker), *keras.tree.flatten(callbacks)]
+            history = self.model.fit(callbacks=mine, **arguments)
+            return {"history": history.history, "epoch": history.epoch, "params": history.params}
+
+        outcome = self._session(train, sources, x, rows, check=("fit", kwargs, rows))
+        return self._history(outcome)
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
+        self._require_compiled("evaluate")
+        sources: dict[str, ArraySource] = {}
+        arguments = dict(kwargs, batch_size=batch_size)
+        arguments |= self._training_data(sources, x, y, sample_weight, None, kwargs)
+        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
+        return self._session(
+            lambda worker, stream: self.model.evaluate(
+                **(arguments if stream is None else arguments | {"x": stream})
+            ),
+            sources,
+            x,
+            rows,
+            check=("evaluate", kwargs, rows),
+        )
+
+    def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Predict as Keras's `predict` does; the result is the same on every rank."""
+        sources: dict[str, ArraySource] = {}
+        data = x
+        if keras_internals.is_array_data(x):
+            sources["train"] = ArraySource(x)
+            data = row_numbers("train", sources["train"].num_samples)
+        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
+        return self._session(
+            lambda worker, stream: self.model.predict(
+                data if stream is None else stream, batch_size=batch_size, **kwargs
+            ),
+            sources,
+            x,
+            rows,
+            check=("predict", kwargs, rows),
+        )
+
+    def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the model as a plain Keras file: by the leader, complete or not at all.
+
+        Args:
+            path: ending in ".keras" (or another that Keras knows).
+            **kwargs: passed to Keras's `save`.
+        """
+        error = None
+        if self._world.rank == LEADER:
+            try:
+                save_atomically(self.model, path, **kwargs)
+            except Exception as caught:  # noqa: BLE001 (raised below, on all ranks)
+                error = caught
+        error = self._world.broadcast_object(error, LEADER, "the leader to save the model")
+        if error is not None:
+            raise guard.everywhere(error)
+
+    def __str__(self) -> str:
+        grid = self.options.grid
+        layout = self._layout or build.make_layout(self.model, self.options)
+        return f"{grid.num_replicas} replicas x {grid.num_partitions} partitions\n" + layout.describe()
+
+    # --- checks, before any message ---
+
+    def _require_compiled(self, method: str) -> None:
+        if not self.model.compiled:
+            raise ValueError(
+                f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
+                f"Received: model '{self.model.name}', which is not compiled."
+            )
+        optimizer = self.model.optimizer
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Loss scaling (mixed_float16) is not supported over several ranks yet: its finite "
+                "check must see the gradients of all of them. Received: optimizer of class "
+                f"'{type(optimizer).__name__}'. Use the 'mixed_bfloat16' policy or float32."
+            )
+        if optimizer is not None and optimizer.gradient_accumulation_steps and optimizer.global_clipnorm:
+            raise ValueError(
+                "`gradient_accumulation_steps` together with `global_clipnorm` is not supported "
+                f"over several ranks. Received: gradient_accumulation_steps="
+                f"{optimizer.gradient_accumulation_steps}, global_clipnorm="
+                f"{optimizer.global_clipnorm}. Use num_microbatches instead of accumulation."
+            )
+
+    def _check_labels(self, y: Any) -> None:
+        if y is None and keras_internals.compile_loss(self.model) is not None:
+            raise ValueError(
+                "A model that was compiled with a loss needs labels. Received: y=None"
+            )
+
+    def _check_batch(self, rows: int) -> None:
+        grid, count = self.options.grid, self.options.num_microbatches
+        count = count if isinstance(count, int) else 1
+        if rows < grid.num_replicas * count:
+            raise ValueError(
+                "`batch_size` is the global batch and must have at least one row for each "
+                f"micro-batch of each replica. Received: batch_size={rows} for "
+                f"{grid.num_replicas} replicas x {count} micro-batches"
+            )
+
+    def _training_data(
+        self,
+        sources: dict[str, ArraySource],
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        class_weight: Any,
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Arrays become a source and row numbers; a stream goes to Keras as it is."""
+        if not keras_internals.is_array_data(x):
+            given = {"y": y, "sample_weight": sample_weight, "class_weight": class_weight}
+            return {"x": x} | {key: value for key, value in given.items() if value is not None}
+        self._check_labels(y)
+        source = sources["train"] = ArraySource(x, y, sample_weight, class_weight)
+        return {"x": row_numbers("train", source.num_samples)}
+
+    # --- running ---
+
+    def _session(
+        self,
+        lead: Callable[[Worker, Any], Any],
+        sources: dict[str, ArraySource],
+        stream: Any,
+        rows: int,
+        check: Any,
+    ) -> Any:
+        """Run `lead` on the leader while the others follow; its result, on every rank.
+
+        Args:
+            lead: calls Keras; takes the leader's worker and the stream to read.
+            sources: the arrays of this call.
+            stream: the data where they are no arrays; only the leader reads it.
+            rows: rows of a full batch.
+            check: what must be the same on all ranks.
+        """
+        count = self.options.num_microbatches
+        if not isinstance(count, int):
+            count = automatic_microbatches(rows, self.options.grid)
+        if self.options.grid.num_partitions > 1:
+            build.check_can_cut(self.model)
+        is_leader = self._world.rank == LEADER
+        if self.model.built and self._layout is None:
+            self._layout = build.make_layout(self.model, self.options)
+        fingerprint.require_same(self._world, self._fingerprints(sources, check))
+        if "train" in sources:
+            stream, specs = None, sources["train"].specs()
+        else:
+            stream, specs = peek(stream) if is_leader else (None, None)
+            specs = self._world.broadcast_object(specs, LEADER, "the types of the data")
+        part = self._build(specs)
+        worker = Worker(self.model, part, self.options, self._world, count)
+        worker.sources = sources
+        try:
+            worker.start()
+            result = self._lead(worker, lead, stream) if is_leader else worker.follow()
+        except BaseException as error:
+            if not getattr(error, "hyparflow_everywhere", False):
+                guard.locate(error, self.options.grid.describe(self._world.rank))
+                guard.fail(error)
+            raise
+        finally:
+            self._world.board.write("outside of hyparflow")
+        use_atomic_saves(self.model)
+        return result
+
+    def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
+        try:
+            with bridge(self.model, worker):
+                result = lead(worker, stream)
+        except Exception as error:
+            if worker.in_command:
+                raise  # in the middle of a step: no rank can go on
+            worker.release("fail", error=guard.everywhere(_picklable(error)))
+            raise guard.everywhere(error)
+        worker.order(Command("finish"))
+        worker.release("stop", result=result)
+        return result
+
+    def _build(self, specs: Any) -> build.Part:
+        """This rank's part; built anew after the model was compiled or frozen differently."""
+        model = self.model
+        if not model.built:
+            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
+            inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, zeros)
+            keras_internals.call_model(model, inputs, False)
+        compiled = model.compiled
+        key = (
+            id(model.optimizer) if compiled else 0,
+            id(keras_internals.compile_loss(model)) if compiled else 0,
+            id(keras_internals.compile_metrics(model)) if compiled else 0,
+            tuple(id(v) for v in model.trainable_variables),
+        )
+        if self._part is None or self._part_key != key:
+            for comm in self._part.comms if self._part else []:
+                comm.free()
+            self._layout = build.make_layout(model, self.options)
+            self._part = build.build_part(model, self._layout, self.options, self._world, specs)
+            self._part_key = key
+        return self._part
+
+    def _fingerprints(self, sources: dict[str, ArraySource], check: Any) -> dict[str, str]:
+        options = self.options
+        simple = {
+            name: value
+            for name, value in check[1].items()
+            if isinstance(value, int | float | str) and name != "verbose"
+        }
+        return {
+            "model": fingerprint.model_fingerprint(self.model),
+            "optimizer and loss": fingerprint.compile_fingerprint(self.model),
+            "arguments": fingerprint.digest((options, check[0], sorted(simple.items()), check[2])),
+            "data": fingerprint.digest({k: v.fingerprint() for k, v in sources.items()}),
+        }
+
+    def _history(self, outcome: dict[str, Any]) -> Any:
+        if self._world.rank == LEADER:
+            return self.model.history
+        history = keras.callbacks.History()
+        history.set_model(self.model)
+        history.set_params(outcome["params"])
+        history.history, history.epoch = outcome["history"], outcome["epoch"]
+        self.model.history = history
+        return history
+
+
+def _batch_rows(source: ArraySource | None, steps: int | None) -> int:
+    """The batch size that Keras chooses where none is given."""
+    if source is not None and steps:
+        return math.ceil(source.num_samples / steps)
+    return _DEFAULT_BATCH
+
+
+def _picklable(error: Exception) -> Exception:
+    """`error` itself if it can travel to the other ranks, else one with the same text."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+    except Exception:  # noqa: BLE001 (any failure means that it cannot travel)
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,272 @@
+"""Operations and costs -> stages, and the table of tensors that cross between them.
+
+Pure data: an `OperationGraph` is a list of operations in execution order, each with the tensors
+that it reads and makes. A stage is a contiguous run of operations. `verify` checks a division
+and lists all faults in one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hyparflow.actions import Edge
+
+__all__ = ["Operation", "OperationGraph", "Partitioning", "allowed_cuts", "balance", "divide", "verify"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call in the model's graph.
+
+    Attributes:
+        name: for messages and tables.
+        inputs: tensors read, as numbers.
+        outputs: tensors made.
+        cost: estimated time, any unit.
+        state: variables that change as it runs (random seeds, moving statistics).
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    cost: float = 1.0
+    state: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class OperationGraph:
+    """The model as operations in execution order."""
+
+    operations: tuple[Operation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    gradient_tensors: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """A verified division of an `OperationGraph` into stages.
+
+    Attributes:
+        boundaries: stage s holds operations ``boundaries[s]:boundaries[s + 1]``.
+        edges: the crossing tensors, sorted, the same on every rank.
+        stage_inputs: per stage, the tensors that it takes from earlier stages or the data.
+        stage_outputs: per stage, the tensors that it gives to later stages or to the loss.
+    """
+
+    boundaries: tuple[int, ...]
+    edges: tuple[Edge, ...]
+    stage_inputs: tuple[tuple[int, ...], ...]
+    stage_outputs: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_stages(self) -> int:
+        """The number of stages."""
+        return len(self.boundaries) - 1
+
+    def operations(self, stage: int) -> range:
+        """The numbers of the operations in `stage`."""
+        return range(self.boundaries[stage], self.boundaries[stage + 1])
+
+
+def divide(graph: OperationGraph, num_stages: int, lpp: Sequence[int] | None = None) -> Partitioning:
+    """Divide `graph` into `num_stages` stages of equal cost, or as `lpp` says.
+
+    Args:
+        graph: the operations in execution order.
+        num_stages: how many stages to make.
+        lpp: layers per partition: how many operations each stage gets; overrides the balance.
+
+    Returns:
+        A verified partitioning.
+
+    Raises:
+        ValueError: if there are fewer operations than stages, if `lpp` has the wrong length or
+            sum, or if operations that share changing state would be separated.
+    """
+    count = len(graph.operations)
+    if num_stages > count:
+        raise ValueError(
+            "A model cannot be cut into more partitions than it has operations. "
+            f"Received: num_partitions={num_stages} for {count} operations. "
+            "Use fewer partitions, or replicas."
+        )
+    if lpp is None:
+        costs = [operation.cost for operation in graph.operations]
+        boundaries = balance(costs, num_stages, allowed_cuts(graph))
+    else:
+        boundaries = _boundaries_from_lpp(graph, num_stages, lpp)
+    partitioning = _cross(graph, boundaries)
+    verify(graph, partitioning)
+    return partitioning
+
+
+def _boundaries_from_lpp(
+    graph: OperationGraph, num_stages: int, lpp: Sequence[int]
+) -> tuple[int, ...]:
+    count = len(graph.operations)
+    if len(lpp) != num_stages or sum(lpp) != count or any(part < 1 for part in lpp):
+        raise ValueError(
+            "`lpp` (layers per partition) must have one positive number per partition, and they "
+            f"must add up to the model's {count} operations (input layers not counted, nested "
+            f"models opened). Received: lpp={list(lpp)} with sum {sum(lpp)} for "
+            f"{num_stages} partitions"
+        )
+    return (0, *(int(end) for end in np.cumsum(lpp)))
+
+
+def allowed_cuts(graph: OperationGraph) -> list[bool]:
+    """For each boundary 0..n, whether a cut may stand there.
+
+    Operations that change the same variable must stay in one stage: two ranks would each change
+    a copy of their own.
+    """
+    allowed = [True] * (len(graph.operations) + 1)
+    first: dict[int, int] = {}
+    for index, operation in enumerate(graph.operations):
+        for variable in operation.state:
+            start = first.setdefault(variable, index)
+            allowed[start + 1 : index + 1] = [False] * (index - start)
+    return allowed
+
+
+def balance(
+    costs: Sequence[float], num_stages: int, allowed: Sequence[bool] | None = None
+) -> tuple[int, ...]:
+    """The contiguous division whose most expensive stage is cheapest, by dynamic programming.
+
+    Args:
+        costs: cost of each operation, in order.
+        num_stages: number of stages, at most ``len(costs)``.
+        allowed: for each boundary 0..n, whether a cut may stand there.
+
+    Returns:
+        ``num_stages + 1`` boundaries, from 0 to n.
+
+    Raises:
+        ValueError: if too few cuts are allowed.
+    """
+    count = len(costs)
+    cuttable = np.ones(count + 1, bool) if allowed is None else np.asarray(allowed, bool)
+    before = np.concatenate([[0.0], np.cumsum(np.asarray(costs, float))])
+    best = np.where(cuttable, before, np.inf)  # one stage over operations [0, j)
+    best[0] = np.inf
+    best[count] = before[count]
+    previous = np.zeros((num_stages, count + 1), int)
+    for stage in range(1, num_stages):
+        following = np.full(count + 1, np.inf)
+        for end in range(stage + 1, count + 1):
+            if end < count and not cuttable[end]:
+                continue
+            slowest = np.maximum(best[:end], before[end] - before[:end])
+            start = int(np.argmin(slowest))
+            following[end], previous[stage, end] = slowest[start], start
+        best = following
+    if not np.isfinite(best[count]):
+        raise ValueError(
+            "Too few places to cut the model: operations that share changing state (a random "
+            "seed, moving statistics) must stay in one partition. "
+            f"Received: num_partitions={num_stages} for {count} operations with "
+            f"{int(cuttable[1:count].sum())} possible cuts. Use fewer partitions."
+        )
+    ends = [count]
+    for stage in range(num_stages - 1, 0, -1):
+        ends.append(int(previous[stage, ends[-1]]))
+    return (0, *reversed(ends))
+
+
+def _cross(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
+    """The crossing tensors of a division: data enters at stage 0, the loss sits at the last."""
+    last = len(boundaries) - 2
+    producer = {tensor: 0 for tensor in graph.inputs}
+    consumers: dict[int, set[int]] = {}
+    for stage in range(last + 1):
+        for operation in graph.operations[boundaries[stage] : boundaries[stage + 1]]:
+            for tensor in operation.inputs:
+                consumers.setdefault(tensor, set()).add(stage)
+            for tensor in operation.outputs:
+                producer[tensor] = stage
+    for tensor in graph.outputs:
+        consumers.setdefault(tensor, set()).add(last)
+    edges = tuple(
+        Edge(tensor, producer[tensor], consumer, tensor in graph.gradient_tensors)
+        for tensor in sorted(consumers)
+        for consumer in sorted(consumers[tensor])
+        if consumer != producer.get(tensor)
+    )
+    stage_inputs = []
+    stage_outputs = []
+    for stage in range(last + 1):
+        taken = {edge.tensor for edge in edges if edge.consumer == stage}
+        given = {edge.tensor for edge in edges if edge.producer == stage}
+        stage_inputs.append(tuple(graph.inputs) if stage == 0 else tuple(sorted(taken)))
+        stage_outputs.append(tuple(graph.outputs) if stage == last else tuple(sorted(given)))
+    return Partitioning(boundaries, edges, tuple(stage_inputs), tuple(stage_outputs))
+
+
+def verify(graph: OperationGraph, partitioning: Partitioning) -> None:
+    """Check that `partitioning` computes exactly `graph`.
+
+    Raises:
+        ValueError: with every fault found, one per line.
+    """
+    faults = [
+        *_faults_of_boundaries(graph, partitioning),
+        *_faults_of_tensors(graph, partitioning),
+        *_faults_of_state(graph, partitioning),
+    ]
+    if faults:
+        raise ValueError("The partitioning is not valid:\n" + "\n".join(f"  - {f}" for f in faults))
+
+
+def _faults_of_boundaries(graph: OperationGraph, partitioning: Partitioning) -> Iterable[str]:
+    boundaries, count = partitioning.boundaries, len(graph.operations)
+    if boundaries[0] != 0 or boundaries[-1] != count:
+        yield f"boundaries {boundaries} do not span all {count} operations"
+    for stage, (start, end) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
+        if start >= end:
+            yield f"stage {stage} holds no operation"
+    times = [0] * count
+    for stage in range(partitioning.num_stages):
+        for index in partitioning.operations(stage):
+            if index < count:
+                times[index] += 1
+    for operation, seen in zip(graph.operations, times, strict=True):
+        if seen != 1:
+            yield f"operation '{operation.name}' is in {seen} stages instead of one"
+
+
+def _faults_of_tensors(graph: OperationGraph, partitioning: Partitioning) -> Iterable[str]:
+    for stage in range(partitioning.num_stages):
+        known = set(partitioning.stage_inputs[stage])
+        for index in partitioning.operations(stage):
+            operation = graph.operations[index]
+            for tensor in operation.inputs:
+                if tensor not in known:
+                    yield f"stage {stage} lacks tensor {tensor} for operation '{operation.name}'"
+            known.update(operation.outputs)
+        for tensor in partitioning.stage_outputs[stage]:
+            if tensor not in known:
+                yield f"stage {stage} cannot give tensor {tensor}"
+    for edge in partitioning.edges:
+        if edge.producer >= edge.consumer:
+            yield f"tensor {edge.tensor} goes back from stage {edge.producer} to {edge.consumer}"
+        elif edge.tensor not in partitioning.stage_outputs[edge.producer]:
+            yield f"stage {edge.producer} does not give crossing tensor {edge.tensor}"
+
+
+def _faults_of_state(graph: OperationGraph, partitioning: Partitioning) -> Iterable[str]:
+    holder: dict[int, tuple[int, str]] = {}
+    for stage in range(partitioning.num_stages):
+        for index in partitioning.operations(stage):
+            operation = graph.operations[index]
+            for variable in sorted(operation.state):
+                other, name = holder.setdefault(variable, (stage, operation.name))
+                if other != stage:
+                    yield (
+                        f"operations '{name}' (stage {other}) and '{operation.name}' (stage "
+                        f"{stage}) change the same variable and must stay in one stage"
+                    )

@@ -1,0 +1,57 @@
+"""One process: the same calls, answered by Keras itself."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from hyparflow import launcher
+from hyparflow.options import resolve
+
+__all__ = ["PlainModel"]
+
+
+class PlainModel:
+    """Stands in for a `ParallelModel` where there is one process: plain Keras does the work.
+
+    Args:
+        model: a Keras model.
+        arguments: the parallel arguments, checked but for the number of ranks; a script made
+            for several ranks then trains in one process and says how to start them.
+
+    Raises:
+        ValueError: if an argument is not valid.
+    """
+
+    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
+        self.model = model
+        wanted = (arguments.get("num_partitions") or 1) * (arguments.get("num_replicas") or 1)
+        resolve(wanted if isinstance(wanted, int) and wanted > 0 else 1, **arguments)
+        if wanted > 1:
+            warnings.warn(
+                f"hyparflow trains in one process, for no launcher started several; the {wanted} "
+                f"ranks asked for are started with: {launcher.describe_command(wanted)}",
+                stacklevel=4,
+            )
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `fit`."""
+        return self.model.fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `evaluate`."""
+        return self.model.evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `predict`."""
+        return self.model.predict(*args, **kwargs)
+
+    def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the model as a plain Keras file, complete or not at all."""
+        from hyparflow.saving import save_atomically
+
+        save_atomically(self.model, path, **kwargs)
+
+    def __str__(self) -> str:
+        return "1 replica x 1 partition: plain Keras in one process"

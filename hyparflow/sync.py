@@ -1,0 +1,135 @@
+"""Weights and optimizer state between ranks: the leader's at the start, the owners' at the end.
+
+Every rank holds all variables of the model and of the optimizer; during training it changes only
+those of its partition. Variables travel as bytes, joined into one message per owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow import keras_internals
+from hyparflow.comm import Communicator
+from hyparflow.grid import LEADER, Grid
+
+__all__ = ["WeightSync"]
+
+_GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
+
+
+class WeightSync:
+    """Moves variables between ranks.
+
+    Args:
+        model: the compiled model, its optimizer built.
+        grid: the ranks.
+        world, replica, peers: all ranks; those of this replica; those of this partition.
+        owners: id of a model variable -> the partition that owns it.
+        touched: the optimizer variables (TensorFlow's) that this rank's updates use.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        grid: Grid,
+        world: Communicator,
+        replica: Communicator,
+        peers: Communicator,
+        owners: dict[int, int],
+        touched: Callable[[], Sequence[Any]],
+    ) -> None:
+        self._model = model
+        self._grid = grid
+        self._world, self._replica, self._peers = world, replica, peers
+        self._owners = owners
+        self._touched = touched
+        self._seeds = _unique(keras_internals.seed_states(model))
+        self._weights = _unique([*model.weights, *self._seeds])
+        self._slots = _unique(model.optimizer.variables) if model.optimizer is not None else []
+        partition = grid.partition(world.rank)
+        self._statistics = [
+            variable
+            for layer in model._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization)
+            for variable in layer.non_trainable_variables
+            if "float" in variable.dtype and owners.get(id(variable), 0) == partition
+        ]
+
+    def scatter(self) -> None:
+        """Give the leader's weights, random seeds and optimizer state to all. Collective."""
+        self._broadcast([*self._weights, *self._slots], LEADER)
+        self._separate_seeds()
+
+    def _separate_seeds(self) -> None:
+        """Let replicas draw different random numbers; replica 0 draws those of plain Keras."""
+        replica = self._grid.replica(self._world.rank)
+        if replica:
+            for state in self._seeds:
+                value = np.array(state).astype(np.uint64)
+                value[0] = (value[0] + replica * _GOLDEN) % (1 << 32)
+                state.assign(value.astype(np.uint32))
+
+    def agree(self) -> None:
+        """Average the moving statistics of BatchNormalization over the replicas. Collective."""
+        if self._peers.size == 1 or not self._statistics:
+            return
+        flat = np.concatenate([np.asarray(v).astype(np.float64).ravel() for v in self._statistics])
+        self._peers.sum(flat, "the average of moving statistics")
+        flat /= self._peers.size
+        start = 0
+        for variable in self._statistics:
+            size = int(np.prod(variable.shape, dtype=np.int64))
+            variable.assign(flat[start : start + size].reshape(variable.shape))
+            start += size
+
+    def gather(self) -> None:
+        """Give every owner's variables to all ranks. Collective."""
+        self.agree()
+        seeds = [np.array(state) for state in self._seeds]
+        owned = [(v, self._owners.get(id(v), 0)) for v in self._weights]
+        owned += list(zip(self._slots, self._slot_owners(), strict=True))
+        for partition in range(self._grid.num_partitions):
+            part = [variable for variable, owner in owned if owner == partition]
+            self._broadcast(part, self._grid.rank(0, partition))
+        if self._grid.replica(self._world.rank):
+            for state, value in zip(self._seeds, seeds, strict=True):
+                state.assign(value)  # replicas keep their own random numbers until the end
+
+    def finish(self) -> None:
+        """Give replica 0's random seeds to all, so that all ranks end alike. Collective."""
+        for partition in range(self._grid.num_partitions):
+            part = [v for v in self._seeds if self._owners.get(id(v), 0) == partition]
+            self._broadcast(part, self._grid.rank(0, partition))
+
+    def _slot_owners(self) -> list[int]:
+        """The partition that updates each optimizer variable: the first that uses it."""
+        used = {id(variable) for variable in self._touched()}
+        mine = [i for i, slot in enumerate(self._slots) if id(slot.value) in used]
+        everyone = self._replica.all_gather_objects(mine, "the owners of optimizer state")
+        owners = [0] * len(self._slots)
+        for partition in reversed(range(len(everyone))):
+            for index in everyone[partition]:
+                owners[index] = partition
+        return owners
+
+    def _broadcast(self, variables: Sequence[Any], root: int) -> None:
+        values = [np.array(variable) for variable in variables]
+        if not values:
+            return
+        joined = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
+        self._world.broadcast(joined, root, f"weights from rank {root}")
+        if self._world.rank == root:
+            return
+        start = 0
+        for variable, value in zip(variables, values, strict=True):
+            part = joined[start : start + value.nbytes]
+            start += value.nbytes
+            variable.assign(part.view(value.dtype).reshape(value.shape))
+
+
+def _unique(variables: Sequence[Any]) -> list[Any]:
+    return list({id(variable): variable for variable in variables}.values())

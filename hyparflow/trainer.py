@@ -1,0 +1,192 @@
+"""The bridge to Keras's own fit loop, on the leader.
+
+Who does what:
+
+================================  ==========================================================
+epochs, validation, History,      Keras's own `fit`, `evaluate`, `predict` of the user's model
+callbacks, progress bar
+order of samples                  Keras's own data adapter, fed with row numbers
+one step                          `bridge` replaces `train_step`, `test_step`, `predict_step`
+                                  of this one model object, for the time of the call
+weights that callbacks ask for    `bridge` wraps `get_weights`, `save` and the like: the
+                                  owners' weights are gathered first
+weights that callbacks set        `bridge` wraps `set_weights` and `load_weights`: the leader's
+                                  weights go to all ranks afterwards
+================================  ==========================================================
+
+The model itself is given the steps, rather than a model around it, because callbacks and the
+user's own functions hold on to the model that they know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow import keras_internals
+from hyparflow.stage import as_tensors
+from hyparflow.worker import Command, Worker
+
+__all__ = ["GatherWeights", "bridge", "row_numbers"]
+
+_PREFIX = "hyparflow_rows_of_"
+_READS = ("get_weights", "save", "save_weights", "export")
+_WRITES = ("set_weights", "load_weights")
+
+
+def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
+    """What Keras's `fit` gets in place of the arrays of `source`: the numbers of their rows."""
+    return {_PREFIX + source: np.arange(count)}
+
+
+class GatherWeights(keras.callbacks.Callback):
+    """Before the user's callbacks see the end of an epoch, the model holds current weights.
+
+    A callback may read a layer's variables directly, which no wrapper can notice.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Gather the owners' weights."""
+        self._worker.order(Command("gather"))
+
+
+@contextlib.contextmanager
+def bridge(model: Any, worker: Worker) -> Iterator[None]:
+    """While open, Keras's methods of `model` train it on all ranks.
+
+    Args:
+        model: the user's model, on the leader.
+        worker: the leader's worker.
+    """
+    steps = _Steps(model, worker)
+    replaced: dict[str, Any] = {
+        "train_step": steps.train_step,
+        "test_step": steps.test_step,
+        "predict_step": steps.predict_step,
+    }
+    for name in _READS:
+        if hasattr(model, name):
+            replaced[name] = _gathered(getattr(model, name), worker, writes=False)
+    for name in _WRITES:
+        replaced[name] = _gathered(getattr(model, name), worker, writes=True)
+    attributes = vars(model)
+    saved = {name: attributes[name] for name in replaced if name in attributes}
+    was_eager = model.run_eagerly if model.compiled else False
+    attributes.update(replaced)
+    with _finalized_everywhere(model, worker):
+        try:
+            model.run_eagerly = True
+            _forget_functions(model)
+            yield
+        finally:
+            for name in replaced:
+                del attributes[name]
+            attributes.update(saved)
+            model.run_eagerly = was_eager
+            _forget_functions(model)
+
+
+def _forget_functions(model: Any) -> None:
+    """Let Keras build its step functions anew."""
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+
+
+def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Callable[..., Any]:
+    """`method` with the owners' weights gathered before and, if it writes, scattered after."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        worker.order(Command("gather"))
+        result = method(*args, **kwargs)
+        if writes:
+            worker.order(Command("scatter"))
+        return result
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
+    """Let the optimizer's end-of-fit action happen on every rank."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        yield
+        return
+    original = optimizer.finalize_variable_values
+
+    def finalize(variables: Any) -> None:
+        worker.order(Command("finalize"))
+        original(variables)
+
+    vars(optimizer)["finalize_variable_values"] = finalize
+    try:
+        yield
+    finally:
+        del vars(optimizer)["finalize_variable_values"]
+
+
+class _Steps:
+    """The three steps that Keras calls, as commands to all ranks."""
+
+    def __init__(self, model: Any, worker: Worker) -> None:
+        self._model = model
+        self._worker = worker
+        self._learning_rate: float | None = None
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One training step on all ranks; the metrics so far."""
+        command, rows = self._command("train", data)
+        learning_rate = self._new_learning_rate()
+        if learning_rate is not None:
+            command.values["learning_rate"] = learning_rate
+        self._worker.order(command, rows)
+        return self._worker.results()
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One evaluation step on all ranks; the metrics so far."""
+        self._worker.order(*self._command("test", data))
+        return self._worker.results()
+
+    def predict_step(self, data: Any) -> Any:
+        """One prediction step on all ranks; the outputs of the whole batch."""
+        return as_tensors(self._worker.order(*self._command("predict", data)))
+
+    def _new_learning_rate(self) -> float | None:
+        """The learning rate where a callback may have changed it; a schedule needs no telling."""
+        rate = keras_internals.settable_learning_rate(self._model.optimizer)
+        if rate is None or rate == self._learning_rate:
+            return None
+        self._learning_rate = rate
+        return rate
+
+    def _command(self, name: str, data: Any) -> tuple[Command, Any]:
+        if isinstance(data, tuple) and len(data) == 1:
+            data = data[0]
+        if isinstance(data, dict) and len(data) == 1:
+            key, value = next(iter(data.items()))
+            if key.startswith(_PREFIX):
+                indices = np.array(value)
+                return Command(name, key.removeprefix(_PREFIX), indices, len(indices)), None
+        parts = keras_internals.unpack(data)
+        batch = keras.tree.map_structure(_as_array, parts)
+        first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
+        return Command(name, rows=len(first)), tuple(batch)
+
+
+def _as_array(value: Any) -> Any:
+    if value is None:
+        return None
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise ValueError(
+            "A batch must hold dense tensors or arrays. "
+            f"Received: {type(value).__name__}. Convert sparse and ragged tensors first."
+        )
+    return np.asarray(value)

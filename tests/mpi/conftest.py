@@ -1,0 +1,26 @@
+"""Keeps the output of several ranks readable: rank 0 shows progress, every rank its failures."""
+
+import io
+import sys
+
+import pytest
+from mpi4py import MPI
+
+RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if RANK != 0:
+        config.pluginmanager.get_plugin("terminalreporter")._tw._file = io.StringIO()
+
+
+def _tell(report):
+    # At once, not in the summary: the first rank that fails ends the job, with all summaries.
+    if report.failed and SIZE > 1:
+        where = f"rank {RANK} of {SIZE}: {report.nodeid}"
+        sys.stderr.write(f"\n--- {where}\n{report.longreprtext}\n")
+        sys.stderr.flush()
+
+
+pytest_runtest_logreport = pytest_collectreport = _tell
