@@ -69,7 +69,7 @@ test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
 	@set -e; for n in 1 2 4; do \
 	    echo "tests/mpi on $$n rank(s)"; \
 	    $(LIMIT) $(MPIRUN) -n $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
-	        -m pytest -x -q --color=no -p no:cacheprovider tests/mpi; \
+	        -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi; \
 	done
 
 test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs

@@ -159,7 +159,7 @@ class Deadline:
         if min(answers) != self._rank:
             time.sleep(_GRACE * 2)  # the reporter ends the job first
         else:
-            sys.stderr.write(self._table(answers, boards))
+            guard.say(self._table(answers, boards))
         guard.abort(1)
 
     def _table(self, answers: dict[int, str], boards: dict[int, str]) -> str:
@@ -183,7 +183,7 @@ class Deadline:
         return "\n".join([head, *rows, "hyparflow: all ranks are stopped.\n"])
 
     def _report_leaver(self, notice: dict[str, Any], what: str) -> None:
-        sys.stderr.write(
+        guard.say(
             f"hyparflow: rank {notice['rank']} has ended its script while "
             f"{self._board.role} waits for {what}; all ranks are stopped. Every rank must make "
             "the same calls of hyparflow, in the same order.\n"

@@ -153,7 +153,7 @@ class Reducer:
             rows, values = np.zeros(0, np.int64), np.zeros((0, *shape[1:]), dtype)
         else:
             rows = np.asarray(value.indices).astype(np.int64)
-            values = np.ascontiguousarray(value.values)
+            values = np.asarray(value.values, order="C")
         what = "the rows of a sparse gradient"
         return tf.IndexedSlices(
             tf.convert_to_tensor(comm.all_gather_rows(values, what)),

@@ -35,8 +35,8 @@ class Call(keras.Operation):
     to the loss.
     """
 
-    def __init__(self, operation: Any, outputs: Sequence[Any], mode: Mode) -> None:
-        super().__init__(name=operation.name)
+    def __init__(self, operation: Any, outputs: Sequence[Any], mode: Mode, name: str) -> None:
+        super().__init__(name=name)
         self.operation = operation
         self.mode = mode
         self._output_specs = tuple(outputs)
@@ -100,6 +100,7 @@ class FlatGraph:
         self.calls: list[Call] = []
         self.tensors: list[Any] = []
         self._numbers: dict[int, int] = {}
+        self._calls_of: dict[str, int] = {}
         self._reads: list[tuple[int, ...]] = []
         self._makes: list[tuple[int, ...]] = []
         entries = [
@@ -115,6 +116,11 @@ class FlatGraph:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
+    def _unique(self, name: str) -> str:
+        """A name for one more call of the operation `name`; Keras wants them all different."""
+        times = self._calls_of[name] = self._calls_of.get(name, 0) + 1
+        return name if times == 1 else self._unique(f"{name}_call{times}")
+
     def _expand(self, functional: Any, inputs: Sequence[Any]) -> list[Any]:
         """Record the calls of `functional` on `inputs`; return its flat outputs."""
         values = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
@@ -124,7 +130,7 @@ class FlatGraph:
             args, kwargs = node.arguments.fill_in(values)
             nested = self._openable(node.operation, args, kwargs)
             if nested is None:
-                outputs = self._record(Call(node.operation, node.outputs, self.mode), args, kwargs)
+                outputs = self._record(node.operation, node.outputs, args, kwargs)
             else:
                 outputs = self._expand(nested, self._enter(nested, args[0]))
             values.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
@@ -147,10 +153,12 @@ class FlatGraph:
             if all(a.dtype == b.dtype and len(a.shape) == len(b.shape) for a, b in pairs):
                 return flat
         standardize = _Standardize(nested)
-        call = Call(standardize, standardize.compute_output_spec(argument), self.mode)
-        return self._record(call, (argument,), {})
+        return self._record(standardize, standardize.compute_output_spec(argument), (argument,), {})
 
-    def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def _record(
+        self, operation: Any, specs: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        call = Call(operation, specs, self.mode, self._unique(operation.name))
         outputs = keras.tree.flatten(call(*args, **kwargs))
         reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         self.calls.append(call)

@@ -14,7 +14,7 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-__all__ = ["abort", "everywhere", "fail", "install", "locate"]
+__all__ = ["abort", "everywhere", "fail", "install", "locate", "say"]
 
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
 
@@ -47,6 +47,13 @@ def abort(code: int = 1) -> None:
         module.COMM_WORLD.Abort(code)
 
 
+def say(text: str) -> None:
+    """Write `text` where it is seen even if someone captures `sys.stderr`, for the job ends now."""
+    for stream in {id(s): s for s in (sys.stderr, sys.__stderr__) if s is not None}.values():
+        stream.write(text)
+        stream.flush()
+
+
 def report(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, mpi: Any
 ) -> None:
@@ -54,8 +61,7 @@ def report(
     rank = mpi.COMM_WORLD.Get_rank()
     place = getattr(error, "hyparflow_place", f"rank {rank}")
     text = "".join(traceback.format_exception(kind, error, trace))
-    sys.stderr.write(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
-    sys.stderr.flush()
+    say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
 
 
 def fail(error: BaseException) -> None:

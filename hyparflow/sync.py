@@ -69,7 +69,7 @@ class WeightSync:
         replica = self._grid.replica(self._world.rank)
         if replica:
             for state in self._seeds:
-                value = np.array(state).astype(np.uint64)
+                value = state.numpy().astype(np.uint64)
                 value[0] = (value[0] + replica * _GOLDEN) % (1 << 32)
                 state.assign(value.astype(np.uint32))
 
@@ -77,7 +77,7 @@ class WeightSync:
         """Average the moving statistics of BatchNormalization over the replicas. Collective."""
         if self._peers.size == 1 or not self._statistics:
             return
-        flat = np.concatenate([np.asarray(v).astype(np.float64).ravel() for v in self._statistics])
+        flat = np.concatenate([v.numpy().astype(np.float64).ravel() for v in self._statistics])
         self._peers.sum(flat, "the average of moving statistics")
         flat /= self._peers.size
         start = 0
@@ -89,7 +89,7 @@ class WeightSync:
     def gather(self) -> None:
         """Give every owner's variables to all ranks. Collective."""
         self.agree()
-        seeds = [np.array(state) for state in self._seeds]
+        seeds = [state.numpy() for state in self._seeds]
         owned = [(v, self._owners.get(id(v), 0)) for v in self._weights]
         owned += list(zip(self._slots, self._slot_owners(), strict=True))
         for partition in range(self._grid.num_partitions):
@@ -117,7 +117,7 @@ class WeightSync:
         return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:
-        values = [np.array(variable) for variable in variables]
+        values = [np.asarray(variable.numpy(), order="C") for variable in variables]
         if not values:
             return
         joined = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])

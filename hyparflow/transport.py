@@ -61,7 +61,7 @@ class Transport:
 
     def send_activation(self, edge: int, rows: int, tag: int, parts: Sequence[Any]) -> None:
         """Start to send a tensor (and its mask) of a micro-batch of `rows` rows."""
-        arrays = [np.ascontiguousarray(part) for part in parts]
+        arrays = [np.asarray(part, order="C") for part in parts]
         peer = self._edges[edge].consumer
         key = (edge, rows)
         if not self._fixed or key not in self._shapes:
@@ -106,7 +106,7 @@ class Transport:
 
     def send_gradient(self, edge: int, tag: int, gradient: Any) -> None:
         """Start to send the gradient of a tensor back to its producer."""
-        array = np.ascontiguousarray(gradient)
+        array = np.asarray(gradient, order="C")
         self._outgoing += self._comm.send(array, self._edges[edge].producer, tag)
 
     def post_gradient(self, edge: int, tag: int, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,96 @@
+"""The contract: what `hf.fit` leaves behind is what plain `model.fit` leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from mpi4py import MPI
+
+from hyparflow.keras_internals import seed_states
+
+TOLERANCE = 1e-10  # relative, in float64
+WORLD = MPI.COMM_WORLD
+
+
+@contextlib.contextmanager
+def float_type(name: str) -> Iterator[None]:
+    """Build models in this float type."""
+    before = keras.config.floatx()
+    keras.config.set_floatx(name)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
+
+
+def grids(size: int) -> list[tuple[int, int]]:
+    """All (partitions, replicas) of `size` ranks."""
+    return [(p, size // p) for p in range(1, size + 1) if size % p == 0][::-1]
+
+
+@dataclass
+class State:
+    """Everything that training changes, by name."""
+
+    values: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: Any) -> State:
+        return cls({name: v.numpy() for name, v in _variables(model).items()})
+
+    def restore(self, model: Any) -> None:
+        """Put a model back to this state."""
+        for name, variable in _variables(model).items():
+            variable.assign(self.values[name])
+
+
+def _variables(model: Any) -> dict[str, Any]:
+    groups = {"weight": model.weights, "slot": model.optimizer.variables, "seed": seed_states(model)}
+    return {
+        f"{group} {index} {getattr(variable, 'path', '')}": variable
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    }
+
+
+def differences(name: str, actual: Any, expected: Any, tolerance: float) -> list[str]:
+    """What differs by more than `tolerance` relative to the largest expected value."""
+    actual, expected = np.asarray(actual, float), np.asarray(expected, float)
+    if actual.shape != expected.shape:
+        return [f"{name}: shape {actual.shape} instead of {expected.shape}"]
+    if not actual.size:
+        return []
+    scale = max(float(np.max(np.abs(expected))), 1e-6)
+    worst = float(np.max(np.abs(actual - expected)))
+    return [] if worst <= tolerance * scale else [f"{name}: {worst:.2e} of {scale:.2e}"]
+
+
+@dataclass
+class Outcome:
+    """A History and the state after training."""
+
+    history: dict[str, list[float]]
+    state: State
+
+    def compare(self, expected: Outcome, tolerance: float = TOLERANCE) -> list[str]:
+        """Every entry that is not the expected one."""
+        faults = []
+        if list(self.history) != list(expected.history):
+            faults.append(f"History has {list(self.history)} not {list(expected.history)}")
+        for key, values in expected.history.items():
+            faults += differences(key, self.history.get(key, []), values, tolerance)
+        for key, values in expected.state.values.items():
+            faults += differences(key, self.state.values[key], values, tolerance)
+        return faults
+
+
+def require_none(faults: list[str], what: str) -> None:
+    """Fail on all ranks if any rank has faults."""
+    everyone = WORLD.allgather(faults)
+    lines = [f"rank {rank}: {fault}" for rank, found in enumerate(everyone) for fault in found]
+    assert not lines, "\n".join([what, *lines[:20]])
