@@ -1,0 +1,427 @@
+"""What users of Keras expect around `fit`, on every number of ranks."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import WORLD, Outcome, State, differences, float_type, grids, require_none
+from keras import layers
+
+import hyparflow as hf
+
+ROWS = 45
+PARTITIONS, REPLICAS = grids(WORLD.size)[len(grids(WORLD.size)) // 2]
+LAYOUT = {
+    "strategy": "hybrid",
+    "num_partitions": PARTITIONS,
+    "num_replicas": REPLICAS,
+    "num_microbatches": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def in_float64() -> Iterator[None]:
+    """All of these compare with plain Keras to rounding."""
+    with float_type("float64"):
+        yield
+
+
+def build(**compile_arguments: Any) -> Any:
+    """Four small layers, the same on every rank and every time."""
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(8, activation="tanh"),
+            layers.Dense(8, activation="tanh"),
+            layers.Dense(6, activation="tanh"),
+            layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    arguments = {"optimizer": "adam", "loss": loss, "metrics": ["accuracy"]} | compile_arguments
+    model.compile(**arguments)
+    return model
+
+
+def data(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, 5)), rng.integers(0, 3, rows)
+
+
+def compare(arguments: Any, **compile_arguments: Any) -> tuple[Any, Any]:
+    """Fit twins with plain Keras and with hyparflow; `arguments` are made anew for each."""
+    plain, parallel = build(**compile_arguments), build(**compile_arguments)
+    outcomes = []
+    for model, fit in ((plain, None), (parallel, hf.fit)):
+        keras.utils.set_random_seed(4)
+        given = {"verbose": 0} | arguments()
+        history = model.fit(**given) if fit is None else fit(model, **given, **LAYOUT)
+        outcomes.append(Outcome(history.history, State.of(model)))
+    require_none(outcomes[1].compare(outcomes[0]), "fit")
+    return plain, parallel
+
+
+# --- data ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"validation_split": 0.3, "epochs": 3},
+        {"shuffle": False, "batch_size": 10, "initial_epoch": 2, "epochs": 4},
+        {"class_weight": {0: 0.2, 1: 1.0, 2: 3.0}, "validation_freq": 2, "epochs": 4},
+        {"batch_size": 10, "steps_per_epoch": 3, "epochs": 4},
+        {"sample_weight": np.linspace(0, 2, ROWS), "batch_size": 16},
+        {"batch_size": 44, "epochs": 2},
+    ],
+    ids=lambda a: "-".join(a),
+)
+def test_arguments_of_fit(arguments: dict[str, Any]) -> None:
+    """Arguments that decide which samples are seen, when and with which weight."""
+    x, y = data()
+    if "validation_freq" in arguments:
+        arguments = arguments | {"validation_data": (x[:9], y[:9], np.arange(9.0))}
+    compare(lambda: {"x": x, "y": y} | arguments)
+
+
+class Batches(keras.utils.PyDataset):
+    """The data in batches of ten."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = data()
+        rows = slice(10 * index, 10 * index + 10)
+        return x[rows], y[rows], np.ones(len(x[rows]))
+
+
+def stream(kind: str) -> dict[str, Any]:
+    """Arguments of `fit` that read the data as a stream."""
+    x, y = data()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(20, seed=3).batch(10)
+    if kind == "dataset":
+        return {"x": dataset, "validation_data": dataset, "epochs": 2}
+    if kind == "endless dataset":
+        return {"x": dataset.repeat(), "steps_per_epoch": 3, "epochs": 3}
+    if kind == "PyDataset":
+        return {"x": Batches(), "epochs": 2, "validation_data": (x, y)}
+    batches = ((x[i : i + 7], y[i : i + 7]) for _ in range(2) for i in range(0, 42, 7))
+    return {"x": batches, "steps_per_epoch": 6, "epochs": 2}
+
+
+@pytest.mark.parametrize("kind", ["dataset", "endless dataset", "PyDataset", "generator"])
+def test_streams(kind: str) -> None:
+    """The samples of each step are those of plain Keras."""
+    compare(lambda: stream(kind))
+
+
+def test_stream_shuffled_without_seed_loses_nothing() -> None:
+    """Every sample is seen once, though each rank's own shuffle would differ."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(4), layers.Dense(1)])
+    seen = keras.metrics.Sum(name="seen")
+    model.compile("sgd", "mse", metrics=[SumOfLabels()])
+    x = np.arange(40.0)[:, None]
+    dataset = tf.data.Dataset.from_tensor_slices((x, x)).shuffle(40).batch(8)
+    history = hf.fit(model, dataset, verbose=0, **LAYOUT)
+    assert history.history["labels"] == [x.sum()]
+    del seen
+
+
+class SumOfLabels(keras.metrics.Metric):
+    """Adds the labels up."""
+
+    def __init__(self) -> None:
+        super().__init__(name="labels")
+        self.total = self.add_variable((), initializer="zeros", name="total")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.total.assign_add(keras.ops.sum(keras.ops.cast(y_true, self.dtype)))
+
+    def result(self) -> Any:
+        return self.total.value
+
+
+# --- results ---
+
+
+def test_evaluate_and_predict() -> None:
+    """The same values as plain Keras's, on every rank."""
+    x, y = data()
+    model = build()
+    expected = model.evaluate(x, y, batch_size=13, verbose=0, return_dict=True)
+    actual = hf.evaluate(model, x, y, 13, verbose=0, return_dict=True, **LAYOUT)
+    faults = differences("evaluate", list(actual.values()), list(expected.values()), 1e-12)
+    predicted = hf.predict(model, x, 13, verbose=0, **LAYOUT)
+    faults += differences("predict", predicted, model.predict(x, verbose=0), 1e-12)
+    require_none(faults, "results")
+    assert list(actual) == list(expected)
+
+
+def test_state_continues_over_fits() -> None:
+    """A second fit goes on with the optimizer's state, and after it plain Keras can."""
+    x, y = data()
+    plain, parallel = compare(lambda: {"x": x, "y": y, "epochs": 2})
+    for model in (plain, parallel):
+        keras.utils.set_random_seed(9)
+    again = hf.fit(parallel, x, y, shuffle=False, verbose=0, **LAYOUT)
+    expected = plain.fit(x, y, shuffle=False, verbose=0)
+    faults = Outcome(again.history, State.of(parallel)).compare(
+        Outcome(expected.history, State.of(plain))
+    )
+    parallel.fit(x, y, shuffle=False, verbose=0)
+    plain.fit(x, y, shuffle=False, verbose=0)
+    require_none(
+        faults + Outcome({}, State.of(parallel)).compare(Outcome({}, State.of(plain))), "fits"
+    )
+
+
+def test_compiling_again_and_freezing() -> None:
+    """What was built for the model before is not used for what it is now."""
+    x, y = data()
+    models = build(), build()
+    for index, model in enumerate(models):
+        for trainable, optimizer in ((True, "adam"), (False, "sgd")):
+            model.layers[1].trainable = trainable
+            model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            keras.utils.set_random_seed(1)
+            if index:
+                hf.fit(model, x, y, verbose=0, **LAYOUT)
+            else:
+                model.fit(x, y, verbose=0)
+    state = Outcome({}, State.of(models[1]))
+    require_none(state.compare(Outcome({}, State.of(models[0]))), "frozen")
+
+
+def test_leader_weights_win() -> None:
+    """Ranks that built their model from different seeds train the leader's."""
+    x, y = data()
+    keras.utils.set_random_seed(WORLD.rank)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    first = WORLD.bcast(model.get_weights())
+    hf.fit(model, x, np.eye(3)[y], verbose=0, shuffle=False, batch_size=ROWS, **LAYOUT)
+    twin = keras.models.clone_model(model)
+    twin.set_weights(first)
+    twin.compile("sgd", "mse")
+    twin.fit(x, np.eye(3)[y], verbose=0, shuffle=False, batch_size=ROWS)
+    pairs = zip(model.get_weights(), twin.get_weights(), strict=True)
+    require_none([f for a, b in pairs for f in differences("weight", a, b, 1e-10)], "weights")
+
+
+def test_saved_file_loads_in_plain_keras() -> None:
+    """Every rank saves under one name at once; the file is whole and has the weights."""
+    x, y = data()
+    model = build()
+    hf.fit(model, x, y, verbose=0, **LAYOUT)
+    folder = pathlib.Path(WORLD.bcast(tempfile.mkdtemp() if hf.is_leader() else None))
+    model.save(folder / "m.keras")
+    loaded = keras.models.load_model(folder / "m.keras")
+    faults = differences(
+        "predictions", loaded.predict(x, verbose=0), model.predict(x, verbose=0), 0
+    )
+    faults += differences("iterations", loaded.optimizer.iterations, model.optimizer.iterations, 0)
+    WORLD.Barrier()
+    assert [path.name for path in folder.iterdir()] == ["m.keras"]
+    require_none(faults, "saved model")
+
+
+def test_subclassed_model_trains_data_parallel() -> None:
+    """A model without a graph, not even built, with strategy="data"."""
+
+    class Net(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = layers.Dense(6, activation="tanh")
+            self.out = layers.Dense(3)
+
+        def call(self, x: Any) -> Any:
+            return self.out(self.hidden(x))
+
+    x, y = data()
+    outcomes = []
+    for parallel in (False, True):
+        keras.utils.set_random_seed(6)
+        model = Net()
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        keras.utils.set_random_seed(6)
+        if parallel:
+            history = hf.fit(model, x, y, 15, verbose=0, strategy="data", num_microbatches=2)
+        else:
+            history = model.fit(x, y, 15, verbose=0)
+        outcomes.append(Outcome(history.history, State.of(model)))
+    require_none(outcomes[1].compare(outcomes[0]), "subclassed model")
+
+
+# --- random numbers and statistics ---
+
+
+def noisy() -> Any:
+    keras.utils.set_random_seed(8)
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(16),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Dense(8),
+            layers.Dropout(0.5),
+            layers.Dense(3),
+        ]
+    )
+    model.compile("adam", "mse")
+    return model
+
+
+def test_random_layers_repeat() -> None:
+    """The same seed gives the same bits in two runs."""
+    x, y = data()
+    states = []
+    for _ in range(2):
+        model = noisy()
+        hf.fit(model, x, np.eye(3)[y], verbose=0, epochs=2, **LAYOUT)
+        states.append(State.of(model))
+    require_none(Outcome({}, states[0]).compare(Outcome({}, states[1]), 0.0), "two runs")
+
+
+class Witness(layers.Layer):
+    """Remembers, outside of TensorFlow, what passed through it."""
+
+    seen: list[bytes] = []  # noqa: RUF012 (read by the test)
+
+    def call(self, x: Any) -> Any:
+        def note(value: np.ndarray) -> np.ndarray:
+            Witness.seen += [row.tobytes() for row in value]
+            return value
+
+        shape = x.shape
+        x = tf.numpy_function(note, [x], x.dtype)
+        x.set_shape(shape)
+        return x
+
+
+def test_dropout_masks_differ() -> None:
+    """Micro-batches and replicas do not drop the same units."""
+    Witness.seen.clear()
+    keras.utils.set_random_seed(8)
+    model = keras.Sequential([keras.Input((64,)), layers.Dropout(0.5), Witness(), layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=False)
+    rows = 2 * WORLD.size
+    hf.fit(
+        model,
+        np.ones((rows, 64)),
+        np.ones((rows, 1)),
+        rows,
+        verbose=0,
+        strategy="data",
+        num_microbatches=2,
+    )
+    seen = [mask for part in WORLD.allgather(Witness.seen) for mask in part]
+    assert len(seen) == rows
+    assert len(set(seen)) == rows
+
+
+def test_moving_statistics_are_averaged() -> None:
+    """After a step over R replicas: the mean of what each replica saw."""
+    x, _ = data(12)
+    model = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(momentum=0.5)])
+    model.compile("sgd", "mse")
+    hf.fit(model, x, x, 12, shuffle=False, verbose=0, strategy="data", num_microbatches=1)
+    parts = np.split(x, WORLD.size)
+    mean = np.mean([0.5 * part.mean(0) for part in parts], 0)
+    variance = np.mean([0.5 + 0.5 * part.var(0) for part in parts], 0)
+    layer = model.layers[0]
+    faults = differences("mean", layer.moving_mean.numpy(), mean, 1e-10)
+    require_none(faults + differences("var", layer.moving_variance.numpy(), variance, 1e-10), "BN")
+
+
+# --- callbacks ---
+
+
+def test_callbacks_work_as_in_one_process() -> None:
+    """Learning rate, early stop with the best weights, files: all by the leader, for all."""
+    x, y = data()
+    folder = pathlib.Path(WORLD.bcast(tempfile.mkdtemp() if hf.is_leader() else None))
+    calls: list[int] = []
+
+    def arguments() -> dict[str, Any]:
+        def halve(epoch: int, rate: float) -> float:
+            return rate / 2 if epoch else rate
+
+        return {
+            "x": x,
+            "y": y,
+            "validation_data": (x[:11], y[:11]),
+            "epochs": 9,
+            "callbacks": [
+                keras.callbacks.LearningRateScheduler(halve),
+                keras.callbacks.EarlyStopping(
+                    "loss", patience=1, min_delta=0.02, restore_best_weights=True
+                ),
+                keras.callbacks.ModelCheckpoint(folder / f"{WORLD.rank}-{{epoch}}.keras"),
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: calls.append(e)),
+            ],
+        }
+
+    _, parallel = compare(arguments)
+    epochs = len(parallel.history.epoch)
+    assert len(calls) == (2 * epochs if hf.is_leader() else epochs)  # plain, and hyparflow's leader
+    assert 1 < epochs < 9
+    WORLD.Barrier()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"{rank}-{e + 1}.keras" for rank in range(WORLD.size) for e in range(epochs)}
+
+
+def test_callback_sees_current_weights() -> None:
+    """At the end of each epoch, by method and by variable; and predicts with them."""
+    x, y = data()
+    seen: list[list[Any]] = [[], []]
+
+    class Reader(keras.callbacks.Callback):
+        def __init__(self, into: list[Any]) -> None:
+            super().__init__()
+            self.into = into
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.into.append(self.model.layers[-1].kernel.numpy())
+            self.into.append(self.model.get_weights()[0])
+            self.into.append(self.model.predict(x[:7], verbose=0))
+            self.into.append(np.array(self.model.evaluate(x, y, verbose=0)))
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 1:
+                self.into.append(self.model.get_weights()[-1])
+
+    turns = iter(seen)
+    compare(lambda: {"x": x, "y": y, "epochs": 2, "callbacks": [Reader(next(turns))]})
+    faults = []
+    if hf.is_leader():
+        assert len(seen[0]) == len(seen[1]) == 10
+        for a, b in zip(*seen, strict=True):
+            faults += differences("seen", b, a, 1e-10)
+    else:
+        assert not seen[1]
+    require_none(faults, "weights in callbacks")
+
+
+def test_callback_error_reaches_every_rank() -> None:
+    """The same exception everywhere, after which the model can be trained on."""
+
+    def fail(epoch: int, logs: Any) -> None:
+        raise LookupError("no such epoch")
+
+    x, y = data()
+    model = build()
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    with pytest.raises(LookupError, match="no such epoch"):
+        hf.fit(model, x, y, verbose=0, callbacks=[callback], **LAYOUT)
+    history = hf.fit(model, x, y, verbose=0, **LAYOUT)
+    assert len(history.history["loss"]) == 1
