@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,8 @@ def parallelize(
     try:
         return _parallelize(model, arguments)
     except Exception as error:
-        raise guard.everywhere(error)
+        guard.everywhere(error)
+        raise
 
 
 def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
@@ -200,5 +200,10 @@ def predict(model: Any, x: Any, batch_size: int | None = None, **kwargs: Any) ->
 
 
 _PARALLEL = (
-    "strategy", "num_partitions", "num_replicas", "num_microbatches", "schedule", "lpp",
+    "strategy",
+    "num_partitions",
+    "num_replicas",
+    "num_microbatches",
+    "schedule",
+    "lpp",
 )

@@ -15,7 +15,7 @@ from hyparflow.actions import Edge
 from hyparflow.comm import Communicator, World
 from hyparflow.engine import Engine, Program
 from hyparflow.gradients import Reducer, SharedGroup
-from hyparflow.graph import FlatGraph, flatten
+from hyparflow.graph import FlatGraph
 from hyparflow.grid import Grid
 from hyparflow.head import Head
 from hyparflow.losses import LossTerms
@@ -85,6 +85,11 @@ def check_can_cut(model: Any) -> None:
             )
 
 
+def _flat(model: Any) -> FlatGraph:
+    check_can_cut(model)
+    return FlatGraph(model, keras_internals.opened_graph(model))
+
+
 def make_layout(model: Any, options: Options) -> Layout:
     """Cut `model` as `options` say. No messages.
 
@@ -93,13 +98,9 @@ def make_layout(model: Any, options: Options) -> Layout:
     """
     if options.grid.num_partitions == 1:
         if options.lpp is not None:
-            check_can_cut(model)
-            flat = flatten(model)
-            divide(flat.operation_graph([]), 1, options.lpp)  # type: ignore[union-attr]
+            divide(_flat(model).operation_graph([]), 1, options.lpp)
         return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
-    check_can_cut(model)
-    graph = flatten(model)
-    assert graph is not None  # noqa: S101 (check_can_cut made sure)
+    graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
     partitioning = divide(operations, options.grid.num_partitions, options.lpp)
     return Layout(graph, operations, partitioning, masks.masked_tensors(graph))
@@ -132,9 +133,7 @@ class Part:
         return Program(lowered[stage], max(1, count))
 
 
-def build_part(
-    model: Any, layout: Layout, options: Options, world: World, sample: Any
-) -> Part:
+def build_part(model: Any, layout: Layout, options: Options, world: World, sample: Any) -> Part:
     """Build this rank's part. Collective: every rank calls it with the same layout.
 
     Args:
@@ -146,14 +145,12 @@ def build_part(
     """
     grid = options.grid
     rank, partition = world.rank, grid.partition(world.rank)
-    replica = _require(world.split(grid.replica(rank)))
-    peers = _require(world.split(partition))
+    replica = world.group(grid.replica(rank))
+    peers = world.group(partition)
     owners, holders = _holders(model, layout, grid)
     shared_comms = _shared_comms(replica, holders, partition)
 
-    trained = [
-        v for v in model.trainable_variables if partition in holders.get(id(v), ())
-    ]
+    trained = [v for v in model.trainable_variables if partition in holders.get(id(v), ())]
     body, pack = _body(model, layout, partition)
     terms = head = None
     if model.compiled:
@@ -163,7 +160,14 @@ def build_part(
         head = Head(model, terms, pack, layout.graph is None)
     is_last = grid.is_last(rank)
     gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, partition)
-    stage = Stage(body, trained, gradient_inputs, gradient_outputs, head if is_last else None)
+    stage = Stage(
+        body,
+        trained,
+        gradient_inputs,
+        gradient_outputs,
+        head if is_last else None,
+        eager=model.compiled and bool(model.run_eagerly),
+    )
     engine = Engine(
         stage,
         partition,
@@ -174,8 +178,16 @@ def build_part(
         world.board.write,
     )
     part = Part(
-        engine, None, None, None, None, terms, None, pack,
-        head is not None and head.own_loss, layout.partitioning.edges,
+        engine,
+        None,
+        None,
+        None,
+        None,
+        terms,
+        None,
+        pack,
+        head is not None and head.own_loss,
+        layout.partitioning.edges,
         [replica, peers, *shared_comms.values()],
     )
     if terms is not None and terms.need_weights:
@@ -197,11 +209,6 @@ def build_part(
         model, grid, world, replica, peers, owners, lambda: update.touched if update else []
     )
     return part
-
-
-def _require(comm: Communicator | None) -> Communicator:
-    assert comm is not None  # noqa: S101 (every rank gave a color)
-    return comm
 
 
 def _has_layer_metrics(model: Any) -> bool:
@@ -235,9 +242,11 @@ def _shared_comms(
     """One communicator per set of partitions that hold a weight together, made in one order."""
     comms = {}
     for group in sorted({stages for stages in holders.values() if len(stages) > 1}):
-        comm = replica.split(0 if partition in group else None)
-        if comm is not None:
+        comm = replica.group(int(partition in group))
+        if partition in group:
             comms[group] = comm
+        else:
+            comm.free()
     return comms
 
 
@@ -248,7 +257,10 @@ def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Callable[[l
     functional = layout.graph.functional
     table = layout.partitioning
     body = graph_body(
-        layout.graph, table.stage_inputs[partition], table.stage_outputs[partition], layout.masked,
+        layout.graph,
+        table.stage_inputs[partition],
+        table.stage_outputs[partition],
+        layout.masked,
         is_first=partition == 0,
     )
     count = len(table.stage_outputs[-1])

@@ -18,7 +18,17 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.grid import Grid
 
-__all__ = ["ArraySource", "Batch", "Spec", "microbatch_rows", "peek", "replica_rows", "slice_rows", "specs", "split"]
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "Spec",
+    "microbatch_rows",
+    "peek",
+    "replica_rows",
+    "slice_rows",
+    "specs",
+    "split",
+]
 
 Rows = tuple[int, int]
 
@@ -84,7 +94,9 @@ class ArraySource:
         rows = np.unique(np.linspace(0, self.num_samples - 1, 16).astype(int))
         samples = [part(rows) for part in (self.x, self.y, self.sample_weight)]
         return [
-            None if leaf is None else (self.num_samples, leaf.shape[1:], str(leaf.dtype), leaf.tobytes())
+            None
+            if leaf is None
+            else (self.num_samples, leaf.shape[1:], str(leaf.dtype), leaf.tobytes())
             for leaf in map(_plain, keras.tree.flatten(samples))
         ]
 

@@ -208,5 +208,3 @@ class Deadline:
                 told = True
                 self._tell(leaving=True, status="left")
             self._hear()
-
-

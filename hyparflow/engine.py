@@ -20,7 +20,12 @@ from hyparflow.partition import Partitioning
 from hyparflow.stage import Saved, Stage, as_tensors
 from hyparflow.transport import Transport
 
-__all__ = ["Engine", "Program"]
+__all__ = ["Engine", "Program", "no_labels"]
+
+
+def no_labels(microbatch: int) -> Labels:
+    """Stands in for the labels on ranks that have none."""
+    raise RuntimeError(f"This rank has no labels. Received: micro-batch {microbatch}")
 
 
 class Program:
@@ -41,9 +46,7 @@ class Program:
         self.post: list[list[int]] = [[] for _ in steps]
         previous = 0
         for index in receives:
-            computations = [
-                i for i in range(index) if self.steps[i].edge < 0 and i >= previous
-            ]
+            computations = [i for i in range(index) if self.steps[i].edge < 0 and i >= previous]
             self.post[computations[-1] if computations else index].append(index)
 
 
@@ -101,9 +104,9 @@ class Engine:
             Kind.REDUCE: self._do_reduce,
             Kind.APPLY: self._do_apply,
         }
-        self._begin(Batch(0, []), lambda m: None)
+        self._begin(Batch(0, []), no_labels)
 
-    def _begin(self, batch: Batch, labels: Callable[[int], Labels | None]) -> None:
+    def _begin(self, batch: Batch, labels: Callable[[int], Labels]) -> None:
         self._batch = batch
         self._labels = labels
         self._received: dict[tuple[int, int], list[Any]] = {}  # (tensor, micro-batch) -> parts
@@ -119,7 +122,7 @@ class Engine:
         self,
         program: Program,
         batch: Batch,
-        labels: Callable[[int], Labels | None],
+        labels: Callable[[int], Labels],
         reduce: Callable[[GradientSum], None],
         apply: Callable[[], None],
     ) -> None:
@@ -129,9 +132,7 @@ class Engine:
         self._reduce, self._apply = reduce, apply
         self._run(program)
 
-    def test(
-        self, program: Program, batch: Batch, labels: Callable[[int], Labels | None]
-    ) -> None:
+    def test(self, program: Program, batch: Batch, labels: Callable[[int], Labels]) -> None:
         """Run one evaluation step: loss and metrics are updated on the last stage."""
         self._begin(batch, labels)
         self._forward_call = self._test_forward
@@ -139,7 +140,7 @@ class Engine:
 
     def predict(self, program: Program, batch: Batch) -> list[list[Any]]:
         """Run one prediction step; on the last stage, the flat outputs of each micro-batch."""
-        self._begin(batch, lambda m: None)
+        self._begin(batch, no_labels)
         self._forward_call = self._predict_forward
         self._run(program)
         return self.outputs

@@ -168,9 +168,7 @@ class FlatGraph:
 
     def function(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
         """The `keras.Function` from tensors `inputs` to tensors `outputs`, by number."""
-        return keras.Function(
-            [self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs]
-        )
+        return keras.Function([self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs])
 
     def variables(self, operations: range | Sequence[int]) -> list[Any]:
         """The distinct variables of these operations' layers, in order."""

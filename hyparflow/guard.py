@@ -82,9 +82,7 @@ def install() -> None:
     if getattr(previous, "hyparflow", False):
         return
 
-    def hook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mpi = _running_mpi()
         if mpi is None:
             previous(kind, error, trace)

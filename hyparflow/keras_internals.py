@@ -209,11 +209,11 @@ def build_compiled(model: Any, sample: Any) -> None:
     if y is None:
         return
     y, sample_weight = _symbolic(y), _symbolic(sample_weight)
-    outputs = model.output if getattr(model, "outputs", None) else None
-    if outputs is None:
+    functional = opened_graph(model)
+    if functional is None:
         outputs = symbolic_output(lambda x: call_model(model, x, False), _symbolic(x))
-    elif isinstance(outputs, list | tuple) and len(outputs) == 1:
-        outputs = outputs[0]
+    else:
+        outputs = output_structure(functional, functional.outputs)
     y_pred = _symbolic(outputs)
     metrics = model._compile_metrics
     if metrics is not None and not metrics.built:
@@ -234,10 +234,12 @@ def _updated(metrics: Any) -> Any:
 def _symbolic(structure: Any) -> Any:
     """Symbolic tensors like those in `structure`, with any number of rows."""
     return keras.tree.map_structure(
-        lambda x: None
-        if x is None
-        else keras.KerasTensor(
-            (None, *x.shape[1:]), dtype=keras.backend.standardize_dtype(x.dtype)
+        lambda x: (
+            None
+            if x is None
+            else keras.KerasTensor(
+                (None, *x.shape[1:]), dtype=keras.backend.standardize_dtype(x.dtype)
+            )
         ),
         structure,
     )

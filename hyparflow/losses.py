@@ -111,7 +111,9 @@ class LossTerms:
             [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
         )
         losses = [
-            _FactoredLoss(entry.loss, index, self.box) if self._needs_factor(entry.loss) else entry.loss
+            _FactoredLoss(entry.loss, index, self.box)
+            if self._needs_factor(entry.loss)
+            else entry.loss
             for index, entry in enumerate(self._entries)
         ]
         self._additive = self._compiled and keras_internals.copy_with_losses(
@@ -127,7 +129,8 @@ class LossTerms:
     def unreduced(self) -> list[str]:
         """Names of the losses that give one value per sample instead of one number."""
         return [
-            entry.name for entry in self._entries
+            entry.name
+            for entry in self._entries
             if getattr(entry.loss, "reduction", "mean") in (None, "none")
         ]
 
@@ -167,7 +170,9 @@ class LossTerms:
         keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
         return ops.stack(found)
 
-    def factors(self, rows: int, global_rows: int, part: Any = None, whole: Any = None) -> list[float]:
+    def factors(
+        self, rows: int, global_rows: int, part: Any = None, whole: Any = None
+    ) -> list[float]:
         """The factor of each term, see [Note: One scale].
 
         Args:

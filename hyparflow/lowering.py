@@ -16,6 +16,7 @@ from hyparflow.simulate import Lowered, Timeline, play
 
 __all__ = ["lower", "prove", "tag"]
 
+
 def tag(step: Step, num_microbatches: int) -> int:
     """The MPI tag of a message: unique per edge, micro-batch and direction."""
     is_activation, edge, microbatch = step.message

@@ -83,4 +83,5 @@ class MetricState:
         for metric in self.metrics:
             value = metric.result()
             results.update(value if isinstance(value, dict) else {metric.name: value})
-        return results
+        # A compiled step returns tensors even where a metric's result is a variable.
+        return {name: tf.convert_to_tensor(value) for name, value in results.items()}

@@ -74,9 +74,7 @@ def resolve(
     grid = _grid(size, strategy, num_partitions, num_replicas, lpp)
     if lpp is not None:
         lpp = _check_lpp(lpp)
-    return Options(
-        grid, num_microbatches, "1f1b" if schedule == "auto" else schedule, lpp
-    )
+    return Options(grid, num_microbatches, "1f1b" if schedule == "auto" else schedule, lpp)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -153,7 +153,9 @@ class ParallelModel:
     def __str__(self) -> str:
         grid = self.options.grid
         layout = self._layout or build.make_layout(self.model, self.options)
-        return f"{grid.num_replicas} replicas x {grid.num_partitions} partitions\n" + layout.describe()
+        return (
+            f"{grid.num_replicas} replicas x {grid.num_partitions} partitions\n" + layout.describe()
+        )
 
     # --- checks, before any message ---
 
@@ -170,7 +172,11 @@ class ParallelModel:
                 "check must see the gradients of all of them. Received: optimizer of class "
                 f"'{type(optimizer).__name__}'. Use the 'mixed_bfloat16' policy or float32."
             )
-        if optimizer is not None and optimizer.gradient_accumulation_steps and optimizer.global_clipnorm:
+        if (
+            optimizer is not None
+            and optimizer.gradient_accumulation_steps
+            and optimizer.global_clipnorm
+        ):
             raise ValueError(
                 "`gradient_accumulation_steps` together with `global_clipnorm` is not supported "
                 f"over several ranks. Received: gradient_accumulation_steps="
@@ -180,9 +186,7 @@ class ParallelModel:
 
     def _check_labels(self, y: Any) -> None:
         if y is None and keras_internals.compile_loss(self.model) is not None:
-            raise ValueError(
-                "A model that was compiled with a loss needs labels. Received: y=None"
-            )
+            raise ValueError("A model that was compiled with a loss needs labels. Received: y=None")
 
     def _check_batch(self, rows: int) -> None:
         grid, count = self.options.grid, self.options.num_microbatches
@@ -268,7 +272,7 @@ class ParallelModel:
             if worker.in_command:
                 raise  # in the middle of a step: no rank can go on
             worker.release("fail", error=guard.everywhere(_picklable(error)))
-            raise guard.everywhere(error)
+            raise
         worker.order(Command("finish"))
         worker.release("stop", result=result)
         return result
@@ -285,6 +289,7 @@ class ParallelModel:
             id(model.optimizer) if compiled else 0,
             id(keras_internals.compile_loss(model)) if compiled else 0,
             id(keras_internals.compile_metrics(model)) if compiled else 0,
+            compiled and model.run_eagerly,
             tuple(id(v) for v in model.trainable_variables),
         )
         if self._part is None or self._part_key != key:

@@ -14,7 +14,15 @@ import numpy as np
 
 from hyparflow.actions import Edge
 
-__all__ = ["Operation", "OperationGraph", "Partitioning", "allowed_cuts", "balance", "divide", "verify"]
+__all__ = [
+    "Operation",
+    "OperationGraph",
+    "Partitioning",
+    "allowed_cuts",
+    "balance",
+    "divide",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class Partitioning:
         return range(self.boundaries[stage], self.boundaries[stage + 1])
 
 
-def divide(graph: OperationGraph, num_stages: int, lpp: Sequence[int] | None = None) -> Partitioning:
+def divide(
+    graph: OperationGraph, num_stages: int, lpp: Sequence[int] | None = None
+) -> Partitioning:
     """Divide `graph` into `num_stages` stages of equal cost, or as `lpp` says.
 
     Args:
@@ -181,7 +191,7 @@ def balance(
 def _cross(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
     """The crossing tensors of a division: data enters at stage 0, the loss sits at the last."""
     last = len(boundaries) - 2
-    producer = {tensor: 0 for tensor in graph.inputs}
+    producer = dict.fromkeys(graph.inputs, 0)
     consumers: dict[int, set[int]] = {}
     for stage in range(last + 1):
         for operation in graph.operations[boundaries[stage] : boundaries[stage + 1]]:

@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 from hyparflow.actions import Action
 
-__all__ = ["SCHEDULES", "Schedule", "forward_only", "gpipe", "make_schedule", "one_forward_one_backward"]
+__all__ = [
+    "SCHEDULES",
+    "Schedule",
+    "forward_only",
+    "gpipe",
+    "make_schedule",
+    "one_forward_one_backward",
+]
 
 Schedule = list[list[Action]]
 
@@ -40,7 +47,9 @@ def one_forward_one_backward(num_partitions: int, num_microbatches: int) -> Sche
         actions = [Action(stage, "F", m) for m in range(ahead)]
         for m in range(ahead, num_microbatches):
             actions += [Action(stage, "F", m), Action(stage, "B", m - ahead)]
-        actions += [Action(stage, "B", m) for m in range(num_microbatches - ahead, num_microbatches)]
+        actions += [
+            Action(stage, "B", m) for m in range(num_microbatches - ahead, num_microbatches)
+        ]
         schedule.append(actions)
     return schedule
 

@@ -87,6 +87,7 @@ class Stage:
         gradient_inputs: positions of the inputs that need a gradient.
         gradient_outputs: positions of the outputs whose gradient comes back.
         head: loss and metrics, on the last stage only.
+        eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
     """
 
     def __init__(
@@ -96,17 +97,19 @@ class Stage:
         gradient_inputs: Sequence[int] = (),
         gradient_outputs: Sequence[int] = (),
         head: Head | None = None,
+        eager: bool = False,
     ) -> None:
         self._body = body
         self._weights = [variable.value for variable in trainable]
         self._gradient_inputs = list(gradient_inputs)
         self._gradient_outputs = list(gradient_outputs)
         self._head = head
-        self._forward = _compile(self._trace_forward)
-        self._infer = _compile(self._trace_infer)
-        self._fused = _compile(self._trace_fused)
-        self._loss_forward = _compile(self._trace_loss)
-        self._loss_infer = _compile(self._trace_loss_infer)
+        make = (lambda function: function) if eager else _Compiled
+        self._forward = make(self._trace_forward)
+        self._infer = make(self._trace_infer)
+        self._fused = make(self._trace_fused)
+        self._loss_forward = make(self._trace_loss)
+        self._loss_infer = make(self._trace_loss_infer)
 
     # --- what is compiled ---
 
@@ -122,7 +125,7 @@ class Stage:
         """The micro-batch's loss, times its share of the global batch; metrics are updated."""
         outputs, losses = self._body(inputs, training)
         loss = self._head.loss(  # type: ignore[union-attr]
-inputs, outputs, _total(losses), labels, training
+            inputs, outputs, _total(losses), labels, training
         )
         return loss * tf.cast(labels.share, loss.dtype)
 
@@ -207,7 +210,6 @@ inputs, outputs, _total(losses), labels, training
         return of_inputs, list(gradients[cut:])
 
 
-
 def _total(losses: list[Any]) -> Any | None:
     """The sum of what the layers added, or None if they added nothing."""
     if not losses:
@@ -215,7 +217,7 @@ def _total(losses: list[Any]) -> Any | None:
     return keras.ops.sum([keras.ops.sum(loss) for loss in losses])
 
 
-class _compile:  # noqa: N801 (used like a function)
+class _Compiled:
     """A `tf.function` that is traced once, for any number of rows."""
 
     def __init__(self, function: Callable[..., Any]) -> None:

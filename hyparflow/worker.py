@@ -6,6 +6,7 @@ commands in `follow`. What a command does is the same code on all ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import tensorflow as tf
 from hyparflow.build import Part
 from hyparflow.comm import World
 from hyparflow.data import ArraySource, Batch, microbatch_rows, replica_rows, slice_rows
-from hyparflow.engine import Program
+from hyparflow.engine import Program, no_labels
 from hyparflow.grid import LEADER
 from hyparflow.head import Labels
 from hyparflow.options import Options
@@ -41,7 +42,7 @@ class Command:
 
     name: str
     source: str | None = None
-    indices: np.ndarray | None = None
+    indices: Any = None
     rows: int = 0
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -143,7 +144,9 @@ class Worker:
         batch = self._batch(command, labels=False)
         outputs = self._part.engine.predict(self._program("forward", batch), batch)
         if self._grid.is_last(self._world.rank) and outputs:
-            columns = [np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)]
+            columns = [
+                np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)
+            ]
             packed = keras.tree.map_structure(lambda x: x, self._part.pack(columns))
             if self._world.rank == LEADER:
                 self._result = packed
@@ -229,7 +232,6 @@ class Worker:
             self._take_stream(command, batch, weigh)
         else:
             source, indices = self.sources[command.source], command.indices
-            assert indices is not None  # noqa: S101 (array sources come with row numbers)
             if self._partition == 0 or weigh:
                 batch.x = source.x(indices if weigh else indices[start:stop])
             if is_last and labels:
@@ -261,11 +263,11 @@ class Worker:
             x = slice_rows(x, start, stop) if self._grid.is_reader(rank) else None
         return (x, y, sample_weight) if is_last else (x, None, None)
 
-    def _labels(self, batch: Batch) -> Any:
+    def _labels(self, batch: Batch) -> Callable[[int], Labels]:
         """A function from a micro-batch's number to its labels and loss factors."""
         terms, weigh = self._part.terms, self._part.weigh
         if not self._grid.is_last(self._world.rank) or terms is None:
-            return lambda m: None
+            return no_labels
         whole: Any = None
         if weigh is not None and batch.microbatches:
             whole = np.asarray(weigh(*as_tensors((batch.x, batch.y, batch.sample_weight))))

@@ -50,9 +50,13 @@ class State:
 
 
 def _variables(model: Any) -> dict[str, Any]:
-    groups = {"weight": model.weights, "slot": model.optimizer.variables, "seed": seed_states(model)}
+    groups = {
+        "weight": model.weights,
+        "slot": model.optimizer.variables,
+        "seed": seed_states(model),
+    }
     return {
-        f"{group} {index} {getattr(variable, 'path', '')}": variable
+        f"{group} {index} {variable.shape}": variable  # no names: those count creations
         for group, variables in groups.items()
         for index, variable in enumerate(variables)
     }

@@ -108,7 +108,9 @@ def nested() -> Any:
     outputs = (layers.Dense(2)(x), layers.Dense(1)(ops.tanh(y)))
     model = keras.Model([left, right], outputs)
     model.compile(
-        keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=0.2), ["mse", "mae"], metrics=[["mae"], []]
+        keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=0.2),
+        ["mse", "mae"],
+        metrics=[["mae"], []],
     )
     return model
 
@@ -141,12 +143,16 @@ def sequences_data(rng: np.random.Generator) -> dict[str, Any]:
     x = rng.integers(1, 11, (29, 5)).astype("int32")
     for row, length in enumerate(rng.integers(1, 6, 29)):
         x[row, length:] = 0
-    return {"x": x, "y": rng.integers(0, 4, (29, 5)), "validation_data": (x, rng.integers(0, 4, (29, 5)))}
+    return {
+        "x": x,
+        "y": rng.integers(0, 4, (29, 5)),
+        "validation_data": (x, rng.integers(0, 4, (29, 5))),
+    }
 
 
 # --- attention with shared arguments, layer norm, Lambda ---
-# (Without biases: softmax does not depend on the keys' bias, so its gradient is rounding alone, which
-# Adam would blow up to its full step.)
+# (Without biases: softmax does not depend on the keys' bias, so its gradient is rounding alone,
+# which Adam would blow up to its full step.)
 
 
 def attention() -> Any:
@@ -241,7 +247,11 @@ def frozen() -> Any:
 
 
 def frozen_data(rng: np.random.Generator) -> dict[str, Any]:
-    return {"x": rng.normal(size=(35, 6)), "y": rng.integers(0, 2, (35, 1)), "class_weight": {0: 0.3, 1: 1.7}}
+    return {
+        "x": rng.normal(size=(35, 6)),
+        "y": rng.integers(0, 2, (35, 1)),
+        "class_weight": {0: 0.3, 1: 1.7},
+    }
 
 
 # --- labels to ignore ---
