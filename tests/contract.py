@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,15 @@ class Outcome:
         for key, values in expected.state.values.items():
             faults += differences(key, self.state.values[key], values, tolerance)
         return faults
+
+
+def on_leader(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on all ranks; the others leave the cores to it."""
+    value = function() if WORLD.rank == 0 else None
+    request = WORLD.Ibarrier()
+    while not request.Test():
+        time.sleep(0.01)
+    return WORLD.bcast(value)
 
 
 def require_none(faults: list[str], what: str) -> None:

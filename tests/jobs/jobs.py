@@ -1,0 +1,128 @@
+"""Starts jobs as users do, with a hard limit, and sees to it that no process stays behind."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+
+__all__ = ["SCRIPTS", "Job", "Result", "run", "run_alone"]
+
+SCRIPTS = pathlib.Path(__file__).with_name("scripts")
+_MARK = "HYPARFLOW_TEST_JOB"  # every process of a job inherits it
+_LAUNCHER = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_", "SLURM_STEP_", "PALS_")
+
+
+@dataclass
+class Result:
+    """How a job ended.
+
+    Attributes:
+        code: the exit status.
+        output: what it wrote, stdout and stderr as they came.
+        end: when its last process was gone, in seconds since the epoch.
+        left: processes that had to be killed because they stayed behind.
+    """
+
+    code: int
+    output: str
+    end: float
+    left: list[int]
+
+
+class Job:
+    """A running job.
+
+    Args:
+        ranks: start so many with mpirun; 0 for a plain Python process without a launcher.
+        arguments: for Python: a script and its arguments, or "-c" and the code.
+        environment: variables to set.
+    """
+
+    def __init__(self, ranks: int, *arguments: object, **environment: str) -> None:
+        self._mark = uuid.uuid4().hex
+        # A file, not a pipe: a process that stays behind would keep a pipe open.
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        launcher = []
+        if ranks:
+            flags = os.environ.get("MPIRUN_FLAGS", "--map-by :OVERSUBSCRIBE --bind-to none")
+            mpirun = os.environ.get("MPIRUN", "mpirun")
+            launcher = [mpirun, *shlex.split(flags), "-n", str(ranks)]
+        self._process = subprocess.Popen(
+            [*launcher, sys.executable, *map(str, arguments)],
+            env=_environment() | environment | {_MARK: self._mark},
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to mpirun."""
+        self._process.send_signal(number)
+
+    def is_running(self) -> bool:
+        """Whether mpirun runs."""
+        return self._process.poll() is None
+
+    def wait(self, limit: float = 90) -> Result:
+        """Wait for the end of all processes; kill what is there after `limit` seconds."""
+        try:
+            self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()  # so that mpirun can take the ranks with it
+        last = time.time() + 3
+        while self._processes() and time.time() < last:
+            time.sleep(0.02)
+        end = time.time()
+        left = self._processes()
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+        code = self._process.wait()
+        with self._output:
+            self._output.seek(0)
+            return Result(code, self._output.read(), end, left)
+
+    def _processes(self) -> list[int]:
+        """The job's processes that still run, where the system can tell (/proc)."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in path.read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue  # it ended meanwhile, or is another user's
+        return found
+
+
+def run(ranks: int, *arguments: object, **environment: str) -> Result:
+    """Run a job of `ranks` ranks to its end."""
+    return Job(ranks, *arguments, **environment).wait()
+
+
+def run_alone(*arguments: object, **environment: str) -> Result:
+    """Run Python without a launcher."""
+    return run(0, *arguments, **environment)
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment as a user's shell has it: no launcher, few threads."""
+    kept = {name: v for name, v in os.environ.items() if not name.startswith(_LAUNCHER)}
+    defaults = {
+        "KERAS_BACKEND": "tensorflow",
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    if os.geteuid() == 0:  # Open MPI refuses to run as root unless told twice
+        defaults |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return defaults | kept

@@ -1,0 +1,122 @@
+"""What cannot be is refused with the same error on every rank, and what to do instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from jobs.jobs import SCRIPTS, run
+
+RANKS = 2
+Outcome = Callable[[str, str], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A function from a case to what each rank got: one job tries all cases."""
+    file = tmp_path_factory.mktemp("refusals") / "outcomes"
+    result = run(RANKS, SCRIPTS / "refusals.py", file, HYPARFLOW_TIMEOUT="20")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = {(group, name): errors for group, name, errors in map(json.loads, lines)}
+
+    def look_up(group: str, name: str) -> list[Any]:
+        assert (group, name) in found, f"the job ended before this case:\n{result.output}"
+        return found[group, name]
+
+    return look_up
+
+
+# Case -> the rule that it breaks, what was received, how to mend it.
+ALONE = {
+    "grid": (
+        "must be num_partitions x num_replicas",
+        "Received: num_partitions=2, num_replicas=2, which is 4, but 2 ranks run",
+        "mpirun -n 4 python",
+    ),
+    "operations": (
+        "cannot be cut into more partitions than it has operations",
+        "Received: num_partitions=2 for 1 operations",
+        "Use fewer partitions",
+    ),
+    "lpp length": (
+        "one positive number per partition",
+        "Received: lpp=[1, 1, 1] with sum 3 for 2 partitions",
+    ),
+    "lpp sum": (
+        "must add up to the model's 3 operations",
+        "Received: lpp=[1, 1] with sum 2 for 2 partitions",
+    ),
+    "strategy": (
+        "must be one of 'data', 'model', 'hybrid', 'auto'",
+        "Received: strategy='banana'",
+    ),
+    "schedule": (
+        "must be one of 'gpipe', '1f1b'",
+        "or 'auto'",
+        "Received: schedule='banana'",
+    ),
+    "batch": (
+        "at least one row for each micro-batch of each replica",
+        "Received: batch_size=3 for 2 replicas x 2 micro-batches",
+    ),
+    "not compiled": ("must be compiled", "call model.compile(", "Received: model 'sequential"),
+    "lengths": ("cardinality", "64", "63"),  # Keras's own words
+    "labels": ("needs labels", "Received: y=None"),
+    "subclassed": (
+        "Functional or Sequential",
+        "Received: model of class 'Subclassed'",
+        "strategy='data'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_refused_before_any_message(name: str, outcome: Outcome) -> None:
+    first, *others = outcome("alone", name)
+    assert others == [first] * (RANKS - 1)
+    kind, text = first
+    assert kind == "ValueError"
+    for part in ALONE[name]:
+        assert part in text
+
+
+# Case -> what the error says is not the same.
+DIFFERENT = {
+    "width": "model",
+    "activation": "model",
+    "learning rate": "optimizer and loss",
+    "loss": "optimizer and loss",
+    "loss setting": "optimizer and loss",
+    "loss weights": "optimizer and loss",
+    "metrics": "optimizer and loss",
+    "batch_size": "arguments",
+    "epochs": "arguments",
+    "num_microbatches": "arguments",
+    "schedule": "arguments",
+    "lpp": "arguments",
+    "strategy": "arguments",
+    "method": "arguments",
+    "shuffled data": "data",
+    "labels": "data",
+    "one row": "data",
+    "shard": "data",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_ranks_must_agree(name: str, outcome: Outcome) -> None:
+    first, *others = outcome("different", name)
+    assert others == [first] * (RANKS - 1)
+    assert first is not None, "was not noticed"
+    kind, text = first
+    assert kind == "ValueError"
+    assert f"must be given the same {DIFFERENT[name]}" in text
+    assert "Received: on rank 1 it differs from rank 0's" in text
+    assert "Every rank runs the whole script with the whole data" in text
+
+
+@pytest.mark.parametrize("name", ["subclassed, data", "cut"])
+def test_same_job_trains_afterwards(name: str, outcome: Outcome) -> None:
+    assert outcome("fine", name) == [None] * RANKS

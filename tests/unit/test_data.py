@@ -1,0 +1,196 @@
+"""Rows of a global batch: complete, in order and fair; batches sliced as numpy slices them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+
+from hyparflow.data import (  # noqa: E402
+    ArraySource,
+    Batch,
+    Spec,
+    microbatch_rows,
+    peek,
+    replica_rows,
+    slice_rows,
+    specs,
+    split,
+)
+from hyparflow.grid import Grid  # noqa: E402
+
+
+def covers(parts: list[tuple[int, int]], start: int, stop: int) -> bool:
+    """Whether `parts` follow each other from `start` to `stop`."""
+    bounds = [start, *(end for _, end in parts)]
+    return parts == list(itertools.pairwise(bounds)) and bounds[-1] == stop
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_split_is_complete_and_fair(start: int) -> None:
+    for rows, parts in itertools.product(range(40), range(1, 12)):
+        found = split(start, start + rows, parts)
+        sizes = [stop - first for first, stop in found]
+        assert len(found) == parts
+        assert covers(found, start, start + rows)
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_replicas_share_the_batch() -> None:
+    for rows, replicas in itertools.product(range(30), range(1, 7)):
+        grid = Grid(2, replicas)
+        parts = [replica_rows(rows, grid, replica) for replica in range(replicas)]
+        assert covers(parts, 0, rows)
+
+
+def test_fewer_rows_than_replicas() -> None:
+    assert [replica_rows(2, Grid(1, 4), replica) for replica in range(4)] == [
+        (0, 1), (1, 2), (2, 2), (2, 2),
+    ]  # fmt: skip
+
+
+def test_microbatches_are_never_empty() -> None:
+    for start, rows, count in itertools.product((0, 3), range(20), range(1, 9)):
+        parts = microbatch_rows(start, start + rows, count)
+        assert len(parts) == min(rows, count)
+        assert all(stop > first for first, stop in parts)
+        if parts:
+            assert covers(parts, start, start + rows)
+
+
+def test_fewer_rows_than_microbatches() -> None:
+    assert microbatch_rows(4, 6, 5) == [(4, 5), (5, 6)]
+    assert microbatch_rows(4, 4, 5) == []
+
+
+def test_slice_rows_keeps_the_structure() -> None:
+    a, b = np.arange(12).reshape(6, 2), np.arange(6.0)
+    sliced = slice_rows({"a": a, "rest": (b, None)}, 1, 4)
+    assert np.array_equal(sliced["a"], a[1:4])
+    assert np.array_equal(sliced["rest"][0], b[1:4])
+    assert sliced["rest"][1] is None
+    assert slice_rows(None, 1, 4) is None
+
+
+@pytest.mark.parametrize("x_is_global", [False, True])
+def test_batch_against_numpy(x_is_global: bool) -> None:
+    """Together the micro-batches of all replicas are the global batch, in order."""
+    x, y, weights = np.arange(22).reshape(11, 2), np.arange(11) * 10, np.arange(11) / 7
+    grid = Grid(num_partitions=1, num_replicas=3)
+    seen: list[Any] = []
+    for replica in range(grid.num_replicas):
+        start, stop = replica_rows(11, grid, replica)
+        own_x = x if x_is_global else x[start:stop]
+        rows = microbatch_rows(start, stop, 3)
+        batch = Batch(11, rows, {"x": own_x}, [y], weights, x_is_global)
+        assert batch.start == start
+        for m, (first, last) in enumerate(rows):
+            inputs, (labels, sample_weight) = batch.inputs(m), batch.labels(m)
+            assert np.array_equal(inputs["x"], x[first:last])
+            assert np.array_equal(labels[0], y[first:last])
+            assert np.array_equal(sample_weight, weights[first:last])
+            assert batch.size(m) == last - first
+            seen.append(inputs["x"])
+    assert np.array_equal(np.concatenate(seen), x)
+
+
+def test_empty_batch() -> None:
+    batch = Batch(2, [])
+    assert batch.start == 0
+
+
+def test_batch_without_weights() -> None:
+    batch = Batch(4, [(0, 2), (2, 4)], np.zeros((4, 1)), np.arange(4))
+    labels, sample_weight = batch.labels(1)
+    assert labels.tolist() == [2, 3]
+    assert sample_weight is None
+
+
+# --- arrays as Keras reads them ---
+
+
+def test_array_source_takes_rows() -> None:
+    x = {"a": np.arange(12.0).reshape(6, 2), "b": np.arange(6)}
+    y = [np.arange(6) * 2, np.arange(6) * 3]
+    source = ArraySource(x, y, np.arange(6) / 3)
+    rows = np.array([4, 0, 4])
+    assert source.num_samples == 6
+    assert np.array_equal(source.x(rows)["a"], x["a"][rows])
+    assert np.array_equal(source.x(rows)["b"], x["b"][rows])
+    assert [part.tolist() for part in source.y(rows)] == [[8, 0, 8], [12, 0, 12]]
+    assert np.allclose(source.sample_weight(rows), rows / 3)
+
+
+def test_array_source_of_inputs_only() -> None:
+    source = ArraySource(np.zeros((3, 2)))
+    rows = np.array([1])
+    assert source.y(rows) is None
+    assert source.sample_weight(rows) is None
+
+
+def test_class_weights_become_sample_weights() -> None:
+    source = ArraySource(np.zeros((4, 1)), np.array([0, 1, 1, 0]), class_weight={0: 0.5, 1: 3.0})
+    assert source.sample_weight(np.arange(4)).tolist() == [0.5, 3.0, 3.0, 0.5]
+
+
+def test_lengths_must_fit() -> None:
+    with pytest.raises(ValueError, match="same number of samples|cardinality"):
+        ArraySource(np.zeros((3, 1)), np.zeros((4, 1)))
+
+
+def test_fingerprint_notices_other_data() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)), rng.normal(size=50)
+    same = ArraySource(x, y).fingerprint()
+    assert ArraySource(x.copy(), y).fingerprint() == same
+    assert ArraySource(x[::-1], y).fingerprint() != same
+    assert ArraySource(x, y, np.ones(50)).fingerprint() != same
+    assert ArraySource(x[:49], y[:49]).fingerprint() != same
+
+
+# --- streams ---
+
+
+def test_specs() -> None:
+    found = specs((np.zeros((5, 3), "float32"), None, {"n": np.zeros(5, "int64")}))
+    assert found == (Spec((None, 3), "float32"), None, {"n": Spec((None,), "int64")})
+    assert Spec((None, None, 3), "int32").zeros().shape == (1, 1, 3)
+    assert Spec((None, 2), "int32").zeros().dtype == np.int32
+
+
+EXPECTED = (Spec((None, 3), "float32"), Spec((None,), "int64"), None)
+
+
+def batches() -> list[Any]:
+    return [(np.full((2, 3), i, "float32"), np.full(2, i, "int64")) for i in range(3)]
+
+
+def test_peek_puts_the_first_batch_back() -> None:
+    stream, found = peek(iter(batches()))
+    assert found == EXPECTED
+    assert [batch[1].tolist() for batch in stream] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_peek_at_a_dataset() -> None:
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices(batches()[0]).batch(2)
+    stream, found = peek(dataset)
+    assert stream is dataset
+    assert found == EXPECTED
+
+
+def test_peek_at_a_py_dataset() -> None:
+    class Data(keras.utils.PyDataset):  # type: ignore[misc, name-defined]
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Any:
+            return batches()[index]
+
+    data = Data()
+    assert peek(data) == (data, EXPECTED)

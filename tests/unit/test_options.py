@@ -1,0 +1,202 @@
+"""The parallel arguments: what they resolve to, and every message about what does not fit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from hyparflow.grid import Grid
+from hyparflow.options import Options, automatic_microbatches, resolve
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages name the running script."""
+    monkeypatch.setattr("sys.argv", ["my_script.py", "--epochs", "3"])
+
+
+@pytest.mark.parametrize(
+    "size, arguments, partitions, replicas",
+    [
+        (1, {}, 1, 1),
+        (4, {}, 1, 4),
+        (4, {"strategy": "auto"}, 1, 4),
+        (4, {"strategy": "data"}, 1, 4),
+        (4, {"strategy": "data", "num_partitions": 1}, 1, 4),
+        (4, {"strategy": "data", "num_replicas": 4}, 1, 4),
+        (4, {"strategy": "model"}, 4, 1),
+        (4, {"strategy": "model", "num_replicas": 1}, 4, 1),
+        (4, {"strategy": "model", "num_partitions": 4}, 4, 1),
+        (1, {"strategy": "model"}, 1, 1),
+        (4, {"strategy": "hybrid", "num_partitions": 2}, 2, 2),
+        (4, {"strategy": "hybrid", "num_replicas": 4}, 1, 4),
+        (6, {"strategy": "hybrid", "num_partitions": 3, "num_replicas": 2}, 3, 2),
+        (6, {"strategy": "auto", "num_partitions": 2}, 2, 3),
+        (6, {"num_partitions": 6}, 6, 1),
+        (6, {"num_replicas": 2}, 3, 2),
+        (4, {"lpp": [3, 5]}, 2, 2),
+        (2, {"strategy": "model", "lpp": (3, 5)}, 2, 1),
+        (4, {"num_partitions": 2, "lpp": [3, 5]}, 2, 2),
+    ],
+)
+def test_grid(size: int, arguments: dict[str, Any], partitions: int, replicas: int) -> None:
+    assert resolve(size, **arguments).grid == Grid(partitions, replicas)
+
+
+def test_other_arguments() -> None:
+    assert resolve(2) == Options(Grid(1, 2), "auto", "1f1b", None)
+    chosen = resolve(2, strategy="model", num_microbatches=8, schedule="gpipe", lpp=[1, 4])
+    assert chosen == Options(Grid(2, 1), 8, "gpipe", (1, 4))
+    assert resolve(2, schedule="1f1b").schedule == "1f1b"
+
+
+NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Received: "
+
+
+@pytest.mark.parametrize(
+    "size, arguments, message",
+    [
+        (
+            4,
+            {"strategy": "pipeline"},
+            "`strategy` must be one of 'data', 'model', 'hybrid', 'auto'. "
+            "Received: strategy='pipeline'",
+        ),
+        (
+            4,
+            {"schedule": "zero-bubble"},
+            "`schedule` must be one of 'gpipe', '1f1b' or 'auto'. Received: schedule='zero-bubble'",
+        ),
+        (
+            4,
+            {"num_partitions": 0},
+            "`num_partitions` must be a positive integer. Received: num_partitions=0",
+        ),
+        (
+            4,
+            {"num_partitions": True},
+            "`num_partitions` must be a positive integer. Received: num_partitions=True",
+        ),
+        (
+            4,
+            {"num_replicas": 2.0},
+            "`num_replicas` must be a positive integer. Received: num_replicas=2.0",
+        ),
+        (
+            4,
+            {"num_microbatches": -1},
+            '`num_microbatches` must be a positive integer or "auto". '
+            "Received: num_microbatches=-1",
+        ),
+        (
+            4,
+            {"num_microbatches": "many"},
+            '`num_microbatches` must be a positive integer or "auto". '
+            "Received: num_microbatches='many'",
+        ),
+        (
+            4,
+            {"num_microbatches": None},
+            '`num_microbatches` must be a positive integer or "auto". '
+            "Received: num_microbatches=None",
+        ),
+        (
+            4,
+            {"strategy": "data", "num_partitions": 2},
+            "`strategy='data'` has num_partitions=1; use strategy='hybrid' for both kinds of "
+            "parallelism. Received: num_partitions=2",
+        ),
+        (
+            4,
+            {"strategy": "model", "num_replicas": 2},
+            "`strategy='model'` has num_replicas=1; use strategy='hybrid' for both kinds of "
+            "parallelism. Received: num_replicas=2",
+        ),
+        (
+            4,
+            {"strategy": "hybrid"},
+            "`strategy='hybrid'` needs `num_partitions`, `num_replicas` or both. "
+            "Received: num_partitions=None, num_replicas=None",
+        ),
+        (
+            2,
+            {"num_partitions": 2, "num_replicas": 2},
+            NOT_THE_SIZE + "num_partitions=2, num_replicas=2, which is 4, but 2 ranks run. "
+            "Start it with: mpirun -n 4 python my_script.py",
+        ),
+        (
+            1,
+            {"strategy": "hybrid", "num_partitions": 3, "num_replicas": 2},
+            NOT_THE_SIZE + "num_partitions=3, num_replicas=2, which is 6, but 1 rank runs. "
+            "Start it with: mpirun -n 6 python my_script.py",
+        ),
+        (
+            5,
+            {"num_partitions": 2},
+            NOT_THE_SIZE + "num_partitions=2, num_replicas=2, which is 4, but 5 ranks run. "
+            "Start it with: mpirun -n 4 python my_script.py",
+        ),
+        (
+            2,
+            {"num_replicas": 4},
+            NOT_THE_SIZE + "num_partitions=1, num_replicas=4, which is 4, but 2 ranks run. "
+            "Start it with: mpirun -n 4 python my_script.py",
+        ),
+        (
+            4,
+            {"strategy": "model", "num_partitions": 2},
+            NOT_THE_SIZE + "num_partitions=2, num_replicas=1, which is 2, but 4 ranks run. "
+            "Start it with: mpirun -n 2 python my_script.py",
+        ),
+        *(
+            (
+                2,
+                {"strategy": "model", "lpp": lpp},
+                "`lpp` (layers per partition) must be a list of positive integers, one per "
+                f"partition. Received: lpp={lpp!r}",
+            )
+            for lpp in ([], [1, 0], [1, -2], [1.0, 2], ["1", "2"], "12", 3, {1: 2})
+        ),
+    ],
+)
+def test_message(size: int, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(size, **arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["strategy", "schedule"])
+def test_a_list_instead_of_a_name(name: str) -> None:
+    arguments: dict[str, Any] = {name: ["gpipe"]}
+    with pytest.raises(ValueError, match=rf"`{name}` must be one of .* Received: {name}=\['gpipe'"):
+        resolve(2, **arguments)
+
+
+def test_automatic_microbatches_in_range() -> None:
+    sizes = itertools.product((1, 2, 7, 16, 33, 128, 1000, 65536), range(1, 9), (1, 2, 3, 5))
+    for batch_size, partitions, replicas in sizes:
+        count = automatic_microbatches(batch_size, Grid(partitions, replicas))
+        rows = max(1, batch_size // replicas)
+        assert 1 <= count <= rows
+        assert count <= 4 * partitions
+        if partitions > 1:
+            assert count >= min(partitions, rows)
+
+
+@pytest.mark.parametrize(
+    "batch_size, grid, expected",
+    [
+        (1024, Grid(1, 1), 1),
+        (1024, Grid(1, 4), 1),
+        (1024, Grid(4, 1), 16),  # four per partition
+        (1024, Grid(4, 8), 8),  # 16 rows each
+        (128, Grid(4, 8), 4),  # one per partition
+        (48, Grid(2, 1), 3),
+        (3, Grid(4, 1), 3),  # one per row
+        (3, Grid(4, 8), 1),
+    ],
+)
+def test_automatic_microbatches(batch_size: int, grid: Grid, expected: int) -> None:
+    assert automatic_microbatches(batch_size, grid) == expected

@@ -1,0 +1,57 @@
+"""The pure modules and `import hyparflow` work without MPI, Keras and TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hyparflow
+
+SOURCE = Path(hyparflow.__file__).parents[1]
+PURE = (
+    "actions", "schedule", "lowering", "simulate", "partition",
+    "grid", "options", "launcher", "guard",
+)  # fmt: skip
+
+SCRIPT = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mpi4py", "keras", "tensorflow"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+importlib.import_module(sys.argv[1])
+"""
+
+
+def import_alone(module: str) -> str:
+    """Import `module` in a fresh process where the big packages are blocked; the error, if any."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, module],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode == 0) == (not done.stderr)
+    return done.stderr
+
+
+@pytest.mark.parametrize("module", ["hyparflow", *(f"hyparflow.{name}" for name in PURE)])
+def test_import(module: str) -> None:
+    assert import_alone(module) == ""
+
+
+def test_the_blocker_blocks() -> None:
+    assert "ImportError: keras is blocked" in import_alone("hyparflow.keras_internals")
+
+
+def test_public_names() -> None:
+    for name in hyparflow.__all__:
+        assert callable(getattr(hyparflow, name)), name

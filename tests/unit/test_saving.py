@@ -1,0 +1,111 @@
+"""Files are complete or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyparflow.saving import save_atomically, use_atomic_saves
+
+
+class FakeModel:
+    """Writes half, then the other half; raises between the two if told to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.paths: list[Path] = []
+        self.arguments: list[dict[str, Any]] = []
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> str:
+        """Keras's."""
+        self.paths.append(Path(filepath))
+        self.arguments.append(kwargs)
+        with Path(filepath).open("w") as file:
+            file.write("new ")
+            file.flush()
+            if self.fails:
+                raise OSError("disk full")
+            file.write("model")
+        return "saved"
+
+    save_weights = save
+
+
+def test_complete_file_and_nothing_else(tmp_path: Path) -> None:
+    model, path = FakeModel(), tmp_path / "m.keras"
+    save_atomically(model, path, include_optimizer=False)
+    assert path.read_text() == "new model"
+    assert list(tmp_path.iterdir()) == [path]
+    assert model.arguments == [{"include_optimizer": False}]
+
+
+def test_written_beside_under_another_name_of_the_same_kind(tmp_path: Path) -> None:
+    """Beside, or the rename would not be atomic; Keras goes by the ending."""
+    model = FakeModel()
+    for name in ("m.keras", "m.weights.h5", "epoch.01.keras", ".hidden.keras"):
+        save_atomically(model, str(tmp_path / name))
+        written = model.paths[-1]
+        assert written.parent == tmp_path
+        assert written.name != name
+        assert written.name.endswith(name[name.index(".") :])
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "m.keras"
+    path.write_text("old model")
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically(FakeModel(fails=True), path)
+    assert path.read_text() == "old model"
+    assert list(tmp_path.iterdir()) == [path]
+    save_atomically(FakeModel(), path)
+    assert path.read_text() == "new model"
+
+
+def test_no_file_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically(FakeModel(fails=True), tmp_path / "m.keras")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["save", "save_weights"])
+def test_the_model_s_own_methods(method: str, tmp_path: Path) -> None:
+    model, path = FakeModel(), tmp_path / "m.weights.h5"
+    use_atomic_saves(model)
+    use_atomic_saves(model)  # twice is as good as once
+    assert getattr(model, method)(path) == "saved"
+    assert path.read_text() == "new model"
+    assert [p == path for p in model.paths] == [False]
+    assert list(tmp_path.iterdir()) == [path]
+    assert not hasattr(FakeModel.save, "__wrapped__") and model.save.__doc__ == "Keras's."
+
+
+@pytest.mark.parametrize("arguments", [{"overwrite": False}, {"zipped": False}])
+def test_what_is_no_plain_new_file_is_left_to_keras(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model, path = FakeModel(), tmp_path / "m.keras"
+    save_atomically(model, path, **arguments)
+    assert model.paths == [path]
+
+
+def test_a_real_model(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    save_atomically(model, tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    for saved, read in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        assert (saved == read).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """The index names its parts, so they may not be written under a temporary name."""
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((64,)), *(keras.layers.Dense(64) for _ in range(4))])
+    use_atomic_saves(model)
+    model.save_weights(tmp_path / "m.weights.json", max_shard_size=2e-5)  # GB
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) > 2
+    assert all(name.startswith("m") for name in names)
