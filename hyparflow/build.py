@@ -133,7 +133,9 @@ class Part:
         return Program(lowered[stage], max(1, count))
 
 
-def build_part(model: Any, layout: Layout, options: Options, world: World, sample: Any) -> Part:
+def build_part(
+    model: Any, layout: Layout, options: Options, world: World, specs: Any, with_loss: bool
+) -> Part:
     """Build this rank's part. Collective: every rank calls it with the same layout.
 
     Args:
@@ -141,7 +143,8 @@ def build_part(model: Any, layout: Layout, options: Options, world: World, sampl
         layout: from `make_layout`.
         options: the checked parallel arguments.
         world: all ranks.
-        sample: one row of (x, y, sample weights), to learn their types; y may be None.
+        specs: types of (x, y, sample weights).
+        with_loss: whether loss and metrics are wanted, that is, not for predictions only.
     """
     grid = options.grid
     rank, partition = world.rank, grid.partition(world.rank)
@@ -153,10 +156,10 @@ def build_part(model: Any, layout: Layout, options: Options, world: World, sampl
     trained = [v for v in model.trainable_variables if partition in holders.get(id(v), ())]
     body, pack = _body(model, layout, partition)
     terms = head = None
-    if model.compiled:
-        keras_internals.build_compiled(model, sample)
-        may_mask = masks.may_make_masks([model])
-        terms = LossTerms(model, may_mask)
+    if with_loss:
+        symbolic = keras_internals.symbolic_batch(model, specs)
+        keras_internals.build_compiled(model, symbolic)
+        terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
         head = Head(model, terms, pack, layout.graph is None)
     is_last = grid.is_last(rank)
     gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, partition)
@@ -192,7 +195,7 @@ def build_part(model: Any, layout: Layout, options: Options, world: World, sampl
     )
     if terms is not None and terms.need_weights:
         part.weigh = _weigher(model, terms)
-    if not model.compiled:
+    if not with_loss:
         part.sync = WeightSync(model, grid, world, replica, peers, owners, lambda: [])
         return part
     part.metrics = MetricState(model, world, updates=is_last or _has_layer_metrics(model))
@@ -212,7 +215,7 @@ def build_part(model: Any, layout: Layout, options: Options, world: World, sampl
 
 
 def _has_layer_metrics(model: Any) -> bool:
-    return any(layer.metrics for layer in model._flatten_layers(include_self=False))
+    return any(layer.metrics for layer in keras_internals.all_layers(model, include_self=False))
 
 
 def _holders(
@@ -292,12 +295,21 @@ def _transport(layout: Layout, replica: Communicator) -> Transport:
 def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
     """A compiled function (x, y, sample weights) -> W of each loss term.
 
-    It calls the whole model for the masks of its outputs; TensorFlow prunes everything that the
-    masks do not depend on, which leaves a comparison or two on the inputs.
+    Where masks may reach the losses it calls the whole model for them; TensorFlow prunes
+    everything that the masks do not depend on, which leaves a comparison or two on the inputs.
     """
+    functional = keras_internals.opened_graph(model)
+    shapes = [] if functional is None else [x.shape[1:] for x in functional.outputs]
+    stand_in = functional is not None and not any(None in shape for shape in shapes)
+    stand_in = stand_in and not masks.may_make_masks([model])
 
     def weigh(x: Any, y: Any, sample_weight: Any) -> Any:
-        y_pred = keras_internals.call_model(model, x, False)
+        if stand_in:
+            rows = tf.shape(keras.tree.flatten(y)[0])[0]
+            zeros = [tf.zeros([rows, *shape], keras.config.floatx()) for shape in shapes]
+            y_pred = keras_internals.output_structure(functional, zeros)
+        else:
+            y_pred = keras_internals.call_model(model, x, False)
         return terms.weights(y, y_pred, sample_weight)
 
     return tf.function(weigh, autograph=False, reduce_retracing=True)

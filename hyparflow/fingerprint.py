@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from hyparflow import guard
+from hyparflow import guard, keras_internals
 from hyparflow.comm import Communicator
 
 __all__ = ["compile_fingerprint", "digest", "model_fingerprint", "require_same"]
@@ -22,7 +22,7 @@ def model_fingerprint(model: Any) -> str:
     """A hash of the model's structure; names and weights do not count."""
     layers = [
         (type(layer).__name__, [(tuple(v.shape), str(v.dtype), v.trainable) for v in layer.weights])
-        for layer in model._flatten_layers()
+        for layer in keras_internals.all_layers(model)
     ]
     inputs = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
     outputs = [tuple(x.shape) for x in getattr(model, "outputs", None) or []]

@@ -140,7 +140,8 @@ class FlatGraph:
     def _openable(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
         """The graph of a nested model, if the call passes it inputs and nothing else."""
         plain = len(args) == 1 and all(
-            name == "training" or value is None for name, value in kwargs.items()
+            name == "training" or all(leaf is None for leaf in keras.tree.flatten(value))
+            for name, value in kwargs.items()  # masks come as one None per input
         )
         return keras_internals.opened_graph(operation) if plain else None
 

@@ -13,6 +13,7 @@ import keras
 
 __all__ = [
     "additional_losses",
+    "all_layers",
     "array_sources",
     "class_weights_to_sample_weights",
     "compile_loss",
@@ -23,7 +24,7 @@ __all__ = [
     "has_overridden",
     "is_array_data",
     "loss_entries",
-    "loss_mask",
+    "loss_values",
     "loss_tracker",
     "opened_graph",
     "set_mask",
@@ -51,6 +52,11 @@ def opened_graph(layer: Any) -> Any | None:
     if isinstance(layer, Functional) and type(layer).call is Functional.call:
         return layer
     return None
+
+
+def all_layers(model: Any, include_self: bool = True) -> list[Any]:
+    """`model` and every layer inside it; the public `layers` lists the outermost only."""
+    return list(model._flatten_layers(include_self=include_self))
 
 
 def execution_order(functional: Any) -> Iterator[Any]:
@@ -199,28 +205,33 @@ def copy_with_losses(
     return twin
 
 
-def build_compiled(model: Any, sample: Any) -> None:
-    """Create the losses' and metrics' variables from one row of data, without running the model.
-
-    Keras does this in its first step; a rank that never sees the outputs must do it here, and
-    every rank in the same order. Metrics are reset afterwards.
-    """
-    x, y, sample_weight = sample
+def symbolic_batch(model: Any, specs: Any) -> Any:
+    """Symbolic (y, y_pred, sample weights) of a model, or None where there are no labels."""
+    x, y, sample_weight = specs
     if y is None:
-        return
-    y, sample_weight = _symbolic(y), _symbolic(sample_weight)
+        return None
     functional = opened_graph(model)
     if functional is None:
         outputs = symbolic_output(lambda x: call_model(model, x, False), _symbolic(x))
     else:
         outputs = output_structure(functional, functional.outputs)
-    y_pred = _symbolic(outputs)
+    return _symbolic(y), _symbolic(outputs), _symbolic(sample_weight)
+
+
+def build_compiled(model: Any, symbolic: Any) -> None:
+    """Create the losses' and metrics' variables, without running the model.
+
+    Keras does this in its first step; a rank that never sees the outputs must do it before, and
+    every rank in the same order.
+    """
+    if symbolic is None:
+        return
     metrics = model._compile_metrics
     if metrics is not None and not metrics.built:
-        symbolic_output(_updated(metrics), y, y_pred, sample_weight)
+        symbolic_output(_updated(metrics), *symbolic)
     loss = model._compile_loss
     if loss is not None and not loss.built:
-        symbolic_output(loss, y, y_pred, sample_weight)
+        symbolic_output(loss, *symbolic)
 
 
 def _updated(metrics: Any) -> Any:
@@ -259,11 +270,20 @@ def masked_weight(sample_weight: Any, mask: Any, reduction: str) -> Any | None:
     return apply_mask(sample_weight, mask, dtype=keras.config.floatx(), reduction=reduction)
 
 
-def loss_mask(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
-    """The mask that a loss puts on its values (`ignore_class`), from its unreduced call."""
+def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
+    """The values of a loss before weights and reduction, or None where it has no such step.
+
+    Converts its arguments as Keras's losses do. `ignore_class` leaves a mask on the values.
+    """
     if not hasattr(loss, "call"):
         return None
-    return get_mask(loss.call(y_true, y_pred))
+
+    def convert(x: Any) -> Any:
+        return keras.ops.convert_to_tensor(x, dtype=loss.dtype)
+
+    return loss.call(
+        keras.tree.map_structure(convert, y_true), keras.tree.map_structure(convert, y_pred)
+    )
 
 
 def has_overridden(model: Any, method: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 __all__ = ["describe_command", "expected_size", "is_launched", "local_size", "set_thread_defaults"]
 
@@ -53,7 +53,7 @@ def describe_command(num_ranks: int) -> str:
     return f"mpirun -n {num_ranks} python {script}"
 
 
-def set_thread_defaults(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+def set_thread_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
     """Give TensorFlow as many threads as this rank has cores, unless the user chose a number.
 
     Several ranks with a full thread pool each slow each other down by up to two times.

@@ -12,9 +12,9 @@ For the usual loss, a mean over samples, the factor is 1 and is left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from hyparflow import keras_internals
@@ -50,34 +50,35 @@ class _FactoredLoss:
         return value * ops.cast(self._box.factors[self._index], value.dtype)
 
 
-class _WeightProbe:
-    """Stands in for one loss and records the W of its batch instead of its value."""
+class _Probe:
+    """Stands in for one loss and records what is asked about a batch instead of its value."""
 
-    def __init__(self, loss: Any, weights: list[Any]) -> None:
+    def __init__(self, loss: Any, ask: Callable[[Any, Any, Any, Any], Any]) -> None:
         self._loss = loss
-        self._weights = weights
+        self._ask = ask
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        self._weights.append(self._weight(y_true, y_pred, sample_weight))
+        self._ask(self._loss, y_true, y_pred, sample_weight)
         return ops.zeros(())
 
-    def _weight(self, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
-        rows = ops.cast(ops.shape(y_pred)[0], "float64")
-        reduction = getattr(self._loss, "reduction", None)
-        masks = [
-            keras_internals.get_mask(y_pred),
-            keras_internals.loss_mask(self._loss, y_true, y_pred),
-        ]
-        masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
-        mask = ops.logical_and(*masks) if len(masks) == 2 else masks[0] if masks else None
-        if reduction in _MEANS and mask is not None:
-            return ops.sum(ops.cast(mask, "float64"))
-        if reduction == "mean_with_sample_weight":
-            weight = keras_internals.masked_weight(sample_weight, mask, reduction)
-            return rows if weight is None else ops.sum(ops.cast(weight, "float64"))
-        if reduction == "sum":
-            return ops.ones((), "float64")
-        return rows
+
+def _reduction(loss: Any) -> str | None:
+    return getattr(loss, "reduction", "sum_over_batch_size")
+
+
+def _weight(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """W of one loss for a batch, see [Note: One scale]."""
+    rows = ops.cast(ops.shape(y_pred)[0], "float64")
+    values = keras_internals.loss_values(loss, y_true, y_pred)
+    masks = [keras_internals.get_mask(y_pred), keras_internals.get_mask(values)]
+    masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
+    mask = ops.logical_and(*masks) if len(masks) == 2 else masks[0] if masks else None
+    if _reduction(loss) in _MEANS and mask is not None:
+        return ops.sum(ops.cast(mask, "float64"))
+    if _reduction(loss) == "mean_with_sample_weight":
+        weight = keras_internals.masked_weight(sample_weight, mask, "mean_with_sample_weight")
+        return rows if weight is None else ops.sum(ops.cast(weight, "float64"))
+    return rows
 
 
 class _SharedMean:
@@ -100,62 +101,61 @@ class LossTerms:
 
     Args:
         model: a compiled model whose compile-loss object is built.
-        masked: whether a mask may reach the losses.
+        masked: whether a mask may reach the losses from the model.
+        symbolic: symbolic (y, y_pred, sample weights), to learn what the losses do with a batch;
+            None where nothing is known of the labels.
     """
 
-    def __init__(self, model: Any, masked: bool) -> None:
+    def __init__(self, model: Any, masked: bool, symbolic: Any = None) -> None:
         self.box = ShareBox()
         self._compiled = keras_internals.compile_loss(model)
-        self._masked = masked
-        self._entries = (
-            [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
-        )
+        entries = [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
+        self._names = [entry.name for entry in entries]
+        self._losses = [entry.loss for entry in entries]
+        self._masks = [False] * len(entries)  # which losses mask their own values
+        self.one_number: list[str] = []  # losses whose value is not a sum over rows
+        if symbolic is not None and entries:
+            self._learn(symbolic)
+        self._weighted = [
+            _reduction(loss) == "mean_with_sample_weight"
+            or (_reduction(loss) in _MEANS and (masked or masks))
+            for loss, masks in zip(self._losses, self._masks, strict=True)
+        ]
         losses = [
-            _FactoredLoss(entry.loss, index, self.box)
-            if self._needs_factor(entry.loss)
-            else entry.loss
-            for index, entry in enumerate(self._entries)
+            _FactoredLoss(loss, index, self.box)
+            if self._weighted[index] or _reduction(loss) == "sum"
+            else loss
+            for index, loss in enumerate(self._losses)
         ]
         self._additive = self._compiled and keras_internals.copy_with_losses(
             self._compiled, losses, lambda metric: _SharedMean(metric, self.box)
         )
 
-    @property
-    def count(self) -> int:
-        """The number of loss terms."""
-        return len(self._entries)
+    def _learn(self, symbolic: Any) -> None:
+        """Find the losses that mask values (`ignore_class`) or give one number for a batch."""
 
-    @property
-    def unreduced(self) -> list[str]:
-        """Names of the losses that give one value per sample instead of one number."""
-        return [
-            entry.name
-            for entry in self._entries
-            if getattr(entry.loss, "reduction", "mean") in (None, "none")
-        ]
+        def ask(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
+            index = next(i for i, other in enumerate(self._losses) if other is loss)
+            values = keras_internals.loss_values(loss, y_true, y_pred)
+            if values is None:
+                return
+            self._masks[index] = keras_internals.get_mask(values) is not None
+            if _reduction(loss) in (None, "none") or len(values.shape) == 0:
+                self.one_number.append(self._names[index])
 
-    def _needs_factor(self, loss: Any) -> bool:
-        reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        return reduction == "sum" or self._needs_weight(loss)
+        def trace(y: Any, y_pred: Any, sample_weight: Any) -> Any:
+            return self._probe(ask, y, y_pred, sample_weight)
 
-    def _needs_weight(self, loss: Any) -> bool:
-        """Whether the factor of `loss` depends on the batch's weights, masks or labels."""
-        reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        if reduction == "mean_with_sample_weight":
-            return True
-        own_class = isinstance(loss, keras.Loss) and not type(loss).__module__.startswith("keras.")
-        own_mask = getattr(loss, "ignore_class", None) is not None or own_class
-        return reduction in _MEANS and (self._masked or own_mask)
+        keras_internals.symbolic_output(trace, *symbolic)
+
+    def _probe(self, ask: Callable[..., Any], y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        probes = [_Probe(loss, ask) for loss in self._losses]
+        return keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
 
     @property
     def need_weights(self) -> bool:
         """Whether `weights` must be evaluated for each batch and micro-batch."""
-        return any(self._needs_weight(entry.loss) for entry in self._entries)
-
-    @property
-    def need_factors(self) -> bool:
-        """Whether any term has a factor other than 1."""
-        return any(self._needs_factor(entry.loss) for entry in self._entries)
+        return any(self._weighted)
 
     def value(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """The summed losses of a micro-batch; to be traced with `box` filled."""
@@ -166,8 +166,7 @@ class LossTerms:
     def weights(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """W of each term for one batch, as a float64 vector; `y_pred` gives shapes and masks."""
         found: list[Any] = []
-        probes = [_WeightProbe(entry.loss, found) for entry in self._entries]
-        keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
+        self._probe(lambda *batch: found.append(_weight(*batch)), y, y_pred, sample_weight)
         return ops.stack(found)
 
     def factors(
@@ -180,10 +179,10 @@ class LossTerms:
             part, whole: W of the micro-batch and of the global batch (where `need_weights`).
         """
         factors = []
-        for index, entry in enumerate(self._entries):
-            if getattr(entry.loss, "reduction", None) == "sum":
+        for index, loss in enumerate(self._losses):
+            if _reduction(loss) == "sum":
                 factors.append(global_rows / rows)
-            elif part is not None and self._needs_weight(entry.loss) and whole[index] > 0:
+            elif part is not None and self._weighted[index] and whole[index] > 0:
                 factors.append((part[index] / rows) / (whole[index] / global_rows))
             else:
                 factors.append(1.0)

@@ -8,6 +8,7 @@ sends before anything runs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from hyparflow.actions import Action, Edge, Kind, Step
@@ -36,11 +37,10 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
     """
     last = len(schedule) - 1
     lowered = []
-    for actions in schedule:
+    for stage, actions in enumerate(schedule):
         steps: list[Step] = []
         for action in actions:
             steps += _around(action, edges)
-        stage = actions[0].stage if actions else 0
         if training:
             steps = _fuse(steps, last)
             steps += [Step(stage, Kind.REDUCE), Step(stage, Kind.APPLY)]
@@ -96,12 +96,12 @@ def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
     sends = _ends(lowered, Kind.SENDS)
     receives = _ends(lowered, Kind.RECEIVES)
     if sends != receives:
-        odd = sorted(set(sends) ^ set(receives))[:5]
+        odd = sorted((sends - receives) | (receives - sends))[:5]
         raise RuntimeError(
             "Every message of a lowered schedule needs one sender and one receiver. "
             f"Received: messages with one end only: {odd}"
         )
-    if len(sends) != len(set(sends)):
+    if any(count > 1 for count in sends.values()):
         raise RuntimeError("A message stands twice in the lowered schedule.")
     for edge in edges:
         if edge.producer >= edge.consumer:
@@ -109,5 +109,5 @@ def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
     return play(lowered)
 
 
-def _ends(lowered: Lowered, kinds: tuple[str, str]) -> list[tuple[bool, int, int]]:
-    return sorted(step.message for steps in lowered for step in steps if step.kind in kinds)
+def _ends(lowered: Lowered, kinds: tuple[str, str]) -> Counter[tuple[bool, int, int]]:
+    return Counter(step.message for steps in lowered for step in steps if step.kind in kinds)

@@ -20,7 +20,7 @@ __all__ = ["masked_tensors", "may_make_masks"]
 
 def may_make_masks(layers: Sequence[Any]) -> bool:
     """Whether any of `layers`, or a layer inside them, may attach a mask to its output."""
-    return any(_is_source(sub) for layer in layers for sub in layer._flatten_layers())
+    return any(_is_source(sub) for layer in layers for sub in keras_internals.all_layers(layer))
 
 
 def _is_source(layer: Any) -> bool:

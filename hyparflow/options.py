@@ -62,7 +62,7 @@ def resolve(
             f"`strategy` must be one of {', '.join(map(repr, STRATEGIES))}. "
             f"Received: strategy={strategy!r}"
         )
-    if schedule != "auto" and schedule not in SCHEDULES:
+    if schedule != "auto" and schedule not in tuple(SCHEDULES):
         raise ValueError(
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
             f"Received: schedule={schedule!r}"
@@ -79,8 +79,10 @@ def resolve(
 
 def _check_count(name: str, value: Any) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (is_integer and value > 0):
-        also = ' or "auto"' if name == "num_microbatches" else ""
+    also = ' or "auto"' if name == "num_microbatches" else ""
+    if value is None and not also:
+        return
+    if not (is_integer and value > 0):
         raise ValueError(f"`{name}` must be a positive integer{also}. Received: {name}={value!r}")
 
 

@@ -248,7 +248,7 @@ class ParallelModel:
         else:
             stream, specs = peek(stream) if is_leader else (None, None)
             specs = self._world.broadcast_object(specs, LEADER, "the types of the data")
-        part = self._build(specs)
+        part = self._build(specs, with_loss=check[0] != "predict")
         worker = Worker(self.model, part, self.options, self._world, count)
         worker.sources = sources
         try:
@@ -277,7 +277,7 @@ class ParallelModel:
         worker.release("stop", result=result)
         return result
 
-    def _build(self, specs: Any) -> build.Part:
+    def _build(self, specs: Any, with_loss: bool) -> build.Part:
         """This rank's part; built anew after the model was compiled or frozen differently."""
         model = self.model
         if not model.built:
@@ -292,11 +292,14 @@ class ParallelModel:
             compiled and model.run_eagerly,
             tuple(id(v) for v in model.trainable_variables),
         )
-        if self._part is None or self._part_key != key:
+        usable = self._part is not None and (self._part.metrics is not None or not with_loss)
+        if self._part is None or not usable or self._part_key != key:
             for comm in self._part.comms if self._part else []:
                 comm.free()
             self._layout = build.make_layout(model, self.options)
-            self._part = build.build_part(model, self._layout, self.options, self._world, specs)
+            self._part = build.build_part(
+                model, self._layout, self.options, self._world, specs, with_loss
+            )
             self._part_key = key
         return self._part
 

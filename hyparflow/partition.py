@@ -250,10 +250,15 @@ def _faults_of_boundaries(graph: OperationGraph, partitioning: Partitioning) -> 
 
 
 def _faults_of_tensors(graph: OperationGraph, partitioning: Partitioning) -> Iterable[str]:
+    brought = {(edge.tensor, edge.consumer) for edge in partitioning.edges}
+    brought |= {(tensor, 0) for tensor in graph.inputs}
     for stage in range(partitioning.num_stages):
         known = set(partitioning.stage_inputs[stage])
-        for index in partitioning.operations(stage):
-            operation = graph.operations[index]
+        for tensor in sorted(known):
+            if (tensor, stage) not in brought:
+                yield f"nothing brings tensor {tensor} to stage {stage}"
+        numbers = partitioning.operations(stage)
+        for operation in graph.operations[numbers.start : numbers.stop]:
             for tensor in operation.inputs:
                 if tensor not in known:
                     yield f"stage {stage} lacks tensor {tensor} for operation '{operation.name}'"
@@ -266,13 +271,20 @@ def _faults_of_tensors(graph: OperationGraph, partitioning: Partitioning) -> Ite
             yield f"tensor {edge.tensor} goes back from stage {edge.producer} to {edge.consumer}"
         elif edge.tensor not in partitioning.stage_outputs[edge.producer]:
             yield f"stage {edge.producer} does not give crossing tensor {edge.tensor}"
+        elif edge.tensor not in partitioning.stage_inputs[edge.consumer]:
+            yield f"stage {edge.consumer} does not take crossing tensor {edge.tensor}"
+    if partitioning.stage_inputs[0] != graph.inputs:
+        yield f"stage 0 does not take the model's inputs {graph.inputs}"
+    if partitioning.stage_outputs[-1] != graph.outputs:
+        missing = sorted(set(graph.outputs) - set(partitioning.stage_outputs[-1]))
+        yield f"the last stage does not give the model's outputs {graph.outputs}: lacks {missing}"
 
 
 def _faults_of_state(graph: OperationGraph, partitioning: Partitioning) -> Iterable[str]:
     holder: dict[int, tuple[int, str]] = {}
     for stage in range(partitioning.num_stages):
-        for index in partitioning.operations(stage):
-            operation = graph.operations[index]
+        numbers = partitioning.operations(stage)
+        for operation in graph.operations[numbers.start : numbers.stop]:
             for variable in sorted(operation.state):
                 other, name = holder.setdefault(variable, (stage, operation.name))
                 if other != stage:

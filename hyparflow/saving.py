@@ -40,10 +40,12 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
 def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
     """Call `original` on a temporary name beside `filepath`, sync it and rename it.
 
-    What is not a plain new file (a directory, a prompt before overwriting) is left to Keras.
+    What is not a plain new file (a directory, several files that name each other, a prompt before
+    overwriting) is left to Keras.
     """
     path = pathlib.Path(filepath) if isinstance(filepath, str | os.PathLike) else None
-    if path is None or args or "overwrite" in kwargs or kwargs.get("zipped") is False:
+    several = kwargs.get("zipped") is False or kwargs.get("max_shard_size") is not None
+    if path is None or args or "overwrite" in kwargs or several:
         return original(filepath, *args, **kwargs)
     name = f".{path.name.split('.')[0]}-{os.uname().nodename}-{os.getpid()}"
     suffix = path.name[len(path.name.split(".")[0]) :]

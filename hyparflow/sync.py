@@ -53,7 +53,7 @@ class WeightSync:
         partition = grid.partition(world.rank)
         self._statistics = [
             variable
-            for layer in model._flatten_layers()
+            for layer in keras_internals.all_layers(model)
             if isinstance(layer, keras.layers.BatchNormalization)
             for variable in layer.non_trainable_variables
             if "float" in variable.dtype and owners.get(id(variable), 0) == partition

@@ -174,6 +174,20 @@ def test_evaluate_and_predict() -> None:
     assert list(actual) == list(expected)
 
 
+def test_predict_of_a_model_that_is_not_compiled() -> None:
+    """Predictions need no loss; training the same object afterwards finds its own."""
+    x, y = data()
+    model = build()
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    predicted = hf.predict(twin, x, verbose=0, **LAYOUT)
+    expected = on_leader(lambda: model.predict(x, verbose=0))
+    twin.compile("sgd", "mse")
+    history = hf.fit(twin, x, np.eye(3)[y], verbose=0, **LAYOUT)
+    require_none(differences("predict", predicted, expected, 1e-12), "predictions")
+    assert len(history.history["loss"]) == 1
+
+
 def test_state_continues_over_fits() -> None:
     """A second fit goes on with the optimizer's state, and after it plain Keras can."""
     x, y = data()

@@ -12,7 +12,7 @@ import pytest
 keras = pytest.importorskip("keras")
 
 from hyparflow import keras_internals  # noqa: E402
-from hyparflow.data import microbatch_rows, replica_rows, slice_rows  # noqa: E402
+from hyparflow.data import microbatch_rows, replica_rows, slice_rows, specs  # noqa: E402
 from hyparflow.grid import Grid  # noqa: E402
 from hyparflow.losses import LossTerms  # noqa: E402
 
@@ -46,8 +46,9 @@ def model_for(loss: Any, **compile_arguments: Any) -> Any:
 
 def terms_of(model: Any, x: Any, y: Any, sample_weight: Any, masked: bool = False) -> LossTerms:
     """The additive losses, built as `hyparflow.build` does it."""
-    keras_internals.build_compiled(model, slice_rows((x, y, sample_weight), 0, 1))
-    return LossTerms(model, masked)
+    symbolic = keras_internals.symbolic_batch(model, specs((x, y, sample_weight)))
+    keras_internals.build_compiled(model, symbolic)
+    return LossTerms(model, masked, symbolic)
 
 
 def parts(rows: int, replicas: int, microbatches: int) -> list[tuple[int, int]]:
@@ -198,29 +199,29 @@ def test_nothing_counts() -> None:
         assert sum_of_parts(terms, split, y, y_pred, None, None) == 0.0
 
 
-def test_when_weights_and_factors_are_needed() -> None:
+def test_when_weights_are_needed() -> None:
     """The usual loss costs nothing; a mask makes even it depend on the data."""
     x, y, _ = arrays(1, sparse=True)
     by_name = terms_of(model_for("sparse_categorical_crossentropy"), x, y, None)
-    assert not by_name.need_weights and not by_name.need_factors
+    assert not by_name.need_weights
     cases = {
-        ("crossentropy", "mean", False): (False, False),
-        ("crossentropy", "mean", True): (True, True),
-        ("crossentropy", "sum", False): (False, True),
-        ("crossentropy", "sum", True): (False, True),
-        ("crossentropy", "mean_with_sample_weight", False): (True, True),
-        ("ignore_class", "mean", False): (True, True),
+        ("crossentropy", "mean", False): False,
+        ("crossentropy", "mean", True): True,
+        ("crossentropy", "sum", False): False,
+        ("crossentropy", "sum", True): False,
+        ("crossentropy", "mean_with_sample_weight", False): True,
+        ("ignore_class", "mean", False): True,
     }
     for (name, reduction, masked), expected in cases.items():
         terms = terms_of(model_for(LOSSES[name](reduction)), x, y, None, masked)
-        assert (terms.need_weights, terms.need_factors) == expected, (name, reduction, masked)
+        assert terms.need_weights == expected, (name, reduction, masked)
 
 
-def test_unreduced_losses_are_named() -> None:
+def test_losses_without_one_value_per_row_are_named() -> None:
     x, y, _ = arrays(1, sparse=True)
     for reduction, expected in (("none", 1), (None, 1), ("mean", 0), ("sum", 0)):
         loss = LOSSES["crossentropy"](reduction)  # type: ignore[arg-type]
-        assert len(terms_of(model_for(loss), x, y, None).unreduced) == expected
+        assert len(terms_of(model_for(loss), x, y, None).one_number) == expected
 
 
 # --- several outputs ---
@@ -258,7 +259,6 @@ def test_several_outputs() -> None:
     model = many_outputs()
     x, y, y_pred, sample_weight = many_arrays()
     terms = terms_of(model, x, y, sample_weight)
-    assert terms.count == 3
     expected = float(model.compute_loss(x=None, y=y, y_pred=y_pred, sample_weight=sample_weight))
     for split in SPLITS:
         actual = sum_of_parts(terms, split, y, y_pred, sample_weight, None)
@@ -279,7 +279,8 @@ def test_each_output_s_loss_metric(split: tuple[int, int]) -> None:
 
     plain, model = many_outputs(), many_outputs()
     x, y, y_pred, sample_weight = many_arrays()
-    keras_internals.build_compiled(plain, slice_rows((x, y, sample_weight), 0, 1))
+    symbolic = keras_internals.symbolic_batch(plain, specs((x, y, sample_weight)))
+    keras_internals.build_compiled(plain, symbolic)
     terms = terms_of(model, x, y, sample_weight)
     for compiled in (plain, model):
         compiled.reset_metrics()
