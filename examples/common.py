@@ -45,7 +45,7 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-replicas", type=int, help="copies of the whole model")
     group.add_argument("--num-microbatches", type=int_or_auto, help="a number, or auto")
     group.add_argument(
-        "--schedule", choices=("auto", "gpipe", "1f1b", "interleaved", "zero-bubble")
+        "--schedule", choices=("auto", "gpipe", "1f1b")
     )
     group.add_argument("--lpp", type=int_list, help="layers per partition, such as 12,20")
 

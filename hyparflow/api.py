@@ -103,8 +103,16 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     options = resolve(world.size, **arguments)
     if world.size == 1 and options.num_microbatches in ("auto", 1):
         return PlainModel(model, {})
+    import keras
+
     from hyparflow import build
     from hyparflow.parallel import ParallelModel
+
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "hyparflow trains with Keras's TensorFlow backend. "
+            f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
+        )
 
     if options.grid.num_partitions > 1:
         build.check_can_cut(model)

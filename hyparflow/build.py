@@ -77,7 +77,7 @@ def check_can_cut(model: Any) -> None:
             f"'{name}', which has no such graph. Build it with keras.Model(inputs, outputs), or "
             "use strategy='data', which trains any model."
         )
-    for method in ("train_step", "test_step", "compute_loss", "compute_metrics"):
+    for method in ("compute_loss", "compute_metrics"):
         if keras_internals.has_overridden(model, method):
             raise ValueError(
                 f"A model with its own `{method}` cannot be cut: that method needs the whole "

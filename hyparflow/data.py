@@ -22,6 +22,7 @@ __all__ = [
     "ArraySource",
     "Batch",
     "Spec",
+    "dense",
     "microbatch_rows",
     "peek",
     "replica_rows",
@@ -155,9 +156,27 @@ def _take(structure: Any, indices: np.ndarray) -> Any:
     """Rows `indices` of Keras's sliceables, as arrays."""
 
     def take(leaf: Any) -> Any:
-        return None if leaf is None else np.asarray(leaf.convert_to_numpy(leaf[indices]))
+        return None if leaf is None else dense(leaf.convert_to_numpy(leaf[indices]))
 
     return keras.tree.map_structure(take, structure)
+
+
+def dense(value: Any) -> np.ndarray:
+    """`value` as an array of numbers.
+
+    Raises:
+        ValueError: if it is ragged, or holds strings or other objects.
+    """
+    array = np.asarray(
+        value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
+    )
+    if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+        raise ValueError(
+            "Over several ranks, data must be dense arrays of numbers. "
+            f"Received: {type(value).__name__} of dtype {array.dtype}. "
+            "Pad ragged rows and turn strings into numbers first."
+        )
+    return array
 
 
 @dataclass

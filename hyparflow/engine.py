@@ -40,14 +40,15 @@ class Program:
         self.steps = list(steps)
         self.names = [str(step) for step in steps]
         self.tags = [tag(step, num_microbatches) if step.edge >= 0 else -1 for step in steps]
-        receives = [i for i, step in enumerate(steps) if step.kind == Kind.RECEIVE_ACTIVATION]
         # Receives are posted one computation ahead: while a micro-batch is computed, the next
         # one's tensors find their buffers waiting.
         self.post: list[list[int]] = [[] for _ in steps]
-        previous = 0
-        for index in receives:
-            computations = [i for i in range(index) if self.steps[i].edge < 0 and i >= previous]
-            self.post[computations[-1] if computations else index].append(index)
+        computation = 0
+        for index, step in enumerate(steps):
+            if step.kind == Kind.RECEIVE_ACTIVATION:
+                self.post[computation].append(index)
+            elif step.edge < 0:
+                computation = index
 
 
 class Engine:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from hyparflow import build, fingerprint, guard, keras_internals
+from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.comm import World
 from hyparflow.data import ArraySource, peek
 from hyparflow.grid import LEADER
@@ -153,9 +153,7 @@ class ParallelModel:
     def __str__(self) -> str:
         grid = self.options.grid
         layout = self._layout or build.make_layout(self.model, self.options)
-        return (
-            f"{grid.num_replicas} replicas x {grid.num_partitions} partitions\n" + layout.describe()
-        )
+        return f"replicas: {grid.num_replicas}\n{layout.describe()}"
 
     # --- checks, before any message ---
 
@@ -164,6 +162,14 @@ class ParallelModel:
             raise ValueError(
                 f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
                 f"Received: model '{self.model.name}', which is not compiled."
+            )
+        step = "train_step" if method == "fit" else "test_step"
+        if keras_internals.has_overridden(self.model, step):
+            raise ValueError(
+                f"A model with its own `{step}` is not supported over several ranks yet: that "
+                "step would have to know about them. Received: model of class "
+                f"'{type(self.model).__name__}'. Override `compute_loss` or `compute_metrics` "
+                "instead (strategy='data' calls them), or train in one process."
             )
         optimizer = self.model.optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -249,6 +255,8 @@ class ParallelModel:
             stream, specs = peek(stream) if is_leader else (None, None)
             specs = self._world.broadcast_object(specs, LEADER, "the types of the data")
         part = self._build(specs, with_loss=check[0] != "predict")
+        if is_leader and check[0] == "fit":
+            notices.announce(self.model, self.options, rows, count, part.terms, check[1])
         worker = Worker(self.model, part, self.options, self._world, count)
         worker.sources = sources
         try:

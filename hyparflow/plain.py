@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -10,6 +12,25 @@ from hyparflow import launcher
 from hyparflow.options import resolve
 
 __all__ = ["PlainModel"]
+
+
+def _wanted_ranks(arguments: dict[str, Any]) -> int:
+    """The number of ranks that the parallel arguments ask for, as far as they are valid."""
+    lpp = arguments.get("lpp")
+    partitions = arguments.get("num_partitions")
+    if partitions is None and isinstance(lpp, list | tuple):
+        partitions = len(lpp)
+    counts = (partitions or 1, arguments.get("num_replicas") or 1)
+    return math.prod(n if isinstance(n, int) and n > 0 else 1 for n in counts)
+
+
+def _frames_of_package() -> int:
+    """How far up the stack the user's own call is, for a warning to name its line."""
+    frame: Any = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("hyparflow."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class PlainModel:
@@ -26,13 +47,13 @@ class PlainModel:
 
     def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
         self.model = model
-        wanted = (arguments.get("num_partitions") or 1) * (arguments.get("num_replicas") or 1)
-        resolve(wanted if isinstance(wanted, int) and wanted > 0 else 1, **arguments)
+        wanted = _wanted_ranks(arguments)
+        resolve(wanted, **arguments)
         if wanted > 1:
             warnings.warn(
                 f"hyparflow trains in one process, for no launcher started several; the {wanted} "
                 f"ranks asked for are started with: {launcher.describe_command(wanted)}",
-                stacklevel=4,
+                stacklevel=_frames_of_package(),
             )
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:

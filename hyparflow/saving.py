@@ -45,7 +45,7 @@ def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: An
     """
     path = pathlib.Path(filepath) if isinstance(filepath, str | os.PathLike) else None
     several = kwargs.get("zipped") is False or kwargs.get("max_shard_size") is not None
-    if path is None or args or "overwrite" in kwargs or several:
+    if path is None or args or not kwargs.get("overwrite", True) or several:
         return original(filepath, *args, **kwargs)
     name = f".{path.name.split('.')[0]}-{os.uname().nodename}-{os.getpid()}"
     suffix = path.name[len(path.name.split(".")[0]) :]

@@ -28,6 +28,7 @@ import keras
 import numpy as np
 
 from hyparflow import keras_internals
+from hyparflow.data import dense
 from hyparflow.stage import as_tensors
 from hyparflow.worker import Command, Worker
 
@@ -176,17 +177,6 @@ class _Steps:
                 indices = np.array(value)
                 return Command(name, key.removeprefix(_PREFIX), indices, len(indices)), None
         parts = keras_internals.unpack(data)
-        batch = keras.tree.map_structure(_as_array, parts)
+        batch = keras.tree.map_structure(lambda x: None if x is None else dense(x), parts)
         first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
         return Command(name, rows=len(first)), tuple(batch)
-
-
-def _as_array(value: Any) -> Any:
-    if value is None:
-        return None
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise ValueError(
-            "A batch must hold dense tensors or arrays. "
-            f"Received: {type(value).__name__}. Convert sparse and ragged tensors first."
-        )
-    return np.asarray(value)

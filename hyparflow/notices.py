@@ -1,0 +1,70 @@
+"""What the leader says once, before training: the layout, and what will differ from plain Keras."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import keras
+
+from hyparflow import keras_internals
+from hyparflow.losses import LossTerms
+from hyparflow.options import Options
+
+__all__ = ["announce"]
+
+
+def announce(
+    model: Any,
+    options: Options,
+    rows: int,
+    num_microbatches: int,
+    terms: LossTerms | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Say how a batch is dealt out, and warn of what cannot equal plain Keras.
+
+    Args:
+        model: the user's model.
+        options: the checked parallel arguments.
+        rows: rows of a full global batch.
+        num_microbatches: M.
+        terms: the model's losses.
+        arguments: of `fit`; nothing is printed with ``verbose=0``.
+    """
+    grid = options.grid
+    if arguments.get("verbose", "auto") != 0:
+        size = -(-rows // (grid.num_replicas * num_microbatches))
+        sys.stdout.write(
+            f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions), "
+            f"{options.schedule}; global batch {rows} = {grid.num_replicas} x {num_microbatches} "
+            f"x {size} (replicas x micro-batches x rows)\n"
+        )
+    if grid.num_replicas * num_microbatches == 1:
+        return
+    normalized = [
+        layer.name
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if normalized:
+        warnings.warn(
+            f"{len(normalized)} BatchNormalization layers ({_some(normalized)}) normalize over a "
+            "micro-batch of one replica, not over the global batch as in one process. Remedies: "
+            "fewer micro-batches or replicas, a larger batch, or GroupNormalization.",
+            stacklevel=2,
+        )
+    if terms is not None and terms.one_number:
+        warnings.warn(
+            f"The losses {_some(terms.one_number)} give no value per row that could be added up; "
+            "the mean over micro-batches and replicas is taken, which one process would not take. "
+            "Remedy: a loss that returns one value per row.",
+            stacklevel=2,
+        )
+
+
+def _some(names: list[str]) -> str:
+    """The first few of `names`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
