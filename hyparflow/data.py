@@ -9,6 +9,7 @@ stream shuffles without a seed.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 Rows = tuple[int, int]
+
+_WHOLE = 1 << 28  # bytes of inputs up to which all rows are compared
+_SAMPLES = 1024  # rows compared beyond
 
 
 def split(start: int, stop: int, parts: int) -> list[Rows]:
@@ -92,12 +96,21 @@ class ArraySource:
 
     def fingerprint(self) -> list[Any]:
         """Shapes, dtypes and a few rows, to find out whether all ranks have the same data."""
-        rows = np.unique(np.linspace(0, self.num_samples - 1, 16).astype(int))
+        size = self.num_samples * sum(
+            leaf.nbytes for leaf in keras.tree.flatten(self.x(np.zeros(1, np.int64)))
+        )
+        count = self.num_samples if size <= _WHOLE else _SAMPLES
+        rows = np.unique(np.linspace(0, self.num_samples - 1, count).astype(int))
         samples = [part(rows) for part in (self.x, self.y, self.sample_weight)]
         return [
             None
             if leaf is None
-            else (self.num_samples, leaf.shape[1:], str(leaf.dtype), leaf.tobytes())
+            else (
+                self.num_samples,
+                leaf.shape[1:],
+                str(leaf.dtype),
+                hashlib.sha256(leaf).hexdigest(),
+            )
             for leaf in map(_plain, keras.tree.flatten(samples))
         ]
 

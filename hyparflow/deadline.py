@@ -183,6 +183,8 @@ class Deadline:
         return "\n".join([head, *rows, "hyparflow: all ranks are stopped.\n"])
 
     def _report_leaver(self, notice: dict[str, Any], what: str) -> None:
+        if self._rank != int(notice["rank"] == 0):
+            time.sleep(_GRACE)  # the lowest of the others reports, unless it is busy
         guard.say(
             f"hyparflow: rank {notice['rank']} has ended its script while "
             f"{self._board.role} waits for {what}; all ranks are stopped. Every rank must make "

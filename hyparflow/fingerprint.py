@@ -21,7 +21,10 @@ def digest(value: Any) -> str:
 def model_fingerprint(model: Any) -> str:
     """A hash of the model's structure; names and weights do not count."""
     layers = [
-        (type(layer).__name__, [(tuple(v.shape), str(v.dtype), v.trainable) for v in layer.weights])
+        (
+            _describe_layer(layer),
+            [(tuple(v.shape), str(v.dtype), v.trainable) for v in layer.weights],
+        )
         for layer in keras_internals.all_layers(model)
     ]
     inputs = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
@@ -30,24 +33,33 @@ def model_fingerprint(model: Any) -> str:
 
 
 def compile_fingerprint(model: Any) -> str:
-    """A hash of the optimizer's and the losses' settings."""
-    optimizer = getattr(model, "optimizer", None)
-    config = None if optimizer is None else _settings(optimizer.get_config())
-    loss = keras.tree.map_structure(_describe, getattr(model, "loss", None))
-    return digest((type(optimizer).__name__, config, loss))
+    """A hash of the arguments of `compile`."""
+    return digest(_describe(keras_internals.compile_arguments(model)))
 
 
-def _settings(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """Settings in order; the name of an object counts its creations and is left out."""
-    return sorted((key, str(_describe(value))) for key, value in config.items() if key != "name")
+def _describe_layer(layer: Any) -> Any:
+    if isinstance(layer, keras.Model | keras.layers.Lambda):
+        return type(layer).__name__  # its layers come themselves; code has no text to rely on
+    return _describe(layer)
 
 
 def _describe(value: Any) -> Any:
+    """`value` as plain data.
+
+    Names count creations, and seeds may be drawn anew by each rank (the leader's random state is
+    given to all): both are left out.
+    """
     if isinstance(value, str | int | float | bool | type(None)):
         return value
     if isinstance(value, dict):
-        return _settings(value)
-    return getattr(value, "__name__", type(value).__name__)
+        return sorted((str(k), _describe(v)) for k, v in value.items() if k not in ("name", "seed"))
+    if isinstance(value, list | tuple):
+        return [_describe(item) for item in value]
+    name = getattr(value, "__name__", type(value).__name__)
+    try:
+        return name, _describe(value.get_config())
+    except Exception:  # it has no settings, or cannot tell them
+        return name
 
 
 def require_same(world: Communicator, items: dict[str, str]) -> None:

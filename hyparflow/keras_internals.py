@@ -218,6 +218,12 @@ def symbolic_batch(model: Any, specs: Any) -> Any:
     return _symbolic(y), _symbolic(outputs), _symbolic(sample_weight)
 
 
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """What `compile` was called with."""
+    config = getattr(model, "_compile_config", None)
+    return {} if config is None else config.config
+
+
 def build_compiled(model: Any, symbolic: Any) -> None:
     """Create the losses' and metrics' variables, without running the model.
 

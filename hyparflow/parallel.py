@@ -252,8 +252,7 @@ class ParallelModel:
         if "train" in sources:
             stream, specs = None, sources["train"].specs()
         else:
-            stream, specs = peek(stream) if is_leader else (None, None)
-            specs = self._world.broadcast_object(specs, LEADER, "the types of the data")
+            stream, specs = self._peek(stream)
         part = self._build(specs, with_loss=check[0] != "predict")
         if is_leader and check[0] == "fit":
             notices.announce(self.model, self.options, rows, count, part.terms, check[1])
@@ -272,6 +271,20 @@ class ParallelModel:
         use_atomic_saves(self.model)
         return result
 
+    def _peek(self, stream: Any) -> tuple[Any, Any]:
+        """What `peek` returns on the leader; None and the specs on the others. Collective."""
+        specs = error = None
+        try:
+            if self._world.rank == LEADER:
+                stream, specs = peek(stream)
+        except Exception as caught:
+            error = caught
+        message = (specs, error and _portable(error))
+        specs, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
+        if recipe is not None:
+            raise guard.everywhere(error or recipe[0](*recipe[1]))
+        return stream, specs
+
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:
             with bridge(self.model, worker):
@@ -279,7 +292,10 @@ class ParallelModel:
         except Exception as error:
             if worker.in_command:
                 raise  # in the middle of a step: no rank can go on
-            worker.release("fail", error=guard.everywhere(_picklable(error)))
+            guard.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
+            guard.everywhere(error)
+            worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
+            worker.release("fail", error=_portable(error))
             raise
         worker.order(Command("finish"))
         worker.release("stop", result=result)
@@ -343,10 +359,25 @@ def _batch_rows(source: ArraySource | None, steps: int | None) -> int:
     return _DEFAULT_BATCH
 
 
-def _picklable(error: Exception) -> Exception:
-    """`error` itself if it can travel to the other ranks, else one with the same text."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
-    except Exception:  # noqa: BLE001 (any failure means that it cannot travel)
-        return RuntimeError(f"{type(error).__name__}: {error}")
+def _portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
+    """How another rank makes `error`: a function and its arguments."""
+    for recipe in ((_same, (error,)), (_rebuild, (type(error), error.args, vars(error)))):
+        try:
+            make, arguments = pickle.loads(pickle.dumps(recipe))
+            twin = make(*arguments)
+        except Exception:  # any failure means that it cannot travel so
+            continue
+        if type(twin) is type(error) and str(twin) == str(error):
+            return recipe
+    return RuntimeError, (f"{type(error).__name__}: {error}",)
+
+
+def _same(error: Exception) -> Exception:
+    return error
+
+
+def _rebuild(kind: type[Exception], args: Any, attributes: dict[str, Any]) -> Exception:
+    """An error made without its own `__init__`, which may want other arguments than `args`."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
     return error

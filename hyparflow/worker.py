@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow import guard
 from hyparflow.build import Part
 from hyparflow.comm import World
 from hyparflow.data import ArraySource, Batch, microbatch_rows, replica_rows, slice_rows
@@ -106,7 +107,8 @@ class Worker:
             if command.name == "stop":
                 return command.values["result"]
             if command.name == "fail":
-                raise command.values["error"]
+                make, arguments = command.values["error"]
+                raise guard.everywhere(make(*arguments))
             self.in_command = True
             getattr(self, command.name)(command)
             self.in_command = False
