@@ -263,6 +263,7 @@ def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Callable[[l
         layout.graph,
         table.stage_inputs[partition],
         table.stage_outputs[partition],
+        table.operations(partition),
         layout.masked,
         is_first=partition == 0,
     )

@@ -8,7 +8,7 @@ is; a layer that is called twice becomes two calls of the same layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Call(keras.Operation):
         super().__init__(name=name)
         self.operation = operation
         self.mode = mode
-        self._output_specs = tuple(outputs)
+        self.output_specs = tuple(outputs)
         self._takes_training = keras_internals.takes_training(operation)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +55,7 @@ class Call(keras.Operation):
         """New symbolic outputs, shaped as in the user's graph: no layer is called for it."""
         specs = [
             keras.KerasTensor(shape=x.shape, dtype=x.dtype, sparse=x.sparse)
-            for x in self._output_specs
+            for x in self.output_specs
         ]
         return specs[0] if len(specs) == 1 else specs
 
@@ -101,12 +101,10 @@ class FlatGraph:
         self.tensors: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._calls_of: dict[str, int] = {}
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._reads: list[tuple[int, ...]] = []
         self._makes: list[tuple[int, ...]] = []
-        entries = [
-            keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name)
-            for x in functional.inputs
-        ]
+        entries = [_like(x) for x in functional.inputs]
         self.inputs = tuple(self._number(x) for x in entries)
         outputs = self._expand(functional, entries)
         self.outputs = tuple(self._numbers[id(x)] for x in outputs)
@@ -163,13 +161,45 @@ class FlatGraph:
         outputs = keras.tree.flatten(call(*args, **kwargs))
         reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         self.calls.append(call)
+        self._arguments.append((args, kwargs))
         self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
         self._makes.append(tuple(self._number(x) for x in outputs))
         return outputs
 
-    def function(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
-        """The `keras.Function` from tensors `inputs` to tensors `outputs`, by number."""
-        return keras.Function([self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs])
+    def function(
+        self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]
+    ) -> Callable[[list[Any]], list[Any]]:
+        """What `operations` make of tensors `inputs`: the tensors `outputs`, all by number.
+
+        It is a `keras.Function` over inputs of its own, since not every version of Keras can cut
+        a graph at tensors in its middle. An output that is an input is passed on as it is.
+        """
+        entries = {n: _like(self.tensors[n]) for n in inputs}
+        values = {id(self.tensors[n]): entry for n, entry in entries.items()}
+        read: set[int] = set()
+        for index in operations:
+            call = self.calls[index]
+            args, kwargs = keras.tree.map_structure(
+                lambda x: values.get(id(x), x), self._arguments[index]
+            )
+            twin = Call(call.operation, call.output_specs, self.mode, call.name)
+            results = keras.tree.flatten(twin(*args, **kwargs))
+            for n, result in zip(self._makes[index], results, strict=True):
+                values[id(self.tensors[n])] = result
+            read.update(self._reads[index])
+        taken = [position for position, n in enumerate(inputs) if n in read]
+        made = [n for n in outputs if n not in entries]
+        function = keras.Function(
+            [entries[inputs[position]] for position in taken],
+            [values[id(self.tensors[n])] for n in made],
+        )
+
+        def run(tensors: list[Any]) -> list[Any]:
+            known = dict(zip(inputs, tensors, strict=True))
+            known.update(zip(made, function([tensors[p] for p in taken]), strict=True))
+            return [known[n] for n in outputs]
+
+        return run
 
     def variables(self, operations: range | Sequence[int]) -> list[Any]:
         """The distinct variables of these operations' layers, in order."""
@@ -223,6 +253,11 @@ class FlatGraph:
             shapes = [self.tensors[n].shape for n in reads]
         positions = max((_size(shape[1:-1]) for shape in shapes), default=1)
         return float(weights * positions + 8 * written)
+
+
+def _like(tensor: Any) -> Any:
+    """A new input of the shape and dtype of `tensor`."""
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse)
 
 
 def _size(shape: Sequence[int | None]) -> int:

@@ -273,7 +273,7 @@ def masked_weight(sample_weight: Any, mask: Any, reduction: str) -> Any | None:
     """Sample weights times mask, broadcast as Keras's losses do it."""
     from keras.src.losses.loss import apply_mask
 
-    return apply_mask(sample_weight, mask, dtype=keras.config.floatx(), reduction=reduction)
+    return apply_mask(sample_weight, mask, dtype="float64", reduction=reduction)
 
 
 def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:

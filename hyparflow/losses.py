@@ -74,7 +74,10 @@ def _weight(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
     masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
     mask = ops.logical_and(*masks) if len(masks) == 2 else masks[0] if masks else None
     if _reduction(loss) in _MEANS and mask is not None:
-        return ops.sum(ops.cast(mask, "float64"))
+        # Keras turns the mask into weights of total / W each (some versions add an epsilon to W).
+        weights = keras_internals.masked_weight(None, mask, "mean")
+        total = ops.cast(ops.size(mask), "float64")
+        return ops.divide_no_nan(total, ops.max(weights))
     if _reduction(loss) == "mean_with_sample_weight":
         weight = keras_internals.masked_weight(sample_weight, mask, "mean_with_sample_weight")
         return rows if weight is None else ops.sum(ops.cast(weight, "float64"))

@@ -35,7 +35,7 @@ def masked_tensors(graph: FlatGraph) -> frozenset[int]:
     if not may_make_masks([layer for call in graph.calls for layer in call.layers]):
         return frozenset()
     numbers = range(len(graph.tensors))
-    function = graph.function(graph.inputs, numbers)
+    function = graph.function(graph.inputs, numbers, range(len(graph.calls)))
     masked: list[int] = []
 
     def trace(inputs: list[Any]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-import sys
 import warnings
 from typing import Any
 
@@ -26,8 +26,8 @@ def _wanted_ranks(arguments: dict[str, Any]) -> int:
 
 def _frames_of_package() -> int:
     """How far up the stack the user's own call is, for a warning to name its line."""
-    frame: Any = sys._getframe(1)
-    level = 1
+    frame: Any = inspect.currentframe()
+    level = 0
     while frame is not None and frame.f_globals.get("__name__", "").startswith("hyparflow."):
         frame, level = frame.f_back, level + 1
     return level

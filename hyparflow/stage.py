@@ -28,6 +28,7 @@ def graph_body(
     graph: FlatGraph,
     inputs: Sequence[int],
     outputs: Sequence[int],
+    operations: Sequence[int],
     masked: frozenset[int],
     is_first: bool,
 ) -> Body:
@@ -36,7 +37,7 @@ def graph_body(
     The first stage takes the user's inputs as `fit` gives them; a later one the flat list of
     its input tensors, then the masks of those that carry one. The outputs are laid out alike.
     """
-    function = graph.function(inputs, outputs)
+    function = graph.function(inputs, outputs, operations)
     masked_inputs = [position for position, n in enumerate(inputs) if n in masked]
     masked_outputs = [position for position, n in enumerate(outputs) if n in masked]
 
@@ -50,7 +51,7 @@ def graph_body(
             for position, mask in zip(masked_inputs, values[len(inputs) :], strict=True):
                 tensors[position] = tf.identity(tensors[position])
                 keras_internals.set_mask(tensors[position], mask)
-        results = list(function(tensors))
+        results = function(tensors)
         masks = [keras_internals.get_mask(results[position]) for position in masked_outputs]
         return results + masks, graph.mode.losses
 

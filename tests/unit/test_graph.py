@@ -34,7 +34,9 @@ def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
     mail = {(tensor, 0): value for tensor, value in zip(graph.inputs, entries, strict=True)}
     for stage in range(stages):
         takes, gives = table.stage_inputs[stage], table.stage_outputs[stage]
-        values = graph.function(takes, gives)([mail[tensor, stage] for tensor in takes])
+        values = graph.function(takes, gives, table.operations(stage))(
+            [mail[tensor, stage] for tensor in takes]
+        )
         made = dict(zip(gives, values, strict=True))
         for edge in table.edges:
             if edge.producer == stage:
