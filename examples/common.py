@@ -44,9 +44,7 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-partitions", type=int, help="parts the model is cut into")
     group.add_argument("--num-replicas", type=int, help="copies of the whole model")
     group.add_argument("--num-microbatches", type=int_or_auto, help="a number, or auto")
-    group.add_argument(
-        "--schedule", choices=("auto", "gpipe", "1f1b")
-    )
+    group.add_argument("--schedule", choices=("auto", "gpipe", "1f1b"))
     group.add_argument("--lpp", type=int_list, help="layers per partition, such as 12,20")
 
 
@@ -137,9 +135,11 @@ class Throughput(keras.callbacks.Callback):
 def report(
     history: keras.callbacks.History, throughput: Throughput, path: Path | None = None
 ) -> None:
-    """On the leader, print the last epoch's metrics and the speed; write the History to `path`."""
+    """On the leader, print the model's size, the last metrics and the speed; write the History."""
     if not hf.is_leader():
         return
+    model = history.model
+    print(f"ranks {hf.size()}: {model.name}, {model.count_params():,} parameters")
     last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.history.items())
     print(f"ranks {hf.size()}: {last}")
     print(f"ranks {hf.size()}: {throughput.images_per_second():.1f} images/s")

@@ -17,7 +17,7 @@ from hyparflow.gradients import GradientSum
 from hyparflow.head import Labels
 from hyparflow.lowering import tag
 from hyparflow.partition import Partitioning
-from hyparflow.stage import Saved, Stage, as_tensors
+from hyparflow.stage import Saved, Stage, as_share, as_tensors
 from hyparflow.transport import Transport
 
 __all__ = ["Engine", "Program", "no_labels"]
@@ -170,6 +170,9 @@ class Engine:
         parts = [self._received.pop((tensor, m)) for tensor in self._inputs]
         return [part[0] for part in parts] + [part[1] for part in parts if len(part) > 1]
 
+    def _share(self, m: int) -> Any:
+        return as_share(self._batch.size(m), self._batch.rows)
+
     def _do_forward(self, step: Step, tag: int) -> None:
         self._forward_call(step.microbatch)
 
@@ -177,19 +180,19 @@ class Engine:
         if self._is_last:
             self._saved[m] = self._stage.forward_loss(self._stage_inputs(m), self._labels(m))
             return
-        self._saved[m] = self._stage.forward(self._stage_inputs(m))
+        self._saved[m] = self._stage.forward(self._stage_inputs(m), self._share(m))
         self._add_loss(m, self._saved[m].loss)
 
     def _test_forward(self, m: int) -> None:
         if self._is_last:
             self._stage.infer_loss(self._stage_inputs(m), self._labels(m))
             return
-        outputs, loss = self._stage.infer(self._stage_inputs(m))
+        outputs, loss = self._stage.infer(self._stage_inputs(m), self._share(m))
         self._saved[m] = Saved(None, [], outputs, None)
         self._add_loss(m, loss)
 
     def _predict_forward(self, m: int) -> None:
-        outputs, _ = self._stage.infer(self._stage_inputs(m))
+        outputs, _ = self._stage.infer(self._stage_inputs(m), self._share(m))
         if self._is_last:
             self.outputs.append(outputs)
         else:
@@ -211,8 +214,7 @@ class Engine:
             gradients = self._stage.backward_loss(saved)
         else:
             seeds = as_tensors([self._gradients.pop((t, m)) for t in self._gradient_outputs])
-            share = self._batch.size(m) / self._batch.rows
-            gradients = self._stage.backward(saved, seeds, share)
+            gradients = self._stage.backward(saved, seeds, self._share(m))
         self._take_gradients(m, *gradients)
 
     def _take_gradients(self, m: int, of_inputs: list[Any], of_weights: list[Any]) -> None:

@@ -22,9 +22,16 @@ __all__ = ["Call", "FlatGraph", "Mode", "flatten"]
 
 @dataclass
 class Mode:
-    """How the calls of a graph run while they are traced."""
+    """How the calls of a graph run while they are traced.
+
+    Attributes:
+        training: whether the model trains.
+        share: the part of the global batch that passes through, n / B.
+        losses: what the layers have added to the loss so far.
+    """
 
     training: bool = False
+    share: Any = 1.0
     losses: list[Any] = field(default_factory=list)
 
 
@@ -48,7 +55,7 @@ class Call(keras.Operation):
             kwargs["training"] = self.mode.training
         outputs = self.operation(*args, **kwargs)
         if isinstance(self.operation, keras.Layer):
-            self.mode.losses += keras_internals.additional_losses(self.operation)
+            self.mode.losses += keras_internals.additional_losses(self.operation, self.mode.share)
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:

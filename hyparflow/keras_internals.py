@@ -6,6 +6,7 @@ Everything else in hyparflow uses the public API of Keras 3.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -147,12 +148,39 @@ def set_mask(tensor: Any, mask: Any) -> None:
     tensor._keras_mask = mask
 
 
-def additional_losses(layer: Any) -> list[Any]:
+def additional_losses(layer: Any, share: Any) -> list[Any]:
     """What the last call of `layer` added by `add_loss` and activity regularizers.
 
     The public `losses` mixes these with weight regularization, which is counted elsewhere.
+
+    Args:
+        layer: a layer that has been called.
+        share: the part of the global batch that it was called with. Some versions of Keras sum
+            activity regularizers over rows instead of averaging; divided by the share, a sum
+            counts as an average does.
     """
-    return [loss for sub in layer._flatten_layers() for loss in sub._get_own_losses()]
+    losses = []
+    for sub in all_layers(layer):
+        is_sum = sub.activity_regularizer is not None and _activity_is_summed()
+        for loss in sub._get_own_losses():
+            losses.append(loss / keras.ops.cast(share, loss.dtype) if is_sum else loss)
+    return losses
+
+
+@functools.cache
+def _activity_is_summed() -> bool:
+    """Whether this Keras sums activity regularizers over the rows of a batch."""
+    layer = keras.layers.Activation("linear", activity_regularizer=keras.ops.sum, dtype="float32")
+    with tf_init_scope():
+        layer(keras.ops.ones((2, 1), "float32"))
+        return float(layer.losses[0]) == 2.0
+
+
+def tf_init_scope() -> Any:
+    """Runs eagerly, also while something is traced."""
+    from keras.src.utils.module_utils import tensorflow as tf
+
+    return tf.init_scope()
 
 
 # --- what compile() made ------------------------------------------------------------------------

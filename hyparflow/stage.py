@@ -18,10 +18,19 @@ from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 from hyparflow.head import Head, Labels
 
-__all__ = ["Body", "Saved", "Stage", "as_tensors", "gradients_of", "graph_body", "model_body"]
+__all__ = [
+    "Body",
+    "Saved",
+    "Stage",
+    "as_share",
+    "as_tensors",
+    "gradients_of",
+    "graph_body",
+    "model_body",
+]
 
-# (inputs, training) -> (flat outputs, losses that the stage's layers added)
-Body = Callable[[Any, bool], tuple[list[Any], list[Any]]]
+# (inputs, training, share) -> (flat outputs, losses that the stage's layers added)
+Body = Callable[[Any, bool, Any], tuple[list[Any], list[Any]]]
 
 
 def graph_body(
@@ -41,8 +50,9 @@ def graph_body(
     masked_inputs = [position for position, n in enumerate(inputs) if n in masked]
     masked_outputs = [position for position, n in enumerate(outputs) if n in masked]
 
-    def body(values: Any, training: bool) -> tuple[list[Any], list[Any]]:
+    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
         graph.mode.training = training
+        graph.mode.share = share
         graph.mode.losses = []
         if is_first:
             tensors = keras_internals.standardize_inputs(graph.functional, values)
@@ -61,10 +71,10 @@ def graph_body(
 def model_body(model: Any) -> Body:
     """The body of a stage that is the whole model: its own call, whatever its class."""
 
-    def body(values: Any, training: bool) -> tuple[list[Any], list[Any]]:
+    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
         outputs = keras_internals.call_model(model, values, training)
         body.structure = keras.tree.map_structure(lambda _: None, outputs)  # type: ignore[attr-defined]
-        return keras.tree.flatten(outputs), keras_internals.additional_losses(model)
+        return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share)
 
     return body
 
@@ -114,17 +124,17 @@ class Stage:
 
     # --- what is compiled ---
 
-    def _trace_forward(self, inputs: Any) -> tuple[list[Any], Any]:
-        outputs, losses = self._body(inputs, True)
+    def _trace_forward(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
+        outputs, losses = self._body(inputs, True, share)
         return outputs, _total(losses)
 
-    def _trace_infer(self, inputs: Any) -> tuple[list[Any], Any]:
-        outputs, losses = self._body(inputs, False)
+    def _trace_infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
+        outputs, losses = self._body(inputs, False, share)
         return outputs, _total(losses)
 
     def _trace_loss(self, inputs: Any, labels: Labels, training: bool = True) -> Any:
         """The micro-batch's loss, times its share of the global batch; metrics are updated."""
-        outputs, losses = self._body(inputs, training)
+        outputs, losses = self._body(inputs, training, labels.share)
         loss = self._head.loss(  # type: ignore[union-attr]
             inputs, outputs, _total(losses), labels, training
         )
@@ -142,11 +152,11 @@ class Stage:
 
     # --- what the engine calls ---
 
-    def forward(self, inputs: Any) -> Saved:
-        """Forward of a stage that is not the last."""
+    def forward(self, inputs: Any, share: Any) -> Saved:
+        """Forward of a stage that is not the last, of the part `share` of a global batch."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._sources(inputs))
-            outputs, loss = self._forward(inputs)
+            outputs, loss = self._forward(inputs, share)
         return Saved(tape, self._sources(inputs), outputs, loss)
 
     def backward(
@@ -185,9 +195,9 @@ class Stage:
         """Forward and backward of the last stage in one compiled call."""
         return self._fused(inputs, labels)
 
-    def infer(self, inputs: Any) -> tuple[list[Any], Any]:
+    def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs without training, and what the layers add to the loss."""
-        return self._infer(inputs)
+        return self._infer(inputs, share)
 
     def infer_loss(self, inputs: Any, labels: Labels) -> None:
         """Update loss and metrics without training."""
@@ -246,6 +256,11 @@ def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[
         tape.watch(sources)
         targets = function()
     return list(tape.gradient(targets, sources)) if sources else []
+
+
+def as_share(rows: int, global_rows: int) -> Any:
+    """The part of the global batch in a micro-batch, n / B, as a tensor."""
+    return tf.constant(rows / global_rows, tf.float64)
 
 
 def as_tensors(structure: Any) -> Any:

@@ -22,7 +22,7 @@ from hyparflow.engine import Program, no_labels
 from hyparflow.grid import LEADER
 from hyparflow.head import Labels
 from hyparflow.options import Options
-from hyparflow.stage import as_tensors
+from hyparflow.stage import as_share, as_tensors
 
 __all__ = ["Command", "Worker"]
 
@@ -285,7 +285,7 @@ class Worker:
             return Labels(
                 y,
                 sample_weight,
-                tf.constant(batch.size(m) / batch.rows, tf.float64),
+                as_share(batch.size(m), batch.rows),
                 tf.constant(factors, tf.float64),
                 tf.constant(float(batch.size(m)), tf.float64),
             )
