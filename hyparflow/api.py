@@ -105,7 +105,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
         return PlainModel(model, {})
     import keras
 
-    from hyparflow import build
+    from hyparflow.checks import check_can_cut
     from hyparflow.parallel import ParallelModel
 
     if keras.backend.backend() != "tensorflow":
@@ -115,7 +115,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
         )
 
     if options.grid.num_partitions > 1:
-        build.check_can_cut(model)
+        check_can_cut(model)
     built = vars(model).setdefault(_CACHE, _Built()).models
     key = (options.grid, options.lpp)
     if key not in built:

@@ -15,95 +15,20 @@ from hyparflow.actions import Edge
 from hyparflow.comm import Communicator, World
 from hyparflow.engine import Engine, Program
 from hyparflow.gradients import Reducer, SharedGroup
-from hyparflow.graph import FlatGraph
 from hyparflow.grid import Grid
 from hyparflow.head import Head
+from hyparflow.layout import Layout
 from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState
 from hyparflow.options import Options
-from hyparflow.partition import OperationGraph, Partitioning, divide
+from hyparflow.partition import Partitioning
 from hyparflow.schedule import forward_only, make_schedule
 from hyparflow.stage import Body, Stage, graph_body, model_body
 from hyparflow.sync import WeightSync
 from hyparflow.transport import Transport
 from hyparflow.update import Update
 
-__all__ = ["Layout", "Part", "build_part", "check_can_cut", "make_layout"]
-
-
-@dataclass
-class Layout:
-    """How a model is cut, the same on every rank, known before any message.
-
-    Attributes:
-        graph: the flat graph, or None where the whole model is the only stage.
-        operations: the graph as pure data (None without a graph).
-        partitioning: stages and edges.
-        masked: tensors that carry a mask.
-    """
-
-    graph: FlatGraph | None
-    operations: OperationGraph | None
-    partitioning: Partitioning
-    masked: frozenset[int]
-
-    def describe(self) -> str:
-        """A table of the partitions."""
-        if self.operations is None:
-            return "one partition: the whole model"
-        rows = []
-        for stage in range(self.partitioning.num_stages):
-            numbers = self.partitioning.operations(stage)
-            operations = self.operations.operations
-            rows.append(
-                f"partition {stage}: {len(numbers)} operations, "
-                f"{operations[numbers[0]].name} to {operations[numbers[-1]].name}, "
-                f"{len(self.partitioning.stage_inputs[stage])} tensors in"
-            )
-        return "\n".join(rows)
-
-
-def check_can_cut(model: Any) -> None:
-    """Check that `model` has a graph that can be cut and no step of its own.
-
-    Raises:
-        ValueError: naming the class and what to do.
-    """
-    name = type(model).__name__
-    if keras_internals.opened_graph(model) is None:
-        raise ValueError(
-            "A model can be cut into partitions only if Keras knows its graph: a Functional or "
-            "Sequential model, without a `call` of its own. Received: model of class "
-            f"'{name}', which has no such graph. Build it with keras.Model(inputs, outputs), or "
-            "use strategy='data', which trains any model."
-        )
-    for method in ("compute_loss", "compute_metrics"):
-        if keras_internals.has_overridden(model, method):
-            raise ValueError(
-                f"A model with its own `{method}` cannot be cut: that method needs the whole "
-                f"model at once. Received: model of class '{name}'. Use strategy='data'."
-            )
-
-
-def _flat(model: Any) -> FlatGraph:
-    check_can_cut(model)
-    return FlatGraph(model, keras_internals.opened_graph(model))
-
-
-def make_layout(model: Any, options: Options) -> Layout:
-    """Cut `model` as `options` say. No messages.
-
-    Raises:
-        ValueError: if the model cannot be cut so.
-    """
-    if options.grid.num_partitions == 1:
-        if options.lpp is not None:
-            divide(_flat(model).operation_graph([]), 1, options.lpp)
-        return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
-    graph = _flat(model)
-    operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.grid.num_partitions, options.lpp)
-    return Layout(graph, operations, partitioning, masks.masked_tensors(graph))
+__all__ = ["Part", "build_part"]
 
 
 @dataclass

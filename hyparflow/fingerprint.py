@@ -9,8 +9,10 @@ import keras
 
 from hyparflow import guard, keras_internals
 from hyparflow.comm import Communicator
+from hyparflow.data import ArraySource
+from hyparflow.options import Options
 
-__all__ = ["compile_fingerprint", "digest", "model_fingerprint", "require_same"]
+__all__ = ["collect", "compile_fingerprint", "digest", "model_fingerprint", "require_same"]
 
 
 def digest(value: Any) -> str:
@@ -60,6 +62,37 @@ def _describe(value: Any) -> Any:
         return name, _describe(value.get_config())
     except Exception:  # it has no settings, or cannot tell them
         return name
+
+
+def collect(
+    model: Any,
+    options: Options,
+    sources: dict[str, ArraySource],
+    method: str,
+    arguments: dict[str, Any],
+    rows: int,
+) -> dict[str, str]:
+    """Hashes of everything that all ranks must pass alike to one call.
+
+    Args:
+        model: the user's model.
+        options: the parallel arguments.
+        sources: the arrays of the call.
+        method: "fit", "evaluate" or "predict".
+        arguments: Keras's arguments of the call; `verbose` may differ.
+        rows: rows of a full batch.
+    """
+    simple = {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, int | float | str) and name != "verbose"
+    }
+    return {
+        "model": model_fingerprint(model),
+        "optimizer and loss": compile_fingerprint(model),
+        "arguments": digest((options, method, sorted(simple.items()), rows)),
+        "data": digest({name: source.fingerprint() for name, source in sources.items()}),
+    }
 
 
 def require_same(world: Communicator, items: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """A Keras model as one flat, ordered list of calls.
 
-`flatten` walks the model as its own `call` would, opens nested models, and records every call as
+`FlatGraph` walks the model as its own `call` would, opens nested models, and records every call as
 a `Call`: a small `keras.Operation` around the user's layer. The user's own graph is left as it
 is; a layer that is called twice becomes two calls of the same layer.
 """
@@ -17,7 +17,7 @@ import keras
 from hyparflow import keras_internals
 from hyparflow.partition import Operation, OperationGraph
 
-__all__ = ["Call", "FlatGraph", "Mode", "flatten"]
+__all__ = ["Call", "FlatGraph", "Mode"]
 
 
 @dataclass
@@ -270,9 +270,3 @@ def _like(tensor: Any) -> Any:
 def _size(shape: Sequence[int | None]) -> int:
     """Number of elements, with 32 in place of an unknown length."""
     return math.prod(32 if size is None else size for size in shape)
-
-
-def flatten(model: Any) -> FlatGraph | None:
-    """The flat graph of `model`, or None where it has none (a subclass with its own `call`)."""
-    functional = keras_internals.opened_graph(model)
-    return None if functional is None else FlatGraph(model, functional)

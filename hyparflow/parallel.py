@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from hyparflow import build, fingerprint, guard, keras_internals, notices
+from hyparflow import build, checks, fingerprint, guard, keras_internals, notices
 from hyparflow.comm import World
 from hyparflow.data import ArraySource, peek
 from hyparflow.grid import LEADER
+from hyparflow.layout import Layout, make_layout
 from hyparflow.options import Options, automatic_microbatches
+from hyparflow.portable import portable
 from hyparflow.saving import save_atomically, use_atomic_saves
 from hyparflow.trainer import GatherWeights, bridge, row_numbers
 from hyparflow.worker import Command, Worker
@@ -41,7 +42,7 @@ class ParallelModel:
         self._world = world
         self._part: build.Part | None = None
         self._part_key: Any = None
-        self._layout: build.Layout | None = None
+        self._layout: Layout | None = None
 
     # --- public ---
 
@@ -63,20 +64,20 @@ class ParallelModel:
         Returns:
             The History, the same on every rank.
         """
-        self._require_compiled("fit")
+        checks.require_compiled(self.model, "fit")
         sources: dict[str, ArraySource] = {}
         arguments = dict(kwargs, batch_size=batch_size, validation_batch_size=validation_batch_size)
-        arguments |= self._training_data(sources, x, y, sample_weight, class_weight, kwargs)
+        arguments |= self._training_data(sources, x, y, sample_weight, class_weight)
         if validation_data is not None:
             parts = keras_internals.unpack(validation_data)
             if keras_internals.is_array_data(parts[0]):
-                self._check_labels(parts[1])
+                checks.check_labels(self.model, parts[1])
                 sources["validation"] = ArraySource(*parts)
                 numbers = row_numbers("validation", sources["validation"].num_samples)
                 validation_data = (numbers,)
             arguments["validation_data"] = validation_data
         rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps_per_epoch"))
-        self._check_batch(rows)
+        checks.check_batch(self.options, rows)
 
         def train(worker: Worker, stream: Any) -> Any:
             if stream is not None:
@@ -100,10 +101,10 @@ class ParallelModel:
         **kwargs: Any,
     ) -> Any:
         """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
-        self._require_compiled("evaluate")
+        checks.require_compiled(self.model, "evaluate")
         sources: dict[str, ArraySource] = {}
         arguments = dict(kwargs, batch_size=batch_size)
-        arguments |= self._training_data(sources, x, y, sample_weight, None, kwargs)
+        arguments |= self._training_data(sources, x, y, sample_weight, None)
         rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
         return self._session(
             lambda worker, stream: self.model.evaluate(
@@ -152,57 +153,10 @@ class ParallelModel:
 
     def __str__(self) -> str:
         grid = self.options.grid
-        layout = self._layout or build.make_layout(self.model, self.options)
+        layout = self._layout or make_layout(self.model, self.options)
         return f"replicas: {grid.num_replicas}\n{layout.describe()}"
 
-    # --- checks, before any message ---
-
-    def _require_compiled(self, method: str) -> None:
-        if not self.model.compiled:
-            raise ValueError(
-                f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
-                f"Received: model '{self.model.name}', which is not compiled."
-            )
-        step = "train_step" if method == "fit" else "test_step"
-        if keras_internals.has_overridden(self.model, step):
-            raise ValueError(
-                f"A model with its own `{step}` is not supported over several ranks yet: that "
-                "step would have to know about them. Received: model of class "
-                f"'{type(self.model).__name__}'. Override `compute_loss` or `compute_metrics` "
-                "instead (strategy='data' calls them), or train in one process."
-            )
-        optimizer = self.model.optimizer
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "Loss scaling (mixed_float16) is not supported over several ranks yet: its finite "
-                "check must see the gradients of all of them. Received: optimizer of class "
-                f"'{type(optimizer).__name__}'. Use the 'mixed_bfloat16' policy or float32."
-            )
-        if (
-            optimizer is not None
-            and optimizer.gradient_accumulation_steps
-            and optimizer.global_clipnorm
-        ):
-            raise ValueError(
-                "`gradient_accumulation_steps` together with `global_clipnorm` is not supported "
-                f"over several ranks. Received: gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps}, global_clipnorm="
-                f"{optimizer.global_clipnorm}. Use num_microbatches instead of accumulation."
-            )
-
-    def _check_labels(self, y: Any) -> None:
-        if y is None and keras_internals.compile_loss(self.model) is not None:
-            raise ValueError("A model that was compiled with a loss needs labels. Received: y=None")
-
-    def _check_batch(self, rows: int) -> None:
-        grid, count = self.options.grid, self.options.num_microbatches
-        count = count if isinstance(count, int) else 1
-        if rows < grid.num_replicas * count:
-            raise ValueError(
-                "`batch_size` is the global batch and must have at least one row for each "
-                f"micro-batch of each replica. Received: batch_size={rows} for "
-                f"{grid.num_replicas} replicas x {count} micro-batches"
-            )
+    # --- data ---
 
     def _training_data(
         self,
@@ -211,13 +165,12 @@ class ParallelModel:
         y: Any,
         sample_weight: Any,
         class_weight: Any,
-        kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Arrays become a source and row numbers; a stream goes to Keras as it is."""
         if not keras_internals.is_array_data(x):
             given = {"y": y, "sample_weight": sample_weight, "class_weight": class_weight}
             return {"x": x} | {key: value for key, value in given.items() if value is not None}
-        self._check_labels(y)
+        checks.check_labels(self.model, y)
         source = sources["train"] = ArraySource(x, y, sample_weight, class_weight)
         return {"x": row_numbers("train", source.num_samples)}
 
@@ -244,11 +197,13 @@ class ParallelModel:
         if not isinstance(count, int):
             count = automatic_microbatches(rows, self.options.grid)
         if self.options.grid.num_partitions > 1:
-            build.check_can_cut(self.model)
+            checks.check_can_cut(self.model)
         is_leader = self._world.rank == LEADER
         if self.model.built and self._layout is None:
-            self._layout = build.make_layout(self.model, self.options)
-        fingerprint.require_same(self._world, self._fingerprints(sources, check))
+            self._layout = make_layout(self.model, self.options)
+        fingerprint.require_same(
+            self._world, fingerprint.collect(self.model, self.options, sources, *check)
+        )
         if "train" in sources:
             stream, specs = None, sources["train"].specs()
         else:
@@ -279,7 +234,7 @@ class ParallelModel:
                 stream, specs = peek(stream)
         except Exception as caught:
             error = caught
-        message = (specs, error and _portable(error))
+        message = (specs, error and portable(error))
         specs, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
         if recipe is not None:
             raise guard.everywhere(error or recipe[0](*recipe[1]))
@@ -295,7 +250,7 @@ class ParallelModel:
             guard.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
             guard.everywhere(error)
             worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
-            worker.release("fail", error=_portable(error))
+            worker.release("fail", error=portable(error))
             raise
         worker.order(Command("finish"))
         worker.release("stop", result=result)
@@ -320,26 +275,12 @@ class ParallelModel:
         if self._part is None or not usable or self._part_key != key:
             for comm in self._part.comms if self._part else []:
                 comm.free()
-            self._layout = build.make_layout(model, self.options)
+            self._layout = make_layout(model, self.options)
             self._part = build.build_part(
                 model, self._layout, self.options, self._world, specs, with_loss
             )
             self._part_key = key
         return self._part
-
-    def _fingerprints(self, sources: dict[str, ArraySource], check: Any) -> dict[str, str]:
-        options = self.options
-        simple = {
-            name: value
-            for name, value in check[1].items()
-            if isinstance(value, int | float | str) and name != "verbose"
-        }
-        return {
-            "model": fingerprint.model_fingerprint(self.model),
-            "optimizer and loss": fingerprint.compile_fingerprint(self.model),
-            "arguments": fingerprint.digest((options, check[0], sorted(simple.items()), check[2])),
-            "data": fingerprint.digest({k: v.fingerprint() for k, v in sources.items()}),
-        }
 
     def _history(self, outcome: dict[str, Any]) -> Any:
         if self._world.rank == LEADER:
@@ -357,27 +298,3 @@ def _batch_rows(source: ArraySource | None, steps: int | None) -> int:
     if source is not None and steps:
         return math.ceil(source.num_samples / steps)
     return _DEFAULT_BATCH
-
-
-def _portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
-    """How another rank makes `error`: a function and its arguments."""
-    for recipe in ((_same, (error,)), (_rebuild, (type(error), error.args, vars(error)))):
-        try:
-            make, arguments = pickle.loads(pickle.dumps(recipe))
-            twin = make(*arguments)
-        except Exception:  # any failure means that it cannot travel so
-            continue
-        if type(twin) is type(error) and str(twin) == str(error):
-            return recipe
-    return RuntimeError, (f"{type(error).__name__}: {error}",)
-
-
-def _same(error: Exception) -> Exception:
-    return error
-
-
-def _rebuild(kind: type[Exception], args: Any, attributes: dict[str, Any]) -> Exception:
-    """An error made without its own `__init__`, which may want other arguments than `args`."""
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(attributes)
-    return error

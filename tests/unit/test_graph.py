@@ -15,16 +15,14 @@ from keras import layers, ops  # noqa: E402
 from zoo import CASES  # noqa: E402
 
 from hyparflow import keras_internals  # noqa: E402
-from hyparflow.graph import FlatGraph, flatten  # noqa: E402
+from hyparflow.graph import FlatGraph  # noqa: E402
 from hyparflow.partition import divide  # noqa: E402
 
 STAGES = (2, 3, 4)
 
 
 def flat_graph(model: Any) -> FlatGraph:
-    graph = flatten(model)
-    assert graph is not None
-    return graph
+    return FlatGraph(model, keras_internals.opened_graph(model))
 
 
 def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
@@ -192,8 +190,8 @@ def test_a_model_with_its_own_call_has_no_graph() -> None:
             return super().call(x) + 1
 
     inputs = keras.Input((4,))
-    assert flatten(Own()) is None
-    assert flatten(OwnFunctional(inputs, layers.Dense(2)(inputs))) is None
+    assert keras_internals.opened_graph(Own()) is None
+    assert keras_internals.opened_graph(OwnFunctional(inputs, layers.Dense(2)(inputs))) is None
 
 
 def test_a_nested_model_with_its_own_call_is_kept_whole() -> None:

@@ -1,0 +1,99 @@
+"""What is refused before any message is sent, alike on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from hyparflow import keras_internals
+from hyparflow.options import Options
+
+__all__ = ["check_batch", "check_can_cut", "check_labels", "require_compiled"]
+
+
+def require_compiled(model: Any, method: str) -> None:
+    """Check that `model` is compiled, with nothing that several ranks could not honour.
+
+    Raises:
+        ValueError: naming what is missing or not supported.
+    """
+    if not model.compiled:
+        raise ValueError(
+            f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
+            f"Received: model '{model.name}', which is not compiled."
+        )
+    step = "train_step" if method == "fit" else "test_step"
+    if keras_internals.has_overridden(model, step):
+        raise ValueError(
+            f"A model with its own `{step}` is not supported over several ranks yet: that "
+            "step would have to know about them. Received: model of class "
+            f"'{type(model).__name__}'. Override `compute_loss` or `compute_metrics` "
+            "instead (strategy='data' calls them), or train in one process."
+        )
+    optimizer = model.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Loss scaling (mixed_float16) is not supported over several ranks yet: its finite "
+            "check must see the gradients of all of them. Received: optimizer of class "
+            f"'{type(optimizer).__name__}'. Use the 'mixed_bfloat16' policy or float32."
+        )
+    if (
+        optimizer is not None
+        and optimizer.gradient_accumulation_steps
+        and optimizer.global_clipnorm
+    ):
+        raise ValueError(
+            "`gradient_accumulation_steps` together with `global_clipnorm` is not supported "
+            f"over several ranks. Received: gradient_accumulation_steps="
+            f"{optimizer.gradient_accumulation_steps}, global_clipnorm="
+            f"{optimizer.global_clipnorm}. Use num_microbatches instead of accumulation."
+        )
+
+
+def check_labels(model: Any, y: Any) -> None:
+    """Check that there are labels where `model` has a loss.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if y is None and keras_internals.compile_loss(model) is not None:
+        raise ValueError("A model that was compiled with a loss needs labels. Received: y=None")
+
+
+def check_batch(options: Options, rows: int) -> None:
+    """Check that a global batch of `rows` rows has one for every micro-batch of every replica.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    grid, count = options.grid, options.num_microbatches
+    count = count if isinstance(count, int) else 1
+    if rows < grid.num_replicas * count:
+        raise ValueError(
+            "`batch_size` is the global batch and must have at least one row for each "
+            f"micro-batch of each replica. Received: batch_size={rows} for "
+            f"{grid.num_replicas} replicas x {count} micro-batches"
+        )
+
+
+def check_can_cut(model: Any) -> None:
+    """Check that `model` has a graph that can be cut and no step of its own.
+
+    Raises:
+        ValueError: naming the class and what to do.
+    """
+    name = type(model).__name__
+    if keras_internals.opened_graph(model) is None:
+        raise ValueError(
+            "A model can be cut into partitions only if Keras knows its graph: a Functional or "
+            "Sequential model, without a `call` of its own. Received: model of class "
+            f"'{name}', which has no such graph. Build it with keras.Model(inputs, outputs), or "
+            "use strategy='data', which trains any model."
+        )
+    for method in ("compute_loss", "compute_metrics"):
+        if keras_internals.has_overridden(model, method):
+            raise ValueError(
+                f"A model with its own `{method}` cannot be cut: that method needs the whole "
+                f"model at once. Received: model of class '{name}'. Use strategy='data'."
+            )

@@ -1,0 +1,202 @@
+"""What `compile` made: losses, metrics and the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+
+from hyparflow.keras_internals.graph import (
+    call_model,
+    opened_graph,
+    output_structure,
+    symbolic_output,
+)
+
+__all__ = [
+    "applying_part",
+    "build_compiled",
+    "compile_arguments",
+    "compile_loss",
+    "compile_metrics",
+    "copy_with_losses",
+    "has_overridden",
+    "loss_entries",
+    "loss_tracker",
+    "loss_values",
+    "masked_weight",
+    "settable_learning_rate",
+    "symbolic_batch",
+]
+
+
+def loss_tracker(model: Any) -> Any:
+    """The metric called "loss" of a compiled model."""
+    return model._loss_tracker
+
+
+def compile_loss(model: Any) -> Any | None:
+    """The object that evaluates the losses given to `compile`, or None."""
+    return model._compile_loss
+
+
+def compile_metrics(model: Any) -> Any | None:
+    """The object that holds the metrics given to `compile`, or None."""
+    return model._compile_metrics
+
+
+def loss_entries(compiled: Any) -> list[Any]:
+    """The flat losses of a built compile-loss object: (path, loss, loss weight, name)."""
+    return list(compiled._flat_losses)
+
+
+def copy_with_losses(
+    compiled: Any, losses: Iterable[Any], wrap_metric: Callable[[Any], Any] | None = None
+) -> Any:
+    """A compile-loss object like `compiled` with each loss, and each metric, replaced.
+
+    Resolving names, structures and weights of several outputs is Keras's; only the leaves are
+    wrapped. Without `wrap_metric` the metrics are left alone by the copy.
+    """
+    ignore = _IgnoredMetric() if wrap_metric is None else None
+    metrics = [ignore or wrap_metric(metric) for metric in compiled.metrics]  # type: ignore[misc]
+
+    class Twin(type(compiled)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(compiled.__dict__)
+
+        @property
+        def metrics(self) -> list[Any]:
+            return metrics
+
+    twin = Twin()
+    entries = loss_entries(compiled)
+    twin._flat_losses = [
+        entry._replace(loss=loss) for entry, loss in zip(entries, losses, strict=True)
+    ]
+    return twin
+
+
+def symbolic_batch(model: Any, specs: Any) -> Any:
+    """Symbolic (y, y_pred, sample weights) of a model, or None where there are no labels."""
+    x, y, sample_weight = specs
+    if y is None:
+        return None
+    functional = opened_graph(model)
+    if functional is None:
+        outputs = symbolic_output(lambda x: call_model(model, x, False), _symbolic(x))
+    else:
+        outputs = output_structure(functional, functional.outputs)
+    return _symbolic(y), _symbolic(outputs), _symbolic(sample_weight)
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """What `compile` was called with."""
+    config = getattr(model, "_compile_config", None)
+    return {} if config is None else config.config
+
+
+def build_compiled(model: Any, symbolic: Any) -> None:
+    """Create the losses' and metrics' variables, without running the model.
+
+    Keras does this in its first step; a rank that never sees the outputs must do it before, and
+    every rank in the same order.
+    """
+    if symbolic is None:
+        return
+    metrics = model._compile_metrics
+    if metrics is not None and not metrics.built:
+        symbolic_output(_updated(metrics), *symbolic)
+    loss = model._compile_loss
+    if loss is not None and not loss.built:
+        symbolic_output(loss, *symbolic)
+
+
+def _updated(metrics: Any) -> Any:
+    def update(y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        metrics.update_state(y, y_pred, sample_weight)
+        return y_pred
+
+    return update
+
+
+def _symbolic(structure: Any) -> Any:
+    """Symbolic tensors like those in `structure`, with any number of rows."""
+    return keras.tree.map_structure(
+        lambda x: (
+            None
+            if x is None
+            else keras.KerasTensor(
+                (None, *x.shape[1:]), dtype=keras.backend.standardize_dtype(x.dtype)
+            )
+        ),
+        structure,
+    )
+
+
+class _IgnoredMetric:
+    """A metric that is never updated."""
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+def masked_weight(sample_weight: Any, mask: Any, reduction: str) -> Any | None:
+    """Sample weights times mask, broadcast as Keras's losses do it."""
+    from keras.src.losses.loss import apply_mask
+
+    return apply_mask(sample_weight, mask, dtype="float64", reduction=reduction)
+
+
+def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
+    """The values of a loss before weights and reduction, or None where it has no such step.
+
+    Converts its arguments as Keras's losses do. `ignore_class` leaves a mask on the values.
+    """
+    if not hasattr(loss, "call"):
+        return None
+
+    def convert(x: Any) -> Any:
+        return keras.ops.convert_to_tensor(x, dtype=loss.dtype)
+
+    return loss.call(
+        keras.tree.map_structure(convert, y_true), keras.tree.map_structure(convert, y_pred)
+    )
+
+
+def has_overridden(model: Any, method: str) -> bool:
+    """Whether the class of `model` has its own `method` instead of Keras's."""
+    for cls in type(model).__mro__:
+        if method in vars(cls):
+            return not cls.__module__.startswith("keras.")
+    return False
+
+
+def settable_learning_rate(optimizer: Any) -> float | None:
+    """The learning rate if it is a variable, which callbacks may set; None for a schedule."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return float(rate) if isinstance(rate, keras.Variable) else None
+
+
+@contextlib.contextmanager
+def applying_part(optimizer: Any, variables: list[Any]) -> Iterator[None]:
+    """While an optimizer step is traced for some of its variables only.
+
+    Global clipping is done by hyparflow, over all partitions; moving averages of weights must
+    follow the given variables only, for the others are trained elsewhere.
+    """
+    attributes = vars(optimizer)  # written directly: setting them would track them anew
+    names = ("global_clipnorm", "_trainable_variables", "_model_variables_moving_average")
+    saved = {name: attributes[name] for name in names if name in attributes}
+    attributes["global_clipnorm"] = None
+    attributes["_trainable_variables"] = list(variables)
+    if optimizer.use_ema:
+        index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
+        averages = saved["_model_variables_moving_average"]
+        attributes["_model_variables_moving_average"] = [averages[index[id(v)]] for v in variables]
+    try:
+        yield
+    finally:
+        attributes.update(saved)

@@ -1,0 +1,162 @@
+"""The graph of a model and what its layers hold and attach."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+__all__ = [
+    "additional_losses",
+    "all_layers",
+    "call_model",
+    "execution_order",
+    "get_mask",
+    "opened_graph",
+    "output_structure",
+    "own_compute_loss",
+    "seed_states",
+    "set_mask",
+    "standardize_inputs",
+    "state_variables",
+    "symbolic_output",
+    "takes_training",
+]
+
+
+def opened_graph(layer: Any) -> Any | None:
+    """The Functional graph of `layer` if its call is Keras's own walk through that graph.
+
+    The classes are not public; a subclass that overrides `call` has a graph that its call may
+    not follow, so it is kept whole.
+    """
+    from keras.src.models.functional import Functional
+    from keras.src.models.sequential import Sequential
+
+    if isinstance(layer, Sequential) and type(layer).call is Sequential.call:
+        return layer._functional
+    if isinstance(layer, Functional) and type(layer).call is Functional.call:
+        return layer
+    return None
+
+
+def all_layers(model: Any, include_self: bool = True) -> list[Any]:
+    """`model` and every layer inside it; the public `layers` lists the outermost only."""
+    return list(model._flatten_layers(include_self=include_self))
+
+
+def execution_order(functional: Any) -> Iterator[Any]:
+    """The nodes of a Functional model in the order in which its call runs them.
+
+    No public API lists calls (a layer may be called several times).
+    """
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            if node.operation is not None and not node.is_input:
+                yield node
+
+
+def standardize_inputs(functional: Any, inputs: Any) -> list[Any]:
+    """`inputs` as the flat list of tensors that the graph's inputs take, as `call` does it.
+
+    Casts, adds or drops a last axis of size 1, and puts dicts in order, with Keras's messages.
+    """
+    return list(functional._standardize_inputs(inputs))
+
+
+def output_structure(functional: Any, flat: list[Any]) -> Any:
+    """Flat outputs in the structure that the model's call returns (one-element lists undone)."""
+    packed = keras.tree.pack_sequence_as(functional._outputs_struct, flat)
+    return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
+
+
+def call_model(model: Any, inputs: Any, training: bool) -> Any:
+    """Call `model` as plain `train_step` and `test_step` do."""
+    if model._call_has_training_arg:
+        return model(inputs, training=training)
+    return model(inputs)
+
+
+def own_compute_loss(
+    model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+) -> Any:
+    """The model's own `compute_loss`, with or without its `training` argument."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+    )
+
+
+def takes_training(operation: Any) -> bool:
+    """Whether Keras passes `training` down to `operation` inside a Functional model."""
+    if hasattr(operation, "_call_context_args"):  # Keras 3.13 and later
+        return "training" in operation._call_context_args
+    return bool(getattr(operation, "_call_has_training_arg", False))
+
+
+def symbolic_output(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Shapes and dtypes of what `function` returns for symbolic arguments, without running it."""
+    from keras.src import backend
+
+    return backend.compute_output_spec(function, *args, **kwargs)
+
+
+def state_variables(layer: Any) -> list[Any]:
+    """Variables of `layer` that its call changes: random seeds and non-trainable weights.
+
+    The public `non_trainable_variables` also holds the weights of frozen layers, which do not
+    change and may be shared freely.
+    """
+    state = []
+    for sub in layer._flatten_layers():
+        if sub.trainable:
+            state += sub._non_trainable_variables
+        state += [generator.state for generator in sub._seed_generators]
+    return state
+
+
+def seed_states(model: Any) -> list[Any]:
+    """The state of every random generator in `model`."""
+    layers = model._flatten_layers()
+    return [generator.state for layer in layers for generator in layer._seed_generators]
+
+
+def get_mask(tensor: Any) -> Any | None:
+    """The Keras mask that travels with `tensor` (an attribute; there is no public getter)."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attach a Keras mask to `tensor`."""
+    tensor._keras_mask = mask
+
+
+def additional_losses(layer: Any, share: Any) -> list[Any]:
+    """What the last call of `layer` added by `add_loss` and activity regularizers.
+
+    The public `losses` mixes these with weight regularization, which is counted elsewhere.
+
+    Args:
+        layer: a layer that has been called.
+        share: the part of the global batch that it was called with. Some versions of Keras sum
+            activity regularizers over rows instead of averaging; divided by the share, a sum
+            counts as an average does.
+    """
+    losses = []
+    for sub in all_layers(layer):
+        is_sum = sub.activity_regularizer is not None and _activity_is_summed()
+        for loss in sub._get_own_losses():
+            losses.append(loss / keras.ops.cast(share, loss.dtype) if is_sum else loss)
+    return losses
+
+
+@functools.cache
+def _activity_is_summed() -> bool:
+    """Whether this Keras sums activity regularizers over the rows of a batch."""
+    layer = keras.layers.Activation("linear", activity_regularizer=keras.ops.sum, dtype="float32")
+    from keras.src.utils.module_utils import tensorflow as tf
+
+    with tf.init_scope():  # this may be asked while something is traced
+        layer(keras.ops.ones((2, 1), "float32"))
+        return float(layer.losses[0]) == 2.0

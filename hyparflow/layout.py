@@ -1,0 +1,67 @@
+"""How a model is cut: known on every rank alike, before any message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hyparflow import keras_internals, masks
+from hyparflow.checks import check_can_cut
+from hyparflow.graph import FlatGraph
+from hyparflow.options import Options
+from hyparflow.partition import OperationGraph, Partitioning, divide
+
+__all__ = ["Layout", "make_layout"]
+
+
+@dataclass
+class Layout:
+    """How a model is cut, the same on every rank, known before any message.
+
+    Attributes:
+        graph: the flat graph, or None where the whole model is the only stage.
+        operations: the graph as pure data (None without a graph).
+        partitioning: stages and edges.
+        masked: tensors that carry a mask.
+    """
+
+    graph: FlatGraph | None
+    operations: OperationGraph | None
+    partitioning: Partitioning
+    masked: frozenset[int]
+
+    def describe(self) -> str:
+        """A table of the partitions."""
+        if self.operations is None:
+            return "one partition: the whole model"
+        rows = []
+        for stage in range(self.partitioning.num_stages):
+            numbers = self.partitioning.operations(stage)
+            operations = self.operations.operations
+            rows.append(
+                f"partition {stage}: {len(numbers)} operations, "
+                f"{operations[numbers[0]].name} to {operations[numbers[-1]].name}, "
+                f"{len(self.partitioning.stage_inputs[stage])} tensors in"
+            )
+        return "\n".join(rows)
+
+
+def _flat(model: Any) -> FlatGraph:
+    check_can_cut(model)
+    return FlatGraph(model, keras_internals.opened_graph(model))
+
+
+def make_layout(model: Any, options: Options) -> Layout:
+    """Cut `model` as `options` say. No messages.
+
+    Raises:
+        ValueError: if the model cannot be cut so.
+    """
+    if options.grid.num_partitions == 1:
+        if options.lpp is not None:
+            divide(_flat(model).operation_graph([]), 1, options.lpp)
+        return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
+    graph = _flat(model)
+    operations = graph.operation_graph(model.trainable_variables)
+    partitioning = divide(operations, options.grid.num_partitions, options.lpp)
+    return Layout(graph, operations, partitioning, masks.masked_tensors(graph))

@@ -1,0 +1,33 @@
+"""Errors that travel from one rank to the others and are raised there as they were."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["portable"]
+
+
+def portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
+    """How another rank makes `error`: a function and its arguments."""
+    for recipe in ((_same, (error,)), (_rebuild, (type(error), error.args, vars(error)))):
+        try:
+            make, arguments = pickle.loads(pickle.dumps(recipe))
+            twin = make(*arguments)
+        except Exception:  # any failure means that it cannot travel so
+            continue
+        if type(twin) is type(error) and str(twin) == str(error):
+            return recipe
+    return RuntimeError, (f"{type(error).__name__}: {error}",)
+
+
+def _same(error: Exception) -> Exception:
+    return error
+
+
+def _rebuild(kind: type[Exception], args: Any, attributes: dict[str, Any]) -> Exception:
+    """An error made without its own `__init__`, which may want other arguments than `args`."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
