@@ -298,12 +298,12 @@ def noisy() -> Any:
 CASES: dict[str, Case] = {
     "residual": Case(residual, residual_data, {"batch_size": 20, "epochs": 2}),
     "many": Case(many, many_data, {"batch_size": 18, "epochs": 2}),
-    "nested": Case(nested, nested_data, {"batch_size": 16, "epochs": 2}),
-    "sequences": Case(sequences, sequences_data, {"batch_size": 16, "epochs": 2}),
+    "nested": Case(nested, nested_data, {"batch_size": 16, "epochs": 1}),
+    "sequences": Case(sequences, sequences_data, {"batch_size": 16, "epochs": 1}),
     "attention": Case(attention, attention_data, {"batch_size": 16, "epochs": 1}),
     "tied": Case(tied, tied_data, {"batch_size": 17, "epochs": 2}),
     "siamese": Case(siamese, siamese_data, {"batch_size": 16, "epochs": 2}),
     "frozen": Case(frozen, frozen_data, {"batch_size": 17, "epochs": 2}),
-    "ignoring": Case(ignoring, ignoring_data, {"batch_size": 16, "epochs": 2}),
+    "ignoring": Case(ignoring, ignoring_data, {"batch_size": 16, "epochs": 1}),
     "noisy": Case(noisy, residual_data, {"batch_size": 20, "epochs": 2}, largest_split=1),
 }

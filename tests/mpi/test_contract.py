@@ -59,3 +59,35 @@ def test_fit_equals_plain(name: str) -> None:
                     actual = Outcome(history.history, State.of(model))
                     layout = f"{name}: P={partitions} R={replicas} M={microbatches} {schedule}"
                     require_none(actual.compare(expected), layout)
+
+
+def test_digits() -> None:
+    """Real data in sizes that divide by nothing: 1797 rows, batches of 100, 3 micro-batches."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    partitions, replicas = (WORLD.size // 2, 2) if WORLD.size > 1 else (1, 1)
+    with float_type("float64"):
+
+        def train(fit: Any, **layout: Any) -> Outcome:
+            keras.utils.set_random_seed(7)
+            x = inputs = keras.Input((8, 8, 1))
+            for filters in (4, 6):
+                x = keras.layers.Conv2D(filters, 3, activation="tanh", kernel_regularizer="l2")(x)
+            outputs = keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(x))
+            model = keras.Model(inputs, outputs)
+            optimizer = keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3)
+            model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+            data = (images.reshape(-1, 8, 8, 1) / 16.0, labels)
+            weights = np.linspace(0.5, 1.5, len(labels))
+            history = fit(model, *data, 100, epochs=2, sample_weight=weights, verbose=0, **layout)
+            return Outcome(history.history, State.of(model))
+
+        expected = on_leader(lambda: train(keras.Model.fit))
+        actual = train(
+            hf.fit,
+            strategy="hybrid",
+            num_partitions=partitions,
+            num_replicas=replicas,
+            num_microbatches=3,
+        )
+    require_none(actual.compare(expected), f"digits: P={partitions} R={replicas}")

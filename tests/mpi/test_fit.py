@@ -201,6 +201,27 @@ def test_state_continues_over_fits() -> None:
     require_none(faults, "fits")
 
 
+def test_layers_per_partition() -> None:
+    """`lpp` decides the cuts, and changes no number."""
+    x, y = data()
+    lpp = [4 - (WORLD.size - 1), *[1] * (WORLD.size - 1)]
+    model = build()
+    pm = hf.parallelize(model, strategy="model", lpp=lpp, num_microbatches=3)
+    keras.utils.set_random_seed(3)
+    history = pm.fit(x, y, verbose=0)
+
+    def fit_plain() -> Outcome:
+        twin = build()
+        keras.utils.set_random_seed(3)
+        return Outcome(twin.fit(x, y, verbose=0).history, State.of(twin))
+
+    expected = on_leader(fit_plain)
+    require_none(Outcome(history.history, State.of(model)).compare(expected), "lpp")
+    if WORLD.size > 1:
+        counts = [line.split(":")[1].split()[0] for line in str(pm).splitlines()[1:]]
+        assert [int(count) for count in counts] == lpp
+
+
 def test_compiling_again_and_freezing() -> None:
     """What was built for the model before is not used for what it is now."""
     x, y = data()
