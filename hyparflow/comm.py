@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow import launcher
-from hyparflow.deadline import Deadline, StatusBoard
+from hyparflow.deadline import Deadline, StatusBoard, meet
 
 __all__ = ["Communicator", "Request", "World", "start_mpi"]
 
@@ -199,6 +199,7 @@ class Communicator:
 
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""
+        self.wait(self._comm.Ibarrier(), "all ranks to make their communicators")
         return Communicator(self._comm.Split(color, self.rank), self._mpi, self._deadline)
 
     def free(self) -> None:
@@ -210,6 +211,7 @@ class World(Communicator):
     """All ranks of the job, with the board on which each rank writes what it is doing."""
 
     def __init__(self, mpi: Any) -> None:
+        meet(mpi)
         comm = mpi.COMM_WORLD.Dup()
         self.board = StatusBoard(mpi, mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED))
         super().__init__(comm, mpi, Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board))

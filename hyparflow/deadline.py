@@ -20,7 +20,7 @@ import numpy as np
 
 from hyparflow import guard
 
-__all__ = ["Deadline", "StatusBoard", "timeout_seconds"]
+__all__ = ["Deadline", "StatusBoard", "meet", "timeout_seconds"]
 
 _SLOT = 192  # bytes of text per rank
 _GRACE = 2.0  # seconds given to the other ranks for their answers
@@ -44,6 +44,23 @@ def timeout_seconds() -> float:
             f"Received: HYPARFLOW_TIMEOUT={text!r}"
         )
     return seconds
+
+
+def meet(mpi: Any) -> None:
+    """Wait until all ranks have come here, or end the job at the deadline.
+
+    What follows makes communicators, which MPI does only in calls that cannot be polled.
+    """
+    barrier = mpi.COMM_WORLD.Ibarrier()
+    end = time.monotonic() + timeout_seconds()
+    while not barrier.Test():
+        time.sleep(1e-3)
+        if time.monotonic() > end:
+            guard.say(
+                f"hyparflow: not all ranks called it within {timeout_seconds():g} s "
+                "(HYPARFLOW_TIMEOUT) of the first; all ranks are stopped.\n"
+            )
+            guard.abort(1)
 
 
 class StatusBoard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from typing import Any
@@ -12,7 +13,7 @@ from hyparflow import keras_internals
 from hyparflow.losses import LossTerms
 from hyparflow.options import Options
 
-__all__ = ["announce"]
+__all__ = ["announce", "users_stack_level"]
 
 
 def announce(
@@ -53,14 +54,14 @@ def announce(
             f"{len(normalized)} BatchNormalization layers ({_some(normalized)}) normalize over a "
             "micro-batch of one replica, not over the global batch as in one process. Remedies: "
             "fewer micro-batches or replicas, a larger batch, or GroupNormalization.",
-            stacklevel=2,
+            stacklevel=users_stack_level(),
         )
     if terms is not None and terms.one_number:
         warnings.warn(
             f"The losses {_some(terms.one_number)} give no value per row that could be added up; "
             "the mean over micro-batches and replicas is taken, which one process would not take. "
             "Remedy: a loss that returns one value per row.",
-            stacklevel=2,
+            stacklevel=users_stack_level(),
         )
 
 
@@ -68,3 +69,12 @@ def _some(names: list[str]) -> str:
     """The first few of `names`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def users_stack_level() -> int:
+    """How far up the stack the user's own call is, for a warning to name its line."""
+    frame: Any = inspect.currentframe()
+    level = 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("hyparflow."):
+        frame, level = frame.f_back, level + 1
+    return level

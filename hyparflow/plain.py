@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import warnings
 from typing import Any
 
 from hyparflow import launcher
+from hyparflow.notices import users_stack_level
 from hyparflow.options import resolve
 
 __all__ = ["PlainModel"]
@@ -22,15 +22,6 @@ def _wanted_ranks(arguments: dict[str, Any]) -> int:
         partitions = len(lpp)
     counts = (partitions or 1, arguments.get("num_replicas") or 1)
     return math.prod(n if isinstance(n, int) and n > 0 else 1 for n in counts)
-
-
-def _frames_of_package() -> int:
-    """How far up the stack the user's own call is, for a warning to name its line."""
-    frame: Any = inspect.currentframe()
-    level = 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("hyparflow."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 class PlainModel:
@@ -53,7 +44,7 @@ class PlainModel:
             warnings.warn(
                 f"hyparflow trains in one process, for no launcher started several; the {wanted} "
                 f"ranks asked for are started with: {launcher.describe_command(wanted)}",
-                stacklevel=_frames_of_package(),
+                stacklevel=users_stack_level(),
             )
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
