@@ -105,7 +105,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
         return PlainModel(model, {})
     import keras
 
-    from hyparflow.checks import check_can_cut
+    from hyparflow.checks import check_can_cut, check_model
     from hyparflow.parallel import ParallelModel
 
     if keras.backend.backend() != "tensorflow":
@@ -114,6 +114,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
             f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
         )
 
+    check_model(model)
     if options.grid.num_partitions > 1:
         check_can_cut(model)
     built = vars(model).setdefault(_CACHE, _Built()).models

@@ -214,7 +214,9 @@ def _transport(layout: Layout, replica: Communicator) -> Transport:
     tensors = layout.graph.tensors
     dtypes = [np.dtype(tf.as_dtype(tensors[e.tensor].dtype).as_numpy_dtype) for e in edges]
     crossing = {e.tensor for e in edges} | set(layout.graph.inputs)
-    fixed = all(None not in tensors[n].shape[1:] for n in crossing)
+    fixed = layout.graph.shapes_follow_rows() and all(
+        None not in tensors[n].shape[1:] for n in crossing
+    )
     return Transport(replica, edges, dtypes, [e.tensor in layout.masked for e in edges], fixed)
 
 

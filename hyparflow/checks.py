@@ -9,7 +9,14 @@ import keras
 from hyparflow import keras_internals
 from hyparflow.options import Options
 
-__all__ = ["check_batch", "check_can_cut", "check_labels", "require_compiled"]
+__all__ = [
+    "check_batch",
+    "check_can_cut",
+    "check_data",
+    "check_labels",
+    "check_model",
+    "require_compiled",
+]
 
 
 def require_compiled(model: Any, method: str) -> None:
@@ -51,6 +58,34 @@ def require_compiled(model: Any, method: str) -> None:
         )
 
 
+def check_model(model: Any) -> None:
+    """Check that `model` is a Keras model.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "hyparflow trains Keras 3 models. "
+            f"Received: model={model!r} of type {type(model).__name__}. Pass a keras.Model."
+        )
+
+
+def check_data(x: Any) -> None:
+    """Check that there are data.
+
+    Raises:
+        ValueError: if `x` is missing or an array without rows.
+    """
+    if x is None:
+        raise ValueError("Training and evaluation need data. Received: x=None")
+    empty = keras_internals.is_array_data(x) and any(
+        len(leaf) == 0 for leaf in keras.tree.flatten(x) if hasattr(leaf, "__len__")
+    )
+    if empty:
+        raise ValueError("`x` must have at least one row. Received: an array with no rows")
+
+
 def check_labels(model: Any, y: Any) -> None:
     """Check that there are labels where `model` has a loss.
 
@@ -84,6 +119,8 @@ def check_can_cut(model: Any) -> None:
         ValueError: naming the class and what to do.
     """
     name = type(model).__name__
+    if isinstance(model, keras.Sequential) and not model.built:
+        return  # the data will tell its input
     if keras_internals.opened_graph(model) is None:
         raise ValueError(
             "A model can be cut into partitions only if Keras knows its graph: a Functional or "

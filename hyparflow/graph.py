@@ -208,6 +208,21 @@ class FlatGraph:
 
         return run
 
+    def shapes_follow_rows(self) -> bool:
+        """Whether no operation is known that could choose sizes by the values of its inputs.
+
+        Keras's layers do not; the user's own code may (`boolean_mask`), and so do `nonzero` and
+        indexing with a tensor.
+        """
+        for call, reads in zip(self.calls, self._reads, strict=True):
+            kind = type(call.operation).__name__
+            own = any(not type(sub).__module__.startswith("keras.") for sub in _parts(call))
+            if own or kind in ("Lambda", "Nonzero", "NonZero"):
+                return False
+            if kind == "GetItem" and len(reads) > 1:
+                return False
+        return True
+
     def variables(self, operations: range | Sequence[int]) -> list[Any]:
         """The distinct variables of these operations' layers, in order."""
         found: dict[int, Any] = {}
@@ -260,6 +275,15 @@ class FlatGraph:
             shapes = [self.tensors[n].shape for n in reads]
         positions = max((_size(shape[1:-1]) for shape in shapes), default=1)
         return float(weights * positions + 8 * written)
+
+
+def _parts(call: Call) -> list[Any]:
+    """The operation of a call and every layer inside it, without hyparflow's own."""
+    if isinstance(call.operation, _Standardize):
+        return []
+    return [sub for layer in call.layers for sub in keras_internals.all_layers(layer)] or [
+        call.operation
+    ]
 
 
 def _like(tensor: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,29 +72,32 @@ def resolve(
     _check_count("num_replicas", num_replicas)
     if num_microbatches != "auto":
         _check_count("num_microbatches", num_microbatches)
-    grid = _grid(size, strategy, num_partitions, num_replicas, lpp)
+        num_microbatches = int(num_microbatches)
+    partitions = None if num_partitions is None else int(num_partitions)
+    replicas = None if num_replicas is None else int(num_replicas)
+    grid = _grid(size, strategy, partitions, replicas, lpp)
     if lpp is not None:
         lpp = _check_lpp(lpp)
     return Options(grid, num_microbatches, "1f1b" if schedule == "auto" else schedule, lpp)
 
 
 def _check_count(name: str, value: Any) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     also = ' or "auto"' if name == "num_microbatches" else ""
     if value is None and not also:
         return
-    if not (is_integer and value > 0):
+    if not (is_integer and int(value) > 0):
         raise ValueError(f"`{name}` must be a positive integer{also}. Received: {name}={value!r}")
 
 
 def _check_lpp(lpp: Any) -> tuple[int, ...]:
     parts = tuple(lpp) if isinstance(lpp, list | tuple) else ()
-    if not parts or not all(isinstance(part, int) and part > 0 for part in parts):
+    if not parts or not all(isinstance(part, numbers.Integral) and int(part) > 0 for part in parts):
         raise ValueError(
             "`lpp` (layers per partition) must be a list of positive integers, one per "
             f"partition. Received: lpp={lpp!r}"
         )
-    return parts
+    return tuple(int(part) for part in parts)
 
 
 def _grid(

@@ -17,7 +17,7 @@ from hyparflow.layout import Layout, make_layout
 from hyparflow.options import Options, automatic_microbatches
 from hyparflow.portable import portable
 from hyparflow.saving import save_atomically, use_atomic_saves
-from hyparflow.trainer import GatherWeights, bridge, row_numbers
+from hyparflow.trainer import bridge, row_numbers, with_weights
 from hyparflow.worker import Command, Worker
 
 __all__ = ["ParallelModel"]
@@ -82,10 +82,7 @@ class ParallelModel:
         def train(worker: Worker, stream: Any) -> Any:
             if stream is not None:
                 arguments["x"] = stream
-            mine = callbacks
-            if callbacks and not isinstance(callbacks, keras.callbacks.CallbackList):
-                mine = [GatherWeights(worker), *keras.tree.flatten(callbacks)]
-            history = self.model.fit(callbacks=mine, **arguments)
+            history = self.model.fit(callbacks=with_weights(callbacks, worker), **arguments)
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
         outcome = self._session(train, sources, x, rows, check=("fit", kwargs, rows))
@@ -98,6 +95,7 @@ class ParallelModel:
         batch_size: int | None = None,
         *,
         sample_weight: Any = None,
+        callbacks: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
@@ -108,7 +106,8 @@ class ParallelModel:
         rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
         return self._session(
             lambda worker, stream: self.model.evaluate(
-                **(arguments if stream is None else arguments | {"x": stream})
+                **(arguments if stream is None else arguments | {"x": stream}),
+                callbacks=with_weights(callbacks, worker),
             ),
             sources,
             x,
@@ -116,9 +115,12 @@ class ParallelModel:
             check=("evaluate", kwargs, rows),
         )
 
-    def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+    def predict(
+        self, x: Any, batch_size: int | None = None, *, callbacks: Any = None, **kwargs: Any
+    ) -> Any:
         """Predict as Keras's `predict` does; the result is the same on every rank."""
         sources: dict[str, ArraySource] = {}
+        checks.check_data(x)
         data = x
         if keras_internals.is_array_data(x):
             sources["train"] = ArraySource(x)
@@ -126,7 +128,10 @@ class ParallelModel:
         rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
         return self._session(
             lambda worker, stream: self.model.predict(
-                data if stream is None else stream, batch_size=batch_size, **kwargs
+                data if stream is None else stream,
+                batch_size=batch_size,
+                callbacks=with_weights(callbacks, worker),
+                **kwargs,
             ),
             sources,
             x,
@@ -167,11 +172,15 @@ class ParallelModel:
         class_weight: Any,
     ) -> dict[str, Any]:
         """Arrays become a source and row numbers; a stream goes to Keras as it is."""
+        checks.check_data(x)
         if not keras_internals.is_array_data(x):
             given = {"y": y, "sample_weight": sample_weight, "class_weight": class_weight}
             return {"x": x} | {key: value for key, value in given.items() if value is not None}
         checks.check_labels(self.model, y)
         source = sources["train"] = ArraySource(x, y, sample_weight, class_weight)
+        if class_weight is not None:
+            # `validation_split` cuts these rows off before Keras applies class weights.
+            sources["train without class weights"] = ArraySource(x, y, sample_weight)
         return {"x": row_numbers("train", source.num_samples)}
 
     # --- running ---
@@ -257,8 +266,13 @@ class ParallelModel:
         return result
 
     def _build(self, specs: Any, with_loss: bool) -> build.Part:
-        """This rank's part; built anew after the model was compiled or frozen differently."""
+        """This rank's part, built anew after the model was compiled again.
+
+        As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
+        """
         model = self.model
+        if isinstance(model, keras.Sequential) and not model.built:
+            model.build(specs[0].shape)
         if not model.built:
             zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
             inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, zeros)
@@ -269,7 +283,6 @@ class ParallelModel:
             id(keras_internals.compile_loss(model)) if compiled else 0,
             id(keras_internals.compile_metrics(model)) if compiled else 0,
             compiled and model.run_eagerly,
-            tuple(id(v) for v in model.trainable_variables),
         )
         usable = self._part is not None and (self._part.metrics is not None or not with_loss)
         if self._part is None or not usable or self._part_key != key:

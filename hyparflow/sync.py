@@ -6,6 +6,7 @@ those of its partition. Variables travel as bytes, joined into one message per o
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,13 @@ class WeightSync:
         """Give the leader's weights, random seeds and optimizer state to all. Collective."""
         self._broadcast([*self._weights, *self._slots], LEADER)
         self._separate_seeds()
+
+    def checksum(self) -> int:
+        """A number that changes when weights or optimizer state of this rank do."""
+        total = 0
+        for variable in [*self._weights, *self._slots]:
+            total = zlib.crc32(variable.numpy().tobytes(), total)
+        return total
 
     def _separate_seeds(self) -> None:
         """Let replicas draw different random numbers; replica 0 draws those of plain Keras."""

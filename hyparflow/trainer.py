@@ -12,6 +12,8 @@ weights that callbacks ask for    `bridge` wraps `get_weights`, `save` and the l
                                   owners' weights are gathered first
 weights that callbacks set        `bridge` wraps `set_weights` and `load_weights`: the leader's
                                   weights go to all ranks afterwards
+variables that callbacks read     `with_weights`, at the ends of epochs and evaluations
+or write directly
 ================================  ==========================================================
 
 The model itself is given the steps, rather than a model around it, because callbacks and the
@@ -32,7 +34,7 @@ from hyparflow.data import dense
 from hyparflow.stage import as_tensors
 from hyparflow.worker import Command, Worker
 
-__all__ = ["GatherWeights", "bridge", "row_numbers"]
+__all__ = ["bridge", "row_numbers", "with_weights"]
 
 _PREFIX = "hyparflow_rows_of_"
 _READS = ("get_weights", "save", "save_weights", "export")
@@ -44,19 +46,47 @@ def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
     return {_PREFIX + source: np.arange(count)}
 
 
-class GatherWeights(keras.callbacks.Callback):
-    """Before the user's callbacks see the end of an epoch, the model holds current weights.
+class WeightsIn(keras.callbacks.Callback):
+    """First of the callbacks: what the others then see at these points are current weights.
 
-    A callback may read a layer's variables directly, which no wrapper can notice.
+    A callback may read and write variables directly, which no wrapper of a method can notice.
     """
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
+        self.checksum = 0
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Gather the owners' weights."""
+    def _enter(self, *args: Any, **kwargs: Any) -> None:
         self._worker.order(Command("gather"))
+        self.checksum = self._worker.checksum()
+
+    on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _enter
+    on_test_begin = on_test_end = on_predict_begin = on_predict_end = _enter
+
+
+class WeightsOut(keras.callbacks.Callback):
+    """Last of the callbacks: weights that one of the others wrote go to all ranks."""
+
+    def __init__(self, worker: Worker, before: WeightsIn) -> None:
+        super().__init__()
+        self._worker = worker
+        self._before = before
+
+    def _leave(self, *args: Any, **kwargs: Any) -> None:
+        if self._worker.checksum() != self._before.checksum:
+            self._worker.order(Command("scatter"))
+
+    on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _leave
+    on_test_begin = on_test_end = on_predict_begin = on_predict_end = _leave
+
+
+def with_weights(callbacks: Any, worker: Worker) -> Any:
+    """The user's callbacks between `WeightsIn` and `WeightsOut`; none stay none."""
+    if not callbacks or isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    before = WeightsIn(worker)
+    return [before, *keras.tree.flatten(callbacks), WeightsOut(worker, before)]
 
 
 @contextlib.contextmanager

@@ -64,8 +64,15 @@ class Transport:
         arrays = [np.asarray(part, order="C") for part in parts]
         peer = self._edges[edge].consumer
         key = (edge, rows)
+        shapes = [array.shape for array in arrays]
+        if self._fixed and self._shapes.get(key, shapes) != shapes:
+            raise RuntimeError(
+                "The shape of a tensor that crosses a cut must follow from the number of rows. "
+                f"Received: tensor {self._edges[edge].tensor} with shapes {self._shapes[key]} and "
+                f"{shapes} for {rows} rows. Cut the model elsewhere, with `lpp`."
+            )
         if not self._fixed or key not in self._shapes:
-            self._shapes[key] = [array.shape for array in arrays]
+            self._shapes[key] = shapes
             self._outgoing += self._comm.send(_header(self._shapes[key]), peer, tag)
         for array in arrays:
             self._outgoing += self._comm.send(array, peer, tag)

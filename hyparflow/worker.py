@@ -183,6 +183,10 @@ class Worker:
         self._part.sync.gather()  # type: ignore[union-attr]
         self._stale = False
 
+    def checksum(self) -> int:
+        """A number that changes when this rank's weights or optimizer state do."""
+        return self._part.sync.checksum()  # type: ignore[union-attr]
+
     def scatter(self, command: Command) -> None:
         """Give all ranks the leader's weights and optimizer state."""
         self._world.board.write("takes the leader's weights")
@@ -233,7 +237,10 @@ class Worker:
         if command.source is None:
             self._take_stream(command, batch, weigh)
         else:
-            source, indices = self.sources[command.source], command.indices
+            name, indices = command.source, command.indices
+            unweighted = f"{name} without class weights"
+            test = command.name == "test" and unweighted in self.sources
+            source = self.sources[unweighted if test else name]
             if self._partition == 0 or weigh:
                 batch.x = source.x(indices if weigh else indices[start:stop])
             if is_last and labels:

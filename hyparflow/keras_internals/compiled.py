@@ -184,13 +184,19 @@ def settable_learning_rate(optimizer: Any) -> float | None:
 def applying_part(optimizer: Any, variables: list[Any]) -> Iterator[None]:
     """While an optimizer step is traced for some of its variables only.
 
-    Global clipping is done by hyparflow, over all partitions; moving averages of weights must
-    follow the given variables only, for the others are trained elsewhere.
+    Global clipping is done by hyparflow, over all partitions; the loss was not scaled, so nothing
+    is to be unscaled; moving averages of weights must follow the given variables only, for the
+    others are trained elsewhere.
     """
     attributes = vars(optimizer)  # written directly: setting them would track them anew
-    names = ("global_clipnorm", "_trainable_variables", "_model_variables_moving_average")
+    names = (
+        "global_clipnorm",
+        "loss_scale_factor",
+        "_trainable_variables",
+        "_model_variables_moving_average",
+    )
     saved = {name: attributes[name] for name in names if name in attributes}
-    attributes["global_clipnorm"] = None
+    attributes["global_clipnorm"] = attributes["loss_scale_factor"] = None
     attributes["_trainable_variables"] = list(variables)
     if optimizer.use_ema:
         index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}

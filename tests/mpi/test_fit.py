@@ -90,6 +90,7 @@ def compare(arguments: Callable[[], dict[str, Any]]) -> tuple[Any, Any]:
         {"batch_size": 10, "steps_per_epoch": 3, "epochs": 4},
         {"sample_weight": np.linspace(0, 2, ROWS), "batch_size": 16},
         {"batch_size": 44, "epochs": 2},
+        {"class_weight": {0: 0.2, 1: 1.0, 2: 3.0}, "validation_split": 0.3, "epochs": 2},
     ],
     ids=lambda a: "-".join(a),
 )
@@ -447,6 +448,70 @@ def test_callback_sees_current_weights() -> None:
     else:
         assert not seen[1]
     require_none(faults, "weights in callbacks")
+
+
+def test_callback_that_writes_variables() -> None:
+    """Averages of weights swapped in for the validation, by Keras's own callback."""
+    x, y = data()
+
+    def train(fit: Callable[..., Any], **layout: Any) -> Outcome:
+        model = build()
+        optimizer = keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.8)
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        keras.utils.set_random_seed(4)
+        callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+        given = {"validation_data": (x[:9], y[:9]), "epochs": 2, "callbacks": callbacks}
+        history = fit(model, x, y, verbose=0, **given, **layout)
+        return Outcome(history.history, State.of(model))
+
+    expected = on_leader(lambda: train(keras.Model.fit))
+    require_none(train(hf.fit, **LAYOUT).compare(expected), "SwapEMAWeights")
+
+
+def test_sizes_that_depend_on_values() -> None:
+    """A tensor with as many rows as were selected crosses a cut."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((5,))
+    x = layers.Dense(5, activation="tanh")(inputs)
+    chosen = layers.Lambda(lambda t: tf.boolean_mask(t, t[:, 0] > 0), output_shape=(5,))(x)
+    y = layers.Dense(5, activation="tanh")(layers.Dense(5, activation="tanh")(chosen))
+    mean = layers.Lambda(
+        lambda t: t[0] + keras.ops.mean(t[1], axis=0, keepdims=True), output_shape=(5,)
+    )([x, y])
+    model = keras.Model(inputs, layers.Dense(3)(mean))
+    model.compile(
+        keras.optimizers.SGD(0.1, loss_scale_factor=8.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    start = model.get_weights()
+    features, labels = data()
+
+    def train(fit: Callable[..., Any], **layout: Any) -> list[np.ndarray]:
+        model.set_weights(start)
+        keras.utils.set_random_seed(4)
+        fit(model, features, labels, 15, verbose=0, epochs=2, **layout)
+        return model.get_weights()
+
+    expected = on_leader(lambda: train(keras.Model.fit))
+    actual = train(hf.fit, strategy="model", num_microbatches=1)
+    pairs = zip(actual, expected, strict=True)
+    require_none([f for a, b in pairs for f in differences("weight", a, b, 1e-10)], "sizes")
+
+
+def test_sequential_that_is_not_built() -> None:
+    """Its input is known from the data only."""
+    x, y = data()
+
+    def train(fit: Callable[..., Any], **layout: Any) -> Outcome:
+        keras.utils.set_random_seed(2)
+        hidden = [layers.Dense(6, activation="tanh") for _ in range(3)]
+        model = keras.Sequential([*hidden, layers.Dense(1)])
+        model.compile("adam", "mse")
+        history = fit(model, x, y, verbose=0, **layout)
+        return Outcome(history.history, State.of(model))
+
+    expected = on_leader(lambda: train(keras.Model.fit))
+    require_none(train(hf.fit, strategy="model").compare(expected), "Sequential")
 
 
 def test_callback_error_reaches_every_rank() -> None:
