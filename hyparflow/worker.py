@@ -232,8 +232,8 @@ class Worker:
         start, stop = replica_rows(rows, self._grid, self._replica)
         batch = Batch(rows, microbatch_rows(start, stop, self._num_microbatches))
         is_last = self._grid.is_last(self._world.rank)
-        weigh = self._part.weigh is not None and is_last and labels
-        batch.x_is_global = weigh
+        weigh = self._part.weigh is not None and labels
+        batch.x_is_global = weigh and is_last
         if command.source is None:
             self._take_stream(command, batch, weigh)
         else:
@@ -241,8 +241,8 @@ class Worker:
             unweighted = f"{name} without class weights"
             test = command.name == "test" and unweighted in self.sources
             source = self.sources[unweighted if test else name]
-            if self._partition == 0 or weigh:
-                batch.x = source.x(indices if weigh else indices[start:stop])
+            if self._partition == 0 or batch.x_is_global:
+                batch.x = source.x(indices if batch.x_is_global else indices[start:stop])
             if is_last and labels:
                 batch.y, batch.sample_weight = source.y(indices), source.sample_weight(indices)
         return batch
@@ -253,9 +253,9 @@ class Worker:
             requests = []
             for rank in range(1, self._grid.size):
                 if self._grid.is_reader(rank) or self._grid.is_last(rank):
-                    data = self._stream_for(rank, command, weigh=self._part.weigh is not None)
+                    data = self._stream_for(rank, command, weigh)
                     requests += self._world.send_object(data, rank, _DATA_TAG)
-            mine = self._stream_for(LEADER, command, weigh=self._part.weigh is not None)
+            mine = self._stream_for(LEADER, command, weigh)
             self._world.wait_all(requests, "readers to take their rows")
         elif self._partition == 0 or self._grid.is_last(self._world.rank):
             mine = self._world.receive_object(LEADER, _DATA_TAG, "rows from the leader")
@@ -264,7 +264,9 @@ class Worker:
         batch.x, batch.y, batch.sample_weight = mine
 
     def _stream_for(self, rank: int, command: Command, weigh: bool) -> tuple[Any, Any, Any]:
-        """What `rank` needs of the leader's batch: its rows of x, all of y and the weights."""
+        """What `rank` needs of the leader's batch: its rows of x, or all where losses are to be
+        weighed, and on a last partition all of y and the sample weights.
+        """
         x, y, sample_weight = self._stream or (None, None, None)
         is_last = self._grid.is_last(rank)
         if not (weigh and is_last):

@@ -35,9 +35,14 @@ class Setup(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+MODEL = ("--strategy", "model", "--num-partitions", "2")
+
+# Twice two partitions, to tell what the cut changes from what small micro-batches change:
+# "auto" makes 8 of 16 rows; with 2, BatchNormalization sees as many rows as with 2 replicas.
 SETUPS = (
     Setup("1 process", 1),
-    Setup("2 partitions", 2, ("--strategy", "model", "--num-partitions", "2")),
+    Setup("2 partitions", 2, MODEL),
+    Setup("2 partitions, M=2", 2, (*MODEL, "--num-microbatches", "2")),
     Setup("2 replicas", 2, ("--strategy", "data", "--num-replicas", "2")),
 )
 
@@ -46,14 +51,21 @@ def main() -> None:
     args = parse()
     args.output.mkdir(parents=True, exist_ok=True)
     histories: dict[str, list[dict[str, Any]]] = {setup.name: [] for setup in SETUPS}
+    if args.only:
+        known = json.loads((args.output / "results.json").read_text())["histories"]
+        histories |= {name: runs for name, runs in known.items() if name != args.only}
     for seed in range(args.seeds):
         for setup in SETUPS:
+            if args.only not in (None, setup.name):
+                continue
             start = time.perf_counter()
             histories[setup.name].append(train(setup, seed, args))
             print(f"{setup.name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     curves = {name: [h["val_accuracy"] for h in runs] for name, runs in histories.items()}
     print("\n" + table(curves) + "\n\n" + verdict(curves))
-    settings = {key: value for key, value in vars(args).items() if key not in ("data", "output")}
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("data", "output", "only")
+    }
     results = {
         "settings": {"data": args.data.name, **settings},
         "environment": environment(),
@@ -72,6 +84,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="train on so many images, not on all")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument(
+        "--only",
+        choices=[setup.name for setup in SETUPS],
+        help="train this setup and take the others from results.json, made with the same settings",
+    )
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument(
         "--mpirun",
@@ -129,7 +146,7 @@ def plot(curves: Curves, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for (name, runs), dashes in zip(curves.items(), ("-", "--", ":"), strict=True):
+    for (name, runs), dashes in zip(curves.items(), ("-", "--", "-.", ":"), strict=True):
         per_epoch = list(zip(*runs, strict=True))
         epochs = range(1, len(per_epoch) + 1)
         axes.plot(epochs, [statistics.mean(v) for v in per_epoch], dashes, marker="o", label=name)

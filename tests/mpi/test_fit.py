@@ -450,6 +450,33 @@ def test_callback_sees_current_weights() -> None:
     require_none(faults, "weights in callbacks")
 
 
+def test_callback_predicts_with_a_masked_model() -> None:
+    """Whose losses need the whole batch, though predictions do not."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(7, 4, mask_zero=True)(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dense(4, activation="tanh")(x)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    rng = np.random.default_rng(0)
+    tokens, labels = rng.integers(0, 7, (22, 4)).astype("int32"), rng.integers(0, 3, (22, 4))
+    seen: list[Any] = []
+
+    def look(epoch: int, logs: Any) -> None:
+        seen.append(model.predict(tokens, batch_size=11, verbose=0))
+        seen.append(model.evaluate(tokens, labels, batch_size=11, verbose=0))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=look)
+    arguments = {"strategy": "data", "num_microbatches": 2, "callbacks": [callback]}
+    hf.fit(model, tokens, labels, 11, verbose=0, **arguments)
+    faults: list[str] = []
+    if hf.is_leader():
+        faults += differences("predict", seen[0], model.predict(tokens, verbose=0), 1e-12)
+        expected = model.evaluate(tokens, labels, batch_size=11, verbose=0)
+        faults += differences("evaluate", seen[1], expected, 1e-12)
+    require_none(faults, "masked model in a callback")
+
+
 def test_callback_that_writes_variables() -> None:
     """Averages of weights swapped in for the validation, by Keras's own callback."""
     x, y = data()
