@@ -18,6 +18,7 @@ __all__ = [
     "Throughput",
     "add_parallel_arguments",
     "add_training_arguments",
+    "learning_rate",
     "load_images",
     "parallel_arguments",
     "report",
@@ -69,8 +70,21 @@ def add_training_arguments(
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--batch-size", type=int, default=batch_size, help="over all ranks")
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument(
+        "--cosine", action="store_true", help="let the learning rate fall to 0 along a cosine"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling")
     parser.add_argument("--history", type=Path, help="write the metrics of each epoch here (JSON)")
+
+
+def learning_rate(
+    args: argparse.Namespace, images: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """What the options ask for: a constant, or a cosine over all steps of the training."""
+    if not args.cosine:
+        return args.learning_rate
+    steps = args.epochs * math.ceil(images / args.batch_size)
+    return keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
 
 
 def load_images(data: str, samples: int | None = None) -> Images:

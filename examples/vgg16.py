@@ -33,7 +33,7 @@ def main() -> None:
     (x, y), validation = common.load_images(args.data, args.samples)
     model = build()
     model.compile(
-        optimizer=keras.optimizers.Adam(args.learning_rate),
+        optimizer=keras.optimizers.Adam(common.learning_rate(args, len(x))),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )

@@ -12,6 +12,7 @@ from hyparflow.options import resolve
 if TYPE_CHECKING:
     from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
+    from hyparflow.session import Session
 
 __all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
 
@@ -107,6 +108,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
 
     from hyparflow.checks import check_can_cut, check_model
     from hyparflow.parallel import ParallelModel
+    from hyparflow.session import Session
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -117,19 +119,18 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     check_model(model)
     if options.grid.num_partitions > 1:
         check_can_cut(model)
-    built = vars(model).setdefault(_CACHE, _Built()).models
+    sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
     key = (options.grid, options.lpp)
-    if key not in built:
-        built[key] = ParallelModel(model, options, world)
-    built[key].options = options
-    return built[key]
+    if key not in sessions:
+        sessions[key] = Session(model, options, world)
+    return ParallelModel(model, options, world, sessions[key])
 
 
-class _Built:
+class _Sessions:
     """What was built for one model object, so that a second `fit` need not compile again."""
 
     def __init__(self) -> None:
-        self.models: dict[Any, ParallelModel] = {}
+        self.by_layout: dict[Any, Session] = {}
 
 
 def fit(

@@ -22,30 +22,39 @@ from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState
 from hyparflow.options import Options
 from hyparflow.partition import Partitioning
+from hyparflow.place import Place
 from hyparflow.schedule import forward_only, make_schedule
 from hyparflow.stage import Body, Stage, graph_body, model_body
 from hyparflow.sync import WeightSync
 from hyparflow.transport import Transport
 from hyparflow.update import Update
 
-__all__ = ["Part", "build_part"]
+__all__ = ["Learner", "Losses", "Part", "build_part"]
+
+Pack = Callable[[list[Any]], Any]
 
 
 @dataclass
 class Part:
-    """Everything one rank uses to train its partition."""
+    """Everything one rank uses to train its partition.
+
+    Attributes:
+        engine: executes the steps.
+        sync: moves weights between ranks.
+        pack: flat outputs -> the structure that the model's call returns.
+        edges: the tensors that cross from stage to stage.
+        comms: the communicators made for this part.
+        losses: what belongs to loss and metrics; None for predictions only.
+        learner: what belongs to the weights' update; None without an optimizer.
+    """
 
     engine: Engine
-    update: Update | None
-    reducer: Reducer | None
-    metrics: MetricState | None
-    sync: WeightSync | None
-    terms: LossTerms | None
-    weigh: Callable[[Any, Any, Any], Any] | None
-    pack: Callable[[list[Any]], Any]
-    own_loss: bool
+    sync: WeightSync
+    pack: Pack
     edges: tuple[Edge, ...]
     comms: list[Communicator]
+    losses: Losses | None
+    learner: Learner | None
 
     def program(self, kind: str, schedule: str, grid: Grid, stage: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""
@@ -56,6 +65,31 @@ class Part:
         lowered = lowering.lower(computation, self.edges, training=kind == "train")
         lowering.prove(lowered, self.edges)
         return Program(lowered[stage], max(1, count))
+
+
+@dataclass
+class Losses:
+    """The losses and metrics of a compiled model, on one rank.
+
+    Attributes:
+        terms: the losses, additive over micro-batches.
+        metrics: the metrics' state.
+        head: the end of the last stage.
+        weigh: (x, y, sample weights) -> W of each loss term, where that must be known.
+    """
+
+    terms: LossTerms
+    metrics: MetricState
+    head: Head
+    weigh: Callable[[Any, Any, Any], Any] | None
+
+
+@dataclass
+class Learner:
+    """What turns one rank's gradients into new weights."""
+
+    reducer: Reducer
+    update: Update
 
 
 def build_part(
@@ -71,114 +105,76 @@ def build_part(
         specs: types of (x, y, sample weights).
         with_loss: whether loss and metrics are wanted, that is, not for predictions only.
     """
-    grid = options.grid
-    rank, partition = world.rank, grid.partition(world.rank)
-    replica = world.group(grid.replica(rank))
-    peers = world.group(partition)
-    owners, holders = _holders(model, layout, grid)
-    shared_comms = _shared_comms(replica, holders, partition)
+    place = Place(model, layout, options.grid, world)
+    body, pack = _body(model, layout, place.partition)
+    losses = _losses(model, layout, place, specs, pack) if with_loss else None
+    learner = None
+    if losses is not None and model.optimizer is not None:
+        learner = _learner(model, place, regularize=not losses.head.own_loss)
+    sync = WeightSync(
+        model,
+        place.grid,
+        world,
+        place.replica,
+        place.peers,
+        {key: holders[0] for key, holders in place.holders.items()},
+        (lambda: []) if learner is None else (lambda: learner.update.touched),
+    )
+    head = losses.head if losses is not None and place.is_last else None
+    engine = _engine(model, layout, place, body, head)
+    return Part(engine, sync, pack, layout.partitioning.edges, place.comms, losses, learner)
 
-    trained = [v for v in model.trainable_variables if partition in holders.get(id(v), ())]
-    body, pack = _body(model, layout, partition)
-    terms = head = None
-    if with_loss:
-        symbolic = keras_internals.symbolic_batch(model, specs)
-        keras_internals.build_compiled(model, symbolic)
-        terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
-        head = Head(model, terms, pack, layout.graph is None)
-    is_last = grid.is_last(rank)
-    gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, partition)
+
+def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | None) -> Engine:
+    gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, place.partition)
     stage = Stage(
         body,
-        trained,
+        place.trained,
         gradient_inputs,
         gradient_outputs,
-        head if is_last else None,
+        head,
         eager=model.compiled and bool(model.run_eagerly),
     )
-    engine = Engine(
+    return Engine(
         stage,
-        partition,
+        place.partition,
         layout.partitioning,
-        _transport(layout, replica),
+        _transport(layout, place.replica),
         layout.masked,
-        grid.describe(rank),
-        world.board.write,
+        place.grid.describe(place.rank),
+        place.world.board.write,
     )
-    part = Part(
-        engine,
-        None,
-        None,
-        None,
-        None,
+
+
+def _losses(model: Any, layout: Layout, place: Place, specs: Any, pack: Pack) -> Losses:
+    symbolic = keras_internals.symbolic_batch(model, specs)
+    keras_internals.build_compiled(model, symbolic)
+    terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
+    return Losses(
         terms,
-        None,
-        pack,
-        head is not None and head.own_loss,
-        layout.partitioning.edges,
-        [replica, peers, *shared_comms.values()],
+        MetricState(model, place.world, updates=place.is_last or _has_layer_metrics(model)),
+        Head(model, terms, pack, layout.graph is None),
+        _weigher(model, terms) if terms.need_weights else None,
     )
-    if terms is not None and terms.need_weights:
-        part.weigh = _weigher(model, terms)
-    if not with_loss:
-        part.sync = WeightSync(model, grid, world, replica, peers, owners, lambda: [])
-        return part
-    part.metrics = MetricState(model, world, updates=is_last or _has_layer_metrics(model))
-    if model.optimizer is not None:
-        counted = [owners[id(v)] == partition for v in trained]
-        part.update = Update(model, trained, counted, replica, regularize=not part.own_loss)
-        groups = [
-            SharedGroup([i for i, v in enumerate(trained) if holders[id(v)] == who], comm)
-            for who, comm in shared_comms.items()
-        ]
-        part.reducer = Reducer(trained, peers, groups)
-    update = part.update
-    part.sync = WeightSync(
-        model, grid, world, replica, peers, owners, lambda: update.touched if update else []
+
+
+def _learner(model: Any, place: Place, regularize: bool) -> Learner:
+    counted = [place.owns(variable) for variable in place.trained]
+    groups = [
+        SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
+        for who, comm in place.shared.items()
+    ]
+    return Learner(
+        Reducer(place.trained, place.peers, groups),
+        Update(model, place.trained, counted, place.replica, regularize),
     )
-    return part
 
 
 def _has_layer_metrics(model: Any) -> bool:
     return any(layer.metrics for layer in keras_internals.all_layers(model, include_self=False))
 
 
-def _holders(
-    model: Any, layout: Layout, grid: Grid
-) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
-    """For each variable (by id): its owner, the first partition that holds it; all its holders.
-
-    A trained variable that no operation uses belongs to partition 0, where its missing gradient
-    is noticed as plain Keras notices it.
-    """
-    holders: dict[int, list[int]] = {}
-    if layout.graph is not None:
-        for stage in range(grid.num_partitions):
-            for variable in layout.graph.variables(layout.partitioning.operations(stage)):
-                holders.setdefault(id(variable), []).append(stage)
-    for variable in model.trainable_variables:
-        holders.setdefault(id(variable), [0])
-    return (
-        {key: stages[0] for key, stages in holders.items()},
-        {key: tuple(stages) for key, stages in holders.items()},
-    )
-
-
-def _shared_comms(
-    replica: Communicator, holders: dict[int, tuple[int, ...]], partition: int
-) -> dict[tuple[int, ...], Communicator]:
-    """One communicator per set of partitions that hold a weight together, made in one order."""
-    comms = {}
-    for group in sorted({stages for stages in holders.values() if len(stages) > 1}):
-        comm = replica.group(int(partition in group))
-        if partition in group:
-            comms[group] = comm
-        else:
-            comm.free()
-    return comms
-
-
-def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Callable[[list[Any]], Any]]:
+def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Pack]:
     if layout.graph is None:
         body = model_body(model)
         return body, lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]

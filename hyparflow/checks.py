@@ -119,9 +119,8 @@ def check_can_cut(model: Any) -> None:
         ValueError: naming the class and what to do.
     """
     name = type(model).__name__
-    if isinstance(model, keras.Sequential) and not model.built:
-        return  # the data will tell its input
-    if keras_internals.opened_graph(model) is None:
+    unbuilt = isinstance(model, keras.Sequential) and not model.built  # data will tell its input
+    if not unbuilt and keras_internals.opened_graph(model) is None:
         raise ValueError(
             "A model can be cut into partitions only if Keras knows its graph: a Functional or "
             "Sequential model, without a `call` of its own. Received: model of class "

@@ -74,8 +74,12 @@ class ArraySource:
     def __init__(
         self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
     ) -> None:
-        parts, self.num_samples = keras_internals.array_sources(x, y, sample_weight, class_weight)
-        self._x, self._y, self._sample_weight = (keras.tree.lists_to_tuples(part) for part in parts)
+        parts, self.num_samples = keras_internals.array_sources(x, y, sample_weight, None)
+        self._x, self._y, self._plain_weight = map(keras.tree.lists_to_tuples, parts)
+        self._sample_weight = self._plain_weight
+        if class_weight is not None:
+            parts, _ = keras_internals.array_sources(x, y, sample_weight, class_weight)
+            self._sample_weight = parts[2]
 
     def x(self, indices: np.ndarray) -> Any:
         """These rows of the inputs, as arrays in the user's structure."""
@@ -85,9 +89,11 @@ class ArraySource:
         """These rows of the labels."""
         return _take(self._y, indices)
 
-    def sample_weight(self, indices: np.ndarray) -> Any:
-        """These rows of the sample weights."""
-        return _take(self._sample_weight, indices)
+    def sample_weight(self, indices: np.ndarray, training: bool = True) -> Any:
+        """These rows of the sample weights; class weights count in training only, as in Keras,
+        which splits validation rows off before it applies them.
+        """
+        return _take(self._sample_weight if training else self._plain_weight, indices)
 
     def specs(self) -> Any:
         """The types of (x, y, sample weights)."""

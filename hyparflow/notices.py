@@ -10,37 +10,27 @@ from typing import Any
 import keras
 
 from hyparflow import keras_internals
+from hyparflow.commands import Call
 from hyparflow.losses import LossTerms
-from hyparflow.options import Options
 
 __all__ = ["announce", "users_stack_level"]
 
 
-def announce(
-    model: Any,
-    options: Options,
-    rows: int,
-    num_microbatches: int,
-    terms: LossTerms | None,
-    arguments: dict[str, Any],
-) -> None:
+def announce(model: Any, call: Call, terms: LossTerms) -> None:
     """Say how a batch is dealt out, and warn of what cannot equal plain Keras.
 
     Args:
         model: the user's model.
-        options: the checked parallel arguments.
-        rows: rows of a full global batch.
-        num_microbatches: M.
+        call: of `fit`; nothing is printed with ``verbose=0``.
         terms: the model's losses.
-        arguments: of `fit`; nothing is printed with ``verbose=0``.
     """
-    grid = options.grid
-    if arguments.get("verbose", "auto") != 0:
+    grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
+    if call.arguments.get("verbose", "auto") != 0:
         size = -(-rows // (grid.num_replicas * num_microbatches))
         sys.stdout.write(
             f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions), "
-            f"{options.schedule}; global batch {rows} = {grid.num_replicas} x {num_microbatches} "
-            f"x {size} (replicas x micro-batches x rows)\n"
+            f"{call.options.schedule}; global batch {rows} = "
+            f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)\n"
         )
     if grid.num_replicas * num_microbatches == 1:
         return
@@ -56,7 +46,7 @@ def announce(
             "fewer micro-batches or replicas, a larger batch, or GroupNormalization.",
             stacklevel=users_stack_level(),
         )
-    if terms is not None and terms.one_number:
+    if terms.one_number:
         warnings.warn(
             f"The losses {_some(terms.one_number)} give no value per row that could be added up; "
             "the mean over micro-batches and replicas is taken, which one process would not take. "

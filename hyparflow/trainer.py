@@ -30,9 +30,10 @@ import keras
 import numpy as np
 
 from hyparflow import keras_internals
+from hyparflow.commands import Command
 from hyparflow.data import dense
 from hyparflow.stage import as_tensors
-from hyparflow.worker import Command, Worker
+from hyparflow.worker import Worker
 
 __all__ = ["bridge", "row_numbers", "with_weights"]
 

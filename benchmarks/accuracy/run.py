@@ -79,7 +79,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Accuracy of parallel and of plain training.")
     parser.add_argument("data", type=Path, help=".npz with x_train, y_train, x_test, y_test")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setup")
     parser.add_argument("--samples", type=int, help="train on so many images, not on all")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -108,7 +108,7 @@ def train(setup: Setup, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         for option in ("data", "depth", "epochs", "batch_size", "samples"):
             if (value := getattr(args, option)) is not None:
                 command += [f"--{option.replace('_', '-')}", str(value)]
-        command += ["--seed", str(seed), "--history", str(history)]
+        command += ["--cosine", "--seed", str(seed), "--history", str(history)]
         job = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if job.returncode or not history.exists():
             raise SystemExit(f"{job.stdout}\nFailed ({job.returncode}): {shlex.join(command)}")

@@ -1,0 +1,59 @@
+"""What users ask of all ranks (a call), and what the leader tells them in its course (commands)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyparflow.data import ArraySource
+from hyparflow.options import Options, automatic_microbatches
+
+__all__ = ["Call", "Command"]
+
+
+@dataclass
+class Call:
+    """One call of a method of the model.
+
+    Attributes:
+        method: "fit", "evaluate" or "predict".
+        options: the checked parallel arguments.
+        sources: its arrays, by name.
+        stream: its data where they are no arrays; only the leader reads it.
+        rows: rows of a full batch.
+        arguments: what must be the same on all ranks beside model and data.
+    """
+
+    method: str
+    options: Options
+    sources: dict[str, ArraySource]
+    stream: Any
+    rows: int
+    arguments: dict[str, Any]
+
+    @property
+    def num_microbatches(self) -> int:
+        """M for a full batch."""
+        count = self.options.num_microbatches
+        if isinstance(count, int):
+            return count
+        return automatic_microbatches(self.rows, self.options.grid)
+
+
+@dataclass
+class Command:
+    """One thing that all ranks do together.
+
+    Attributes:
+        name: the method of `hyparflow.worker.Worker` to call.
+        source: which arrays the row numbers mean, or None for rows sent by the leader.
+        indices: row numbers of the global batch.
+        rows: rows of the global batch.
+        values: anything else.
+    """
+
+    name: str
+    source: str | None = None
+    indices: Any = None
+    rows: int = 0
+    values: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,123 @@
+"""What one rank needs of each global batch: rows of the inputs, labels, and loss factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.build import Losses
+from hyparflow.comm import World
+from hyparflow.commands import Call, Command
+from hyparflow.data import Batch, microbatch_rows, replica_rows, slice_rows
+from hyparflow.engine import no_labels
+from hyparflow.grid import LEADER
+from hyparflow.head import Labels
+from hyparflow.stage import as_share, as_tensors
+
+__all__ = ["Feed"]
+
+_TAG = 1  # of rows that the leader sends
+
+Data = tuple[Any, Any, Any]  # x, y, sample weights
+
+
+class Feed:
+    """Deals out global batches to one rank: only readers get inputs, only last stages labels.
+
+    Args:
+        call: what the user called.
+        world: all ranks.
+        losses: the model's losses, where labels are wanted.
+    """
+
+    def __init__(self, call: Call, world: World, losses: Losses | None) -> None:
+        grid = call.options.grid
+        self._grid = grid
+        self._world = world
+        self._num_microbatches = call.num_microbatches
+        self._terms = None if losses is None else losses.terms
+        self._weigh = None if losses is None else losses.weigh
+        self._sources = call.sources
+        self._is_reader = grid.is_reader(world.rank)
+        self._is_last = grid.is_last(world.rank)
+        self._replica = grid.replica(world.rank)
+
+    def batch(self, command: Command, stream: Data | None, labels: bool = True) -> Batch:
+        """What this rank needs of the global batch.
+
+        Args:
+            command: names the rows, or says how many the leader sends.
+            stream: the leader's rows, where the data are no arrays.
+            labels: whether labels are wanted.
+        """
+        start, stop = replica_rows(command.rows, self._grid, self._replica)
+        batch = Batch(command.rows, microbatch_rows(start, stop, self._num_microbatches))
+        # Where losses must be weighed, the last stage needs the whole batch for W.
+        weighed = self._weigh is not None and labels
+        batch.x_is_global = weighed and self._is_last
+        if command.source is None:
+            batch.x, batch.y, batch.sample_weight = self._streamed(command.rows, stream, weighed)
+            return batch
+        source, indices = self._sources[command.source], command.indices
+        if self._is_reader or batch.x_is_global:
+            batch.x = source.x(indices if batch.x_is_global else indices[start:stop])
+        if self._is_last and labels:
+            batch.y = source.y(indices)
+            batch.sample_weight = source.sample_weight(indices, training=command.name == "train")
+        return batch
+
+    def _streamed(self, rows: int, stream: Data | None, weighed: bool) -> Data:
+        """Send out, or receive, the rows of a batch that only the leader has."""
+        if self._world.rank != LEADER:
+            if self._is_reader or self._is_last:
+                return self._world.receive_object(LEADER, _TAG, "rows from the leader")
+            return None, None, None
+        requests = []
+        for rank in range(1, self._grid.size):
+            if self._grid.is_reader(rank) or self._grid.is_last(rank):
+                part = self._part_for(rank, rows, stream, weighed)
+                requests += self._world.send_object(part, rank, _TAG)
+        mine = self._part_for(LEADER, rows, stream, weighed)
+        self._world.wait_all(requests, "readers to take their rows")
+        return mine
+
+    def _part_for(self, rank: int, rows: int, stream: Data | None, weighed: bool) -> Data:
+        """What `rank` needs of the leader's batch: its rows of x, or all where losses are to be
+        weighed, and on a last partition all of y and the sample weights.
+        """
+        x, y, sample_weight = stream or (None, None, None)
+        is_last = self._grid.is_last(rank)
+        if not (weighed and is_last):
+            start, stop = replica_rows(rows, self._grid, self._grid.replica(rank))
+            x = slice_rows(x, start, stop) if self._grid.is_reader(rank) else None
+        return (x, y, sample_weight) if is_last else (x, None, None)
+
+    def labels(self, batch: Batch) -> Callable[[int], Labels]:
+        """A function from a micro-batch's number to its labels and loss factors."""
+        terms, weigh = self._terms, self._weigh
+        if not self._is_last or terms is None:
+            return no_labels
+        whole: Any = None
+        if weigh is not None and batch.microbatches:
+            whole = np.asarray(weigh(*as_tensors((batch.x, batch.y, batch.sample_weight))))
+
+        def labels(m: int) -> Labels:
+            y, sample_weight = as_tensors(batch.labels(m))
+            part = None
+            if weigh is not None:
+                start, stop = batch.microbatches[m]
+                x = as_tensors(slice_rows(batch.x, start, stop))
+                part = np.asarray(weigh(x, y, sample_weight))
+            factors = terms.factors(batch.size(m), batch.rows, part, whole)
+            return Labels(
+                y,
+                sample_weight,
+                as_share(batch.size(m), batch.rows),
+                tf.constant(factors, tf.float64),
+                tf.constant(float(batch.size(m)), tf.float64),
+            )
+
+        return labels

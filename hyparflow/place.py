@@ -1,0 +1,74 @@
+"""Where one rank stands: its partition, its neighbours and the weights it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow.comm import Communicator, World
+from hyparflow.grid import Grid
+from hyparflow.layout import Layout
+
+__all__ = ["Place"]
+
+
+class Place:
+    """One rank among the others. Making it is collective.
+
+    Attributes:
+        rank, partition: its numbers.
+        replica, peers: the ranks of its replica; the ranks with its partition.
+        holders: id of a variable -> the partitions that use it.
+        shared: communicators of the partitions that hold a weight together with this one.
+        trained: the weights that it trains.
+    """
+
+    def __init__(self, model: Any, layout: Layout, grid: Grid, world: World) -> None:
+        self.grid, self.world, self.rank = grid, world, world.rank
+        self.partition = grid.partition(world.rank)
+        self.is_last = grid.is_last(world.rank)
+        self.replica = world.group(grid.replica(world.rank))
+        self.peers = world.group(self.partition)
+        self.holders = _holders(model, layout, grid)
+        self.shared = _shared_comms(self.replica, self.holders, self.partition)
+        self.trained = [
+            v for v in model.trainable_variables if self.partition in self.holders[id(v)]
+        ]
+
+    def owns(self, variable: Any) -> bool:
+        """Whether this partition is the first that holds `variable`."""
+        return self.holders[id(variable)][0] == self.partition
+
+    @property
+    def comms(self) -> list[Communicator]:
+        """All communicators that were made."""
+        return [self.replica, self.peers, *self.shared.values()]
+
+
+def _holders(model: Any, layout: Layout, grid: Grid) -> dict[int, tuple[int, ...]]:
+    """For each variable (by id), the partitions that hold it; the first of them owns it.
+
+    A trained variable that no operation uses belongs to partition 0, where its missing gradient
+    is noticed as plain Keras notices it.
+    """
+    holders: dict[int, list[int]] = {}
+    if layout.graph is not None:
+        for stage in range(grid.num_partitions):
+            for variable in layout.graph.variables(layout.partitioning.operations(stage)):
+                holders.setdefault(id(variable), []).append(stage)
+    for variable in model.trainable_variables:
+        holders.setdefault(id(variable), [0])
+    return {key: tuple(stages) for key, stages in holders.items()}
+
+
+def _shared_comms(
+    replica: Communicator, holders: dict[int, tuple[int, ...]], partition: int
+) -> dict[tuple[int, ...], Communicator]:
+    """One communicator per set of partitions that hold a weight together, made in one order."""
+    comms = {}
+    for group in sorted({stages for stages in holders.values() if len(stages) > 1}):
+        comm = replica.group(int(partition in group))
+        if partition in group:
+            comms[group] = comm
+        else:
+            comm.free()
+    return comms

@@ -1,0 +1,143 @@
+"""One call of `fit`, `evaluate` or `predict`: the leader leads, the others follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from hyparflow import build, fingerprint, guard, keras_internals, notices
+from hyparflow.comm import World
+from hyparflow.commands import Call, Command
+from hyparflow.data import peek
+from hyparflow.grid import LEADER
+from hyparflow.layout import Layout, make_layout
+from hyparflow.options import Options
+from hyparflow.portable import portable
+from hyparflow.saving import use_atomic_saves
+from hyparflow.trainer import bridge
+from hyparflow.worker import Worker
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Runs calls on all ranks; what was compiled for one serves the next.
+
+    Args:
+        model: the user's model.
+        options: the checked parallel arguments; its grid and lpp serve for all calls.
+        world: all ranks.
+    """
+
+    def __init__(self, model: Any, options: Options, world: World) -> None:
+        self.model = model
+        self.options = options
+        self._world = world
+        self._part: build.Part | None = None
+        self._part_key: Any = None
+        self._layout: Layout | None = None
+
+    def layout(self) -> Layout:
+        """How the model is cut."""
+        if self._layout is None:
+            self._layout = make_layout(self.model, self.options)
+        return self._layout
+
+    def run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+        """Run `lead` on the leader while the others follow; its result, on every rank.
+
+        Args:
+            call: what is called.
+            lead: calls Keras; takes the leader's worker and the stream to read.
+        """
+        if self.model.built:
+            self.layout()
+        fingerprint.require_same(
+            self._world,
+            fingerprint.collect(
+                self.model, call.options, call.sources, call.method, call.arguments, call.rows
+            ),
+        )
+        if "train" in call.sources:
+            stream, specs = None, call.sources["train"].specs()
+        else:
+            stream, specs = self._peek(call.stream)
+        part = self._build(specs, with_loss=call.method != "predict")
+        is_leader = self._world.rank == LEADER
+        if is_leader and part.losses is not None and call.method == "fit":
+            notices.announce(self.model, call, part.losses.terms)
+        worker = Worker(self.model, part, call, self._world)
+        try:
+            worker.start()
+            result = self._lead(worker, lead, stream) if is_leader else worker.follow()
+        except BaseException as error:
+            if not getattr(error, "hyparflow_everywhere", False):
+                guard.locate(error, self.options.grid.describe(self._world.rank))
+                guard.fail(error)
+            raise
+        finally:
+            self._world.board.write("outside of hyparflow")
+        use_atomic_saves(self.model)
+        return result
+
+    def _peek(self, stream: Any) -> tuple[Any, Any]:
+        """What `peek` returns on the leader; None and the specs on the others. Collective."""
+        specs = error = None
+        try:
+            if self._world.rank == LEADER:
+                stream, specs = peek(stream)
+        except Exception as caught:
+            error = caught
+        message = (specs, error and portable(error))
+        specs, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
+        if recipe is not None:
+            raise guard.everywhere(error or recipe[0](*recipe[1]))
+        return stream, specs
+
+    def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
+        try:
+            with bridge(self.model, worker):
+                result = lead(worker, stream)
+        except Exception as error:
+            if worker.in_command:
+                raise  # in the middle of a step: no rank can go on
+            guard.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
+            guard.everywhere(error)
+            worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
+            worker.release("fail", error=portable(error))
+            raise
+        worker.order(Command("finish"))
+        worker.release("stop", result=result)
+        return result
+
+    def _build(self, specs: Any, with_loss: bool) -> build.Part:
+        """This rank's part, built anew after the model was compiled again.
+
+        As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
+        """
+        model = self.model
+        if isinstance(model, keras.Sequential) and not model.built:
+            model.build(specs[0].shape)
+        if not model.built:
+            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
+            inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, zeros)
+            keras_internals.call_model(model, inputs, False)
+        compiled = model.compiled
+        key = (
+            id(model.optimizer) if compiled else 0,
+            id(keras_internals.compile_loss(model)) if compiled else 0,
+            id(keras_internals.compile_metrics(model)) if compiled else 0,
+            compiled and model.run_eagerly,
+        )
+        usable = self._part is not None and (self._part.losses is not None or not with_loss)
+        if self._part is None or not usable or self._part_key != key:
+            for comm in self._part.comms if self._part else []:
+                comm.free()
+            self._layout = make_layout(model, self.options)
+            self._part = build.build_part(
+                model, self._layout, self.options, self._world, specs, with_loss
+            )
+            self._part_key = key
+        return self._part
