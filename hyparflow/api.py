@@ -56,6 +56,7 @@ def parallelize(
     num_microbatches: int | str = "auto",
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
+    batchnorm: str = "local",
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
 
@@ -70,6 +71,10 @@ def parallelize(
         num_microbatches: micro-batches per replica and step, or "auto".
         schedule: "gpipe", "1f1b" or "auto" (1f1b).
         lpp: layers per partition: numbers of operations that override the load balancer.
+        batchnorm: what BatchNormalization layers normalize over, and when their moving statistics
+            move. "local": a micro-batch of one replica, and with it. "deferred": the same, but
+            statistics of the whole global batch move them, once per step. "sync": a micro-batch
+            of all replicas; with one micro-batch that is what one process sees.
 
     Returns:
         A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
@@ -87,6 +92,7 @@ def parallelize(
         "num_microbatches": num_microbatches,
         "schedule": schedule,
         "lpp": lpp,
+        "batchnorm": batchnorm,
     }
     try:
         return _parallelize(model, arguments)
@@ -120,7 +126,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     if options.grid.num_partitions > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
-    key = (options.grid, options.lpp)
+    key = (options.grid, options.lpp, options.batchnorm)
     if key not in sessions:
         sessions[key] = Session(model, options, world)
     return ParallelModel(model, options, world, sessions[key])
@@ -145,6 +151,7 @@ def fit(
     num_microbatches: int | str = "auto",
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
+    batchnorm: str = "local",
     **kwargs: Any,
 ) -> Any:
     """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
@@ -155,8 +162,8 @@ def fit(
     Args:
         model: a compiled Keras model.
         x, y, batch_size, **kwargs: as for Keras's ``model.fit``.
-        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp: as for
-            `parallelize`.
+        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp,
+            batchnorm: as for `parallelize`.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -173,6 +180,7 @@ def fit(
         num_microbatches=num_microbatches,
         schedule=schedule,
         lpp=lpp,
+        batchnorm=batchnorm,
     )
     return pm.fit(x, y, batch_size, **kwargs)
 
@@ -216,4 +224,5 @@ _PARALLEL = (
     "num_microbatches",
     "schedule",
     "lpp",
+    "batchnorm",
 )

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from hyparflow import keras_internals, lowering, masks
 from hyparflow.actions import Edge
+from hyparflow.batchnorm import BatchStatistics
 from hyparflow.comm import Communicator, World
 from hyparflow.engine import Engine, Program
 from hyparflow.gradients import Reducer, SharedGroup
@@ -42,6 +43,7 @@ class Part:
         engine: executes the steps.
         sync: moves weights between ranks.
         pack: flat outputs -> the structure that the model's call returns.
+        statistics: what BatchNormalization layers normalize by and remember.
         edges: the tensors that cross from stage to stage.
         comms: the communicators made for this part.
         losses: what belongs to loss and metrics; None for predictions only.
@@ -51,6 +53,7 @@ class Part:
     engine: Engine
     sync: WeightSync
     pack: Pack
+    statistics: BatchStatistics
     edges: tuple[Edge, ...]
     comms: list[Communicator]
     losses: Losses | None
@@ -106,6 +109,7 @@ def build_part(
         with_loss: whether loss and metrics are wanted, that is, not for predictions only.
     """
     place = Place(model, layout, options.grid, world)
+    statistics = BatchStatistics(model, options.batchnorm, place.peers)
     body, pack = _body(model, layout, place.partition)
     losses = _losses(model, layout, place, specs, pack) if with_loss else None
     learner = None
@@ -121,8 +125,9 @@ def build_part(
         (lambda: []) if learner is None else (lambda: learner.update.touched),
     )
     head = losses.head if losses is not None and place.is_last else None
-    engine = _engine(model, layout, place, body, head)
-    return Part(engine, sync, pack, layout.partitioning.edges, place.comms, losses, learner)
+    engine = _engine(model, layout, place, statistics.around(body), head)
+    edges = layout.partitioning.edges
+    return Part(engine, sync, pack, statistics, edges, place.comms, losses, learner)
 
 
 def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | None) -> Engine:

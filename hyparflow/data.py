@@ -50,10 +50,13 @@ def replica_rows(rows: int, grid: Grid, replica: int) -> Rows:
     return split(0, rows, grid.num_replicas)[replica]
 
 
-def microbatch_rows(start: int, stop: int, num_microbatches: int) -> list[Rows]:
-    """A replica's rows as micro-batches; fewer of them where there are fewer rows."""
-    count = min(num_microbatches, stop - start)
-    return split(start, stop, count) if count else []
+def microbatch_rows(rows: int, grid: Grid, replica: int, num_microbatches: int) -> list[Rows]:
+    """A replica's part of a global batch as micro-batches: as many in all replicas that have any
+    rows, and fewer than M where there are fewer rows.
+    """
+    start, stop = replica_rows(rows, grid, replica)
+    count = min(num_microbatches, max(1, rows // grid.num_replicas))
+    return split(start, stop, count) if stop > start else []
 
 
 def slice_rows(structure: Any, start: int, stop: int) -> Any:
@@ -207,6 +210,8 @@ class Batch:
         microbatches: this replica's micro-batches, as row ranges of the global batch.
         x: inputs of this replica's rows (readers) or of the whole batch (`x_is_global`).
         y, sample_weight: of the whole global batch (last partitions), or None.
+        is_stand_in: whether this replica has no rows in this batch and computes with the first
+            row of another, at weight 0, to take part in what all replicas do together.
     """
 
     rows: int
@@ -215,11 +220,17 @@ class Batch:
     y: Any = None
     sample_weight: Any = None
     x_is_global: bool = False
+    is_stand_in: bool = False
 
     @property
     def start(self) -> int:
         """The first row of this replica's part of the global batch."""
         return self.microbatches[0][0] if self.microbatches else 0
+
+    @property
+    def stop(self) -> int:
+        """The row after the last of this replica's part."""
+        return self.microbatches[-1][1] if self.microbatches else 0
 
     def inputs(self, microbatch: int) -> Any:
         """The inputs of one micro-batch."""
@@ -236,3 +247,11 @@ class Batch:
         """The number of rows of one micro-batch, n."""
         start, stop = self.microbatches[microbatch]
         return stop - start
+
+    def weight(self, microbatch: int) -> int:
+        """The number of rows by which one micro-batch counts."""
+        return 0 if self.is_stand_in else self.size(microbatch)
+
+    def share(self, microbatch: int) -> float:
+        """The part of the global batch in one micro-batch, n / B."""
+        return self.weight(microbatch) / self.rows

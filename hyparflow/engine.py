@@ -171,7 +171,7 @@ class Engine:
         return [part[0] for part in parts] + [part[1] for part in parts if len(part) > 1]
 
     def _share(self, m: int) -> Any:
-        return as_share(self._batch.size(m), self._batch.rows)
+        return as_share(self._batch.share(m))
 
     def _do_forward(self, step: Step, tag: int) -> None:
         self._forward_call(step.microbatch)
@@ -200,7 +200,7 @@ class Engine:
 
     def _add_loss(self, m: int, loss: Any) -> None:
         if loss is not None:
-            self.added += float(loss) * self._batch.size(m)
+            self.added += float(loss) * self._batch.weight(m)
 
     def _do_fused(self, step: Step, tag: int) -> None:
         m = step.microbatch

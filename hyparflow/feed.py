@@ -11,7 +11,7 @@ import tensorflow as tf
 from hyparflow.build import Losses
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
-from hyparflow.data import Batch, microbatch_rows, replica_rows, slice_rows
+from hyparflow.data import Batch, microbatch_rows, slice_rows
 from hyparflow.engine import no_labels
 from hyparflow.grid import LEADER
 from hyparflow.head import Labels
@@ -31,9 +31,10 @@ class Feed:
         call: what the user called.
         world: all ranks.
         losses: the model's losses, where labels are wanted.
+        stand_in: whether a replica without rows takes part in a training step nevertheless.
     """
 
-    def __init__(self, call: Call, world: World, losses: Losses | None) -> None:
+    def __init__(self, call: Call, world: World, losses: Losses | None, stand_in: bool) -> None:
         grid = call.options.grid
         self._grid = grid
         self._world = world
@@ -41,6 +42,7 @@ class Feed:
         self._terms = None if losses is None else losses.terms
         self._weigh = None if losses is None else losses.weigh
         self._sources = call.sources
+        self._stand_in = stand_in
         self._is_reader = grid.is_reader(world.rank)
         self._is_last = grid.is_last(world.rank)
         self._replica = grid.replica(world.rank)
@@ -53,23 +55,30 @@ class Feed:
             stream: the leader's rows, where the data are no arrays.
             labels: whether labels are wanted.
         """
-        start, stop = replica_rows(command.rows, self._grid, self._replica)
-        batch = Batch(command.rows, microbatch_rows(start, stop, self._num_microbatches))
+        batch = self._dealt(command, self._replica)
         # Where losses must be weighed, the last stage needs the whole batch for W.
         weighed = self._weigh is not None and labels
         batch.x_is_global = weighed and self._is_last
         if command.source is None:
-            batch.x, batch.y, batch.sample_weight = self._streamed(command.rows, stream, weighed)
+            batch.x, batch.y, batch.sample_weight = self._streamed(command, stream, weighed)
             return batch
         source, indices = self._sources[command.source], command.indices
         if self._is_reader or batch.x_is_global:
-            batch.x = source.x(indices if batch.x_is_global else indices[start:stop])
+            batch.x = source.x(indices if batch.x_is_global else indices[batch.start : batch.stop])
         if self._is_last and labels:
             batch.y = source.y(indices)
             batch.sample_weight = source.sample_weight(indices, training=command.name == "train")
         return batch
 
-    def _streamed(self, rows: int, stream: Data | None, weighed: bool) -> Data:
+    def _dealt(self, command: Command, replica: int) -> Batch:
+        """The rows of one replica, without data."""
+        count = self._num_microbatches
+        batch = Batch(command.rows, microbatch_rows(command.rows, self._grid, replica, count))
+        if not batch.microbatches and self._stand_in and command.name == "train":
+            batch.microbatches, batch.is_stand_in = [(0, 1)], True
+        return batch
+
+    def _streamed(self, command: Command, stream: Data | None, weighed: bool) -> Data:
         """Send out, or receive, the rows of a batch that only the leader has."""
         if self._world.rank != LEADER:
             if self._is_reader or self._is_last:
@@ -78,21 +87,21 @@ class Feed:
         requests = []
         for rank in range(1, self._grid.size):
             if self._grid.is_reader(rank) or self._grid.is_last(rank):
-                part = self._part_for(rank, rows, stream, weighed)
+                part = self._part_for(rank, command, stream, weighed)
                 requests += self._world.send_object(part, rank, _TAG)
-        mine = self._part_for(LEADER, rows, stream, weighed)
+        mine = self._part_for(LEADER, command, stream, weighed)
         self._world.wait_all(requests, "readers to take their rows")
         return mine
 
-    def _part_for(self, rank: int, rows: int, stream: Data | None, weighed: bool) -> Data:
+    def _part_for(self, rank: int, command: Command, stream: Data | None, weighed: bool) -> Data:
         """What `rank` needs of the leader's batch: its rows of x, or all where losses are to be
         weighed, and on a last partition all of y and the sample weights.
         """
         x, y, sample_weight = stream or (None, None, None)
         is_last = self._grid.is_last(rank)
         if not (weighed and is_last):
-            start, stop = replica_rows(rows, self._grid, self._grid.replica(rank))
-            x = slice_rows(x, start, stop) if self._grid.is_reader(rank) else None
+            rows = self._dealt(command, self._grid.replica(rank))
+            x = slice_rows(x, rows.start, rows.stop) if self._grid.is_reader(rank) else None
         return (x, y, sample_weight) if is_last else (x, None, None)
 
     def labels(self, batch: Batch) -> Callable[[int], Labels]:
@@ -115,9 +124,9 @@ class Feed:
             return Labels(
                 y,
                 sample_weight,
-                as_share(batch.size(m), batch.rows),
+                as_share(batch.share(m)),
                 tf.constant(factors, tf.float64),
-                tf.constant(float(batch.size(m)), tf.float64),
+                tf.constant(float(batch.weight(m)), tf.float64),
             )
 
         return labels

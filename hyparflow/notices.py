@@ -7,9 +7,7 @@ import sys
 import warnings
 from typing import Any
 
-import keras
-
-from hyparflow import keras_internals
+from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
 from hyparflow.losses import LossTerms
 
@@ -34,18 +32,7 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
         )
     if grid.num_replicas * num_microbatches == 1:
         return
-    normalized = [
-        layer.name
-        for layer in keras_internals.all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
-    if normalized:
-        warnings.warn(
-            f"{len(normalized)} BatchNormalization layers ({_some(normalized)}) normalize over a "
-            "micro-batch of one replica, not over the global batch as in one process. Remedies: "
-            "fewer micro-batches or replicas, a larger batch, or GroupNormalization.",
-            stacklevel=users_stack_level(),
-        )
+    _announce_batchnorm(model, call)
     if terms.one_number:
         warnings.warn(
             f"The losses {_some(terms.one_number)} give no value per row that could be added up; "
@@ -53,6 +40,27 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             "Remedy: a loss that returns one value per row.",
             stacklevel=users_stack_level(),
         )
+
+
+def _announce_batchnorm(model: Any, call: Call) -> None:
+    """Say what BatchNormalization layers normalize over where it is not the global batch."""
+    names = [layer.name for layer in normalized_layers(model) if layer.trainable]
+    mode, grid = call.options.batchnorm, call.options.grid
+    if not names or (mode == "sync" and call.num_microbatches == 1):
+        return
+    over = "all replicas" if mode == "sync" or grid.num_replicas == 1 else "one replica"
+    moving = "each of them" if mode == "local" else "the whole global batch"
+    remedies = "fewer micro-batches, a larger batch, GroupNormalization"
+    if grid.num_replicas > 1 and mode != "sync":
+        remedies = f"batchnorm='sync', {remedies}"
+    if mode == "local" and call.num_microbatches > 1:
+        remedies = f"batchnorm='deferred' for the moving statistics, {remedies}"
+    warnings.warn(
+        f"batchnorm={mode!r}: {len(names)} BatchNormalization layers ({_some(names)}) normalize "
+        f"over a micro-batch of {over}, not over the global batch as in one process; their moving "
+        f"statistics follow {moving}. Remedies: {remedies}.",
+        stacklevel=users_stack_level(),
+    )
 
 
 def _some(names: list[str]) -> str:

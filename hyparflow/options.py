@@ -11,9 +11,10 @@ from hyparflow import launcher
 from hyparflow.grid import Grid
 from hyparflow.schedule import SCHEDULES
 
-__all__ = ["STRATEGIES", "Options", "automatic_microbatches", "resolve"]
+__all__ = ["BATCHNORM", "STRATEGIES", "Options", "automatic_microbatches", "resolve"]
 
 STRATEGIES = ("data", "model", "hybrid", "auto")
+BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.batchnorm`
 _SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
 
 
@@ -26,12 +27,14 @@ class Options:
         num_microbatches: a number, or "auto".
         schedule: one of `hyparflow.schedule.SCHEDULES`.
         lpp: layers per partition, or None.
+        batchnorm: one of `BATCHNORM`.
     """
 
     grid: Grid
     num_microbatches: int | str = "auto"
     schedule: str = "1f1b"
     lpp: tuple[int, ...] | None = None
+    batchnorm: str = "local"
 
 
 def resolve(
@@ -43,6 +46,7 @@ def resolve(
     num_microbatches: int | str = "auto",
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
+    batchnorm: str = "local",
 ) -> Options:
     """Check the parallel arguments against the number of ranks and fill in what is missing.
 
@@ -54,6 +58,7 @@ def resolve(
         num_microbatches: a positive integer or "auto".
         schedule: "gpipe", "1f1b", or "auto" for "1f1b".
         lpp: layers per partition.
+        batchnorm: "local", "deferred" or "sync".
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
@@ -68,6 +73,11 @@ def resolve(
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
             f"Received: schedule={schedule!r}"
         )
+    if batchnorm not in BATCHNORM:
+        raise ValueError(
+            f"`batchnorm` must be one of {', '.join(map(repr, BATCHNORM))}. "
+            f"Received: batchnorm={batchnorm!r}"
+        )
     _check_count("num_partitions", num_partitions)
     _check_count("num_replicas", num_replicas)
     if num_microbatches != "auto":
@@ -78,7 +88,8 @@ def resolve(
     grid = _grid(size, strategy, partitions, replicas, lpp)
     if lpp is not None:
         lpp = _check_lpp(lpp)
-    return Options(grid, num_microbatches, "1f1b" if schedule == "auto" else schedule, lpp)
+    schedule = "1f1b" if schedule == "auto" else schedule
+    return Options(grid, num_microbatches, schedule, lpp, batchnorm)
 
 
 def _check_count(name: str, value: Any) -> None:

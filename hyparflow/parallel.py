@@ -33,7 +33,7 @@ class ParallelModel:
         model: a Keras model.
         options: the checked parallel arguments.
         world: all ranks.
-        session: runs the calls; shared by all that differ in neither grid nor lpp.
+        session: runs the calls; shared by all with the same grid, lpp and batchnorm.
     """
 
     def __init__(self, model: Any, options: Options, world: World, session: Session) -> None:

@@ -27,7 +27,8 @@ class Session:
 
     Args:
         model: the user's model.
-        options: the checked parallel arguments; its grid and lpp serve for all calls.
+        options: the checked parallel arguments; its grid, lpp and batchnorm serve for all
+            calls.
         world: all ranks.
     """
 

@@ -258,9 +258,9 @@ def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[
     return list(tape.gradient(targets, sources)) if sources else []
 
 
-def as_share(rows: int, global_rows: int) -> Any:
+def as_share(share: float) -> Any:
     """The part of the global batch in a micro-batch, n / B, as a tensor."""
-    return tf.constant(rows / global_rows, tf.float64)
+    return tf.constant(share, tf.float64)
 
 
 def as_tensors(structure: Any) -> Any:

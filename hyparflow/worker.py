@@ -46,7 +46,7 @@ class Worker:
         self._schedule = call.options.schedule
         self._grid = call.options.grid
         self._world = world
-        self._feed = Feed(call, world, part.losses)
+        self._feed = Feed(call, world, part.losses, part.statistics.active)
         self._partition = self._grid.partition(world.rank)
         self._replica = self._grid.replica(world.rank)
         self._programs: dict[tuple[str, int], Program] = {}
@@ -100,8 +100,10 @@ class Worker:
         batch, labels = self._batch(command)
         penalty = self._penalty(batch.rows)
         program = self._program("train", batch)
+        self._part.statistics.begin()
         self._part.engine.train(program, batch, labels, self._reduce, self._apply)
-        self._collect(penalty)
+        self._part.statistics.finish()
+        self._collect(penalty, batch)
         self._stale = True
 
     def test(self, command: Command) -> None:
@@ -110,7 +112,7 @@ class Worker:
         batch, labels = self._batch(command)
         penalty = self._penalty(batch.rows)
         self._part.engine.test(self._program("forward", batch), batch, labels)
-        self._collect(penalty)
+        self._collect(penalty, batch)
 
     def predict(self, command: Command) -> Any:
         """One prediction step; on the leader, the outputs of the global batch."""
@@ -189,8 +191,10 @@ class Worker:
         self._learner.update(self._reduced)
         self._reduced = []
 
-    def _collect(self, penalty: float) -> None:
+    def _collect(self, penalty: float, batch: Batch) -> None:
         """Bring the metrics to the leader, with what was added to the loss on this rank."""
+        if batch.is_stand_in:
+            self._losses.metrics.reset()
         self._losses.metrics.collect(penalty + self._part.engine.added)
 
     def _agree(self) -> None:

@@ -14,9 +14,13 @@ __all__ = [
     "call_model",
     "execution_order",
     "get_mask",
+    "moment_weight",
+    "moments",
     "opened_graph",
     "output_structure",
     "own_compute_loss",
+    "replace_moments",
+    "restore_moments",
     "seed_states",
     "set_mask",
     "standardize_inputs",
@@ -160,3 +164,34 @@ def _activity_is_summed() -> bool:
     with tf.init_scope():  # this may be asked while something is traced
         layer(keras.ops.ones((2, 1), "float32"))
         return float(layer.losses[0]) == 2.0
+
+
+def moments(layer: Any) -> Any:
+    """The function (inputs, mask) -> (mean, variance) of a BatchNormalization layer.
+
+    Keras has no public way to give the layer other statistics than those of its inputs.
+    """
+    return layer._moments
+
+
+def replace_moments(layer: Any, function: Any) -> None:
+    """Let a BatchNormalization layer take its statistics from `function`."""
+    vars(layer)["_moments"] = function
+
+
+def restore_moments(layer: Any) -> None:
+    """Undo `replace_moments`."""
+    del vars(layer)["_moments"]
+
+
+def moment_weight(layer: Any, inputs: Any, mask: Any) -> Any:
+    """How many values of each channel the statistics of `inputs` are taken over."""
+    axes = layer._reduction_axes
+    if mask is not None:
+        shape = keras.ops.shape(inputs)
+        counted = keras.ops.broadcast_to(keras.ops.expand_dims(mask, -1), shape)
+        return keras.ops.sum(keras.ops.cast(counted, inputs.dtype), axis=axes)
+    rows = keras.ops.prod(keras.ops.stack([keras.ops.shape(inputs)[axis] for axis in axes]))
+    return keras.ops.full_like(layer.moving_mean, 1.0, inputs.dtype) * keras.ops.cast(
+        rows, inputs.dtype
+    )

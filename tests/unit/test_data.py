@@ -54,18 +54,21 @@ def test_fewer_rows_than_replicas() -> None:
     ]  # fmt: skip
 
 
-def test_microbatches_are_never_empty() -> None:
-    for start, rows, count in itertools.product((0, 3), range(20), range(1, 9)):
-        parts = microbatch_rows(start, start + rows, count)
-        assert len(parts) == min(rows, count)
-        assert all(stop > first for first, stop in parts)
-        if parts:
-            assert covers(parts, start, start + rows)
+def test_microbatches_are_never_empty_and_as_many_in_all_replicas() -> None:
+    for rows, replicas, count in itertools.product(range(1, 20), range(1, 5), range(1, 9)):
+        grid, counts = Grid(1, replicas), set()
+        for replica in range(replicas):
+            start, stop = replica_rows(rows, grid, replica)
+            parts = microbatch_rows(rows, grid, replica, count)
+            assert all(last > first for first, last in parts)
+            assert covers(parts, start, stop) if stop > start else parts == []
+            counts.update([len(parts)] if parts else [])
+        assert counts == {min(count, max(1, rows // replicas))}
 
 
 def test_fewer_rows_than_microbatches() -> None:
-    assert microbatch_rows(4, 6, 5) == [(4, 5), (5, 6)]
-    assert microbatch_rows(4, 4, 5) == []
+    assert microbatch_rows(5, Grid(1, 2), 1, 5) == [(3, 4), (4, 5)]
+    assert microbatch_rows(2, Grid(1, 4), 3, 5) == []
 
 
 def test_slice_rows_keeps_the_structure() -> None:
@@ -86,7 +89,7 @@ def test_batch_against_numpy(x_is_global: bool) -> None:
     for replica in range(grid.num_replicas):
         start, stop = replica_rows(11, grid, replica)
         own_x = x if x_is_global else x[start:stop]
-        rows = microbatch_rows(start, stop, 3)
+        rows = microbatch_rows(11, grid, replica, 3)
         batch = Batch(11, rows, {"x": own_x}, [y], weights, x_is_global)
         assert batch.start == start
         for m, (first, last) in enumerate(rows):
@@ -94,14 +97,21 @@ def test_batch_against_numpy(x_is_global: bool) -> None:
             assert np.array_equal(inputs["x"], x[first:last])
             assert np.array_equal(labels[0], y[first:last])
             assert np.array_equal(sample_weight, weights[first:last])
-            assert batch.size(m) == last - first
+            assert batch.size(m) == batch.weight(m) == last - first
+            assert batch.share(m) == (last - first) / 11
             seen.append(inputs["x"])
     assert np.array_equal(np.concatenate(seen), x)
 
 
 def test_empty_batch() -> None:
     batch = Batch(2, [])
-    assert batch.start == 0
+    assert batch.start == batch.stop == 0
+
+
+def test_stand_in_computes_a_row_without_weight() -> None:
+    batch = Batch(2, [(0, 1)], np.arange(4).reshape(2, 2), is_stand_in=True)
+    assert batch.inputs(0).tolist() == [[0, 1]]
+    assert (batch.size(0), batch.weight(0), batch.share(0)) == (1, 0, 0.0)
 
 
 def test_batch_without_weights() -> None:

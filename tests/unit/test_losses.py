@@ -12,7 +12,7 @@ import pytest
 keras = pytest.importorskip("keras")
 
 from hyparflow import keras_internals  # noqa: E402
-from hyparflow.data import microbatch_rows, replica_rows, slice_rows, specs  # noqa: E402
+from hyparflow.data import microbatch_rows, slice_rows, specs  # noqa: E402
 from hyparflow.grid import Grid  # noqa: E402
 from hyparflow.losses import LossTerms  # noqa: E402
 
@@ -57,7 +57,7 @@ def parts(rows: int, replicas: int, microbatches: int) -> list[tuple[int, int]]:
     return [
         part
         for replica in range(replicas)
-        for part in microbatch_rows(*replica_rows(rows, grid, replica), microbatches)
+        for part in microbatch_rows(rows, grid, replica, microbatches)
     ]
 
 
