@@ -15,6 +15,7 @@ __all__ = [
     "check_data",
     "check_labels",
     "check_model",
+    "check_optimizer",
     "require_compiled",
 ]
 
@@ -38,23 +39,21 @@ def require_compiled(model: Any, method: str) -> None:
             f"'{type(model).__name__}'. Override `compute_loss` or `compute_metrics` "
             "instead (strategy='data' calls them), or train in one process."
         )
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+
+
+def check_optimizer(optimizer: Any, options: Options) -> None:
+    """Check that `optimizer` can update the weights of one partition without the others'.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    several = getattr(keras.optimizers, "MultiOptimizer", None)  # new in Keras 3.15
+    if several and isinstance(optimizer, several) and options.grid.num_partitions > 1:
         raise ValueError(
-            "Loss scaling (mixed_float16) is not supported over several ranks yet: its finite "
-            "check must see the gradients of all of them. Received: optimizer of class "
-            f"'{type(optimizer).__name__}'. Use the 'mixed_bfloat16' policy or float32."
-        )
-    if (
-        optimizer is not None
-        and optimizer.gradient_accumulation_steps
-        and optimizer.global_clipnorm
-    ):
-        raise ValueError(
-            "`gradient_accumulation_steps` together with `global_clipnorm` is not supported "
-            f"over several ranks. Received: gradient_accumulation_steps="
-            f"{optimizer.gradient_accumulation_steps}, global_clipnorm="
-            f"{optimizer.global_clipnorm}. Use num_microbatches instead of accumulation."
+            "A MultiOptimizer cannot be used on a model that is cut: its optimizers clip and "
+            "average over weights of other partitions. Received: optimizer of class "
+            f"'{type(optimizer).__name__}' with {options.grid.num_partitions} partitions. Use "
+            "strategy='data', or one optimizer."
         )
 
 

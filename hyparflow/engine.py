@@ -124,11 +124,13 @@ class Engine:
         program: Program,
         batch: Batch,
         labels: Callable[[int], Labels],
+        loss_scale: float,
         reduce: Callable[[GradientSum], None],
         apply: Callable[[], None],
     ) -> None:
         """Run one training step: `reduce` sums the gradients over ranks, `apply` updates."""
         self._begin(batch, labels)
+        self._loss_scale = loss_scale
         self._forward_call = self._train_forward
         self._reduce, self._apply = reduce, apply
         self._run(program)
@@ -214,7 +216,8 @@ class Engine:
             gradients = self._stage.backward_loss(saved)
         else:
             seeds = as_tensors([self._gradients.pop((t, m)) for t in self._gradient_outputs])
-            gradients = self._stage.backward(saved, seeds, self._share(m))
+            seed = as_share(self._batch.share(m) * self._loss_scale)
+            gradients = self._stage.backward(saved, seeds, seed)
         self._take_gradients(m, *gradients)
 
     def _take_gradients(self, m: int, of_inputs: list[Any], of_weights: list[Any]) -> None:

@@ -104,7 +104,7 @@ class Feed:
             x = slice_rows(x, rows.start, rows.stop) if self._grid.is_reader(rank) else None
         return (x, y, sample_weight) if is_last else (x, None, None)
 
-    def labels(self, batch: Batch) -> Callable[[int], Labels]:
+    def labels(self, batch: Batch, loss_scale: float = 1.0) -> Callable[[int], Labels]:
         """A function from a micro-batch's number to its labels and loss factors."""
         terms, weigh = self._terms, self._weigh
         if not self._is_last or terms is None:
@@ -125,6 +125,7 @@ class Feed:
                 y,
                 sample_weight,
                 as_share(batch.share(m)),
+                as_share(batch.share(m) * loss_scale),
                 tf.constant(factors, tf.float64),
                 tf.constant(float(batch.weight(m)), tf.float64),
             )

@@ -19,6 +19,7 @@ class Labels(NamedTuple):
     Attributes:
         y, sample_weight: in the user's structure, or None.
         share: n / B, the part of the global batch in this micro-batch.
+        seed: what the loss is multiplied by for the backward: the share times the loss scale.
         factors: one factor per loss term, see `hyparflow.losses`, [Note: One scale].
         rows: n.
     """
@@ -26,6 +27,7 @@ class Labels(NamedTuple):
     y: Any
     sample_weight: Any
     share: Any
+    seed: Any
     factors: Any
     rows: Any
 

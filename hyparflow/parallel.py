@@ -63,6 +63,7 @@ class ParallelModel:
             The History, the same on every rank.
         """
         checks.require_compiled(self.model, "fit")
+        checks.check_optimizer(self.model.optimizer, self.options)
         sources: dict[str, ArraySource] = {}
         arguments = dict(kwargs, batch_size=batch_size, validation_batch_size=validation_batch_size)
         arguments |= self._training_data(sources, x, y, sample_weight, class_weight)

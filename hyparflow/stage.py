@@ -133,12 +133,12 @@ class Stage:
         return outputs, _total(losses)
 
     def _trace_loss(self, inputs: Any, labels: Labels, training: bool = True) -> Any:
-        """The micro-batch's loss, times its share of the global batch; metrics are updated."""
+        """The micro-batch's loss, times its seed; metrics are updated."""
         outputs, losses = self._body(inputs, training, labels.share)
         loss = self._head.loss(  # type: ignore[union-attr]
             inputs, outputs, _total(losses), labels, training
         )
-        return loss * tf.cast(labels.share, loss.dtype)
+        return loss * tf.cast(labels.seed, loss.dtype)
 
     def _trace_loss_infer(self, inputs: Any, labels: Labels) -> Any:
         return self._trace_loss(inputs, labels, training=False)
@@ -160,7 +160,7 @@ class Stage:
         return Saved(tape, self._sources(inputs), outputs, loss)
 
     def backward(
-        self, saved: Saved, output_gradients: Sequence[Any], share: Any
+        self, saved: Saved, output_gradients: Sequence[Any], seed: Any
     ) -> tuple[list[Any], list[Any]]:
         """Backward of a stage that is not the last.
 
@@ -168,7 +168,7 @@ class Stage:
             saved: what its forward returned.
             output_gradients: gradients of the outputs in `gradient_outputs`, summed over
                 their consumers.
-            share: n / B, for what the stage's layers added to the loss.
+            seed: n / B times the loss scale, for what the stage's layers added to the loss.
 
         Returns:
             Gradients of the inputs in `gradient_inputs`, and of the trained weights.
@@ -177,7 +177,7 @@ class Stage:
         seeds = list(output_gradients)
         if saved.loss is not None:
             targets.append(saved.loss)
-            seeds.append(tf.cast(share, saved.loss.dtype))
+            seeds.append(tf.cast(seed, saved.loss.dtype))
         return self._gradients(saved.tape, targets, saved.inputs, seeds)
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:

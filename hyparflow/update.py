@@ -1,8 +1,9 @@
-"""The optimizer step of one rank: regularize, clip, apply, with the user's own optimizer.
+"""The optimizer step of one rank: regularize, unscale, clip, apply, with the user's own optimizer.
 
 The optimizer is built for all of the model's weights, so that its state can be saved as plain
-Keras saves it, and applied to those that this rank owns. Only clipping by the global norm needs
-the other partitions: each adds the squares of the weights that it counts, once per weight.
+Keras saves it, and applied to those that this rank owns. Two things need the other partitions: the
+global norm, to which each adds the squares of the weights that it counts, once per weight; and
+whether a scaled gradient overflowed, for one overflow anywhere skips the step everywhere.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Update:
         regularize: bool = True,
     ) -> None:
         self._optimizer = model.optimizer
+        self._inner = keras_internals.inner_optimizer(model.optimizer)
         self._variables = list(variables)
         self._counted = list(counted)
         self._partitions = partitions
@@ -51,11 +53,17 @@ class Update:
         ]
         if not self._optimizer.built:
             self._optimizer.build(model.trainable_variables)
-        self._clip = float(self._optimizer.global_clipnorm or 0.0)
+        self._clip = float(self._inner.global_clipnorm or 0.0)
+        self._may_skip = self._optimizer is not self._inner  # after an overflow
+        self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
         self._penalty = tf.function(self._trace_penalty, autograph=False)
-        self._prepare = tf.function(self._trace_prepare, autograph=False, reduce_retracing=True)
+        self._survey = tf.function(self._trace_survey, autograph=False, reduce_retracing=True)
         self._apply = tf.function(self._trace_apply, autograph=False, reduce_retracing=True)
         self._touched: list[Any] = []
+
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward, and gradients divided by here."""
+        return float(self._optimizer.scale_loss(1.0))
 
     @property
     def has_penalty(self) -> bool:
@@ -81,58 +89,66 @@ class Update:
             for index in range(len(self._variables))
             if gradients[index] is not None or index in self._regularized
         ]
-        norm = tf.zeros((), tf.float64)
         values = [gradients[index] for index in present]
-        if self._clip:
-            values, squares = self._prepare(values, tuple(present))
-            total = np.array([float(squares)])
+        norm = 0.0
+        if self._clip or self._may_skip:
+            total = np.array(self._survey(values, tuple(present)))
             self._partitions.sum(total, "the global norm of the gradients")
-            norm = tf.constant(np.sqrt(total[0]), tf.float64)
-        if present:
-            self._apply(values, tuple(present), norm)
-            if not self._touched:
-                concrete = self._apply.get_concrete_function(values, tuple(present), norm)
-                self._touched = list(concrete.graph.variables)
-        else:
-            self._optimizer.iterations.assign_add(1)
+            norm, overflowed = float(np.sqrt(total[0])), total[1] > 0
+            if self._may_skip and overflowed:
+                keras_internals.skip_overflowed_step(self._optimizer)
+                return
+        self._apply(values, tuple(present), tf.constant(norm, tf.float64))
+        if not present:
+            self._inner.iterations.assign_add(1)
+        elif not self._touched:
+            arguments = values, tuple(present), tf.constant(norm, tf.float64)
+            self._touched = list(self._apply.get_concrete_function(*arguments).graph.variables)
 
     @property
     def touched(self) -> list[Any]:
         """The TensorFlow variables that the last step read or wrote: the state this rank owns."""
         return self._touched
 
-    def _trace_prepare(self, values: list[Any], present: tuple[int, ...]) -> tuple[list[Any], Any]:
-        """Add the regularization's gradient; sum the squares of what this rank counts."""
-        values = self._regularize(values, present)
-        squares = [
-            tf.cast(ops.sum(ops.square(_values(value))), tf.float64)
-            for value, index in zip(values, present, strict=True)
-            if self._counted[index]
-        ]
-        return values, tf.add_n(squares) if squares else tf.zeros((), tf.float64)
+    def _trace_survey(self, values: list[Any], present: tuple[int, ...]) -> Any:
+        """The sum of squares of what will be clipped, and the number of gradients with an
+        overflow, of what this rank counts.
+        """
+        squares = overflows = tf.zeros((), tf.float64)
+        scale = self._optimizer.scale_loss(tf.ones((), tf.float64))
+        for value, index in zip(self._regularize(values, present), present, strict=True):
+            finite = tf.reduce_all(tf.math.is_finite(_values(value)))
+            overflows += tf.cast(tf.logical_not(finite), tf.float64)
+            if self._counted[index]:
+                clipped = _values(self._to_be_clipped(index, value))
+                clipped /= tf.cast(scale, clipped.dtype)
+                squares += tf.cast(ops.sum(ops.square(clipped)), tf.float64)
+        return tf.stack([squares, overflows])
+
+    def _to_be_clipped(self, index: int, value: Any) -> Any:
+        """What Keras clips: a step's gradient, or the mean over accumulated steps."""
+        if self._accumulated == 1:
+            return value
+        before = keras_internals.accumulated_gradient(self._inner, self._variables[index])
+        return (tf.convert_to_tensor(value) + before) / self._accumulated
 
     def _trace_apply(self, values: list[Any], present: tuple[int, ...], norm: Any) -> None:
-        if self._clip:
-            # With a finite norm the second term is 0; with NaN or inf it makes the scale NaN,
-            # as Keras's own clipping does.
-            scale = self._clip * tf.minimum(1.0 / norm, 1.0 / self._clip) + (norm - norm)
-            values = [_scaled(value, scale) for value in values]
-        else:
-            values = self._regularize(values, present)
         variables = [self._variables[index] for index in present]
-        with keras_internals.applying_part(self._optimizer, self._variables):
-            self._optimizer.apply(values, variables)
+        clip = (lambda gradients: _clipped(gradients, self._clip, norm)) if self._clip else None
+        with keras_internals.applying_part(self._inner, self._variables, clip):
+            self._optimizer.apply(self._regularize(values, present), variables)
 
     def _regularize(self, values: list[Any], present: tuple[int, ...]) -> list[Any]:
         """Add the gradient of weight regularization, once, after all sums."""
         values = list(values)
+        scale = self._optimizer.scale_loss(1.0)
         positions = [p for p, index in enumerate(present) if index in self._regularized]
         gradients = gradients_of(
             lambda: [self._regularization(present[p]) for p in positions],
             [self._variables[present[p]].value for p in positions],
         )
         for position, gradient in zip(positions, gradients, strict=True):
-            value = values[position]
+            value, gradient = values[position], gradient * tf.cast(scale, gradient.dtype)
             values[position] = gradient if value is None else tf.convert_to_tensor(value) + gradient
         return values
 
@@ -142,6 +158,10 @@ def _values(gradient: Any) -> Any:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-def _scaled(gradient: Any, scale: Any) -> Any:
-    dense = tf.convert_to_tensor(gradient)
-    return dense * tf.cast(scale, dense.dtype)
+def _clipped(gradients: Sequence[Any], limit: float, norm: Any) -> list[Any]:
+    """`gradients`, of the global norm `norm`, at most of norm `limit`."""
+    # With a finite norm the second term is 0; with NaN or inf it makes the scale NaN, as Keras's
+    # own clipping does.
+    scale = limit * tf.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
+    dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    return [gradient * tf.cast(scale, gradient.dtype) for gradient in dense]

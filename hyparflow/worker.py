@@ -6,7 +6,6 @@ commands in `follow`. What a command does is the same code on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,7 +20,6 @@ from hyparflow.engine import Program
 from hyparflow.feed import Data, Feed
 from hyparflow.gradients import GradientSum
 from hyparflow.grid import LEADER
-from hyparflow.head import Labels
 
 __all__ = ["Worker"]
 
@@ -97,11 +95,13 @@ class Worker:
         """One training step."""
         if "learning_rate" in command.values and self._world.rank != LEADER:
             self.model.optimizer.learning_rate = command.values["learning_rate"]
-        batch, labels = self._batch(command)
+        batch = self._feed.batch(command, self._stream)
         penalty = self._penalty(batch.rows)
         program = self._program("train", batch)
+        scale = self._learner.update.loss_scale()
+        labels = self._feed.labels(batch, scale)
         self._part.statistics.begin()
-        self._part.engine.train(program, batch, labels, self._reduce, self._apply)
+        self._part.engine.train(program, batch, labels, scale, self._reduce, self._apply)
         self._part.statistics.finish()
         self._collect(penalty, batch)
         self._stale = True
@@ -109,9 +109,10 @@ class Worker:
     def test(self, command: Command) -> None:
         """One evaluation step; metrics end on the leader."""
         self._agree()
-        batch, labels = self._batch(command)
+        batch = self._feed.batch(command, self._stream)
         penalty = self._penalty(batch.rows)
-        self._part.engine.test(self._program("forward", batch), batch, labels)
+        program = self._program("forward", batch)
+        self._part.engine.test(program, batch, self._feed.labels(batch))
         self._collect(penalty, batch)
 
     def predict(self, command: Command) -> Any:
@@ -202,10 +203,6 @@ class Worker:
         if self._stale:
             self._part.sync.agree()
             self._stale = False
-
-    def _batch(self, command: Command) -> tuple[Batch, Callable[[int], Labels]]:
-        batch = self._feed.batch(command, self._stream)
-        return batch, self._feed.labels(batch)
 
     def _program(self, kind: str, batch: Batch) -> Program:
         key = (kind, len(batch.microbatches))

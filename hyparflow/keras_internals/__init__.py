@@ -6,6 +6,7 @@ Everything else in hyparflow uses the public API of Keras 3.
 from __future__ import annotations
 
 from hyparflow.keras_internals.compiled import (
+    accumulated_gradient,
     applying_part,
     build_compiled,
     compile_arguments,
@@ -13,11 +14,13 @@ from hyparflow.keras_internals.compiled import (
     compile_metrics,
     copy_with_losses,
     has_overridden,
+    inner_optimizer,
     loss_entries,
     loss_tracker,
     loss_values,
     masked_weight,
     settable_learning_rate,
+    skip_overflowed_step,
     symbolic_batch,
 )
 from hyparflow.keras_internals.data import (
@@ -47,6 +50,7 @@ from hyparflow.keras_internals.graph import (
 )
 
 __all__ = [
+    "accumulated_gradient",
     "additional_losses",
     "all_layers",
     "applying_part",
@@ -60,6 +64,7 @@ __all__ = [
     "execution_order",
     "get_mask",
     "has_overridden",
+    "inner_optimizer",
     "is_array_data",
     "loss_entries",
     "loss_tracker",
@@ -75,6 +80,7 @@ __all__ = [
     "seed_states",
     "set_mask",
     "settable_learning_rate",
+    "skip_overflowed_step",
     "standardize_inputs",
     "state_variables",
     "symbolic_batch",

@@ -16,6 +16,7 @@ from hyparflow.keras_internals.graph import (
 )
 
 __all__ = [
+    "accumulated_gradient",
     "applying_part",
     "build_compiled",
     "compile_arguments",
@@ -23,11 +24,13 @@ __all__ = [
     "compile_metrics",
     "copy_with_losses",
     "has_overridden",
+    "inner_optimizer",
     "loss_entries",
     "loss_tracker",
     "loss_values",
     "masked_weight",
     "settable_learning_rate",
+    "skip_overflowed_step",
     "symbolic_batch",
 ]
 
@@ -174,35 +177,64 @@ def has_overridden(model: Any, method: str) -> bool:
     return False
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that updates weights: the one inside a LossScaleOptimizer, or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def settable_learning_rate(optimizer: Any) -> float | None:
     """The learning rate if it is a variable, which callbacks may set; None for a schedule."""
-    rate = getattr(optimizer, "_learning_rate", None)
+    rate = getattr(inner_optimizer(optimizer), "_learning_rate", None)
     return float(rate) if isinstance(rate, keras.Variable) else None
 
 
+def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
+    """The sum of the gradients of earlier steps, with `gradient_accumulation_steps`."""
+    return optimizer._accumulated_gradients[optimizer._get_variable_index(variable)].value
+
+
+def skip_overflowed_step(optimizer: Any) -> None:
+    """Let a LossScaleOptimizer lower its scale as after an overflow of its own gradients.
+
+    Its public `apply` looks at the gradients that it is given, which may all be finite on this
+    rank.
+    """
+    optimizer._stateful_handle_non_finite_grads()
+
+
 @contextlib.contextmanager
-def applying_part(optimizer: Any, variables: list[Any]) -> Iterator[None]:
+def applying_part(
+    optimizer: Any, variables: list[Any], clip: Callable[[Any], Any] | None = None
+) -> Iterator[None]:
     """While an optimizer step is traced for some of its variables only.
 
-    Global clipping is done by hyparflow, over all partitions; the loss was not scaled, so nothing
-    is to be unscaled; moving averages of weights must follow the given variables only, for the
-    others are trained elsewhere.
+    Global clipping is hyparflow's, over all partitions, at the place where Keras clips. Moving
+    averages must follow the given variables only, and only their accumulated gradients may be
+    reset, for the others are trained elsewhere.
+
+    Args:
+        optimizer: the one that updates weights.
+        variables: those that this rank trains.
+        clip: gradients -> clipped gradients, in place of Keras's clipping.
     """
     attributes = vars(optimizer)  # written directly: setting them would track them anew
-    names = (
-        "global_clipnorm",
-        "loss_scale_factor",
-        "_trainable_variables",
-        "_model_variables_moving_average",
-    )
+    names = ("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients")
     saved = {name: attributes[name] for name in names if name in attributes}
-    attributes["global_clipnorm"] = attributes["loss_scale_factor"] = None
     attributes["_trainable_variables"] = list(variables)
+    index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
+    mine = [index[id(v)] for v in variables]
     if optimizer.use_ema:
-        index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
         averages = saved["_model_variables_moving_average"]
-        attributes["_model_variables_moving_average"] = [averages[index[id(v)]] for v in variables]
+        attributes["_model_variables_moving_average"] = [averages[i] for i in mine]
+    if optimizer.gradient_accumulation_steps:
+        sums = saved["_accumulated_gradients"]
+        attributes["_accumulated_gradients"] = [
+            value if i in set(mine) else None for i, value in enumerate(sums)
+        ]
+    if clip is not None:
+        attributes["_clip_gradients"] = clip
     try:
         yield
     finally:
+        attributes.pop("_clip_gradients", None)
         attributes.update(saved)
