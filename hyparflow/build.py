@@ -79,12 +79,14 @@ class Losses:
         metrics: the metrics' state.
         head: the end of the last stage.
         weigh: (x, y, sample weights) -> W of each loss term, where that must be known.
+        symbolic: symbolic (y, y_pred, sample weights), or None where there are no labels.
     """
 
     terms: LossTerms
     metrics: MetricState
     head: Head
     weigh: Callable[[Any, Any, Any], Any] | None
+    symbolic: Any
 
 
 @dataclass
@@ -160,6 +162,7 @@ def _losses(model: Any, layout: Layout, place: Place, specs: Any, pack: Pack) ->
         MetricState(model, place.world, updates=place.is_last or _has_layer_metrics(model)),
         Head(model, terms, pack, layout.graph is None),
         _weigher(model, terms) if terms.need_weights else None,
+        symbolic,
     )
 
 

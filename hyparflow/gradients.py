@@ -129,12 +129,12 @@ class Reducer:
         return result
 
     def _sum_dense(self, comm: Communicator, positions: list[int], values: list[Any]) -> list[Any]:
-        """Sum dense gradients through one flat buffer per dtype."""
+        """Sum dense gradients through one flat buffer per dtype, those of 16 bits in 32."""
         result: dict[int, Any] = {}
         for dtype in dict.fromkeys(self._dtypes[p] for p in positions):
             members = [p for p in positions if self._dtypes[p] == dtype]
             sizes = [int(np.prod(self._shapes[p], dtype=np.int64)) for p in members]
-            flat = np.zeros(sum(sizes), dtype)
+            flat = np.zeros(sum(sizes), np.float32 if dtype.itemsize == 2 else dtype)
             ends = np.cumsum(sizes)
             for position, size, end in zip(members, sizes, ends, strict=True):
                 if values[position] is not None:
@@ -143,7 +143,7 @@ class Reducer:
             comm.sum(flat, "the sum of gradients")
             for position, size, end in zip(members, sizes, ends, strict=True):
                 part = flat[end - size : end].reshape(self._shapes[position])
-                result[position] = tf.convert_to_tensor(part)
+                result[position] = tf.convert_to_tensor(part.astype(dtype, copy=False))
         return [result[position] for position in positions]
 
     def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:

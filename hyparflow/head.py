@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from hyparflow import keras_internals
+from hyparflow.additive import AdditiveMetrics
 from hyparflow.losses import LossTerms
 
 __all__ = ["Head", "Labels"]
@@ -54,7 +55,8 @@ class Head:
         self._terms = terms
         self._pack = pack
         self.own_loss = is_whole_model and keras_internals.has_overridden(model, "compute_loss")
-        self._own_metrics = is_whole_model and keras_internals.has_overridden(
+        self._metrics = AdditiveMetrics(model)
+        self.own_metrics = is_whole_model and keras_internals.has_overridden(
             model, "compute_metrics"
         )
 
@@ -86,11 +88,9 @@ class Head:
         return ops.sum(loss)
 
     def _update_metrics(self, inputs: Any, y_pred: Any, labels: Labels) -> None:
-        if self._own_metrics:
+        if self.own_metrics:
             self._model.compute_metrics(
                 x=inputs, y=labels.y, y_pred=y_pred, sample_weight=labels.sample_weight
             )
             return
-        metrics = keras_internals.compile_metrics(self._model)
-        if metrics is not None:
-            metrics.update_state(labels.y, y_pred, labels.sample_weight)
+        self._metrics.update(labels.y, y_pred, labels.sample_weight, labels.share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "loss_tracker",
     "loss_values",
     "masked_weight",
+    "metric_function",
     "settable_learning_rate",
     "skip_overflowed_step",
     "symbolic_batch",
@@ -53,6 +55,16 @@ def compile_metrics(model: Any) -> Any | None:
 def loss_entries(compiled: Any) -> list[Any]:
     """The flat losses of a built compile-loss object: (path, loss, loss weight, name)."""
     return list(compiled._flat_losses)
+
+
+def metric_function(metric: Any) -> Callable[[Any, Any], Any] | None:
+    """The user's own function that `metric` takes the mean of, or None."""
+    function = getattr(metric, "_fn", None)
+    if not isinstance(metric, keras.metrics.MeanMetricWrapper) or function is None:
+        return None
+    if getattr(function, "__module__", "").startswith("keras."):
+        return None
+    return functools.partial(function, **metric._fn_kwargs)
 
 
 def copy_with_losses(

@@ -73,7 +73,8 @@ def sequences() -> Any:
 def train(build: Callable[[], Any], fit: Callable[..., Any]) -> Outcome:
     keras.utils.set_random_seed(3)
     model, x, y = build()
-    model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.SGD(0.05)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     # 25 rows in batches of 8: the last has one row, fewer than there are replicas.
     history = fit(model, x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x[:9], y[:9]))
     return Outcome(history.history, State.of(model))

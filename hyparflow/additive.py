@@ -1,0 +1,160 @@
+"""Metrics of `compile`, made and checked to add up over micro-batches and replicas.
+
+A metric's state after a batch must be the sum of what its micro-batches add to it. Keras's own
+metrics keep sums, counts and confusion matrices. A function that gives one number for a batch is
+weighted by the micro-batch's share of it, which makes a mean over rows exact. What still does not
+add up is found by trying it, and refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow import keras_internals
+
+__all__ = ["AdditiveMetrics", "require_additive"]
+
+_ROWS = 6  # of the batch on which metrics are tried
+_TOLERANCE = 1e-4  # relative, for states in float32
+
+
+class AdditiveMetrics:
+    """The metrics of a compiled model, updated one micro-batch at a time.
+
+    Args:
+        model: the compiled model, its metrics built.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._compiled = keras_internals.compile_metrics(model)
+        self.metrics = [] if self._compiled is None else list(self._compiled.metrics)
+        self._of_functions = [m for m in self.metrics if keras_internals.metric_function(m)]
+
+    def update(self, y: Any, y_pred: Any, sample_weight: Any, share: Any) -> None:
+        """Update all with a micro-batch that is the part `share` of a global batch."""
+        if self._compiled is None:
+            return
+        with contextlib.ExitStack() as stack:
+            for metric in self._of_functions:
+                stack.enter_context(_weighted_by(metric, share))
+            self._compiled.update_state(y, y_pred, sample_weight)
+
+
+@contextlib.contextmanager
+def _weighted_by(metric: Any, share: Any) -> Iterator[None]:
+    """Let `metric`, a mean of a user's function, count a single number by `share`."""
+    function: Any = keras_internals.metric_function(metric)
+    original = metric.update_state
+
+    def update(y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        values = keras.ops.convert_to_tensor(function(y_true, y_pred))
+        if len(values.shape) or sample_weight is not None:
+            return original(y_true, y_pred, sample_weight)
+        return keras.metrics.Mean.update_state(metric, values, sample_weight=share)
+
+    vars(metric)["update_state"] = update
+    try:
+        yield
+    finally:
+        del vars(metric)["update_state"]
+
+
+def require_additive(model: Any, symbolic: Any) -> None:
+    """Try the metrics on a small batch, whole and in two parts.
+
+    A metric that cannot take these data (small random numbers) is let pass.
+
+    Args:
+        model: the compiled model, its metrics built.
+        symbolic: symbolic (y, y_pred, sample weights), or None where nothing is known.
+
+    Raises:
+        ValueError: naming the metrics whose state does not add up.
+    """
+    metrics = AdditiveMetrics(model)
+    if symbolic is None or not metrics.metrics:
+        return
+    batch = _example(symbolic)
+    half = _ROWS // 2
+    try:
+        with np.errstate(all="ignore"):
+            start = _state_after(metrics, [])
+            whole = _state_after(metrics, [(batch, 1.0)])
+            parts = [_rows(batch, 0, half), _rows(batch, half, _ROWS)]
+            first, second = (_state_after(metrics, [(part, 0.5)]) for part in parts)
+            both = _state_after(metrics, [(part, 0.5) for part in parts])
+    except Exception:  # these data are not for them; a wrong metric then fails as in plain Keras
+        return
+    finally:
+        model.reset_metrics()
+    names = [
+        metric.name
+        for index, metric in enumerate(metrics.metrics)
+        if not _same(whole[index], both[index])
+        or not _same(whole[index], _sum(first[index], second[index], start[index]))
+    ]
+    if names:
+        raise ValueError(
+            "The state of a metric must add up over the parts of a batch: what the whole batch "
+            f"adds to its variables must be the sum of what its parts add. Received: {names}. "
+            "Let it keep sums and counts of rows (as those of keras.metrics do), or train with "
+            "one replica and num_microbatches=1, where a batch has one part."
+        )
+
+
+State = list[np.ndarray]
+
+
+def _state_after(metrics: AdditiveMetrics, batches: list[tuple[Any, float]]) -> list[State]:
+    """The state of each metric after these batches, each with its share."""
+    for metric in metrics.metrics:
+        metric.reset_state()
+    for (y, y_pred, sample_weight), share in batches:
+        metrics.update(y, y_pred, sample_weight, keras.ops.convert_to_tensor(share))
+    return [[np.array(v, float) for v in metric.variables] for metric in metrics.metrics]
+
+
+def _sum(first: State, second: State, start: State) -> State:
+    return [a + b - c for a, b, c in zip(first, second, start, strict=True)]
+
+
+def _same(actual: State, expected: State) -> bool:
+    return all(
+        np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        for a, b in zip(actual, expected, strict=True)
+    )
+
+
+def _example(symbolic: Any) -> Any:
+    """Labels 0 and 1, predictions that are probabilities, weights between 0 and 1."""
+    random = np.random.default_rng(0)
+    labels, outputs, weights = symbolic
+
+    def draw(make: Callable[[tuple[int, ...]], np.ndarray]) -> Callable[[Any], Any]:
+        def one(spec: Any) -> Any:
+            if spec is None:
+                return None
+            shape = (_ROWS, *(3 if size is None else size for size in spec.shape[1:]))
+            return keras.ops.convert_to_tensor(make(shape), dtype=spec.dtype)
+
+        return one
+
+    def probabilities(shape: tuple[int, ...]) -> np.ndarray:
+        values = random.uniform(0.05, 0.95, shape)
+        several = len(shape) > 1 and shape[-1] > 1
+        return values / values.sum(-1, keepdims=True) if several else values
+
+    return (
+        keras.tree.map_structure(draw(lambda shape: random.integers(0, 2, shape)), labels),
+        keras.tree.map_structure(draw(probabilities), outputs),
+        keras.tree.map_structure(draw(lambda shape: random.uniform(0, 1, shape)), weights),
+    )
+
+
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    return keras.tree.map_structure(lambda x: None if x is None else x[start:stop], batch)
