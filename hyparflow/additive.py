@@ -1,9 +1,9 @@
-"""Metrics of `compile`, made and checked to add up over micro-batches and replicas.
+"""Losses and metrics of `compile`, made and checked to add up over micro-batches and replicas.
 
 A metric's state after a batch must be the sum of what its micro-batches add to it. Keras's own
 metrics keep sums, counts and confusion matrices. A function that gives one number for a batch is
-weighted by the micro-batch's share of it, which makes a mean over rows exact. What still does not
-add up is found by trying it, and refused.
+weighted by the micro-batch's share of it, which makes a mean over rows exact. A loss must not look
+from one row of the batch at another. What does not add up is found by trying it, and refused.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import keras
 import numpy as np
 
 from hyparflow import keras_internals
+from hyparflow.losses import LossTerms
 
 __all__ = ["AdditiveMetrics", "require_additive"]
 
-_ROWS = 6  # of the batch on which metrics are tried
+_ROWS = 10  # of the batch on which metrics are tried
 _TOLERANCE = 1e-4  # relative, for states in float32
 
 
@@ -64,47 +65,81 @@ def _weighted_by(metric: Any, share: Any) -> Iterator[None]:
         del vars(metric)["update_state"]
 
 
-def require_additive(model: Any, symbolic: Any) -> None:
-    """Try the metrics on a small batch, whole and in two parts.
+def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
+    """Try losses and metrics on a small batch, whole and in two parts.
 
-    A metric that cannot take these data (small random numbers) is let pass.
+    Those that cannot take these data (small random numbers) are let pass.
 
     Args:
         model: the compiled model, its metrics built.
+        terms: its losses.
         symbolic: symbolic (y, y_pred, sample weights), or None where nothing is known.
 
     Raises:
-        ValueError: naming the metrics whose state does not add up.
+        ValueError: naming the losses or metrics that do not add up.
     """
-    metrics = AdditiveMetrics(model)
-    if symbolic is None or not metrics.metrics:
+    if symbolic is None:
         return
     batch = _example(symbolic)
-    half = _ROWS // 2
+    parts = [_rows(batch, 0, _ROWS // 2), _rows(batch, _ROWS // 2, _ROWS)]
+    losses = _found(lambda: _coupling_losses(terms, batch, parts))
+    metrics = _found(lambda: _odd_metrics(model, batch, parts))
+    rules = {
+        f"the value of a loss for a row must not depend on other rows (losses {losses})": losses,
+        f"a metric must keep sums and counts of rows (metrics {metrics})": metrics,
+    }
+    broken = [rule for rule, names in rules.items() if names]
+    if broken:
+        raise ValueError(
+            "Losses and metrics must add up over the parts of a batch. "
+            f"Received: {' and '.join(broken)}. Change them so, or train with one replica and "
+            "num_microbatches=1 (strategy='model'), where a batch has one part."
+        )
+
+
+def _found(find: Callable[[], list[str]]) -> list[str]:
+    """The names that `find` returns; none where the data are not for what it tries."""
     try:
         with np.errstate(all="ignore"):
-            start = _state_after(metrics, [])
-            whole = _state_after(metrics, [(batch, 1.0)])
-            parts = [_rows(batch, 0, half), _rows(batch, half, _ROWS)]
-            first, second = (_state_after(metrics, [(part, 0.5)]) for part in parts)
-            both = _state_after(metrics, [(part, 0.5) for part in parts])
-    except Exception:  # these data are not for them; a wrong metric then fails as in plain Keras
-        return
+            return find()
+    except Exception:  # training then fails as in plain Keras, if it does
+        return []
+
+
+def _coupling_losses(terms: LossTerms, batch: Any, parts: list[Any]) -> list[str]:
+    """Losses of which the value of a row, or a batch's mean, changes when the batch is parted."""
+    whole, first, second = (
+        {name: np.array(value, float) for name, value in terms.values(*rows[:2]).items()}
+        for rows in (batch, *parts)
+    )
+    odd = []
+    for name, value in whole.items():
+        joined = [first[name], second[name]]
+        one_number = value.ndim == 0
+        expected = np.mean(joined, 0) if one_number else np.concatenate(joined)
+        if not _same([value], [expected]):
+            odd.append(name)
+        elif name in terms.one_number and one_number:
+            terms.one_number.remove(name)  # a mean over rows is exact
+    return odd
+
+
+def _odd_metrics(model: Any, batch: Any, parts: list[Any]) -> list[str]:
+    """Metrics whose state after a batch is not the sum of what its parts add."""
+    metrics = AdditiveMetrics(model)
+    try:
+        start = _state_after(metrics, [])
+        whole = _state_after(metrics, [(batch, 1.0)])
+        first, second = (_state_after(metrics, [(part, 0.5)]) for part in parts)
+        both = _state_after(metrics, [(part, 0.5) for part in parts])
     finally:
         model.reset_metrics()
-    names = [
+    return [
         metric.name
         for index, metric in enumerate(metrics.metrics)
         if not _same(whole[index], both[index])
         or not _same(whole[index], _sum(first[index], second[index], start[index]))
     ]
-    if names:
-        raise ValueError(
-            "The state of a metric must add up over the parts of a batch: what the whole batch "
-            f"adds to its variables must be the sum of what its parts add. Received: {names}. "
-            "Let it keep sums and counts of rows (as those of keras.metrics do), or train with "
-            "one replica and num_microbatches=1, where a batch has one part."
-        )
 
 
 State = list[np.ndarray]
@@ -144,13 +179,17 @@ def _example(symbolic: Any) -> Any:
 
         return one
 
+    def zeros_and_ones(shape: tuple[int, ...]) -> np.ndarray:
+        limits = np.linspace(0.2, 0.9, _ROWS).reshape(-1, *[1] * (len(shape) - 1))
+        return (random.random(shape) < limits).astype(int)  # the later rows have more ones
+
     def probabilities(shape: tuple[int, ...]) -> np.ndarray:
         values = random.uniform(0.05, 0.95, shape)
         several = len(shape) > 1 and shape[-1] > 1
         return values / values.sum(-1, keepdims=True) if several else values
 
     return (
-        keras.tree.map_structure(draw(lambda shape: random.integers(0, 2, shape)), labels),
+        keras.tree.map_structure(draw(zeros_and_ones), labels),
         keras.tree.map_structure(draw(probabilities), outputs),
         keras.tree.map_structure(draw(lambda shape: random.uniform(0, 1, shape)), weights),
     )

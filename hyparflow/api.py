@@ -141,10 +141,7 @@ class _Sessions:
 
 def fit(
     model: Any,
-    x: Any = None,
-    y: Any = None,
-    batch_size: int | None = None,
-    *,
+    *args: Any,
     strategy: str | None = None,
     num_partitions: int | None = None,
     num_replicas: int | None = None,
@@ -161,7 +158,7 @@ def fit(
 
     Args:
         model: a compiled Keras model.
-        x, y, batch_size, **kwargs: as for Keras's ``model.fit``.
+        *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
         strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp,
             batchnorm: as for `parallelize`.
 
@@ -182,39 +179,35 @@ def fit(
         lpp=lpp,
         batchnorm=batchnorm,
     )
-    return pm.fit(x, y, batch_size, **kwargs)
+    return pm.fit(*args, **kwargs)
 
 
-def evaluate(
-    model: Any, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-) -> Any:
+def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Evaluate `model` over the ranks of this job, as Keras's ``model.evaluate``.
 
     Args:
         model: a compiled Keras model.
-        x, y, batch_size, **kwargs: as for ``model.evaluate``, and the parallel arguments of
-            `parallelize`.
+        *args, **kwargs: as for ``model.evaluate``, and the parallel arguments of `parallelize`.
 
     Returns:
         What ``model.evaluate`` returns, the same on every rank.
     """
     parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
-    return parallelize(model, **parallel).evaluate(x, y, batch_size, **kwargs)
+    return parallelize(model, **parallel).evaluate(*args, **kwargs)
 
 
-def predict(model: Any, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+def predict(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Predict with `model` over the ranks of this job, as Keras's ``model.predict``.
 
     Args:
         model: a Keras model.
-        x, batch_size, **kwargs: as for ``model.predict``, and the parallel arguments of
-            `parallelize`.
+        *args, **kwargs: as for ``model.predict``, and the parallel arguments of `parallelize`.
 
     Returns:
         The predictions for all rows, on every rank.
     """
     parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
-    return parallelize(model, **parallel).predict(x, batch_size, **kwargs)
+    return parallelize(model, **parallel).predict(*args, **kwargs)
 
 
 _PARALLEL = (

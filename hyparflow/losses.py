@@ -62,6 +62,14 @@ class _Probe:
         return ops.zeros(())
 
 
+def _unique_names(entries: list[Any]) -> list[str]:
+    """What to call each loss in messages: its own name, and its output's where there are more."""
+    names = [str(getattr(entry.loss, "name", type(entry.loss).__name__)) for entry in entries]
+    if len(names) == 1:
+        return names
+    return [f"{name} of {entry.name}" for name, entry in zip(names, entries, strict=True)]
+
+
 def _reduction(loss: Any) -> str | None:
     return getattr(loss, "reduction", "sum_over_batch_size")
 
@@ -113,7 +121,7 @@ class LossTerms:
         self.box = ShareBox()
         self._compiled = keras_internals.compile_loss(model)
         entries = [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
-        self._names = [entry.name for entry in entries]
+        self._names = _unique_names(entries)
         self._losses = [entry.loss for entry in entries]
         self._masks = [False] * len(entries)  # which losses mask their own values
         self.one_number: list[str] = []  # losses whose value is not a sum over rows
@@ -154,6 +162,19 @@ class LossTerms:
     def _probe(self, ask: Callable[..., Any], y: Any, y_pred: Any, sample_weight: Any) -> Any:
         probes = [_Probe(loss, ask) for loss in self._losses]
         return keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
+
+    def values(self, y: Any, y_pred: Any) -> dict[str, Any]:
+        """What each loss returns for a batch, before weights and reduction, where it tells."""
+        found: dict[str, Any] = {}
+
+        def ask(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
+            index = next(i for i, other in enumerate(self._losses) if other is loss)
+            values = keras_internals.loss_values(loss, y_true, y_pred)
+            if values is not None:
+                found[self._names[index]] = values
+
+        self._probe(ask, y, y_pred, None)
+        return found
 
     @property
     def need_weights(self) -> bool:

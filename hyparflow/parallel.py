@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from typing import Any
@@ -22,6 +23,7 @@ from hyparflow.worker import Worker
 __all__ = ["ParallelModel"]
 
 _DEFAULT_BATCH = 32  # Keras's
+_DATA = ("x", "y", "sample_weight", "class_weight")
 
 
 class ParallelModel:
@@ -44,96 +46,43 @@ class ParallelModel:
 
     # --- public ---
 
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        sample_weight: Any = None,
-        class_weight: Any = None,
-        validation_data: Any = None,
-        validation_batch_size: int | None = None,
-        callbacks: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Keras's `fit` does; all its arguments are taken.
 
         Returns:
             The History, the same on every rank.
         """
+        arguments = self._bind("fit", args, kwargs)
         checks.require_compiled(self.model, "fit")
         checks.check_optimizer(self.model.optimizer, self.options)
-        sources: dict[str, ArraySource] = {}
-        arguments = dict(kwargs, batch_size=batch_size, validation_batch_size=validation_batch_size)
-        arguments |= self._training_data(sources, x, y, sample_weight, class_weight)
-        if validation_data is not None:
-            parts = keras_internals.unpack(validation_data)
-            if keras_internals.is_array_data(parts[0]):
-                checks.check_labels(self.model, parts[1])
-                sources["validation"] = ArraySource(*parts)
-                numbers = row_numbers("validation", sources["validation"].num_samples)
-                validation_data = (numbers,)
-            arguments["validation_data"] = validation_data
-        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps_per_epoch"))
-        checks.check_batch(self.options, rows)
+        call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
+        self._take_validation_data(call, arguments)
+        checks.check_batch(self.options, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
-            if stream is not None:
-                arguments["x"] = stream
-            history = self.model.fit(callbacks=with_weights(callbacks, worker), **arguments)
+            history = self.model.fit(**self._ready(arguments, worker, stream))
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
-        call = Call("fit", self.options, sources, x, rows, kwargs)
         return self._history(self._session.run(call, train))
 
-    def evaluate(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        sample_weight: Any = None,
-        callbacks: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
+        arguments = self._bind("evaluate", args, kwargs)
         checks.require_compiled(self.model, "evaluate")
-        sources: dict[str, ArraySource] = {}
-        arguments = dict(kwargs, batch_size=batch_size)
-        arguments |= self._training_data(sources, x, y, sample_weight, None)
-        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
+        call = self._call("evaluate", arguments, arguments.get("steps"))
+        return self._session.run(
+            call,
+            lambda worker, stream: self.model.evaluate(**self._ready(arguments, worker, stream)),
+        )
 
-        def evaluate(worker: Worker, stream: Any) -> Any:
-            if stream is not None:
-                arguments["x"] = stream
-            return self.model.evaluate(callbacks=with_weights(callbacks, worker), **arguments)
-
-        call = Call("evaluate", self.options, sources, x, rows, kwargs)
-        return self._session.run(call, evaluate)
-
-    def predict(
-        self, x: Any, batch_size: int | None = None, *, callbacks: Any = None, **kwargs: Any
-    ) -> Any:
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as Keras's `predict` does; the result is the same on every rank."""
-        sources: dict[str, ArraySource] = {}
-        checks.check_data(x)
-        data = x
-        if keras_internals.is_array_data(x):
-            sources["train"] = ArraySource(x)
-            data = row_numbers("train", sources["train"].num_samples)
-        rows = batch_size or _batch_rows(sources.get("train"), kwargs.get("steps"))
-
-        def predict(worker: Worker, stream: Any) -> Any:
-            return self.model.predict(
-                data if stream is None else stream,
-                batch_size=batch_size,
-                callbacks=with_weights(callbacks, worker),
-                **kwargs,
-            )
-
-        call = Call("predict", self.options, sources, x, rows, kwargs)
-        return self._session.run(call, predict)
+        arguments = self._bind("predict", args, kwargs)
+        call = self._call("predict", arguments, arguments.get("steps"))
+        return self._session.run(
+            call,
+            lambda worker, stream: self.model.predict(**self._ready(arguments, worker, stream)),
+        )
 
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write the model as a plain Keras file: by the leader, complete or not at all.
@@ -156,24 +105,46 @@ class ParallelModel:
         grid = self.options.grid
         return f"replicas: {grid.num_replicas}\n{self._session.layout().describe()}"
 
-    # --- data ---
+    # --- arguments ---
 
-    def _training_data(
-        self,
-        sources: dict[str, ArraySource],
-        x: Any,
-        y: Any,
-        sample_weight: Any,
-        class_weight: Any,
-    ) -> dict[str, Any]:
-        """Arrays become a source and row numbers; a stream goes to Keras as it is."""
+    def _bind(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, as the model's own `method` takes them; its errors else."""
+        bound = inspect.signature(getattr(self.model, method)).bind(*args, **kwargs)
+        arguments = dict(bound.arguments)
+        return arguments | arguments.pop("kwargs", {})
+
+    def _call(self, method: str, arguments: dict[str, Any], steps: int | None) -> Call:
+        """The call; arrays in `arguments` become sources, and row numbers take their place."""
+        simple = {name: value for name, value in arguments.items() if name not in _DATA}
+        x = arguments.get("x")
         checks.check_data(x)
-        if not keras_internals.is_array_data(x):
-            given = {"y": y, "sample_weight": sample_weight, "class_weight": class_weight}
-            return {"x": x} | {key: value for key, value in given.items() if value is not None}
-        checks.check_labels(self.model, y)
-        source = sources["train"] = ArraySource(x, y, sample_weight, class_weight)
-        return {"x": row_numbers("train", source.num_samples)}
+        sources: dict[str, ArraySource] = {}
+        if keras_internals.is_array_data(x):
+            parts = [arguments.pop(name, None) for name in _DATA[1:]]
+            if method != "predict":
+                checks.check_labels(self.model, parts[0])
+            sources["train"] = ArraySource(x, *parts)
+            arguments["x"] = row_numbers("train", sources["train"].num_samples)
+        rows = arguments.get("batch_size") or _batch_rows(sources.get("train"), steps)
+        return Call(method, self.options, sources, x, rows, simple)
+
+    def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
+        if (data := arguments.get("validation_data")) is None:
+            return
+        parts = keras_internals.unpack(data)
+        if keras_internals.is_array_data(parts[0]):
+            checks.check_labels(self.model, parts[1])
+            call.sources["validation"] = ArraySource(*parts)
+            numbers = row_numbers("validation", call.sources["validation"].num_samples)
+            arguments["validation_data"] = (numbers,)
+
+    @staticmethod
+    def _ready(arguments: dict[str, Any], worker: Worker, stream: Any) -> dict[str, Any]:
+        """What the leader gives to Keras."""
+        ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
+        return ready if stream is None else ready | {"x": stream}
+
+    # --- results ---
 
     def _history(self, outcome: dict[str, Any]) -> Any:
         if self._world.rank == LEADER:

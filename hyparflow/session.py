@@ -39,7 +39,7 @@ class Session:
         self._world = world
         self._part: build.Part | None = None
         self._part_key: Any = None
-        self._part_with_checked_metrics: build.Part | None = None
+        self._checked_part: build.Part | None = None
         self._layout: Layout | None = None
 
     def layout(self) -> Layout:
@@ -68,7 +68,7 @@ class Session:
         else:
             stream, specs = self._peek(call.stream)
         part = self._build(specs, with_loss=call.method != "predict")
-        self._check_metrics(part, call)
+        self._check_sums(part, call)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
@@ -86,17 +86,17 @@ class Session:
         use_atomic_saves(self.model)
         return result
 
-    def _check_metrics(self, part: build.Part, call: Call) -> None:
-        """Once per part, where batches are split: refuse metrics that do not add up."""
+    def _check_sums(self, part: build.Part, call: Call) -> None:
+        """Once per part, where batches are split: refuse what does not add up."""
         split = call.options.grid.num_replicas * call.num_microbatches > 1
-        if not split or part.losses is None or part is self._part_with_checked_metrics:
+        if not split or part.losses is None or part is self._checked_part:
             return
-        if not part.losses.head.own_metrics:
+        if not (part.losses.head.own_metrics or part.losses.head.own_loss):
             try:
-                require_additive(self.model, part.losses.symbolic)
+                require_additive(self.model, part.losses.terms, part.losses.symbolic)
             except ValueError as error:
                 raise guard.everywhere(error) from None
-        self._part_with_checked_metrics = part
+        self._checked_part = part
 
     def _peek(self, stream: Any) -> tuple[Any, Any]:
         """What `peek` returns on the leader; None and the specs on the others. Collective."""

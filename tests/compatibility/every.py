@@ -1,0 +1,13 @@
+"""All rows: importing a module adds those that it declares."""
+
+from __future__ import annotations
+
+from compatibility import (  # noqa: F401
+    arguments,
+    losses,
+    metrics,
+    optimizers,
+)
+from compatibility.rows import ROWS
+
+__all__ = ["ROWS"]
