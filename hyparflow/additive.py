@@ -18,7 +18,7 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.losses import LossTerms
 
-__all__ = ["AdditiveMetrics", "require_additive"]
+__all__ = ["AdditiveMetrics", "require_additive", "weighted_by"]
 
 _ROWS = 10  # of the batch on which metrics are tried
 _TOLERANCE = 1e-4  # relative, for states in float32
@@ -42,20 +42,20 @@ class AdditiveMetrics:
             return
         with contextlib.ExitStack() as stack:
             for metric in self._of_functions:
-                stack.enter_context(_weighted_by(metric, share))
+                stack.enter_context(weighted_by(metric, share))
             self._compiled.update_state(y, y_pred, sample_weight)
 
 
 @contextlib.contextmanager
-def _weighted_by(metric: Any, share: Any) -> Iterator[None]:
-    """Let `metric`, a mean of a user's function, count a single number by `share`."""
-    function: Any = keras_internals.metric_function(metric)
+def weighted_by(metric: Any, share: Any) -> Iterator[None]:
+    """While open, `metric`, a mean, counts a single number by `share` instead of by 1."""
+    function = keras_internals.metric_function(metric)
     original = metric.update_state
 
-    def update(y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        values = keras.ops.convert_to_tensor(function(y_true, y_pred))
-        if len(values.shape) or sample_weight is not None:
-            return original(y_true, y_pred, sample_weight)
+    def update(*args: Any, **kwargs: Any) -> None:
+        values, weights = _single_number(function, args, kwargs)
+        if values is None or weights is not None or len(values.shape):
+            return original(*args, **kwargs)
         return keras.metrics.Mean.update_state(metric, values, sample_weight=share)
 
     vars(metric)["update_state"] = update
@@ -63,6 +63,21 @@ def _weighted_by(metric: Any, share: Any) -> Iterator[None]:
         yield
     finally:
         del vars(metric)["update_state"]
+
+
+def _single_number(
+    function: Callable[[Any, Any], Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The values that a mean is updated with, and their weights."""
+    given = dict(zip(("y_true", "y_pred", "sample_weight"), args, strict=False)) | kwargs
+    if function is None:  # a plain mean, updated with values
+        given = dict(zip(("values", "sample_weight"), args, strict=False)) | kwargs
+        values = given.get("values")
+    else:
+        values = function(given["y_true"], given["y_pred"])
+    if values is not None:
+        values = keras.ops.convert_to_tensor(values)
+    return values, given.get("sample_weight")
 
 
 def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:

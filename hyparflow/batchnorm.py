@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
+from hyparflow.inside import OrderedCalls
 from hyparflow.stage import Body
 
 __all__ = ["BatchStatistics", "normalized_layers"]
@@ -70,7 +71,7 @@ class BatchStatistics:
         self._layers = layers if batchnorm != "local" else self._synced
         self._sums: dict[tuple[int, int], _Sum] = {}  # (layer, number of its call) -> sum
         self._calls: dict[int, int] = {}
-        self._last: Any = None  # the last exchange of the graph that is being traced
+        self._order = OrderedCalls()
         self._remember = tf.function(self._trace_remember, autograph=False)
         self._read = tf.function(self._trace_read, autograph=False)
         self._write = tf.function(self._trace_write, autograph=False)
@@ -87,16 +88,16 @@ class BatchStatistics:
         if not self.active:
             return body
 
-        def observed(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-            self._calls = {}
-            self._last = None
-            with self._replaced_moments(share):
+        def watched(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+            with self.observed(share):
                 return body(values, training, share)
 
-        return observed
+        return watched
 
     @contextlib.contextmanager
-    def _replaced_moments(self, share: Any) -> Iterator[None]:
+    def observed(self, share: Any) -> Iterator[None]:
+        """While open, the layers report to this object; `share` is the micro-batch's part."""
+        self._calls = {}
         for layer in self._layers:
             keras_internals.replace_moments(layer, self._moments(layer, share))
         try:
@@ -144,27 +145,11 @@ class BatchStatistics:
         @tf.custom_gradient
         def gather(values: Any) -> Any:
             def gradient(upstream: Any) -> Any:
-                return self._exchange(self._sum, upstream, shape)[self._peers.rank]
+                return self._order(self._sum, upstream, shape)[self._peers.rank]
 
-            return self._exchange(self._gather, values, shape), gradient
+            return self._order(self._gather, values, shape), gradient
 
         return gather(local)
-
-    def _exchange(self, function: Any, values: Any, shape: list[int]) -> Any:
-        """Call `function` of MPI from a compiled step, one after the other in traced order.
-
-        TensorFlow may run operations in any order that their inputs allow; the replicas must not
-        differ in theirs.
-        """
-        if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(np.asarray(values)))
-        graph = tf.compat.v1.get_default_graph()
-        before = [self._last] if self._last is not None and self._last.graph is graph else []
-        with tf.control_dependencies(before):
-            result = tf.numpy_function(function, [values], values.dtype)
-        self._last = result
-        result.set_shape(shape)
-        return result
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(values)[np.newaxis]

@@ -22,6 +22,7 @@ from hyparflow.layout import Layout
 from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState
 from hyparflow.options import Options
+from hyparflow.own_steps import OwnSteps
 from hyparflow.partition import Partitioning
 from hyparflow.place import Place
 from hyparflow.schedule import forward_only, make_schedule
@@ -44,6 +45,7 @@ class Part:
         sync: moves weights between ranks.
         pack: flat outputs -> the structure that the model's call returns.
         statistics: what BatchNormalization layers normalize by and remember.
+        own: the steps that the model's class has in place of Keras's.
         edges: the tensors that cross from stage to stage.
         comms: the communicators made for this part.
         losses: what belongs to loss and metrics; None for predictions only.
@@ -54,6 +56,7 @@ class Part:
     sync: WeightSync
     pack: Pack
     statistics: BatchStatistics
+    own: OwnSteps
     edges: tuple[Edge, ...]
     comms: list[Communicator]
     losses: Losses | None
@@ -113,9 +116,10 @@ def build_part(
     place = Place(model, layout, options.grid, world)
     statistics = BatchStatistics(model, options.batchnorm, place.peers)
     body, pack = _body(model, layout, place.partition)
-    losses = _losses(model, layout, place, specs, pack) if with_loss else None
+    own = OwnSteps(model, place.peers, statistics)
+    losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
     learner = None
-    if losses is not None and model.optimizer is not None:
+    if losses is not None and model.optimizer is not None and "train_step" not in own:
         learner = _learner(model, place, regularize=not losses.head.own_loss)
     sync = WeightSync(
         model,
@@ -129,7 +133,7 @@ def build_part(
     head = losses.head if losses is not None and place.is_last else None
     engine = _engine(model, layout, place, statistics.around(body), head)
     edges = layout.partitioning.edges
-    return Part(engine, sync, pack, statistics, edges, place.comms, losses, learner)
+    return Part(engine, sync, pack, statistics, own, edges, place.comms, losses, learner)
 
 
 def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | None) -> Engine:
@@ -153,10 +157,13 @@ def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | N
     )
 
 
-def _losses(model: Any, layout: Layout, place: Place, specs: Any, pack: Pack) -> Losses:
+def _losses(
+    model: Any, layout: Layout, place: Place, specs: Any, pack: Pack, own: OwnSteps
+) -> Losses:
     symbolic = keras_internals.symbolic_batch(model, specs)
     keras_internals.build_compiled(model, symbolic)
     terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
+    own.prepare(specs, terms)
     return Losses(
         terms,
         MetricState(model, place.world, updates=place.is_last or _has_layer_metrics(model)),

@@ -9,6 +9,9 @@ import keras
 from hyparflow import keras_internals
 from hyparflow.options import Options
 
+_STEPS = ("train_step", "test_step", "predict_step")
+_MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
+
 __all__ = [
     "check_batch",
     "check_can_cut",
@@ -16,28 +19,49 @@ __all__ = [
     "check_labels",
     "check_model",
     "check_optimizer",
+    "check_own_steps",
     "require_compiled",
 ]
 
 
 def require_compiled(model: Any, method: str) -> None:
-    """Check that `model` is compiled, with nothing that several ranks could not honour.
+    """Check that `model` is compiled.
 
     Raises:
-        ValueError: naming what is missing or not supported.
+        ValueError: if it is not.
     """
     if not model.compiled:
         raise ValueError(
             f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
             f"Received: model '{model.name}', which is not compiled."
         )
-    step = "train_step" if method == "fit" else "test_step"
-    if keras_internals.has_overridden(model, step):
+
+
+def check_own_steps(model: Any, options: Options) -> None:
+    """Check that a model's own steps, if it has any, can run on replicas.
+
+    Raises:
+        ValueError: if the model is cut, or its batches are parted on one rank.
+    """
+    name = type(model).__name__
+    own = [step for step in _STEPS if keras_internals.has_overridden(model, step)]
+    functions = [make for make in _MAKERS if keras_internals.has_overridden(model, make)]
+    if functions:
         raise ValueError(
-            f"A model with its own `{step}` is not supported over several ranks yet: that "
-            "step would have to know about them. Received: model of class "
-            f"'{type(model).__name__}'. Override `compute_loss` or `compute_metrics` "
-            "instead (strategy='data' calls them), or train in one process."
+            f"A model with its own `{functions[0]}` is not supported over several ranks. Received: "
+            f"model of class '{name}'. Override `{functions[0][5:-9]}_step`, which "
+            "strategy='data' calls, or train in one process."
+        )
+    if own and options.grid.num_partitions > 1:
+        raise ValueError(
+            f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
+            f"once. Received: model of class '{name}' with {options.grid.num_partitions} "
+            "partitions. Use strategy='data', which runs it on each replica's rows."
+        )
+    if own and options.num_microbatches not in ("auto", 1):
+        raise ValueError(
+            f"A model with its own `{own[0]}` takes a replica's rows at once. Received: model of "
+            f"class '{name}' with num_microbatches={options.num_microbatches}. Leave it out."
         )
 
 

@@ -31,10 +31,12 @@ class Feed:
         call: what the user called.
         world: all ranks.
         losses: the model's losses, where labels are wanted.
-        stand_in: whether a replica without rows takes part in a training step nevertheless.
+        stand_ins: the commands in which a replica without rows takes part nevertheless.
     """
 
-    def __init__(self, call: Call, world: World, losses: Losses | None, stand_in: bool) -> None:
+    def __init__(
+        self, call: Call, world: World, losses: Losses | None, stand_ins: frozenset[str]
+    ) -> None:
         grid = call.options.grid
         self._grid = grid
         self._world = world
@@ -42,7 +44,7 @@ class Feed:
         self._terms = None if losses is None else losses.terms
         self._weigh = None if losses is None else losses.weigh
         self._sources = call.sources
-        self._stand_in = stand_in
+        self._stand_ins = stand_ins
         self._is_reader = grid.is_reader(world.rank)
         self._is_last = grid.is_last(world.rank)
         self._replica = grid.replica(world.rank)
@@ -74,7 +76,7 @@ class Feed:
         """The rows of one replica, without data."""
         count = self._num_microbatches
         batch = Batch(command.rows, microbatch_rows(command.rows, self._grid, replica, count))
-        if not batch.microbatches and self._stand_in and command.name == "train":
+        if not batch.microbatches and command.name in self._stand_ins:
             batch.microbatches, batch.is_stand_in = [(0, 1)], True
         return batch
 

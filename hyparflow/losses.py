@@ -12,7 +12,8 @@ For the usual loss, a mean over samples, the factor is 1 and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras import ops
@@ -120,6 +121,8 @@ class LossTerms:
     def __init__(self, model: Any, masked: bool, symbolic: Any = None) -> None:
         self.box = ShareBox()
         self._compiled = keras_internals.compile_loss(model)
+        if self._compiled is not None and not self._compiled.built:
+            self._compiled = None  # nothing is known of the labels; the model's own code has them
         entries = [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
         self._names = _unique_names(entries)
         self._losses = [entry.loss for entry in entries]
@@ -162,6 +165,21 @@ class LossTerms:
     def _probe(self, ask: Callable[..., Any], y: Any, y_pred: Any, sample_weight: Any) -> Any:
         probes = [_Probe(loss, ask) for loss in self._losses]
         return keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
+
+    @property
+    def count(self) -> int:
+        """The number of losses."""
+        return len(self._losses)
+
+    @contextlib.contextmanager
+    def used_by(self, model: Any, share: Any, factors: Any) -> Iterator[None]:
+        """While open, the model's own `compute_loss` finds these losses in place of its own."""
+        if self._additive is None:
+            yield
+            return
+        self.box.share, self.box.factors = share, factors
+        with keras_internals.replaced_loss(model, self._additive):
+            yield
 
     def values(self, y: Any, y_pred: Any) -> dict[str, Any]:
         """What each loss returns for a batch, before weights and reduction, where it tells."""

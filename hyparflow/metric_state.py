@@ -31,8 +31,9 @@ class MetricState:
     def __init__(self, model: Any, world: Communicator, updates: bool) -> None:
         self._world = world
         self._updates = updates
-        self.metrics = list(model.metrics)
-        variables = {id(v): v for metric in self.metrics for v in metric.variables}
+        self._shown = list(model.metrics)
+        self._metrics = keras_internals.tracked_metrics(model)
+        variables = {id(v): v for metric in self._metrics for v in metric.variables}
         self._variables = list(variables.values())
         self._sizes = [int(np.prod(v.shape, dtype=np.int64)) for v in self._variables]
         model.reset_metrics()
@@ -77,11 +78,28 @@ class MetricState:
         elif self._updates:
             self.reset()
 
-    def results(self) -> dict[str, Any]:
-        """The present value of every metric by name, as Keras's `get_metrics_result`."""
+    def results(self, logs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The present value of every metric by name, as Keras's `get_metrics_result`.
+
+        Args:
+            logs: what the model's own step returned: its names count then, and those of its
+                values that belong to no metric.
+        """
         results: dict[str, Any] = {}
-        for metric in self.metrics:
+        for metric in self._shown if logs is None else self._metrics:
             value = metric.result()
             results.update(value if isinstance(value, dict) else {metric.name: value})
-        # A compiled step returns tensors even where a metric's result is a variable.
-        return {name: tf.convert_to_tensor(value) for name, value in results.items()}
+        return _filled(results if logs is None else logs, results)
+
+
+def _filled(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """`logs`, which may be nested, with the values of `results` where these have the name.
+
+    Values are tensors, as a compiled step returns them even where a metric's result is a variable.
+    """
+    return {
+        name: _filled(value, results)
+        if isinstance(value, dict)
+        else tf.convert_to_tensor(results.get(name, value))
+        for name, value in logs.items()
+    }

@@ -117,6 +117,7 @@ class ParallelModel:
         """The call; arrays in `arguments` become sources, and row numbers take their place."""
         simple = {name: value for name, value in arguments.items() if name not in _DATA}
         x = arguments.get("x")
+        checks.check_own_steps(self.model, self.options)
         checks.check_data(x)
         sources: dict[str, ArraySource] = {}
         if keras_internals.is_array_data(x):

@@ -91,7 +91,8 @@ class Session:
         split = call.options.grid.num_replicas * call.num_microbatches > 1
         if not split or part.losses is None or part is self._checked_part:
             return
-        if not (part.losses.head.own_metrics or part.losses.head.own_loss):
+        own = part.losses.head.own_metrics or part.losses.head.own_loss or "train_step" in part.own
+        if not own:
             try:
                 require_additive(self.model, part.losses.terms, part.losses.symbolic)
             except ValueError as error:
@@ -136,7 +137,7 @@ class Session:
         model = self.model
         if isinstance(model, keras.Sequential) and not model.built:
             model.build(specs[0].shape)
-        if not model.built:
+        if not model.built and keras_internals.has_overridden(model, "call"):
             zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
             inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, zeros)
             keras_internals.call_model(model, inputs, False)

@@ -179,13 +179,11 @@ class _Steps:
         learning_rate = self._new_learning_rate()
         if learning_rate is not None:
             command.values["learning_rate"] = learning_rate
-        self._worker.order(command, rows)
-        return self._worker.results()
+        return self._worker.results(self._worker.order(command, rows))
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One evaluation step on all ranks; the metrics so far."""
-        self._worker.order(*self._command("test", data))
-        return self._worker.results()
+        return self._worker.results(self._worker.order(*self._command("test", data)))
 
     def predict_step(self, data: Any) -> Any:
         """One prediction step on all ranks; the outputs of the whole batch."""

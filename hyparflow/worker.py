@@ -20,6 +20,7 @@ from hyparflow.engine import Program
 from hyparflow.feed import Data, Feed
 from hyparflow.gradients import GradientSum
 from hyparflow.grid import LEADER
+from hyparflow.stage import as_tensors
 
 __all__ = ["Worker"]
 
@@ -44,7 +45,7 @@ class Worker:
         self._schedule = call.options.schedule
         self._grid = call.options.grid
         self._world = world
-        self._feed = Feed(call, world, part.losses, part.statistics.active)
+        self._feed = Feed(call, world, part.losses, _stand_ins(part))
         self._partition = self._grid.partition(world.rank)
         self._replica = self._grid.replica(world.rank)
         self._programs: dict[tuple[str, int], Program] = {}
@@ -52,6 +53,7 @@ class Worker:
         self._stale = False  # statistics changed since the replicas agreed on them
         self.in_command = False
         self._result: Any = None
+        self._packed_as: Any = None  # structure of what the model's own predict_step returns
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
@@ -91,11 +93,14 @@ class Worker:
 
     # --- steps ---
 
-    def train(self, command: Command) -> None:
-        """One training step."""
+    def train(self, command: Command) -> dict[str, Any] | None:
+        """One training step; what the model's own step returned, where it has one."""
         if "learning_rate" in command.values and self._world.rank != LEADER:
             self.model.optimizer.learning_rate = command.values["learning_rate"]
+        self._stale = True
         batch = self._feed.batch(command, self._stream)
+        if "train_step" in self._part.own:
+            return self._own("train_step", batch)
         penalty = self._penalty(batch.rows)
         program = self._program("train", batch)
         scale = self._learner.update.loss_scale()
@@ -103,28 +108,33 @@ class Worker:
         self._part.statistics.begin()
         self._part.engine.train(program, batch, labels, scale, self._reduce, self._apply)
         self._part.statistics.finish()
-        self._collect(penalty, batch)
-        self._stale = True
+        if batch.is_stand_in:
+            self._losses.metrics.reset()
+        self._losses.metrics.collect(penalty + self._part.engine.added)
+        return None
 
-    def test(self, command: Command) -> None:
-        """One evaluation step; metrics end on the leader."""
+    def test(self, command: Command) -> dict[str, Any] | None:
+        """One evaluation step; metrics end on the leader. Returns as `train` does."""
         self._agree()
         batch = self._feed.batch(command, self._stream)
+        if "test_step" in self._part.own:
+            return self._own("test_step", batch)
         penalty = self._penalty(batch.rows)
         program = self._program("forward", batch)
         self._part.engine.test(program, batch, self._feed.labels(batch))
-        self._collect(penalty, batch)
+        self._losses.metrics.collect(penalty + self._part.engine.added)
+        return None
 
     def predict(self, command: Command) -> Any:
         """One prediction step; on the leader, the outputs of the global batch."""
         self._agree()
         batch = self._feed.batch(command, self._stream, labels=False)
-        outputs = self._part.engine.predict(self._program("forward", batch), batch)
+        outputs = self._predict(batch)
         if self._grid.is_last(self._world.rank) and outputs:
             columns = [
                 np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)
             ]
-            packed = keras.tree.map_structure(lambda x: x, self._part.pack(columns))
+            packed = keras.tree.map_structure(lambda x: x, self._pack(columns))
             if self._world.rank == LEADER:
                 self._result = packed
             else:
@@ -146,9 +156,9 @@ class Worker:
                 parts.append(self._world.receive_object(last, _RESULT_TAG, what))
         return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
 
-    def results(self) -> dict[str, Any]:
-        """The present value of every metric, on the leader."""
-        return self._losses.metrics.results()
+    def results(self, logs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The present value of every metric, on the leader; see `MetricState.results`."""
+        return self._losses.metrics.results(logs)
 
     # --- weights ---
 
@@ -192,17 +202,36 @@ class Worker:
         self._learner.update(self._reduced)
         self._reduced = []
 
-    def _collect(self, penalty: float, batch: Batch) -> None:
-        """Bring the metrics to the leader, with what was added to the loss on this rank."""
+    def _own(self, name: str, batch: Batch) -> dict[str, Any]:
+        """The model's own step on this replica's rows."""
+        labels = self._feed.labels(batch)(0)
+        self._part.statistics.begin()
+        logs = self._part.own.run(name, as_tensors(batch.inputs(0)), labels)
+        self._part.statistics.finish()
         if batch.is_stand_in:
             self._losses.metrics.reset()
-        self._losses.metrics.collect(penalty + self._part.engine.added)
+        self._losses.metrics.collect(0.0)
+        return logs
 
     def _agree(self) -> None:
         """Before the model is used without training: replicas agree on statistics."""
         if self._stale:
             self._part.sync.agree()
             self._stale = False
+
+    def _pack(self, columns: list[Any]) -> Any:
+        if "predict_step" in self._part.own:
+            return keras.tree.pack_sequence_as(self._packed_as, columns)
+        return self._part.pack(columns)
+
+    def _predict(self, batch: Batch) -> list[list[Any]]:
+        """The flat outputs of each of this replica's micro-batches."""
+        if "predict_step" not in self._part.own:
+            return self._part.engine.predict(self._program("forward", batch), batch)
+        parts = range(len(batch.microbatches))
+        structures = [self._part.own.predict(as_tensors(batch.inputs(m))) for m in parts]
+        self._packed_as = structures[0] if structures else None
+        return [keras.tree.flatten(outputs) for outputs in structures]
 
     def _program(self, kind: str, batch: Batch) -> Program:
         key = (kind, len(batch.microbatches))
@@ -211,3 +240,10 @@ class Worker:
                 kind, self._schedule, self._grid, self._partition, key[1]
             )
         return self._programs[key]
+
+
+def _stand_ins(part: Part) -> frozenset[str]:
+    """The commands in which all replicas must take part, whether or not they have rows."""
+    if "train_step" in part.own or "test_step" in part.own:
+        return frozenset(("train", "test"))
+    return frozenset(("train",) if part.statistics.active else ())

@@ -20,9 +20,12 @@ from hyparflow.keras_internals.compiled import (
     loss_values,
     masked_weight,
     metric_function,
+    optimizers_of,
+    replaced_loss,
     settable_learning_rate,
     skip_overflowed_step,
     symbolic_batch,
+    tracked_metrics,
 )
 from hyparflow.keras_internals.data import (
     array_sources,
@@ -75,9 +78,11 @@ __all__ = [
     "moment_weight",
     "moments",
     "opened_graph",
+    "optimizers_of",
     "output_structure",
     "own_compute_loss",
     "replace_moments",
+    "replaced_loss",
     "restore_moments",
     "seed_states",
     "set_mask",
@@ -88,5 +93,6 @@ __all__ = [
     "symbolic_batch",
     "symbolic_output",
     "takes_training",
+    "tracked_metrics",
     "unpack",
 ]

@@ -31,9 +31,12 @@ __all__ = [
     "loss_values",
     "masked_weight",
     "metric_function",
+    "optimizers_of",
+    "replaced_loss",
     "settable_learning_rate",
     "skip_overflowed_step",
     "symbolic_batch",
+    "tracked_metrics",
 ]
 
 
@@ -95,11 +98,13 @@ def copy_with_losses(
 
 
 def symbolic_batch(model: Any, specs: Any) -> Any:
-    """Symbolic (y, y_pred, sample weights) of a model, or None where there are no labels."""
+    """Symbolic (y, y_pred, sample weights) of a model, or None without labels or `call`."""
     x, y, sample_weight = specs
     if y is None:
         return None
     functional = opened_graph(model)
+    if functional is None and not has_overridden(model, "call"):
+        return None  # its own steps call its parts
     if functional is None:
         outputs = symbolic_output(lambda x: call_model(model, x, False), _symbolic(x))
     else:
@@ -187,6 +192,33 @@ def has_overridden(model: Any, method: str) -> bool:
         if method in vars(cls):
             return not cls.__module__.startswith("keras.")
     return False
+
+
+@contextlib.contextmanager
+def replaced_loss(model: Any, compiled: Any) -> Iterator[None]:
+    """While open, `model.compute_loss` uses another compile-loss object."""
+    attributes = vars(model)
+    original = attributes["_compile_loss"]
+    attributes["_compile_loss"] = compiled
+    try:
+        yield
+    finally:
+        attributes["_compile_loss"] = original
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """All optimizers that a model holds: that of `compile` and those of its own attributes."""
+    found = {}
+    for value in [model.optimizer, *vars(model).values()]:
+        if isinstance(value, keras.optimizers.Optimizer):
+            found[id(value)] = value
+    return list(found.values())
+
+
+def tracked_metrics(model: Any) -> list[Any]:
+    """All metrics that a model holds, whether or not its `metrics` names them."""
+    found = [*model.metrics, model._loss_tracker, *model._metrics]
+    return list({id(metric): metric for metric in found if metric is not None}.values())
 
 
 def inner_optimizer(optimizer: Any) -> Any:

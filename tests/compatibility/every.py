@@ -6,6 +6,7 @@ from compatibility import (  # noqa: F401
     arguments,
     losses,
     metrics,
+    models,
     optimizers,
 )
 from compatibility.rows import ROWS

@@ -1,0 +1,36 @@
+"""Calls of MPI from inside a compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["OrderedCalls"]
+
+
+class OrderedCalls:
+    """Calls Python functions from compiled steps one after the other, in traced order.
+
+    TensorFlow may run operations in any order that their inputs allow; ranks that wait for each
+    other must not differ in theirs.
+    """
+
+    def __init__(self) -> None:
+        self._last: Any = None  # the last call in the graph that is being traced
+
+    def __call__(
+        self, function: Callable[[np.ndarray], np.ndarray], values: Any, shape: Sequence[Any]
+    ) -> Any:
+        """What `function` makes of the tensor `values`: a tensor of its dtype and of `shape`."""
+        if tf.executing_eagerly():
+            return tf.convert_to_tensor(function(np.asarray(values)))
+        graph = tf.compat.v1.get_default_graph()
+        before = [self._last] if self._last is not None and self._last.graph is graph else []
+        with tf.control_dependencies(before):
+            result = tf.numpy_function(function, [values], values.dtype)
+        self._last = result
+        result.set_shape(shape)
+        return result
