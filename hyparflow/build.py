@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from hyparflow import keras_internals, lowering, masks
@@ -138,20 +137,21 @@ def build_part(
 
 def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | None) -> Engine:
     gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, place.partition)
+    eager = model.compiled and bool(model.run_eagerly)
     stage = Stage(
         body,
         place.trained,
         gradient_inputs,
         gradient_outputs,
         head,
-        eager=model.compiled and bool(model.run_eagerly),
+        eager=eager,
     )
     return Engine(
         stage,
         place.partition,
         layout.partitioning,
-        _transport(layout, place.replica),
-        layout.masked,
+        _transport(layout, place.replica, eager),
+        masks.masked_outputs(layout.partitioning, layout.masked, place.partition),
         place.grid.describe(place.rank),
         place.world.board.write,
     )
@@ -195,14 +195,7 @@ def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Pack]:
         return body, lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
     functional = layout.graph.functional
     table = layout.partitioning
-    body = graph_body(
-        layout.graph,
-        table.stage_inputs[partition],
-        table.stage_outputs[partition],
-        table.operations(partition),
-        layout.masked,
-        is_first=partition == 0,
-    )
+    body = graph_body(layout.graph, table, partition, layout.masked)
     count = len(table.stage_outputs[-1])
     return body, lambda flat: keras_internals.output_structure(functional, flat[:count])
 
@@ -218,17 +211,20 @@ def _gradient_positions(table: Partitioning, stage: int) -> tuple[list[int], lis
     )
 
 
-def _transport(layout: Layout, replica: Communicator) -> Transport:
+def _transport(layout: Layout, replica: Communicator, eager: bool) -> Transport:
     edges = layout.partitioning.edges
     if layout.graph is None:
-        return Transport(replica, edges, [], [], fixed_shapes=True)
+        return Transport(replica, edges, [], fixed_shapes=True)
     tensors = layout.graph.tensors
-    dtypes = [np.dtype(tf.as_dtype(tensors[e.tensor].dtype).as_numpy_dtype) for e in edges]
     crossing = {e.tensor for e in edges} | set(layout.graph.inputs)
-    fixed = layout.graph.shapes_follow_rows() and all(
-        None not in tensors[n].shape[1:] for n in crossing
+    fixed = (
+        not eager
+        and layout.graph.shapes_follow_rows()
+        and all(None not in tensors[n].shape[1:] for n in crossing)
     )
-    return Transport(replica, edges, dtypes, [e.tensor in layout.masked for e in edges], fixed)
+    return Transport(
+        replica, edges, [(e.tensor, e.consumer) in layout.masked for e in edges], fixed
+    )
 
 
 def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:

@@ -59,7 +59,7 @@ class Engine:
         number: its number.
         partitioning: the table of stages and edges.
         transport: moves tensors.
-        masked: tensors that carry a mask.
+        masked: output tensors whose masks follow the outputs.
         place: what to call this rank in a report.
         note: called with each step's name before it runs.
     """
@@ -70,7 +70,7 @@ class Engine:
         number: int,
         partitioning: Partitioning,
         transport: Transport,
-        masked: frozenset[int],
+        masked: tuple[int, ...],
         place: str,
         note: Callable[[str], None],
     ) -> None:
@@ -231,9 +231,8 @@ class Engine:
         tensor = self._edges[step.edge].tensor
         outputs = self._saved[step.microbatch].outputs
         parts = [outputs[self._outputs.index(tensor)]]
-        if tensor in self._masked:
-            carriers = [t for t in self._outputs if t in self._masked]
-            parts.append(outputs[len(self._outputs) + carriers.index(tensor)])
+        if self._transport.carries_mask(step.edge):
+            parts.append(outputs[len(self._outputs) + self._masked.index(tensor)])
         rows = self._batch.size(step.microbatch)
         self._transport.send_activation(step.edge, rows, tag, parts)
 
@@ -255,9 +254,10 @@ class Engine:
         shape = tuple(self._saved[m].outputs[self._outputs.index(tensor)].shape)
         what = f"the gradient of tensor {tensor} of micro-batch {m} from partition {step.peer}"
         gradient = self._transport.receive_gradient(step.edge, tag, shape, what)
-        if (tensor, m) in self._gradients:
-            gradient = np.add(self._gradients[tensor, m], gradient)
-        self._gradients[tensor, m] = gradient
+        other = self._gradients.get((tensor, m))
+        if gradient is not None and other is not None:
+            gradient = np.add(other, gradient)
+        self._gradients[tensor, m] = other if gradient is None else gradient
 
     # --- the end of a step ---
 

@@ -22,13 +22,13 @@ class Layout:
         graph: the flat graph, or None where the whole model is the only stage.
         operations: the graph as pure data (None without a graph).
         partitioning: stages and edges.
-        masked: tensors that carry a mask.
+        masked: (tensor, stage) where a stage takes a tensor with a mask.
     """
 
     graph: FlatGraph | None
     operations: OperationGraph | None
     partitioning: Partitioning
-    masked: frozenset[int]
+    masked: frozenset[tuple[int, int]]
 
     def describe(self) -> str:
         """A table of the partitions."""
@@ -64,4 +64,4 @@ def make_layout(model: Any, options: Options) -> Layout:
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
     partitioning = divide(operations, options.grid.num_partitions, options.lpp)
-    return Layout(graph, operations, partitioning, masks.masked_tensors(graph))
+    return Layout(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

@@ -1,4 +1,4 @@
-"""Which tensors of a model carry a Keras mask.
+"""Which tensors carry a Keras mask where they cross a cut.
 
 A mask is an attribute of a tensor, so it does not cross a cut by itself. Models without any
 source of masks (nearly all image models) cost nothing here; for the others the whole graph is
@@ -14,8 +14,9 @@ import keras
 
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
+from hyparflow.partition import Partitioning
 
-__all__ = ["masked_tensors", "may_make_masks"]
+__all__ = ["masked_inputs", "masked_outputs", "may_make_masks"]
 
 
 def may_make_masks(layers: Sequence[Any]) -> bool:
@@ -30,19 +31,41 @@ def _is_source(layer: Any) -> bool:
     return own_class and type(layer).compute_mask is not keras.Layer.compute_mask
 
 
-def masked_tensors(graph: FlatGraph) -> frozenset[int]:
-    """The numbers of the tensors in `graph` that carry a mask when the model runs."""
+def masked_inputs(graph: FlatGraph, table: Partitioning) -> frozenset[tuple[int, int]]:
+    """The (tensor, stage) where a tensor has a mask when the stage takes it as an input.
+
+    The stages are traced one after the other on the same tensors: some layers (attention) use up
+    the masks of their inputs, so that later stages find none where earlier ones did.
+    """
     if not may_make_masks([layer for call in graph.calls for layer in call.layers]):
         return frozenset()
-    numbers = range(len(graph.tensors))
-    function = graph.function(graph.inputs, numbers, range(len(graph.calls)))
-    masked: list[int] = []
+    stages = range(table.num_stages)
+    functions = [
+        graph.function(table.stage_inputs[n], table.stage_outputs[n], table.operations(n))
+        for n in stages
+    ]
+    masked: list[tuple[int, int]] = []
 
     def trace(inputs: list[Any]) -> Any:
-        tensors = function(inputs)
-        masked.extend(n for n in numbers if keras_internals.get_mask(tensors[n]) is not None)
-        return tensors[0]
+        tensors = dict(zip(graph.inputs, inputs, strict=True))
+        for stage, function in zip(stages, functions, strict=True):
+            numbers = table.stage_inputs[stage]
+            taken = [tensors[n] for n in numbers]
+            masks = map(keras_internals.get_mask, taken)
+            pairs = zip(numbers, masks, strict=True)
+            masked.extend((n, stage) for n, mask in pairs if mask is not None)
+            tensors.update(zip(table.stage_outputs[stage], function(taken), strict=True))
+        return tensors[graph.inputs[0]]
 
     graph.mode.training = False
     keras_internals.symbolic_output(trace, [graph.tensors[n] for n in graph.inputs])
     return frozenset(masked)
+
+
+def masked_outputs(
+    table: Partitioning, masked: frozenset[tuple[int, int]], stage: int
+) -> tuple[int, ...]:
+    """The output tensors of `stage` that some later stage takes with a mask, in order."""
+    sent = [edge for edge in table.edges if edge.producer == stage]
+    wanted = {edge.tensor for edge in sent if (edge.tensor, edge.consumer) in masked}
+    return tuple(n for n in table.stage_outputs[stage] if n in wanted)

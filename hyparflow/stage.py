@@ -17,6 +17,8 @@ import tensorflow as tf
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 from hyparflow.head import Head, Labels
+from hyparflow.masks import masked_outputs
+from hyparflow.partition import Partitioning
 
 __all__ = [
     "Body",
@@ -34,35 +36,38 @@ Body = Callable[[Any, bool, Any], tuple[list[Any], list[Any]]]
 
 
 def graph_body(
-    graph: FlatGraph,
-    inputs: Sequence[int],
-    outputs: Sequence[int],
-    operations: Sequence[int],
-    masked: frozenset[int],
-    is_first: bool,
+    graph: FlatGraph, table: Partitioning, stage: int, masked: frozenset[tuple[int, int]]
 ) -> Body:
     """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
 
     The first stage takes the user's inputs as `fit` gives them; a later one the flat list of
-    its input tensors, then the masks of those that carry one. The outputs are laid out alike.
+    its input tensors, then the masks of those that come with one. The outputs are followed by the
+    masks of those that a later stage takes with one.
+
+    Args:
+        graph: the model's flat graph.
+        table: how it is cut.
+        stage: the stage's number.
+        masked: from `hyparflow.masks.masked_inputs`.
     """
-    function = graph.function(inputs, outputs, operations)
-    masked_inputs = [position for position, n in enumerate(inputs) if n in masked]
-    masked_outputs = [position for position, n in enumerate(outputs) if n in masked]
+    inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
+    function = graph.function(inputs, outputs, table.operations(stage))
+    with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
+    sent_masks = [outputs.index(n) for n in masked_outputs(table, masked, stage)]
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
         graph.mode.training = training
         graph.mode.share = share
         graph.mode.losses = []
-        if is_first:
+        if stage == 0:
             tensors = keras_internals.standardize_inputs(graph.functional, values)
         else:
             tensors = list(values[: len(inputs)])
-            for position, mask in zip(masked_inputs, values[len(inputs) :], strict=True):
+            for position, mask in zip(with_mask, values[len(inputs) :], strict=True):
                 tensors[position] = tf.identity(tensors[position])
                 keras_internals.set_mask(tensors[position], mask)
         results = function(tensors)
-        masks = [keras_internals.get_mask(results[position]) for position in masked_outputs]
+        masks = [keras_internals.get_mask(results[position]) for position in sent_masks]
         return results + masks, graph.mode.losses
 
     return body
@@ -87,6 +92,7 @@ class Saved:
     inputs: list[Any]
     outputs: list[Any]
     loss: Any
+    arguments: Any = None  # of the forward
 
 
 class Stage:
@@ -115,6 +121,7 @@ class Stage:
         self._gradient_inputs = list(gradient_inputs)
         self._gradient_outputs = list(gradient_outputs)
         self._head = head
+        self._known: dict[tuple[int, ...], tuple[list[bool], list[bool]]] = {}
         make = (lambda function: function) if eager else _Compiled
         self._forward = make(self._trace_forward)
         self._infer = make(self._trace_infer)
@@ -146,7 +153,7 @@ class Stage:
     def _trace_fused(self, inputs: Any, labels: Labels) -> tuple[list[Any], list[Any]]:
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
+            tape.watch(_differentiable(sources))
             loss = self._trace_loss(inputs, labels)
         return self._gradients(tape, [loss], sources, None)
 
@@ -155,9 +162,9 @@ class Stage:
     def forward(self, inputs: Any, share: Any) -> Saved:
         """Forward of a stage that is not the last, of the part `share` of a global batch."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self._sources(inputs))
+            tape.watch(_differentiable(self._sources(inputs)))
             outputs, loss = self._forward(inputs, share)
-        return Saved(tape, self._sources(inputs), outputs, loss)
+        return Saved(tape, self._sources(inputs), outputs, loss, (inputs, share))
 
     def backward(
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
@@ -167,23 +174,55 @@ class Stage:
         Args:
             saved: what its forward returned.
             output_gradients: gradients of the outputs in `gradient_outputs`, summed over
-                their consumers.
+                their consumers; None where no consumer depends on one.
             seed: n / B times the loss scale, for what the stage's layers added to the loss.
 
         Returns:
-            Gradients of the inputs in `gradient_inputs`, and of the trained weights.
+            Gradients of the inputs in `gradient_inputs`, and of the trained weights; None where
+            nothing depends on one, as in plain Keras, whose optimizers leave such weights alone.
         """
-        targets = [saved.outputs[position] for position in self._gradient_outputs]
-        seeds = list(output_gradients)
+        pairs = zip(self._gradient_outputs, output_gradients, strict=True)
+        reached = [(position, seed) for position, seed in pairs if seed is not None]
+        targets = [saved.outputs[position] for position, _ in reached]
+        seeds = [seed for _, seed in reached]
         if saved.loss is not None:
             targets.append(saved.loss)
             seeds.append(tf.cast(seed, saved.loss.dtype))
-        return self._gradients(saved.tape, targets, saved.inputs, seeds)
+        of_inputs, of_weights = self._gradients(saved.tape, targets, saved.inputs, seeds)
+        if len(reached) < len(self._gradient_outputs):
+            known = self._dependent(tuple(position for position, _ in reached), saved.arguments)
+            of_inputs, of_weights = (
+                [g if depends else None for g, depends in zip(part, flags, strict=True)]
+                for part, flags in zip((of_inputs, of_weights), known, strict=True)
+            )
+        return of_inputs, of_weights
+
+    def _dependent(
+        self, positions: tuple[int, ...], arguments: Any
+    ) -> tuple[list[bool], list[bool]]:
+        """On which inputs and weights the outputs at `positions`, or added losses, depend.
+
+        The gradient of a compiled call is zero where only its other outputs depend on a weight.
+        """
+        if positions not in self._known:
+
+            def trace(inputs: Any, share: Any) -> None:
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    sources = self._sources(inputs)
+                    tape.watch(_differentiable(sources))
+                    outputs, loss = self._trace_forward(inputs, share)
+                targets = [outputs[p] for p in positions] + ([] if loss is None else [loss])
+                found = self._gradients(tape, targets, sources, None)
+                self._known[positions] = tuple([g is not None for g in part] for part in found)  # type: ignore[assignment]
+
+            types = keras.tree.map_structure(_any_rows, arguments)
+            tf.function(trace, autograph=False).get_concrete_function(*types)
+        return self._known[positions]
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self._sources(inputs))
+            tape.watch(_differentiable(self._sources(inputs)))
             loss = self._loss_forward(inputs, labels)
         return Saved(tape, self._sources(inputs), [], loss)
 
@@ -210,15 +249,17 @@ class Stage:
     def _gradients(
         self, tape: Any, targets: list[Any], sources: list[Any], seeds: list[Any] | None
     ) -> tuple[list[Any], list[Any]]:
-        if not targets or not sources:
-            return [], [None] * len(self._weights)
-        gradients = tape.gradient(targets, sources, output_gradients=seeds)
         cut = len(self._gradient_inputs)
-        of_inputs = [
-            tf.zeros_like(source) if gradient is None else tf.convert_to_tensor(gradient)
-            for gradient, source in zip(gradients[:cut], sources[:cut], strict=True)
-        ]
+        if not targets or not sources:
+            return [None] * cut, [None] * len(self._weights)
+        gradients = tape.gradient(targets, sources, output_gradients=seeds)
+        of_inputs = [None if g is None else tf.convert_to_tensor(g) for g in gradients[:cut]]
         return of_inputs, list(gradients[cut:])
+
+
+def _differentiable(sources: list[Any]) -> list[Any]:
+    """Those of floating point: what Keras takes for a float may be an integer when it runs."""
+    return [x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating]
 
 
 def _total(losses: list[Any]) -> Any | None:

@@ -50,7 +50,8 @@ class WeightSync:
         self._touched = touched
         self._seeds = _unique(keras_internals.seed_states(model))
         self._weights = _unique([*model.weights, *self._seeds])
-        self._slots = _unique(model.optimizer.variables) if model.optimizer is not None else []
+        optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
+        self._slots = [] if optimizer is None else _unique(optimizer.variables)
         partition = grid.partition(world.rank)
         self._statistics = [
             variable

@@ -1,9 +1,9 @@
 """Moves crossing tensors between the partitions of one replica.
 
-A message is the bytes of a tensor, then the bytes of its mask if it carries one. Where the shape
-of a tensor follows from the number of rows, both ends remember it after its first message;
-otherwise a small header with the shape goes before each message. MPI keeps messages of one tag in
-order, so header, tensor and mask share it.
+A message is the bytes of a tensor, then the bytes of its mask if it carries one. A header with
+type and shape goes before it: the types that Keras knows beforehand are not always those of the
+running model. Where the shape follows from the number of rows, both ends remember the header after
+the first message. MPI keeps messages of one tag in order, so header, tensor and mask share it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from hyparflow.comm import Communicator, Request
 
 __all__ = ["Transport"]
 
-_MAX_RANK = 16  # a header holds the shapes of tensor and mask
+_MAX_RANK = 16
+_HEADER = 1 + 2 * _MAX_RANK  # type of the tensor, shapes of tensor and mask
+_TYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e5m2"),
+)
 
 
 class _Incoming:
@@ -35,27 +41,31 @@ class Transport:
     Args:
         comm: the ranks of this replica; rank number = partition number.
         edges: the table of crossing tensors.
-        dtypes: numpy dtype of each edge's tensor.
         masked: for each edge, whether its tensor carries a mask.
-        fixed_shapes: whether shapes follow from the number of rows.
+        fixed_shapes: whether shapes follow from the number of rows, and what depends on what is
+            the same in every step.
     """
 
     def __init__(
         self,
         comm: Communicator,
         edges: Sequence[Edge],
-        dtypes: Sequence[np.dtype],
         masked: Sequence[bool],
         fixed_shapes: bool,
     ) -> None:
         self._comm = comm
         self._edges = edges
-        self._dtypes = dtypes
         self._masked = masked
         self._fixed = fixed_shapes
+        self._dtypes: dict[int, np.dtype] = {}  # edge -> type of its tensor
         self._shapes: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
         self._incoming: dict[int, _Incoming] = {}
         self._outgoing: list[Request] = []
+
+    def carries_mask(self, edge: int) -> bool:
+        """Whether a mask comes with the edge's tensor."""
+        return self._masked[edge]
 
     # --- activations ---
 
@@ -73,7 +83,8 @@ class Transport:
             )
         if not self._fixed or key not in self._shapes:
             self._shapes[key] = shapes
-            self._outgoing += self._comm.send(_header(self._shapes[key]), peer, tag)
+            self._dtypes[edge] = arrays[0].dtype
+            self._outgoing += self._comm.send(_header(arrays), peer, tag)
         for array in arrays:
             self._outgoing += self._comm.send(array, peer, tag)
 
@@ -87,7 +98,7 @@ class Transport:
             requests = [r for buffer in buffers for r in self._comm.receive(buffer, peer, tag)]
             self._incoming[tag] = _Incoming(requests, buffers)
         else:
-            header = np.zeros(2 * _MAX_RANK, np.int64)
+            header = np.zeros(_HEADER, np.int64)
             self._incoming[tag] = _Incoming(self._comm.receive(header, peer, tag), None)
             self._incoming[tag].requests[0].keep = header
 
@@ -97,8 +108,8 @@ class Transport:
         incoming = self._incoming.pop(tag)
         self._comm.wait_all(incoming.requests, what)
         if incoming.buffers is None:
-            shapes = _shapes(incoming.requests[0].keep)[: 1 + self._masked[edge]]
-            self._shapes[edge, rows] = shapes
+            self._dtypes[edge], shapes = _read(incoming.requests[0].keep)
+            shapes = self._shapes[edge, rows] = shapes[: 1 + self._masked[edge]]
             peer = self._edges[edge].producer
             incoming.buffers = self._buffers(edge, shapes)
             for buffer in incoming.buffers:
@@ -109,28 +120,32 @@ class Transport:
         dtypes = [self._dtypes[edge], np.dtype(bool)]
         return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=False)]
 
-    # --- gradients: the receiver made the tensor, so it knows the shape ---
+    # --- gradients: the receiver made the tensor, so it knows type and shape ---
 
     def send_gradient(self, edge: int, tag: int, gradient: Any) -> None:
-        """Start to send the gradient of a tensor back to its producer."""
-        array = np.asarray(gradient, order="C")
-        self._outgoing += self._comm.send(array, self._edges[edge].producer, tag)
-
-    def post_gradient(self, edge: int, tag: int, shape: tuple[int, ...]) -> None:
-        """Start to receive a gradient."""
-        if tag not in self._incoming:
-            buffer = np.empty(shape, self._dtypes[edge])
-            peer = self._edges[edge].consumer
-            self._incoming[tag] = _Incoming(self._comm.receive(buffer, peer, tag), [buffer])
+        """Start to send the gradient of a tensor back to its producer; None if it has none."""
+        peer = self._edges[edge].producer
+        if not self._fixed or edge not in self._reached:
+            self._reached[edge] = gradient is not None
+            flag = np.array([self._reached[edge]], np.int64)
+            self._outgoing += self._comm.send(flag, peer, tag)
+        if gradient is not None:
+            self._outgoing += self._comm.send(np.asarray(gradient, order="C"), peer, tag)
 
     def receive_gradient(
         self, edge: int, tag: int, shape: tuple[int, ...], what: str
-    ) -> np.ndarray:
+    ) -> np.ndarray | None:
         """The gradient that the edge's consumer sent."""
-        self.post_gradient(edge, tag, shape)
-        incoming = self._incoming.pop(tag)
-        self._comm.wait_all(incoming.requests, what)
-        return incoming.buffers[0]  # type: ignore[index]
+        peer = self._edges[edge].consumer
+        if not self._fixed or edge not in self._reached:
+            flag = np.zeros(1, np.int64)
+            self._comm.wait_all(self._comm.receive(flag, peer, tag), what)
+            self._reached[edge] = bool(flag[0])
+        if not self._reached[edge]:
+            return None
+        buffer = np.empty(shape, self._dtypes[edge])
+        self._comm.wait_all(self._comm.receive(buffer, peer, tag), what)
+        return buffer
 
     # --- end of a step ---
 
@@ -144,16 +159,22 @@ class Transport:
         self._outgoing = [request for request in self._outgoing if not request.handle.Test()]
 
 
-def _header(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    header = np.zeros(2 * _MAX_RANK, np.int64)
-    for index, shape in enumerate(shapes):
-        header[index * _MAX_RANK] = len(shape)
-        header[index * _MAX_RANK + 1 : index * _MAX_RANK + 1 + len(shape)] = shape
+def _header(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    header = np.zeros(_HEADER, np.int64)
+    if (name := arrays[0].dtype.name) not in _TYPES:
+        raise RuntimeError(
+            "A tensor that crosses a cut must hold numbers. "
+            f"Received: a tensor of type {name}. Cut the model elsewhere, with `lpp`."
+        )
+    header[0] = _TYPES.index(name)
+    for part, array in zip(header[1:].reshape(2, _MAX_RANK), arrays, strict=False):
+        part[0] = array.ndim
+        part[1 : 1 + array.ndim] = array.shape
     return header
 
 
-def _shapes(header: np.ndarray) -> list[tuple[int, ...]]:
-    return [
-        tuple(int(size) for size in part[1 : 1 + int(part[0])])
-        for part in header.reshape(2, _MAX_RANK)
-    ]
+def _read(header: np.ndarray) -> tuple[np.dtype, list[tuple[int, ...]]]:
+    """Type and shapes of what `_header` described."""
+    parts = header[1:].reshape(2, _MAX_RANK)
+    shapes = [tuple(int(size) for size in part[1 : 1 + int(part[0])]) for part in parts]
+    return np.dtype(_TYPES[int(header[0])]), shapes

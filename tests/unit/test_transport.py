@@ -14,7 +14,6 @@ from hyparflow.comm import Request
 from hyparflow.transport import Transport
 
 EDGES = [Edge(0, 0, 1, True), Edge(1, 0, 1, False)]  # the second carries a mask
-DTYPES = [np.dtype("float32"), np.dtype("int64")]
 
 
 class Done:
@@ -62,7 +61,7 @@ def pair(fixed_shapes: bool) -> tuple[Transport, Transport, Wire]:
     """The transports of two partitions, and what is between them."""
     wire = Wire()
     first, second = (
-        Transport(FakeCommunicator(rank, wire), EDGES, DTYPES, [False, True], fixed_shapes)  # type: ignore[arg-type]
+        Transport(FakeCommunicator(rank, wire), EDGES, [False, True], fixed_shapes)  # type: ignore[arg-type]
         for rank in range(2)
     )
     return first, second, wire
@@ -146,13 +145,37 @@ def test_not_contiguous() -> None:
     assert np.array_equal(received, sent)
 
 
-def test_gradient_goes_back() -> None:
+@pytest.mark.parametrize("fixed_shapes", [True, False])
+def test_gradient_goes_back(fixed_shapes: bool) -> None:
+    first, second, wire = pair(fixed_shapes)
+    first.send_activation(0, 4, 0, [tensor(4)])
+    second.receive_activation(0, 4, 0, "a tensor")
+    before = wire.count
+    for tag in (1, 2):
+        second.send_gradient(0, tag, tensor(4, seed=tag))
+        received = first.receive_gradient(0, tag, (4, 3), "a gradient")
+        assert received is not None and np.array_equal(received, tensor(4, seed=tag))
+    # Before the first, whether there is any; no shape, for the receiver made the tensor.
+    assert wire.count - before == (3 if fixed_shapes else 4)
+
+
+def test_no_gradient_sends_no_array() -> None:
     first, second, wire = pair(fixed_shapes=True)
-    second.send_gradient(0, 5, tensor(4))
-    received = first.receive_gradient(0, 5, (4, 3), "a gradient")
-    assert np.array_equal(received, tensor(4))
-    assert wire.count == 1  # no header: the receiver made the tensor
-    second.flush("its messages")
+    for tag in (1, 2):
+        second.send_gradient(0, tag, None)
+        assert first.receive_gradient(0, tag, (4, 3), "a gradient") is None
+    assert wire.count == 1
+
+
+def test_type_is_that_of_the_running_model() -> None:
+    for name in ("uint8", "bool", "int64", "float16"):
+        first, second, _ = pair(fixed_shapes=True)
+        sent = np.arange(6).reshape(2, 3).astype(name)
+        first.send_activation(0, 2, 0, [sent])
+        (received,) = second.receive_activation(0, 2, 0, "a tensor")
+        assert received.dtype == sent.dtype and np.array_equal(received, sent)
+    with pytest.raises(RuntimeError, match="must hold numbers"):
+        first.send_activation(0, 3, 1, [np.array(["a", "b", "c"], object)])
 
 
 def test_nothing_is_left_over() -> None:
