@@ -20,6 +20,7 @@ __all__ = [
     "check_model",
     "check_optimizer",
     "check_own_steps",
+    "check_state",
     "require_compiled",
 ]
 
@@ -78,6 +79,30 @@ def check_optimizer(optimizer: Any, options: Options) -> None:
             "average over weights of other partitions. Received: optimizer of class "
             f"'{type(optimizer).__name__}' with {options.grid.num_partitions} partitions. Use "
             "strategy='data', or one optimizer."
+        )
+
+
+def check_state(model: Any, method: str, num_replicas: int, num_microbatches: int) -> None:
+    """Check that layers with a state of their own may see the parts of a batch one by one.
+
+    Raises:
+        ValueError: naming the layers that may not.
+    """
+    layers = keras_internals.all_layers(model)
+    stateful = [layer.name for layer in layers if getattr(layer, "stateful", False)]
+    if stateful and num_replicas * num_microbatches > 1:
+        raise ValueError(
+            "Layers with stateful=True keep a state for each row of the whole batch. Received: "
+            f"{stateful} with {num_replicas} replicas and {num_microbatches} micro-batches. Use "
+            "one replica (strategy='model') and num_microbatches=1."
+        )
+    spectral = [
+        layer.name for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)
+    ]
+    if spectral and method == "fit" and num_microbatches > 1:
+        raise ValueError(
+            "SpectralNormalization changes its kernel at each call, once per step in one process. "
+            f"Received: {spectral} with {num_microbatches} micro-batches. Use num_microbatches=1."
         )
 
 

@@ -90,7 +90,10 @@ def collect(
     return {
         "model": model_fingerprint(model),
         "optimizer and loss": compile_fingerprint(model),
-        "arguments": digest((options, method, sorted(simple.items()), rows)),
+        "method": method,
+        "parallel arguments": digest(options),
+        "batch size": digest(rows),
+        **{f"argument `{name}`": digest(value) for name, value in sorted(simple.items())},
         "data": digest({name: source.fingerprint() for name, source in sources.items()}),
     }
 
@@ -106,7 +109,8 @@ def require_same(world: Communicator, items: dict[str, str]) -> None:
         ValueError: on all ranks alike, naming what differs and where.
     """
     everyone = world.all_gather_objects(items, "the comparison of models and arguments")
-    for name in items:
+    names = dict.fromkeys(name for other in everyone for name in other)
+    for name in names:
         odd = [rank for rank, other in enumerate(everyone) if other.get(name) != everyone[0][name]]
         if odd:
             error = ValueError(

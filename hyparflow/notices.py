@@ -35,9 +35,9 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
     _announce_batchnorm(model, call)
     if terms.one_number:
         warnings.warn(
-            f"The losses {_some(terms.one_number)} give no value per row that could be added up; "
-            "the mean over micro-batches and replicas is taken, which one process would not take. "
-            "Remedy: a loss that returns one value per row.",
+            f"The losses {_some(terms.one_number)} give a number for a batch that is not known to "
+            "be a mean over its rows (or are not reduced at all); the mean over micro-batches and "
+            "replicas is taken. Remedy: a loss that returns one value per row, and is reduced.",
             stacklevel=users_stack_level(),
         )
 

@@ -127,7 +127,10 @@ class ParallelModel:
             sources["train"] = ArraySource(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
         rows = arguments.get("batch_size") or _batch_rows(sources.get("train"), steps)
-        return Call(method, self.options, sources, x, rows, simple)
+        call = Call(method, self.options, sources, x, rows, simple)
+        replicas = self.options.grid.num_replicas
+        checks.check_state(self.model, method, replicas, call.num_microbatches)
+        return call
 
     def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
         if (data := arguments.get("validation_data")) is None:

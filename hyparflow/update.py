@@ -52,7 +52,7 @@ class Update:
             index for index, v in enumerate(variables) if regularize and v.regularizer is not None
         ]
         if not self._optimizer.built:
-            self._optimizer.build(model.trainable_variables)
+            _build(self._optimizer, model)
         self._clip = float(self._inner.global_clipnorm or 0.0)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
@@ -151,6 +151,23 @@ class Update:
             value, gradient = values[position], gradient * tf.cast(scale, gradient.dtype)
             values[position] = gradient if value is None else tf.convert_to_tensor(value) + gradient
         return values
+
+
+def _build(optimizer: Any, model: Any) -> None:
+    """Make the optimizer's variables where plain `fit` makes them: while its step is traced.
+
+    Values that an optimizer assigns then are lost (ScheduleFreeAdamW: its momentum starts at 0
+    and not at the weights), unless the model runs eagerly. That is Keras's, and so must ours be.
+    """
+
+    def build() -> None:
+        if not optimizer.built:  # TensorFlow traces twice what makes variables
+            optimizer.build(model.trainable_variables)
+
+    if model.run_eagerly:
+        build()
+    else:
+        tf.function(build, autograph=False).get_concrete_function()
 
 
 def _values(gradient: Any) -> Any:

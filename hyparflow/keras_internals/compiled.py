@@ -227,7 +227,12 @@ def inner_optimizer(optimizer: Any) -> Any:
 
 
 def settable_learning_rate(optimizer: Any) -> float | None:
-    """The learning rate if it is a variable, which callbacks may set; None for a schedule."""
+    """The learning rate if it is a variable, which callbacks may set; None for a schedule.
+
+    A MultiOptimizer, which has several, does not let anyone set one.
+    """
+    if hasattr(optimizer, "optimizers"):
+        return None
     rate = getattr(inner_optimizer(optimizer), "_learning_rate", None)
     return float(rate) if isinstance(rate, keras.Variable) else None
 

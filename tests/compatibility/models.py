@@ -216,8 +216,9 @@ works(MODELS, "custom layers", "add_loss in a layer")(
 works(MODELS, "activity regularizers")(
     fitting(lambda: between(layers.Dense(4, activity_regularizer="l2"), layers.Dense(4)))
 )
+L1L2 = keras.regularizers.L1L2(0.01, 0.02)
 works(MODELS, "weight regularizers", "weight constraints")(
-    fitting(lambda: between(kernel_regularizer="l1_l2", kernel_constraint="unit_norm"))
+    fitting(lambda: between(kernel_regularizer=L1L2, kernel_constraint="unit_norm"))
 )
 
 
@@ -263,3 +264,34 @@ def check_reproducible(runs: Runs) -> None:
         return None, [len(results)]
 
     runs.compare(train, dtype="float32")
+
+
+@works(MODELS, "stateful layers", note="one replica and one micro-batch, else refused")
+def check_stateful(runs: Runs) -> None:
+    def train(run: Any, num_microbatches: int = 2) -> Any:
+        inputs = keras.Input(batch_shape=(5, 6, 4))
+        x = layers.SimpleRNN(3, stateful=True)(layers.Dense(4)(inputs))
+        model = keras.Model(inputs, layers.Dense(1)(layers.Dense(2)(x)))
+        model.compile("sgd", "mse")
+        random = np.random.default_rng(0)
+        if not run.is_plain:
+            run = type(run)(run.options | {"num_microbatches": num_microbatches})
+        run.fit(model, random.normal(size=(20, 6, 4)), random.normal(size=(20, 1)), batch_size=5)
+        return model
+
+    runs.refuse(train, "stateful=True keep a state")
+    if runs.options["strategy"] == "model":
+        runs.compare(lambda run: train(run, 1))
+
+
+@works(MODELS, "SpectralNormalization", note="with num_microbatches=1, else refused")
+def check_spectral(runs: Runs) -> None:
+    def train(run: Any, num_microbatches: int = 2) -> Any:
+        model = between(layers.SpectralNormalization(layers.Dense(5)), layers.Dense(4))
+        if not run.is_plain:
+            run = type(run)(run.options | {"num_microbatches": num_microbatches})
+        run.fit(model, *arrays(), batch_size=20, epochs=2)
+        return model
+
+    runs.refuse(train, "SpectralNormalization changes its kernel")
+    runs.compare(lambda run: train(run, 1))

@@ -16,6 +16,12 @@ MICROBATCHES = (1, 2, 3, 4)
 SCHEDULES = ("gpipe", "1f1b")
 
 
+def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
+    """Those that differ: one micro-batch has one order, and one stage has no pipeline."""
+    differ = microbatches > 1 and (partitions > 1 or microbatches == 2)
+    return SCHEDULES if differ else SCHEDULES[:1]
+
+
 def prepare(case: Case) -> tuple[Any, dict[str, Any], State]:
     """The model of a case as it is before training, its data, and its state."""
     keras.utils.set_random_seed(7)
@@ -42,7 +48,7 @@ def test_fit_equals_plain(name: str) -> None:
             for microbatches in MICROBATCHES:
                 if case.largest_split and microbatches * replicas > case.largest_split:
                     continue
-                for schedule in SCHEDULES:
+                for schedule in schedules(partitions, microbatches):
                     start.restore(model)
                     keras.utils.set_random_seed(11)
                     history = hf.fit(
