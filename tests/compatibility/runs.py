@@ -5,29 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import pytest
-from contract import (
-    TOLERANCE,
-    WORLD,
-    Outcome,
-    State,
-    differences,
-    float_type,
-    on_leader,
-    require_none,
-)
 
 import hyparflow as hf
+
+if TYPE_CHECKING:
+    from contract import Outcome
+
+# `contract` starts MPI, so it is imported where something runs: the table is written without.
 
 __all__ = ["Hyparflow", "Plain", "Result", "Runs", "layouts"]
 
 
 def layouts() -> dict[str, dict[str, Any]]:
     """The strategies that this many ranks can have, with two micro-batches."""
+    from contract import WORLD
+
     if WORLD.size < 4:
         return {
             strategy: {"strategy": strategy, "num_microbatches": 2}
@@ -108,6 +105,8 @@ def _compare(actual: Any, expected: Any, tolerance: float, name: str) -> list[st
         ]
     if isinstance(expected, str | bool | type(None)):
         return [] if actual == expected else [f"{name}: {actual!r} instead of {expected!r}"]
+    from contract import differences
+
     return differences(name, actual, expected, tolerance)
 
 
@@ -120,7 +119,7 @@ class Runs:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 
-    def compare(self, train: Train, tolerance: float = TOLERANCE, dtype: str = "float64") -> None:
+    def compare(self, train: Train, tolerance: float = 1e-10, dtype: str = "float64") -> None:
         """Run `train` with plain Keras on the leader and with hyparflow on all ranks.
 
         Args:
@@ -129,6 +128,8 @@ class Runs:
             tolerance: relative.
             dtype: Keras's float type.
         """
+        from contract import float_type, require_none
+
         with float_type(dtype):
             expected = _expected(train)
             actual = _run(train, Hyparflow(self.options))
@@ -136,6 +137,8 @@ class Runs:
 
     def refuse(self, train: Train, match: str) -> None:
         """Check that `train` raises the same ValueError on every rank, naming `match`."""
+        from contract import WORLD, float_type
+
         with float_type("float64"), pytest.raises(ValueError, match=match) as caught:
             _run(train, Hyparflow(self.options))
         texts = WORLD.allgather(str(caught.value))
@@ -144,6 +147,8 @@ class Runs:
 
 
 def _run(train: Train, run: Any) -> Result:
+    from contract import Outcome, State
+
     keras.utils.clear_session(free_memory=False)  # names are counted anew
     keras.utils.set_random_seed(7)
     returned = train(run)
@@ -157,6 +162,8 @@ def _run(train: Train, run: Any) -> Result:
 @functools.lru_cache(maxsize=1)
 def _expected(train: Train) -> Result:
     """The result of plain Keras, which serves all layouts of a check."""
+    from contract import on_leader
+
     return on_leader(lambda: _run(train, Plain()))
 
 

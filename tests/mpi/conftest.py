@@ -9,6 +9,10 @@ from mpi4py import MPI
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 
 
+def pytest_addoption(parser):
+    parser.addoption("--everything", action="store_true", help="leave nothing out for its time")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
     if RANK != 0:

@@ -8,6 +8,9 @@ from compatibility.rows import Check, Row
 from compatibility.runs import Runs, layouts
 from contract import WORLD
 
+# On 4 ranks (hybrid) those in which partitions and replicas meet; the rest with --everything.
+HYBRID = ("Arguments of optimizers", "Precision", "Models", "BatchNormalization")
+
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
 for row in ROWS:
     CHECKS.setdefault(row.check, []).append(row)
@@ -21,6 +24,9 @@ def describe(rows: list[Row]) -> str:
 
 @pytest.mark.skipif(WORLD.size == 1, reason="needs several ranks")
 @pytest.mark.parametrize("check", CHECKS, ids=map(describe, CHECKS.values()))
-def test_rows(check: Check) -> None:
+def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
+    everything = WORLD.size < 4 or request.config.getoption("--everything")
+    if not everything and CHECKS[check][0].section not in HYBRID:
+        pytest.skip("on 4 ranks only with --everything")
     for options in layouts().values():
         check(Runs(options))
