@@ -25,9 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow import keras_internals
+from hyparflow.body import Body
 from hyparflow.comm import Communicator
 from hyparflow.inside import OrderedCalls
-from hyparflow.stage import Body
 
 __all__ = ["BatchStatistics", "normalized_layers"]
 
@@ -80,6 +80,11 @@ class BatchStatistics:
     def active(self) -> bool:
         """Whether there is anything to do beside what the layers do themselves."""
         return bool(self._layers)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether replicas exchange statistics in the middle of a stage."""
+        return bool(self._synced) and self._peers.size > 1
 
     # --- while a stage is traced ---
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from hyparflow import keras_internals, lowering, masks
 from hyparflow.actions import Edge
 from hyparflow.batchnorm import BatchStatistics
+from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
 from hyparflow.engine import Engine, Program
 from hyparflow.gradients import Reducer, SharedGroup
@@ -25,7 +26,7 @@ from hyparflow.own_steps import OwnSteps
 from hyparflow.partition import Partitioning
 from hyparflow.place import Place
 from hyparflow.schedule import forward_only, make_schedule
-from hyparflow.stage import Body, Stage, graph_body, model_body
+from hyparflow.stage import Stage
 from hyparflow.sync import WeightSync
 from hyparflow.transport import Transport
 from hyparflow.update import Update
@@ -130,12 +131,16 @@ def build_part(
         (lambda: []) if learner is None else (lambda: learner.update.touched),
     )
     head = losses.head if losses is not None and place.is_last else None
-    engine = _engine(model, layout, place, statistics.around(body), head)
+    # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
+    jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
+    engine = _engine(model, layout, place, statistics.around(body), head, jit_compile)
     edges = layout.partitioning.edges
     return Part(engine, sync, pack, statistics, own, edges, place.comms, losses, learner)
 
 
-def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | None) -> Engine:
+def _engine(
+    model: Any, layout: Layout, place: Place, body: Body, head: Head | None, jit_compile: bool
+) -> Engine:
     gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, place.partition)
     eager = model.compiled and bool(model.run_eagerly)
     stage = Stage(
@@ -145,6 +150,7 @@ def _engine(model: Any, layout: Layout, place: Place, body: Body, head: Head | N
         gradient_outputs,
         head,
         eager=eager,
+        jit_compile=jit_compile,
     )
     return Engine(
         stage,

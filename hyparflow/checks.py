@@ -16,6 +16,7 @@ __all__ = [
     "check_batch",
     "check_can_cut",
     "check_data",
+    "check_jit_compile",
     "check_labels",
     "check_model",
     "check_optimizer",
@@ -35,6 +36,27 @@ def require_compiled(model: Any, method: str) -> None:
         raise ValueError(
             f"A model must be compiled before `{method}`: call model.compile(optimizer, loss). "
             f"Received: model '{model.name}', which is not compiled."
+        )
+
+
+def check_jit_compile(model: Any, options: Options) -> None:
+    """Check that XLA need not compile an exchange between ranks.
+
+    Raises:
+        ValueError: if it would have to.
+    """
+    normalizing = [
+        layer.name
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        if options.batchnorm == "sync" or layer.synchronized
+    ]
+    asked = keras_internals.compile_arguments(model).get("jit_compile") is True
+    if asked and normalizing and options.grid.num_replicas > 1:
+        raise ValueError(
+            "XLA cannot compile layers that exchange their statistics between ranks. Received: "
+            f"jit_compile=True and synchronized layers {normalizing}. Compile the model with "
+            "jit_compile=False, or use batchnorm='local'."
         )
 
 

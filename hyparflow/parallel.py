@@ -55,6 +55,7 @@ class ParallelModel:
         arguments = self._bind("fit", args, kwargs)
         checks.require_compiled(self.model, "fit")
         checks.check_optimizer(self.model.optimizer, self.options)
+        checks.check_jit_compile(self.model, self.options)
         call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
         self._take_validation_data(call, arguments)
         checks.check_batch(self.options, call.rows)

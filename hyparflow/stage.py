@@ -14,74 +14,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hyparflow import keras_internals
-from hyparflow.graph import FlatGraph
+from hyparflow.body import Body
 from hyparflow.head import Head, Labels
-from hyparflow.masks import masked_outputs
-from hyparflow.partition import Partitioning
 
 __all__ = [
-    "Body",
     "Saved",
     "Stage",
     "as_share",
     "as_tensors",
     "gradients_of",
-    "graph_body",
-    "model_body",
 ]
-
-# (inputs, training, share) -> (flat outputs, losses that the stage's layers added)
-Body = Callable[[Any, bool, Any], tuple[list[Any], list[Any]]]
-
-
-def graph_body(
-    graph: FlatGraph, table: Partitioning, stage: int, masked: frozenset[tuple[int, int]]
-) -> Body:
-    """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
-
-    The first stage takes the user's inputs as `fit` gives them; a later one the flat list of
-    its input tensors, then the masks of those that come with one. The outputs are followed by the
-    masks of those that a later stage takes with one.
-
-    Args:
-        graph: the model's flat graph.
-        table: how it is cut.
-        stage: the stage's number.
-        masked: from `hyparflow.masks.masked_inputs`.
-    """
-    inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
-    function = graph.function(inputs, outputs, table.operations(stage))
-    with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
-    sent_masks = [outputs.index(n) for n in masked_outputs(table, masked, stage)]
-
-    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-        graph.mode.training = training
-        graph.mode.share = share
-        graph.mode.losses = []
-        if stage == 0:
-            tensors = keras_internals.standardize_inputs(graph.functional, values)
-        else:
-            tensors = list(values[: len(inputs)])
-            for position, mask in zip(with_mask, values[len(inputs) :], strict=True):
-                tensors[position] = tf.identity(tensors[position])
-                keras_internals.set_mask(tensors[position], mask)
-        results = function(tensors)
-        masks = [keras_internals.get_mask(results[position]) for position in sent_masks]
-        return results + masks, graph.mode.losses
-
-    return body
-
-
-def model_body(model: Any) -> Body:
-    """The body of a stage that is the whole model: its own call, whatever its class."""
-
-    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-        outputs = keras_internals.call_model(model, values, training)
-        body.structure = keras.tree.map_structure(lambda _: None, outputs)  # type: ignore[attr-defined]
-        return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share)
-
-    return body
 
 
 @dataclass
@@ -105,6 +47,7 @@ class Stage:
         gradient_outputs: positions of the outputs whose gradient comes back.
         head: loss and metrics, on the last stage only.
         eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
+        jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
     """
 
     def __init__(
@@ -115,6 +58,7 @@ class Stage:
         gradient_outputs: Sequence[int] = (),
         head: Head | None = None,
         eager: bool = False,
+        jit_compile: bool = False,
     ) -> None:
         self._body = body
         self._weights = [variable.value for variable in trainable]
@@ -122,7 +66,10 @@ class Stage:
         self._gradient_outputs = list(gradient_outputs)
         self._head = head
         self._known: dict[tuple[int, ...], tuple[list[bool], list[bool]]] = {}
-        make = (lambda function: function) if eager else _Compiled
+
+        def make(function: Callable[..., Any]) -> Callable[..., Any]:
+            return function if eager else _Compiled(function, jit_compile)
+
         self._forward = make(self._trace_forward)
         self._infer = make(self._trace_infer)
         self._fused = make(self._trace_fused)
@@ -181,21 +128,18 @@ class Stage:
             Gradients of the inputs in `gradient_inputs`, and of the trained weights; None where
             nothing depends on one, as in plain Keras, whose optimizers leave such weights alone.
         """
-        pairs = zip(self._gradient_outputs, output_gradients, strict=True)
-        reached = [(position, seed) for position, seed in pairs if seed is not None]
-        targets = [saved.outputs[position] for position, _ in reached]
-        seeds = [seed for _, seed in reached]
+        given = dict(zip(self._gradient_outputs, output_gradients, strict=True))
+        reached = tuple(position for position, gradient in given.items() if gradient is not None)
+        targets = [saved.outputs[position] for position in reached]
+        seeds = [given[position] for position in reached]
         if saved.loss is not None:
             targets.append(saved.loss)
             seeds.append(tf.cast(seed, saved.loss.dtype))
         of_inputs, of_weights = self._gradients(saved.tape, targets, saved.inputs, seeds)
-        if len(reached) < len(self._gradient_outputs):
-            known = self._dependent(tuple(position for position, _ in reached), saved.arguments)
-            of_inputs, of_weights = (
-                [g if depends else None for g, depends in zip(part, flags, strict=True)]
-                for part, flags in zip((of_inputs, of_weights), known, strict=True)
-            )
-        return of_inputs, of_weights
+        if len(reached) == len(given):
+            return of_inputs, of_weights
+        inputs_depend, weights_depend = self._dependent(reached, saved.arguments)
+        return _only(of_inputs, inputs_depend), _only(of_weights, weights_depend)
 
     def _dependent(
         self, positions: tuple[int, ...], arguments: Any
@@ -212,8 +156,11 @@ class Stage:
                     tape.watch(_differentiable(sources))
                     outputs, loss = self._trace_forward(inputs, share)
                 targets = [outputs[p] for p in positions] + ([] if loss is None else [loss])
-                found = self._gradients(tape, targets, sources, None)
-                self._known[positions] = tuple([g is not None for g in part] for part in found)  # type: ignore[assignment]
+                of_inputs, of_weights = self._gradients(tape, targets, sources, None)
+                self._known[positions] = (
+                    [gradient is not None for gradient in of_inputs],
+                    [gradient is not None for gradient in of_weights],
+                )
 
             types = keras.tree.map_structure(_any_rows, arguments)
             tf.function(trace, autograph=False).get_concrete_function(*types)
@@ -257,6 +204,11 @@ class Stage:
         return of_inputs, list(gradients[cut:])
 
 
+def _only(gradients: list[Any], wanted: list[bool]) -> list[Any]:
+    """`gradients`, with None for those that are not wanted."""
+    return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
+
+
 def _differentiable(sources: list[Any]) -> list[Any]:
     """Those of floating point: what Keras takes for a float may be an integer when it runs."""
     return [x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating]
@@ -272,8 +224,10 @@ def _total(losses: list[Any]) -> Any | None:
 class _Compiled:
     """A `tf.function` that is traced once, for any number of rows."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = tf.function(function, reduce_retracing=True, autograph=False)
+    def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
+        self._function = tf.function(
+            function, reduce_retracing=True, autograph=False, jit_compile=jit_compile or None
+        )
         self._traced = False
 
     def __call__(self, *args: Any) -> Any:

@@ -1,0 +1,68 @@
+"""What one stage computes: a part of the graph, or the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow import keras_internals
+from hyparflow.graph import FlatGraph
+from hyparflow.masks import masked_outputs
+from hyparflow.partition import Partitioning
+
+__all__ = ["Body", "graph_body", "model_body"]
+
+# (inputs, training, share) -> (flat outputs, losses that the stage's layers added)
+Body = Callable[[Any, bool, Any], tuple[list[Any], list[Any]]]
+
+
+def graph_body(
+    graph: FlatGraph, table: Partitioning, stage: int, masked: frozenset[tuple[int, int]]
+) -> Body:
+    """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
+
+    The first stage takes the user's inputs as `fit` gives them; a later one the flat list of
+    its input tensors, then the masks of those that come with one. The outputs are followed by the
+    masks of those that a later stage takes with one.
+
+    Args:
+        graph: the model's flat graph.
+        table: how it is cut.
+        stage: the stage's number.
+        masked: from `hyparflow.masks.masked_inputs`.
+    """
+    inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
+    function = graph.function(inputs, outputs, table.operations(stage))
+    with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
+    sent_masks = [outputs.index(n) for n in masked_outputs(table, masked, stage)]
+
+    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+        graph.mode.training = training
+        graph.mode.share = share
+        graph.mode.losses = []
+        if stage == 0:
+            tensors = keras_internals.standardize_inputs(graph.functional, values)
+        else:
+            tensors = list(values[: len(inputs)])
+            for position, mask in zip(with_mask, values[len(inputs) :], strict=True):
+                tensors[position] = tf.identity(tensors[position])
+                keras_internals.set_mask(tensors[position], mask)
+        results = function(tensors)
+        masks = [keras_internals.get_mask(results[position]) for position in sent_masks]
+        return results + masks, graph.mode.losses
+
+    return body
+
+
+def model_body(model: Any) -> Body:
+    """The body of a stage that is the whole model: its own call, whatever its class."""
+
+    def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+        outputs = keras_internals.call_model(model, values, training)
+        body.structure = keras.tree.map_structure(lambda _: None, outputs)  # type: ignore[attr-defined]
+        return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share)
+
+    return body
