@@ -150,7 +150,7 @@ def check_data(x: Any) -> None:
     if x is None:
         raise ValueError("Training and evaluation need data. Received: x=None")
     empty = keras_internals.is_array_data(x) and any(
-        len(leaf) == 0 for leaf in keras.tree.flatten(x) if hasattr(leaf, "__len__")
+        leaf.shape[0] == 0 for leaf in keras.tree.flatten(x) if hasattr(leaf, "shape")
     )
     if empty:
         raise ValueError("`x` must have at least one row. Received: an array with no rows")

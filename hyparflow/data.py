@@ -10,6 +10,7 @@ stream shuffles without a seed.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,21 +179,28 @@ def _take(structure: Any, indices: np.ndarray) -> Any:
     """Rows `indices` of Keras's sliceables, as arrays."""
 
     def take(leaf: Any) -> Any:
-        return None if leaf is None else dense(leaf.convert_to_numpy(leaf[indices]))
+        return None if leaf is None else dense(leaf[indices], leaf.convert_to_numpy)
 
     return keras.tree.map_structure(take, structure)
 
 
-def dense(value: Any) -> np.ndarray:
+def dense(value: Any, convert: Callable[[Any], Any] | None = None) -> np.ndarray:
     """`value` as an array of numbers.
+
+    Args:
+        value: anything that Keras takes as a batch of one input.
+        convert: makes it an array; Keras's `convert_to_numpy` if None.
 
     Raises:
         ValueError: if it is ragged, or holds strings or other objects.
     """
-    array = np.asarray(
-        value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
-    )
-    if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+    if isinstance(value, np.ndarray):
+        array = value
+    else:
+        array = np.asarray((convert or keras.ops.convert_to_numpy)(value))
+    # Converting pads ragged rows, which a layer for ragged tensors would see.
+    ragged = keras_internals.is_ragged(value)
+    if ragged or array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
         raise ValueError(
             "Over several ranks, data must be dense arrays of numbers. "
             f"Received: {type(value).__name__} of dtype {array.dtype}. "

@@ -22,11 +22,17 @@ WORLD = MPI.COMM_WORLD
 def float_type(name: str) -> Iterator[None]:
     """Build models in this float type."""
     before = keras.config.floatx()
-    keras.config.set_floatx(name)
+    _set_float_type(name)
     try:
         yield
     finally:
-        keras.config.set_floatx(before)
+        _set_float_type(before)
+
+
+def _set_float_type(name: str) -> None:
+    keras.config.set_floatx(name)
+    # A policy once set stays, whatever the float type becomes, so it is set anew.
+    keras.config.set_dtype_policy(name)
 
 
 def grids(size: int) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from hyparflow.keras_internals.compiled import (
 from hyparflow.keras_internals.data import (
     array_sources,
     is_array_data,
+    is_ragged,
     unpack,
 )
 from hyparflow.keras_internals.graph import (
@@ -70,6 +71,7 @@ __all__ = [
     "has_overridden",
     "inner_optimizer",
     "is_array_data",
+    "is_ragged",
     "loss_entries",
     "loss_tracker",
     "loss_values",

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["array_sources", "is_array_data", "unpack"]
+__all__ = ["array_sources", "is_array_data", "is_ragged", "unpack"]
 
 
 def is_array_data(x: Any) -> bool:
@@ -14,6 +14,13 @@ def is_array_data(x: Any) -> bool:
     from keras.src.trainers.data_adapters import array_data_adapter
 
     return x is not None and array_data_adapter.can_convert_arrays(x)
+
+
+def is_ragged(value: Any) -> bool:
+    """Whether `value` is a tensor whose rows have different lengths."""
+    import tensorflow as tf
+
+    return isinstance(value, tf.RaggedTensor)
 
 
 def array_sources(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compatibility import (  # noqa: F401
     arguments,
+    data_kinds,
     losses,
     metrics,
     models,
