@@ -166,7 +166,10 @@ def _state_after(metrics: AdditiveMetrics, batches: list[tuple[Any, float]]) -> 
         metric.reset_state()
     for (y, y_pred, sample_weight), share in batches:
         metrics.update(y, y_pred, sample_weight, keras.ops.convert_to_tensor(share))
-    return [[keras.ops.convert_to_numpy(v).astype(float) for v in metric.variables] for metric in metrics.metrics]
+    return [
+        [keras.ops.convert_to_numpy(v).astype(float) for v in metric.variables]
+        for metric in metrics.metrics
+    ]
 
 
 def _sum(first: State, second: State, start: State) -> State:

@@ -113,7 +113,7 @@ class Engine:
         self._received: dict[tuple[int, int], list[Any]] = {}  # (tensor, micro-batch) -> parts
         self._saved: dict[int, Saved] = {}
         self._gradients: dict[tuple[int, int], Any] = {}  # (tensor, micro-batch) -> gradient
-        self._sum = GradientSum()
+        self._sum = GradientSum(self._stage.common_lookups)
         self.added = 0.0  # what this stage's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 

@@ -4,13 +4,14 @@ All three are plain sums; what makes them right stands in `hyparflow.losses`, [N
 The order of everything that follows the backward is fixed: sum over micro-batches, sum over
 replicas, sum over holders, add weight regularization, clip, apply.
 
-Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms are taken over
-the values as they come, so densifying them first would clip differently.
+Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms and Adam's
+squares are taken over the values as they come, so densifying them first would give other numbers.
+They are joined, except those of rows that all samples have in common (`hyparflow.lookups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from hyparflow.comm import Communicator
 
 __all__ = ["GradientSum", "Reducer", "SharedGroup"]
 
-NONE, SPARSE, DENSE = 0, 1, 2  # kinds of gradient, by rising precedence; -1 is not known yet
+# Kinds of gradient, by rising precedence; -1 is not known yet.
+NONE, COMMON, SPARSE, DENSE = 0, 1, 2, 3
 _UNKNOWN = -1
 
 
@@ -31,10 +33,16 @@ def _add(left: list[Any], right: list[Any]) -> list[Any]:
 
 
 class GradientSum:
-    """The gradients of one rank's weights, summed over the micro-batches of a step."""
+    """The gradients of one rank's weights, summed over the micro-batches of a step.
 
-    def __init__(self) -> None:
+    Args:
+        common: returns the positions of weights of which all samples look up the same rows;
+            asked only where sparse gradients are to be summed.
+    """
+
+    def __init__(self, common: Callable[[], frozenset[int]] = frozenset) -> None:
         self.values: list[Any] | None = None
+        self.common = common
 
     def add(self, gradients: Sequence[Any]) -> None:
         """Add one micro-batch's gradients: tensors, `tf.IndexedSlices` or None."""
@@ -44,7 +52,8 @@ class GradientSum:
         total = self.values
         for index, gradient in enumerate(gradients):
             if isinstance(gradient, tf.IndexedSlices):
-                total[index] = _concat(total[index], gradient)
+                combine = _overlay if index in self.common() else _concat
+                total[index] = combine(total[index], gradient)
         dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
         if dense:
             sums = _add([total[i] for i in dense], [gradients[i] for i in dense])
@@ -58,6 +67,10 @@ def _concat(left: Any, right: Any) -> Any:
         tf.concat([left.indices, right.indices], 0),
         left.dense_shape,
     )
+
+
+def _overlay(left: Any, right: Any) -> Any:
+    return tf.IndexedSlices(left.values + right.values, left.indices, left.dense_shape)
 
 
 @dataclass
@@ -102,18 +115,26 @@ class Reducer:
         known = total is not None
         for group, (positions, comm) in enumerate(self._groups):
             if comm.size > 1 and positions:
-                part = self._reduce_group(group, comm, positions, values, known)
+                # The other partitions that hold a weight look up something else.
+                common = gradients.common if group == 0 else frozenset
+                part = self._reduce_group(group, comm, positions, values, known, common)
                 for position, value in zip(positions, part, strict=True):
                     values[position] = value
             known = True
         return values
 
     def _reduce_group(
-        self, group: int, comm: Communicator, positions: list[int], values: list[Any], known: bool
+        self,
+        group: int,
+        comm: Communicator,
+        positions: list[int],
+        values: list[Any],
+        known: bool,
+        common: Callable[[], frozenset[int]],
     ) -> list[Any]:
         kinds = self._kinds[group]
         if kinds is None:
-            mine = [_kind(values[p]) if known else _UNKNOWN for p in positions]
+            mine = [_kind(values, p, common) if known else _UNKNOWN for p in positions]
             everyone = comm.all_gather_objects(mine, "the kinds of gradients")
             kinds = [max(column) for column in zip(*everyone, strict=True)]
             if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
@@ -124,8 +145,11 @@ class Reducer:
         for i, value in zip(dense, summed, strict=True):
             result[i] = value
         for i, kind in enumerate(kinds):
-            if kind == SPARSE:
-                result[i] = self._gather_sparse(comm, positions[i], values[positions[i]])
+            if kind in (COMMON, SPARSE):
+                value = values[positions[i]]
+                result[i] = self._gather_sparse(comm, positions[i], value)
+                if kind == COMMON:
+                    result[i] = _added_up(comm, result[i], value is not None)
         return result
 
     def _sum_dense(self, comm: Communicator, positions: list[int], values: list[Any]) -> list[Any]:
@@ -162,7 +186,19 @@ class Reducer:
         )
 
 
-def _kind(gradient: Any) -> int:
+def _added_up(comm: Communicator, joined: Any, contributes: bool) -> Any:
+    """The sum of the values that ranks, with the same rows each, have `joined`."""
+    parts = np.array([int(contributes)])
+    comm.sum(parts, "the number of ranks with a sparse gradient")
+    values = tf.reshape(joined.values, [int(parts[0]), -1, *joined.values.shape[1:]])
+    rows = joined.indices[: values.shape[1]]
+    return tf.IndexedSlices(tf.reduce_sum(values, 0), rows, joined.dense_shape)
+
+
+def _kind(values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:
+    gradient = values[position]
     if gradient is None:
         return NONE
-    return SPARSE if isinstance(gradient, tf.IndexedSlices) else DENSE
+    if isinstance(gradient, tf.IndexedSlices):
+        return COMMON if position in common() else SPARSE
+    return DENSE

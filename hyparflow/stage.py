@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from hyparflow.body import Body
 from hyparflow.head import Head, Labels
+from hyparflow.lookups import common_lookups
 
 __all__ = [
     "Saved",
@@ -65,6 +66,8 @@ class Stage:
         self._gradient_inputs = list(gradient_inputs)
         self._gradient_outputs = list(gradient_outputs)
         self._head = head
+        self._types: Any = None
+        self._common: frozenset[int] | None = None
         self._known: dict[tuple[int, ...], tuple[list[bool], list[bool]]] = {}
 
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +114,7 @@ class Stage:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(self._sources(inputs)))
             outputs, loss = self._forward(inputs, share)
+        self._note_types(inputs, share)
         return Saved(tape, self._sources(inputs), outputs, loss, (inputs, share))
 
     def backward(
@@ -171,6 +175,7 @@ class Stage:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(self._sources(inputs)))
             loss = self._loss_forward(inputs, labels)
+        self._note_types(inputs, labels.share)
         return Saved(tape, self._sources(inputs), [], loss)
 
     def backward_loss(self, saved: Saved) -> tuple[list[Any], list[Any]]:
@@ -179,6 +184,7 @@ class Stage:
 
     def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], list[Any]]:
         """Forward and backward of the last stage in one compiled call."""
+        self._note_types(inputs, labels.share)
         return self._fused(inputs, labels)
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
@@ -188,6 +194,25 @@ class Stage:
     def infer_loss(self, inputs: Any, labels: Labels) -> None:
         """Update loss and metrics without training."""
         self._loss_infer(inputs, labels)
+
+    def common_lookups(self) -> frozenset[int]:
+        """Positions of the weights of which all samples look up the same rows."""
+        if self._common is None:
+            self._common = common_lookups(self._trace_gradients, self._types)
+        return self._common
+
+    def _trace_gradients(self, inputs: Any, share: Any) -> list[Any]:
+        """The gradients of the weights, whatever the gradients of the outputs may be."""
+
+        def targets() -> list[Any]:
+            outputs, losses = self._body(inputs, True, share)
+            return [x for x in [*outputs, *losses] if x is not None and x.dtype.is_floating]
+
+        return gradients_of(targets, self._weights)
+
+    def _note_types(self, inputs: Any, share: Any) -> None:
+        if self._types is None:
+            self._types = keras.tree.map_structure(_type_of, (inputs, share))
 
     def _sources(self, inputs: Any) -> list[Any]:
         flat = keras.tree.flatten(inputs)
@@ -235,6 +260,11 @@ class _Compiled:
             self._traced = True
             self._function.get_concrete_function(*keras.tree.map_structure(_any_rows, args))
         return self._function(*args)
+
+
+def _type_of(value: Any) -> Any:
+    """The type of a tensor."""
+    return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, tf.Tensor) else value
 
 
 def _any_rows(value: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from compatibility import (  # noqa: F401
     arguments,
     data_kinds,
+    hub,
     losses,
     metrics,
     models,
     optimizers,
+    transformers,
 )
 from compatibility.rows import ROWS
 
