@@ -43,7 +43,9 @@ endif
 
 .PHONY: help venv demo test lint test-unit test-mpi test-jobs mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
+ifndef AT_ONCE
 .NOTPARALLEL:
+endif
 
 help:  ## show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,15 +64,20 @@ lint: $(VENV)/.test  ## check style and types
 test-unit: $(VENV)/.test  ## run the tests that need no MPI
 	$(BIN)/python -m pytest tests/unit
 
+# Two at a time: one rank computes while the others wait for it, so a run keeps one core busy.
+# The output of each is shown as it ends, if make can do that.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
+	@echo "Testing on 1, 2 and 4 ranks, two at a time; what each says is shown when it has ended."
+	@+$(MAKE) --no-print-directory -j 2 $(SYNC) AT_ONCE=1 test-mpi-4 test-mpi-2 test-mpi-1
+
 # Under "-m mpi4py" a rank that fails ends the job, instead of leaving the others waiting for it.
 # No cache: all the ranks would write to the same one. No colour: mpirun makes each rank believe
 # that it writes to a terminal, also when the output goes to a file.
-test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
-	@set -e; for n in 1 2 4; do \
-	    echo "tests/mpi on $$n rank(s)"; \
-	    $(LIMIT) $(MPIRUN) -n $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
-	        -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi; \
-	done
+test-mpi-%: $(VENV)/.test
+	@echo "tests/mpi on $* rank(s)"
+	@$(LIMIT) $(MPIRUN) -n $* $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
+	    -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi
 
 test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest tests/jobs
@@ -98,9 +105,12 @@ $(BIN)/python:
 # The Python is an order-only prerequisite because pip touches its folder.
 $(VENV)/.demo: EXTRAS := cpu,examples
 $(VENV)/.test: EXTRAS := cpu,test
+# KerasHub for its models, without its tools for texts, which need a second TensorFlow.
+$(VENV)/.test: ALONE := keras-hub
 $(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
 	@echo "Installing hyparflow[$(EXTRAS)] into $(VENV); the first time takes some minutes."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@$(if $(ALONE),$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(ALONE))
 	@touch $@
 
 clean:  ## remove .venv, build products and caches

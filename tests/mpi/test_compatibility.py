@@ -8,8 +8,10 @@ from compatibility.rows import Check, Row
 from compatibility.runs import Runs, layouts
 from contract import WORLD
 
-# On 4 ranks (hybrid) those in which partitions and replicas meet; the rest with --everything.
-HYBRID = ("Arguments of optimizers", "Precision", "Models", "BatchNormalization")
+# Sections that a hybrid of partitions and replicas tests best, on 4 ranks, and those that both
+# need; the others are checked on 2 ranks. With --everything, all are checked on both.
+ON_4 = ("Optimizers", "Arguments of optimizers", "Learning rate schedules", "Precision")
+ON_BOTH = ("Models", "BatchNormalization")
 
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
 for row in ROWS:
@@ -25,8 +27,9 @@ def describe(rows: list[Row]) -> str:
 @pytest.mark.skipif(WORLD.size == 1, reason="needs several ranks")
 @pytest.mark.parametrize("check", CHECKS, ids=map(describe, CHECKS.values()))
 def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
-    everything = WORLD.size < 4 or request.config.getoption("--everything")
-    if not everything and CHECKS[check][0].section not in HYBRID:
-        pytest.skip("on 4 ranks only with --everything")
+    section = CHECKS[check][0].section
+    wanted = section in ON_BOTH or (section in ON_4) == (WORLD.size >= 4)
+    if not wanted and not request.config.getoption("--everything"):
+        pytest.skip("on this number of ranks only with --everything")
     for options in layouts().values():
         check(Runs(options))
