@@ -57,6 +57,7 @@ def parallelize(
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
+    sharded_data: bool = False,
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
 
@@ -75,6 +76,10 @@ def parallelize(
             move. "local": a micro-batch of one replica, and with it. "deferred": the same, but
             statistics of the whole global batch move them, once per step. "sync": a micro-batch
             of all replicas; with one micro-batch that is what one process sees.
+        sharded_data: whether data that are a stream (a dataset, a generator) are already sharded:
+            each replica then reads the one that its own first rank passes, and a step takes a
+            batch of each. An epoch ends when all have ended. `ParallelModel.replica` tells which
+            shard to make. Otherwise rank 0 reads the stream and deals out its batches.
 
     Returns:
         A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
@@ -93,6 +98,7 @@ def parallelize(
         "schedule": schedule,
         "lpp": lpp,
         "batchnorm": batchnorm,
+        "sharded_data": sharded_data,
     }
     try:
         return _parallelize(model, arguments)
@@ -149,6 +155,7 @@ def fit(
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
+    sharded_data: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
@@ -160,7 +167,7 @@ def fit(
         model: a compiled Keras model.
         *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
         strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp,
-            batchnorm: as for `parallelize`.
+            batchnorm, sharded_data: as for `parallelize`.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -178,6 +185,7 @@ def fit(
         schedule=schedule,
         lpp=lpp,
         batchnorm=batchnorm,
+        sharded_data=sharded_data,
     )
     return pm.fit(*args, **kwargs)
 
@@ -218,4 +226,5 @@ _PARALLEL = (
     "schedule",
     "lpp",
     "batchnorm",
+    "sharded_data",
 )

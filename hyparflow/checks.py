@@ -21,6 +21,7 @@ __all__ = [
     "check_model",
     "check_optimizer",
     "check_own_steps",
+    "check_shards",
     "check_state",
     "require_compiled",
 ]
@@ -179,6 +180,20 @@ def check_batch(options: Options, rows: int) -> None:
             "`batch_size` is the global batch and must have at least one row for each "
             f"micro-batch of each replica. Received: batch_size={rows} for "
             f"{grid.num_replicas} replicas x {count} micro-batches"
+        )
+
+
+def check_shards(options: Options, sources: Any) -> None:
+    """Check that data which are said to be sharded are a stream.
+
+    Raises:
+        ValueError: if they are arrays, of which every rank has all rows.
+    """
+    if options.sharded_data and sources:
+        raise ValueError(
+            "`sharded_data` is for streams: arrays are dealt out by row numbers, so every rank "
+            "passes all of them. Received: sharded_data=True with arrays. Leave it out, or pass a "
+            "tf.data.Dataset of this replica's part."
         )
 
 

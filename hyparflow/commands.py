@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyparflow.data import ArraySource
+from hyparflow.data import ArraySource, Rows, replica_rows
+from hyparflow.grid import Grid
 from hyparflow.options import Options, automatic_microbatches
 
 __all__ = ["Call", "Command"]
@@ -20,6 +21,7 @@ class Call:
         options: the checked parallel arguments.
         sources: its arrays, by name.
         stream: its data where they are no arrays; only the leader reads it.
+        shards: streams of which each replica reads its own, with class weights, by name.
         rows: rows of a full batch.
         arguments: what must be the same on all ranks beside model and data.
     """
@@ -30,6 +32,7 @@ class Call:
     stream: Any
     rows: int
     arguments: dict[str, Any]
+    shards: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def num_microbatches(self) -> int:
@@ -49,6 +52,7 @@ class Command:
         source: which arrays the row numbers mean, or None for rows sent by the leader.
         indices: row numbers of the global batch.
         rows: rows of the global batch.
+        counts: rows of each replica where they read streams of their own, else None.
         values: anything else.
     """
 
@@ -56,4 +60,12 @@ class Command:
     source: str | None = None
     indices: Any = None
     rows: int = 0
+    counts: list[int] | None = None
     values: dict[str, Any] = field(default_factory=dict)
+
+    def replica_rows(self, grid: Grid, replica: int) -> Rows:
+        """The rows of the global batch that `replica` computes."""
+        if self.counts is None:
+            return replica_rows(self.rows, grid, replica)
+        start = sum(self.counts[:replica])
+        return start, start + self.counts[replica]

@@ -23,11 +23,13 @@ from hyparflow.grid import Grid
 __all__ = [
     "ArraySource",
     "Batch",
+    "Rows",
     "Spec",
     "dense",
     "microbatch_rows",
     "peek",
     "replica_rows",
+    "shard_rows",
     "slice_rows",
     "specs",
     "split",
@@ -37,6 +39,7 @@ Rows = tuple[int, int]
 
 _WHOLE = 1 << 28  # bytes of inputs up to which all rows are compared
 _SAMPLES = 1024  # rows compared beyond
+_CHUNK = 1 << 22  # bytes of inputs that are copied at a time to compare them
 
 
 def split(start: int, stop: int, parts: int) -> list[Rows]:
@@ -55,9 +58,16 @@ def microbatch_rows(rows: int, grid: Grid, replica: int, num_microbatches: int) 
     """A replica's part of a global batch as micro-batches: as many in all replicas that have any
     rows, and fewer than M where there are fewer rows.
     """
-    start, stop = replica_rows(rows, grid, replica)
-    count = min(num_microbatches, max(1, rows // grid.num_replicas))
-    return split(start, stop, count) if stop > start else []
+    counts = [stop - start for start, stop in split(0, rows, grid.num_replicas)]
+    return shard_rows(counts, replica, num_microbatches)
+
+
+def shard_rows(counts: list[int], replica: int, num_microbatches: int) -> list[Rows]:
+    """As `microbatch_rows`, where the replicas have so many rows each."""
+    start = sum(counts[:replica])
+    fewest = min(filter(None, counts), default=1)
+    parts = split(start, start + counts[replica], min(num_microbatches, fewest))
+    return parts if counts[replica] else []
 
 
 def slice_rows(structure: Any, start: int, stop: int) -> Any:
@@ -106,23 +116,31 @@ class ArraySource:
 
     def fingerprint(self) -> list[Any]:
         """Shapes, dtypes and a few rows, to find out whether all ranks have the same data."""
-        size = self.num_samples * sum(
-            leaf.nbytes for leaf in keras.tree.flatten(self.x(np.zeros(1, np.int64)))
-        )
-        count = self.num_samples if size <= _WHOLE else _SAMPLES
+        first = np.zeros(1, np.int64)
+        row = sum(leaf.nbytes for leaf in keras.tree.flatten(self.x(first)))
+        is_whole = row * self.num_samples <= _WHOLE and not self._is_mapped()
+        count = self.num_samples if is_whole else min(_SAMPLES, self.num_samples)
         rows = np.unique(np.linspace(0, self.num_samples - 1, count).astype(int))
-        samples = [part(rows) for part in (self.x, self.y, self.sample_weight)]
+        hashes: list[Any] = []
+        step = max(1, _CHUNK // max(1, row))
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            samples = [part(chunk) for part in (self.x, self.y, self.sample_weight)]
+            leaves = keras.tree.flatten(samples)
+            hashes = hashes or [None if leaf is None else hashlib.sha256() for leaf in leaves]
+            for sha, leaf in zip(hashes, leaves, strict=True):
+                if leaf is not None:
+                    sha.update(np.ascontiguousarray(leaf))
+        types = keras.tree.flatten(self.specs())
         return [
-            None
-            if leaf is None
-            else (
-                self.num_samples,
-                leaf.shape[1:],
-                str(leaf.dtype),
-                hashlib.sha256(leaf).hexdigest(),
-            )
-            for leaf in map(_plain, keras.tree.flatten(samples))
+            None if sha is None else (self.num_samples, str(spec), sha.hexdigest())
+            for spec, sha in zip(types, hashes, strict=True)
         ]
+
+    def _is_mapped(self) -> bool:
+        """Whether some of the arrays are in files, of which a few rows must do."""
+        leaves = keras.tree.flatten((self._x, self._y, self._plain_weight))
+        return any(isinstance(getattr(leaf, "array", None), np.memmap) for leaf in leaves)
 
 
 @dataclass(frozen=True)
@@ -171,10 +189,6 @@ def _again(first: Any, rest: Any) -> Any:
     yield from rest
 
 
-def _plain(leaf: Any) -> Any:
-    return None if leaf is None else np.ascontiguousarray(leaf)
-
-
 def _take(structure: Any, indices: np.ndarray) -> Any:
     """Rows `indices` of Keras's sliceables, as arrays."""
 
@@ -217,7 +231,8 @@ class Batch:
         rows: rows of the global batch, B.
         microbatches: this replica's micro-batches, as row ranges of the global batch.
         x: inputs of this replica's rows (readers) or of the whole batch (`x_is_global`).
-        y, sample_weight: of the whole global batch (last partitions), or None.
+        y, sample_weight: of the whole global batch (last partitions), or None; of this replica's
+            rows where each replica reads a stream of its own (`is_shard`).
         is_stand_in: whether this replica has no rows in this batch and computes with the first
             row of another, at weight 0, to take part in what all replicas do together.
     """
@@ -229,6 +244,7 @@ class Batch:
     sample_weight: Any = None
     x_is_global: bool = False
     is_stand_in: bool = False
+    is_shard: bool = False
 
     @property
     def start(self) -> int:
@@ -249,7 +265,9 @@ class Batch:
     def labels(self, microbatch: int) -> tuple[Any, Any]:
         """The labels and sample weights of one micro-batch."""
         start, stop = self.microbatches[microbatch]
-        return slice_rows(self.y, start, stop), slice_rows(self.sample_weight, start, stop)
+        shift = self.start if self.is_shard else 0
+        rows = (start - shift, stop - shift)
+        return slice_rows(self.y, *rows), slice_rows(self.sample_weight, *rows)
 
     def size(self, microbatch: int) -> int:
         """The number of rows of one micro-batch, n."""

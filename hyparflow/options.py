@@ -28,6 +28,7 @@ class Options:
         schedule: one of `hyparflow.schedule.SCHEDULES`.
         lpp: layers per partition, or None.
         batchnorm: one of `BATCHNORM`.
+        sharded_data: whether each replica reads a stream of its own.
     """
 
     grid: Grid
@@ -35,6 +36,7 @@ class Options:
     schedule: str = "1f1b"
     lpp: tuple[int, ...] | None = None
     batchnorm: str = "local"
+    sharded_data: bool = False
 
 
 def resolve(
@@ -47,6 +49,7 @@ def resolve(
     schedule: str = "auto",
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
+    sharded_data: bool = False,
 ) -> Options:
     """Check the parallel arguments against the number of ranks and fill in what is missing.
 
@@ -59,6 +62,7 @@ def resolve(
         schedule: "gpipe", "1f1b", or "auto" for "1f1b".
         lpp: layers per partition.
         batchnorm: "local", "deferred" or "sync".
+        sharded_data: True or False.
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
@@ -78,6 +82,10 @@ def resolve(
             f"`batchnorm` must be one of {', '.join(map(repr, BATCHNORM))}. "
             f"Received: batchnorm={batchnorm!r}"
         )
+    if not isinstance(sharded_data, bool):
+        raise ValueError(
+            f"`sharded_data` must be True or False. Received: sharded_data={sharded_data!r}"
+        )
     _check_count("num_partitions", num_partitions)
     _check_count("num_replicas", num_replicas)
     if num_microbatches != "auto":
@@ -89,7 +97,7 @@ def resolve(
     if lpp is not None:
         lpp = _check_lpp(lpp)
     schedule = "1f1b" if schedule == "auto" else schedule
-    return Options(grid, num_microbatches, schedule, lpp, batchnorm)
+    return Options(grid, num_microbatches, schedule, lpp, batchnorm, sharded_data)
 
 
 def _check_count(name: str, value: Any) -> None:

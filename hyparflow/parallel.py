@@ -17,7 +17,7 @@ from hyparflow.grid import LEADER
 from hyparflow.options import Options
 from hyparflow.saving import save_atomically
 from hyparflow.session import Session
-from hyparflow.trainer import row_numbers, with_weights
+from hyparflow.trainer import row_numbers, step_tickets, with_weights
 from hyparflow.worker import Worker
 
 __all__ = ["ParallelModel"]
@@ -85,6 +85,16 @@ class ParallelModel:
             lambda worker, stream: self.model.predict(**self._ready(arguments, worker, stream)),
         )
 
+    @property
+    def num_replicas(self) -> int:
+        """The number of replicas."""
+        return self.options.grid.num_replicas
+
+    @property
+    def replica(self) -> int:
+        """The replica that this rank belongs to, from 0."""
+        return self.options.grid.replica(self._world.rank)
+
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write the model as a plain Keras file: by the leader, complete or not at all.
 
@@ -127,8 +137,12 @@ class ParallelModel:
                 checks.check_labels(self.model, parts[0])
             sources["train"] = ArraySource(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
+        checks.check_shards(self.options, sources)
         rows = arguments.get("batch_size") or _batch_rows(sources.get("train"), steps)
         call = Call(method, self.options, sources, x, rows, simple)
+        if self.options.sharded_data:
+            call.shards["train"] = (x, arguments.pop("class_weight", None))
+            arguments["x"] = step_tickets("train")
         replicas = self.options.grid.num_replicas
         checks.check_state(self.model, method, replicas, call.num_microbatches)
         return call
@@ -142,6 +156,9 @@ class ParallelModel:
             call.sources["validation"] = ArraySource(*parts)
             numbers = row_numbers("validation", call.sources["validation"].num_samples)
             arguments["validation_data"] = (numbers,)
+        elif self.options.sharded_data:
+            call.shards["validation"] = (data, None)
+            arguments["validation_data"] = step_tickets("validation")
 
     @staticmethod
     def _ready(arguments: dict[str, Any], worker: Worker, stream: Any) -> dict[str, Any]:

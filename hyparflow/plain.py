@@ -59,6 +59,16 @@ class PlainModel:
         """Keras's `predict`."""
         return self.model.predict(*args, **kwargs)
 
+    @property
+    def num_replicas(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def replica(self) -> int:
+        """The only one: 0."""
+        return 0
+
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write the model as a plain Keras file, complete or not at all."""
         from hyparflow.saving import save_atomically

@@ -67,6 +67,9 @@ class Session:
             stream, specs = None, call.sources["train"].specs()
         else:
             stream, specs = self._peek(call.stream)
+            if "train" in call.shards:  # Keras gets tickets, and the leader reads as others do
+                call.shards["train"] = (stream, call.shards["train"][1])
+                stream = None
         part = self._build(specs, with_loss=call.method != "predict")
         self._check_sums(part, call)
         is_leader = self._world.rank == LEADER

@@ -23,6 +23,7 @@ user's own functions hold on to the model that they know.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,19 +33,26 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.commands import Command
 from hyparflow.data import dense
+from hyparflow.shards import tickets
 from hyparflow.stage import as_tensors
 from hyparflow.worker import Worker
 
-__all__ = ["bridge", "row_numbers", "with_weights"]
+__all__ = ["bridge", "row_numbers", "step_tickets", "with_weights"]
 
 _PREFIX = "hyparflow_rows_of_"
-_READS = ("get_weights", "save", "save_weights", "export")
-_WRITES = ("set_weights", "load_weights")
+_TICKET = "hyparflow_step_of_"
+_READS = ("get_weights", "save", "save_weights", "export", "get_state_tree")
+_WRITES = ("set_weights", "load_weights", "set_state_tree")
 
 
 def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
     """What Keras's `fit` gets in place of the arrays of `source`: the numbers of their rows."""
     return {_PREFIX + source: np.arange(count)}
+
+
+def step_tickets(source: str) -> Any:
+    """What Keras's `fit` gets in place of streams that each replica reads itself."""
+    return tickets(_TICKET + source)
 
 
 class WeightsIn(keras.callbacks.Callback):
@@ -84,10 +92,15 @@ class WeightsOut(keras.callbacks.Callback):
 
 def with_weights(callbacks: Any, worker: Worker) -> Any:
     """The user's callbacks between `WeightsIn` and `WeightsOut`; none stay none."""
-    if not callbacks or isinstance(callbacks, keras.callbacks.CallbackList):
+    if not callbacks:
         return callbacks
     before = WeightsIn(worker)
-    return [before, *keras.tree.flatten(callbacks), WeightsOut(worker, before)]
+    after = WeightsOut(worker, before)
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        surrounded = copy.copy(callbacks)  # the user's own is used again in other calls
+        surrounded.callbacks = [before, *callbacks.callbacks, after]
+        return surrounded
+    return [before, *keras.tree.flatten(callbacks), after]
 
 
 @contextlib.contextmanager
@@ -205,7 +218,21 @@ class _Steps:
             if key.startswith(_PREFIX):
                 indices = np.array(value)
                 return Command(name, key.removeprefix(_PREFIX), indices, len(indices)), None
+            if key.startswith(_TICKET):
+                return self._drawn(name, key.removeprefix(_TICKET), int(value)), None
         parts = keras_internals.unpack(data)
         batch = keras.tree.map_structure(lambda x: None if x is None else dense(x), parts)
         first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
         return Command(name, rows=len(first)), tuple(batch)
+
+    def _drawn(self, name: str, source: str, step: int) -> Command:
+        """The command for the batches that the replicas take from their streams.
+
+        Raises:
+            StopIteration: at the end of all streams, which ends Keras's epoch.
+        """
+        draw = Command("draw", source, values={"is_first": step == 0})
+        counts = self._worker.order(draw)
+        if not any(counts):
+            raise StopIteration
+        return Command(name, source, rows=sum(counts), counts=counts)

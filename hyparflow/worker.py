@@ -15,7 +15,7 @@ from hyparflow import guard
 from hyparflow.build import Learner, Losses, Part
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
-from hyparflow.data import Batch, replica_rows
+from hyparflow.data import Batch
 from hyparflow.engine import Program
 from hyparflow.feed import Data, Feed
 from hyparflow.gradients import GradientSum
@@ -93,6 +93,10 @@ class Worker:
 
     # --- steps ---
 
+    def draw(self, command: Command) -> list[int]:
+        """Let each replica take the next batch of its stream; the rows of each."""
+        return self._feed.draw(command)
+
     def train(self, command: Command) -> dict[str, Any] | None:
         """One training step; what the model's own step returned, where it has one."""
         if "learning_rate" in command.values and self._world.rank != LEADER:
@@ -140,12 +144,12 @@ class Worker:
             else:
                 requests = self._world.send_object(packed, LEADER, _RESULT_TAG)
                 self._world.wait_all(requests, "the leader to take predictions")
-        return self._collect_predictions(command.rows) if self._world.rank == LEADER else None
+        return self._collect_predictions(command) if self._world.rank == LEADER else None
 
-    def _collect_predictions(self, rows: int) -> Any:
+    def _collect_predictions(self, command: Command) -> Any:
         parts = []
         for replica in range(self._grid.num_replicas):
-            start, stop = replica_rows(rows, self._grid, replica)
+            start, stop = command.replica_rows(self._grid, replica)
             last = self._grid.rank(replica, self._grid.num_partitions - 1)
             if start == stop:
                 continue

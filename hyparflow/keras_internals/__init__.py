@@ -31,6 +31,7 @@ from hyparflow.keras_internals.data import (
     array_sources,
     is_array_data,
     is_ragged,
+    stream_adapter,
     unpack,
 )
 from hyparflow.keras_internals.graph import (
@@ -91,6 +92,7 @@ __all__ = [
     "settable_learning_rate",
     "skip_overflowed_step",
     "standardize_inputs",
+    "stream_adapter",
     "state_variables",
     "symbolic_batch",
     "symbolic_output",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
-__all__ = ["array_sources", "is_array_data", "is_ragged", "unpack"]
+__all__ = ["array_sources", "is_array_data", "is_ragged", "stream_adapter", "unpack"]
 
 
 def is_array_data(x: Any) -> bool:
@@ -21,6 +22,13 @@ def is_ragged(value: Any) -> bool:
     import tensorflow as tf
 
     return isinstance(value, tf.RaggedTensor)
+
+
+def stream_adapter(stream: Any, class_weight: Any) -> Any:
+    """What Keras reads a dataset, a PyDataset or a generator with."""
+    from keras.src.trainers.data_adapters import get_data_adapter
+
+    return get_data_adapter(x=stream, class_weight=class_weight)
 
 
 def array_sources(
@@ -38,10 +46,35 @@ def array_sources(
     inputs = adapter._inputs
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     padded = (*inputs, None, None)[:3]
-    sliceable = tuple(
-        array_slicing.convert_to_sliceable(part, target_backend="numpy") for part in padded
-    )
-    return sliceable, adapter._num_samples  # type: ignore[return-value]
+
+    def sliceable(array: Any) -> Any:
+        if _is_cast(array):
+            return _CastRows(array)
+        return array_slicing.convert_to_sliceable(array, target_backend="numpy")
+
+    parts = tuple(keras.tree.map_structure(sliceable, part) for part in padded)
+    return parts, adapter._num_samples  # type: ignore[return-value]
+
+
+def _is_cast(array: Any) -> bool:
+    """Whether Keras would cast the whole of `array` to its float type."""
+    if not isinstance(array, np.ndarray) or not keras.backend.is_float_dtype(array.dtype):
+        return False
+    return keras.backend.standardize_dtype(array.dtype) != keras.config.floatx()
+
+
+class _CastRows:
+    """Rows of an array, cast when they are taken: the array may be larger than memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        return np.asarray(self.array[indices], keras.config.floatx())
+
+    @classmethod
+    def convert_to_numpy(cls, rows: np.ndarray) -> np.ndarray:
+        return rows
 
 
 def unpack(data: Any) -> tuple[Any, Any, Any]:

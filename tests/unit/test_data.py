@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,27 @@ def test_array_source_takes_rows() -> None:
     assert np.array_equal(source.x(rows)["b"], x["b"][rows])
     assert [part.tolist() for part in source.y(rows)] == [[8, 0, 8], [12, 0, 12]]
     assert np.allclose(source.sample_weight(rows), rows / 3)
+
+
+@pytest.mark.parametrize("kind", ["memory-mapped", "in memory"])
+def test_arrays_are_never_copied_whole(kind: str, tmp_path: Path) -> None:
+    """Though Keras computes in float32 and they are in float64."""
+    values = np.arange(4e6).reshape(40000, 100)
+    np.save(tmp_path / "x.npy", values)
+    x = np.load(tmp_path / "x.npy", mmap_mode="r") if kind == "memory-mapped" else values
+    tracemalloc.start()
+    try:
+        source = ArraySource(x, np.zeros(40000, int))
+        source.fingerprint()
+        rows = np.array([39999, 5])
+        taken = source.x(rows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(taken, values[rows].astype("float32"))
+    assert taken.dtype == "float32"
+    # x takes 32 MB. Rows are compared in pieces of 4 MB, and of a mapped file only some.
+    assert peak < (4e6 if kind == "memory-mapped" else 16e6)
 
 
 def test_array_source_of_inputs_only() -> None:
