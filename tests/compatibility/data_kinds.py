@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,53 @@ def check_sparse(runs: Runs) -> None:
         reading(lambda sparse=sparse: {"x": sparse, "y": y, "batch_size": 20})(runs)
     data = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(x), y))
     reading(lambda: {"x": data.batch(20)})(runs)
+
+
+def sharded(run: Any, kind: str) -> dict[str, Any]:
+    """Arguments of `fit`: a stream of each replica's own, or plain Keras's of the same steps."""
+    x, y = arrays(61)
+    weights = np.linspace(0, 2, 61)
+    # The first replica's batches are larger; the second has one more, of one row.
+    parts = [[(0, 10), (16, 26), (32, 42)], [(10, 16), (26, 32), (42, 48), (48, 49)]]
+
+    def rows(replica: int) -> list[np.ndarray]:
+        times = 2 if kind == "generator" else 1
+        return [np.arange(*bounds) for bounds in parts[replica] * times]
+
+    def both() -> list[np.ndarray]:
+        steps = itertools.zip_longest(rows(0), rows(1), fillvalue=np.arange(0))
+        return [np.concatenate(step) for step in steps]
+
+    replicas, replica = (1, 0) if run.is_plain else run.shard()
+    mine = both() if replicas == 1 else rows(replica)
+
+    def batches() -> Any:
+        for chosen in mine:
+            yield x[chosen], y[chosen], weights[chosen]
+
+    if kind == "generator":
+        return {"x": batches(), "steps_per_epoch": 4, "epochs": 2}
+    types = (
+        tf.TensorSpec((None, 5), tf.float64),
+        tf.TensorSpec((None,), tf.int64),
+        tf.TensorSpec((None,), tf.float64),
+    )
+    data = tf.data.Dataset.from_generator(batches, output_signature=types)
+    return {"x": data, "validation_data": data, "epochs": 2}
+
+
+@works(
+    DATA,
+    "a stream that is already sharded",
+    note="`sharded_data=True`: each replica reads its own, and a step takes a batch of each",
+)
+def check_sharded(runs: Runs) -> None:
+    def train(run: Any, kind: str) -> Any:
+        model = classifier(optimizer="sgd", weighted_metrics=["accuracy"])
+        options = {} if run.is_plain else {"sharded_data": True}
+        history = run.fit(model, **sharded(run, kind), **options).history
+        # As for all data of unknown length, Keras counts an iteration where an epoch ends.
+        return None, [history, model.get_weights()]
+
+    for kind in ("dataset", "generator"):
+        runs.compare(lambda run, kind=kind: train(run, kind))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from compatibility import (  # noqa: F401
     arguments,
+    callbacks,
     data_kinds,
     hub,
     losses,
     metrics,
     models,
+    normalization,
     optimizers,
+    own_callbacks,
     transformers,
 )
 from compatibility.rows import ROWS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -38,6 +40,10 @@ class Plain:
 
     is_plain = True
 
+    def folder(self) -> Path:
+        """A new, empty folder."""
+        return Path(tempfile.mkdtemp())
+
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         return model.fit(*args, **({"verbose": 0} | kwargs))
 
@@ -54,6 +60,17 @@ class Hyparflow:
 
     options: dict[str, Any]
     is_plain = False
+
+    def folder(self) -> Path:
+        """A new, empty folder, the same on all ranks."""
+        from contract import WORLD
+
+        return Path(WORLD.bcast(tempfile.mkdtemp() if hf.is_leader() else None))
+
+    def shard(self) -> tuple[int, int]:
+        """The number of replicas, and which of them this rank belongs to."""
+        parallel = hf.parallelize(dense_model(), **self.options)
+        return parallel.num_replicas, parallel.replica
 
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         return hf.fit(model, *args, **({"verbose": 0} | kwargs), **self.options)

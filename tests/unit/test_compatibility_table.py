@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import keras
 import pytest
-from compatibility import losses, metrics, optimizers
+from compatibility import callbacks, losses, metrics, optimizers
 from compatibility.every import ROWS
 from compatibility.write import PAGE, page
 
@@ -32,6 +32,7 @@ def missing(names: Iterable[str], section: str) -> set[str]:
 
 
 def test_every_class_has_a_row() -> None:
+    assert not missing(callbacks.names(), "Callbacks")
     assert not missing(losses.names(), "Losses")
     assert not missing(metrics.names(), "Metrics")
     assert not missing(optimizers.names(), "Optimizers")
