@@ -39,7 +39,7 @@ Rows = tuple[int, int]
 
 _WHOLE = 1 << 28  # bytes of inputs up to which all rows are compared
 _SAMPLES = 1024  # rows compared beyond
-_CHUNK = 1 << 22  # bytes of inputs that are copied at a time to compare them
+_CHUNK = 1 << 21  # bytes of inputs that are copied at a time to compare them
 
 
 def split(start: int, stop: int, parts: int) -> list[Rows]:

@@ -155,7 +155,7 @@ def test_arrays_are_never_copied_whole(kind: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert np.array_equal(taken, values[rows].astype("float32"))
     assert taken.dtype == "float32"
-    # x takes 32 MB. Rows are compared in pieces of 4 MB, and of a mapped file only some.
+    # x takes 32 MB. Rows are compared in pieces of 2 MB, and of a mapped file only some.
     assert peak < (4e6 if kind == "memory-mapped" else 16e6)
 
 
