@@ -42,9 +42,15 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 SAY_ROOT := @echo "You are root: telling Open MPI to allow that."
 endif
 
+# Two runs of tests at a time, because one rank often computes while the others wait for it. The
+# output of each is shown as it ends, if make can do that.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+AT_ONCE = +@echo "Two runs of tests at a time; what each says is shown when it has ended."; \
+    $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
+
 .PHONY: help venv demo test lint test-unit test-mpi test-jobs mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
-ifndef AT_ONCE
+ifndef ONE_OF_TWO
 .NOTPARALLEL:
 endif
 
@@ -56,7 +62,8 @@ venv: $(VENV)/.test  ## make .venv, ready for work on hyparflow
 demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 	$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python examples/digits.py
 
-test: lint test-unit test-mpi test-jobs  ## run everything that a change must pass
+test: lint test-unit  ## run everything that a change must pass
+	$(AT_ONCE) test-mpi-4 test-mpi-2 test-mpi-1 test-jobs
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check
@@ -65,12 +72,8 @@ lint: $(VENV)/.test  ## check style and types
 test-unit: $(VENV)/.test  ## run the tests that need no MPI
 	$(BIN)/python -m pytest tests/unit
 
-# Two at a time: one rank computes while the others wait for it, so a run keeps one core busy.
-# The output of each is shown as it ends, if make can do that.
-SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
-	@echo "Testing on 1, 2 and 4 ranks, two at a time; what each says is shown when it has ended."
-	@+$(MAKE) --no-print-directory -j 2 $(SYNC) AT_ONCE=1 test-mpi-4 test-mpi-2 test-mpi-1
+	$(AT_ONCE) test-mpi-4 test-mpi-2 test-mpi-1
 
 # Under "-m mpi4py" a rank that fails ends the job, instead of leaving the others waiting for it.
 # No cache: all the ranks would write to the same one. No colour: mpirun makes each rank believe
@@ -78,11 +81,11 @@ test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
 test-mpi-%: $(VENV)/.test
 	@echo "tests/mpi on $* rank(s)"
 	@$(LIMIT) $(MPIRUN) -n $* $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py \
-	    -m pytest -x -q --capture=sys --color=no -p no:cacheprovider tests/mpi \
+	    -m pytest -x -q --durations=10 --capture=sys --color=no -p no:cacheprovider tests/mpi \
 	    $(if $(EVERYTHING),--everything)
 
 test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs
-	$(LIMIT) $(BIN)/python -m pytest tests/jobs
+	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs
 
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
 # and tests of 4 ranks pass without having run. So ask first.
