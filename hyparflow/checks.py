@@ -167,15 +167,17 @@ def check_labels(model: Any, y: Any) -> None:
         raise ValueError("A model that was compiled with a loss needs labels. Received: y=None")
 
 
-def check_batch(options: Options, rows: int) -> None:
+def check_batch(options: Options, rows: int | None) -> None:
     """Check that a global batch of `rows` rows has one for every micro-batch of every replica.
+
+    The batches of a stream, of None rows, may be of any size.
 
     Raises:
         ValueError: if it has not.
     """
     grid, count = options.grid, options.num_microbatches
     count = count if isinstance(count, int) else 1
-    if rows < grid.num_replicas * count:
+    if rows is not None and rows < grid.num_replicas * count:
         raise ValueError(
             "`batch_size` is the global batch and must have at least one row for each "
             f"micro-batch of each replica. Received: batch_size={rows} for "

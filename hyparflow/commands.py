@@ -9,7 +9,9 @@ from hyparflow.data import ArraySource, Rows, replica_rows
 from hyparflow.grid import Grid
 from hyparflow.options import Options, automatic_microbatches
 
-__all__ = ["Call", "Command"]
+__all__ = ["DEFAULT_BATCH", "Call", "Command"]
+
+DEFAULT_BATCH = 32  # Keras's
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Call:
         sources: its arrays, by name.
         stream: its data where they are no arrays; only the leader reads it.
         shards: streams of which each replica reads its own, with class weights, by name.
-        rows: rows of a full batch.
+        rows: rows of a full batch; None where a stream does not tell.
         arguments: what must be the same on all ranks beside model and data.
     """
 
@@ -30,7 +32,7 @@ class Call:
     options: Options
     sources: dict[str, ArraySource]
     stream: Any
-    rows: int
+    rows: int | None
     arguments: dict[str, Any]
     shards: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -40,7 +42,7 @@ class Call:
         count = self.options.num_microbatches
         if isinstance(count, int):
             return count
-        return automatic_microbatches(self.rows, self.options.grid)
+        return automatic_microbatches(self.rows or DEFAULT_BATCH, self.options.grid)
 
 
 @dataclass

@@ -167,8 +167,9 @@ def specs(structure: Any) -> Any:
     return keras.tree.map_structure(spec, structure)
 
 
-def peek(x: Any) -> tuple[Any, Any]:
-    """What to give Keras in place of the stream `x`, and the specs of (x, y, sample weights).
+def peek(x: Any) -> tuple[Any, Any, int | None]:
+    """What to give Keras in place of the stream `x`, the specs of (x, y, sample weights), and the
+    rows of a batch, where they can be told.
 
     A dataset tells its types and a PyDataset gives its first batch; only from an iterator must
     the first batch be taken out, and put back in front.
@@ -181,7 +182,10 @@ def peek(x: Any) -> tuple[Any, Any]:
         iterator = iter(x)
         first = next(iterator)
         x = _again(first, iterator)
-    return x, specs(keras_internals.unpack(first))
+    parts = keras_internals.unpack(first)
+    leaf = next(leaf for leaf in keras.tree.flatten(parts) if leaf is not None)
+    rows = leaf.shape[0] if len(leaf.shape) else None
+    return x, specs(parts), None if rows is None else int(rows)
 
 
 def _again(first: Any, rest: Any) -> Any:

@@ -70,7 +70,7 @@ def collect(
     sources: dict[str, ArraySource],
     method: str,
     arguments: dict[str, Any],
-    rows: int,
+    rows: int | None,
 ) -> dict[str, str]:
     """Hashes of everything that all ranks must pass alike to one call.
 

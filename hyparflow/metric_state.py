@@ -7,6 +7,8 @@ from the metrics' initial state.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,14 @@ class MetricState:
     def reset(self) -> None:
         """Set every metric to its initial state."""
         self._write(tf.convert_to_tensor(self._initial))
+
+    @contextlib.contextmanager
+    def paused(self, is_paused: bool) -> Iterator[None]:
+        """Forget what is updated meanwhile, if `is_paused`: rows that stand in do not count."""
+        state = self._read() if is_paused else None
+        yield
+        if state is not None:
+            self._write(state)
 
     def collect(self, added_loss: float) -> None:
         """Add up the states of all ranks on the leader. Collective.

@@ -24,10 +24,11 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
     """
     grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
     if call.arguments.get("verbose", "auto") != 0:
-        size = -(-rows // (grid.num_replicas * num_microbatches))
+        parts = grid.num_replicas * num_microbatches
+        size = "?" if rows is None else -(-rows // parts)
         sys.stdout.write(
             f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions), "
-            f"{call.options.schedule}; global batch {rows} = "
+            f"{call.options.schedule}; global batch {rows or '?'} = "
             f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)\n"
         )
     if grid.num_replicas * num_microbatches == 1:

@@ -11,7 +11,7 @@ import keras
 
 from hyparflow import checks, guard, keras_internals
 from hyparflow.comm import World
-from hyparflow.commands import Call
+from hyparflow.commands import DEFAULT_BATCH, Call
 from hyparflow.data import ArraySource
 from hyparflow.grid import LEADER
 from hyparflow.options import Options
@@ -22,7 +22,6 @@ from hyparflow.worker import Worker
 
 __all__ = ["ParallelModel"]
 
-_DEFAULT_BATCH = 32  # Keras's
 _DATA = ("x", "y", "sample_weight", "class_weight")
 
 
@@ -138,13 +137,13 @@ class ParallelModel:
             sources["train"] = ArraySource(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
         checks.check_shards(self.options, sources)
-        rows = arguments.get("batch_size") or _batch_rows(sources.get("train"), steps)
+        rows = None  # a stream will tell
+        if sources:
+            rows = arguments.get("batch_size") or _batch_rows(sources["train"], steps)
         call = Call(method, self.options, sources, x, rows, simple)
         if self.options.sharded_data:
             call.shards["train"] = (x, arguments.pop("class_weight", None))
             arguments["x"] = step_tickets("train")
-        replicas = self.options.grid.num_replicas
-        checks.check_state(self.model, method, replicas, call.num_microbatches)
         return call
 
     def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
@@ -179,8 +178,6 @@ class ParallelModel:
         return history
 
 
-def _batch_rows(source: ArraySource | None, steps: int | None) -> int:
+def _batch_rows(source: ArraySource, steps: int | None) -> int:
     """The batch size that Keras chooses where none is given."""
-    if source is not None and steps:
-        return math.ceil(source.num_samples / steps)
-    return _DEFAULT_BATCH
+    return math.ceil(source.num_samples / steps) if steps else DEFAULT_BATCH

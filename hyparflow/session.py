@@ -9,6 +9,7 @@ import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.additive import require_additive
+from hyparflow.checks import check_state
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import peek
@@ -66,10 +67,13 @@ class Session:
         if "train" in call.sources:
             stream, specs = None, call.sources["train"].specs()
         else:
-            stream, specs = self._peek(call.stream)
+            stream, specs, rows = self._peek(call.stream)
+            shards = call.options.grid.num_replicas if call.shards else 1
+            call.rows = None if rows is None else rows * shards
             if "train" in call.shards:  # Keras gets tickets, and the leader reads as others do
                 call.shards["train"] = (stream, call.shards["train"][1])
                 stream = None
+        self._check_state(call)
         part = self._build(specs, with_loss=call.method != "predict")
         self._check_sums(part, call)
         is_leader = self._world.rank == LEADER
@@ -89,6 +93,13 @@ class Session:
         use_atomic_saves(self.model)
         return result
 
+    def _check_state(self, call: Call) -> None:
+        replicas = call.options.grid.num_replicas
+        try:
+            check_state(self.model, call.method, replicas, call.num_microbatches)
+        except ValueError as error:
+            raise guard.everywhere(error) from None
+
     def _check_sums(self, part: build.Part, call: Call) -> None:
         """Once per part, where batches are split: refuse what does not add up."""
         split = call.options.grid.num_replicas * call.num_microbatches > 1
@@ -102,19 +113,19 @@ class Session:
                 raise guard.everywhere(error) from None
         self._checked_part = part
 
-    def _peek(self, stream: Any) -> tuple[Any, Any]:
-        """What `peek` returns on the leader; None and the specs on the others. Collective."""
-        specs = error = None
+    def _peek(self, stream: Any) -> tuple[Any, Any, int | None]:
+        """What `peek` returns on the leader; on the others, without the stream. Collective."""
+        specs = rows = error = None
         try:
             if self._world.rank == LEADER:
-                stream, specs = peek(stream)
+                stream, specs, rows = peek(stream)
         except Exception as caught:
             error = caught
-        message = (specs, error and portable(error))
-        specs, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
+        message = (specs, rows, error and portable(error))
+        specs, rows, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
         if recipe is not None:
             raise guard.everywhere(error or recipe[0](*recipe[1]))
-        return stream, specs
+        return stream, specs, rows
 
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:

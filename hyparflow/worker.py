@@ -109,11 +109,10 @@ class Worker:
         program = self._program("train", batch)
         scale = self._learner.update.loss_scale()
         labels = self._feed.labels(batch, scale)
-        self._part.statistics.begin()
-        self._part.engine.train(program, batch, labels, scale, self._reduce, self._apply)
-        self._part.statistics.finish()
-        if batch.is_stand_in:
-            self._losses.metrics.reset()
+        with self._losses.metrics.paused(batch.is_stand_in):
+            self._part.statistics.begin()
+            self._part.engine.train(program, batch, labels, scale, self._reduce, self._apply)
+            self._part.statistics.finish()
         self._losses.metrics.collect(penalty + self._part.engine.added)
         return None
 
@@ -209,11 +208,10 @@ class Worker:
     def _own(self, name: str, batch: Batch) -> dict[str, Any]:
         """The model's own step on this replica's rows."""
         labels = self._feed.labels(batch)(0)
-        self._part.statistics.begin()
-        logs = self._part.own.run(name, as_tensors(batch.inputs(0)), labels)
-        self._part.statistics.finish()
-        if batch.is_stand_in:
-            self._losses.metrics.reset()
+        with self._losses.metrics.paused(batch.is_stand_in):
+            self._part.statistics.begin()
+            logs = self._part.own.run(name, as_tensors(batch.inputs(0)), labels)
+            self._part.statistics.finish()
         self._losses.metrics.collect(0.0)
         return logs
 

@@ -213,10 +213,9 @@ def check_sparse(runs: Runs) -> None:
     reading(lambda: {"x": data.batch(20)})(runs)
 
 
-def sharded(run: Any, kind: str) -> dict[str, Any]:
+def sharded(run: Any, kind: str, *data: np.ndarray) -> dict[str, Any]:
     """Arguments of `fit`: a stream of each replica's own, or plain Keras's of the same steps."""
-    x, y = arrays(61)
-    weights = np.linspace(0, 2, 61)
+    data = data or (*arrays(61), np.linspace(0, 2, 61))
     # The first replica's batches are larger; the second has one more, of one row.
     parts = [[(0, 10), (16, 26), (32, 42)], [(10, 16), (26, 32), (42, 48), (48, 49)]]
 
@@ -233,17 +232,13 @@ def sharded(run: Any, kind: str) -> dict[str, Any]:
 
     def batches() -> Any:
         for chosen in mine:
-            yield x[chosen], y[chosen], weights[chosen]
+            yield tuple(array[chosen] for array in data)
 
     if kind == "generator":
         return {"x": batches(), "steps_per_epoch": 4, "epochs": 2}
-    types = (
-        tf.TensorSpec((None, 5), tf.float64),
-        tf.TensorSpec((None,), tf.int64),
-        tf.TensorSpec((None,), tf.float64),
-    )
-    data = tf.data.Dataset.from_generator(batches, output_signature=types)
-    return {"x": data, "validation_data": data, "epochs": 2}
+    types = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in data)
+    stream = tf.data.Dataset.from_generator(batches, output_signature=types)
+    return {"x": stream, "validation_data": stream, "epochs": 2}
 
 
 @works(
@@ -261,3 +256,22 @@ def check_sharded(runs: Runs) -> None:
 
     for kind in ("dataset", "generator"):
         runs.compare(lambda run, kind=kind: train(run, kind))
+
+
+@works(DATA, "a sharded stream of sequences under a mask", note="weighed over all replicas")
+def check_sharded_masks(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        inputs = keras.Input((4,), dtype="int32")
+        hidden = layers.Embedding(9, 4, mask_zero=True)(inputs)
+        hidden = layers.BatchNormalization(synchronized=True)(layers.Dense(5)(hidden))
+        model = keras.Model(inputs, layers.Dense(3)(layers.Dense(5, activation="tanh")(hidden)))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, weighted_metrics=["accuracy"])
+        random = np.random.default_rng(0)
+        x, y = random.integers(0, 9, (61, 4)), random.integers(0, 3, (61, 4))
+        given = sharded(run, "dataset", x, y, np.ones((61, 4)))
+        options = {} if run.is_plain else {"sharded_data": True, "num_microbatches": 1}
+        run = run if run.is_plain else type(run)(run.options | options)
+        return None, [run.fit(model, **given).history, model.get_weights()]
+
+    runs.compare(train)

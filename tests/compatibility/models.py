@@ -238,7 +238,7 @@ def check_fine_tuning(runs: Runs) -> None:
     runs.compare(train)
 
 
-@works(MODELS, "a second fit continues", "saved and loaded, optimizer state included")
+@works(MODELS, "a second fit continues", note="with the optimizer's state")
 def check_continues(runs: Runs) -> None:
     def train(run: Any) -> Any:
         model, (x, y) = classifier(), arrays()
@@ -246,6 +246,20 @@ def check_continues(runs: Runs) -> None:
         run.evaluate(model, x, y)
         run.fit(model, x, y, batch_size=20)
         return model
+
+    runs.compare(train)
+
+
+@works(MODELS, "a saved and loaded model continues", note="with the optimizer's state")
+def check_loaded(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        model, (x, y) = classifier(), arrays()
+        run.fit(model, x, y, batch_size=20)
+        path = run.folder() / "model.keras"
+        model.save(path)  # by every rank, which each finds it complete
+        loaded = keras.models.load_model(path)
+        run.fit(loaded, x, y, batch_size=20)
+        return loaded
 
     runs.compare(train)
 

@@ -204,17 +204,18 @@ def batches() -> list[Any]:
 
 
 def test_peek_puts_the_first_batch_back() -> None:
-    stream, found = peek(iter(batches()))
+    stream, found, rows = peek(iter(batches()))
     assert found == EXPECTED
+    assert rows == 2
     assert [batch[1].tolist() for batch in stream] == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_peek_at_a_dataset() -> None:
     tf = pytest.importorskip("tensorflow")
     dataset = tf.data.Dataset.from_tensor_slices(batches()[0]).batch(2)
-    stream, found = peek(dataset)
-    assert stream is dataset
-    assert found == EXPECTED
+    assert peek(dataset) == (dataset, EXPECTED, None)
+    full = dataset.unbatch().batch(2, drop_remainder=True)
+    assert peek(full) == (full, EXPECTED, 2)
 
 
 def test_peek_at_a_py_dataset() -> None:
@@ -226,4 +227,4 @@ def test_peek_at_a_py_dataset() -> None:
             return batches()[index]
 
     data = Data()
-    assert peek(data) == (data, EXPECTED)
+    assert peek(data) == (data, EXPECTED, 2)
