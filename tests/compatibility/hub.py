@@ -39,7 +39,7 @@ def compiled(inputs: Any, outputs: Any) -> Any:
     return model
 
 
-@works("Models", "KerasHub: GPT-2", note="with its embedding as the language-modelling head")
+@works("Models of KerasHub", "GPT-2", note="with its embedding as the language-modelling head")
 def check_gpt2(runs: Runs) -> None:
     hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
 
@@ -54,7 +54,7 @@ def check_gpt2(runs: Runs) -> None:
     runs.compare(train)
 
 
-@works("Models", "KerasHub: BERT", note="a classifier of its pooled output")
+@works("Models of KerasHub", "BERT", note="a classifier of its pooled output")
 def check_bert(runs: Runs) -> None:
     hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
 

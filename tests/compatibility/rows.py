@@ -28,6 +28,7 @@ SECTIONS = (
     "Callbacks",
     "What callbacks do",
     "Models",
+    "Models of KerasHub",
     "BatchNormalization",
 )
 

@@ -75,7 +75,6 @@ def test_scripts_differ_in_an_import_and_a_call(name: str) -> None:
     ("name", "ranks", "partitions"),
     [
         ("digits_convnet", 2, 1),
-        ("digits_convnet", 2, 2),
         ("wine_features", 2, 2),
         ("speakers_transformer", 4, 2),
     ],

@@ -11,7 +11,13 @@ from contract import WORLD
 # Sections that a hybrid of partitions and replicas tests best, on 4 ranks, and those that all
 # strategies need. The others are checked on 2 ranks, where what works with one of "data" and
 # "model" is checked with that, in turn. With --everything, all are checked with all.
-ON_4 = ("Optimizers", "Arguments of optimizers", "Learning rate schedules", "Precision")
+ON_4 = (
+    "Optimizers",
+    "Arguments of optimizers",
+    "Learning rate schedules",
+    "Precision",
+    "Models of KerasHub",
+)
 ON_BOTH = ("Models", "BatchNormalization")
 
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
