@@ -28,10 +28,15 @@ def names() -> list[str]:
     return [name for name in dir(keras.callbacks) if name[0].isupper()]
 
 
+def optimizer() -> Any:
+    """One with a state."""
+    return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
 def fit(run: Any, callbacks: Any, model: Any = None, **arguments: Any) -> Any:
     """Train with callbacks, in three steps an epoch, and validate."""
     x, y = arrays()
-    model = model or classifier(optimizer=keras.optimizers.Adam(0.05))
+    model = model or classifier(optimizer=optimizer())
     held = (x[:19] + 0.5, y[:19])
     given = {"batch_size": 20, "epochs": 4, "validation_data": held} | arguments
     run.fit(model, x, y, callbacks=callbacks, **given)
@@ -51,7 +56,7 @@ def states(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*.keras")):
         found[path.name] = State.of(keras.models.load_model(path)).values
     for path in sorted(folder.rglob("*.h5")):
-        model = classifier(optimizer=keras.optimizers.Adam(0.05))
+        model = classifier(optimizer=optimizer())
         model.optimizer.build(model.trainable_variables)
         model.load_weights(path)
         found[path.name] = State.of(model).values
@@ -319,7 +324,7 @@ def check_orbax(runs: Runs) -> None:
     def train(run: Any) -> Any:
         folder = run.folder()
         model = fit(run, [keras.callbacks.OrbaxCheckpoint(folder, save_freq="epoch")])
-        saved = classifier(optimizer=keras.optimizers.Adam(0.05))
+        saved = classifier(optimizer=optimizer())
         saved.optimizer.build(saved.trainable_variables)
         saved.load_weights(folder)
         return model, saved.get_weights()

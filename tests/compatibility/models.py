@@ -241,7 +241,7 @@ def check_fine_tuning(runs: Runs) -> None:
 @works(MODELS, "a second fit continues", note="with the optimizer's state")
 def check_continues(runs: Runs) -> None:
     def train(run: Any) -> Any:
-        model, (x, y) = classifier(), arrays()
+        model, (x, y) = classifier(optimizer="adam"), arrays()
         run.fit(model, x, y, batch_size=20)
         run.evaluate(model, x, y)
         run.fit(model, x, y, batch_size=20)
@@ -253,7 +253,7 @@ def check_continues(runs: Runs) -> None:
 @works(MODELS, "a saved and loaded model continues", note="with the optimizer's state")
 def check_loaded(runs: Runs) -> None:
     def train(run: Any) -> Any:
-        model, (x, y) = classifier(), arrays()
+        model, (x, y) = classifier(optimizer="adam"), arrays()
         run.fit(model, x, y, batch_size=20)
         path = run.folder() / "model.keras"
         model.save(path)  # by every rank, which each finds it complete
