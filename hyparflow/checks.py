@@ -46,13 +46,19 @@ def check_jit_compile(model: Any, options: Options) -> None:
     Raises:
         ValueError: if it would have to.
     """
+    asked = keras_internals.compile_arguments(model).get("jit_compile") is True
+    if asked and keras_internals.has_overridden(model, "train_step"):
+        raise ValueError(
+            "XLA cannot compile a model's own `train_step` over several ranks, which exchanges "
+            "gradients between them. Received: jit_compile=True and model of class "
+            f"'{type(model).__name__}'. Compile the model with jit_compile=False."
+        )
     normalizing = [
         layer.name
         for layer in keras_internals.all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         if options.batchnorm == "sync" or layer.synchronized
     ]
-    asked = keras_internals.compile_arguments(model).get("jit_compile") is True
     if asked and normalizing and options.grid.num_replicas > 1:
         raise ValueError(
             "XLA cannot compile layers that exchange their statistics between ranks. Received: "

@@ -47,7 +47,9 @@ class OwnSteps:
         self._functions: dict[str, Any] = {}
         for name in _STEPS:
             if keras_internals.has_overridden(model, name):
-                self._functions[name] = self._compiled(getattr(model, name))
+                # Gradients are exchanged between ranks within `train_step`: XLA is refused there.
+                by_xla = name != "train_step" and _wants_xla(model)
+                self._functions[name] = self._compiled(getattr(model, name), by_xla)
 
     def __contains__(self, name: str) -> bool:
         return name in self._functions
@@ -69,14 +71,14 @@ class OwnSteps:
             if name in self and not self._model.run_eagerly:
                 self._functions[name].get_concrete_function(_packed(*types), *scalars)
 
-    def _compiled(self, step: Callable[[Any], Any]) -> Callable[..., Any]:
+    def _compiled(self, step: Callable[[Any], Any], by_xla: bool) -> Callable[..., Any]:
         def run(data: Any, share: Any, factors: Any) -> Any:
             with self._adapted(share, factors):
                 return step(data)
 
         if self._model.compiled and self._model.run_eagerly:
             return run
-        return tf.function(run, autograph=False, reduce_retracing=True)
+        return tf.function(run, autograph=False, reduce_retracing=True, jit_compile=by_xla or None)
 
     @contextlib.contextmanager
     def _adapted(self, share: Any, factors: Any) -> Iterator[None]:
@@ -156,6 +158,10 @@ class OwnSteps:
         """Run the model's own `predict_step` on this replica's rows."""
         share, factors = tf.ones([], tf.float64), tf.zeros([0], tf.float64)
         return self._functions["predict_step"](_packed(x, None, None), share, factors)
+
+
+def _wants_xla(model: Any) -> bool:
+    return keras_internals.compile_arguments(model).get("jit_compile") is True
 
 
 def _packed(x: Any, y: Any, sample_weight: Any) -> Any:

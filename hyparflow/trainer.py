@@ -184,14 +184,14 @@ class _Steps:
     def __init__(self, model: Any, worker: Worker) -> None:
         self._model = model
         self._worker = worker
-        self._learning_rate: float | None = None
+        self._learning_rates: list[float] = []
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on all ranks; the metrics so far."""
         command, rows = self._command("train", data)
-        learning_rate = self._new_learning_rate()
-        if learning_rate is not None:
-            command.values["learning_rate"] = learning_rate
+        rates = [float(rate) for rate in keras_internals.settable_learning_rates(self._model)]
+        if rates != self._learning_rates:  # a callback may have set one
+            command.values["learning_rates"] = self._learning_rates = rates
         return self._worker.results(self._worker.order(command, rows))
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -201,14 +201,6 @@ class _Steps:
     def predict_step(self, data: Any) -> Any:
         """One prediction step on all ranks; the outputs of the whole batch."""
         return as_tensors(self._worker.order(*self._command("predict", data)))
-
-    def _new_learning_rate(self) -> float | None:
-        """The learning rate where a callback may have changed it; a schedule needs no telling."""
-        rate = keras_internals.settable_learning_rate(self._model.optimizer)
-        if rate is None or rate == self._learning_rate:
-            return None
-        self._learning_rate = rate
-        return rate
 
     def _command(self, name: str, data: Any) -> tuple[Command, Any]:
         if isinstance(data, tuple) and len(data) == 1:

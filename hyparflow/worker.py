@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from hyparflow import guard
+from hyparflow import guard, keras_internals
 from hyparflow.build import Learner, Losses, Part
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
@@ -99,8 +99,10 @@ class Worker:
 
     def train(self, command: Command) -> dict[str, Any] | None:
         """One training step; what the model's own step returned, where it has one."""
-        if "learning_rate" in command.values and self._world.rank != LEADER:
-            self.model.optimizer.learning_rate = command.values["learning_rate"]
+        if "learning_rates" in command.values and self._world.rank != LEADER:
+            rates = keras_internals.settable_learning_rates(self.model)
+            for rate, value in zip(rates, command.values["learning_rates"], strict=True):
+                rate.assign(value)
         self._stale = True
         batch = self._feed.batch(command, self._stream)
         if "train_step" in self._part.own:

@@ -33,7 +33,7 @@ __all__ = [
     "metric_function",
     "optimizers_of",
     "replaced_loss",
-    "settable_learning_rate",
+    "settable_learning_rates",
     "skip_overflowed_step",
     "symbolic_batch",
     "tracked_metrics",
@@ -226,15 +226,18 @@ def inner_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def settable_learning_rate(optimizer: Any) -> float | None:
-    """The learning rate if it is a variable, which callbacks may set; None for a schedule.
+def settable_learning_rates(model: Any) -> list[Any]:
+    """The learning rates that callbacks may set, as variables: of all optimizers, no schedules.
 
-    A MultiOptimizer, which has several, does not let anyone set one.
+    A MultiOptimizer has those of its parts, and one of its own that nobody may set.
     """
-    if hasattr(optimizer, "optimizers"):
-        return None
-    rate = getattr(inner_optimizer(optimizer), "_learning_rate", None)
-    return float(rate) if isinstance(rate, keras.Variable) else None
+    parts = [
+        part
+        for optimizer in map(inner_optimizer, optimizers_of(model))
+        for part in getattr(optimizer, "optimizers", [optimizer])
+    ]
+    rates = [getattr(part, "_learning_rate", None) for part in parts]
+    return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
 
 def accumulated_gradient(optimizer: Any, variable: Any) -> Any:

@@ -244,15 +244,18 @@ def sharded(run: Any, kind: str, *data: np.ndarray) -> dict[str, Any]:
 @works(
     DATA,
     "a stream that is already sharded",
-    note="`sharded_data=True`: each replica reads its own, and a step takes a batch of each",
+    note="`sharded_data=True`: each replica reads its own, and a step takes a batch of each; "
+    "`predict` returns the rows in this order",
 )
 def check_sharded(runs: Runs) -> None:
     def train(run: Any, kind: str) -> Any:
         model = classifier(optimizer="sgd", weighted_metrics=["accuracy"])
         options = {} if run.is_plain else {"sharded_data": True}
-        history = run.fit(model, **sharded(run, kind), **options).history
+        data = sharded(run, kind)
+        history = run.fit(model, **data, **options).history
+        predictions = run.predict(model, data["x"], **options) if kind == "dataset" else None
         # As for all data of unknown length, Keras counts an iteration where an epoch ends.
-        return None, [history, model.get_weights()]
+        return None, [history, model.get_weights(), predictions]
 
     for kind in ("dataset", "generator"):
         runs.compare(lambda run, kind=kind: train(run, kind))

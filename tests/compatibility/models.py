@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from compatibility.rows import refused, works
-from compatibility.runs import Runs, arrays, classifier, dense_model, one_hot
+from compatibility.runs import Runs, Slower, arrays, classifier, dense_model, on_replicas, one_hot
 
 MODELS = "Models"
 
@@ -55,14 +55,14 @@ def own_step_model() -> Any:
     return OwnStep(inputs, layers.Dense(3)(layers.Dense(6, activation="tanh")(x)))
 
 
-def fit_own(run: Any, **options: Any) -> Any:
+def fit_own(run: Any, jit_compile: bool = False) -> Any:
     model, (x, y) = own_step_model(), arrays(41)
     model.compile(
         keras.optimizers.Adam(0.01, global_clipnorm=0.1),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        jit_compile=jit_compile,
     )
-    run = run if run.is_plain else type(run)(run.options | {"num_microbatches": "auto"} | options)
     weights = np.linspace(0, 2, 41)
     held = (x[:9], y[:9])
     # 41 rows in batches of 20: the last has one row, fewer than there are replicas.
@@ -78,8 +78,8 @@ def fit_own(run: Any, **options: Any) -> Any:
     note='with strategy="data": on each replica\'s rows, gradients are summed in optimizer.apply',
 )
 def check_own_steps(runs: Runs) -> None:
-    if runs.options["strategy"] == "data":
-        runs.compare(fit_own)
+    if runs.options["strategy"] != "model":
+        on_replicas().compare(fit_own)
 
 
 @refused(MODELS, "own steps on a cut model", note='use strategy="data"')
@@ -87,7 +87,13 @@ def check_own_steps_cut(runs: Runs) -> None:
     if runs.options["strategy"] != "data":
         runs.refuse(fit_own, "own `train_step` cannot be cut")
     else:
-        runs.refuse(lambda run: fit_own(run, num_microbatches=2), "own `train_step` takes")
+        runs.refuse(fit_own, "own `train_step` takes")
+
+
+@refused(MODELS, "own train_step with jit_compile=True", note="jit_compile=False")
+def check_own_steps_by_xla(runs: Runs) -> None:
+    if runs.options["strategy"] == "data":
+        on_replicas().refuse(lambda run: fit_own(run, jit_compile=True), "XLA cannot compile a")
 
 
 @refused(MODELS, "own make_train_function", note="override train_step")
@@ -147,12 +153,13 @@ def check_adversaries(runs: Runs) -> None:
     def train(run: Any) -> Any:
         model = Adversaries()
         model.compile(keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.05))
-        run = run if run.is_plain else type(run)(run.options | {"num_microbatches": "auto"})
-        history = run.fit(model, arrays(41)[0], one_hot(41), batch_size=20, epochs=2)
+        slow_down = Slower(lambda model: model.critic_optimizer)
+        data = arrays(41)[0], one_hot(41)
+        history = run.fit(model, *data, batch_size=20, epochs=2, callbacks=[slow_down])
         return None, [history.history, [np.array(w) for w in model.get_weights()]]
 
-    if runs.options["strategy"] == "data":
-        runs.compare(train)
+    if runs.options["strategy"] != "model":
+        on_replicas().compare(train)
 
 
 @works(MODELS, "subclassed", note='with strategy="data"')

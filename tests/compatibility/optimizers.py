@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from compatibility.rows import refused, works
-from compatibility.runs import Runs, arrays, one_hot
+from compatibility.runs import Runs, Slower, arrays, on_replicas, one_hot
 
 ABSTRACT = ("Optimizer",)
 SPECIAL = ("LossScaleOptimizer", "MultiOptimizer", "OptimizerMap")
@@ -161,8 +161,14 @@ if hasattr(OPTIMIZERS, "MultiOptimizer"):
 
     @works("Optimizers", "MultiOptimizer, OptimizerMap", note='with strategy="data"')
     def check_several(runs: Runs) -> None:
-        if runs.options["strategy"] == "data":
-            training(grouped)(runs)
+        def train(run: Any) -> Any:
+            model = model_for(grouped())
+            slow_down = Slower(lambda model: model.optimizer.optimizers[1])
+            run.fit(model, arrays()[0], one_hot(), batch_size=20, epochs=2, callbacks=[slow_down])
+            return model
+
+        if runs.options["strategy"] != "model":
+            on_replicas().compare(train)
 
     @refused("Optimizers", "MultiOptimizer on a cut model", note='use strategy="data"')
     def check_several_cut(runs: Runs) -> None:

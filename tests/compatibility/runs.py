@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # `contract` starts MPI, so it is imported where something runs: the table is written without.
 
-__all__ = ["Hyparflow", "Plain", "Result", "Runs", "layouts"]
+__all__ = ["Hyparflow", "Plain", "Result", "Runs", "Slower", "layouts", "on_replicas"]
 
 
 def layouts() -> dict[str, dict[str, Any]]:
@@ -161,6 +161,22 @@ class Runs:
         texts = WORLD.allgather(str(caught.value))
         assert len(set(texts)) == 1, texts
         assert "Received" in texts[0], texts[0]
+
+
+def on_replicas() -> Runs:
+    """Runs with a replica on every rank, for what cannot be cut."""
+    return Runs({"strategy": "data"})
+
+
+class Slower(keras.callbacks.Callback):
+    """Lowers the learning rate of an optimizer of the model, batch by batch."""
+
+    def __init__(self, optimizer_of: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._optimizer_of = optimizer_of
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._optimizer_of(self.model).learning_rate = 0.01 / (1 + batch)
 
 
 def _run(train: Train, run: Any) -> Result:
