@@ -22,7 +22,10 @@ import hyparflow as hf
 
 
 def build(
-    depth: int, version: int = 1, input_shape: tuple[int, ...] = (32, 32, 3), classes: int = 10
+    depth: int = 110,
+    version: int = 1,
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    classes: int = 10,
 ) -> keras.Model:
     """The ResNet of this depth and version, ready to compile."""
     per_block = 6 if version == 1 else 9

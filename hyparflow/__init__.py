@@ -6,9 +6,23 @@ Importing it starts no MPI and imports no TensorFlow.
 from __future__ import annotations
 
 from hyparflow import guard, launcher
-from hyparflow.api import evaluate, fit, is_leader, parallelize, predict, rank, size
+from hyparflow.api import evaluate, fit, is_leader, parallelize, plan, predict, rank, size
+from hyparflow.planning import Cluster, Costs, Link, Plan
 
-__all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
+__all__ = [
+    "Cluster",
+    "Costs",
+    "Link",
+    "Plan",
+    "evaluate",
+    "fit",
+    "is_leader",
+    "parallelize",
+    "plan",
+    "predict",
+    "rank",
+    "size",
+]
 __version__ = "0.1.0"
 
 guard.install()

@@ -12,9 +12,10 @@ from hyparflow.options import resolve
 if TYPE_CHECKING:
     from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
+    from hyparflow.planning.plan import Plan
     from hyparflow.session import Session
 
-__all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
+__all__ = ["evaluate", "fit", "is_leader", "parallelize", "plan", "predict", "rank", "size"]
 
 _CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
 
@@ -47,6 +48,13 @@ def is_leader() -> bool:
     return rank() == 0
 
 
+def plan(model: Any, **arguments: Any) -> Plan:
+    """The fastest layout of `model` that fits in memory; see `hyparflow.plans.plan`."""
+    from hyparflow.plans import plan
+
+    return plan(model, **arguments)
+
+
 def parallelize(
     model: Any,
     *,
@@ -58,6 +66,7 @@ def parallelize(
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
     sharded_data: bool = False,
+    plan: Plan | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
 
@@ -80,6 +89,7 @@ def parallelize(
             each replica then reads the one that its own first rank passes, and a step takes a
             batch of each. An epoch ends when all have ended. `ParallelModel.replica` tells which
             shard to make. Otherwise rank 0 reads the stream and deals out its batches.
+        plan: what `hyparflow.plan` returned, in place of the arguments up to `lpp`.
 
     Returns:
         A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
@@ -101,10 +111,30 @@ def parallelize(
         "sharded_data": sharded_data,
     }
     try:
-        return _parallelize(model, arguments)
+        return _parallelize(model, arguments if plan is None else _planned(arguments, plan))
     except Exception as error:
         guard.everywhere(error)
         raise
+
+
+def _planned(arguments: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """`arguments` with those of `plan`.
+
+    Raises:
+        ValueError: if both say something.
+    """
+    default = {"strategy": (None, "auto"), "num_microbatches": ("auto",), "schedule": ("auto",)}
+    given = [
+        f"{name}={arguments[name]!r}"
+        for name in ("strategy", *plan.arguments)
+        if arguments[name] not in default.get(name, (None,))
+    ]
+    if given:
+        raise ValueError(
+            "A plan decides strategy, partitions, replicas, micro-batches, schedule and lpp. "
+            f"Received: plan and {', '.join(given)}. Leave one of them out."
+        )
+    return arguments | plan.arguments
 
 
 def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
@@ -143,6 +173,7 @@ class _Sessions:
 
     def __init__(self) -> None:
         self.by_layout: dict[Any, Session] = {}
+        self.plans: dict[Any, Plan | None] = {}
 
 
 def fit(
@@ -156,6 +187,7 @@ def fit(
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
     sharded_data: bool = False,
+    plan: Plan | None = None,
     **kwargs: Any,
 ) -> Any:
     """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
@@ -167,7 +199,9 @@ def fit(
         model: a compiled Keras model.
         *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
         strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp,
-            batchnorm, sharded_data: as for `parallelize`.
+            batchnorm, sharded_data, plan: as for `parallelize`. With strategy="auto" and no
+            plan, what is not given is planned: rank 0 measures what the model's layers cost, and
+            all ranks train by the fastest layout that fits in memory.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -176,6 +210,18 @@ def fit(
     Raises:
         ValueError: if an argument is not valid; the same on every rank.
     """
+    if strategy == "auto" and plan is None:
+        decided = {
+            "num_partitions": num_partitions,
+            "num_replicas": num_replicas,
+            "num_microbatches": None if num_microbatches == "auto" else num_microbatches,
+            "schedule": None if schedule == "auto" else schedule,
+            "lpp": lpp,
+        }
+        plan = _automatic(model, args, kwargs, decided)
+        if plan is not None:  # what was decided stands in it
+            num_partitions = num_replicas = lpp = None
+            num_microbatches = schedule = "auto"
     pm = parallelize(
         model,
         strategy=strategy,
@@ -186,8 +232,43 @@ def fit(
         lpp=lpp,
         batchnorm=batchnorm,
         sharded_data=sharded_data,
+        plan=plan,
     )
     return pm.fit(*args, **kwargs)
+
+
+def _automatic(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], decided: dict[str, Any]
+) -> Plan | None:
+    """The plan that strategy="auto" stands for; None where there is nothing to plan."""
+    world = _world()
+    if world is None or world.size == 1:
+        return None
+    from hyparflow.automatic import plan_for_ranks
+    from hyparflow.checks import check_model, require_compiled
+
+    check_model(model)
+    require_compiled(model, "fit")
+    rows = _batch_size(model, args, kwargs)
+    plans = vars(model).setdefault(_CACHE, _Sessions()).plans
+    key = (rows, id(model.optimizer), repr(decided))
+    if key not in plans:
+        show = kwargs.get("verbose", "auto") != 0
+        plans[key] = plan_for_ranks(model, world, rows, decided, show)
+    return plans[key]
+
+
+def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of the global batch that `fit` is called with."""
+    import inspect
+
+    arguments = inspect.signature(model.fit).bind(*args, **kwargs).arguments
+    rows = arguments.get("batch_size")
+    if rows is None and hasattr(arguments.get("x"), "element_spec"):
+        import keras
+
+        rows = keras.tree.flatten(arguments["x"].element_spec)[0].shape[0]
+    return 32 if rows is None else int(rows)  # Keras's default
 
 
 def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -227,4 +308,5 @@ _PARALLEL = (
     "lpp",
     "batchnorm",
     "sharded_data",
+    "plan",
 )

@@ -208,12 +208,19 @@ class Communicator:
 
 
 class World(Communicator):
-    """All ranks of the job, with the board on which each rank writes what it is doing."""
+    """All ranks of the job, with the board on which each rank writes what it is doing.
+
+    Attributes:
+        board: the board.
+        ranks_per_node: how many ranks share this rank's node.
+    """
 
     def __init__(self, mpi: Any) -> None:
         meet(mpi)
         comm = mpi.COMM_WORLD.Dup()
-        self.board = StatusBoard(mpi, mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED))
+        node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+        self.ranks_per_node = int(node.size)
+        self.board = StatusBoard(mpi, node)
         super().__init__(comm, mpi, Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board))
         self._deadline.announce_exit()
 

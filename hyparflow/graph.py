@@ -96,6 +96,7 @@ class FlatGraph:
         functional: its Keras graph.
         calls: the calls, each a `keras.Operation` of its own.
         tensors: symbolic tensors by number; the model's inputs come first.
+        arguments: of each call, args and kwargs, with symbolic tensors in them.
         inputs, outputs: numbers of the model's flat inputs and outputs.
         mode: shared by all calls; set it before a stage is traced.
     """
@@ -108,7 +109,7 @@ class FlatGraph:
         self.tensors: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._calls_of: dict[str, int] = {}
-        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._reads: list[tuple[int, ...]] = []
         self._makes: list[tuple[int, ...]] = []
         entries = [_like(x) for x in functional.inputs]
@@ -168,7 +169,7 @@ class FlatGraph:
         outputs = keras.tree.flatten(call(*args, **kwargs))
         reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         self.calls.append(call)
-        self._arguments.append((args, kwargs))
+        self.arguments.append((args, kwargs))
         self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
         self._makes.append(tuple(self._number(x) for x in outputs))
         return outputs
@@ -187,7 +188,7 @@ class FlatGraph:
         for index in operations:
             call = self.calls[index]
             args, kwargs = keras.tree.map_structure(
-                lambda x: values.get(id(x), x), self._arguments[index]
+                lambda x: values.get(id(x), x), self.arguments[index]
             )
             twin = Call(call.operation, call.output_specs, self.mode, call.name)
             results = keras.tree.flatten(twin(*args, **kwargs))
@@ -264,6 +265,13 @@ class FlatGraph:
         its input. On CPUs a value written costs as much as a few multiplications.
         """
         written = sum(_size(self.tensors[n].shape[1:]) for n in makes)
+        return float(self._multiplications(call, reads, makes) + 8 * written)
+
+    def multiplications(self, index: int) -> int:
+        """Multiplications by weights that a call makes for one sample, roughly."""
+        return self._multiplications(self.calls[index], self._reads[index], self._makes[index])
+
+    def _multiplications(self, call: Call, reads: Sequence[int], makes: Sequence[int]) -> int:
         weights = sum(
             math.prod(v.shape)
             for layer in call.layers
@@ -274,7 +282,7 @@ class FlatGraph:
         if isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional):
             shapes = [self.tensors[n].shape for n in reads]
         positions = max((_size(shape[1:-1]) for shape in shapes), default=1)
-        return float(weights * positions + 8 * written)
+        return weights * positions
 
 
 def _parts(call: Call) -> list[Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "allowed_cuts",
     "balance",
     "divide",
+    "make_partitioning",
     "verify",
 ]
 
@@ -109,6 +110,15 @@ def divide(
         boundaries = balance(costs, num_stages, allowed_cuts(graph))
     else:
         boundaries = _boundaries_from_lpp(graph, num_stages, lpp)
+    return make_partitioning(graph, boundaries)
+
+
+def make_partitioning(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
+    """The stages between `boundaries` and what crosses between them, verified.
+
+    Raises:
+        ValueError: if they are no division of `graph`.
+    """
     partitioning = _cross(graph, boundaries)
     verify(graph, partitioning)
     return partitioning

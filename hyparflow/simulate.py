@@ -74,7 +74,8 @@ def play(lowered: Lowered, cost: Cost = unit_cost) -> Timeline:
 
     Args:
         lowered: one list of steps per rank of a replica (`hyparflow.lowering.lower`).
-        cost: the duration of a computation, or of a message's transfer.
+        cost: the duration of a computation; of a receive, once the message is there; of what a
+            send keeps its rank busy.
 
     Returns:
         The timeline.
@@ -100,9 +101,9 @@ def play(lowered: Lowered, cost: Cost = unit_cost) -> Timeline:
                         break
                     start = max(start, posted[step.message])
                     taken.add(step.message)
-                elif step.kind in Kind.SENDS:
-                    posted[step.message] = start
-                end = start if step.kind in Kind.SENDS else start + cost(step)
+                end = start + cost(step)
+                if step.kind in Kind.SENDS:
+                    posted[step.message] = end
                 clock[rank] = end
                 timeline.spans[rank].append(Span(step, start, end))
                 position[rank] += 1

@@ -14,7 +14,9 @@ import hyparflow
 SOURCE = Path(hyparflow.__file__).parents[1]
 PURE = (
     "actions", "schedule", "lowering", "simulate", "partition",
-    "grid", "options", "launcher", "guard",
+    "grid", "options", "launcher", "guard", "planning.cluster", "planning.costs",
+    "planning.memory", "planning.predict", "planning.plan", "planning.planner", "planning.plot",
+    "planning.search", "planning.segments", "planning.sizes",
 )  # fmt: skip
 
 SCRIPT = """

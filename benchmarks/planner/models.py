@@ -1,0 +1,57 @@
+"""The models of the benchmark, compiled, with data of their shapes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+import cifar10_resnet
+import vgg16
+
+MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
+
+LENGTH, SYMBOLS = 64, 96
+
+
+def build(name: str) -> keras.Model:
+    """The compiled model called `name`."""
+    if name.startswith("resnet"):
+        model = cifar10_resnet.build(int(name.removeprefix("resnet")))
+    elif name == "vgg16":
+        model = vgg16.build()
+    elif name == "densenet121":
+        model = keras.applications.DenseNet121(
+            weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"
+        )
+    else:
+        model = transformer()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
+    return model
+
+
+def transformer(blocks: int = 4, width: int = 128, heads: int = 4) -> keras.Model:
+    """Predicts the next character: pre-normalised blocks with causal attention."""
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(SYMBOLS, width)(inputs)
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        y = layers.MultiHeadAttention(heads, width // heads)(y, y, use_causal_mask=True)
+        x = layers.Add()([x, y])
+        y = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(width)(y)])
+    outputs = layers.Dense(SYMBOLS, activation="softmax")(layers.LayerNormalization()(x))
+    return keras.Model(inputs, outputs, name="transformer")
+
+
+def data(name: str, rows: int) -> tuple[Any, Any]:
+    """`rows` random samples."""
+    random = np.random.default_rng(0)
+    if name == "transformer":
+        x = random.integers(0, SYMBOLS, (rows, LENGTH)).astype("int32")
+        return x, random.integers(0, SYMBOLS, (rows, LENGTH))
+    return random.random((rows, 32, 32, 3), dtype=np.float32), random.integers(0, 10, rows)

@@ -1,0 +1,84 @@
+"""`strategy="auto"`: the leader plans for the machine that the ranks are on, for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import psutil
+
+from hyparflow import guard, keras_internals
+from hyparflow.comm import World
+from hyparflow.grid import LEADER
+from hyparflow.planning import Cluster, Plan
+from hyparflow.plans import plan
+from hyparflow.portable import portable
+
+__all__ = ["plan_for_ranks"]
+
+_SHARE = 0.9  # of the memory that is free now: the system needs some
+_WHAT = "the leader's plan"
+
+
+def plan_for_ranks(
+    model: Any, world: World, batch_size: int, decided: dict[str, Any], show: bool
+) -> Plan | None:
+    """The best plan for training `model` on all ranks. Collective.
+
+    Args:
+        model: the user's model.
+        world: all ranks.
+        batch_size: rows of the global batch.
+        decided: what the user decided: arguments of `hyparflow.plans.plan`.
+        show: whether the leader prints the plan.
+
+    Returns:
+        The plan; None for a model that cannot be cut, which only data parallelism can train.
+
+    Raises:
+        ValueError: on all ranks, if no layout agrees with `decided`, or none fits in memory.
+    """
+    if keras_internals.opened_graph(model) is None:
+        return None
+    if world.rank != LEADER:
+        return _follow(world)
+
+    def say(line: str) -> None:  # the others' wait has a deadline
+        world.board.write(f"measures {line}")
+        world.broadcast_object((None, None), LEADER, _WHAT)
+
+    found = error = None
+    try:
+        found = _plan(model, world, batch_size, decided, say)
+    except Exception as caught:  # raised below, on all ranks
+        error = caught
+    world.broadcast_object((found, error and portable(error)), LEADER, _WHAT)
+    if error is not None:
+        raise guard.everywhere(error)
+    if show:
+        print(f"hyparflow plans:\n{found}\n", flush=True)
+    return found
+
+
+def _follow(world: World) -> Plan:
+    found = recipe = None
+    while found is None and recipe is None:
+        found, recipe = world.broadcast_object(None, LEADER, _WHAT)
+    if recipe is not None:
+        make, arguments = recipe
+        raise guard.everywhere(make(*arguments))
+    return found  # type: ignore[return-value]
+
+
+def _plan(model: Any, world: World, batch_size: int, decided: dict[str, Any], say: Any) -> Plan:
+    per_node = world.ranks_per_node
+    cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
+    return plan(
+        model,
+        batch_size=batch_size,
+        num_ranks=world.size,
+        cluster=cluster,
+        memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
+        say=say,
+        **decided,
+    )

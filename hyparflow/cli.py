@@ -1,0 +1,196 @@
+"""The command `hyparflow`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hyparflow")
+def main() -> None:
+    """Train Keras 3 models over MPI ranks."""
+
+
+@main.command()
+@click.argument("model")
+@click.option("--ranks", type=click.IntRange(1), help="Ranks to use.  [default: of the cluster]")
+@click.option("--batch-size", type=click.IntRange(1), required=True, help="The global batch.")
+@click.option("--memory-limit", help="Of each rank, for example 8GiB.")
+@click.option("--cluster", type=click.Path(exists=True), help="What 'doctor --network' wrote.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes to spread ranks over.")
+@click.option(
+    "--costs",
+    default="measure",
+    show_default=True,
+    help='"measure", "estimate", or a file of --save-costs.',
+)
+@click.option("--save-costs", type=click.Path(), help="Write the costs to this file.")
+@click.option("--threads", type=click.IntRange(1), help="Of each rank.  [default: cores / ranks]")
+@click.option("--optimizer", help="For a model that is not compiled, for example adam.")
+@click.option("--set", "settings", multiple=True, help="NAME=VALUE for the function MODEL.")
+@click.option("--plot", type=click.Path(), help="Draw the plan into this file.")
+@click.option("--save", type=click.Path(), help="Write the plan to this file, as JSON.")
+def plan(model: str, **options: Any) -> None:
+    """Show the fastest layout of MODEL that fits in memory.
+
+    MODEL is a saved Keras model, or FILE.py:FUNCTION, a function that returns one. No MPI is
+    needed. Costs are measured on this machine.
+    """
+    try:
+        _plan(model, **options)
+    except (ValueError, ImportError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _plan(
+    model: str,
+    ranks: int | None,
+    batch_size: int,
+    memory_limit: str | None,
+    cluster: str | None,
+    nodes: int,
+    costs: str,
+    save_costs: str | None,
+    threads: int | None,
+    optimizer: str | None,
+    settings: tuple[str, ...],
+    plot: str | None,
+    save: str | None,
+) -> None:
+    from hyparflow.planning import Cluster
+
+    if cluster is not None:
+        machine = Cluster.load(cluster, **_shape(ranks, nodes))
+    elif ranks is None:
+        raise ValueError("A plan needs --ranks or --cluster. Received: neither")
+    else:
+        machine = Cluster(**_shape(ranks, nodes))
+    _set_threads(threads, machine.ranks_per_node)
+    built = _load(model, settings)
+    if optimizer is not None and not built.compiled:
+        built.compile(optimizer)
+
+    from hyparflow.plans import costs_of_model
+    from hyparflow.plans import plan as make_plan
+
+    known = costs_of_model(built, costs, batch_size, machine.num_ranks, _say)
+    click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
+    if save_costs:
+        known.save(save_costs)
+    made = make_plan(
+        built, batch_size=batch_size, memory_limit=memory_limit, cluster=machine, costs=known
+    )
+    click.echo(str(made))
+    if plot:
+        made.plot(plot)
+    if save:
+        made.save(save)
+
+
+def _shape(ranks: int | None, nodes: int) -> dict[str, Any]:
+    if ranks is None:
+        return {}
+    if ranks % nodes:
+        raise ValueError(
+            f"The ranks must be the same on every node. Received: {ranks} ranks on {nodes} nodes"
+        )
+    return {"nodes": nodes, "ranks_per_node": ranks // nodes}
+
+
+def _set_threads(threads: int | None, ranks_per_node: int) -> None:
+    """Measure with the threads that a rank will have; TensorFlow reads them when it starts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = threads or max(1, (cores or 1) // ranks_per_node)
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ[variable] = str(count)
+
+
+def _load(model: str, settings: tuple[str, ...]) -> Any:
+    """The model in the file, or what the function FILE.py:FUNCTION returns."""
+    import keras
+
+    path, _, name = model.partition(".py:")
+    if not name:
+        if not Path(model).exists():
+            raise ValueError(
+                "MODEL must be a saved Keras model, or FILE.py:FUNCTION. "
+                f"Received: {model}, which does not exist"
+            )
+        return keras.models.load_model(model)
+    file = Path(f"{path}.py")
+    if not file.exists():
+        raise ValueError(f"No file {file}. Received: {model}")
+    sys.path.insert(0, str(file.parent))  # as when Python runs the file
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is no Python file. Received: {model}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"{file} has no function '{name}'. Received: {model}")
+    try:
+        built = getattr(module, name)(**_values(settings))
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}. Give its arguments by --set NAME=VALUE.") from error
+    if not isinstance(built, keras.Model):
+        raise ValueError(f"{name} must return a keras.Model. Received: {type(built).__name__}")
+    return built
+
+
+def _values(settings: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE. Received: {setting}")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            values[name] = text
+    return values
+
+
+def _say(line: str) -> None:
+    """Progress, on one line of a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\033[Kmeasuring {line}", nl=False, err=True)
+
+
+@main.command()
+@click.option("--network", type=click.Path(), help="Measure the network; write it to this file.")
+def doctor(network: str | None) -> None:
+    """Check what training over ranks needs. Start it with mpirun, as you would start training."""
+    if network is None:
+        raise click.UsageError("Say what to check: --network FILE")
+    from hyparflow.comm import World, start_mpi
+    from hyparflow.planning.network import measure_network
+
+    world = World(start_mpi())
+    if world.size < 2:
+        raise click.ClickException(
+            "The network is measured between ranks. Received: 1 rank. Start it with: "
+            f"mpirun -n 2 hyparflow doctor --network {network}"
+        )
+    cluster = measure_network(world)
+    if world.rank == 0:
+        cluster.save(network)
+        for name in ("within", "between"):
+            link = getattr(cluster, name)
+            known = "" if name == "within" or cluster.nodes > 1 else " (default: one node only)"
+            click.echo(
+                f"{name} nodes: latency {link.latency * 1e6:.1f} us, "
+                f"bandwidth {link.bandwidth / 1e9:.2f} GB/s{known}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is to be planned, and one way to do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyparflow.grid import Grid
+from hyparflow.partition import OperationGraph, Partitioning
+from hyparflow.planning.cluster import Cluster
+from hyparflow.planning.costs import Costs
+
+__all__ = ["Candidate", "Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be planned.
+
+    Attributes:
+        graph: the model's operations.
+        costs: what they cost.
+        cluster: the machine.
+        batch_size: rows of the global batch.
+    """
+
+    graph: OperationGraph
+    costs: Costs
+    cluster: Cluster
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to spread a model over ranks.
+
+    Attributes:
+        grid: replicas and partitions.
+        num_microbatches: M.
+        schedule: one of `hyparflow.schedule.SCHEDULES`.
+        partitioning: the stages and what crosses between them.
+    """
+
+    grid: Grid
+    num_microbatches: int
+    schedule: str
+    partitioning: Partitioning

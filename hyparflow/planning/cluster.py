@@ -1,0 +1,121 @@
+"""The machine on paper: its nodes and ranks, and what a message or an allreduce costs on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+__all__ = ["ALLREDUCES", "Cluster", "Link"]
+
+ALLREDUCES = ("auto", "ring", "tree")
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects two ranks: a message of n bytes takes ``latency + n / bandwidth``.
+
+    Attributes:
+        latency: seconds.
+        bandwidth: bytes per second, in one direction.
+    """
+
+    latency: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if self.latency < 0 or self.bandwidth <= 0:
+            raise ValueError(
+                "A link needs a latency of at least 0 s and a bandwidth above 0 bytes/s. "
+                f"Received: latency={self.latency}, bandwidth={self.bandwidth}"
+            )
+
+    def seconds(self, size: float) -> float:
+        """The time of one message of `size` bytes."""
+        return self.latency + size / self.bandwidth
+
+    def shared(self, by: int) -> Link:
+        """The link as each of `by` ranks has it that use it at the same time."""
+        return Link(self.latency, self.bandwidth / max(1, by))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes with ranks, rank after rank filled node after node.
+
+    Attributes:
+        nodes: number of nodes.
+        ranks_per_node: ranks on each.
+        within: the link between two ranks of a node.
+        between: the link of a node to the others, shared by its ranks.
+        speed: how much faster one rank computes than where the costs were measured.
+        allreduce: how gradients are summed: "ring", "tree" or "auto", the faster of the two.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    within: Link = field(default_factory=lambda: Link(5e-6, 3e9))
+    between: Link = field(default_factory=lambda: Link(30e-6, 1.2e9))  # 10 Gbit/s over TCP
+    speed: float = 1.0
+    allreduce: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.ranks_per_node < 1:
+            raise ValueError(
+                "A cluster needs at least one node and one rank on each. "
+                f"Received: nodes={self.nodes}, ranks_per_node={self.ranks_per_node}"
+            )
+        if self.allreduce not in ALLREDUCES:
+            raise ValueError(
+                f"`allreduce` must be one of {', '.join(map(repr, ALLREDUCES))}. "
+                f"Received: allreduce={self.allreduce!r}"
+            )
+
+    @property
+    def num_ranks(self) -> int:
+        """All ranks."""
+        return self.nodes * self.ranks_per_node
+
+    def node(self, rank: int) -> int:
+        """The node of `rank`."""
+        return rank // self.ranks_per_node
+
+    def link(self, rank: int, other: int) -> Link:
+        """What connects two ranks."""
+        return self.within if self.node(rank) == self.node(other) else self.between
+
+    def allreduce_seconds(self, ranks: Sequence[int], size: float, groups: int = 1) -> float:
+        """The time in which `ranks` sum `size` bytes.
+
+        A ring (Patarasuk and Yuan 2009) sends the data twice around in parts: 2 (n - 1) messages
+        of 1/n. A tree reduces and broadcasts whole buffers: 2 log2 n messages.
+
+        Args:
+            ranks: who takes part.
+            size: bytes on each.
+            groups: how many such sums go on at once, by other ranks of the same nodes; they share
+                the nodes' links to each other.
+        """
+        count = len(ranks)
+        if count < 2:
+            return 0.0
+        nodes = {self.node(rank) for rank in ranks}
+        link = self.within if len(nodes) == 1 else self.between.shared(by=groups)
+        ring = 2 * (count - 1) * link.seconds(size / count)
+        tree = 2 * math.ceil(math.log2(count)) * link.seconds(size)
+        return {"ring": ring, "tree": tree, "auto": min(ring, tree)}[self.allreduce]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, for `load`."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, **changes: object) -> Cluster:
+        """What `save` or ``hyparflow doctor --network`` wrote, with `changes` to its attributes."""
+        values = json.loads(Path(path).read_text())
+        for name in ("within", "between"):
+            if name in values:
+                values[name] = Link(**values[name])
+        return cls(**(values | changes))

@@ -1,0 +1,160 @@
+"""What each operation of a model costs: time forward and backward, and memory. Pure data.
+
+`hyparflow.planning.measure` fills it by measuring, `hyparflow.planning.estimate` by counting.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Costs", "Overheads", "Times", "Weight"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A variable of the model.
+
+    Attributes:
+        size: bytes.
+        trainable: whether it is trained.
+    """
+
+    size: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What a step costs beside its operations, in seconds, but the last.
+
+    Attributes:
+        call: each compiled call of a stage.
+        step: each step, whatever the model.
+        message: each message, at either end.
+        accumulate: each byte of gradients that is added to those of other micro-batches.
+        apply: each byte of weights that the optimizer updates.
+        apply_weight: each weight that the optimizer updates, whatever its size.
+        reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
+        program: bytes of memory for each compiled operation of TensorFlow.
+    """
+
+    call: float = 5e-4
+    step: float = 3e-3
+    message: float = 1e-4
+    accumulate: float = 5e-10
+    apply: float = 1e-9
+    apply_weight: float = 2e-5
+    reduce: float = 1e-9
+    program: float = 25e3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every operation for micro-batches of one size.
+
+    Attributes:
+        forward, backward: as two calls with the activations kept between them.
+        fused: both as one call, as the last stage runs them.
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    fused: np.ndarray
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of all operations of a model, in execution order.
+
+    Attributes:
+        operations: their names.
+        rows: the sizes of micro-batches that `forward`, `backward` and `fused` are known for.
+        forward, backward, fused: seconds, [operation, size]; see `Times`.
+        kept: bytes per row that an operation keeps from its forward to its backward.
+        working: bytes per row that it needs beside those while it runs.
+        program: operations of TensorFlow that it is compiled to, backward included.
+        tensors: bytes per row of each tensor, by number.
+        weights: the model's variables.
+        used: per operation, the numbers of its variables.
+        slots: bytes of optimizer state per byte of trained weights.
+        overheads: what a step costs beside its operations.
+        source: "measured" or "estimated".
+        machine: where and how, for the reader.
+    """
+
+    operations: tuple[str, ...]
+    rows: tuple[int, ...]
+    forward: np.ndarray
+    backward: np.ndarray
+    fused: np.ndarray
+    kept: np.ndarray
+    working: np.ndarray
+    program: np.ndarray
+    tensors: np.ndarray
+    weights: tuple[Weight, ...]
+    used: tuple[tuple[int, ...], ...]
+    slots: float = 0.0
+    overheads: Overheads = field(default_factory=Overheads)
+    source: str = "measured"
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def times(self, rows: float) -> Times:
+        """The seconds of every operation for a micro-batch of `rows` rows.
+
+        Between sizes that are known, and beyond them, times follow straight lines.
+        """
+        at = _line(self.rows, rows)
+        return Times(*(np.maximum(0.0, x @ at) for x in (self.forward, self.backward, self.fused)))
+
+    def weight_bytes(self, operations: range, trainable: bool = False) -> int:
+        """Bytes of the variables of these operations, each once; only of those trained, if so."""
+        numbers = {number for index in operations for number in self.used[index]}
+        chosen = [self.weights[n] for n in numbers]
+        return sum(weight.size for weight in chosen if weight.trainable or not trainable)
+
+    def weight_count(self, operations: range) -> int:
+        """How many trained variables these operations have."""
+        numbers = {number for index in operations for number in self.used[index]}
+        return sum(self.weights[n].trainable for n in numbers)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, for `load`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
+        values["overheads"] = asdict(self.overheads)
+        Path(path).write_text(json.dumps(values, default=_plain) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Costs:
+        """What `save` wrote."""
+        values = json.loads(Path(path).read_text())
+        for name in ("forward", "backward", "fused", "kept", "working", "program", "tensors"):
+            values[name] = np.array(values[name], float)
+        values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
+        values["used"] = tuple(map(tuple, values["used"]))
+        values["operations"] = tuple(values["operations"])
+        values["rows"] = tuple(values["rows"])
+        values["overheads"] = Overheads(**values["overheads"])
+        return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist()
+
+
+def _line(known: tuple[int, ...], rows: float) -> np.ndarray:
+    """Weights of the known sizes that give the value at `rows`, on straight lines."""
+    at = np.zeros(len(known))
+    if len(known) == 1:
+        at[0] = rows / known[0]
+        return at
+    right = int(np.clip(np.searchsorted(known, rows), 1, len(known) - 1))
+    low, high = known[right - 1], known[right]
+    at[right] = (rows - low) / (high - low)
+    at[right - 1] = 1 - at[right]
+    return at

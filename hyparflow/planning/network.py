@@ -1,0 +1,65 @@
+"""Measures the network between ranks, with the MPI that training uses."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+
+import numpy as np
+
+from hyparflow.comm import World
+from hyparflow.planning.cluster import Cluster, Link
+
+__all__ = ["measure_network"]
+
+_TAG = 3
+_SMALL, _LARGE = 8, 1 << 22  # bytes of a message that shows the latency, and the bandwidth
+_TIMES = 25
+
+
+def measure_network(world: World) -> Cluster:
+    """The cluster that `world` runs on, with measured links. Collective.
+
+    Rank 0 and one rank of its node, and one of another node, send messages to and fro; what has no
+    such rank keeps its default.
+
+    Args:
+        world: all ranks.
+
+    Returns:
+        The cluster, the same on every rank.
+    """
+    names = world.all_gather_objects(platform.node(), "the names of the nodes")
+    nodes = list(dict.fromkeys(names))
+    default = Cluster()
+    links = {}
+    for kind, same in (("within", True), ("between", False)):
+        peers = [r for r in range(1, world.size) if (names[r] == names[0]) is same]
+        link = _measure(world, peers[0]) if peers else getattr(default, kind)
+        links[kind] = world.broadcast_object(link, 0, "the measured link")
+    per_node = max(names.count(name) for name in nodes)
+    return Cluster(len(nodes), per_node, links["within"], links["between"])
+
+
+def _measure(world: World, peer: int) -> Link | None:
+    """The link between rank 0 and `peer`; known on rank 0."""
+    latency = _one_way(world, peer, _SMALL)
+    long = _one_way(world, peer, _LARGE)
+    return Link(latency, _LARGE / max(long - latency, 1e-9)) if world.rank == 0 else None
+
+
+def _one_way(world: World, peer: int, size: int) -> float:
+    """Half of the median time of a message of `size` bytes to `peer` and back."""
+    data = np.zeros(size, np.uint8)
+    found = []
+    for _ in range(_TIMES if world.rank in (0, peer) else 0):
+        start = time.perf_counter()
+        for first in (True, False):
+            if (world.rank == 0) is first:
+                requests = world.send(data, peer if world.rank == 0 else 0, _TAG)
+            else:
+                requests = world.receive(data, peer if world.rank == 0 else 0, _TAG)
+            world.wait_all(requests, "a message that measures the network")
+        found.append((time.perf_counter() - start) / 2)
+    return statistics.median(found) if found else 0.0

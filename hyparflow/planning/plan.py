@@ -1,0 +1,329 @@
+"""A plan: how to spread a model over ranks, what that is expected to cost, and what else was near.
+
+Plain data that prints itself, goes to JSON and back, and tells `hyparflow.fit` what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from hyparflow.actions import Kind
+from hyparflow.planning.candidate import Problem
+from hyparflow.planning.memory import Memory
+from hyparflow.planning.predict import Prediction
+
+__all__ = ["Alternative", "PartitionPlan", "Plan", "Work", "make_plan"]
+
+_TITLES = (
+    *("partition", "layers", "parameters", "forward", "backward", "memory", "weights"),
+    *("gradients", "slots", "activations", "buffers", "program", "sends in a step"),
+)
+
+
+@dataclass(frozen=True)
+class PartitionPlan:
+    """One partition of a plan.
+
+    Attributes:
+        layers: names of its operations, in order.
+        parameters: number of bytes of its weights.
+        forward, backward: seconds for a micro-batch.
+        memory: bytes at the peak.
+        sent: bytes sent in a step, by the partition that gets them.
+    """
+
+    layers: tuple[str, ...]
+    parameters: int
+    forward: float
+    backward: float
+    memory: Memory
+    sent: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a partition does from `start` to `end` (seconds): `kind` as in `hyparflow.actions`."""
+
+    kind: str
+    microbatch: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another layout, and what makes it worse."""
+
+    name: str
+    step_seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to spread a model over ranks.
+
+    Attributes:
+        model: its name.
+        batch_size: rows of the global batch.
+        num_replicas, num_partitions, num_microbatches, schedule, lpp: arguments of
+            `hyparflow.fit`.
+        partitions: one by one.
+        step_seconds: expected time of a step.
+        single_seconds: expected time of a step in one process, in one piece.
+        idle_share: the share of all ranks' time in which nothing is computed, 0 to 1.
+        memory_limit: bytes per rank, or None.
+        alternatives: the next best layouts.
+        work: of each partition, what it does in a step.
+        costs: where they come from, "measured" or "estimated".
+    """
+
+    model: str
+    batch_size: int
+    num_replicas: int
+    num_partitions: int
+    num_microbatches: int
+    schedule: str
+    lpp: tuple[int, ...]
+    partitions: tuple[PartitionPlan, ...]
+    step_seconds: float
+    single_seconds: float
+    idle_share: float
+    memory_limit: int | None
+    alternatives: tuple[Alternative, ...]
+    work: tuple[tuple[Work, ...], ...]
+    costs: str
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that it is for."""
+        return self.num_replicas * self.num_partitions
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The parallel arguments of `hyparflow.fit`."""
+        return {
+            "num_replicas": self.num_replicas,
+            "num_partitions": self.num_partitions,
+            "num_microbatches": self.num_microbatches,
+            "schedule": self.schedule,
+            "lpp": list(self.lpp),
+        }
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows of the global batch per second."""
+        return self.batch_size / self.step_seconds
+
+    @property
+    def speedup(self) -> float:
+        """Over one process that trains the whole batch in one piece."""
+        return self.single_seconds / self.step_seconds
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, for `load`."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: if the file holds no plan.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+            values["partitions"] = tuple(map(_partition, values["partitions"]))
+            values["alternatives"] = tuple(Alternative(**a) for a in values["alternatives"])
+            values["work"] = tuple(tuple(Work(**w) for w in rank) for rank in values["work"])
+            values["lpp"] = tuple(values["lpp"])
+            return cls(**values)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"A plan is a file that Plan.save wrote. Received: {path} ({error})"
+            ) from error
+
+    def plot(self, path: str | Path) -> None:
+        """Draw one step, rank by rank, and the time and memory of the partitions.
+
+        Args:
+            path: a file of a type that matplotlib writes, such as .png, .pdf or .svg.
+
+        Raises:
+            ImportError: without matplotlib, which the extra "plot" brings.
+        """
+        from hyparflow.planning.plot import draw
+
+        draw(self, path)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), "", *self._table(), "", *self._summary()])
+
+    def _head(self) -> list[str]:
+        rows = self.batch_size / self.num_replicas / self.num_microbatches
+        return [
+            f"{self.model} on {self.num_ranks} ranks: {self.num_replicas} x {self.num_partitions} "
+            f"(replicas x partitions), {self.schedule}",
+            f"global batch {self.batch_size} = {self.num_replicas} x {self.num_microbatches} x "
+            f"{rows:g} (replicas x micro-batches x rows); costs {self.costs}",
+        ]
+
+    def _table(self) -> list[str]:
+        rows: list[Sequence[str]] = [_TITLES]
+        for number, part in enumerate(self.partitions):
+            memory = part.memory
+            sent = ", ".join(f"{megabytes(size)} to {peer}" for peer, size in part.sent.items())
+            rows.append(
+                (
+                    f"{number}: {part.layers[0]} to {part.layers[-1]}",
+                    str(len(part.layers)),
+                    megabytes(part.parameters),
+                    f"{part.forward * 1e3:.1f} ms",
+                    f"{part.backward * 1e3:.1f} ms",
+                    *map(megabytes, (memory.total, *astuple(memory))),
+                    sent or "-",
+                )
+            )
+        return _aligned(rows)
+
+    def _summary(self) -> list[str]:
+        lines = [
+            f"step {self.step_seconds * 1e3:.1f} ms, {self.samples_per_second:.1f} samples/s, "
+            f"idle {self.idle_share:.1%}, {self.speedup:.2f} times one process"
+        ]
+        if self.alternatives:
+            names = [
+                (a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in self.alternatives
+            ]
+            lines += ["", "Next best:", *(f"  {line}" for line in _aligned(names))]
+        return lines
+
+
+def megabytes(size: float) -> str:
+    """`size` bytes as text."""
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _partition(values: dict[str, Any]) -> PartitionPlan:
+    sent = {int(peer): size for peer, size in values["sent"].items()}
+    memory = Memory(**values["memory"])
+    return PartitionPlan(
+        **(values | {"sent": sent, "memory": memory, "layers": tuple(values["layers"])})
+    )
+
+
+def make_plan(
+    model: str,
+    problem: Problem,
+    best: Prediction,
+    single: Prediction,
+    others: Sequence[Prediction],
+    memory_limit: int | None,
+) -> Plan:
+    """The plan of the prediction `best`.
+
+    Args:
+        model: its name.
+        problem: what was planned.
+        best: the chosen prediction.
+        single: that of one process.
+        others: the next best.
+        memory_limit: bytes per rank, or None.
+    """
+    candidate = best.candidate
+    table = candidate.partitioning
+    partitions = []
+    for stage in range(candidate.grid.num_partitions):
+        numbers = table.operations(stage)
+        partitions.append(
+            PartitionPlan(
+                tuple(problem.graph.operations[i].name for i in numbers),
+                problem.costs.weight_bytes(numbers),
+                best.forward[stage],
+                best.backward[stage],
+                best.memory[stage],
+                best.sent[stage],
+            )
+        )
+    return Plan(
+        model,
+        problem.batch_size,
+        candidate.grid.num_replicas,
+        candidate.grid.num_partitions,
+        candidate.num_microbatches,
+        candidate.schedule,
+        tuple(len(table.operations(s)) for s in range(candidate.grid.num_partitions)),
+        tuple(partitions),
+        best.step_seconds,
+        single.step_seconds,
+        best.idle_share,
+        memory_limit,
+        tuple(_alternative(other, best, memory_limit) for other in others),
+        tuple(tuple(_work(spans)) for spans in best.timeline.spans),
+        problem.costs.source,
+    )
+
+
+def _work(spans: Any) -> list[Work]:
+    return [
+        Work(span.step.kind, span.step.microbatch, span.start, span.end)
+        for span in spans
+        if span.end > span.start
+    ]
+
+
+def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
+    grid = other.candidate.grid
+    name = (
+        f"{grid.num_replicas} x {grid.num_partitions}, {other.candidate.num_microbatches} "
+        f"micro-batches, {other.candidate.schedule}"
+    )
+    totals = [memory.total for memory in other.memory]
+    if memory_limit is not None and max(totals) > memory_limit:
+        worst = totals.index(max(totals))
+        return Alternative(
+            name, other.step_seconds, f"partition {worst} needs {megabytes(max(totals))}"
+        )
+    return Alternative(name, other.step_seconds, _reason(other, best))
+
+
+def _reason(other: Prediction, best: Prediction) -> str:
+    """The part of the step that grows most."""
+    parts, reference = _parts(other), _parts(best)
+    growth = {name: parts[name] - reference[name] for name in parts}
+    worst = max(growth, key=lambda name: growth[name])
+    return f"{worst} +{growth[worst] * 1e3:.1f} ms" if growth[worst] > 0 else "as fast"
+
+
+def _parts(prediction: Prediction) -> dict[str, float]:
+    """The seconds of the rank that computes most."""
+    spans = prediction.timeline.spans
+    computing = [_seconds(rank, (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)) for rank in spans]
+    busiest = computing.index(max(computing))
+    rank = spans[busiest]
+    messages = _seconds(rank, (*Kind.SENDS, *Kind.RECEIVES))
+    known = computing[busiest] + messages
+    known += prediction.reduce[busiest] + prediction.apply[busiest]
+    return {
+        "computing": computing[busiest],
+        "messages": messages,
+        "summing gradients over replicas": prediction.reduce[busiest],
+        "optimizer": prediction.apply[busiest],
+        "waiting": prediction.step_seconds - known,
+    }
+
+
+def _seconds(spans: Any, kinds: tuple[str, ...]) -> float:
+    return float(sum(span.end - span.start for span in spans if span.step.kind in kinds))

@@ -1,0 +1,26 @@
+"""Sizes in bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["parse_bytes"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(text: str | int) -> int:
+    """The number of bytes in `text`: ``parse_bytes("8GiB") == 8 * 2**30``.
+
+    Raises:
+        ValueError: if it is no size above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise ValueError(
+            "A size is a number of bytes above 0, or one with a unit, such as '8GiB' or '500MB'. "
+            f"Received: {text!r}"
+        )
+    return int(float(match[1]) * unit)

@@ -1,0 +1,172 @@
+"""`hyparflow.plan`: from a model and a machine to a plan. Needs no MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hyparflow import keras_internals
+from hyparflow.checks import check_can_cut, check_model
+from hyparflow.graph import FlatGraph
+from hyparflow.grid import Grid
+from hyparflow.partition import make_partitioning
+from hyparflow.planning.candidate import Candidate, Problem
+from hyparflow.planning.cluster import Cluster
+from hyparflow.planning.costs import Costs
+from hyparflow.planning.estimate import estimate
+from hyparflow.planning.measure import measure
+from hyparflow.planning.plan import Plan, make_plan
+from hyparflow.planning.planner import Wishes, best_of, consider
+from hyparflow.planning.predict import Prediction, predict
+from hyparflow.planning.sizes import parse_bytes
+
+__all__ = ["costs_of_model", "plan"]
+
+_ALTERNATIVES = 3
+
+
+def plan(
+    model: Any,
+    *,
+    batch_size: int,
+    num_ranks: int | None = None,
+    memory_limit: str | int | None = None,
+    cluster: Cluster | None = None,
+    costs: str | Path | Costs = "measure",
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | None = None,
+    schedule: str | None = None,
+    lpp: list[int] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The fastest layout of a model that fits in memory. Needs no MPI.
+
+    Args:
+        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
+        batch_size: rows of the global batch.
+        num_ranks: ranks to use, on one node; or give a `cluster`.
+        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
+            or as text: "8GiB".
+        cluster: the machine; as many ranks as it has are used.
+        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
+            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
+        num_partitions, num_replicas, num_microbatches, schedule, lpp: what is already decided.
+        say: called with a line of progress while costs are measured.
+
+    Returns:
+        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
+
+    Raises:
+        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
+            layout fits in `memory_limit`.
+    """
+    check_model(model)
+    check_can_cut(model)
+    cluster = _cluster(cluster, num_ranks)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
+    graph = FlatGraph(model, keras_internals.opened_graph(model))
+    operations = graph.operation_graph(model.trainable_variables)
+    wishes = Wishes(
+        cluster.num_ranks,
+        num_partitions,
+        num_replicas,
+        num_microbatches,
+        schedule,
+        None if lpp is None else tuple(lpp),
+        limit,
+    )
+    known = _costs_of(graph, costs, batch_size, cluster.num_ranks, say)
+    problem = Problem(operations, known, cluster, batch_size)
+    found = consider(problem, wishes)
+    best = best_of(found, limit)
+    whole = make_partitioning(operations, (0, len(operations.operations)))
+    single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
+    return make_plan(model.name, problem, best, single, _others(found, best), limit)
+
+
+def _cluster(cluster: Cluster | None, num_ranks: int | None) -> Cluster:
+    if cluster is None:
+        if num_ranks is None:
+            raise ValueError("A plan needs `num_ranks` or a `cluster`. Received: neither")
+        return Cluster(nodes=1, ranks_per_node=num_ranks)
+    if num_ranks not in (None, cluster.num_ranks):
+        raise ValueError(
+            "`num_ranks` must be the ranks of the cluster, nodes x ranks_per_node, or be left "
+            f"out. Received: num_ranks={num_ranks} for a cluster of {cluster.num_ranks} ranks"
+        )
+    return cluster
+
+
+def costs_of_model(
+    model: Any,
+    costs: str | Path | Costs,
+    batch_size: int,
+    num_ranks: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Costs:
+    """The costs of a model; arguments as for `plan`."""
+    check_model(model)
+    check_can_cut(model)
+    graph = FlatGraph(model, keras_internals.opened_graph(model))
+    return _costs_of(graph, costs, batch_size, num_ranks, say)
+
+
+def _costs_of(
+    graph: FlatGraph,
+    costs: str | Path | Costs,
+    batch_size: int,
+    num_ranks: int,
+    say: Callable[[str], None],
+) -> Costs:
+    """The costs that `plan` was told to use.
+
+    Args:
+        graph: the model's graph.
+        costs: "measure", "estimate", a file that `Costs.save` wrote, or costs.
+        batch_size: rows of the global batch.
+        num_ranks: all ranks.
+        say: called with a line of progress.
+
+    Raises:
+        ValueError: if they are of another model.
+    """
+    model = graph.model
+    optimizer = model.optimizer if model.compiled else None
+    if costs == "measure":
+        return measure(graph, _sizes_to_measure(batch_size, num_ranks), optimizer, say=say)
+    if costs == "estimate":
+        return estimate(graph, optimizer)
+    known = costs if isinstance(costs, Costs) else Costs.load(costs)
+    names = tuple(call.name for call in graph.calls)
+    if known.operations != names:
+        raise ValueError(
+            "Costs must be of the model that is planned. Received: costs of "
+            f"{len(known.operations)} operations, {known.operations[:2]} ..., for a model of "
+            f"{len(names)}, {names[:2]} ..."
+        )
+    return known
+
+
+def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
+    """Sizes of micro-batches that bracket those in question, at most a factor of 4 apart."""
+    sizes = [batch_size]
+    while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
+        sizes.append(max(1, sizes[-1] // 4))
+    return sorted(set(sizes))
+
+
+def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
+    """The next best: of other grids first, then with other numbers of micro-batches."""
+    grids = {best.candidate.grid}
+    others: list[Prediction] = []
+    rest: list[Prediction] = []
+    for prediction in found:
+        if prediction is best:
+            continue
+        fresh = prediction.candidate.grid not in grids
+        (others if fresh else rest).append(prediction)
+        grids.add(prediction.candidate.grid)
+    chosen = (others + rest)[:_ALTERNATIVES]
+    return sorted(chosen, key=lambda prediction: prediction.step_seconds)

@@ -1,0 +1,322 @@
+"""Plans on paper: the machine, the costs, memory, predictions and the choice between layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hyparflow.grid import Grid
+from hyparflow.partition import Operation, OperationGraph, make_partitioning
+from hyparflow.planning import Cluster, Costs, Link, Plan
+from hyparflow.planning.candidate import Candidate, Problem
+from hyparflow.planning.costs import Overheads, Weight
+from hyparflow.planning.plan import make_plan
+from hyparflow.planning.planner import Wishes, best_of, consider
+from hyparflow.planning.predict import predict
+from hyparflow.planning.sizes import parse_bytes
+
+FREE = Overheads(0, 0, 0, 0, 0, 0, 0, 0)
+MEGABYTE = 2**20
+
+
+def chain(count: int) -> OperationGraph:
+    """Operation i reads tensor i and makes tensor i + 1."""
+    operations = tuple(Operation(f"op{i}", (i,), (i + 1,)) for i in range(count))
+    return OperationGraph(operations, (0,), (count,), frozenset(range(1, count + 1)))
+
+
+def costs(seconds: list[float], overheads: Overheads = FREE, **changes: Any) -> Costs:
+    """Costs per row: a backward takes twice the forward, tensors and weights a megabyte."""
+    count = len(seconds)
+    forward = np.array(seconds, float)[:, None]
+    made = Costs(
+        operations=tuple(f"op{i}" for i in range(count)),
+        rows=(1,),
+        forward=forward,
+        backward=2 * forward,
+        fused=3 * forward,
+        kept=np.full(count, float(MEGABYTE)),
+        working=np.zeros(count),
+        program=np.zeros(count),
+        tensors=np.full(count + 1, float(MEGABYTE)),
+        weights=tuple(Weight(MEGABYTE, True) for _ in range(count)),
+        used=tuple((i,) for i in range(count)),
+        overheads=overheads,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+FAST = Cluster(1, 8, within=Link(0.0, 1e30))
+
+
+def candidate(
+    graph: OperationGraph, bounds: tuple[int, ...], microbatches: int, schedule: str = "1f1b",
+    replicas: int = 1,
+) -> Candidate:  # fmt: skip
+    grid = Grid(len(bounds) - 1, replicas)
+    return Candidate(grid, microbatches, schedule, make_partitioning(graph, bounds))
+
+
+# --- the machine ---
+
+
+def test_a_ring_sends_the_data_twice() -> None:
+    cluster = Cluster(1, 4, within=Link(1e-3, 1e6), allreduce="ring")
+    # 2 (n - 1) messages of a quarter: 6 x (1 ms + 0.25 s)
+    assert cluster.allreduce_seconds(range(4), 1e6) == pytest.approx(6 * (1e-3 + 0.25))
+
+
+def test_a_tree_needs_fewer_messages() -> None:
+    cluster = Cluster(1, 8, within=Link(1e-3, 1e6), allreduce="tree")
+    assert cluster.allreduce_seconds(range(8), 1e6) == pytest.approx(6 * (1e-3 + 1.0))
+
+
+def test_the_faster_allreduce_is_taken() -> None:
+    small, large = 8.0, 1e8
+    for size in (small, large):
+        times = [
+            Cluster(1, 64, allreduce=kind).allreduce_seconds(range(64), size)
+            for kind in ("ring", "tree", "auto")
+        ]
+        assert times[2] == min(times[:2])
+    assert Cluster(1, 64).allreduce_seconds(range(64), small) < 1e-3
+
+
+def test_groups_share_the_link_between_nodes() -> None:
+    cluster = Cluster(2, 4, between=Link(0.0, 1e6), allreduce="ring")
+    alone = cluster.allreduce_seconds([0, 4], 1e6, groups=1)
+    assert cluster.allreduce_seconds([0, 4], 1e6, groups=4) == pytest.approx(4 * alone)
+    within = cluster.allreduce_seconds([0, 1], 1e6, groups=4)
+    assert within == cluster.allreduce_seconds([0, 1], 1e6, groups=1)
+
+
+def test_one_rank_sums_nothing() -> None:
+    assert Cluster().allreduce_seconds([3], 1e9) == 0.0
+
+
+def test_links_tell_nodes_apart() -> None:
+    cluster = Cluster(2, 2)
+    assert cluster.link(0, 1) is cluster.within
+    assert cluster.link(1, 2) is cluster.between
+
+
+def test_a_cluster_is_saved_and_loaded(tmp_path: Path) -> None:
+    cluster = Cluster(3, 2, Link(1e-6, 2e9), Link(1e-5, 1e9), 1.5, "tree")
+    cluster.save(tmp_path / "cluster.json")
+    assert Cluster.load(tmp_path / "cluster.json") == cluster
+    assert Cluster.load(tmp_path / "cluster.json", nodes=9) == dataclasses.replace(cluster, nodes=9)
+
+
+@pytest.mark.parametrize("arguments", [{"nodes": 0}, {"ranks_per_node": 0}, {"allreduce": "star"}])
+def test_impossible_clusters_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Received"):
+        Cluster(**arguments)
+
+
+def test_impossible_links_are_refused() -> None:
+    with pytest.raises(ValueError, match="Received: latency=0, bandwidth=0"):
+        Link(0, 0)
+
+
+# --- costs ---
+
+
+def test_times_follow_lines_between_sizes_and_beyond() -> None:
+    table = costs([1.0])
+    table = dataclasses.replace(
+        table, rows=(10, 20, 40), forward=np.array([[1.0, 2.0, 6.0]]),
+        backward=np.zeros((1, 3)), fused=np.zeros((1, 3)),
+    )  # fmt: skip
+    expected = {10: 1.0, 15: 1.5, 20: 2.0, 30: 4.0, 40: 6.0, 60: 10.0, 5: 0.5, 0: 0.0}
+    for rows, seconds in expected.items():
+        assert table.times(rows).forward[0] == pytest.approx(seconds)
+
+
+def test_one_size_is_scaled() -> None:
+    assert costs([0.5]).times(8).fused[0] == pytest.approx(12.0)
+
+
+def test_a_weight_used_twice_counts_once() -> None:
+    table = costs([1, 1, 1], used=((0,), (1,), (0,)))
+    assert table.weight_bytes(range(3)) == 2 * MEGABYTE
+    assert table.weight_bytes(range(1, 3)) == 2 * MEGABYTE
+    assert table.weight_count(range(3)) == 2
+
+
+def test_costs_are_saved_and_loaded(tmp_path: Path) -> None:
+    table = costs([0.1, 0.25], machine={"threads": 1}, slots=2.0)
+    table.save(tmp_path / "costs.json")
+    loaded = Costs.load(tmp_path / "costs.json")
+    for field in dataclasses.fields(Costs):
+        assert np.array_equal(getattr(loaded, field.name), getattr(table, field.name)), field.name
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * 2**30), ("500 MB", 500 * 10**6), (1024, 1024), ("1.5kib", 1536), ("7", 7)],
+)
+def test_sizes_are_read(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8 apples", "-1", "0", "GiB", "1e9e"])
+def test_other_texts_are_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="Received"):
+        parse_bytes(text)
+
+
+# --- predictions ---
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("partitions", "microbatches"), [(1, 1), (2, 4), (4, 8), (4, 2)])
+def test_equal_stages_take_the_textbook_time(
+    schedule: str, partitions: int, microbatches: int
+) -> None:
+    """(M + P - 1) times a stage's forward and backward, P stages of one second per row."""
+    problem = Problem(chain(partitions), costs([1.0] * partitions), FAST, microbatches)
+    bounds = tuple(range(partitions + 1))
+    found = predict(problem, candidate(problem.graph, bounds, microbatches, schedule))
+    assert found.step_seconds == pytest.approx(3.0 * (microbatches + partitions - 1))
+    expected = (partitions - 1) / (microbatches + partitions - 1)
+    assert found.idle_share == pytest.approx(expected)
+
+
+def test_messages_and_sums_take_time() -> None:
+    graph = chain(2)
+    overheads = dataclasses.replace(FREE, step=0.5, apply_weight=0.25)
+    cluster = Cluster(1, 4, within=Link(0.1, MEGABYTE), allreduce="ring")
+    problem = Problem(graph, costs([1.0, 1.0], overheads), cluster, 2)
+    found = predict(problem, candidate(graph, (0, 1, 2), 1, replicas=2))
+    # Forward, message, forward and backward, message, backward; then a ring of two, the optimizer.
+    expected = 1 + 1.1 + 3 + 1.1 + 2 + 2 * (0.1 + 0.5) + 0.25 + 0.5
+    assert found.step_seconds == pytest.approx(expected)
+    assert found.reduce == pytest.approx((1.2, 1.2))
+    assert found.sent == ({1: MEGABYTE}, {0: MEGABYTE})
+
+
+def test_memory_counts_what_is_in_flight() -> None:
+    graph, table = chain(4), costs([1.0] * 4, slots=2.0)
+    problem = Problem(graph, table, FAST, 8)
+    one = predict(problem, candidate(graph, (0, 2, 4), 4, "1f1b")).memory
+    all_ = predict(problem, candidate(graph, (0, 2, 4), 4, "gpipe")).memory
+    # Two operations keep a megabyte per row; micro-batches have two rows.
+    assert [m.activations // MEGABYTE for m in one] == [8, 4]
+    assert [m.activations // MEGABYTE for m in all_] == [16, 16]
+    assert {m.weights for m in one} == {4 * MEGABYTE}
+    assert {m.slots for m in one} == {8 * MEGABYTE}
+    assert {m.gradients for m in one} == {4 * MEGABYTE}
+
+
+# --- the choice ---
+
+
+def choose(seconds: list[float], ranks: int, batch: int, **wishes: Any) -> Any:
+    problem = Problem(chain(len(seconds)), costs(seconds), FAST, batch)
+    asked = Wishes(ranks, **wishes)
+    return best_of(consider(problem, asked), asked.memory_limit)
+
+
+def test_cuts_balance_what_was_measured() -> None:
+    found = choose([8, 1, 1, 1, 1, 4], 2, 64, num_partitions=2, num_microbatches=64)
+    assert found.candidate.partitioning.boundaries == (0, 1, 6)
+
+
+def test_cuts_avoid_large_tensors() -> None:
+    graph = chain(4)
+    table = costs([1.0] * 4, tensors=np.array([1.0, 1, 100, 1, 1]) * MEGABYTE)
+    slow = Cluster(1, 2, within=Link(0.0, 2 * MEGABYTE))
+    problem = Problem(graph, table, slow, 4)
+    found = best_of(consider(problem, Wishes(2, num_partitions=2)), None)
+    assert found.candidate.partitioning.boundaries != (0, 2, 4)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_division_is_predicted_to_be_much_faster(seed: int) -> None:
+    """The search minimises a sum; the simulated step of all divisions tells how good that is."""
+    random = np.random.default_rng(seed)
+    count, partitions = 7, int(random.integers(2, 4))
+    graph, table = chain(count), costs((random.random(count) + 0.05).tolist())
+    problem = Problem(graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE)), 16)
+    wishes = Wishes(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
+    found = consider(problem, wishes)[0].step_seconds
+    everything = [
+        predict(problem, candidate(graph, (0, *inner, count), 8)).step_seconds
+        for inner in itertools.combinations(range(1, count), partitions - 1)
+    ]
+    assert min(everything) <= found <= 1.03 * min(everything)
+
+
+def test_a_memory_limit_chooses_a_layout_that_fits() -> None:
+    free = choose([1.0] * 8, 4, 32)
+    used = max(memory.total for memory in free.memory)
+    limited = choose([1.0] * 8, 4, 32, memory_limit=used // 2)
+    assert max(memory.total for memory in limited.memory) <= used // 2
+    assert limited.step_seconds >= free.step_seconds
+
+
+def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
+    with pytest.raises(ValueError) as caught:
+        choose([1.0] * 8, 4, 32, memory_limit=MEGABYTE)
+    text = str(caught.value)
+    assert "memory_limit=1,048,576 bytes" in text
+    assert "on partition" in text and "weights 8,388,608" in text
+
+
+def test_wishes_that_no_layout_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="No layout"):
+        choose([1.0] * 4, 4, 32, num_partitions=3)
+
+
+def test_a_batch_smaller_than_the_ranks_is_cut_into_partitions() -> None:
+    assert choose([1.0] * 4, 4, 2).candidate.grid.num_replicas <= 2
+
+
+def test_lpp_is_kept() -> None:
+    found = choose([1.0] * 4, 2, 8, lpp=(1, 3))
+    assert found.candidate.partitioning.boundaries == (0, 1, 4)
+
+
+# --- plans ---
+
+
+def some_plan() -> Plan:
+    problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
+    found = consider(problem, Wishes(4))
+    single = predict(problem, candidate(problem.graph, (0, 6), 1))
+    return make_plan("small", problem, found[0], single, found[1:4], 2**31)
+
+
+def test_a_plan_is_saved_and_loaded(tmp_path: Path) -> None:
+    plan = some_plan()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_another_file_is_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"Received: .*other\.json"):
+        Plan.load(tmp_path / "other.json")
+
+
+def test_a_plan_prints_its_partitions_and_alternatives() -> None:
+    plan = some_plan()
+    text = str(plan)
+    assert "small on 4 ranks" in text
+    assert f"step {plan.step_seconds * 1e3:.1f} ms" in text
+    assert text.count("micro-batches,") == 3  # the alternatives
+    for partition in plan.partitions:
+        assert f"{partition.layers[0]} to {partition.layers[-1]}" in text
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_a_plan_is_drawn(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
+    path = tmp_path / f"plan.{kind}"
+    some_plan().plot(path)
+    assert path.stat().st_size > 5000
