@@ -14,6 +14,8 @@ import numpy as np
 
 __all__ = ["Costs", "Overheads", "Times", "Weight"]
 
+_ARRAYS = ("forward", "backward", "fused", "kept", "held", "working", "program", "tensors")
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -30,7 +32,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What a step costs beside its operations, in seconds, but the last.
+    """What a step costs beside its operations, in seconds, but the last two.
 
     Attributes:
         call: each compiled call of a stage.
@@ -41,6 +43,7 @@ class Overheads:
         apply_weight: each weight that the optimizer updates, whatever its size.
         reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
         program: bytes of memory for each compiled operation of TensorFlow.
+        runtime: bytes of memory that TensorFlow takes when it first trains anything.
     """
 
     call: float = 5e-4
@@ -50,7 +53,8 @@ class Overheads:
     apply: float = 1e-9
     apply_weight: float = 2e-5
     reduce: float = 1e-9
-    program: float = 25e3
+    program: float = 33e3
+    runtime: float = 50e6
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Costs:
         operations: their names.
         rows: the sizes of micro-batches that `forward`, `backward` and `fused` are known for.
         forward, backward, fused: seconds, [operation, size]; see `Times`.
-        kept: bytes per row that an operation keeps from its forward to its backward.
+        kept: bytes per row that an operation keeps from its forward to its backward, where both
+            are one compiled call.
+        held: the same, where they are two.
         working: bytes per row that it needs beside those while it runs.
         program: operations of TensorFlow that it is compiled to, backward included.
         tensors: bytes per row of each tensor, by number.
@@ -93,6 +99,7 @@ class Costs:
     backward: np.ndarray
     fused: np.ndarray
     kept: np.ndarray
+    held: np.ndarray
     working: np.ndarray
     program: np.ndarray
     tensors: np.ndarray
@@ -133,7 +140,16 @@ class Costs:
     def load(cls, path: str | Path) -> Costs:
         """What `save` wrote."""
         values = json.loads(Path(path).read_text())
-        for name in ("forward", "backward", "fused", "kept", "working", "program", "tensors"):
+        for name in (
+            "forward",
+            "backward",
+            "fused",
+            "kept",
+            "held",
+            "working",
+            "program",
+            "tensors",
+        ):
             values[name] = np.array(values[name], float)
         values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
         values["used"] = tuple(map(tuple, values["used"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["Lifetimes", "lifetimes", "origin"]
+__all__ = ["Kept", "kept_between", "origin", "working_bytes"]
 
 _ALIASES = ("Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims", "PreventGradient")
 _NOT_MADE = ("Placeholder", "Const", "ReadVariableOp", "VarHandleOp")
@@ -25,21 +25,17 @@ _IN_PLACE = frozenset(  # write over an input that nobody else reads
 
 
 @dataclass(frozen=True)
-class Lifetimes:
-    """Of a forward and backward.
+class Kept:
+    """What is kept between a forward and its backward.
 
     Attributes:
-        kept: bytes of what is kept between them and neither comes in nor goes out.
+        inside: bytes of what neither comes in nor goes out.
         inputs, outputs: for each input and output of the forward, whether it is kept.
-        working: the most bytes that live beside what is kept.
-        operations: how many operations were traced.
     """
 
-    kept: int
+    inside: int
     inputs: list[bool]
     outputs: list[bool]
-    working: int
-    operations: int
 
 
 def origin(tensor: Any) -> Any:
@@ -49,35 +45,59 @@ def origin(tensor: Any) -> Any:
     return tensor
 
 
-def lifetimes(
-    operations: list[Any], num_forward: int, inputs: list[Any], outputs: list[Any]
-) -> Lifetimes:
-    """The lifetimes of a traced forward and backward.
+def kept_between(
+    operations: list[Any],
+    num_forward: int,
+    inputs: list[Any],
+    outputs: list[Any],
+    rows: int,
+    shapes_too: bool,
+) -> Kept:
+    """What a traced forward and backward keep between the two.
 
     Args:
-        operations: of the graph, in the order of tracing; static shapes.
+        operations: of the graph, in the order of tracing.
         num_forward: how many of them are the forward's.
         inputs, outputs: the forward's tensors.
+        rows: in place of an unknown first dimension.
+        shapes_too: whether a tensor is kept of which the backward needs only the shape: in two
+            compiled calls it is, in one it is not.
     """
+    kept = {
+        tensor.ref(): tensor
+        for operation in operations[num_forward:]
+        if shapes_too or operation.type not in _ONLY_SHAPES
+        for tensor in map(origin, operation.inputs)
+    }
     forward = set(operations[:num_forward])
+    edge = {origin(x).ref() for x in [*inputs, *outputs]}
+    inside = [
+        t
+        for ref, t in kept.items()
+        if ref not in edge and t.op in forward and t.op.type not in _NOT_MADE
+    ]
+    return Kept(
+        sum(_size(tensor, rows) for tensor in inside),
+        [origin(x).ref() in kept for x in inputs],
+        [origin(x).ref() in kept for x in outputs],
+    )
+
+
+def working_bytes(
+    operations: list[Any], num_forward: int, inputs: list[Any], outputs: list[Any]
+) -> int:
+    """The peak of what lives beside the inputs, the outputs and what is kept, for static shapes."""
     last: dict[Any, int] = {}
-    kept: dict[Any, Any] = {}
+    counted = {origin(x).ref() for x in [*inputs, *outputs]}
+    forward = set(operations[:num_forward])
     for index, operation in enumerate(operations):
         if operation.type in _ONLY_SHAPES or operation.type in _ALIASES:
             continue
         for tensor in map(origin, operation.inputs):
             last[tensor.ref()] = index
             if index >= num_forward and tensor.op in forward:
-                kept[tensor.ref()] = tensor
-    edge = {origin(x).ref() for x in [*inputs, *outputs]}
-    inside = [t for ref, t in kept.items() if ref not in edge and t.op.type not in _NOT_MADE]
-    return Lifetimes(
-        sum(map(_size, inside)),
-        [origin(x).ref() in kept for x in inputs],
-        [origin(x).ref() in kept for x in outputs],
-        _working(operations, last, set(kept) | edge),
-        len(operations),
-    )
+                counted.add(tensor.ref())
+    return _working(operations, last, counted)
 
 
 def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> int:
@@ -100,8 +120,11 @@ def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> 
     return peak
 
 
-def _size(tensor: Any) -> int:
-    """Bytes of `tensor`; 0 where its shape is not known."""
-    if tensor.dtype in (tf.resource, tf.variant, tf.string) or not tensor.shape.is_fully_defined():
+def _size(tensor: Any, rows: int = 0) -> int:
+    """Bytes of `tensor`, of `rows` rows if it does not say; 0 where its shape is not known."""
+    if tensor.dtype in (tf.resource, tf.variant, tf.string) or tensor.shape.rank is None:
         return 0
-    return math.prod(tensor.shape.as_list()) * tensor.dtype.size
+    shape = tensor.shape.as_list()
+    if shape and shape[0] is None:
+        shape[0] = rows
+    return 0 if None in shape else math.prod(shape) * tensor.dtype.size

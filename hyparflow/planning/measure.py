@@ -24,7 +24,7 @@ from hyparflow.graph import FlatGraph
 from hyparflow.partition import OperationGraph
 from hyparflow.planning.costs import Costs, Overheads, Weight
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
-from hyparflow.planning.lifetimes import Lifetimes, lifetimes
+from hyparflow.planning.lifetimes import Kept, kept_between, working_bytes
 from hyparflow.planning.overheads import measure_overheads
 from hyparflow.planning.segments import Segment, alike, segments
 from hyparflow.planning.tables import (
@@ -43,13 +43,20 @@ _TRACED_ROWS = 13  # sizes that are a multiple of it grow with the rows
 
 
 @dataclass
-class Measured:
-    """One segment: seconds [size] of forward, backward and both as one, and its lifetimes."""
+class SampleMemory:
+    """What a segment needs, for `_TRACED_ROWS` rows.
 
-    forward: np.ndarray
-    backward: np.ndarray
-    fused: np.ndarray
-    lifetimes: Lifetimes
+    Attributes:
+        one_call, two_calls: what is kept between a forward and its backward, compiled as one
+            call and as two.
+        working: bytes that live beside that.
+        operations: how many operations were traced.
+    """
+
+    one_call: Kept
+    two_calls: Kept
+    working: int
+    operations: int
 
 
 class Sample:
@@ -105,15 +112,25 @@ class Sample:
         sources = [inputs[i] for i in self._sources] + [v.value for v in self._weights]
         return outputs, gradients_of(targets, sources)
 
-    def lifetimes(self) -> Lifetimes:
+    def memory(self) -> SampleMemory:
         """What it keeps and needs, for `_TRACED_ROWS` rows."""
-        specs = [
-            tf.TensorSpec((_TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
-        ]
-        concrete = self._fused.get_concrete_function(specs)
-        entries = concrete.inputs[: len(specs)]
-        traced = concrete.graph.get_operations()
-        return lifetimes(traced, self._forward_size, entries, self._traced)
+        fixed, inputs = self._trace(_TRACED_ROWS)
+        working = working_bytes(fixed, self._forward_size, inputs, self._traced)
+        one_call = self._kept(fixed, inputs, shapes_too=False)
+        free, inputs = self._trace(None)
+        two_calls = self._kept(free, inputs, shapes_too=True)
+        return SampleMemory(one_call, two_calls, working, len(free))
+
+    def _trace(self, rows: int | None) -> tuple[list[Any], list[Any]]:
+        """The traced operations of forward and backward, and the inputs."""
+        specs = [tf.TensorSpec((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
+        traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
+        return traced.graph.get_operations(), list(traced.inputs[: len(specs)])
+
+    def _kept(self, operations: list[Any], inputs: list[Any], shapes_too: bool) -> Kept:
+        return kept_between(
+            operations, self._forward_size, inputs, self._traced, _TRACED_ROWS, shapes_too
+        )
 
     def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
         """Medians of forward, backward and both as one call, measured for about `budget` s."""
@@ -199,7 +216,7 @@ def _measure(
         sample = Sample(graph, operations, group[0], trained)
         seconds = np.array([sample.seconds(size, budget) for size in rows]) - call
         for segment in group:
-            table.enter(segment, np.maximum(seconds, 1e-7), sample.lifetimes())
+            table.enter(segment, np.maximum(seconds, 1e-7), sample.memory())
     table.scale(_longer(graph, operations, found, rows, budget, call, table))
     return table.costs(
         measure_overheads(trained, optimizer, call[2]), slots_per_byte(trained, optimizer)
@@ -213,27 +230,32 @@ class CostTable:
         count = len(operations.operations)
         self._graph, self._operations, self._rows = graph, operations, rows
         self.times = np.zeros((3, count, len(rows)))  # forward, backward, fused
-        self._kept = np.zeros(count)
+        self._kept = np.zeros((2, count))  # in one call, in two
         self._working = np.zeros(count)
         self._program = np.zeros(count)
         self._makers = {n: i for i, op in enumerate(operations.operations) for n in op.outputs}
         self._tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
-        self._known: set[int] = set()
+        self._known: set[tuple[int, int]] = set()
 
-    def enter(self, segment: Segment, seconds: np.ndarray, life: Lifetimes) -> None:
+    def enter(self, segment: Segment, seconds: np.ndarray, memory: SampleMemory) -> None:
         """Deal out what a segment took, [size, (forward, backward, fused)], to its operations."""
         inside = list(segment.operations)
         weights = np.array([self._operations.operations[i].cost for i in inside]) + 1.0
         share = weights / weights.sum()
         self.times[:, inside, :] = seconds.T[:, None, :] * share[None, :, None]
-        self._kept[inside] += share * life.kept / _TRACED_ROWS
-        self._working[inside] = life.working / _TRACED_ROWS
-        self._program[inside] = share * life.operations
-        for tensors, kept in ((segment.inputs, life.inputs), (segment.outputs, life.outputs)):
-            for number, is_kept in zip(tensors, kept, strict=True):
-                if is_kept and number not in self._known and number in self._makers:
-                    self._known.add(number)
-                    self._kept[self._makers[number]] += self._tensors[number]
+        self._working[inside] = memory.working / _TRACED_ROWS
+        self._program[inside] = share * memory.operations
+        for calls, kept in enumerate((memory.one_call, memory.two_calls)):
+            self._kept[calls, inside] += share * kept.inside / _TRACED_ROWS
+            self._enter_edge(calls, segment.inputs, kept.inputs)
+            self._enter_edge(calls, segment.outputs, kept.outputs)
+
+    def _enter_edge(self, calls: int, tensors: Sequence[int], kept: Sequence[bool]) -> None:
+        """Tensors between segments are kept once, whoever keeps them."""
+        for number, is_kept in zip(tensors, kept, strict=True):
+            if is_kept and (calls, number) not in self._known and number in self._makers:
+                self._known.add((calls, number))
+                self._kept[calls, self._makers[number]] += self._tensors[number]
 
     def scale(self, factors: np.ndarray) -> None:
         """Multiply all times by `factors`, [(forward, backward, fused), size]."""
@@ -249,7 +271,8 @@ class CostTable:
             forward=self.times[0],
             backward=self.times[1],
             fused=self.times[2],
-            kept=self._kept,
+            kept=self._kept[0],
+            held=self._kept[1],
             working=self._working,
             program=self._program,
             tensors=self._tensors,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+from hyparflow.actions import Kind
 from hyparflow.planning.candidate import Candidate
 from hyparflow.planning.costs import Costs
 from hyparflow.simulate import Timeline
 
-__all__ = ["Memory", "partition_memory"]
+__all__ = ["Memory", "partition_memory", "program_bytes"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Memory:
         slots: the optimizer's state, of the whole model.
         activations: of the micro-batches in flight, and what the current one needs beside.
         buffers: tensors on their way to or from other partitions.
-        program: the compiled partition itself.
+        program: the compiled partition itself, and what TensorFlow needs to run any.
     """
 
     weights: int
@@ -57,7 +58,9 @@ def partition_memory(
     several = candidate.num_microbatches > 1 or candidate.grid.num_replicas > 1
     inside = slice(numbers.start, numbers.stop)
     in_flight = timeline.peak_in_flight(stage)
-    kept, working = costs.kept[inside].sum(), costs.working[inside].max()
+    is_fused = any(span.step.kind == Kind.FUSED for span in timeline.spans[stage])
+    kept = (costs.kept if is_fused else costs.held)[inside].sum()
+    working = costs.working[inside].max()
     edges = candidate.partitioning.edges
     crossing = sum(costs.tensors[e.tensor] for e in edges if stage in (e.producer, e.consumer))
     return Memory(
@@ -66,5 +69,11 @@ def partition_memory(
         slots=round(trained * costs.slots),
         activations=round(rows * (in_flight * kept + working)),
         buffers=round(2 * rows * crossing),
-        program=round(costs.program[inside].sum() * costs.overheads.program),
+        program=program_bytes(costs, numbers),
     )
+
+
+def program_bytes(costs: Costs, numbers: range) -> int:
+    """What the compiled form of these operations takes."""
+    count = costs.program[numbers.start : numbers.stop].sum()
+    return round(count * costs.overheads.program + costs.overheads.runtime)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hyparflow.actions import Kind
 from hyparflow.grid import Grid
 from hyparflow.lowering import lower
 from hyparflow.partition import Partitioning, allowed_cuts, divide, make_partitioning
@@ -226,19 +227,22 @@ def _stage_memory(
     costs = problem.costs
     everything = range(len(costs.operations))
     trained = costs.weight_bytes(everything, trainable=True)
-    fixed = costs.weight_bytes(everything) + round(trained * costs.slots)
+    fixed = costs.weight_bytes(everything) + round(trained * costs.slots) + costs.overheads.runtime
     program = costs.program * costs.overheads.program
     several = num_microbatches > 1 or grid.num_replicas > 1
     mine = [costs.weight_bytes(range(i, i + 1), trainable=True) for i in everything]
     rows = problem.batch_size / grid.num_replicas / num_microbatches
     gradients = _between(mine, positions) * (2 if several else 1)
     gradients += _between(program, positions)
-    kept = _between(costs.kept * rows, positions)
+    kept, held = (_between(sizes * rows, positions) for sizes in (costs.kept, costs.held))
     working = float(costs.working.max() * rows)
     actions = make_schedule(schedule, grid.num_partitions, num_microbatches)
     timeline = play(lower(actions, ()))
     for stage in range(grid.num_partitions):
-        yield fixed + gradients + timeline.peak_in_flight(stage) * kept + working
+        fused = any(span.step.kind == Kind.FUSED for span in timeline.spans[stage])
+        yield (
+            fixed + gradients + timeline.peak_in_flight(stage) * (kept if fused else held) + working
+        )
 
 
 def _between(values: Sequence[float] | np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""Plans as arguments of `fit`: the numbers stay those of plain Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import WORLD, Outcome, State, float_type, on_leader, require_none
+from keras import layers
+
+import hyparflow as hf
+from hyparflow import automatic
+
+
+@pytest.fixture(autouse=True)
+def in_float64() -> Iterator[None]:
+    """All of these compare with plain Keras to rounding."""
+    with float_type("float64"):
+        yield
+
+
+def build() -> Any:
+    """Small layers, the same on every rank and every time."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, activation="tanh")(inputs)
+    for _ in range(3):
+        x = layers.Add()([x, layers.Dense(8, activation="tanh")(x)])
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    return model
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.normal(size=(45, 5)), random.integers(0, 3, 45)
+
+
+def compare(**arguments: Any) -> Any:
+    """Train twins with plain Keras and with hyparflow; the latter's model."""
+
+    def train(fit: Any, model: Any, **more: Any) -> Outcome:
+        keras.utils.set_random_seed(3)
+        history = fit(*data(), batch_size=20, epochs=2, verbose=0, **more).history
+        return Outcome(dict(history), State.of(model))
+
+    def plain() -> Outcome:
+        twin = build()
+        return train(twin.fit, twin)
+
+    expected = on_leader(plain)
+    model = build()
+    actual = train(lambda *args, **kwargs: hf.fit(model, *args, **kwargs), model, **arguments)
+    require_none(actual.compare(expected, 1e-10), f"{arguments}")
+    return model
+
+
+@pytest.mark.parametrize("partitions", [p for p in (1, 2, 4) if WORLD.size % p == 0])
+def test_a_plan_trains_as_plain_keras(partitions: int) -> None:
+    plan = hf.plan(
+        build(), batch_size=20, num_ranks=WORLD.size, num_partitions=partitions, costs="estimate"
+    )
+    assert plan.num_partitions == partitions <= WORLD.size
+    compare(plan=plan)
+
+
+def test_automatic_trains_as_plain_keras(capfd: pytest.CaptureFixture[str]) -> None:
+    model = compare(strategy="auto")
+    compare(strategy="auto", num_microbatches=2)
+    capfd.readouterr()
+    hf.fit(model, *data(), batch_size=20, verbose=2, strategy="auto")  # planned already
+    assert "hyparflow plans" not in capfd.readouterr().out
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
+def test_automatic_trains_a_model_without_a_graph() -> None:
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    model = Own()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = hf.fit(model, *data(), batch_size=20, verbose=0, strategy="auto").history
+    assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
+def test_all_ranks_hear_that_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "_SHARE", 1e-8)
+    with pytest.raises(ValueError, match="No layout fits in the memory limit") as caught:
+        hf.fit(build(), *data(), batch_size=20, verbose=0, strategy="auto")
+    assert len(set(WORLD.allgather(str(caught.value)))) == 1
+
+
+def test_a_plan_and_its_arguments_are_too_much() -> None:
+    plan = hf.plan(build(), batch_size=20, num_ranks=WORLD.size, costs="estimate")
+    with pytest.raises(ValueError, match="Received: plan and num_microbatches=2, lpp=") as caught:
+        hf.fit(build(), *data(), plan=plan, num_microbatches=2, lpp=[1, 8])
+    assert len(set(WORLD.allgather(str(caught.value)))) == 1
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one process has the plan for one")
+def test_a_plan_for_other_ranks_is_refused() -> None:
+    plan = hf.plan(build(), batch_size=20, num_ranks=8, costs="estimate")
+    with pytest.raises(ValueError, match="number of ranks"):
+        hf.fit(build(), *data(), plan=plan)
