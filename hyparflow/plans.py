@@ -20,6 +20,7 @@ from hyparflow.planning.plan import Plan, make_plan
 from hyparflow.planning.planner import Wishes, best_of, consider
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
+from hyparflow.planning.tables import used_weights
 
 __all__ = ["costs_of_model", "plan"]
 
@@ -139,12 +140,11 @@ def _costs_of(
     if costs == "estimate":
         return estimate(graph, optimizer)
     known = costs if isinstance(costs, Costs) else Costs.load(costs)
-    names = tuple(call.name for call in graph.calls)
-    if known.operations != names:
+    if len(known.operations) != len(graph.calls) or known.used != used_weights(graph):
         raise ValueError(
             "Costs must be of the model that is planned. Received: costs of "
-            f"{len(known.operations)} operations, {known.operations[:2]} ..., for a model of "
-            f"{len(names)}, {names[:2]} ..."
+            f"{len(known.operations)} operations with {len(known.weights)} weights for a model of "
+            f"{len(graph.calls)} with {len(model.variables)}"
         )
     return known
 

@@ -17,6 +17,7 @@ __all__ = ["Kept", "kept_between", "origin", "working_bytes"]
 _ALIASES = ("Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims", "PreventGradient")
 _NOT_MADE = ("Placeholder", "Const", "ReadVariableOp", "VarHandleOp")
 _ONLY_SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
+_SEEDS = ("OnesLike",)  # stand in for the gradients that come from the next stage
 _IN_PLACE = frozenset(  # write over an input that nobody else reads
     ["Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Neg", "Square", "Sqrt", "Rsqrt", "Exp"]
     + ["Relu", "ReluGrad", "Relu6", "Relu6Grad", "Tanh", "TanhGrad", "Sigmoid", "SigmoidGrad"]
@@ -66,6 +67,7 @@ def kept_between(
     kept = {
         tensor.ref(): tensor
         for operation in operations[num_forward:]
+        if operation.type not in (*_SEEDS, *_ALIASES)
         if shapes_too or operation.type not in _ONLY_SHAPES
         for tensor in map(origin, operation.inputs)
     }
@@ -91,7 +93,7 @@ def working_bytes(
     counted = {origin(x).ref() for x in [*inputs, *outputs]}
     forward = set(operations[:num_forward])
     for index, operation in enumerate(operations):
-        if operation.type in _ONLY_SHAPES or operation.type in _ALIASES:
+        if operation.type in (*_ONLY_SHAPES, *_ALIASES, *_SEEDS):
             continue
         for tensor in map(origin, operation.inputs):
             last[tensor.ref()] = index

@@ -126,36 +126,75 @@ def best_cuts(
     Returns:
         The best division, then others of smaller sums or maxima; nothing if none is possible.
     """
-    fastest = _trace(costs, minimax=True, ceiling=np.inf)
-    shortest = _trace(costs, minimax=False, ceiling=np.inf)
-    if fastest is None or shortest is None:
+    fastest = _fastest(costs)
+    if fastest is None:
         return []
-    found = [fastest, shortest]
+    last = costs[0].shape[0] - 1
+    least = min(float(cost[0, last]) for cost in costs)  # of any sum: nothing is sent
+    least = least if np.isfinite(least) else 0.0
+    found = [fastest]
+    ceiling = np.inf
     while True:
         best = min(division.value(rounds) for division in found)
         # A slower stage than this makes the value worse than the best, whatever the sum.
-        ceiling = (best - shortest.total) / rounds if rounds else np.inf
-        ceiling = min(ceiling, found[-1].slowest) * (1 - tolerance) - 1e-15
+        bound = (best - least) / rounds if rounds else np.inf
+        ceiling = min(bound, ceiling)
         if ceiling < fastest.slowest:
             break
         division = _trace(costs, minimax=False, ceiling=ceiling)
         if division is None:
             break
         found.append(division)
+        if not rounds:
+            break
+        ceiling = min(ceiling, division.slowest) * (1 - tolerance) - 1e-15
     distinct = {division.boundaries: division for division in found}
     return sorted(distinct.values(), key=lambda division: division.value(rounds))
 
 
-def _trace(costs: Sequence[np.ndarray], minimax: bool, ceiling: float) -> Division | None:
-    """The division of the least maximum, or of the least sum with no stage above `ceiling`."""
+def _fastest(costs: Sequence[np.ndarray]) -> Division | None:
+    """The division whose slowest stage is fastest."""
     last = costs[0].shape[0] - 1
+    whole = float(costs[0][0, last])
+    # Equal stages would take this; try ceilings from there on, for low ones are quick.
+    ceiling = whole / len(costs) if np.isfinite(whole) else np.inf
+    while ceiling < whole:
+        ceiling *= 2
+        division = _trace(costs, minimax=True, ceiling=ceiling)
+        if division is not None:
+            return division
+    return _trace(costs, minimax=True, ceiling=np.inf)
+
+
+class _Band:
+    """A cost matrix as what ends at each candidate: [end, how many candidates before it starts]."""
+
+    def __init__(self, cost: np.ndarray, ceiling: float) -> None:
+        count = cost.shape[0]
+        usable = np.isfinite(cost) & (cost <= ceiling)
+        starts, ends = np.nonzero(usable)
+        width = int((ends - starts).max(initial=1))
+        self.starts = np.arange(count)[:, None] - np.arange(1, width + 1)[None, :]
+        self.cost = np.full((count, width), np.inf)
+        self.cost[ends, ends - starts - 1] = cost[starts, ends]
+
+
+def _trace(costs: Sequence[np.ndarray], minimax: bool, ceiling: float) -> Division | None:
+    """The division of the least maximum, or of the least sum, with no stage above `ceiling`."""
+    last = costs[0].shape[0] - 1
+    bands: dict[int, _Band] = {}
     best = np.where(costs[0][0] <= ceiling, costs[0][0], np.inf)
     choices = []
+    everything = np.arange(last + 1)
     for cost in costs[1:]:
-        usable = np.where(cost <= ceiling, cost, np.inf)
-        both = np.maximum(best[:, None], usable) if minimax else best[:, None] + usable
-        choices.append(np.argmin(both, axis=0))
-        best = both[choices[-1], np.arange(last + 1)]
+        if id(cost) not in bands:
+            bands[id(cost)] = _Band(cost, ceiling)
+        band = bands[id(cost)]
+        before = best[np.maximum(band.starts, 0)]
+        both = np.maximum(before, band.cost) if minimax else before + band.cost
+        nearest = np.argmin(both, axis=1)
+        choices.append(band.starts[everything, nearest])
+        best = both[everything, nearest]
     if not np.isfinite(best[last]):
         return None
     boundaries = [last]

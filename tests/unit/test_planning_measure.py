@@ -1,0 +1,175 @@
+"""What is measured of a model: alike parts once, memory exactly, and nothing of it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import hyparflow as hf
+from hyparflow import keras_internals
+from hyparflow.graph import FlatGraph
+from hyparflow.planning.estimate import estimate
+from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
+from hyparflow.planning.measure import measure
+from hyparflow.planning.segments import alike, segments
+
+
+def flat(model: Any) -> FlatGraph:
+    return FlatGraph(model, keras_internals.opened_graph(model))
+
+
+def blocks(count: int, width: int = 8) -> Any:
+    """Residual blocks, all alike but for their names."""
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(width, 3, padding="same")(inputs)
+    for _ in range(count):
+        y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same")(x)))
+        x = layers.Add()([x, layers.Dropout(0.1)(y)])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)), name="blocks")
+
+
+def groups_of(model: Any) -> list[list[Any]]:
+    graph = flat(model)
+    operations = graph.operation_graph(model.trainable_variables)
+    found = segments(operations, has_kernel(graph))
+    covered = [index for segment in found for index in segment.operations]
+    assert covered == list(range(len(graph.calls)))  # each operation once, in order
+    return list(alike(operations, found, operation_kinds(graph), tensor_types(graph)).values())
+
+
+def test_repeated_blocks_are_one_kind() -> None:
+    few, many = groups_of(blocks(3)), groups_of(blocks(30))
+    assert len(many) == len(few) <= 5
+    assert max(map(len, many)) >= 28
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filters": 9},
+        {"kernel_size": 1},
+        {"strides": 2},
+        {"activation": "relu"},
+        {"use_bias": False},
+    ],
+    ids=str,
+)
+def test_what_changes_the_time_makes_another_kind(change: dict[str, Any]) -> None:
+    inputs = keras.Input((8, 8, 8))
+    same = {"filters": 8, "kernel_size": 3, "padding": "same"}
+    x = layers.Conv2D(**same)(layers.Conv2D(**same)(layers.Conv2D(**same)(inputs)))
+    alone = groups_of(keras.Model(inputs, x))
+    x = layers.Conv2D(**same)(layers.Conv2D(**(same | change))(layers.Conv2D(**same)(inputs)))
+    assert len(groups_of(keras.Model(inputs, x))) > len(alone)
+
+
+def test_arguments_make_another_kind() -> None:
+    inputs = keras.Input((8,))
+    x = layers.Dense(8)(ops.multiply(layers.Dense(8)(inputs), 2.0))
+    y = ops.sum(layers.Dense(8)(layers.Dense(8)(x)), axis=-1, keepdims=True)
+    model = keras.Model(inputs, layers.Dense(8)(ops.concatenate([y] * 8, axis=-1)))
+    kinds = operation_kinds(flat(model))
+    assert len(set(kinds)) >= 4
+
+
+def test_memory_of_dense_layers_is_what_one_counts() -> None:
+    """The backward needs the input of each layer and, for ReLU, its output."""
+    model = keras.Sequential([keras.Input((4,))])
+    for width in (16, 8, 12):
+        model.add(layers.Dense(width, activation="relu"))
+    model.add(layers.Dense(2))
+    costs = measure(flat(model), (8,), budget=0.0)
+    assert costs.kept.sum() == 4 * (16 + 8 + 12)
+    assert costs.tensors.tolist() == [16, 64, 32, 48, 8]
+
+
+def test_memory_of_a_residual_block_counts_shared_tensors_once() -> None:
+    inputs = keras.Input((6,))
+    x = layers.Dense(10)(inputs)
+    y = layers.Dense(10, activation="tanh")(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Add()([x, y])))
+    costs = measure(flat(model), (8,), budget=0.0)
+    # x for the second layer, its tanh, and the sum for the third.
+    assert costs.kept.sum() == 4 * 30
+
+
+def test_measuring_changes_nothing() -> None:
+    model = blocks(2)
+    model.compile("adam", "mse")
+    before = [np.array(v) for v in model.variables]
+    losses = model.losses
+    costs = measure(flat(model), (2, 4), model.optimizer, budget=0.01)
+    for variable, value in zip(model.variables, before, strict=True):
+        assert np.array_equal(variable, value), variable.path
+    assert model.losses == losses
+    assert not model.optimizer.built
+    assert costs.slots == pytest.approx(2.0, rel=0.05)
+    for times in (costs.forward, costs.backward, costs.fused):
+        assert times.shape == (len(costs.operations), 2)
+        assert np.isfinite(times).all() and (times > 0).any()
+
+
+@pytest.mark.parametrize("kind", ["sequences", "two inputs", "shared", "nested"])
+def test_all_kinds_of_graphs_are_measured(kind: str) -> None:
+    if kind == "sequences":
+        inputs = keras.Input((None,), dtype="int32")
+        x = layers.LSTM(4)(layers.Embedding(9, 4, mask_zero=True)(inputs))
+    elif kind == "two inputs":
+        inputs = [keras.Input((4,)), keras.Input((3,), dtype="int32")]
+        x = layers.Concatenate()([inputs[0], layers.Flatten()(layers.Embedding(5, 2)(inputs[1]))])
+    elif kind == "shared":
+        inputs = keras.Input((4,))
+        dense = layers.Dense(4)
+        x = dense(dense(inputs))
+    else:
+        inputs = keras.Input((4,))
+        inner = keras.Sequential([keras.Input((4,)), layers.Dense(5), layers.Dense(4)])
+        x = inner(layers.Dropout(0.5)(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    model.compile("sgd", "mse")
+    plan = hf.plan(model, batch_size=8, num_ranks=2)
+    assert plan.step_seconds > 0
+    assert sum(plan.lpp) == len(flat(model).calls)
+
+
+def test_costs_of_another_model_are_refused(tmp_path: Path) -> None:
+    estimate(flat(blocks(1))).save(tmp_path / "costs.json")
+    with pytest.raises(ValueError, match="Costs must be of the model that is planned"):
+        hf.plan(blocks(2), batch_size=8, num_ranks=2, costs=tmp_path / "costs.json")
+    plan = hf.plan(blocks(1), batch_size=8, num_ranks=2, costs=tmp_path / "costs.json")
+    assert plan.costs == "estimated"
+
+
+def test_estimates_follow_the_size_of_the_work() -> None:
+    small, large = (estimate(flat(blocks(1, width))) for width in (8, 32))
+    assert large.forward.sum() > 4 * small.forward.sum()
+    assert large.kept.sum() > 3 * small.kept.sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({}, "num_ranks"),
+        ({"num_ranks": 2, "cluster": hf.Cluster(2, 2)}, "a cluster of 4 ranks"),
+        ({"num_ranks": 2, "memory_limit": "much"}, "A size is"),
+        ({"num_ranks": 2, "memory_limit": "1KiB"}, "No layout fits"),
+        ({"num_ranks": 67}, "No layout has"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        hf.plan(blocks(1), batch_size=8, costs="estimate", **arguments)
+
+
+def test_a_model_without_a_graph_is_refused() -> None:
+    class Own(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(ValueError, match="Own"):
+        hf.plan(Own(), batch_size=8, num_ranks=2)
