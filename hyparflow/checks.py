@@ -8,6 +8,7 @@ import keras
 
 from hyparflow import keras_internals
 from hyparflow.options import Options
+from hyparflow.survey import Findings
 
 _STEPS = ("train_step", "test_step", "predict_step")
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
@@ -24,6 +25,7 @@ __all__ = [
     "check_shards",
     "check_state",
     "require_compiled",
+    "require_means",
 ]
 
 
@@ -132,6 +134,25 @@ def check_state(model: Any, method: str, num_replicas: int, num_microbatches: in
         raise ValueError(
             "SpectralNormalization changes its kernel at each call, once per step in one process. "
             f"Received: {spectral} with {num_microbatches} micro-batches. Use num_microbatches=1."
+        )
+
+
+def require_means(names: list[str], found: Findings) -> None:
+    """Check that what layers add to the loss is a mean over the rows of a batch.
+
+    Args:
+        names: layers that are not Keras's.
+        found: what they do.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if found.added:
+        raise ValueError(
+            "What a layer adds by `add_loss` must be a mean over the rows of a batch, so that it "
+            f"adds up over the parts of a batch. Received: another number, from among {names}. "
+            "Take the mean over all rows, or train with one replica and num_microbatches=1 "
+            "(strategy='model')."
         )
 
 

@@ -111,11 +111,13 @@ class ArraySource:
 
     def specs(self) -> Any:
         """The types of (x, y, sample weights)."""
-        first = np.zeros(1, np.int64)
+        first = np.arange(min(1, self.num_samples))
         return specs((self.x(first), self.y(first), self.sample_weight(first)))
 
     def fingerprint(self) -> list[Any]:
         """Shapes, dtypes and a few rows, to find out whether all ranks have the same data."""
+        if self.num_samples == 0:  # of validation data: a step has none of them
+            return [(0, str(spec)) for spec in keras.tree.flatten(self.specs())]
         first = np.zeros(1, np.int64)
         row = sum(leaf.nbytes for leaf in keras.tree.flatten(self.x(first)))
         is_whole = row * self.num_samples <= _WHOLE and not self._is_mapped()

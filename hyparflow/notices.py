@@ -10,8 +10,9 @@ from typing import Any
 from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
 from hyparflow.losses import LossTerms
+from hyparflow.survey import Findings
 
-__all__ = ["announce", "users_stack_level"]
+__all__ = ["announce", "announce_layers", "users_stack_level"]
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
@@ -39,6 +40,29 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             f"The losses {_some(terms.one_number)} give a number for a batch that is not known to "
             "be a mean over its rows (or are not reduced at all); the mean over micro-batches and "
             "replicas is taken. Remedy: a loss that returns one value per row, and is reduced.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_layers(names: list[str], found: Findings) -> None:
+    """Say what layers of the user's own do differently when a batch is parted.
+
+    Args:
+        names: those layers.
+        found: what they do.
+    """
+    remedy = "Remedy: one replica and num_microbatches=1 (strategy='model')."
+    if found.mixed:
+        warnings.warn(
+            f"Layers that mix the rows of a batch (among {_some(names)}) see a micro-batch of one "
+            f"replica, not the global batch as in one process: results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    if found.state:
+        warnings.warn(
+            f"Variables that layers change in each call ({_some(found.state)}) change for each "
+            "micro-batch of each replica, not once for the global batch as in one process. "
+            f"{remedy}",
             stacklevel=users_stack_level(),
         )
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["portable"]
+__all__ = ["is_faithful", "portable"]
 
 
 def portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
@@ -20,6 +20,11 @@ def portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...
         if type(twin) is type(error) and str(twin) == str(error):
             return recipe
     return RuntimeError, (f"{type(error).__name__}: {error}",)
+
+
+def is_faithful(recipe: tuple[Callable[..., Exception], tuple[Any, ...]]) -> bool:
+    """Whether another rank makes an error of the same class, and not one that only names it."""
+    return recipe[0] in (_same, _rebuild)
 
 
 def _same(error: Exception) -> Exception:

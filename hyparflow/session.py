@@ -9,15 +9,16 @@ import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.additive import require_additive
-from hyparflow.checks import check_state
+from hyparflow.checks import check_state, require_means
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import peek
 from hyparflow.grid import LEADER
 from hyparflow.layout import Layout, make_layout
 from hyparflow.options import Options
-from hyparflow.portable import portable
+from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
+from hyparflow.survey import own_layers, survey
 from hyparflow.trainer import bridge
 from hyparflow.worker import Worker
 
@@ -74,8 +75,9 @@ class Session:
                 call.shards["train"] = (stream, call.shards["train"][1])
                 stream = None
         self._check_state(call)
+        self._check_inputs(specs)
         part = self._build(specs, with_loss=call.method != "predict")
-        self._check_sums(part, call)
+        self._check_parts(part, call, specs)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
@@ -100,18 +102,45 @@ class Session:
         except ValueError as error:
             raise guard.everywhere(error) from None
 
-    def _check_sums(self, part: build.Part, call: Call) -> None:
-        """Once per part, where batches are split: refuse what does not add up."""
+    def _check_inputs(self, specs: Any) -> None:
+        """Before any message, and alike on all ranks: do the data fit the model?"""
+        inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
+        if not self.model.built or any(None in spec.shape[1:] for spec in inputs):
+            return
+        try:
+            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
+            keras_internals.check_inputs(self.model, zeros)
+        except ValueError as error:
+            raise guard.everywhere(error) from None
+
+    def _check_parts(self, part: build.Part, call: Call, specs: Any) -> None:
+        """Once per part, where batches are parted: refuse what does not add up. Collective."""
         split = call.options.grid.num_replicas * call.num_microbatches > 1
-        if not split or part.losses is None or part is self._checked_part:
+        if not split or part is self._checked_part:
+            return
+        try:
+            self._check_layers(specs)
+            self._check_sums(part)
+        except ValueError as error:
+            raise guard.everywhere(error) from None
+        self._checked_part = part
+
+    def _check_layers(self, specs: Any) -> None:
+        names = own_layers(self.model)
+        if not names:
+            return
+        found = survey(self.model, specs[0]) if self._world.rank == LEADER else None
+        found = self._world.broadcast_object(found, LEADER, "what layers do with rows")
+        require_means(names, found)
+        if self._world.rank == LEADER:
+            notices.announce_layers(names, found)
+
+    def _check_sums(self, part: build.Part) -> None:
+        if part.losses is None:
             return
         own = part.losses.head.own_metrics or part.losses.head.own_loss or "train_step" in part.own
         if not own:
-            try:
-                require_additive(self.model, part.losses.terms, part.losses.symbolic)
-            except ValueError as error:
-                raise guard.everywhere(error) from None
-        self._checked_part = part
+            require_additive(self.model, part.losses.terms, part.losses.symbolic)
 
     def _peek(self, stream: Any) -> tuple[Any, Any, int | None]:
         """What `peek` returns on the leader; on the others, without the stream. Collective."""
@@ -137,7 +166,10 @@ class Session:
             guard.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
             guard.everywhere(error)
             worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
-            worker.release("fail", error=portable(error))
+            recipe = portable(error)
+            worker.release("fail", error=recipe)
+            if not is_faithful(recipe):  # all ranks must see the same
+                raise guard.everywhere(recipe[0](*recipe[1])) from error
             raise
         worker.order(Command("finish"))
         worker.release("stop", result=result)

@@ -16,6 +16,7 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
 from hyparflow.grid import LEADER, Grid
+from hyparflow.writes import find_own
 
 __all__ = ["WeightSync"]
 
@@ -66,12 +67,51 @@ class WeightSync:
         self._broadcast([*self._weights, *self._slots], LEADER)
         self._separate_seeds()
 
-    def checksum(self) -> int:
-        """A number that changes when weights or optimizer state of this rank do."""
-        total = 0
-        for variable in [*self._weights, *self._slots]:
-            total = zlib.crc32(variable.numpy().tobytes(), total)
-        return total
+    def describe(self, variables: Sequence[Any]) -> list[tuple[int | str, np.ndarray]]:
+        """The present values of `variables`, for `write` on other ranks: each by its number here,
+        or by its path if it is none of the model's."""
+        numbers = {id(v): n for n, v in enumerate([*self._weights, *self._slots])}
+        return [(numbers.get(id(v), v.path), v.numpy()) for v in variables]
+
+    def write(self, values: Sequence[tuple[int | str, np.ndarray]]) -> None:
+        """Take what `describe` returned on the leader.
+
+        Raises:
+            ValueError: if several variables of the user's own have the same path.
+        """
+        known = [*self._weights, *self._slots]
+        for key, value in values:
+            if isinstance(key, int):
+                known[key].assign(value)
+                continue
+            found = find_own(key, value, {id(v) for v in known})
+            if len(found) > 1:
+                raise ValueError(
+                    "A variable that a callback writes must be told from others by its name. "
+                    f"Received: {len(found)} variables '{key}' of shape {value.shape}. Give each "
+                    "a name: keras.Variable(..., name=...)."
+                )
+            for variable in found:
+                variable.assign(value)
+
+    def is_elsewhere(self, variable: Any) -> bool:
+        """Whether another partition owns this variable of the model or its optimizer."""
+        mine = self._grid.partition(self._world.rank)
+        if id(variable) in self._owners:
+            return self._owners[id(variable)] != mine
+        used = {id(slot) for slot in self._touched()}
+        is_slot = any(variable is slot for slot in self._slots)
+        return is_slot and self._grid.num_partitions > 1 and id(variable.value) not in used
+
+    def checksums(self) -> list[int]:
+        """A number for each weight and slot of this rank, which changes when that does."""
+        return [zlib.crc32(v.numpy().tobytes()) for v in [*self._weights, *self._slots]]
+
+    def changed(self, before: Sequence[int]) -> list[Any]:
+        """The weights and slots that have changed since `checksums` returned `before`."""
+        known = [*self._weights, *self._slots]
+        triples = zip(known, before, self.checksums(), strict=True)
+        return [variable for variable, old, new in triples if old != new]
 
     def _separate_seeds(self) -> None:
         """Let replicas draw different random numbers; replica 0 draws those of plain Keras."""

@@ -13,7 +13,8 @@ weights that callbacks ask for    `bridge` wraps `get_weights`, `save` and the l
 weights that callbacks set        `bridge` wraps `set_weights` and `load_weights`: the leader's
                                   weights go to all ranks afterwards
 variables that callbacks read     `with_weights`, at the ends of epochs and evaluations
-or write directly
+variables that callbacks assign   `WriteLog` notes them, and they go to all ranks before the next
+                                  command
 ================================  ==========================================================
 
 The model itself is given the steps, rather than a model around it, because callbacks and the
@@ -64,11 +65,10 @@ class WeightsIn(keras.callbacks.Callback):
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
-        self.checksum = 0
 
     def _enter(self, *args: Any, **kwargs: Any) -> None:
         self._worker.order(Command("gather"))
-        self.checksum = self._worker.checksum()
+        self._worker.watch(True)
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _enter
     on_test_begin = on_test_end = on_predict_begin = on_predict_end = _enter
@@ -77,14 +77,13 @@ class WeightsIn(keras.callbacks.Callback):
 class WeightsOut(keras.callbacks.Callback):
     """Last of the callbacks: weights that one of the others wrote go to all ranks."""
 
-    def __init__(self, worker: Worker, before: WeightsIn) -> None:
+    def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
-        self._before = before
 
     def _leave(self, *args: Any, **kwargs: Any) -> None:
-        if self._worker.checksum() != self._before.checksum:
-            self._worker.order(Command("scatter"))
+        self._worker.send_writes()
+        self._worker.watch(False)
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _leave
     on_test_begin = on_test_end = on_predict_begin = on_predict_end = _leave
@@ -95,7 +94,7 @@ def with_weights(callbacks: Any, worker: Worker) -> Any:
     if not callbacks:
         return callbacks
     before = WeightsIn(worker)
-    after = WeightsOut(worker, before)
+    after = WeightsOut(worker)
     if isinstance(callbacks, keras.callbacks.CallbackList):
         surrounded = copy.copy(callbacks)  # the user's own is used again in other calls
         surrounded.callbacks = [before, *callbacks.callbacks, after]
@@ -126,7 +125,11 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
     saved = {name: attributes[name] for name in replaced if name in attributes}
     was_eager = model.run_eagerly if model.compiled else False
     attributes.update(replaced)
-    with _finalized_everywhere(model, worker):
+    with (
+        worker.log.listening(),
+        _layers_gathered(model, worker),
+        _finalized_everywhere(model, worker),
+    ):
         try:
             model.run_eagerly = True
             _forget_functions(model)
@@ -137,6 +140,22 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
             attributes.update(saved)
             model.run_eagerly = was_eager
             _forget_functions(model)
+
+
+@contextlib.contextmanager
+def _layers_gathered(model: Any, worker: Worker) -> Iterator[None]:
+    """While open, `get_weights` and `set_weights` of each layer find the present weights."""
+    layers = keras_internals.all_layers(model, include_self=False)
+    for layer in layers:
+        for name in ("get_weights", "set_weights"):
+            # What a layer is given reaches the other ranks as all that is assigned does.
+            vars(layer)[name] = _gathered(getattr(layer, name), worker, writes=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("get_weights", "set_weights"):
+                vars(layer).pop(name, None)
 
 
 def _forget_functions(model: Any) -> None:
@@ -178,6 +197,15 @@ def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
         del vars(optimizer)["finalize_variable_values"]
 
 
+def _settings(model: Any) -> dict[str, Any]:
+    """The optimizer's settings, without its learning rate."""
+    if getattr(model, "optimizer", None) is None:
+        return {}
+    config = keras_internals.inner_optimizer(model.optimizer).get_config()
+    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool)}
+    return {k: v for k, v in simple.items() if k != "learning_rate"}
+
+
 class _Steps:
     """The three steps that Keras calls, as commands to all ranks."""
 
@@ -185,11 +213,15 @@ class _Steps:
         self._model = model
         self._worker = worker
         self._learning_rates: list[float] = []
+        self._settings: dict[str, Any] | None = _settings(model)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on all ranks; the metrics so far."""
         command, rows = self._command("train", data)
         rates = [float(rate) for rate in keras_internals.settable_learning_rates(self._model)]
+        if self._settings is not None:  # they are compiled with the first step
+            changed = _settings(self._model).items() - self._settings.items()
+            command.values["settings"], self._settings = dict(changed), None
         if rates != self._learning_rates:  # a callback may have set one
             command.values["learning_rates"] = self._learning_rates = rates
         return self._worker.results(self._worker.order(command, rows))

@@ -53,6 +53,7 @@ class Update:
         ]
         if not self._optimizer.built:
             _build(self._optimizer, model)
+        self._trains = bool(model.trainable_variables)  # on some rank
         self._clip = float(self._inner.global_clipnorm or 0.0)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
@@ -99,9 +100,9 @@ class Update:
                 keras_internals.skip_overflowed_step(self._optimizer)
                 return
         self._apply(values, tuple(present), tf.constant(norm, tf.float64))
-        if not present:
+        if not present and self._trains:
             self._inner.iterations.assign_add(1)
-        elif not self._touched:
+        elif present and not self._touched:
             arguments = values, tuple(present), tf.constant(norm, tf.float64)
             self._touched = list(self._apply.get_concrete_function(*arguments).graph.variables)
 
@@ -120,17 +121,19 @@ class Update:
             finite = tf.reduce_all(tf.math.is_finite(_values(value)))
             overflows += tf.cast(tf.logical_not(finite), tf.float64)
             if self._counted[index]:
-                clipped = _values(self._to_be_clipped(index, value))
-                clipped /= tf.cast(scale, clipped.dtype)
+                clipped = self._to_be_clipped(index, value, scale)
                 squares += tf.cast(ops.sum(ops.square(clipped)), tf.float64)
         return tf.stack([squares, overflows])
 
-    def _to_be_clipped(self, index: int, value: Any) -> Any:
-        """What Keras clips: a step's gradient, or the mean over accumulated steps."""
+    def _to_be_clipped(self, index: int, value: Any, scale: Any) -> Any:
+        """What Keras clips, without the loss scale: a step's gradient, or the mean over
+        accumulated steps, which are kept without it.
+        """
+        scale = tf.cast(scale, _values(value).dtype)
         if self._accumulated == 1:
-            return value
+            return _values(value) / scale
         before = keras_internals.accumulated_gradient(self._inner, self._variables[index])
-        return (tf.convert_to_tensor(value) + before) / self._accumulated
+        return (tf.convert_to_tensor(value) / scale + before) / self._accumulated
 
     def _trace_apply(self, values: list[Any], present: tuple[int, ...], norm: Any) -> None:
         variables = [self._variables[index] for index in present]

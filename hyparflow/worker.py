@@ -21,6 +21,7 @@ from hyparflow.feed import Data, Feed
 from hyparflow.gradients import GradientSum
 from hyparflow.grid import LEADER
 from hyparflow.stage import as_tensors
+from hyparflow.writes import WriteLog
 
 __all__ = ["Worker"]
 
@@ -50,6 +51,9 @@ class Worker:
         self._replica = self._grid.replica(world.rank)
         self._programs: dict[tuple[str, int], Program] = {}
         self._stream: Data | None = None
+        self.log = WriteLog(self._told_otherwise, self._is_behind)
+        self._watched: list[int] | None = None
+        self._fresh = True  # the leader holds the present weights of all partitions
         self._stale = False  # statistics changed since the replicas agreed on them
         self.in_command = False
         self._result: Any = None
@@ -65,10 +69,30 @@ class Worker:
 
     def order(self, command: Command, data: Data | None = None) -> Any:
         """Leader: announce `command` and carry out its own share; `data` goes with it."""
+        self.send_writes()
         self._stream = data
+        return self._order(command)
+
+    def send_writes(self) -> None:
+        """Leader: give all ranks what callbacks wrote to variables since the last command."""
+        written = self.log.take()
+        if self._watched is not None:
+            written += self._part.sync.changed(self._watched)
+        if written:
+            distinct = list({id(v): v for v in written}.values())
+            values = {"values": self._part.sync.describe(distinct)}
+            self._order(Command("write", values=values))
+            self.watch(self._watched is not None)
+
+    def watch(self, watched: bool) -> None:
+        """Leader: from now on, look for writes that did not go through Keras, or no longer."""
+        self._watched = self._part.sync.checksums() if watched else None
+
+    def _order(self, command: Command) -> Any:
         self.in_command = True
-        self._world.broadcast_object(command, LEADER, "the leader's command")
-        result = getattr(self, command.name)(command)
+        with self.log.paused():
+            self._world.broadcast_object(command, LEADER, "the leader's command")
+            result = getattr(self, command.name)(command)
         self.in_command = False
         return result
 
@@ -99,11 +123,16 @@ class Worker:
 
     def train(self, command: Command) -> dict[str, Any] | None:
         """One training step; what the model's own step returned, where it has one."""
+        if "settings" in command.values and self._world.rank != LEADER:
+            optimizer = keras_internals.inner_optimizer(self.model.optimizer)
+            for name, value in command.values["settings"].items():
+                setattr(optimizer, name, value)
         if "learning_rates" in command.values and self._world.rank != LEADER:
             rates = keras_internals.settable_learning_rates(self.model)
             for rate, value in zip(rates, command.values["learning_rates"], strict=True):
                 rate.assign(value)
         self._stale = True
+        self._fresh = False
         batch = self._feed.batch(command, self._stream)
         if "train_step" in self._part.own:
             return self._own("train_step", batch)
@@ -165,6 +194,22 @@ class Worker:
         """The present value of every metric, on the leader; see `MetricState.results`."""
         return self._losses.metrics.results(logs)
 
+    # --- what callbacks write ---
+
+    def write(self, command: Command) -> None:
+        """Take the values of variables that a callback wrote on the leader."""
+        if self._world.rank != LEADER:
+            self._part.sync.write(command.values["values"])
+
+    def _told_otherwise(self) -> list[Any]:
+        """Variables that change on the leader between commands and are no news to the others."""
+        metrics = keras_internals.tracked_metrics(self.model) if self.model.compiled else []
+        rates = keras_internals.settable_learning_rates(self.model)
+        return [v for metric in metrics for v in metric.variables] + rates
+
+    def _is_behind(self, variable: Any) -> bool:
+        return not self._fresh and self._part.sync.is_elsewhere(variable)
+
     # --- weights ---
 
     def gather(self, command: Command) -> None:
@@ -172,15 +217,13 @@ class Worker:
         self._world.board.write("gathers weights")
         self._part.sync.gather()
         self._stale = False
-
-    def checksum(self) -> int:
-        """A number that changes when this rank's weights or optimizer state do."""
-        return self._part.sync.checksum()
+        self._fresh = True
 
     def scatter(self, command: Command) -> None:
         """Give all ranks the leader's weights and optimizer state."""
         self._world.board.write("takes the leader's weights")
         self._part.sync.scatter()
+        self._fresh = True
 
     def finish(self, command: Command) -> None:
         """Gather, and let all ranks' random generators continue alike."""

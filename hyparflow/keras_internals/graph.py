@@ -70,6 +70,26 @@ def standardize_inputs(functional: Any, inputs: Any) -> list[Any]:
     return list(functional._standardize_inputs(inputs))
 
 
+def check_inputs(model: Any, inputs: Any) -> None:
+    """Check `inputs`, of one row, as a call of the model would, with Keras's messages.
+
+    A Sequential model takes shapes that its declared input does not allow, as long as its layers
+    do; so where the quick check fails, the model is called.
+
+    Raises:
+        ValueError: if a shape or the structure does not fit.
+    """
+    functional = opened_graph(model)
+    if functional is None:
+        return
+    tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    try:
+        functional._assert_input_compatibility(tensors)
+        functional._standardize_inputs(tensors)
+    except ValueError:
+        call_model(model, tensors, False)
+
+
 def output_structure(functional: Any, flat: list[Any]) -> Any:
     """Flat outputs in the structure that the model's call returns (one-element lists undone)."""
     packed = keras.tree.pack_sequence_as(functional._outputs_struct, flat)

@@ -103,7 +103,9 @@ def check_swapped(runs: Runs) -> None:
     def train(run: Any) -> Any:
         optimizer = keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.8)
         swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-        return fit(run, [swap], classifier(optimizer=optimizer))
+        folder = run.folder()
+        save = keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras")
+        return fit(run, [swap, save], classifier(optimizer=optimizer)), states(folder)
 
     runs.compare(train)
 

@@ -223,6 +223,24 @@ works(MODELS, "custom layers", "add_loss in a layer")(
 works(MODELS, "activity regularizers")(
     fitting(lambda: between(layers.Dense(4, activity_regularizer="l2"), layers.Dense(4)))
 )
+
+
+class AddsSum(layers.Layer):
+    """Adds to the loss a sum over the rows, not a mean."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.1 * ops.sum(ops.square(x)))
+        return x
+
+
+@refused(MODELS, "add_loss of what is no mean over the rows", note="one replica, one micro-batch")
+def check_added_sums(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        return run.fit(between(AddsSum()), *arrays(), batch_size=20)
+
+    runs.refuse(train, "must be a mean over the rows")
+
+
 L1L2 = keras.regularizers.L1L2(0.01, 0.02)
 works(MODELS, "weight regularizers", "weight constraints")(
     fitting(lambda: between(kernel_regularizer=L1L2, kernel_constraint="unit_norm"))

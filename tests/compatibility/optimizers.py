@@ -150,6 +150,16 @@ works("Optimizers", "LossScaleOptimizer", note="all ranks agree on the scale")(
 )
 
 
+works("Optimizers", "LossScaleOptimizer with gradient accumulation and clipping")(
+    training(
+        lambda: OPTIMIZERS.LossScaleOptimizer(
+            OPTIMIZERS.SGD(0.5, gradient_accumulation_steps=2, global_clipnorm=0.1),
+            initial_scale=1024.0,
+        )
+    )
+)
+
+
 def grouped() -> Any:
     """One optimizer for the biases and one for the rest."""
     groups = OPTIMIZERS.OptimizerMap(default_optimizer=OPTIMIZERS.Adam(0.01))

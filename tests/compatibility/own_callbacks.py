@@ -11,7 +11,7 @@ import pytest
 
 import hyparflow as hf
 from compatibility.callbacks import fit, from_leader, states
-from compatibility.rows import works
+from compatibility.rows import refused, works
 from compatibility.runs import Runs, arrays, classifier
 
 DO = "What callbacks do"
@@ -98,6 +98,88 @@ works(DO, "set weights by set_weights", note="in any hook")(
 works(DO, "assign to variables at the begin or end of epochs, evaluations and training")(
     comparing(on_train_begin=halve_variables, on_epoch_end=halve_variables)
 )
+
+
+def halve_and_use(callback: Any, *_: Any) -> Any:
+    halve_variables(callback)
+    x, y = held()
+    predicted = callback.model.predict(x, verbose=0)
+    callback.model.layers[-1].bias.assign_add([0.1, 0.2, 0.3])
+    evaluated = callback.model.evaluate(x, y, verbose=0)
+    halve_variables(callback)
+    return [predicted, evaluated, callback.model.get_weights()]
+
+
+works(DO, "assign to variables, then predict, evaluate or save in the same hook")(
+    seeing(on_epoch_end=halve_and_use, on_train_begin=halve_and_use)
+)
+
+
+def halve_layers(callback: Any, *_: Any) -> Any:
+    weights = [layer.get_weights() for layer in callback.model.layers]
+    for layer, values in zip(callback.model.layers, weights, strict=True):
+        layer.set_weights([value / 2 for value in values])
+    return weights
+
+
+works(DO, "read and set weights of layers by get_weights and set_weights", note="in any hook")(
+    seeing(on_train_batch_end=halve_layers, on_epoch_begin=halve_layers)
+)
+
+
+def halve_after_gathering(callback: Any, *_: Any) -> None:
+    callback.model.get_weights()
+    halve_variables(callback)
+
+
+works(
+    DO,
+    "assign to variables at the begin or end of batches",
+    note="on a cut model after a `model.get_weights()`, and refused without it",
+)(comparing(on_train_batch_begin=halve_after_gathering))
+
+
+def half_stale(callback: Any, batch: int, _: Any) -> None:
+    if batch == 1:
+        halve_variables(callback)
+
+
+@refused(DO, "assign to outdated variables of a cut model", note="`model.get_weights()` before")
+def check_outdated(runs: Runs) -> None:
+    if runs.options["strategy"] != "data":
+        callback = doing(on_train_batch_end=half_stale)
+        runs.refuse(lambda run: fit(run, [callback]), "written between two steps only after")
+
+
+@works(DO, "change a variable of one's own that a loss reads", note="found by its path")
+def check_own_variable(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        weight = keras.Variable(0.1, dtype="float64", trainable=False, name="annealed")
+
+        def loss(y: Any, y_pred: Any) -> Any:
+            labels = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), 3)
+            return weight * keras.ops.mean((labels - y_pred) ** 2, -1)
+
+        def anneal(callback: Any, number: int, logs: Any) -> None:
+            weight.assign(0.1 * (number + 2))
+
+        hooks = {"on_epoch_begin": anneal, "on_train_batch_begin": anneal}
+        return fit(run, [doing(**hooks)], classifier(loss=loss, metrics=[]))
+
+    runs.compare(train)
+
+
+def set_momentum(callback: Any, *_: Any) -> None:
+    callback.model.optimizer.momentum = 0.5
+
+
+@works(DO, "change settings of the optimizer", note="before the first step, as in Keras")
+def check_settings(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        model = classifier(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
+        return fit(run, [doing(on_train_begin=set_momentum)], model)
+
+    runs.compare(train)
 
 
 def held() -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -331,13 +332,13 @@ def test_random_layers_repeat() -> None:
 
 
 class Witness(layers.Layer):
-    """Remembers, outside of TensorFlow, what passed through it."""
+    """Remembers, outside of TensorFlow, what Dropout left of rows of ones."""
 
     seen: list[bytes] = []  # noqa: RUF012 (read by the test)
 
     def call(self, x: Any) -> Any:
         def note(value: np.ndarray) -> np.ndarray:
-            Witness.seen += [row.tobytes() for row in value]
+            Witness.seen += [row.tobytes() for row in value if np.isin(row, (0, 2)).all()]
             return value
 
         shape = x.shape
@@ -539,6 +540,86 @@ def test_sequential_that_is_not_built() -> None:
 
     expected = on_leader(lambda: train(keras.Model.fit))
     require_none(train(hf.fit, strategy="model").compare(expected), "Sequential")
+
+
+@pytest.mark.parametrize(
+    "shape", [(45, 4), (45, 5, 2), (45,)], ids=["width", "more dimensions", "one dimension"]
+)
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_data_that_do_not_fit_are_refused_as_by_keras(shape: tuple[int, ...], kind: str) -> None:
+    """With Keras's class of error, on every rank alike, and the job goes on."""
+    x, y = np.ones(shape), np.zeros(45, int)
+
+    def arguments() -> dict[str, Any]:
+        if kind == "arrays":
+            return {"x": x, "y": y, "verbose": 0}
+        return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(20), "verbose": 0}
+
+    def error_of(fit: Callable[[], Any]) -> str:
+        keras.utils.clear_session(free_memory=False)  # names are counted anew
+        with pytest.raises(ValueError) as caught:
+            fit()
+        return str(caught.value)
+
+    if WORLD.size == 1:
+        pytest.skip("one process is plain Keras")
+    texts = WORLD.allgather(error_of(lambda: hf.fit(build(), **arguments(), **LAYOUT)))
+    assert len(set(texts)) == 1
+    plain = on_leader(lambda: error_of(lambda: build().fit(**arguments())))
+    assert plain is None or plain.splitlines()[0] == texts[0].splitlines()[0]
+    compare(lambda: {"x": data()[0], "y": data()[1]})
+
+
+def test_no_rows_to_validate_with() -> None:
+    x, y = data()
+    compare(lambda: {"x": x, "y": y, "validation_data": (x[:0], y[:0])})
+
+
+class Counting(layers.Layer):
+    """Counts its calls in training and takes the mean of the batch away."""
+
+    def build(self, shape: Any) -> None:
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if training:
+            self.calls.assign_add(1.0)
+        return x - keras.ops.mean(x, axis=0)
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one process is plain Keras")
+def test_layers_that_need_the_whole_batch_are_named() -> None:
+    model = keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4), Counting(name="counter"), layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [np.array(v) for v in model.variables]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hf.predict(model, data()[0], verbose=0, **LAYOUT)
+    texts = " ".join(str(warning.message) for warning in caught)
+    if hf.is_leader():
+        assert "mix the rows of a batch (among 'counter')" in texts
+        assert "counter/calls'" in texts
+    else:
+        assert "counter" not in texts
+    for variable, value in zip(model.variables, before, strict=True):
+        assert np.array_equal(variable, value)  # trying it out left no trace
+
+
+def test_callback_error_of_a_local_class_is_the_same_on_every_rank() -> None:
+    class Local(Exception):
+        pass
+
+    class Raise(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise Local("on purpose")
+
+    x, y = data()
+    with pytest.raises(Exception, match="on purpose") as caught:
+        hf.fit(build(), x, y, verbose=0, callbacks=[Raise()], **LAYOUT)
+    kinds = WORLD.allgather(type(caught.value).__name__)
+    assert kinds == [kinds[0]] * WORLD.size
 
 
 def test_callback_error_reaches_every_rank() -> None:
