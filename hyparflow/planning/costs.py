@@ -39,6 +39,7 @@ class Overheads:
         step: each step, whatever the model.
         message: each message, at either end.
         accumulate: each byte of gradients that is added to those of other micro-batches.
+        accumulate_weight: each weight's gradient that is added, whatever its size.
         apply: each byte of weights that the optimizer updates.
         apply_weight: each weight that the optimizer updates, whatever its size.
         reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
@@ -50,6 +51,7 @@ class Overheads:
     step: float = 3e-3
     message: float = 1e-4
     accumulate: float = 5e-10
+    accumulate_weight: float = 4e-5
     apply: float = 1e-9
     apply_weight: float = 2e-5
     reduce: float = 1e-9

@@ -44,11 +44,13 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
         total.add(gradients)
 
     adding = median_seconds(add)
+    add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
     applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
     apply_weight = max(0.0, applying - 4 * per_byte * size) / len(chosen)
     return Overheads(
         call=call + default.call,
-        accumulate=adding / size,
+        accumulate=(adding - add_weight * len(chosen)) / size,
+        accumulate_weight=add_weight,
         apply=(applying - apply_weight * len(chosen)) / size,
         apply_weight=apply_weight,
         reduce=4 * per_byte,

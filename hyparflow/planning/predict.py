@@ -100,7 +100,12 @@ class _Timings:
 
         over = costs.overheads
         self.gradients = [costs.weight_bytes(numbers, trainable=True) for numbers in ranges]
-        self._add = per_stage(lambda r: over.accumulate * costs.weight_bytes(r, trainable=True))
+        self._add = per_stage(
+            lambda r: (
+                over.accumulate * costs.weight_bytes(r, trainable=True)
+                + over.accumulate_weight * costs.weight_count(r)
+            )
+        )
         call = over.call / cluster.speed
         self.forward = [seconds + call for seconds in total(times.forward)]
         self.backward = [seconds + call for seconds in total(times.backward)]

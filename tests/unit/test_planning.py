@@ -20,7 +20,7 @@ from hyparflow.planning.planner import Wishes, best_of, consider
 from hyparflow.planning.predict import predict
 from hyparflow.planning.sizes import parse_bytes
 
-FREE = Overheads(0, 0, 0, 0, 0, 0, 0, 0, 0)
+FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
 MEGABYTE = 2**20
 
 

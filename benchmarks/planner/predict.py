@@ -1,0 +1,50 @@
+"""Measures the costs of a model and writes what plans predict.
+
+python benchmarks/planner/predict.py MODEL BATCH_SIZE OUTPUT.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from models import build
+
+import hyparflow as hf
+from hyparflow.plans import costs_of_model
+
+LAYOUTS = ((1, 1), (2, 1), (1, 2))
+MICROBATCHES = (1, 2, 4, 8)
+
+
+def main() -> None:
+    name, batch_size, output = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    model = build(name)
+    costs = costs_of_model(model, "measure", batch_size, 2)
+    found = []
+    for partitions, replicas in LAYOUTS:
+        for count in MICROBATCHES:
+            plan = hf.plan(
+                model,
+                batch_size=batch_size,
+                num_ranks=partitions * replicas,
+                num_partitions=partitions,
+                num_replicas=replicas,
+                num_microbatches=count,
+                schedule="1f1b",
+                costs=costs,
+            )
+            found.append(
+                {
+                    "partitions": partitions,
+                    "replicas": replicas,
+                    "microbatches": count,
+                    "arguments": plan.arguments,
+                    "seconds": plan.step_seconds,
+                    "memory": [part.memory.total for part in plan.partitions],
+                }
+            )
+    output.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
