@@ -6,6 +6,7 @@ those of its partition. Variables travel as bytes, joined into one message per o
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from hyparflow.writes import find_own
 
 __all__ = ["WeightSync"]
 
+_PIECE = 1 << 25  # bytes of weights that travel in one message, about
 _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 
@@ -76,8 +78,7 @@ class WeightSync:
     def write(self, values: Sequence[tuple[int | str, np.ndarray]]) -> None:
         """Take what `describe` returned on the leader.
 
-        Raises:
-            ValueError: if several variables of the user's own have the same path.
+        Several variables of the user's own of the same path cannot be told apart: none is written.
         """
         known = [*self._weights, *self._slots]
         for key, value in values:
@@ -86,13 +87,14 @@ class WeightSync:
                 continue
             found = find_own(key, value, {id(v) for v in known})
             if len(found) > 1:
-                raise ValueError(
-                    "A variable that a callback writes must be told from others by its name. "
-                    f"Received: {len(found)} variables '{key}' of shape {value.shape}. Give each "
-                    "a name: keras.Variable(..., name=...)."
+                warnings.warn(
+                    f"A callback on rank 0 wrote a variable '{key}', of which there are "
+                    f"{len(found)} here; none is written. If the model's loss reads one of them, "
+                    "give it a name of its own: keras.Variable(..., name=...).",
+                    stacklevel=2,
                 )
-            for variable in found:
-                variable.assign(value)
+            elif found:
+                found[0].assign(value)
 
     def is_elsewhere(self, variable: Any) -> bool:
         """Whether another partition owns this variable of the model or its optimizer."""
@@ -166,6 +168,20 @@ class WeightSync:
         return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:
+        if self._world.size == 1:
+            return
+        piece: list[Any] = []
+        size = 0
+        for variable in variables:
+            piece.append(variable)
+            size += int(np.prod(variable.shape, dtype=np.int64)) * 8
+            if size >= _PIECE:
+                self._broadcast_piece(piece, root)
+                piece, size = [], 0
+        self._broadcast_piece(piece, root)
+
+    def _broadcast_piece(self, variables: Sequence[Any], root: int) -> None:
+        """One message; several of them, so that a model is never copied whole."""
         values = [np.asarray(variable.numpy(), order="C") for variable in variables]
         if not values:
             return

@@ -60,9 +60,9 @@ def main() -> None:
     name, job_path, output = sys.argv[1:]
     job = json.loads(Path(job_path).read_text())
     world = MPI.COMM_WORLD
+    baseline = psutil.Process().memory_info().rss
     model = build(name)
     x, y = data(name, job["batch_size"] * job["steps"])
-    baseline = psutil.Process().memory_info().rss
     seconds: list[list[float]] = [[] for _ in job["entries"]]
     peaks = [0 for _ in job["entries"]]
     for turn in range(job["turns"] + 1):

@@ -43,6 +43,7 @@ class Overheads:
         apply: each byte of weights that the optimizer updates.
         apply_weight: each weight that the optimizer updates, whatever its size.
         reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
+        reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
         program: bytes of memory for each compiled operation of TensorFlow.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
     """
@@ -55,6 +56,7 @@ class Overheads:
     apply: float = 1e-9
     apply_weight: float = 2e-5
     reduce: float = 1e-9
+    reduce_weight: float = 3e-5
     program: float = 33e3
     runtime: float = 50e6
 

@@ -54,7 +54,8 @@ def partition_memory(
     everything = range(len(costs.operations))
     trained = costs.weight_bytes(everything, trainable=True)
     mine = costs.weight_bytes(numbers, trainable=True)
-    # One sum of gradients; another set while a micro-batch's are added, or replicas' are packed.
+    # One sum of gradients; and, while a micro-batch's are added or replicas' are packed, the old
+    # sum, the new one and what is added.
     several = candidate.num_microbatches > 1 or candidate.grid.num_replicas > 1
     inside = slice(numbers.start, numbers.stop)
     in_flight = timeline.peak_in_flight(stage)
@@ -65,7 +66,7 @@ def partition_memory(
     crossing = sum(costs.tensors[e.tensor] for e in edges if stage in (e.producer, e.consumer))
     return Memory(
         weights=costs.weight_bytes(everything),
-        gradients=mine * (2 if several else 1),
+        gradients=mine * (3 if several else 1),
         slots=round(trained * costs.slots),
         activations=round(rows * (in_flight * kept + working)),
         buffers=round(2 * rows * crossing),

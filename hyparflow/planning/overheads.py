@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.gradients import GradientSum
+from hyparflow.gradients import GradientSum, Reducer
 from hyparflow.planning.costs import Overheads
 from hyparflow.planning.tables import size_of
 
@@ -46,6 +46,7 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
     adding = median_seconds(add)
     add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
     applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
+    reducing = median_seconds(_reduced(chosen, gradients))
     apply_weight = max(0.0, applying - 4 * per_byte * size) / len(chosen)
     return Overheads(
         call=call + default.call,
@@ -54,7 +55,32 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
         apply=(applying - apply_weight * len(chosen)) / size,
         apply_weight=apply_weight,
         reduce=4 * per_byte,
+        reduce_weight=max(0.0, reducing - 4 * per_byte * size) / len(chosen),
     )
+
+
+class _Alone:
+    """Stands in for the ranks that share a partition, and sends nothing."""
+
+    size = 2
+
+    def all_gather_objects(self, value: Any, what: str) -> list[Any]:
+        return [value]
+
+    def sum(self, array: np.ndarray, what: str) -> None:
+        pass
+
+
+def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
+    """What the sum over replicas takes beside its messages."""
+    reducer = Reducer(weights, _Alone(), [])  # type: ignore[arg-type]
+
+    def run() -> None:
+        total = GradientSum()
+        total.add(gradients)
+        reducer.reduce(total)
+
+    return run
 
 
 def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:

@@ -232,7 +232,7 @@ def _stage_memory(
     several = num_microbatches > 1 or grid.num_replicas > 1
     mine = [costs.weight_bytes(range(i, i + 1), trainable=True) for i in everything]
     rows = problem.batch_size / grid.num_replicas / num_microbatches
-    gradients = _between(mine, positions) * (2 if several else 1)
+    gradients = _between(mine, positions) * (3 if several else 1)
     gradients += _between(program, positions)
     kept, held = (_between(sizes * rows, positions) for sizes in (costs.kept, costs.held))
     working = float(costs.working.max() * rows)

@@ -99,6 +99,7 @@ class _Timings:
             return per_stage(lambda r: float(values[r.start : r.stop].sum()))  # type: ignore[index]
 
         over = costs.overheads
+        self._counts = [costs.weight_count(numbers) for numbers in ranges]
         self.gradients = [costs.weight_bytes(numbers, trainable=True) for numbers in ranges]
         self._add = per_stage(
             lambda r: (
@@ -126,8 +127,9 @@ class _Timings:
         ranks = [grid.rank(replica, stage) for replica in range(grid.num_replicas)]
         size = self.gradients[stage]
         groups = min(grid.num_partitions, self._cluster.ranks_per_node)
-        packing = self._costs.overheads.reduce * size / self._cluster.speed
-        return packing + self._cluster.allreduce_seconds(ranks, size, groups)
+        over = self._costs.overheads
+        packing = over.reduce * size + over.reduce_weight * self._counts[stage]
+        return packing / self._cluster.speed + self._cluster.allreduce_seconds(ranks, size, groups)
 
     def size(self, edge: Edge) -> float:
         """Bytes of an edge's tensor in one micro-batch."""

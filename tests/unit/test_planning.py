@@ -212,7 +212,7 @@ def test_memory_counts_what_is_in_flight() -> None:
     assert [m.activations // MEGABYTE for m in all_] == [32, 32]
     assert {m.weights for m in one} == {4 * MEGABYTE}
     assert {m.slots for m in one} == {8 * MEGABYTE}
-    assert {m.gradients for m in one} == {4 * MEGABYTE}
+    assert {m.gradients for m in one} == {6 * MEGABYTE}
 
 
 # --- the choice ---
