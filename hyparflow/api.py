@@ -10,9 +10,11 @@ from hyparflow import guard, launcher
 from hyparflow.options import resolve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
-    from hyparflow.planning.plan import Plan
+    from hyparflow.planning import Cluster, Costs, Plan
     from hyparflow.session import Session
 
 __all__ = ["evaluate", "fit", "is_leader", "parallelize", "plan", "predict", "rank", "size"]
@@ -48,11 +50,55 @@ def is_leader() -> bool:
     return rank() == 0
 
 
-def plan(model: Any, **arguments: Any) -> Plan:
-    """The fastest layout of `model` that fits in memory; see `hyparflow.plans.plan`."""
-    from hyparflow.plans import plan
+def plan(
+    model: Any,
+    *,
+    batch_size: int,
+    num_ranks: int | None = None,
+    memory_limit: str | int | None = None,
+    cluster: Cluster | None = None,
+    costs: str | Path | Costs = "measure",
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | None = None,
+    schedule: str | None = None,
+    lpp: Sequence[int] | None = None,
+) -> Plan:
+    """The fastest layout of a model that fits in memory. Needs no MPI.
 
-    return plan(model, **arguments)
+    Args:
+        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
+        batch_size: rows of the global batch.
+        num_ranks: ranks to use, on one node; or give a `cluster`.
+        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
+            or as text: "8GiB".
+        cluster: the machine; as many ranks as it has are used.
+        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
+            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
+        num_partitions, num_replicas, num_microbatches, schedule, lpp: what is already decided.
+
+    Returns:
+        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
+
+    Raises:
+        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
+            layout fits in `memory_limit`.
+    """
+    from hyparflow import plans
+
+    return plans.plan(
+        model,
+        batch_size=batch_size,
+        num_ranks=num_ranks,
+        memory_limit=memory_limit,
+        cluster=cluster,
+        costs=costs,
+        num_partitions=num_partitions,
+        num_replicas=num_replicas,
+        num_microbatches=num_microbatches,
+        schedule=schedule,
+        lpp=lpp,
+    )
 
 
 def parallelize(
@@ -244,31 +290,14 @@ def _automatic(
     world = _world()
     if world is None or world.size == 1:
         return None
-    from hyparflow.automatic import plan_for_ranks
-    from hyparflow.checks import check_model, require_compiled
+    from hyparflow.automatic import plan_fit
 
-    check_model(model)
-    require_compiled(model, "fit")
-    rows = _batch_size(model, args, kwargs)
-    plans = vars(model).setdefault(_CACHE, _Sessions()).plans
-    key = (rows, id(model.optimizer), repr(decided))
-    if key not in plans:
-        show = kwargs.get("verbose", "auto") != 0
-        plans[key] = plan_for_ranks(model, world, rows, decided, show)
-    return plans[key]
-
-
-def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of the global batch that `fit` is called with."""
-    import inspect
-
-    arguments = inspect.signature(model.fit).bind(*args, **kwargs).arguments
-    rows = arguments.get("batch_size")
-    if rows is None and hasattr(arguments.get("x"), "element_spec"):
-        import keras
-
-        rows = keras.tree.flatten(arguments["x"].element_spec)[0].shape[0]
-    return 32 if rows is None else int(rows)  # Keras's default
+    try:
+        known = vars(model).setdefault(_CACHE, _Sessions()).plans
+        return plan_fit(model, world, args, kwargs, decided, known)
+    except Exception as error:
+        guard.everywhere(error)
+        raise
 
 
 def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:

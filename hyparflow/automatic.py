@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
+import keras
 import psutil
 
 from hyparflow import guard, keras_internals
+from hyparflow.checks import check_model, require_compiled
 from hyparflow.comm import World
+from hyparflow.commands import DEFAULT_BATCH
 from hyparflow.grid import LEADER
 from hyparflow.planning import Cluster, Plan
 from hyparflow.plans import plan
 from hyparflow.portable import portable
 
-__all__ = ["plan_for_ranks"]
+__all__ = ["plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
 
 
-def plan_for_ranks(
-    model: Any, world: World, batch_size: int, decided: dict[str, Any], show: bool
+def plan_fit(
+    model: Any,
+    world: World,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    decided: dict[str, Any],
+    known: dict[Any, Plan | None],
 ) -> Plan | None:
-    """The best plan for training `model` on all ranks. Collective.
+    """The best plan for a call of `fit` on all ranks. Collective.
 
     Args:
         model: the user's model.
         world: all ranks.
-        batch_size: rows of the global batch.
-        decided: what the user decided: arguments of `hyparflow.plans.plan`.
-        show: whether the leader prints the plan.
+        args, kwargs: what the user gives to Keras's `fit`.
+        decided: what the user decided: arguments of `hyparflow.plan`.
+        known: plans that were made for earlier calls; this one is added.
 
     Returns:
         The plan; None for a model that cannot be cut, which only data parallelism can train.
@@ -38,6 +47,28 @@ def plan_for_ranks(
     Raises:
         ValueError: on all ranks, if no layout agrees with `decided`, or none fits in memory.
     """
+    check_model(model)
+    require_compiled(model, "fit")
+    rows = _batch_size(model, args, kwargs)
+    key = (rows, id(model.optimizer), repr(decided))
+    if key not in known:
+        show = kwargs.get("verbose", "auto") != 0
+        known[key] = _plan_for_ranks(model, world, rows, decided, show)
+    return known[key]
+
+
+def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of the global batch that `fit` is called with."""
+    arguments = inspect.signature(model.fit).bind(*args, **kwargs).arguments
+    rows = arguments.get("batch_size")
+    if rows is None and hasattr(arguments.get("x"), "element_spec"):
+        rows = keras.tree.flatten(arguments["x"].element_spec)[0].shape[0]
+    return DEFAULT_BATCH if rows is None else int(rows)
+
+
+def _plan_for_ranks(
+    model: Any, world: World, batch_size: int, decided: dict[str, Any], show: bool
+) -> Plan | None:
     if keras_internals.opened_graph(model) is None:
         return None
     if world.rank != LEADER:

@@ -105,7 +105,8 @@ class Session:
     def _check_inputs(self, specs: Any) -> None:
         """Before any message, and alike on all ranks: do the data fit the model?"""
         inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
-        if not self.model.built or any(None in spec.shape[1:] for spec in inputs):
+        unknown = any(None in s.shape[1:] or s.dtype == "string" for s in inputs)
+        if unknown or not self.model.built:
             return
         try:
             zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])

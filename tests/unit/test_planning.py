@@ -14,8 +14,8 @@ from hyparflow.grid import Grid
 from hyparflow.partition import Operation, OperationGraph, make_partitioning
 from hyparflow.planning import Cluster, Costs, Link, Plan
 from hyparflow.planning.candidate import Candidate, Problem
+from hyparflow.planning.compose import make_plan
 from hyparflow.planning.costs import Overheads, Weight
-from hyparflow.planning.plan import make_plan
 from hyparflow.planning.planner import Wishes, best_of, consider
 from hyparflow.planning.predict import predict
 from hyparflow.planning.sizes import parse_bytes

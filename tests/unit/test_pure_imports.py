@@ -14,7 +14,8 @@ import hyparflow
 SOURCE = Path(hyparflow.__file__).parents[1]
 PURE = (
     "actions", "schedule", "lowering", "simulate", "partition",
-    "grid", "options", "launcher", "guard", "planning.cluster", "planning.costs",
+    "grid", "options", "launcher", "guard", "planning.cluster", "planning.compose",
+    "planning.costs",
     "planning.memory", "planning.predict", "planning.plan", "planning.planner", "planning.plot",
     "planning.search", "planning.segments", "planning.sizes",
 )  # fmt: skip

@@ -1,0 +1,118 @@
+"""From predictions to a plan: the chosen one in full, the next best with what makes them worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hyparflow.actions import Kind
+from hyparflow.planning.candidate import Problem
+from hyparflow.planning.plan import Alternative, PartitionPlan, Plan, Work, megabytes
+from hyparflow.planning.predict import Prediction
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    model: str,
+    problem: Problem,
+    best: Prediction,
+    single: Prediction,
+    others: Sequence[Prediction],
+    memory_limit: int | None,
+) -> Plan:
+    """The plan of the prediction `best`.
+
+    Args:
+        model: its name.
+        problem: what was planned.
+        best: the chosen prediction.
+        single: that of one process.
+        others: the next best.
+        memory_limit: bytes per rank, or None.
+    """
+    candidate = best.candidate
+    table = candidate.partitioning
+    partitions = []
+    for stage in range(candidate.grid.num_partitions):
+        numbers = table.operations(stage)
+        partitions.append(
+            PartitionPlan(
+                tuple(problem.graph.operations[i].name for i in numbers),
+                problem.costs.weight_bytes(numbers),
+                best.forward[stage],
+                best.backward[stage],
+                best.memory[stage],
+                best.sent[stage],
+            )
+        )
+    return Plan(
+        model,
+        problem.batch_size,
+        candidate.grid.num_replicas,
+        candidate.grid.num_partitions,
+        candidate.num_microbatches,
+        candidate.schedule,
+        tuple(len(table.operations(s)) for s in range(candidate.grid.num_partitions)),
+        tuple(partitions),
+        best.step_seconds,
+        single.step_seconds,
+        best.idle_share,
+        memory_limit,
+        tuple(_alternative(other, best, memory_limit) for other in others),
+        tuple(tuple(_work(spans)) for spans in best.timeline.spans),
+        problem.costs.source,
+    )
+
+
+def _work(spans: Any) -> list[Work]:
+    return [
+        Work(span.step.kind, span.step.microbatch, span.start, span.end)
+        for span in spans
+        if span.end > span.start
+    ]
+
+
+def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
+    grid = other.candidate.grid
+    name = (
+        f"{grid.num_replicas} x {grid.num_partitions}, {other.candidate.num_microbatches} "
+        f"micro-batches, {other.candidate.schedule}"
+    )
+    totals = [memory.total for memory in other.memory]
+    if memory_limit is not None and max(totals) > memory_limit:
+        worst = totals.index(max(totals))
+        return Alternative(
+            name, other.step_seconds, f"partition {worst} needs {megabytes(max(totals))}"
+        )
+    return Alternative(name, other.step_seconds, _reason(other, best))
+
+
+def _reason(other: Prediction, best: Prediction) -> str:
+    """The part of the step that grows most."""
+    parts, reference = _parts(other), _parts(best)
+    growth = {name: parts[name] - reference[name] for name in parts}
+    worst = max(growth, key=lambda name: growth[name])
+    return f"{worst} +{growth[worst] * 1e3:.1f} ms" if growth[worst] > 0 else "as fast"
+
+
+def _parts(prediction: Prediction) -> dict[str, float]:
+    """The seconds of the rank that computes most."""
+    spans = prediction.timeline.spans
+    computing = [_seconds(rank, (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)) for rank in spans]
+    busiest = computing.index(max(computing))
+    rank = spans[busiest]
+    messages = _seconds(rank, (*Kind.SENDS, *Kind.RECEIVES))
+    known = computing[busiest] + messages
+    known += prediction.reduce[busiest] + prediction.apply[busiest]
+    return {
+        "computing": computing[busiest],
+        "messages": messages,
+        "summing gradients over replicas": prediction.reduce[busiest],
+        "optimizer": prediction.apply[busiest],
+        "waiting": prediction.step_seconds - known,
+    }
+
+
+def _seconds(spans: Any, kinds: tuple[str, ...]) -> float:
+    return float(sum(span.end - span.start for span in spans if span.step.kind in kinds))

@@ -1,0 +1,155 @@
+"""A part of a model that can be run, to measure its time and what it keeps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.graph import FlatGraph
+from hyparflow.partition import OperationGraph
+from hyparflow.planning.lifetimes import Kept, kept_between, working_bytes
+from hyparflow.planning.segments import Segment
+from hyparflow.planning.tables import known_shape
+from hyparflow.stage import Stage, as_share, gradients_of
+
+__all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
+
+TRACED_ROWS = 13  # memory is counted for so many
+
+
+@dataclass
+class SampleMemory:
+    """What a segment needs, for `TRACED_ROWS` rows.
+
+    Attributes:
+        one_call, two_calls: what is kept between a forward and its backward, compiled as one
+            call and as two.
+        working: bytes that live beside that.
+        operations: how many operations were traced.
+    """
+
+    one_call: Kept
+    two_calls: Kept
+    working: int
+    operations: int
+
+
+class Sample:
+    """A segment of a model that can be run.
+
+    Args:
+        graph: the model's graph.
+        operations: the same as pure data.
+        segment: which part.
+        trained: the model's trainable variables.
+    """
+
+    def __init__(
+        self, graph: FlatGraph, operations: OperationGraph, segment: Segment, trained: Sequence[Any]
+    ) -> None:
+        self._graph = graph
+        self._specs = [graph.tensors[n] for n in segment.inputs]
+        function = graph.function(segment.inputs, segment.outputs, list(segment.operations))
+
+        def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+            graph.mode.training, graph.mode.share, graph.mode.losses = training, share, []
+            return function(list(values)), graph.mode.losses
+
+        known = {id(v) for v in graph.variables(segment.operations)}
+        self._weights = [v for v in trained if id(v) in known]
+        needing = operations.gradient_tensors
+        self._sources = [i for i, n in enumerate(segment.inputs) if n in needing]
+        self._targets = [i for i, n in enumerate(segment.outputs) if n in needing]
+        self._body = body
+        self._stage = Stage(body, self._weights, self._sources, self._targets)
+        self._fused = tf.function(self._both, autograph=False, reduce_retracing=True)
+        self._forward_size = 0
+        self._traced: list[Any] = []
+
+    def inputs(self, rows: int) -> list[Any]:
+        """Random inputs of `rows` rows."""
+        return [
+            tf.constant(_random((rows, *known_shape(x.shape[1:])), x.dtype)) for x in self._specs
+        ]
+
+    def _both(self, inputs: list[Any]) -> Any:
+        """Outputs and gradients; to be traced."""
+        outputs: list[Any] = []
+
+        def targets() -> list[Any]:
+            made, losses = self._body(inputs, True, tf.constant(1.0, tf.float64))
+            outputs.extend(made)
+            graph = tf.compat.v1.get_default_graph()
+            self._traced = list(made)
+            self._forward_size = len(graph.get_operations())
+            return [x for x in [*made, *losses] if x.dtype.is_floating]
+
+        sources = [inputs[i] for i in self._sources] + [v.value for v in self._weights]
+        return outputs, gradients_of(targets, sources)
+
+    def memory(self) -> SampleMemory:
+        """What it keeps and needs, for `TRACED_ROWS` rows."""
+        fixed, inputs = self._trace(TRACED_ROWS)
+        working = working_bytes(fixed, self._forward_size, inputs, self._traced)
+        one_call = self._kept(fixed, inputs, shapes_too=False)
+        free, inputs = self._trace(None)
+        two_calls = self._kept(free, inputs, shapes_too=True)
+        return SampleMemory(one_call, two_calls, working, len(free))
+
+    def _trace(self, rows: int | None) -> tuple[list[Any], list[Any]]:
+        """The traced operations of forward and backward, and the inputs."""
+        specs = [tf.TensorSpec((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
+        traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
+        return traced.graph.get_operations(), list(traced.inputs[: len(specs)])
+
+    def _kept(self, operations: list[Any], inputs: list[Any], shapes_too: bool) -> Kept:
+        return kept_between(
+            operations, self._forward_size, inputs, self._traced, TRACED_ROWS, shapes_too
+        )
+
+    def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
+        """Medians of forward, backward and both as one call, measured for about `budget` s."""
+        inputs, share = self.inputs(rows), as_share(1.0)
+        outputs = self._stage.forward(inputs, share).outputs
+        seeds = [tf.ones_like(outputs[i]) for i in self._targets]
+
+        def split() -> list[float]:
+            start = time.perf_counter()
+            saved = self._stage.forward(inputs, share)
+            middle = time.perf_counter()
+            if self._weights or self._sources:
+                self._stage.backward(saved, seeds, share)
+            return [middle - start, time.perf_counter() - middle]
+
+        def fused() -> list[float]:
+            start = time.perf_counter()
+            self._fused(inputs)
+            return [time.perf_counter() - start]
+
+        forward, backward = _medians(split, budget / 2)
+        (both,) = _medians(fused, budget / 2)
+        return forward, backward, both
+
+
+def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
+    """The medians of what `run` returns, after a run that compiles."""
+    run()
+    found: list[list[float]] = []
+    end = time.perf_counter() + budget
+    while len(found) < 3 or (time.perf_counter() < end and len(found) < 50):
+        found.append(run())
+    return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
+def _random(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Numbers of the type; whole ones are 0 or 1, which every embedding has."""
+    random = np.random.default_rng(0)
+    if "float" in dtype:
+        return random.normal(size=shape)
+    return random.integers(0, 2, shape)
