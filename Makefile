@@ -63,7 +63,7 @@ demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 	$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python examples/digits.py
 
 test: lint test-unit  ## run everything that a change must pass
-	$(AT_ONCE) test-mpi-4 test-mpi-2 test-mpi-1 test-jobs
+	$(AT_ONCE) test-mpi-2 test-jobs test-mpi-4 test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check

@@ -5,9 +5,13 @@ Importing it starts no MPI and imports no TensorFlow.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from hyparflow import guard, launcher
 from hyparflow.api import evaluate, fit, is_leader, parallelize, plan, predict, rank, size
-from hyparflow.planning import Cluster, Costs, Link, Plan
+
+if TYPE_CHECKING:
+    from hyparflow.planning import Cluster, Costs, Link, Plan
 
 __all__ = [
     "Cluster",
@@ -27,3 +31,12 @@ __version__ = "0.1.0"
 
 guard.install()
 launcher.set_thread_defaults()
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of plans, which need numpy, when they are asked for."""
+    if name in ("Cluster", "Costs", "Link", "Plan"):
+        from hyparflow import planning
+
+        return getattr(planning, name)
+    raise AttributeError(f"module 'hyparflow' has no attribute '{name}'")

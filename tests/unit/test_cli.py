@@ -1,0 +1,82 @@
+"""The command `hyparflow plan`, as typed in a shell."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import keras
+import pytest
+from click.testing import CliRunner, Result
+
+import hyparflow as hf
+from hyparflow.cli import main
+
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "cifar10_resnet.py"
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command sets threads and a path for the rest of its process."""
+    for variable in THREADS:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    yield
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_plan_of_a_function(tmp_path: pathlib.Path) -> None:
+    """A plan of a small ResNet, with costs that are measured, kept and used again."""
+    shared = [f"{EXAMPLE}:build", "--set", "depth=8", "--ranks", 2, "--batch-size", 8]
+    first = command("plan", *shared, "--save-costs", tmp_path / "costs.json")
+    assert first.exit_code == 0, first.output
+    assert "resnet8_v1 on 2 ranks" in first.output
+    assert "costs measured" in first.output
+    files = ["--costs", tmp_path / "costs.json", "--save", tmp_path / "plan.json"]
+    second = command("plan", *shared, *files, "--memory-limit", "8GiB", "--optimizer", "adam")
+    assert second.exit_code == 0, second.output
+    plan = hf.Plan.load(tmp_path / "plan.json")
+    assert plan.num_ranks == 2
+    assert plan.memory_limit == 8 * 2**30
+    assert str(plan) in second.output
+    assert first.output.split("step")[-1] == second.output.split("step")[-1]
+
+
+def test_plan_of_a_saved_model(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.keras")
+    hf.Cluster(2, 1).save(tmp_path / "cluster.json")
+    result = command(
+        "plan", tmp_path / "model.keras", "--cluster", tmp_path / "cluster.json",
+        "--batch-size", 8, "--costs", "estimate", "--plot", tmp_path / "plan.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "on 2 ranks" in result.output
+    assert (tmp_path / "plan.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nowhere.keras", "--ranks", 2], "nowhere.keras, which does not exist"),
+        ([f"{EXAMPLE}:nothing", "--ranks", 2], "has no function 'nothing'"),
+        ([f"{EXAMPLE}:build", "--ranks", 2, "--set", "deep=3"], "--set NAME=VALUE"),
+        ([f"{EXAMPLE}:build", "--set", "depth=8"], "--ranks or --cluster"),
+        (
+            [f"{EXAMPLE}:build", "--set", "depth=8", "--ranks", 2, "--memory-limit", "1MiB"]
+            + ["--costs", "estimate"],
+            "No layout fits in the memory limit",
+        ),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[object], text: str) -> None:
+    result = command("plan", *arguments, "--batch-size", 8)
+    assert result.exit_code == 1, result.output
+    assert "Error: " in result.output and text in result.output
+    assert "Traceback" not in result.output
