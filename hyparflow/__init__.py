@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyparflow import guard, launcher
-from hyparflow.api import evaluate, fit, is_leader, parallelize, plan, predict, rank, size
+from hyparflow.api import evaluate, fit, is_leader, parallelize, predict, rank, size
 
 if TYPE_CHECKING:
     from hyparflow.planning import Cluster, Costs, Link, Plan
+    from hyparflow.plans import plan
 
 __all__ = [
     "Cluster",
@@ -34,7 +35,11 @@ launcher.set_thread_defaults()
 
 
 def __getattr__(name: str) -> Any:
-    """The classes of plans, which need numpy, when they are asked for."""
+    """What plans need, which imports numpy and TensorFlow, when it is asked for."""
+    if name == "plan":
+        from hyparflow.plans import plan
+
+        return plan
     if name in ("Cluster", "Costs", "Link", "Plan"):
         from hyparflow import planning
 

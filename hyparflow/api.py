@@ -10,14 +10,12 @@ from hyparflow import guard, launcher
 from hyparflow.options import resolve
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
-    from hyparflow.planning import Cluster, Costs, Plan
+    from hyparflow.planning import Plan
     from hyparflow.session import Session
 
-__all__ = ["evaluate", "fit", "is_leader", "parallelize", "plan", "predict", "rank", "size"]
+__all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
 
 _CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
 
@@ -48,57 +46,6 @@ def size() -> int:
 def is_leader() -> bool:
     """Whether this is rank 0, which runs callbacks and shows progress."""
     return rank() == 0
-
-
-def plan(
-    model: Any,
-    *,
-    batch_size: int,
-    num_ranks: int | None = None,
-    memory_limit: str | int | None = None,
-    cluster: Cluster | None = None,
-    costs: str | Path | Costs = "measure",
-    num_partitions: int | None = None,
-    num_replicas: int | None = None,
-    num_microbatches: int | None = None,
-    schedule: str | None = None,
-    lpp: Sequence[int] | None = None,
-) -> Plan:
-    """The fastest layout of a model that fits in memory. Needs no MPI.
-
-    Args:
-        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
-        batch_size: rows of the global batch.
-        num_ranks: ranks to use, on one node; or give a `cluster`.
-        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
-            or as text: "8GiB".
-        cluster: the machine; as many ranks as it has are used.
-        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
-            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
-        num_partitions, num_replicas, num_microbatches, schedule, lpp: what is already decided.
-
-    Returns:
-        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
-
-    Raises:
-        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
-            layout fits in `memory_limit`.
-    """
-    from hyparflow import plans
-
-    return plans.plan(
-        model,
-        batch_size=batch_size,
-        num_ranks=num_ranks,
-        memory_limit=memory_limit,
-        cluster=cluster,
-        costs=costs,
-        num_partitions=num_partitions,
-        num_replicas=num_replicas,
-        num_microbatches=num_microbatches,
-        schedule=schedule,
-        lpp=lpp,
-    )
 
 
 def parallelize(

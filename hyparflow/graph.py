@@ -1,91 +1,23 @@
 """A Keras model as one flat, ordered list of calls.
 
 `FlatGraph` walks the model as its own `call` would, opens nested models, and records every call as
-a `Call`: a small `keras.Operation` around the user's layer. The user's own graph is left as it
-is; a layer that is called twice becomes two calls of the same layer.
+a `Call` (`hyparflow.calls`). The user's own graph is left as it is; a layer that is called twice
+becomes two calls of the same layer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
 from hyparflow import keras_internals
+from hyparflow.calls import Call, Mode, Standardize
 from hyparflow.partition import Operation, OperationGraph
 
-__all__ = ["Call", "FlatGraph", "Mode"]
-
-
-@dataclass
-class Mode:
-    """How the calls of a graph run while they are traced.
-
-    Attributes:
-        training: whether the model trains.
-        share: the part of the global batch that passes through, n / B.
-        losses: what the layers have added to the loss so far.
-    """
-
-    training: bool = False
-    share: Any = 1.0
-    losses: list[Any] = field(default_factory=list)
-
-
-class Call(keras.Operation):
-    """One call of one of the model's operations.
-
-    Passes `training` down as Keras's Functional model does, and collects what the layer adds
-    to the loss.
-    """
-
-    def __init__(self, operation: Any, outputs: Sequence[Any], mode: Mode, name: str) -> None:
-        super().__init__(name=name)
-        self.operation = operation
-        self.mode = mode
-        self.output_specs = tuple(outputs)
-        self._takes_training = keras_internals.takes_training(operation)
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the operation on tensors."""
-        if self._takes_training:
-            kwargs["training"] = self.mode.training
-        outputs = self.operation(*args, **kwargs)
-        if isinstance(self.operation, keras.Layer):
-            self.mode.losses += keras_internals.additional_losses(self.operation, self.mode.share)
-        return outputs
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """New symbolic outputs, shaped as in the user's graph: no layer is called for it."""
-        specs = [
-            keras.KerasTensor(shape=x.shape, dtype=x.dtype, sparse=x.sparse)
-            for x in self.output_specs
-        ]
-        return specs[0] if len(specs) == 1 else specs
-
-    @property
-    def layers(self) -> list[Any]:
-        """The layer called, or nothing for a bare operation of `keras.ops`."""
-        return [self.operation] if isinstance(self.operation, keras.Layer) else []
-
-
-class _Standardize(keras.Operation):
-    """Prepares the arguments of a nested model as that model's `call` would."""
-
-    def __init__(self, functional: Any) -> None:
-        super().__init__(name=f"{functional.name}_inputs")
-        self.functional = functional
-
-    def call(self, inputs: Any) -> Any:
-        """Cast and reorder `inputs`."""
-        return keras_internals.standardize_inputs(self.functional, inputs)
-
-    def compute_output_spec(self, inputs: Any) -> Any:
-        """Symbolic tensors like the nested model's inputs."""
-        return [keras.KerasTensor(shape=x.shape, dtype=x.dtype) for x in self.functional.inputs]
+__all__ = ["FlatGraph"]
 
 
 class FlatGraph:
@@ -159,7 +91,7 @@ class FlatGraph:
             pairs = zip(flat, nested.inputs, strict=True)
             if all(a.dtype == b.dtype and len(a.shape) == len(b.shape) for a, b in pairs):
                 return flat
-        standardize = _Standardize(nested)
+        standardize = Standardize(nested)
         return self._record(standardize, standardize.compute_output_spec(argument), (argument,), {})
 
     def _record(
@@ -242,7 +174,8 @@ class FlatGraph:
         trained = {id(variable) for variable in trainable}
         needs: set[int] = set()
         operations = []
-        for call, reads, makes in zip(self.calls, self._reads, self._makes, strict=True):
+        edges = zip(self._reads, self._makes, strict=True)
+        for index, (call, (reads, makes)) in enumerate(zip(self.calls, edges, strict=True)):
             variables = [v for layer in call.layers for v in layer.variables]
             if needs.intersection(reads) or any(id(v) in trained for v in variables):
                 needs.update(n for n in makes if "float" in self.tensors[n].dtype)
@@ -252,42 +185,42 @@ class FlatGraph:
                     call.name,
                     reads,
                     makes,
-                    self._estimated_cost(call, reads, makes),
+                    self._estimated_cost(index),
                     frozenset(id(v) for v in state),
                 )
             )
         return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))
 
-    def _estimated_cost(self, call: Call, reads: Sequence[int], makes: Sequence[int]) -> float:
+    def _estimated_cost(self, index: int) -> float:
         """Multiplications of one sample, roughly, plus a charge for each value written.
 
-        A kernel is applied at every position of its output; a recurrent one at every step of
-        its input. On CPUs a value written costs as much as a few multiplications.
+        On CPUs a value written costs as much as a few multiplications.
         """
-        written = sum(_size(self.tensors[n].shape[1:]) for n in makes)
-        return float(self._multiplications(call, reads, makes) + 8 * written)
+        written = sum(_size(self.tensors[n].shape[1:]) for n in self._makes[index])
+        return float(self.multiplications(index) + 8 * written)
 
     def multiplications(self, index: int) -> int:
-        """Multiplications by weights that a call makes for one sample, roughly."""
-        return self._multiplications(self.calls[index], self._reads[index], self._makes[index])
+        """Multiplications by weights that a call makes for one sample, roughly.
 
-    def _multiplications(self, call: Call, reads: Sequence[int], makes: Sequence[int]) -> int:
+        A kernel is applied at every position of its output; a recurrent one at every step of
+        its input.
+        """
+        call = self.calls[index]
         weights = sum(
             math.prod(v.shape)
             for layer in call.layers
             for v in layer.variables
             if len(v.shape) > 1 and not isinstance(layer, keras.layers.Embedding)
         )
-        shapes = [self.tensors[n].shape for n in makes]
-        if isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional):
-            shapes = [self.tensors[n].shape for n in reads]
-        positions = max((_size(shape[1:-1]) for shape in shapes), default=1)
+        recurrent = isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional)
+        numbers = self._reads[index] if recurrent else self._makes[index]
+        positions = max((_size(self.tensors[n].shape[1:-1]) for n in numbers), default=1)
         return weights * positions
 
 
 def _parts(call: Call) -> list[Any]:
     """The operation of a call and every layer inside it, without hyparflow's own."""
-    if isinstance(call.operation, _Standardize):
+    if isinstance(call.operation, Standardize):
         return []
     return [sub for layer in call.layers for sub in keras_internals.all_layers(layer)] or [
         call.operation

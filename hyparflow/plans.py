@@ -43,10 +43,26 @@ def plan(
     lpp: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """The fastest layout of a model that fits in memory; arguments as for `hyparflow.plan`.
+    """The fastest layout of a model that fits in memory. Needs no MPI.
 
     Args:
+        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
+        batch_size: rows of the global batch.
+        num_ranks: ranks to use, on one node; or give a `cluster`.
+        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
+            or as text: "8GiB".
+        cluster: the machine; as many ranks as it has are used.
+        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
+            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
+        num_partitions, num_replicas, num_microbatches, schedule, lpp: what is already decided.
         say: called with a line of progress while costs are measured.
+
+    Returns:
+        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
+
+    Raises:
+        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
+            layout fits in `memory_limit`.
     """
     check_model(model)
     check_can_cut(model)

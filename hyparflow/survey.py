@@ -18,6 +18,7 @@ import tensorflow as tf
 from hyparflow import keras_internals
 from hyparflow.batchnorm import normalized_layers
 from hyparflow.body import model_body
+from hyparflow.random_rows import random_rows
 
 __all__ = ["Findings", "own_layers", "survey"]
 
@@ -125,10 +126,5 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _random(spec: Any) -> Any:
-    """Rows of numbers of this type; whole ones are 0 or 1."""
     shape = [_ROWS, *(_LENGTH if size is None else size for size in spec.shape[1:])]
-    random = np.random.default_rng(0)
-    dtype = keras.backend.standardize_dtype(spec.dtype)
-    if "float" in dtype:
-        return tf.cast(random.normal(size=shape), dtype)
-    return tf.cast(random.integers(0, 2, shape), dtype)
+    return random_rows(shape, spec.dtype)

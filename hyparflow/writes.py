@@ -83,7 +83,7 @@ class WriteLog:
 
 
 def find_own(path: str, value: np.ndarray, known: set[int]) -> list[Any]:
-    """The living variables of this path, shape and type that are none of the `known`.
+    """The living variables of this path and shape that are none of the `known`.
 
     A variable of the user's own, read by a loss for example, is in no list of Keras's; it is known
     by its path on all ranks, because they run the same script.

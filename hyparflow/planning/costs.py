@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,18 @@ class Costs:
         at = _line(self.rows, rows)
         return Times(*(np.maximum(0.0, x @ at) for x in (self.forward, self.backward, self.fused)))
 
-    def weight_bytes(self, operations: range, trainable: bool = False) -> int:
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Bytes of all weights and of the optimizer's state, which every rank holds."""
+        return self.weight_bytes(range(len(self.operations))) + self.slot_bytes
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        """Bytes of the optimizer's state of all weights."""
+        trained = self.weight_bytes(range(len(self.operations)), trainable=True)
+        return round(trained * self.slots)
+
+    def weight_bytes(self, operations: Iterable[int], trainable: bool = False) -> int:
         """Bytes of the variables of these operations, each once; only of those trained, if so."""
         numbers = {number for index in operations for number in self.used[index]}
         chosen = [self.weights[n] for n in numbers]
@@ -144,16 +157,7 @@ class Costs:
     def load(cls, path: str | Path) -> Costs:
         """What `save` wrote."""
         values = json.loads(Path(path).read_text())
-        for name in (
-            "forward",
-            "backward",
-            "fused",
-            "kept",
-            "held",
-            "working",
-            "program",
-            "tensors",
-        ):
+        for name in _ARRAYS:
             values[name] = np.array(values[name], float)
         values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
         values["used"] = tuple(map(tuple, values["used"]))

@@ -23,7 +23,7 @@ from hyparflow.planning.costs import Costs, Overheads, Weight
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.overheads import measure_overheads
 from hyparflow.planning.sample import TRACED_ROWS, Sample, SampleMemory
-from hyparflow.planning.segments import Segment, alike, segments
+from hyparflow.planning.segments import Segment, alike, cut_out, segments
 from hyparflow.planning.tables import (
     bytes_per_row,
     size_of,
@@ -85,8 +85,9 @@ def _measure(
         say(f"{number + 1}/{len(groups)}: {first}, {len(group)} times")
         sample = Sample(graph, operations, group[0], trained)
         seconds = np.array([sample.seconds(size, budget) for size in rows]) - call
+        memory = sample.memory()
         for segment in group:
-            table.enter(segment, np.maximum(seconds, 1e-7), sample.memory())
+            table.enter(segment, np.maximum(seconds, 1e-7), memory)
     table.scale(_longer(graph, operations, found, rows, budget, call, table))
     return table.costs(
         measure_overheads(trained, optimizer, call[2]), slots_per_byte(trained, optimizer)
@@ -174,22 +175,10 @@ def _longer(
     count = min(len(found), _PIECE)
     first = (len(found) - count) // 2
     start, end = found[first].operations.start, found[first + count - 1].operations.stop
-    piece = _joined(operations, start, end)
+    (piece,) = cut_out(operations, [start, end])
     sample = Sample(graph, operations, piece, graph.model.trainable_variables)
     seconds = np.array([sample.seconds(size, 4 * budget) for size in rows]) - call
     return seconds.T / np.maximum(table.times[:, start:end].sum(1), 1e-7)
-
-
-def _joined(operations: OperationGraph, start: int, end: int) -> Segment:
-    """The operations from `start` to `end` as one segment."""
-    made = {n for op in operations.operations[start:end] for n in op.outputs}
-    read = dict.fromkeys(n for op in operations.operations[start:end] for n in op.inputs)
-    later = {n for op in operations.operations[end:] for n in op.inputs} | set(operations.outputs)
-    return Segment(
-        range(start, end),
-        tuple(n for n in read if n not in made),
-        tuple(sorted(made & later)),
-    )
 
 
 def _call_seconds(budget: float) -> np.ndarray:
@@ -198,6 +187,6 @@ def _call_seconds(budget: float) -> np.ndarray:
     model = keras.Model(inputs, keras.ops.negative(keras.ops.negative(inputs)))
     graph = FlatGraph(model, keras_internals.opened_graph(model))
     operations = graph.operation_graph([])
-    piece = _joined(operations, 0, len(operations.operations))
+    (piece,) = cut_out(operations, [0, len(operations.operations)])
     sample = Sample(graph, operations, piece, [])
     return np.array(sample.seconds(2, budget))

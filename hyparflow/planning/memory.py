@@ -51,8 +51,6 @@ def partition_memory(
         stage: the partition.
     """
     numbers = candidate.partitioning.operations(stage)
-    everything = range(len(costs.operations))
-    trained = costs.weight_bytes(everything, trainable=True)
     mine = costs.weight_bytes(numbers, trainable=True)
     # One sum of gradients; and, while a micro-batch's are added or replicas' are packed, the old
     # sum, the new one and what is added.
@@ -65,9 +63,9 @@ def partition_memory(
     edges = candidate.partitioning.edges
     crossing = sum(costs.tensors[e.tensor] for e in edges if stage in (e.producer, e.consumer))
     return Memory(
-        weights=costs.weight_bytes(everything),
+        weights=costs.fixed_bytes - costs.slot_bytes,
         gradients=mine * (3 if several else 1),
-        slots=round(trained * costs.slots),
+        slots=costs.slot_bytes,
         activations=round(rows * (in_flight * kept + working)),
         buffers=round(2 * rows * crossing),
         program=program_bytes(costs, numbers),

@@ -7,25 +7,29 @@ For each grid and number of micro-batches the best divisions come from dynamic p
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hyparflow.actions import Kind
 from hyparflow.grid import Grid
 from hyparflow.lowering import lower
-from hyparflow.partition import Partitioning, allowed_cuts, divide, make_partitioning
+from hyparflow.partition import divide, make_partitioning
+from hyparflow.planning.boundaries import Boundaries
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.predict import Prediction, predict
-from hyparflow.planning.search import best_cuts, candidates, rounds_of, stage_seconds
+from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.schedule import SCHEDULES, make_schedule
 from hyparflow.simulate import play
 
 __all__ = ["Wishes", "best_of", "consider"]
 
-_CANDIDATES = 1024  # boundaries that the search looks at
-_SIMULATED = 6  # divisions of a grid and schedule that are simulated
+_SIMULATED = 6  # divisions of a layout that are simulated at most
+_NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,28 @@ def consider(problem: Problem, wishes: Wishes) -> list[Prediction]:
     Raises:
         ValueError: if no layout agrees with `wishes`.
     """
-    found = []
-    for grid in _grids(problem, wishes):
-        for count in _microbatches(problem, wishes, grid):
-            found += _best_of_grid(problem, wishes, grid, count)
-    if not found:
+    layouts = list(_layouts(problem, wishes))
+    divisions = _Divisions(problem, wishes)
+    tried = {layout: [divisions.predict(layout, 0)] for layout in layouts}
+    if not tried:
         raise ValueError(
             "No layout has at least one row for every replica and one operation for every "
             f"partition. Received: {wishes.num_ranks} ranks, a batch of {problem.batch_size} rows, "
             f"a model of {len(problem.graph.operations)} operations and {wishes}"
         )
-    return sorted(found, key=lambda prediction: prediction.step_seconds)
+    near = _NEAR * min(_rank(first, wishes) for (first,) in tried.values())[1]
+    for layout, found in tried.items():
+        if found[0].step_seconds <= near:
+            others = range(1, divisions.count(layout))
+            found += [divisions.predict(layout, number) for number in others]
+    best = [min(found, key=lambda p: _rank(p, wishes)) for found in tried.values()]
+    return sorted(best, key=lambda prediction: prediction.step_seconds)
+
+
+def _rank(prediction: Prediction, wishes: Wishes) -> tuple[bool, float]:
+    """What is less is better: those that fit first, the fastest of them before."""
+    limit = wishes.memory_limit
+    return limit is not None and _peak(prediction) > limit, prediction.step_seconds
 
 
 def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
@@ -129,123 +144,104 @@ def _microbatches(problem: Problem, wishes: Wishes, grid: Grid) -> list[int]:
     return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
 
 
-def _best_of_grid(
-    problem: Problem, wishes: Wishes, grid: Grid, num_microbatches: int
-) -> list[Prediction]:
-    """The fastest division with each schedule, and the fastest of those that fit."""
-    found = []
-    for schedule in _schedules(wishes, grid):
-        tried = [
-            predict(problem, Candidate(grid, num_microbatches, schedule, partitioning))
-            for partitioning in _divisions(problem, wishes, grid, num_microbatches, schedule)
-        ]
-        tried.sort(key=lambda prediction: prediction.step_seconds)
-        limit = wishes.memory_limit
-        fitting = [p for p in tried if limit is None or _peak(p) <= limit]
-        found += (fitting or tried)[:1]
-    return found
-
-
 def _schedules(wishes: Wishes, grid: Grid) -> list[str]:
     if wishes.schedule is not None:
         return [wishes.schedule]
     return ["1f1b"] if grid.num_partitions == 1 else list(SCHEDULES)
 
 
-def _divisions(
-    problem: Problem, wishes: Wishes, grid: Grid, num_microbatches: int, schedule: str
-) -> Iterator[Partitioning]:
-    """Divisions worth a simulation: those that fit if there are any."""
-    graph, count = problem.graph, len(problem.graph.operations)
-    if wishes.lpp is not None:
-        if len(wishes.lpp) == grid.num_partitions:
-            yield divide(graph, grid.num_partitions, wishes.lpp)
-        return
-    if grid.num_partitions == 1:
-        yield make_partitioning(graph, (0, count))
-        return
-    rows = problem.batch_size / grid.num_replicas / num_microbatches
-    times = problem.costs.times(rows)
-    seconds = (times.forward + times.backward) / problem.cluster.speed
-    reads = _reads(problem, rows)
-    crossing = _crossing(reads, count)
-    positions = candidates(seconds, crossing, allowed_cuts(graph), _CANDIDATES)
-    cost = stage_seconds(seconds, reads, positions)
-    cost += problem.costs.overheads.call * 2 / problem.cluster.speed
-    rounds = rounds_of(grid.num_partitions, num_microbatches)
-    sizes = _stage_memory(problem, wishes, grid, num_microbatches, schedule, positions)
-    limit = wishes.memory_limit
-    fitting = [cost if limit is None else np.where(size <= limit, cost, np.inf) for size in sizes]
-    found = best_cuts(fitting, rounds) or best_cuts([cost] * grid.num_partitions, rounds)
-    for division in found[:_SIMULATED]:
-        boundaries = tuple(int(positions[index]) for index in division.boundaries)
-        yield make_partitioning(graph, boundaries)
+def _layouts(problem: Problem, wishes: Wishes) -> Iterator[_Layout]:
+    for grid in _grids(problem, wishes):
+        if wishes.lpp is not None and len(wishes.lpp) != grid.num_partitions:
+            continue
+        for count in _microbatches(problem, wishes, grid):
+            for schedule in _schedules(wishes, grid):
+                yield _Layout(grid, count, schedule)
 
 
-def _reads(problem: Problem, rows: float) -> list[tuple[int, list[int], float]]:
-    """Who makes and who reads each tensor, and what moving it and its gradient takes."""
-    graph, cluster, over = problem.graph, problem.cluster, problem.costs.overheads
-    makers = {n: index for index, op in enumerate(graph.operations) for n in op.outputs}
-    readers: dict[int, list[int]] = {}
-    for index, operation in enumerate(graph.operations):
-        for number in operation.inputs:
-            readers.setdefault(number, []).append(index)
-    for number in graph.outputs:  # the loss sits in the last stage
-        readers.setdefault(number, []).append(len(graph.operations) - 1)
-    link = cluster.within if cluster.ranks_per_node > 1 else cluster.between
-    reads = []
-    for number, maker in makers.items():
-        size = float(problem.costs.tensors[number]) * rows
-        price = link.seconds(size) + 2 * over.message / cluster.speed
-        price *= 2 if number in graph.gradient_tensors else 1
-        reads.append((maker, sorted(set(readers.get(number, []))), price))
-    return reads
+class _Layout(NamedTuple):
+    """A candidate without its cuts."""
+
+    grid: Grid
+    num_microbatches: int
+    schedule: str
 
 
-def _crossing(reads: list[tuple[int, list[int], float]], count: int) -> np.ndarray:
-    """What a cut at each boundary 0..count costs."""
-    change = np.zeros(count + 2)
-    for maker, readers, price in reads:
-        if readers:
-            change[maker + 1] += price
-            change[readers[-1] + 1] -= price
-    return np.cumsum(change)[: count + 1]
+class _Divisions:
+    """The divisions of each layout that are worth a simulation: those that fit, if there are any.
 
-
-def _stage_memory(
-    problem: Problem,
-    wishes: Wishes,
-    grid: Grid,
-    num_microbatches: int,
-    schedule: str,
-    positions: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """For each stage, the bytes that it takes from candidate a to candidate b, [a, b].
-
-    Never less than `partition_memory` says: a weight used twice in a stage is counted twice.
+    Args:
+        problem: what is to be planned.
+        wishes: what the user fixed.
     """
-    costs = problem.costs
-    everything = range(len(costs.operations))
-    trained = costs.weight_bytes(everything, trainable=True)
-    fixed = costs.weight_bytes(everything) + round(trained * costs.slots) + costs.overheads.runtime
-    program = costs.program * costs.overheads.program
-    several = num_microbatches > 1 or grid.num_replicas > 1
-    mine = [costs.weight_bytes(range(i, i + 1), trainable=True) for i in everything]
-    rows = problem.batch_size / grid.num_replicas / num_microbatches
-    gradients = _between(mine, positions) * (3 if several else 1)
-    gradients += _between(program, positions)
-    kept, held = (_between(sizes * rows, positions) for sizes in (costs.kept, costs.held))
-    working = float(costs.working.max() * rows)
-    actions = make_schedule(schedule, grid.num_partitions, num_microbatches)
-    timeline = play(lower(actions, ()))
-    for stage in range(grid.num_partitions):
-        fused = any(span.step.kind == Kind.FUSED for span in timeline.spans[stage])
-        yield (
-            fixed + gradients + timeline.peak_in_flight(stage) * (kept if fused else held) + working
-        )
+
+    def __init__(self, problem: Problem, wishes: Wishes) -> None:
+        self._problem, self._wishes = problem, wishes
+        rows = max(1.0, problem.batch_size / wishes.num_ranks)
+        self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
+        self._search = functools.lru_cache(2)(self._new_search)  # its matrices are large
+        self._free = functools.lru_cache(2)(self._search_freely)
+        self._found: dict[_Layout, list[tuple[int, ...]]] = {}
+
+    def count(self, layout: _Layout) -> int:
+        """How many there are."""
+        return len(self._of(layout))
+
+    def predict(self, layout: _Layout, number: int) -> Prediction:
+        """What the division `number` of a layout takes; 0 is the one that should be fastest."""
+        partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
+        return predict(self._problem, Candidate(*layout, partitioning))
+
+    def _of(self, layout: _Layout) -> list[tuple[int, ...]]:
+        if layout not in self._found:
+            self._found[layout] = self._divide(layout)
+        return self._found[layout]
+
+    def _divide(self, layout: _Layout) -> list[tuple[int, ...]]:
+        graph, partitions = self._problem.graph, layout.grid.num_partitions
+        if self._wishes.lpp is not None:
+            return [divide(graph, partitions, self._wishes.lpp).boundaries]
+        if partitions == 1:
+            return [(0, len(graph.operations))]
+        found = self._free(layout.grid, layout.num_microbatches)
+        fits = self._fits(layout)
+        if fits is not None and not _all_fit(found[0], fits):
+            rows, rounds = self._rows(layout), rounds_of(partitions, layout.num_microbatches)
+            found = self._search(rows).best(partitions, rounds, fits) or found
+        positions = self._boundaries().positions
+        return [
+            tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
+        ]
+
+    def _search_freely(self, grid: Grid, num_microbatches: int) -> list[Division]:
+        """The divisions that are best without a limit of memory, whatever the schedule."""
+        rows = self._rows(_Layout(grid, num_microbatches, ""))
+        rounds = rounds_of(grid.num_partitions, num_microbatches)
+        return self._search(rows).best(grid.num_partitions, rounds)
+
+    def _rows(self, layout: _Layout) -> float:
+        return self._problem.batch_size / layout.grid.num_replicas / layout.num_microbatches
+
+    def _new_search(self, rows: float) -> Search:
+        return Search(self._boundaries().seconds(rows))
+
+    def _fits(self, layout: _Layout) -> Fits | None:
+        limit = self._wishes.memory_limit
+        if limit is None:
+            return None
+        grid, count, schedule = layout
+        timeline = play(lower(make_schedule(schedule, grid.num_partitions, count), ()))
+        kept = [
+            (
+                timeline.peak_in_flight(stage),
+                any(span.step.kind == Kind.FUSED for span in timeline.spans[stage]),
+            )
+            for stage in range(grid.num_partitions)
+        ]
+        several = count > 1 or grid.num_replicas > 1
+        return self._boundaries().fits(self._rows(layout), several, kept, limit)
 
 
-def _between(values: Sequence[float] | np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The sums of `values` from position a to position b, [a, b]."""
-    before = np.concatenate([[0.0], np.cumsum(values)])[positions]
-    return before[None, :] - before[:, None]
+def _all_fit(division: Division, fits: Fits) -> bool:
+    pairs = enumerate(itertools.pairwise(division.boundaries))
+    return all(fits(stage, np.array(start), np.array(end)) for stage, (start, end) in pairs)

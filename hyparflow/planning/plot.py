@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hyparflow.actions import Kind
 
 if TYPE_CHECKING:
-    from hyparflow.planning.plan import Plan
+    from hyparflow.planning.plan import Plan, Work
 
 __all__ = ["draw"]
 
@@ -41,6 +41,8 @@ _MEMORY = {
     "program": "#999999",
 }
 _IDLE = "#eeeeee"
+_COMPUTES = (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)
+_HEIGHT = 0.8  # of a bar; the rows are 1 apart
 _LABELLED = 400  # more pieces than this are too small to write numbers into
 
 
@@ -68,44 +70,16 @@ def draw(plan: Plan, path: str | Path) -> None:
 
 def _draw_step(plan: Plan, axes: Any) -> None:
     end = max(work.end for rank in plan.work for work in rank) * 1e3
-    pieces = sum(len(rank) for rank in plan.work)
+    edge = 0.4 if sum(map(len, plan.work)) < _LABELLED else 0.0
     seen: dict[str, Any] = {}
     for rank, works in enumerate(plan.work):
-        seen["idle"] = axes.barh(rank, end, height=0.8, color=_IDLE)
+        seen["idle"] = axes.barh(rank, end, height=_HEIGHT, color=_IDLE)
         for work in works:
             name = _NAMES[work.kind]
-            start, width = work.start * 1e3, (work.end - work.start) * 1e3
-            bar = axes.barh(
-                rank,
-                width,
-                left=start,
-                height=0.8,
-                color=_COLOURS[name],
-                edgecolor="white",
-                linewidth=0.4 if pieces < _LABELLED else 0.0,
-            )
-            seen[name] = bar
-            computes = work.kind in (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)
-            if computes and width > 0.018 * end:
-                axes.text(
-                    start + width / 2,
-                    rank,
-                    str(work.microbatch),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if name == "forward" else "white",
-                )
-    order = [
-        "forward",
-        "backward",
-        "forward + backward",
-        "message",
-        "allreduce",
-        "optimizer",
-        "idle",
-    ]
-    shown = [name for name in order if name in seen]
+            seen[name] = _draw_work(axes, rank, work, edge)
+            if work.kind in _COMPUTES and (work.end - work.start) * 1e3 > 0.018 * end:
+                _number(axes, rank, work, "black" if name == "forward" else "white")
+    shown = [name for name in (*_COLOURS, "idle") if name in seen]
     axes.legend(
         [seen[name] for name in shown],
         shown,
@@ -115,16 +89,39 @@ def _draw_step(plan: Plan, axes: Any) -> None:
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
     )
-    replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
-    figure_title = (
-        f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms, "
-        f"{plan.schedule}, {plan.num_microbatches} micro-batches{replicas}"
-    )
-    axes.figure.suptitle(figure_title, fontsize=11)
+    axes.figure.suptitle(_title(plan), fontsize=11)
     axes.set(
         xlabel="time (ms)", ylabel="partition", xlim=(0, end), ylim=(len(plan.work) - 0.5, -0.5)
     )
     _whole_numbers(axes.yaxis, len(plan.work))
+
+
+def _draw_work(axes: Any, rank: int, work: Work, edge: float) -> Any:
+    """One bar, with an edge of this width."""
+    return axes.barh(
+        rank,
+        (work.end - work.start) * 1e3,
+        left=work.start * 1e3,
+        height=_HEIGHT,
+        color=_COLOURS[_NAMES[work.kind]],
+        edgecolor="white",
+        linewidth=edge,
+    )
+
+
+def _number(axes: Any, rank: int, work: Work, colour: str) -> None:
+    """Write the micro-batch into its bar."""
+    middle = (work.start + work.end) / 2 * 1e3
+    text = str(work.microbatch)
+    axes.text(middle, rank, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _title(plan: Plan) -> str:
+    replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
+    return (
+        f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms, "
+        f"{plan.schedule}, {plan.num_microbatches} micro-batches{replicas}"
+    )
 
 
 def _draw_time(plan: Plan, axes: Any) -> None:

@@ -66,12 +66,15 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
     schedule = make_schedule(candidate.schedule, grid.num_partitions, candidate.num_microbatches)
     timeline = play(lower(schedule, partitioning.edges), timings)
     stages = range(grid.num_partitions)
+    backward = list(timings.backward)
+    if any(span.step.kind == Kind.FUSED for span in timeline.spans[-1]):
+        backward[-1] = timings.fused_surplus
     return Prediction(
         candidate,
         timeline,
         timeline.makespan + problem.costs.overheads.step,
         tuple(timings.forward),
-        tuple(timings.backward),
+        tuple(backward),
         tuple(timings.reduce),
         tuple(timings.apply),
         tuple(
@@ -111,8 +114,6 @@ class _Timings:
         self.forward = [seconds + call for seconds in total(times.forward)]
         self.backward = [seconds + call for seconds in total(times.backward)]
         self._fused = [seconds + call for seconds in total(times.fused)]
-        if len(ranges) >= 1:  # the last stage does both at once; the backward is what that adds
-            self.backward[-1] = max(0.0, self._fused[-1] - self.forward[-1])
         self.apply = per_stage(
             lambda r: (
                 over.apply * costs.weight_bytes(r, trainable=True)
@@ -120,6 +121,11 @@ class _Timings:
             )
         )
         self.reduce = [self._reduced(grid, stage) for stage in range(grid.num_partitions)]
+
+    @property
+    def fused_surplus(self) -> float:
+        """What the last stage's backward adds to its forward where both are one call."""
+        return max(0.0, self._fused[-1] - self.forward[-1])
 
     def _reduced(self, grid: Grid, stage: int) -> float:
         if grid.num_replicas == 1:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from hyparflow.graph import FlatGraph
@@ -16,6 +15,7 @@ from hyparflow.partition import OperationGraph
 from hyparflow.planning.lifetimes import Kept, kept_between, working_bytes
 from hyparflow.planning.segments import Segment
 from hyparflow.planning.tables import known_shape
+from hyparflow.random_rows import random_rows
 from hyparflow.stage import Stage, as_share, gradients_of
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
@@ -74,9 +74,7 @@ class Sample:
 
     def inputs(self, rows: int) -> list[Any]:
         """Random inputs of `rows` rows."""
-        return [
-            tf.constant(_random((rows, *known_shape(x.shape[1:])), x.dtype)) for x in self._specs
-        ]
+        return [random_rows((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
 
     def _both(self, inputs: list[Any]) -> Any:
         """Outputs and gradients; to be traced."""
@@ -145,11 +143,3 @@ def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
     while len(found) < 3 or (time.perf_counter() < end and len(found) < 50):
         found.append(run())
     return [statistics.median(column) for column in zip(*found, strict=True)]
-
-
-def _random(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Numbers of the type; whole ones are 0 or 1, which every embedding has."""
-    random = np.random.default_rng(0)
-    if "float" in dtype:
-        return random.normal(size=shape)
-    return random.integers(0, 2, shape)

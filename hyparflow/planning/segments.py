@@ -7,12 +7,13 @@ shapes and wiring share a measurement.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from hyparflow.partition import OperationGraph
 
-__all__ = ["Segment", "alike", "segments"]
+__all__ = ["Segment", "alike", "cut_out", "segments"]
 
 _LONGEST = 12  # operations; a segment of more is cut, so that its costs can be told apart
 
@@ -39,28 +40,27 @@ def segments(graph: OperationGraph, heavy: Sequence[bool]) -> list[Segment]:
         graph: the operations.
         heavy: whether each has a kernel, so that a segment starts with it.
     """
-    count = len(graph.operations)
     starts = [0]
-    for index in range(1, count):
+    for index in range(1, len(graph.operations)):
         second_kernel = heavy[index] and any(heavy[starts[-1] : index])
         if second_kernel or index - starts[-1] >= _LONGEST:
             starts.append(index)
-    bounds = [*starts, count]
+    return cut_out(graph, [*starts, len(graph.operations)])
+
+
+def cut_out(graph: OperationGraph, bounds: Sequence[int]) -> list[Segment]:
+    """The segments between neighbouring `bounds`, which are numbers of operations."""
     last_reader: dict[int, int] = {}
     for index, operation in enumerate(graph.operations):
         last_reader.update(dict.fromkeys(operation.inputs, index))
-    last_reader.update(dict.fromkeys(graph.outputs, count))
+    last_reader.update(dict.fromkeys(graph.outputs, len(graph.operations)))
     found = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         made = [n for op in graph.operations[start:end] for n in op.outputs]
         read = dict.fromkeys(n for op in graph.operations[start:end] for n in op.inputs)
-        found.append(
-            Segment(
-                range(start, end),
-                tuple(n for n in read if n not in set(made)),
-                tuple(n for n in made if last_reader.get(n, -1) >= end),
-            )
-        )
+        inputs = tuple(n for n in read if n not in set(made))
+        outputs = tuple(n for n in made if last_reader.get(n, -1) >= end)
+        found.append(Segment(range(start, end), inputs, outputs))
     return found
 
 

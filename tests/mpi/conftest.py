@@ -28,3 +28,12 @@ def _tell(report):
 
 
 pytest_runtest_logreport = pytest_collectreport = _tell
+
+
+@pytest.fixture
+def in_float64():
+    """For what compares with plain Keras to rounding."""
+    from contract import float_type
+
+    with float_type("float64"):
+        yield

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contract import WORLD, Outcome, State, differences, float_type, grids, on_leader, require_none
+from contract import WORLD, Outcome, State, differences, grids, on_leader, require_none
 from keras import layers
 
 import hyparflow as hf
@@ -27,11 +27,7 @@ LAYOUT = {
 }
 
 
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    """All of these compare with plain Keras to rounding."""
-    with float_type("float64"):
-        yield
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 def build() -> Any:

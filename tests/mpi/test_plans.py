@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from contract import WORLD, Outcome, State, float_type, on_leader, require_none
+from contract import WORLD, Outcome, State, on_leader, require_none
 from keras import layers
 
 import hyparflow as hf
 from hyparflow import automatic
 
-
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    """All of these compare with plain Keras to rounding."""
-    with float_type("float64"):
-        yield
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 def build() -> Any:

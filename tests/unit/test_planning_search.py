@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from hyparflow.planning.search import best_cuts, candidates, rounds_of, stage_seconds
+from hyparflow.planning.boundaries import StageSeconds, candidates
+from hyparflow.planning.search import Division, Search, rounds_of
 
 Reads = list[tuple[int, list[int], float]]
 
@@ -20,6 +21,22 @@ def random_model(random: np.random.Generator, count: int) -> tuple[np.ndarray, R
         readers = random.choice(later, size=min(len(later), random.integers(0, 3)), replace=False)
         reads.append((maker, sorted(readers.tolist()), float(random.random() / 2)))
     return random.random(count), reads
+
+
+def stage_seconds(seconds: np.ndarray, reads: Reads, positions: np.ndarray) -> np.ndarray:
+    """What the planner computes."""
+    edges = [(maker, readers) for maker, readers, _ in reads]
+    return StageSeconds(edges, positions).matrix(seconds, np.array([p for _, _, p in reads]))
+
+
+def best_cuts(costs: list[np.ndarray], rounds: float, tolerance: float) -> list[Division]:
+    """What the planner finds: of stages alike but for where they are possible."""
+    cost = np.min(costs, axis=0)
+
+    def fits(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        return np.isfinite(costs[stage][start, end])
+
+    return Search(cost).best(len(costs), rounds, fits, tolerance)
 
 
 def by_hand(seconds: np.ndarray, reads: Reads, start: int, end: int) -> float:
@@ -95,7 +112,8 @@ def test_interleaved_rounds_give_the_textbook_step() -> None:
 
 def test_candidates_are_all_allowed_places_of_a_small_model() -> None:
     allowed = [True, True, False, True, True]
-    assert candidates([1, 1, 1, 1], [0, 1, 1, 1, 0], allowed, 10).tolist() == [0, 1, 3, 4]
+    found = candidates(np.ones(4), np.array([0, 1, 1, 1, 0]), allowed, 10)
+    assert found.tolist() == [0, 1, 3, 4]
 
 
 def test_candidates_of_a_large_model_are_where_little_crosses() -> None:

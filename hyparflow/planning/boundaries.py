@@ -1,0 +1,190 @@
+"""Where a model may be cut, and what stages between such places take of time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hyparflow.partition import OperationGraph, allowed_cuts
+from hyparflow.planning.candidate import Problem
+from hyparflow.planning.search import Fits
+
+__all__ = ["Boundaries", "Reads", "StageSeconds", "candidates"]
+
+_CANDIDATES = 1024  # boundaries that a search looks at, about
+
+# Of each tensor: the operation that makes it, and those that read it, in order.
+Reads = Sequence[tuple[int, Sequence[int]]]
+
+
+class Boundaries:
+    """The places where a problem's model may be cut.
+
+    Args:
+        problem: what is to be planned.
+        rows: of a typical micro-batch, to choose places by.
+
+    Attributes:
+        positions: numbers of operations that a stage may start with, and that of all.
+    """
+
+    def __init__(self, problem: Problem, rows: float) -> None:
+        self._problem = problem
+        count = len(problem.graph.operations)
+        reads, self._tensors = _reads(problem.graph)
+        sizes = problem.costs.tensors[self._tensors]
+        crossing = _crossing(reads, sizes, count)
+        allowed = allowed_cuts(problem.graph)
+        self.positions = candidates(self._times(rows), crossing, allowed, _CANDIDATES)
+        self._crossing = crossing[self.positions]
+        costs, each = problem.costs, range(count)
+        self._gradients = np.array([costs.weight_bytes([i], trainable=True) for i in each], float)
+        self._stages = StageSeconds(reads, self.positions)
+
+    def _times(self, rows: float) -> np.ndarray:
+        times = self._problem.costs.times(rows)
+        return (times.forward + times.backward) / self._problem.cluster.speed
+
+    def seconds(self, rows: float) -> np.ndarray:
+        """What the forward and backward of a stage take for a micro-batch, as a matrix [a, b]."""
+        cluster, over = self._problem.cluster, self._problem.costs.overheads
+        link = cluster.within if cluster.ranks_per_node > 1 else cluster.between
+        size = self._problem.costs.tensors[self._tensors] * rows
+        price = link.latency + size / link.bandwidth + 2 * over.message / cluster.speed
+        needing = self._problem.graph.gradient_tensors
+        price *= np.array([2.0 if n in needing else 1.0 for n in self._tensors])
+        return self._stages.matrix(self._times(rows), price) + 2 * over.call / cluster.speed
+
+    def fits(
+        self, rows: float, several: bool, kept: Sequence[tuple[int, bool]], limit: int
+    ) -> Fits:
+        """Whether a stage fits in memory.
+
+        A little less than `partition_memory` counts, or more: a weight used twice in a stage is
+        counted twice, a tensor that several stages read crosses once.
+
+        Args:
+            rows: of a micro-batch.
+            several: whether gradients are added up, of micro-batches or replicas.
+            kept: of each stage, how many micro-batches' activations it keeps, and whether its
+                forward and backward are one call.
+            limit: bytes.
+        """
+        costs = self._problem.costs
+        fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
+        once = self._before(
+            self._gradients * (3 if several else 1) + costs.program * costs.overheads.program
+        )
+        activations = {True: self._before(costs.kept), False: self._before(costs.held)}
+        buffers = 2 * rows * self._crossing
+
+        def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+            count, fused = kept[stage]
+            before = once + count * rows * activations[fused]
+            return np.asarray((before + buffers)[end] - (before - buffers)[start] <= limit - fixed)
+
+        return fit
+
+    def _before(self, values: np.ndarray) -> np.ndarray:
+        """The sum of `values` before each position."""
+        return np.concatenate([[0.0], np.cumsum(values)])[self.positions]
+
+
+class StageSeconds:
+    """The times of stages between given positions, for any times of operations and messages.
+
+    Args:
+        reads: who makes and who reads each tensor.
+        positions: boundaries that may be used, from 0 to the number of operations.
+    """
+
+    def __init__(self, reads: Reads, positions: np.ndarray) -> None:
+        self._positions = positions
+        cells: list[np.ndarray] = [np.zeros(0, int)]
+        tensors: list[np.ndarray] = [np.zeros(0, int)]
+        for number, (maker, readers) in enumerate(reads):
+            if readers:
+                found = self._receives(maker, readers)
+                cells.append(found)
+                tensors.append(np.full(len(found), number))
+        self._cells = np.concatenate(cells)
+        self._cell_tensors = np.concatenate(tensors)
+
+    def _receives(self, maker: int, readers: Sequence[int]) -> np.ndarray:
+        """The cells [a, b] from which on a stage receives a tensor, as flat indices.
+
+        A tensor is received once by a stage that starts after its maker and holds a reader of it:
+        from the first reader in the stage on, whatever else the stage holds.
+        """
+        low = int(np.searchsorted(self._positions, maker, side="right"))
+        ends = np.searchsorted(self._positions, readers, side="right")
+        starts = np.arange(low, int(ends[-1]))
+        following = ends[np.searchsorted(ends - 1, starts)]
+        return starts * (len(self._positions) + 1) + following
+
+    def matrix(self, seconds: np.ndarray, prices: np.ndarray) -> np.ndarray:
+        """What a stage from candidate a to candidate b takes, [a, b]; infinite if b <= a.
+
+        Args:
+            seconds: of each operation.
+            prices: of each tensor, the seconds that sending it to another stage takes.
+        """
+        count = len(self._positions)
+        before = np.concatenate([[0.0], np.cumsum(seconds)])[self._positions]
+        received = np.bincount(
+            self._cells, weights=prices[self._cell_tensors], minlength=count * (count + 1)
+        ).reshape(count, count + 1)
+        cost = before[None, :] - before[:, None] + np.cumsum(received, axis=1)[:, :-1]
+        cost[np.tril_indices(count)] = np.inf
+        return cost
+
+
+def candidates(
+    seconds: np.ndarray, crossing: np.ndarray, allowed: Sequence[bool], limit: int
+) -> np.ndarray:
+    """The boundaries worth looking at: all allowed ones, or `limit` of them.
+
+    In a model of thousands of operations most take next to no time. Neighbours that are less than
+    1 / `limit` of the model apart are represented by the one that the fewest bytes cross.
+
+    Args:
+        seconds: of each of n operations.
+        crossing: bytes that cross each boundary 0..n.
+        allowed: whether a cut may stand at each boundary 0..n.
+        limit: how many to return at most, about.
+    """
+    count = len(seconds)
+    inner = np.flatnonzero(np.asarray(allowed)[1:count]) + 1
+    if len(inner) > limit:
+        before = np.concatenate([[0.0], np.cumsum(seconds)])
+        bins = np.floor(before[inner] / max(before[-1], 1e-30) * limit).astype(int)
+        order = np.lexsort((crossing[inner], bins))  # cheapest of each bin first
+        _, first = np.unique(bins[order], return_index=True)
+        inner = np.sort(inner[order[first]])
+    return np.concatenate([[0], inner, [count]])
+
+
+def _reads(graph: OperationGraph) -> tuple[list[tuple[int, list[int]]], np.ndarray]:
+    """Who makes and who reads each tensor, and the numbers of these tensors."""
+    readers: dict[int, list[int]] = {n: [] for op in graph.operations for n in op.outputs}
+    for index, operation in enumerate(graph.operations):
+        for number in dict.fromkeys(operation.inputs):
+            if number in readers:
+                readers[number].append(index)
+    last = len(graph.operations) - 1
+    for number in graph.outputs:  # the loss sits in the last stage
+        if number in readers and last not in readers[number]:
+            readers[number].append(last)
+    makers = [(n, index) for index, op in enumerate(graph.operations) for n in op.outputs]
+    return [(maker, readers[n]) for n, maker in makers], np.array([n for n, _ in makers], int)
+
+
+def _crossing(reads: Reads, sizes: np.ndarray, count: int) -> np.ndarray:
+    """The bytes of a row that cross each boundary 0..count."""
+    change = np.zeros(count + 2)
+    for (maker, readers), size in zip(reads, sizes, strict=True):
+        if readers:
+            change[maker + 1] += size
+            change[readers[-1] + 1] -= size
+    return np.cumsum(change)[: count + 1]
