@@ -104,30 +104,16 @@ def parallelize(
         "sharded_data": sharded_data,
     }
     try:
-        return _parallelize(model, arguments if plan is None else _planned(arguments, plan))
+        if plan is not None:
+            from hyparflow.planned import planned
+
+            world = _world()
+            num_ranks = None if world is None else world.size
+            arguments = planned(arguments, plan, model, num_ranks)
+        return _parallelize(model, arguments)
     except Exception as error:
         guard.everywhere(error)
         raise
-
-
-def _planned(arguments: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """`arguments` with those of `plan`.
-
-    Raises:
-        ValueError: if both say something.
-    """
-    default = {"strategy": (None, "auto"), "num_microbatches": ("auto",), "schedule": ("auto",)}
-    given = [
-        f"{name}={arguments[name]!r}"
-        for name in ("strategy", *plan.arguments)
-        if arguments[name] not in default.get(name, (None,))
-    ]
-    if given:
-        raise ValueError(
-            "A plan decides strategy, partitions, replicas, micro-batches, schedule and lpp. "
-            f"Received: plan and {', '.join(given)}. Leave one of them out."
-        )
-    return arguments | plan.arguments
 
 
 def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:

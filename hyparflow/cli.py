@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 
+from hyparflow import launcher
+
 __all__ = ["main"]
+
+
+class Refused(click.ClickException):
+    """What cannot be done as asked; like a wrong option, it ends the command with code 2."""
+
+    exit_code = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,7 +56,7 @@ def plan(model: str, **options: Any) -> None:
     try:
         _plan(model, **options)
     except (ValueError, ImportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def _plan(
@@ -74,7 +82,9 @@ def _plan(
         raise ValueError("A plan needs --ranks or --cluster. Received: neither")
     else:
         machine = Cluster(**_shape(ranks, nodes))
-    _set_threads(threads, machine.ranks_per_node)
+    # Measured with the threads that a rank will have.
+    cores = len(launcher.usable_cores())
+    launcher.set_threads(os.environ, threads or max(1, cores // machine.ranks_per_node))
     built = _load(model, settings)
     if optimizer is not None and not built.compiled:
         built.compile(optimizer)
@@ -82,7 +92,7 @@ def _plan(
     from hyparflow.plans import costs_of_model
     from hyparflow.plans import plan as make_plan
 
-    known = costs_of_model(built, costs, batch_size, machine.num_ranks, _say)
+    known = costs_of_model(built, costs, batch_size, machine, _say)
     click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
     if save_costs:
         known.save(save_costs)
@@ -106,14 +116,6 @@ def _shape(ranks: int | None, nodes: int) -> dict[str, Any]:
     return {"nodes": nodes, "ranks_per_node": ranks // nodes}
 
 
-def _set_threads(threads: int | None, ranks_per_node: int) -> None:
-    """Measure with the threads that a rank will have; TensorFlow reads them when it starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = threads or max(1, (cores or 1) // ranks_per_node)
-    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        os.environ[variable] = str(count)
-
-
 def _load(model: str, settings: tuple[str, ...]) -> Any:
     """The model in the file, or what the function FILE.py:FUNCTION returns."""
     import keras
@@ -125,7 +127,10 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
                 "MODEL must be a saved Keras model, or FILE.py:FUNCTION. "
                 f"Received: {model}, which does not exist"
             )
-        return keras.models.load_model(model)
+        try:
+            return keras.models.load_model(model)
+        except Exception as error:  # Keras raises many types, as do layers that it loads
+            raise ValueError(f"Keras cannot load {model}: {error}") from error
     file = Path(f"{path}.py")
     if not file.exists():
         raise ValueError(f"No file {file}. Received: {model}")
@@ -134,13 +139,18 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{file} is no Python file. Received: {model}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{file} raised {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise ValueError(f"{file} has no function '{name}'. Received: {model}")
     try:
         built = getattr(module, name)(**_values(settings))
     except TypeError as error:
         raise ValueError(f"{name}: {error}. Give its arguments by --set NAME=VALUE.") from error
+    except Exception as error:
+        raise ValueError(f"{model} raised {type(error).__name__}: {error}") from error
     if not isinstance(built, keras.Model):
         raise ValueError(f"{name} must return a keras.Model. Received: {type(built).__name__}")
     return built
@@ -176,7 +186,7 @@ def doctor(network: str | None) -> None:
 
     world = World(start_mpi())
     if world.size < 2:
-        raise click.ClickException(
+        raise Refused(
             "The network is measured between ranks. Received: 1 rank. Start it with: "
             f"mpirun -n 2 hyparflow doctor --network {network}"
         )

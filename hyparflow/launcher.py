@@ -6,7 +6,15 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping
 
-__all__ = ["describe_command", "expected_size", "is_launched", "local_size", "set_thread_defaults"]
+__all__ = [
+    "describe_command",
+    "expected_size",
+    "is_launched",
+    "local_size",
+    "set_thread_defaults",
+    "set_threads",
+    "usable_cores",
+]
 
 # Variable that tells the number of ranks -> the launcher that sets it.
 _SIZES = {
@@ -53,17 +61,35 @@ def describe_command(num_ranks: int) -> str:
     return f"mpirun -n {num_ranks} python {script}"
 
 
+def usable_cores() -> set[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
 def set_thread_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
     """Give TensorFlow as many threads as this rank has cores, unless the user chose a number.
 
     Several ranks with a full thread pool each slow each other down by up to two times.
-    TensorFlow reads these variables when it first runs an operation.
     """
     ranks = local_size(environ)
     if ranks < 2 or not hasattr(os, "sched_getaffinity"):
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     unbound = cores == os.cpu_count()
-    threads = max(1, cores // ranks if unbound else cores)
+    count = max(1, cores // ranks if unbound else cores)
+    set_threads(environ, count, keep=True)
+
+
+def set_threads(environ: MutableMapping[str, str], count: int, keep: bool = False) -> None:
+    """Have TensorFlow use `count` threads; it reads these variables when it first runs anything.
+
+    Args:
+        environ: environment variables.
+        count: threads.
+        keep: whether what is set stays.
+    """
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        environ.setdefault(variable, str(threads))
+        if not (keep and variable in environ):
+            environ[variable] = str(count)

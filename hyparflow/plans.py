@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyparflow import keras_internals
+from hyparflow import keras_internals, launcher
 from hyparflow.checks import check_can_cut, check_model
+from hyparflow.fingerprint import model_fingerprint
 from hyparflow.graph import FlatGraph
 from hyparflow.grid import Grid
+from hyparflow.notices import users_stack_level
 from hyparflow.partition import make_partitioning
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.cluster import Cluster
 from hyparflow.planning.compose import make_plan
 from hyparflow.planning.costs import Costs
+from hyparflow.planning.crowd import tensorflow_threads
 from hyparflow.planning.estimate import estimate
 from hyparflow.planning.measure import measure
 from hyparflow.planning.plan import Plan
@@ -79,13 +83,21 @@ def plan(
         None if lpp is None else tuple(lpp),
         limit,
     )
-    known = _costs_of(graph, costs, batch_size, cluster.num_ranks, say)
+    known = _costs_of(graph, costs, batch_size, cluster, say)
     problem = Problem(operations, known, cluster, batch_size)
     found = consider(problem, wishes)
     best = best_of(found, limit)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
-    return make_plan(model.name, problem, best, single, _others(found, best), limit)
+    return make_plan(
+        model.name,
+        model_fingerprint(model),
+        problem,
+        best,
+        single,
+        _others(found, best),
+        limit,
+    )
 
 
 def _cluster(cluster: Cluster | None, num_ranks: int | None) -> Cluster:
@@ -105,21 +117,21 @@ def costs_of_model(
     model: Any,
     costs: str | Path | Costs,
     batch_size: int,
-    num_ranks: int,
+    cluster: Cluster,
     say: Callable[[str], None] = lambda text: None,
 ) -> Costs:
     """The costs of a model; arguments as for `plan`."""
     check_model(model)
     check_can_cut(model)
     graph = FlatGraph(model, keras_internals.opened_graph(model))
-    return _costs_of(graph, costs, batch_size, num_ranks, say)
+    return _costs_of(graph, costs, batch_size, cluster, say)
 
 
 def _costs_of(
     graph: FlatGraph,
     costs: str | Path | Costs,
     batch_size: int,
-    num_ranks: int,
+    cluster: Cluster,
     say: Callable[[str], None],
 ) -> Costs:
     """The costs that `plan` was told to use.
@@ -128,7 +140,7 @@ def _costs_of(
         graph: the model's graph.
         costs: "measure", "estimate", a file that `Costs.save` wrote, or costs.
         batch_size: rows of the global batch.
-        num_ranks: all ranks.
+        cluster: the machine.
         say: called with a line of progress.
 
     Raises:
@@ -137,7 +149,9 @@ def _costs_of(
     model = graph.model
     optimizer = model.optimizer if model.compiled else None
     if costs == "measure":
-        return measure(graph, _sizes_to_measure(batch_size, num_ranks), optimizer, say=say)
+        _warn_of_threads(cluster.ranks_per_node)
+        sizes = _sizes_to_measure(batch_size, cluster.num_ranks)
+        return measure(graph, sizes, optimizer, ranks_per_node=cluster.ranks_per_node, say=say)
     if costs == "estimate":
         return estimate(graph, optimizer)
     known = costs if isinstance(costs, Costs) else Costs.load(costs)
@@ -148,6 +162,18 @@ def _costs_of(
             f"{len(graph.calls)} with {len(model.variables)}"
         )
     return known
+
+
+def _warn_of_threads(ranks_per_node: int) -> None:
+    threads, cores = tensorflow_threads(), len(launcher.usable_cores())
+    if not launcher.is_launched() and threads > max(1, cores // ranks_per_node):
+        warnings.warn(
+            f"Costs are measured with {threads} threads, but {ranks_per_node} ranks on {cores} "
+            "cores would have fewer each. Set TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS and "
+            "OMP_NUM_THREADS before TensorFlow starts, or use the command `hyparflow plan`, which "
+            "does it.",
+            stacklevel=users_stack_level(),
+        )
 
 
 def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Measures the costs of a model and writes what plans predict.
 
-python benchmarks/planner/predict.py MODEL BATCH_SIZE OUTPUT.json
+python benchmarks/planner/predict.py MODEL BATCH_SIZE CLUSTER.json OUTPUT.json
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,16 +18,18 @@ MICROBATCHES = (1, 2, 4, 8)
 
 
 def main() -> None:
-    name, batch_size, output = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    name, rows, machine, output = sys.argv[1:]
+    batch_size = int(rows)
     model = build(name)
-    costs = costs_of_model(model, "measure", batch_size, 2)
+    pair = hf.Cluster.load(machine)
+    costs = costs_of_model(model, "measure", batch_size, pair)
     found = []
     for partitions, replicas in LAYOUTS:
         for count in MICROBATCHES:
             plan = hf.plan(
                 model,
                 batch_size=batch_size,
-                num_ranks=partitions * replicas,
+                cluster=dataclasses.replace(pair, ranks_per_node=partitions * replicas),
                 num_partitions=partitions,
                 num_replicas=replicas,
                 num_microbatches=count,
@@ -43,7 +46,7 @@ def main() -> None:
                     "memory": [part.memory.total for part in plan.partitions],
                 }
             )
-    output.write_text(json.dumps(found))
+    Path(output).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

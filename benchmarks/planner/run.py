@@ -2,9 +2,10 @@
 
     python benchmarks/planner/run.py
 
-For each model: costs are measured by one process with one thread, plans for (partitions, replicas)
-in {(1,1), (2,1), (1,2)} and 1, 2, 4 and 8 micro-batches are made from them, and jobs train by these
-plans. Two partitions are also cut into equal numbers of layers, in turns with the planned cut.
+For each model: the network and the costs are measured, with one thread per process; plans for
+(partitions, replicas) in {(1,1), (2,1), (1,2)} and 1, 2, 4 and 8 micro-batches are made from them,
+and jobs train by these plans. Two partitions are also cut into equal numbers of layers,
+in turns with the planned cut.
 Writes results.json and table.rst beside this file, or to --output.
 """
 
@@ -54,9 +55,11 @@ def parse() -> argparse.Namespace:
 def examine(name: str, args: argparse.Namespace) -> Any:
     """The rows of one model."""
     with tempfile.TemporaryDirectory() as folder:
-        plans = run_json(
-            [sys.executable, HERE / "predict.py", name, str(args.batch_size)], Path(folder)
-        )
+        cluster = Path(folder) / "cluster.json"
+        doctor = [sys.executable, "-m", "hyparflow.cli", "doctor", "--network"]
+        run([*shlex.split(args.mpirun), "-n", "2", *doctor, cluster])
+        predict = [sys.executable, HERE / "predict.py", name, str(args.batch_size), cluster]
+        plans = run_json(predict, Path(folder))
         for partitions, replicas in LAYOUTS:
             mine = [p for p in plans if (p["partitions"], p["replicas"]) == (partitions, replicas)]
             mine.sort(key=lambda plan: MICROBATCHES.index(plan["microbatches"]))
@@ -115,13 +118,15 @@ def train(
 def run_json(command: list[Any], folder: Path) -> Any:
     """Run a command that writes JSON to the file that is its last argument."""
     output = folder / "output.json"
+    run([*command, output])
+    return json.loads(output.read_text())
+
+
+def run(command: list[Any]) -> None:
     environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [*map(str, command), str(output)], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command} failed:\n{done.stderr[-3000:]}")
-    return json.loads(output.read_text())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ __all__ = ["make_plan"]
 
 def make_plan(
     model: str,
+    fingerprint: str,
     problem: Problem,
     best: Prediction,
     single: Prediction,
@@ -25,6 +26,7 @@ def make_plan(
 
     Args:
         model: its name.
+        fingerprint: a hash of its structure.
         problem: what was planned.
         best: the chosen prediction.
         single: that of one process.
@@ -48,6 +50,7 @@ def make_plan(
         )
     return Plan(
         model,
+        fingerprint,
         problem.batch_size,
         candidate.grid.num_replicas,
         candidate.grid.num_partitions,

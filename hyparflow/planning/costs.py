@@ -16,7 +16,10 @@ import numpy as np
 
 __all__ = ["Costs", "Overheads", "Times", "Weight"]
 
-_ARRAYS = ("forward", "backward", "fused", "kept", "held", "working", "program", "tensors")
+_ARRAYS = (
+    *("forward", "backward", "fused", "crowded"),
+    *("kept", "held", "working", "program", "tensors"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Costs:
         weights: the model's variables.
         used: per operation, the numbers of its variables.
         slots: bytes of optimizer state per byte of trained weights.
+        crowd: how many ranks of a node computed at a time when `crowded` was measured.
+        crowded: how many times longer each then took, [(forward, backward, fused), size].
         overheads: what a step costs beside its operations.
         source: "measured" or "estimated".
         machine: where and how, for the reader.
@@ -112,17 +117,36 @@ class Costs:
     weights: tuple[Weight, ...]
     used: tuple[tuple[int, ...], ...]
     slots: float = 0.0
+    crowd: int = 1
+    crowded: np.ndarray | None = None
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
     machine: dict[str, Any] = field(default_factory=dict)
 
-    def times(self, rows: float) -> Times:
+    def times(self, rows: float, at_once: float = 1.0) -> Times:
         """The seconds of every operation for a micro-batch of `rows` rows.
 
         Between sizes that are known, and beyond them, times follow straight lines.
+
+        Args:
+            rows: of a micro-batch.
+            at_once: how many ranks compute on a node at a time, on average.
         """
         at = _line(self.rows, rows)
-        return Times(*(np.maximum(0.0, x @ at) for x in (self.forward, self.backward, self.fused)))
+        slower = self._slower(at_once)
+        known = (self.forward, self.backward, self.fused)
+        times = [x @ (at * factors) for x, factors in zip(known, slower, strict=True)]
+        return Times(*(np.maximum(0.0, x) for x in times))
+
+    def _slower(self, at_once: float) -> np.ndarray:
+        """How many times longer a rank computes beside others, [(F, B, FB), size].
+
+        Each further rank slows the others alike, up to as many as were tried.
+        """
+        if self.crowded is None or self.crowd < 2:
+            return np.ones((3, len(self.rows)))
+        share = np.clip((at_once - 1) / (self.crowd - 1), 0.0, 1.0)
+        return 1 + share * (self.crowded - 1)
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -158,7 +182,8 @@ class Costs:
         """What `save` wrote."""
         values = json.loads(Path(path).read_text())
         for name in _ARRAYS:
-            values[name] = np.array(values[name], float)
+            if values[name] is not None:
+                values[name] = np.array(values[name], float)
         values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
         values["used"] = tuple(map(tuple, values["used"]))
         values["operations"] = tuple(values["operations"])

@@ -20,6 +20,7 @@ from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 from hyparflow.partition import OperationGraph
 from hyparflow.planning.costs import Costs, Overheads, Weight
+from hyparflow.planning.crowd import companions_possible, measure_crowd, tensorflow_threads
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.overheads import measure_overheads
 from hyparflow.planning.sample import TRACED_ROWS, Sample, SampleMemory
@@ -41,6 +42,7 @@ def measure(
     rows: Sequence[int],
     optimizer: Any = None,
     budget: float = 0.1,
+    ranks_per_node: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> Costs:
     """Measure a model's operations, with the threads that TensorFlow has in this process.
@@ -52,6 +54,8 @@ def measure(
         rows: sizes of micro-batches to measure.
         optimizer: the one it trains with, for its slots and its time.
         budget: seconds to spend on each kind of segment and size, beside compiling.
+        ranks_per_node: how many ranks will compute on a node at a time; what that costs them is
+            measured with as many of them as this machine has cores for.
         say: called with a line of progress.
 
     Returns:
@@ -61,7 +65,7 @@ def measure(
     state = [v for v in model.variables if not v.trainable]
     saved = [np.array(v) for v in state]
     try:
-        return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, say)
+        return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say)
     finally:
         for variable, value in zip(state, saved, strict=True):
             variable.assign(value)
@@ -72,6 +76,7 @@ def _measure(
     rows: tuple[int, ...],
     optimizer: Any,
     budget: float,
+    ranks_per_node: int,
     say: Callable[[str], None],
 ) -> Costs:
     trained = graph.model.trainable_variables
@@ -88,10 +93,35 @@ def _measure(
         memory = sample.memory()
         for segment in group:
             table.enter(segment, np.maximum(seconds, 1e-7), memory)
-    table.scale(_longer(graph, operations, found, rows, budget, call, table))
+    piece = _long_piece(operations, found)
+    sample = Sample(graph, operations, piece, trained)
+    seconds = np.array([sample.seconds(size, 4 * budget) for size in rows]) - call
+    table.scale(piece, seconds)
+    crowd, crowded = _crowd(sample, rows, ranks_per_node, budget, say)
     return table.costs(
-        measure_overheads(trained, optimizer, call[2]), slots_per_byte(trained, optimizer)
+        measure_overheads(trained, optimizer, call[2]),
+        slots_per_byte(trained, optimizer),
+        crowd,
+        crowded,
     )
+
+
+def _crowd(
+    sample: Sample,
+    rows: tuple[int, ...],
+    ranks_per_node: int,
+    budget: float,
+    say: Callable[[str], None],
+) -> tuple[int, np.ndarray]:
+    """How many ranks of a node were tried at a time, and how much slower each was."""
+    count = companions_possible(ranks_per_node)
+    if count:
+        say(f"{count + 1} processes at a time")
+        try:
+            return count + 1, measure_crowd(sample, rows, count, budget)
+        except Exception as error:  # a layer that another process cannot load, for example
+            say(f"{count + 1} processes at a time: not possible ({error})")
+    return 1, np.ones((3, len(rows)))
 
 
 class CostTable:
@@ -128,12 +158,14 @@ class CostTable:
                 self._known.add((calls, number))
                 self._kept[calls, self._makers[number]] += self._tensors[number]
 
-    def scale(self, factors: np.ndarray) -> None:
-        """Multiply all times by `factors`, [(forward, backward, fused), size]."""
+    def scale(self, piece: Segment, seconds: np.ndarray) -> None:
+        """Scale all times so that a long `piece` takes these, [size, (F, B, FB)]."""
+        inside = slice(piece.operations.start, piece.operations.stop)
+        factors = seconds.T / np.maximum(self.times[:, inside].sum(1), 1e-7)
         self.times *= factors[:, None, :]
 
-    def costs(self, overheads: Overheads, slots: float) -> Costs:
-        """The finished table."""
+    def costs(self, overheads: Overheads, slots: float, crowd: int, crowded: np.ndarray) -> Costs:
+        """The finished table; arguments as the attributes of `Costs`."""
         model = self._graph.model
         trained = {id(v) for v in model.trainable_variables}
         return Costs(
@@ -150,35 +182,26 @@ class CostTable:
             weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
             used=used_weights(self._graph),
             slots=slots,
+            crowd=crowd,
+            crowded=crowded,
             overheads=overheads,
             source="measured",
             machine={
                 "machine": platform.machine(),
                 "node": platform.node(),
-                "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+                "threads": tensorflow_threads(),
                 "tensorflow": tf.__version__,
                 "keras": keras.__version__,
             },
         )
 
 
-def _longer(
-    graph: FlatGraph,
-    operations: OperationGraph,
-    found: list[Segment],
-    rows: tuple[int, ...],
-    budget: float,
-    call: np.ndarray,
-    table: CostTable,
-) -> np.ndarray:
-    """What a long piece takes, against the sum of its segments: [(F, B, FB), size]."""
+def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
+    """Several segments of the model's middle as one."""
     count = min(len(found), _PIECE)
     first = (len(found) - count) // 2
     start, end = found[first].operations.start, found[first + count - 1].operations.stop
-    (piece,) = cut_out(operations, [start, end])
-    sample = Sample(graph, operations, piece, graph.model.trainable_variables)
-    seconds = np.array([sample.seconds(size, 4 * budget) for size in rows]) - call
-    return seconds.T / np.maximum(table.times[:, start:end].sum(1), 1e-7)
+    return cut_out(operations, [start, end])[0]
 
 
 def _call_seconds(budget: float) -> np.ndarray:

@@ -66,6 +66,7 @@ class Plan:
 
     Attributes:
         model: its name.
+        fingerprint: a hash of its structure (`hyparflow.fingerprint.model_fingerprint`).
         batch_size: rows of the global batch.
         num_replicas, num_partitions, num_microbatches, schedule, lpp: arguments of
             `hyparflow.fit`.
@@ -80,6 +81,7 @@ class Plan:
     """
 
     model: str
+    fingerprint: str
     batch_size: int
     num_replicas: int
     num_partitions: int

@@ -92,8 +92,8 @@ class _Timings:
         self._costs, self._cluster = costs, cluster
         self._edges = candidate.partitioning.edges
         self.rows = problem.batch_size / grid.num_replicas / candidate.num_microbatches
-        times = costs.times(self.rows)
         ranges = [candidate.partitioning.operations(s) for s in range(grid.num_partitions)]
+        times = costs.times(self.rows, self._computing_at_once(candidate, ranges))
 
         def per_stage(seconds: Callable[[range], float]) -> list[float]:
             return [seconds(numbers) / cluster.speed for numbers in ranges]
@@ -121,6 +121,15 @@ class _Timings:
             )
         )
         self.reduce = [self._reduced(grid, stage) for stage in range(grid.num_partitions)]
+
+    def _computing_at_once(self, candidate: Candidate, ranges: list[range]) -> float:
+        """How many ranks of a node compute at a time, on average: some of a pipeline wait."""
+        times = self._costs.times(self.rows)
+        each = [float((times.forward + times.backward)[r.start : r.stop].sum()) for r in ranges]
+        count, total = candidate.num_microbatches, sum(each)
+        step = total + (count - 1) * max(each)
+        share = count * total / (step * len(ranges)) if step else 1.0
+        return share * min(candidate.grid.size, self._cluster.ranks_per_node)
 
     @property
     def fused_surplus(self) -> float:

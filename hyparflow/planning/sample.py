@@ -53,7 +53,7 @@ class Sample:
     def __init__(
         self, graph: FlatGraph, operations: OperationGraph, segment: Segment, trained: Sequence[Any]
     ) -> None:
-        self._graph = graph
+        self._graph, self._segment = graph, segment
         self._specs = [graph.tensors[n] for n in segment.inputs]
         function = graph.function(segment.inputs, segment.outputs, list(segment.operations))
 
@@ -110,6 +110,21 @@ class Sample:
         return kept_between(
             operations, self._forward_size, inputs, self._traced, TRACED_ROWS, shapes_too
         )
+
+    def save(self, folder: str) -> None:
+        """Write a SavedModel with a function `run` of a number of rows, for other processes."""
+        module = tf.Module()
+        module.variables_ = [v.value for v in self._graph.variables(self._segment.operations)]
+        shapes = [(known_shape(x.shape[1:]), x.dtype) for x in self._specs]
+
+        def run(rows: Any) -> Any:
+            inputs = [tf.ones(tf.concat([[rows], shape], 0), dtype) for shape, dtype in shapes]
+            for x, (shape, _) in zip(inputs, shapes, strict=True):
+                x.set_shape((None, *shape))
+            return tf.nest.flatten(self._both(inputs), expand_composites=True)
+
+        module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
+        tf.saved_model.save(module, folder)
 
     def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
         """Medians of forward, backward and both as one call, measured for about `budget` s."""

@@ -104,5 +104,13 @@ def test_a_plan_and_its_arguments_are_too_much() -> None:
 @pytest.mark.skipif(WORLD.size == 1, reason="one process has the plan for one")
 def test_a_plan_for_other_ranks_is_refused() -> None:
     plan = hf.plan(build(), batch_size=20, num_ranks=8, costs="estimate")
-    with pytest.raises(ValueError, match="number of ranks"):
+    with pytest.raises(ValueError, match=f"a plan for 8 ranks on {WORLD.size}"):
         hf.fit(build(), *data(), plan=plan)
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    plan = hf.plan(build(), batch_size=20, num_ranks=WORLD.size, costs="estimate")
+    other = build()
+    other.layers[1].trainable = False
+    with pytest.raises(ValueError, match="A plan must be of the model"):
+        hf.fit(other, *data(), plan=plan)

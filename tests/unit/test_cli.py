@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import pytest
@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import hyparflow as hf
 from hyparflow.cli import main
 
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "cifar10_resnet.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10_resnet.py"
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
@@ -29,7 +29,7 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_plan_of_a_function(tmp_path: pathlib.Path) -> None:
+def test_plan_of_a_function(tmp_path: Path) -> None:
     """A plan of a small ResNet, with costs that are measured, kept and used again."""
     shared = [f"{EXAMPLE}:build", "--set", "depth=8", "--ranks", 2, "--batch-size", 8]
     first = command("plan", *shared, "--save-costs", tmp_path / "costs.json")
@@ -46,7 +46,7 @@ def test_plan_of_a_function(tmp_path: pathlib.Path) -> None:
     assert first.output.split("step")[-1] == second.output.split("step")[-1]
 
 
-def test_plan_of_a_saved_model(tmp_path: pathlib.Path) -> None:
+def test_plan_of_a_saved_model(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
     model.compile("adam", "mse")
@@ -76,7 +76,27 @@ def test_plan_of_a_saved_model(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_mistakes_are_explained(arguments: list[object], text: str) -> None:
+    require_explained(text, *arguments)
+
+
+def test_a_function_that_raises_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def build():\n    return {}['layers']\n")
+    require_explained("raised KeyError: 'layers'", f"{tmp_path}/broken.py:build", "--ranks", 2)
+
+
+def test_a_script_that_does_not_run_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    require_explained("raised ModuleNotFoundError", f"{tmp_path}/broken.py:build", "--ranks", 2)
+
+
+def test_a_file_that_is_no_model_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_text("weights")
+    require_explained("Keras cannot load", tmp_path / "model.keras", "--ranks", 2)
+
+
+def require_explained(text: str, *arguments: object) -> None:
+    """The command ends with code 2 and says this."""
     result = command("plan", *arguments, "--batch-size", 8)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     assert "Error: " in result.output and text in result.output
     assert "Traceback" not in result.output

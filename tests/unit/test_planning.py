@@ -142,6 +142,26 @@ def test_one_size_is_scaled() -> None:
     assert costs([0.5]).times(8).fused[0] == pytest.approx(12.0)
 
 
+def test_ranks_of_a_node_slow_each_other() -> None:
+    crowded = np.array([[2.0], [1.5], [1.0]])
+    table = costs([0.5], crowd=3, crowded=crowded)
+    expected = {1: (0.5, 1.0, 1.5), 2: (0.75, 1.25, 1.5), 3: (1.0, 1.5, 1.5), 9: (1.0, 1.5, 1.5)}
+    for at_once, seconds in expected.items():
+        times = table.times(1, at_once)
+        found = (times.forward[0], times.backward[0], times.fused[0])
+        assert found == pytest.approx(seconds)
+
+
+def test_a_pipeline_of_one_microbatch_slows_nobody() -> None:
+    crowded = dataclasses.replace(costs([1.0] * 4), crowd=2, crowded=np.full((3, 1), 2.0))
+    problem = Problem(chain(4), crowded, FAST, 8)
+    one, many = (predict(problem, candidate(chain(4), (0, 2, 4), m)) for m in (1, 8))
+    assert one.forward == pytest.approx((16.0, 16.0))  # 2 operations, 8 rows
+    assert many.forward[0] == pytest.approx(2.0 * 2 * 8 / 9)  # both compute 8 of 9 rounds
+    replicas = predict(problem, candidate(chain(4), (0, 4), 1, replicas=2))
+    assert replicas.forward[0] == pytest.approx(4 * 4 * 2.0)
+
+
 def test_a_weight_used_twice_counts_once() -> None:
     table = costs([1, 1, 1], used=((0,), (1,), (0,)))
     assert table.weight_bytes(range(3)) == 2 * MEGABYTE
@@ -291,7 +311,7 @@ def some_plan() -> Plan:
     problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
     found = consider(problem, Wishes(4))
     single = predict(problem, candidate(problem.graph, (0, 6), 1))
-    return make_plan("small", problem, found[0], single, found[1:4], 2**31)
+    return make_plan("small", "hash", problem, found[0], single, found[1:4], 2**31)
 
 
 def test_a_plan_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 import hyparflow as hf
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
+from hyparflow.planning.crowd import companions_possible
 from hyparflow.planning.estimate import estimate
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.measure import measure
@@ -114,6 +116,33 @@ def test_measuring_changes_nothing() -> None:
         assert np.isfinite(times).all() and (times > 0).any()
 
 
+@pytest.mark.skipif(companions_possible(2) < 1, reason="needs two cores")
+@pytest.mark.parametrize("kind", ["layers", "tokens"])
+def test_ranks_of_a_node_are_tried_together(kind: str) -> None:
+    if kind == "layers":
+        model = blocks(2)
+    else:  # whole numbers, a random seed, a weight that is read by row
+        inputs = keras.Input((None,), dtype="int32")
+        x = layers.Dropout(0.5)(layers.Embedding(9, 4, mask_zero=True)(inputs))
+        model = keras.Model(inputs, layers.LSTM(4)(x))
+    said: list[str] = []
+    costs = measure(flat(model), (2, 4), budget=0.01, ranks_per_node=2, say=said.append)
+    assert costs.crowd == 2, said
+    assert costs.crowded is not None and costs.crowded.shape == (3, 2)
+    assert (costs.crowded >= 1).all() and (costs.crowded < 20).all()
+
+
+def test_what_other_processes_cannot_load_is_measured_alone() -> None:
+    inputs = keras.Input((4,))
+    secret = tf.Variable(1.0)  # in no layer: a SavedModel does not find it
+    x = layers.Lambda(lambda x: x * secret)(layers.Dense(4)(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    said: list[str] = []
+    costs = measure(flat(model), (2,), budget=0.01, ranks_per_node=2, say=said.append)
+    assert costs.crowd == 1
+    assert costs.times(2, 2).forward.sum() > 0
+
+
 @pytest.mark.parametrize("kind", ["sequences", "two inputs", "shared", "nested"])
 def test_all_kinds_of_graphs_are_measured(kind: str) -> None:
     if kind == "sequences":
@@ -132,7 +161,7 @@ def test_all_kinds_of_graphs_are_measured(kind: str) -> None:
         x = inner(layers.Dropout(0.5)(inputs))
     model = keras.Model(inputs, layers.Dense(2)(x))
     model.compile("sgd", "mse")
-    plan = hf.plan(model, batch_size=8, num_ranks=2)
+    plan = hf.plan(model, batch_size=8, cluster=hf.Cluster(nodes=2))
     assert plan.step_seconds > 0
     assert sum(plan.lpp) == len(flat(model).calls)
 
