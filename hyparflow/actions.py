@@ -65,8 +65,8 @@ class Edge(NamedTuple):
 class Step(NamedTuple):
     """One entry of a lowered list: a computation, a message, a reduction or the update.
 
-    `stage` is the stage of this rank; `edge` (index in the edge table) and `peer` (the other
-    stage) are set for messages only.
+    `stage` is a stage of this rank, or its partition in REDUCE and APPLY; `edge` (index in the edge
+    table) and `peer` (the other stage) are set for messages only.
     """
 
     stage: int

@@ -59,6 +59,7 @@ def parallelize(
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
     sharded_data: bool = False,
+    stages_per_partition: int | None = None,
     plan: Plan | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
@@ -72,8 +73,10 @@ def parallelize(
         num_partitions: partitions per replica.
         num_replicas: replicas; num_partitions x num_replicas must be the number of ranks.
         num_microbatches: micro-batches per replica and step, or "auto".
-        schedule: "gpipe", "1f1b" or "auto" (1f1b).
-        lpp: layers per partition: numbers of operations that override the load balancer.
+        schedule: "gpipe", "1f1b", "interleaved" (several stages per partition, which leave less
+            time idle and send more) or "auto" (1f1b).
+        lpp: layers per partition: numbers of operations that override the load balancer; one per
+            stage where a partition has several.
         batchnorm: what BatchNormalization layers normalize over, and when their moving statistics
             move. "local": a micro-batch of one replica, and with it. "deferred": the same, but
             statistics of the whole global batch move them, once per step. "sync": a micro-batch
@@ -82,6 +85,7 @@ def parallelize(
             each replica then reads the one that its own first rank passes, and a step takes a
             batch of each. An epoch ends when all have ended. `ParallelModel.replica` tells which
             shard to make. Otherwise rank 0 reads the stream and deals out its batches.
+        stages_per_partition: of an interleaved schedule; 2 if not given.
         plan: what `hyparflow.plan` returned, in place of the arguments up to `lpp`.
 
     Returns:
@@ -102,6 +106,7 @@ def parallelize(
         "lpp": lpp,
         "batchnorm": batchnorm,
         "sharded_data": sharded_data,
+        "stages_per_partition": stages_per_partition,
     }
     try:
         if plan is not None:
@@ -141,7 +146,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     if options.grid.num_partitions > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
-    key = (options.grid, options.lpp, options.batchnorm)
+    key = (options.grid, options.stages_per_partition, options.lpp, options.batchnorm)
     if key not in sessions:
         sessions[key] = Session(model, options, world)
     return ParallelModel(model, options, world, sessions[key])
@@ -166,6 +171,7 @@ def fit(
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
     sharded_data: bool = False,
+    stages_per_partition: int | None = None,
     plan: Plan | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -177,10 +183,10 @@ def fit(
     Args:
         model: a compiled Keras model.
         *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
-        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp,
-            batchnorm, sharded_data, plan: as for `parallelize`. With strategy="auto" and no
-            plan, what is not given is planned: rank 0 measures what the model's layers cost, and
-            all ranks train by the fastest layout that fits in memory.
+        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp, batchnorm,
+            sharded_data, stages_per_partition, plan: as for `parallelize`. With strategy="auto"
+            and no plan, what is not given is planned: rank 0 measures what the model's layers
+            cost, and all ranks train by the fastest layout that fits in memory.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -195,11 +201,12 @@ def fit(
             "num_replicas": num_replicas,
             "num_microbatches": None if num_microbatches == "auto" else num_microbatches,
             "schedule": None if schedule == "auto" else schedule,
+            "stages_per_partition": stages_per_partition,
             "lpp": lpp,
         }
         plan = _automatic(model, args, kwargs, decided)
         if plan is not None:  # what was decided stands in it
-            num_partitions = num_replicas = lpp = None
+            num_partitions = num_replicas = stages_per_partition = lpp = None
             num_microbatches = schedule = "auto"
     pm = parallelize(
         model,
@@ -211,6 +218,7 @@ def fit(
         lpp=lpp,
         batchnorm=batchnorm,
         sharded_data=sharded_data,
+        stages_per_partition=stages_per_partition,
         plan=plan,
     )
     return pm.fit(*args, **kwargs)
@@ -270,5 +278,6 @@ _PARALLEL = (
     "lpp",
     "batchnorm",
     "sharded_data",
+    "stages_per_partition",
     "plan",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,10 @@ import keras
 import tensorflow as tf
 
 from hyparflow import keras_internals, lowering, masks
-from hyparflow.actions import Edge
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
-from hyparflow.engine import Engine, Program
+from hyparflow.engine import Engine, Held, Program
 from hyparflow.gradients import Reducer, SharedGroup
 from hyparflow.grid import Grid
 from hyparflow.head import Head
@@ -46,7 +45,7 @@ class Part:
         pack: flat outputs -> the structure that the model's call returns.
         statistics: what BatchNormalization layers normalize by and remember.
         own: the steps that the model's class has in place of Keras's.
-        edges: the tensors that cross from stage to stage.
+        partitioning: the stages, and the tensors that cross from one to another.
         comms: the communicators made for this part.
         losses: what belongs to loss and metrics; None for predictions only.
         learner: what belongs to the weights' update; None without an optimizer.
@@ -57,20 +56,22 @@ class Part:
     pack: Pack
     statistics: BatchStatistics
     own: OwnSteps
-    edges: tuple[Edge, ...]
+    partitioning: Partitioning
     comms: list[Communicator]
     losses: Losses | None
     learner: Learner | None
 
-    def program(self, kind: str, schedule: str, grid: Grid, stage: int, count: int) -> Program:
+    def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""
+        edges = self.partitioning.edges
+        each = self.partitioning.num_stages // grid.num_partitions
         if kind == "train":
-            computation = make_schedule(schedule, grid.num_partitions, count)
+            computation = make_schedule(schedule, grid.num_partitions, count, each)
         else:
-            computation = forward_only(grid.num_partitions, count)
-        lowered = lowering.lower(computation, self.edges, training=kind == "train")
-        lowering.prove(lowered, self.edges)
-        return Program(lowered[stage], max(1, count))
+            computation = forward_only(grid.num_partitions, count, each)
+        lowered = lowering.lower(computation, edges, training=kind == "train")
+        lowering.prove(lowered, edges)
+        return Program(lowered[partition], max(1, count))
 
 
 @dataclass
@@ -115,7 +116,7 @@ def build_part(
     """
     place = Place(model, layout, options.grid, world)
     statistics = BatchStatistics(model, options.batchnorm, place.peers)
-    body, pack = _body(model, layout, place.partition)
+    bodies, pack = _bodies(model, layout, place.stages)
     own = OwnSteps(model, place.peers, statistics)
     losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
     learner = None
@@ -133,34 +134,58 @@ def build_part(
     head = losses.head if losses is not None and place.is_last else None
     # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
     jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
-    engine = _engine(model, layout, place, statistics.around(body), head, jit_compile)
-    edges = layout.partitioning.edges
-    return Part(engine, sync, pack, statistics, own, edges, place.comms, losses, learner)
+    bodies = [statistics.around(body) for body in bodies]
+    engine = _engine(model, layout, place, bodies, head, jit_compile)
+    table = layout.partitioning
+    return Part(engine, sync, pack, statistics, own, table, place.comms, losses, learner)
 
 
 def _engine(
-    model: Any, layout: Layout, place: Place, body: Body, head: Head | None, jit_compile: bool
+    model: Any,
+    layout: Layout,
+    place: Place,
+    bodies: Sequence[Body],
+    head: Head | None,
+    jit_compile: bool,
 ) -> Engine:
-    gradient_inputs, gradient_outputs = _gradient_positions(layout.partitioning, place.partition)
     eager = model.compiled and bool(model.run_eagerly)
-    stage = Stage(
-        body,
-        place.trained,
-        gradient_inputs,
-        gradient_outputs,
-        head,
-        eager=eager,
-        jit_compile=jit_compile,
-    )
+    held = [
+        _held(layout, place, number, body, head, eager, jit_compile)
+        for number, body in zip(place.stages, bodies, strict=True)
+    ]
     return Engine(
-        stage,
-        place.partition,
-        layout.partitioning,
+        held,
+        layout.partitioning.edges,
         _transport(layout, place.replica, eager),
-        masks.masked_outputs(layout.partitioning, layout.masked, place.partition),
+        len(place.trained),
         place.grid.describe(place.rank),
         place.world.board.write,
     )
+
+
+def _held(
+    layout: Layout,
+    place: Place,
+    number: int,
+    body: Body,
+    head: Head | None,
+    eager: bool,
+    jit_compile: bool,
+) -> Held:
+    """One of this rank's stages."""
+    table = layout.partitioning
+    weights = place.trained_by(number, layout)
+    stage = Stage(
+        body,
+        [place.trained[position] for position in weights],
+        [table.stage_inputs[number].index(edge.tensor) for edge in table.gradient_inputs(number)],
+        [table.stage_outputs[number].index(tensor) for tensor in table.gradient_outputs(number)],
+        head if number == table.num_stages - 1 else None,
+        eager=eager,
+        jit_compile=jit_compile,
+    )
+    masked = masks.masked_outputs(table, layout.masked, number)
+    return Held(number, stage, table, masked, weights)
 
 
 def _losses(
@@ -195,26 +220,15 @@ def _has_layer_metrics(model: Any) -> bool:
     return any(layer.metrics for layer in keras_internals.all_layers(model, include_self=False))
 
 
-def _body(model: Any, layout: Layout, partition: int) -> tuple[Body, Pack]:
+def _bodies(model: Any, layout: Layout, stages: Sequence[int]) -> tuple[list[Body], Pack]:
+    """What this rank's stages compute, and how the model's flat outputs are packed."""
     if layout.graph is None:
         body = model_body(model)
-        return body, lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
-    functional = layout.graph.functional
-    table = layout.partitioning
-    body = graph_body(layout.graph, table, partition, layout.masked)
+        return [body], lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
+    functional, table = layout.graph.functional, layout.partitioning
     count = len(table.stage_outputs[-1])
-    return body, lambda flat: keras_internals.output_structure(functional, flat[:count])
-
-
-def _gradient_positions(table: Partitioning, stage: int) -> tuple[list[int], list[int]]:
-    takes = [e.tensor for e in table.edges if e.consumer == stage and e.carries_gradient]
-    gives = dict.fromkeys(
-        e.tensor for e in table.edges if e.producer == stage and e.carries_gradient
-    )
-    return (
-        [table.stage_inputs[stage].index(tensor) for tensor in takes],
-        [table.stage_outputs[stage].index(tensor) for tensor in gives],
-    )
+    bodies = [graph_body(layout.graph, table, number, layout.masked) for number in stages]
+    return bodies, lambda flat: keras_internals.output_structure(functional, flat[:count])
 
 
 def _transport(layout: Layout, replica: Communicator, eager: bool) -> Transport:

@@ -13,14 +13,14 @@ import numpy as np
 from hyparflow import guard
 from hyparflow.actions import Edge, Kind, Step
 from hyparflow.data import Batch
-from hyparflow.gradients import GradientSum
+from hyparflow.gradients import GradientSum, joined
 from hyparflow.head import Labels
 from hyparflow.lowering import tag
 from hyparflow.partition import Partitioning
 from hyparflow.stage import Saved, Stage, as_share, as_tensors
 from hyparflow.transport import Transport
 
-__all__ = ["Engine", "Program", "no_labels"]
+__all__ = ["Engine", "Held", "Program", "no_labels"]
 
 
 def no_labels(microbatch: int) -> Labels:
@@ -51,49 +51,76 @@ class Program:
                 computation = index
 
 
+class Held:
+    """A stage that a rank holds, with its place in the table.
+
+    Args:
+        number: of the stage.
+        stage: its compiled calls.
+        partitioning: the table of stages and edges.
+        masked: output tensors whose masks follow the outputs.
+        weights: positions of its trained weights among those of the rank.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        stage: Stage,
+        partitioning: Partitioning,
+        masked: tuple[int, ...],
+        weights: Sequence[int],
+    ) -> None:
+        self.number = number
+        self.stage = stage
+        self.inputs = partitioning.stage_inputs[number]
+        self.outputs = partitioning.stage_outputs[number]
+        self.masked = masked
+        self.weights = list(weights)
+        self.is_first = number == 0
+        self.is_last = number == partitioning.num_stages - 1
+        self.gradient_inputs = partitioning.gradient_inputs(number)
+        self.gradient_outputs = partitioning.gradient_outputs(number)
+
+    def parts(self, outputs: list[Any], tensor: int, with_mask: bool) -> list[Any]:
+        """An output tensor, and its mask where it goes with it."""
+        parts = [outputs[self.outputs.index(tensor)]]
+        if with_mask:
+            parts.append(outputs[len(self.outputs) + self.masked.index(tensor)])
+        return parts
+
+
 class Engine:
     """Executes programs on one rank.
 
     Args:
-        stage: this rank's stage.
-        number: its number.
-        partitioning: the table of stages and edges.
+        held: this rank's stages.
+        edges: the table of crossing tensors.
         transport: moves tensors.
-        masked: output tensors whose masks follow the outputs.
+        num_weights: how many weights this rank trains.
         place: what to call this rank in a report.
         note: called with each step's name before it runs.
     """
 
     def __init__(
         self,
-        stage: Stage,
-        number: int,
-        partitioning: Partitioning,
+        held: Sequence[Held],
+        edges: Sequence[Edge],
         transport: Transport,
-        masked: tuple[int, ...],
+        num_weights: int,
         place: str,
         note: Callable[[str], None],
     ) -> None:
-        self._stage = stage
-        self._inputs = partitioning.stage_inputs[number]
-        self._outputs = partitioning.stage_outputs[number]
-        self._edges: tuple[Edge, ...] = partitioning.edges
-        self._is_first = number == 0
-        self._is_last = number == partitioning.num_stages - 1
+        self._held = {one.number: one for one in held}
+        self._edges = edges
         self._transport = transport
-        self._masked = masked
+        self._num_weights = num_weights
         self._place = place
         self._note = note
-        self._gradient_inputs = [
-            edge.tensor for edge in self._edges if edge.consumer == number and edge.carries_gradient
-        ]
-        self._gradient_outputs = list(
-            dict.fromkeys(
-                edge.tensor
-                for edge in self._edges
-                if edge.producer == number and edge.carries_gradient
-            )
-        )
+        # Edges between two stages of this rank, by the one that makes the tensor.
+        self._local: dict[int, list[int]] = {number: [] for number in self._held}
+        for index, edge in enumerate(edges):
+            if edge.producer in self._held and edge.consumer in self._held:
+                self._local[edge.producer].append(index)
         self._handlers: dict[str, Callable[[Step, int], None]] = {
             Kind.FORWARD: self._do_forward,
             Kind.BACKWARD: self._do_backward,
@@ -105,16 +132,19 @@ class Engine:
             Kind.REDUCE: self._do_reduce,
             Kind.APPLY: self._do_apply,
         }
+        self._forward_call: Callable[[Held, int], Saved | None] = self._predict_forward
         self._begin(Batch(0, []), no_labels)
 
     def _begin(self, batch: Batch, labels: Callable[[int], Labels]) -> None:
         self._batch = batch
         self._labels = labels
-        self._received: dict[tuple[int, int], list[Any]] = {}  # (tensor, micro-batch) -> parts
-        self._saved: dict[int, Saved] = {}
-        self._gradients: dict[tuple[int, int], Any] = {}  # (tensor, micro-batch) -> gradient
-        self._sum = GradientSum(self._stage.common_lookups)
-        self.added = 0.0  # what this stage's layers added to the loss, times rows
+        # By stage, tensor and micro-batch: what came in; the gradients of inputs, and of outputs.
+        self._received: dict[tuple[int, int, int], list[Any]] = {}
+        self._of_inputs: dict[tuple[int, int, int], Any] = {}
+        self._of_outputs: dict[tuple[int, int, int], Any] = {}
+        self._saved: dict[tuple[int, int], Saved] = {}  # (stage, micro-batch)
+        self._sums = {n: GradientSum(one.stage.common_lookups) for n, one in self._held.items()}
+        self.added = 0.0  # what this rank's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 
     # --- the loop ---
@@ -166,103 +196,120 @@ class Engine:
 
     # --- computations ---
 
-    def _stage_inputs(self, m: int) -> Any:
-        if self._is_first:
+    def _inputs(self, held: Held, m: int) -> Any:
+        if held.is_first:
             return as_tensors(self._batch.inputs(m))
-        parts = [self._received.pop((tensor, m)) for tensor in self._inputs]
+        parts = [self._received.pop((held.number, tensor, m)) for tensor in held.inputs]
         return [part[0] for part in parts] + [part[1] for part in parts if len(part) > 1]
 
     def _share(self, m: int) -> Any:
         return as_share(self._batch.share(m))
 
     def _do_forward(self, step: Step, tag: int) -> None:
-        self._forward_call(step.microbatch)
-
-    def _train_forward(self, m: int) -> None:
-        if self._is_last:
-            self._saved[m] = self._stage.forward_loss(self._stage_inputs(m), self._labels(m))
+        held, m = self._held[step.stage], step.microbatch
+        saved = self._forward_call(held, m)
+        if saved is None:
             return
-        self._saved[m] = self._stage.forward(self._stage_inputs(m), self._share(m))
-        self._add_loss(m, self._saved[m].loss)
+        self._saved[held.number, m] = saved
+        for index in self._local[held.number]:
+            edge = self._edges[index]
+            parts = held.parts(saved.outputs, edge.tensor, self._transport.carries_mask(index))
+            self._received[edge.consumer, edge.tensor, m] = parts
 
-    def _test_forward(self, m: int) -> None:
-        if self._is_last:
-            self._stage.infer_loss(self._stage_inputs(m), self._labels(m))
-            return
-        outputs, loss = self._stage.infer(self._stage_inputs(m), self._share(m))
-        self._saved[m] = Saved(None, [], outputs, None)
+    def _train_forward(self, held: Held, m: int) -> Saved:
+        if held.is_last:
+            return held.stage.forward_loss(self._inputs(held, m), self._labels(m))
+        saved = held.stage.forward(self._inputs(held, m), self._share(m))
+        self._add_loss(m, saved.loss)
+        return saved
+
+    def _test_forward(self, held: Held, m: int) -> Saved | None:
+        if held.is_last:
+            held.stage.infer_loss(self._inputs(held, m), self._labels(m))
+            return None
+        outputs, loss = held.stage.infer(self._inputs(held, m), self._share(m))
         self._add_loss(m, loss)
+        return Saved(None, [], outputs, None)
 
-    def _predict_forward(self, m: int) -> None:
-        outputs, _ = self._stage.infer(self._stage_inputs(m), self._share(m))
-        if self._is_last:
+    def _predict_forward(self, held: Held, m: int) -> Saved | None:
+        outputs, _ = held.stage.infer(self._inputs(held, m), self._share(m))
+        if held.is_last:
             self.outputs.append(outputs)
-        else:
-            self._saved[m] = Saved(None, [], outputs, None)
+            return None
+        return Saved(None, [], outputs, None)
 
     def _add_loss(self, m: int, loss: Any) -> None:
         if loss is not None:
             self.added += float(loss) * self._batch.weight(m)
 
     def _do_fused(self, step: Step, tag: int) -> None:
-        m = step.microbatch
-        gradients = self._stage.forward_backward(self._stage_inputs(m), self._labels(m))
-        self._take_gradients(m, *gradients)
+        held, m = self._held[step.stage], step.microbatch
+        gradients = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
+        self._take_gradients(held, m, *gradients)
 
     def _do_backward(self, step: Step, tag: int) -> None:
-        m = step.microbatch
-        saved = self._saved.pop(m)
-        if self._is_last:
-            gradients = self._stage.backward_loss(saved)
+        held, m = self._held[step.stage], step.microbatch
+        saved = self._saved.pop((held.number, m))
+        if held.is_last:
+            gradients = held.stage.backward_loss(saved)
         else:
-            seeds = as_tensors([self._gradients.pop((t, m)) for t in self._gradient_outputs])
+            keys = [(held.number, tensor, m) for tensor in held.gradient_outputs]
+            seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
             seed = as_share(self._batch.share(m) * self._loss_scale)
-            gradients = self._stage.backward(saved, seeds, seed)
-        self._take_gradients(m, *gradients)
+            gradients = held.stage.backward(saved, seeds, seed)
+        self._take_gradients(held, m, *gradients)
 
-    def _take_gradients(self, m: int, of_inputs: list[Any], of_weights: list[Any]) -> None:
-        for tensor, gradient in zip(self._gradient_inputs, of_inputs, strict=True):
-            self._gradients[tensor, m] = gradient
-        self._sum.add(of_weights)
+    def _take_gradients(
+        self, held: Held, m: int, of_inputs: list[Any], of_weights: list[Any]
+    ) -> None:
+        self._sums[held.number].add(of_weights)
+        for edge, gradient in zip(held.gradient_inputs, of_inputs, strict=True):
+            if edge.producer in self._held:
+                self._add_output_gradient(edge, m, gradient)
+            else:
+                self._of_inputs[held.number, edge.tensor, m] = gradient
+
+    def _add_output_gradient(self, edge: Edge, m: int, gradient: Any) -> None:
+        """Add what one consumer of a tensor of this rank gives back; None if it gives nothing."""
+        key = (edge.producer, edge.tensor, m)
+        other = self._of_outputs.get(key)
+        if gradient is not None and other is not None:
+            gradient = np.add(other, gradient)
+        self._of_outputs[key] = other if gradient is None else gradient
 
     # --- messages ---
 
     def _do_send_activation(self, step: Step, tag: int) -> None:
-        tensor = self._edges[step.edge].tensor
-        outputs = self._saved[step.microbatch].outputs
-        parts = [outputs[self._outputs.index(tensor)]]
-        if self._transport.carries_mask(step.edge):
-            parts.append(outputs[len(self._outputs) + self._masked.index(tensor)])
-        rows = self._batch.size(step.microbatch)
-        self._transport.send_activation(step.edge, rows, tag, parts)
+        held, m = self._held[step.stage], step.microbatch
+        tensor, with_mask = self._edges[step.edge].tensor, self._transport.carries_mask(step.edge)
+        parts = held.parts(self._saved[held.number, m].outputs, tensor, with_mask)
+        self._transport.send_activation(step.edge, self._batch.size(m), tag, parts)
 
     def _do_receive_activation(self, step: Step, tag: int) -> None:
-        tensor = self._edges[step.edge].tensor
-        rows = self._batch.size(step.microbatch)
-        what = f"tensor {tensor} of micro-batch {step.microbatch} from partition {step.peer}"
-        parts = self._transport.receive_activation(step.edge, rows, tag, what)
-        self._received[tensor, step.microbatch] = as_tensors(parts)
+        tensor, m = self._edges[step.edge].tensor, step.microbatch
+        what = f"tensor {tensor} of micro-batch {m} from stage {step.peer}"
+        parts = self._transport.receive_activation(step.edge, self._batch.size(m), tag, what)
+        self._received[step.stage, tensor, m] = as_tensors(parts)
 
     def _do_send_gradient(self, step: Step, tag: int) -> None:
         tensor = self._edges[step.edge].tensor
-        gradient = self._gradients.pop((tensor, step.microbatch))
+        gradient = self._of_inputs.pop((step.stage, tensor, step.microbatch))
         self._transport.send_gradient(step.edge, tag, gradient)
         self._transport.trim()
 
     def _do_receive_gradient(self, step: Step, tag: int) -> None:
-        tensor, m = self._edges[step.edge].tensor, step.microbatch
-        shape = tuple(self._saved[m].outputs[self._outputs.index(tensor)].shape)
-        what = f"the gradient of tensor {tensor} of micro-batch {m} from partition {step.peer}"
-        gradient = self._transport.receive_gradient(step.edge, tag, shape, what)
-        other = self._gradients.get((tensor, m))
-        if gradient is not None and other is not None:
-            gradient = np.add(other, gradient)
-        self._gradients[tensor, m] = other if gradient is None else gradient
+        edge, m = self._edges[step.edge], step.microbatch
+        held = self._held[step.stage]
+        (output, *_) = held.parts(self._saved[held.number, m].outputs, edge.tensor, False)
+        what = f"the gradient of tensor {edge.tensor} of micro-batch {m} from stage {step.peer}"
+        gradient = self._transport.receive_gradient(step.edge, tag, tuple(output.shape), what)
+        self._add_output_gradient(edge, m, gradient)
 
     # --- the end of a step ---
 
     def _do_reduce(self, step: Step, tag: int) -> None:
-        self._reduce(self._sum)
+        parts = [(held.weights, self._sums[number]) for number, held in self._held.items()]
+        self._reduce(joined(parts, self._num_weights))
 
     def _do_apply(self, step: Step, tag: int) -> None:
         self._apply()

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from hyparflow.comm import Communicator
 
-__all__ = ["GradientSum", "Reducer", "SharedGroup"]
+__all__ = ["GradientSum", "Reducer", "SharedGroup", "joined"]
 
 # Kinds of gradient, by rising precedence; -1 is not known yet.
 NONE, COMMON, SPARSE, DENSE = 0, 1, 2, 3
@@ -49,16 +49,45 @@ class GradientSum:
         if self.values is None:
             self.values = list(gradients)
             return
-        total = self.values
+        total, dense = self.values, []
         for index, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices):
+            if total[index] is None or gradient is None:
+                total[index] = gradient if total[index] is None else total[index]
+            elif all(isinstance(x, tf.IndexedSlices) for x in (gradient, total[index])):
                 combine = _overlay if index in self.common() else _concat
                 total[index] = combine(total[index], gradient)
-        dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
+            else:
+                dense.append(index)
         if dense:
-            sums = _add([total[i] for i in dense], [gradients[i] for i in dense])
+            left = [tf.convert_to_tensor(total[i]) for i in dense]
+            sums = _add(left, [tf.convert_to_tensor(gradients[i]) for i in dense])
             for index, value in zip(dense, sums, strict=True):
                 total[index] = value
+
+
+def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> GradientSum:
+    """The sums of several stages as one.
+
+    Args:
+        parts: for each stage, the positions of its weights among `count`, and its sum.
+        count: how many weights there are.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+
+    def common() -> frozenset[int]:
+        found = [positions[i] for positions, part in parts for i in part.common()]
+        used = [position for positions, _ in parts for position in positions]
+        return frozenset(p for p in found if used.count(p) == 1)
+
+    total = GradientSum(common)
+    for positions, part in parts:
+        if part.values is not None:
+            spread: list[Any] = [None] * count
+            for position, value in zip(positions, part.values, strict=True):
+                spread[position] = value
+            total.add(spread)
+    return total
 
 
 def _concat(left: Any, right: Any) -> Any:

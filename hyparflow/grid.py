@@ -36,6 +36,10 @@ class Grid:
         """The rank that owns `partition` of `replica`."""
         return replica * self.num_partitions + partition
 
+    def stages(self, partition: int, num_stages: int) -> range:
+        """The stages that `partition` holds: every P-th, so that each follows on another rank."""
+        return range(partition, num_stages, self.num_partitions)
+
     def replica(self, rank: int) -> int:
         """The replica that `rank` belongs to."""
         return rank // self.num_partitions

@@ -31,7 +31,7 @@ class Layout:
     masked: frozenset[tuple[int, int]]
 
     def describe(self) -> str:
-        """A table of the partitions."""
+        """A table of the stages."""
         if self.operations is None:
             return "one partition: the whole model"
         rows = []
@@ -39,7 +39,7 @@ class Layout:
             numbers = self.partitioning.operations(stage)
             operations = self.operations.operations
             rows.append(
-                f"partition {stage}: {len(numbers)} operations, "
+                f"stage {stage}: {len(numbers)} operations, "
                 f"{operations[numbers[0]].name} to {operations[numbers[-1]].name}, "
                 f"{len(self.partitioning.stage_inputs[stage])} tensors in"
             )
@@ -63,5 +63,6 @@ def make_layout(model: Any, options: Options) -> Layout:
         return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.grid.num_partitions, options.lpp)
+    num_stages = options.grid.num_partitions * options.stages_per_partition
+    partitioning = divide(operations, num_stages, options.lpp)
     return Layout(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

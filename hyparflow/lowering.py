@@ -15,7 +15,7 @@ from hyparflow.actions import Action, Edge, Kind, Step
 from hyparflow.schedule import Schedule
 from hyparflow.simulate import Lowered, Timeline, play
 
-__all__ = ["lower", "prove", "tag"]
+__all__ = ["is_local", "lower", "prove", "tag"]
 
 
 def tag(step: Step, num_microbatches: int) -> int:
@@ -24,35 +24,44 @@ def tag(step: Step, num_microbatches: int) -> int:
     return (edge * num_microbatches + microbatch) * 2 + int(is_activation)
 
 
+def is_local(edge: Edge, num_partitions: int) -> bool:
+    """Whether both ends of `edge` are stages of one partition, so that no message is needed."""
+    return edge.producer % num_partitions == edge.consumer % num_partitions
+
+
 def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -> Lowered:
     """Add the messages of `edges` to `schedule`, and, in training, the reduction and the update.
 
     Args:
-        schedule: computation, one list of actions per partition.
+        schedule: computation, one list of actions per partition; stage s stands in the list of
+            partition s modulo P.
         edges: the table of crossing tensors.
         training: whether to end with the gradient reduction and the optimizer step.
 
     Returns:
         One list of steps per partition.
     """
-    last = len(schedule) - 1
+    partitions = len(schedule)
+    last = max((action.stage for actions in schedule for action in actions), default=0)
     lowered = []
-    for stage, actions in enumerate(schedule):
+    for partition, actions in enumerate(schedule):
         steps: list[Step] = []
         for action in actions:
-            steps += _around(action, edges)
+            steps += _around(action, edges, partitions)
         if training:
             steps = _fuse(steps, last)
-            steps += [Step(stage, Kind.REDUCE), Step(stage, Kind.APPLY)]
+            steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]
         lowered.append(steps)
     return lowered
 
 
-def _around(action: Action, edges: Sequence[Edge]) -> list[Step]:
+def _around(action: Action, edges: Sequence[Edge], partitions: int) -> list[Step]:
     """`action` between the receives that it needs and the sends of what it makes."""
     stage, kind, m = action
     before, after = [], []
     for index, edge in enumerate(edges):
+        if is_local(edge, partitions):
+            continue
         if kind == Kind.FORWARD and edge.consumer == stage:
             before.append(Step(stage, Kind.RECEIVE_ACTIVATION, m, index, edge.producer))
         elif kind == Kind.FORWARD and edge.producer == stage:

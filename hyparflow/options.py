@@ -29,6 +29,7 @@ class Options:
         lpp: layers per partition, or None.
         batchnorm: one of `BATCHNORM`.
         sharded_data: whether each replica reads a stream of its own.
+        stages_per_partition: V; more than one only with "interleaved".
     """
 
     grid: Grid
@@ -37,6 +38,7 @@ class Options:
     lpp: tuple[int, ...] | None = None
     batchnorm: str = "local"
     sharded_data: bool = False
+    stages_per_partition: int = 1
 
 
 def resolve(
@@ -50,6 +52,7 @@ def resolve(
     lpp: Sequence[int] | None = None,
     batchnorm: str = "local",
     sharded_data: bool = False,
+    stages_per_partition: int | None = None,
 ) -> Options:
     """Check the parallel arguments against the number of ranks and fill in what is missing.
 
@@ -59,10 +62,11 @@ def resolve(
             count), or "auto" and None: what the numbers say, data parallelism without any.
         num_partitions, num_replicas: None to follow from the strategy and `size`.
         num_microbatches: a positive integer or "auto".
-        schedule: "gpipe", "1f1b", or "auto" for "1f1b".
+        schedule: "gpipe", "1f1b", "interleaved", or "auto" for "1f1b".
         lpp: layers per partition.
         batchnorm: "local", "deferred" or "sync".
         sharded_data: True or False.
+        stages_per_partition: None for 2 with "interleaved" and 1 without.
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
@@ -88,16 +92,31 @@ def resolve(
         )
     _check_count("num_partitions", num_partitions)
     _check_count("num_replicas", num_replicas)
+    _check_count("stages_per_partition", stages_per_partition)
     if num_microbatches != "auto":
         _check_count("num_microbatches", num_microbatches)
         num_microbatches = int(num_microbatches)
     partitions = None if num_partitions is None else int(num_partitions)
     replicas = None if num_replicas is None else int(num_replicas)
-    grid = _grid(size, strategy, partitions, replicas, lpp)
+    each = _stages_per_partition(schedule, stages_per_partition)
+    grid = _grid(size, strategy, partitions, replicas, lpp, each)
     if lpp is not None:
         lpp = _check_lpp(lpp)
     schedule = "1f1b" if schedule == "auto" else schedule
-    return Options(grid, num_microbatches, schedule, lpp, batchnorm, sharded_data)
+    if grid.num_partitions == 1 and schedule == "interleaved":
+        schedule, each = "1f1b", 1  # nothing to interleave
+    return Options(grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, each)
+
+
+def _stages_per_partition(schedule: str, wanted: int | None) -> int:
+    if wanted is not None and int(wanted) > 1 and schedule != "interleaved":
+        raise ValueError(
+            "Only schedule='interleaved' has several stages per partition. Received: "
+            f"schedule={schedule!r}, stages_per_partition={wanted}"
+        )
+    if wanted is None:
+        return 2 if schedule == "interleaved" else 1
+    return int(wanted)
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -114,7 +133,7 @@ def _check_lpp(lpp: Any) -> tuple[int, ...]:
     if not parts or not all(isinstance(part, numbers.Integral) and int(part) > 0 for part in parts):
         raise ValueError(
             "`lpp` (layers per partition) must be a list of positive integers, one per "
-            f"partition. Received: lpp={lpp!r}"
+            f"partition, or per stage of an interleaved schedule. Received: lpp={lpp!r}"
         )
     return tuple(int(part) for part in parts)
 
@@ -125,6 +144,7 @@ def _grid(
     partitions: int | None,
     replicas: int | None,
     lpp: Sequence[int] | None,
+    stages_per_partition: int,
 ) -> Grid:
     if strategy == "data":
         _check_fixed("num_partitions", partitions, strategy)
@@ -138,7 +158,8 @@ def _grid(
             "Received: num_partitions=None, num_replicas=None"
         )
     if partitions is None and replicas is None:
-        partitions = len(lpp) if isinstance(lpp, list | tuple) and lpp else 1
+        stages = len(lpp) if isinstance(lpp, list | tuple) else 0
+        partitions = max(1, stages // stages_per_partition)
     if partitions is None:
         partitions = max(1, size // (replicas or 1))
     if replicas is None:

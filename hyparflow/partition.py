@@ -80,6 +80,15 @@ class Partitioning:
         """The numbers of the operations in `stage`."""
         return range(self.boundaries[stage], self.boundaries[stage + 1])
 
+    def gradient_inputs(self, stage: int) -> list[Edge]:
+        """The edges on which `stage` gives a gradient back."""
+        return [edge for edge in self.edges if edge.consumer == stage and edge.carries_gradient]
+
+    def gradient_outputs(self, stage: int) -> list[int]:
+        """The tensors of `stage` of which a gradient comes back."""
+        given = [e.tensor for e in self.edges if e.producer == stage and e.carries_gradient]
+        return list(dict.fromkeys(given))
+
 
 def divide(
     graph: OperationGraph, num_stages: int, lpp: Sequence[int] | None = None

@@ -16,6 +16,7 @@ class Place:
 
     Attributes:
         rank, partition: its numbers.
+        stages: numbers of the stages that it holds.
         replica, peers: the ranks of its replica; the ranks with its partition.
         holders: id of a variable -> the partitions that use it.
         shared: communicators of the partitions that hold a weight together with this one.
@@ -26,6 +27,7 @@ class Place:
         self.grid, self.world, self.rank = grid, world, world.rank
         self.partition = grid.partition(world.rank)
         self.is_last = grid.is_last(world.rank)
+        self.stages = grid.stages(self.partition, layout.partitioning.num_stages)
         self.replica = world.group(grid.replica(world.rank))
         self.peers = world.group(self.partition)
         self.holders = _holders(model, layout, grid)
@@ -33,6 +35,20 @@ class Place:
         self.trained = [
             v for v in model.trainable_variables if self.partition in self.holders[id(v)]
         ]
+
+    def trained_by(self, stage: int, layout: Layout) -> list[int]:
+        """Positions of the weights in `trained` that `stage` trains.
+
+        Those that no operation uses belong to stage 0.
+        """
+        if layout.graph is None:
+            return list(range(len(self.trained)))
+        table, graph = layout.partitioning, layout.graph
+        mine = {id(v) for v in graph.variables(table.operations(stage))}
+        if stage == 0:
+            everywhere = {id(v) for v in graph.variables(range(len(graph.calls)))}
+            mine |= {id(v) for v in self.trained} - everywhere
+        return [position for position, v in enumerate(self.trained) if id(v) in mine]
 
     def owns(self, variable: Any) -> bool:
         """Whether this partition is the first that holds `variable`."""
@@ -52,12 +68,16 @@ def _holders(model: Any, layout: Layout, grid: Grid) -> dict[int, tuple[int, ...
     """
     holders: dict[int, list[int]] = {}
     if layout.graph is not None:
-        for stage in range(grid.num_partitions):
-            for variable in layout.graph.variables(layout.partitioning.operations(stage)):
-                holders.setdefault(id(variable), []).append(stage)
+        table = layout.partitioning
+        for partition in range(grid.num_partitions):
+            for stage in grid.stages(partition, table.num_stages):
+                for variable in layout.graph.variables(table.operations(stage)):
+                    found = holders.setdefault(id(variable), [])
+                    if partition not in found:
+                        found.append(partition)
     for variable in model.trainable_variables:
         holders.setdefault(id(variable), [0])
-    return {key: tuple(stages) for key, stages in holders.items()}
+    return {key: tuple(partitions) for key, partitions in holders.items()}
 
 
 def _shared_comms(

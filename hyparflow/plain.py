@@ -19,7 +19,7 @@ def _wanted_ranks(arguments: dict[str, Any]) -> int:
     lpp = arguments.get("lpp")
     partitions = arguments.get("num_partitions")
     if partitions is None and isinstance(lpp, list | tuple):
-        partitions = len(lpp)
+        partitions = len(lpp) // int(arguments.get("stages_per_partition") or 1)
     counts = (partitions or 1, arguments.get("num_replicas") or 1)
     return math.prod(n if isinstance(n, int) and n > 0 else 1 for n in counts)
 

@@ -44,6 +44,7 @@ def plan(
     num_replicas: int | None = None,
     num_microbatches: int | None = None,
     schedule: str | None = None,
+    stages_per_partition: int | None = None,
     lpp: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
@@ -58,7 +59,8 @@ def plan(
         cluster: the machine; as many ranks as it has are used.
         costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
             "estimate" (by counting), a file that `Costs.save` wrote, or costs.
-        num_partitions, num_replicas, num_microbatches, schedule, lpp: what is already decided.
+        num_partitions, num_replicas, num_microbatches, schedule, stages_per_partition, lpp: what
+            is already decided.
         say: called with a line of progress while costs are measured.
 
     Returns:
@@ -80,6 +82,7 @@ def plan(
         num_replicas,
         num_microbatches,
         schedule,
+        stages_per_partition,
         None if lpp is None else tuple(lpp),
         limit,
     )

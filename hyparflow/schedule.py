@@ -2,12 +2,12 @@
 
 A schedule is a list of `Action`, one list per partition, and holds computation only;
 `hyparflow.lowering` adds the messages. `F` is a stage's forward of one micro-batch, `B` its
-backward.
+backward. With several stages per partition, partition p holds stages p, p + P, p + 2 P and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 
 from hyparflow.actions import Action
 
@@ -16,6 +16,7 @@ __all__ = [
     "Schedule",
     "forward_only",
     "gpipe",
+    "interleaved",
     "make_schedule",
     "one_forward_one_backward",
 ]
@@ -54,33 +55,84 @@ def one_forward_one_backward(num_partitions: int, num_microbatches: int) -> Sche
     return schedule
 
 
-def forward_only(num_partitions: int, num_microbatches: int) -> Schedule:
+def interleaved(num_partitions: int, num_microbatches: int, stages_per_partition: int) -> Schedule:
+    """1F1B with V stages per partition (Narayanan et al. 2021, section 2.2).
+
+    The pipeline fills in steps of a stage, a V-th of a partition: idle share
+    ``(P - 1) / (V M + P - 1)``, for V times as many messages. Micro-batches go in groups of P, and
+    each group through all of a partition's stages before the next; where P does not divide M,
+    groups are larger, as even as can be (smaller ones would deadlock).
+    """
+    groups = _groups(num_partitions, num_microbatches)
+    turns = range(stages_per_partition)
+    schedule = []
+    for partition in range(num_partitions):
+        stages = [turn * num_partitions + partition for turn in turns]
+        forwards = [Action(s, "F", m) for group in groups for s in stages for m in group]
+        backwards = [Action(s, "B", m) for group in groups for s in stages[::-1] for m in group]
+        each = 2 if stages_per_partition > 1 else 1  # forwards per partition that comes after
+        ahead = (num_partitions - 1 - partition) * each
+        ahead += (stages_per_partition - 1) * max(map(len, groups), default=0)
+        ahead = min(ahead, len(forwards))
+        actions = forwards[:ahead]
+        for forward, backward in zip(forwards[ahead:], backwards, strict=False):
+            actions += [forward, backward]
+        schedule.append(actions + backwards[len(forwards) - ahead :])
+    return schedule
+
+
+def _groups(size: int, count: int) -> list[range]:
+    """`count` micro-batches in groups of at least `size`, the larger ones first."""
+    number = max(1, count // size)
+    ends = [0]
+    for index in range(number):
+        ends.append(ends[-1] + count // number + (index < count % number))
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def forward_only(
+    num_partitions: int, num_microbatches: int, stages_per_partition: int = 1
+) -> Schedule:
     """What `evaluate` and `predict` run: every stage forwards every micro-batch."""
     return [
-        [Action(stage, "F", m) for m in range(num_microbatches)] for stage in range(num_partitions)
+        [
+            Action(turn * num_partitions + partition, "F", m)
+            for group in _groups(num_partitions, num_microbatches)
+            for turn in range(stages_per_partition)
+            for m in group
+        ]
+        for partition in range(num_partitions)
     ]
 
 
-SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
-    "gpipe": gpipe,
-    "1f1b": one_forward_one_backward,
-}
+SCHEDULES = ("gpipe", "1f1b", "interleaved")
 
 
-def make_schedule(name: str, num_partitions: int, num_microbatches: int) -> Schedule:
+def make_schedule(
+    name: str, num_partitions: int, num_microbatches: int, stages_per_partition: int = 1
+) -> Schedule:
     """The schedule called `name`, one list of actions per partition.
 
     Args:
         name: one of `SCHEDULES`.
         num_partitions: number of partitions, P.
         num_microbatches: number of micro-batches, M.
+        stages_per_partition: V; more than one only with "interleaved".
 
     Raises:
-        ValueError: if there is no schedule of this name.
+        ValueError: if there is no schedule of this name, or it has one stage per partition.
     """
     if name not in SCHEDULES:
         raise ValueError(
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
             f"Received: schedule={name!r}"
         )
-    return SCHEDULES[name](num_partitions, num_microbatches)
+    if name == "interleaved":
+        return interleaved(num_partitions, num_microbatches, stages_per_partition)
+    if stages_per_partition != 1:
+        raise ValueError(
+            "Only schedule='interleaved' has several stages per partition. Received: "
+            f"schedule={name!r}, stages_per_partition={stages_per_partition}"
+        )
+    simple = {"gpipe": gpipe, "1f1b": one_forward_one_backward}
+    return simple[name](num_partitions, num_microbatches)

@@ -53,10 +53,21 @@ class Timeline:
 
     def peak_in_flight(self, rank: int) -> int:
         """The most micro-batches whose activations `rank` keeps at one time."""
-        held = peak = 0
+        return int(self.peak_kept(rank, lambda step: 1.0))
+
+    def peak_kept(self, rank: int, size: Callable[[Step], float]) -> float:
+        """The most that `rank` keeps at one time, in the unit of `size`.
+
+        Args:
+            rank: the rank.
+            size: what a computation (a forward, its backward, or both as one) keeps.
+        """
+        kept = peak = 0.0
         for span in self.spans[rank]:
-            held += {Kind.FORWARD: 1, Kind.BACKWARD: -1}.get(span.step.kind, 0)
-            peak = max(peak, held + (span.step.kind == Kind.FUSED))
+            step = span.step
+            sign = {Kind.FORWARD: 1, Kind.BACKWARD: -1}.get(step.kind, 0)
+            kept += sign * size(step) if sign else 0.0
+            peak = max(peak, kept + (size(step) if step.kind == Kind.FUSED else 0.0))
         return peak
 
     def order(self, rank: int) -> list[str]:

@@ -39,7 +39,8 @@ class Transport:
     """The messages of one rank.
 
     Args:
-        comm: the ranks of this replica; rank number = partition number.
+        comm: the ranks of this replica; rank number = partition number; stage s is on rank s
+            modulo their number.
         edges: the table of crossing tensors.
         masked: for each edge, whether its tensor carries a mask.
         fixed_shapes: whether shapes follow from the number of rows, and what depends on what is
@@ -72,7 +73,7 @@ class Transport:
     def send_activation(self, edge: int, rows: int, tag: int, parts: Sequence[Any]) -> None:
         """Start to send a tensor (and its mask) of a micro-batch of `rows` rows."""
         arrays = [np.asarray(part, order="C") for part in parts]
-        peer = self._edges[edge].consumer
+        peer = self._edges[edge].consumer % self._comm.size
         key = (edge, rows)
         shapes = [array.shape for array in arrays]
         if self._fixed and self._shapes.get(key, shapes) != shapes:
@@ -92,7 +93,7 @@ class Transport:
         """Start to receive, so that the message finds its buffer waiting."""
         if tag in self._incoming:
             return
-        peer = self._edges[edge].producer
+        peer = self._edges[edge].producer % self._comm.size
         if self._fixed and (edge, rows) in self._shapes:
             buffers = self._buffers(edge, self._shapes[edge, rows])
             requests = [r for buffer in buffers for r in self._comm.receive(buffer, peer, tag)]
@@ -110,7 +111,7 @@ class Transport:
         if incoming.buffers is None:
             self._dtypes[edge], shapes = _read(incoming.requests[0].keep)
             shapes = self._shapes[edge, rows] = shapes[: 1 + self._masked[edge]]
-            peer = self._edges[edge].producer
+            peer = self._edges[edge].producer % self._comm.size
             incoming.buffers = self._buffers(edge, shapes)
             for buffer in incoming.buffers:
                 self._comm.wait_all(self._comm.receive(buffer, peer, tag), what)
@@ -124,7 +125,7 @@ class Transport:
 
     def send_gradient(self, edge: int, tag: int, gradient: Any) -> None:
         """Start to send the gradient of a tensor back to its producer; None if it has none."""
-        peer = self._edges[edge].producer
+        peer = self._edges[edge].producer % self._comm.size
         if not self._fixed or edge not in self._reached:
             self._reached[edge] = gradient is not None
             flag = np.array([self._reached[edge]], np.int64)
@@ -136,7 +137,7 @@ class Transport:
         self, edge: int, tag: int, shape: tuple[int, ...], what: str
     ) -> np.ndarray | None:
         """The gradient that the edge's consumer sent."""
-        peer = self._edges[edge].consumer
+        peer = self._edges[edge].consumer % self._comm.size
         if not self._fixed or edge not in self._reached:
             flag = np.zeros(1, np.int64)
             self._comm.wait_all(self._comm.receive(flag, peer, tag), what)

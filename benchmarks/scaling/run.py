@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import hyparflow as hf
 from hyparflow.partition import Operation, OperationGraph
 from hyparflow.planning.candidate import Problem
@@ -171,6 +173,11 @@ def sensitivity(graph: OperationGraph, costs: hf.Costs) -> Iterator[dict[str, An
         ),
         "ring only": (dataclasses.replace(base, allreduce="ring"), costs, PER_NODE),
         "tree only": (dataclasses.replace(base, allreduce="tree"), costs, PER_NODE),
+        "ranks of a node slow each other by half": (
+            base,
+            dataclasses.replace(costs, crowd=48, crowded=np.full((3, len(costs.rows)), 1.5)),
+            PER_NODE,
+        ),
         "a quarter of the rows per node": (base, costs, PER_NODE // 4),
     }
     for name, (cluster, table_, rows) in cases.items():

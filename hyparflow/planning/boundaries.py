@@ -57,7 +57,12 @@ class Boundaries:
         return self._stages.matrix(self._times(rows), price) + 2 * over.call / cluster.speed
 
     def fits(
-        self, rows: float, several: bool, kept: Sequence[tuple[int, bool]], limit: int
+        self,
+        rows: float,
+        several: bool,
+        kept: Sequence[tuple[int, bool]],
+        stages_per_partition: int,
+        limit: int,
     ) -> Fits:
         """Whether a stage fits in memory.
 
@@ -69,6 +74,7 @@ class Boundaries:
             several: whether gradients are added up, of micro-batches or replicas.
             kept: of each stage, how many micro-batches' activations it keeps, and whether its
                 forward and backward are one call.
+            stages_per_partition: each may have an equal part of what is left.
             limit: bytes.
         """
         costs = self._problem.costs
@@ -78,11 +84,12 @@ class Boundaries:
         )
         activations = {True: self._before(costs.kept), False: self._before(costs.held)}
         buffers = 2 * rows * self._crossing
+        share = (limit - fixed) / stages_per_partition
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             count, fused = kept[stage]
             before = once + count * rows * activations[fused]
-            return np.asarray((before + buffers)[end] - (before - buffers)[start] <= limit - fixed)
+            return np.asarray((before + buffers)[end] - (before - buffers)[start] <= share)
 
         return fit
 

@@ -37,10 +37,24 @@ class Candidate:
         grid: replicas and partitions.
         num_microbatches: M.
         schedule: one of `hyparflow.schedule.SCHEDULES`.
-        partitioning: the stages and what crosses between them.
+        partitioning: the stages and what crosses between them; an interleaved schedule has
+            several for each partition.
     """
 
     grid: Grid
     num_microbatches: int
     schedule: str
     partitioning: Partitioning
+
+    @property
+    def stages_per_partition(self) -> int:
+        """V."""
+        return self.partitioning.num_stages // self.grid.num_partitions
+
+    def stages(self, partition: int) -> range:
+        """The stages of a partition."""
+        return self.grid.stages(partition, self.partitioning.num_stages)
+
+    def operations(self, partition: int) -> list[int]:
+        """The numbers of the operations of a partition."""
+        return [n for s in self.stages(partition) for n in self.partitioning.operations(s)]

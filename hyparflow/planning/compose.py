@@ -36,16 +36,16 @@ def make_plan(
     candidate = best.candidate
     table = candidate.partitioning
     partitions = []
-    for stage in range(candidate.grid.num_partitions):
-        numbers = table.operations(stage)
+    for partition in range(candidate.grid.num_partitions):
+        numbers = candidate.operations(partition)
         partitions.append(
             PartitionPlan(
                 tuple(problem.graph.operations[i].name for i in numbers),
                 problem.costs.weight_bytes(numbers),
-                best.forward[stage],
-                best.backward[stage],
-                best.memory[stage],
-                best.sent[stage],
+                best.forward[partition],
+                best.backward[partition],
+                best.memory[partition],
+                best.sent[partition],
             )
         )
     return Plan(
@@ -56,7 +56,8 @@ def make_plan(
         candidate.grid.num_partitions,
         candidate.num_microbatches,
         candidate.schedule,
-        tuple(len(table.operations(s)) for s in range(candidate.grid.num_partitions)),
+        candidate.stages_per_partition,
+        tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
         tuple(partitions),
         best.step_seconds,
         single.step_seconds,
@@ -70,7 +71,7 @@ def make_plan(
 
 def _work(spans: Any) -> list[Work]:
     return [
-        Work(span.step.kind, span.step.microbatch, span.start, span.end)
+        Work(span.step.kind, span.step.stage, span.step.microbatch, span.start, span.end)
         for span in spans
         if span.end > span.start
     ]
@@ -82,6 +83,8 @@ def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) 
         f"{grid.num_replicas} x {grid.num_partitions}, {other.candidate.num_microbatches} "
         f"micro-batches, {other.candidate.schedule}"
     )
+    if other.candidate.stages_per_partition > 1:
+        name += f" of {other.candidate.stages_per_partition} stages"
     totals = [memory.total for memory in other.memory]
     if memory_limit is not None and max(totals) > memory_limit:
         worst = totals.index(max(totals))

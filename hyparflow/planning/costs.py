@@ -165,7 +165,7 @@ class Costs:
         chosen = [self.weights[n] for n in numbers]
         return sum(weight.size for weight in chosen if weight.trainable or not trainable)
 
-    def weight_count(self, operations: range) -> int:
+    def weight_count(self, operations: Iterable[int]) -> int:
         """How many trained variables these operations have."""
         numbers = {number for index in operations for number in self.used[index]}
         return sum(self.weights[n].trainable for n in numbers)
@@ -179,17 +179,27 @@ class Costs:
 
     @classmethod
     def load(cls, path: str | Path) -> Costs:
-        """What `save` wrote."""
-        values = json.loads(Path(path).read_text())
-        for name in _ARRAYS:
-            if values[name] is not None:
-                values[name] = np.array(values[name], float)
-        values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
-        values["used"] = tuple(map(tuple, values["used"]))
-        values["operations"] = tuple(values["operations"])
-        values["rows"] = tuple(values["rows"])
-        values["overheads"] = Overheads(**values["overheads"])
-        return cls(**values)
+        """What `save` wrote.
+
+        Raises:
+            ValueError: if the file holds no costs.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+            for name in _ARRAYS:
+                if values[name] is not None:
+                    values[name] = np.array(values[name], float)
+            values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
+            values["used"] = tuple(map(tuple, values["used"]))
+            values["operations"] = tuple(values["operations"])
+            values["rows"] = tuple(values["rows"])
+            values["overheads"] = Overheads(**values["overheads"])
+            return cls(**values)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                '`costs` must be "measure", "estimate", or a file that Costs.save wrote. '
+                f"Received: {path} ({type(error).__name__}: {error})"
+            ) from error
 
 
 def _plain(value: Any) -> Any:

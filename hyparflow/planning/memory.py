@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from hyparflow.actions import Kind
+from hyparflow.actions import Kind, Step
 from hyparflow.planning.candidate import Candidate
 from hyparflow.planning.costs import Costs
 from hyparflow.simulate import Timeline
@@ -39,40 +41,48 @@ class Memory:
 
 
 def partition_memory(
-    costs: Costs, candidate: Candidate, rows: float, timeline: Timeline, stage: int
+    costs: Costs, candidate: Candidate, rows: float, timeline: Timeline, partition: int
 ) -> Memory:
-    """The memory of the ranks of partition `stage`.
+    """The memory of the ranks of a partition.
 
     Args:
         costs: of the model's operations.
         candidate: how it is spread.
         rows: of a micro-batch.
         timeline: the step as played.
-        stage: the partition.
+        partition: the partition.
     """
-    numbers = candidate.partitioning.operations(stage)
+    numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
     # One sum of gradients; and, while a micro-batch's are added or replicas' are packed, the old
     # sum, the new one and what is added.
     several = candidate.num_microbatches > 1 or candidate.grid.num_replicas > 1
-    inside = slice(numbers.start, numbers.stop)
-    in_flight = timeline.peak_in_flight(stage)
-    is_fused = any(span.step.kind == Kind.FUSED for span in timeline.spans[stage])
-    kept = (costs.kept if is_fused else costs.held)[inside].sum()
-    working = costs.working[inside].max()
-    edges = candidate.partitioning.edges
-    crossing = sum(costs.tensors[e.tensor] for e in edges if stage in (e.producer, e.consumer))
+
+    def kept(step: Step) -> float:
+        inside = table.operations(step.stage)
+        of_rows = costs.kept if step.kind == Kind.FUSED else costs.held
+        return float(of_rows[inside.start : inside.stop].sum())
+
+    own = set(candidate.stages(partition))
+    crossing = sum(
+        costs.tensors[edge.tensor]
+        for edge in table.edges
+        if (edge.producer in own) != (edge.consumer in own)
+    )
+    activations = (
+        timeline.peak_kept(partition, functools.cache(kept)) + costs.working[numbers].max()
+    )
     return Memory(
         weights=costs.fixed_bytes - costs.slot_bytes,
         gradients=mine * (3 if several else 1),
         slots=costs.slot_bytes,
-        activations=round(rows * (in_flight * kept + working)),
+        activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
         program=program_bytes(costs, numbers),
     )
 
 
-def program_bytes(costs: Costs, numbers: range) -> int:
+def program_bytes(costs: Costs, numbers: Sequence[int]) -> int:
     """What the compiled form of these operations takes."""
-    count = costs.program[numbers.start : numbers.stop].sum()
+    count = costs.program[list(numbers)].sum()
     return round(count * costs.overheads.program + costs.overheads.runtime)

@@ -43,9 +43,13 @@ class PartitionPlan:
 
 @dataclass(frozen=True)
 class Work:
-    """What a partition does from `start` to `end` (seconds): `kind` as in `hyparflow.actions`."""
+    """What a partition does from `start` to `end` (seconds).
+
+    `kind`, `stage` and `microbatch` are those of a `hyparflow.actions.Step`.
+    """
 
     kind: str
+    stage: int
     microbatch: int
     start: float
     end: float
@@ -68,8 +72,8 @@ class Plan:
         model: its name.
         fingerprint: a hash of its structure (`hyparflow.fingerprint.model_fingerprint`).
         batch_size: rows of the global batch.
-        num_replicas, num_partitions, num_microbatches, schedule, lpp: arguments of
-            `hyparflow.fit`.
+        num_replicas, num_partitions, num_microbatches, schedule, stages_per_partition, lpp:
+            arguments of `hyparflow.fit`.
         partitions: one by one.
         step_seconds: expected time of a step.
         single_seconds: expected time of a step in one process, in one piece.
@@ -87,6 +91,7 @@ class Plan:
     num_partitions: int
     num_microbatches: int
     schedule: str
+    stages_per_partition: int
     lpp: tuple[int, ...]
     partitions: tuple[PartitionPlan, ...]
     step_seconds: float
@@ -110,6 +115,7 @@ class Plan:
             "num_partitions": self.num_partitions,
             "num_microbatches": self.num_microbatches,
             "schedule": self.schedule,
+            "stages_per_partition": self.stages_per_partition,
             "lpp": list(self.lpp),
         }
 
@@ -164,9 +170,11 @@ class Plan:
 
     def _head(self) -> list[str]:
         rows = self.batch_size / self.num_replicas / self.num_microbatches
+        each = self.stages_per_partition
+        stages = f", {each} stages per partition" if each > 1 else ""
         return [
             f"{self.model} on {self.num_ranks} ranks: {self.num_replicas} x {self.num_partitions} "
-            f"(replicas x partitions), {self.schedule}",
+            f"(replicas x partitions), {self.schedule}{stages}",
             f"global batch {self.batch_size} = {self.num_replicas} x {self.num_microbatches} x "
             f"{rows:g} (replicas x micro-batches x rows); costs {self.costs}",
         ]

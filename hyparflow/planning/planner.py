@@ -24,11 +24,12 @@ from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.schedule import SCHEDULES, make_schedule
-from hyparflow.simulate import play
+from hyparflow.simulate import Timeline, play
 
 __all__ = ["Wishes", "best_of", "consider"]
 
 _SIMULATED = 6  # divisions of a layout that are simulated at most
+_STAGES = (2, 4)  # per partition of an interleaved schedule
 _NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
 
 
@@ -39,7 +40,8 @@ class Wishes:
     Attributes:
         num_ranks: ranks to use, all of them.
         num_partitions, num_replicas, num_microbatches, schedule: as for `hyparflow.parallelize`.
-        lpp: operations per partition, in place of the search.
+        stages_per_partition: of an interleaved schedule.
+        lpp: operations per stage, in place of the search.
         memory_limit: bytes that a rank may use, beyond what it uses before training.
     """
 
@@ -48,6 +50,7 @@ class Wishes:
     num_replicas: int | None = None
     num_microbatches: int | None = None
     schedule: str | None = None
+    stages_per_partition: int | None = None
     lpp: tuple[int, ...] | None = None
     memory_limit: int | None = None
 
@@ -144,19 +147,29 @@ def _microbatches(problem: Problem, wishes: Wishes, grid: Grid) -> list[int]:
     return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
 
 
-def _schedules(wishes: Wishes, grid: Grid) -> list[str]:
-    if wishes.schedule is not None:
-        return [wishes.schedule]
-    return ["1f1b"] if grid.num_partitions == 1 else list(SCHEDULES)
+def _schedules(wishes: Wishes, grid: Grid, num_microbatches: int) -> Iterator[tuple[str, int]]:
+    """Schedules, and how many stages a partition has with each."""
+    if grid.num_partitions == 1:
+        yield ("1f1b", 1)
+        return
+    for schedule in SCHEDULES:
+        if wishes.schedule not in (None, schedule):
+            continue
+        if schedule != "interleaved":
+            yield (schedule, 1)
+        elif num_microbatches >= grid.num_partitions or wishes.schedule:
+            several = (wishes.stages_per_partition,) if wishes.stages_per_partition else _STAGES
+            yield from ((schedule, each) for each in several)
 
 
 def _layouts(problem: Problem, wishes: Wishes) -> Iterator[_Layout]:
+    most = len(problem.graph.operations)
     for grid in _grids(problem, wishes):
-        if wishes.lpp is not None and len(wishes.lpp) != grid.num_partitions:
-            continue
         for count in _microbatches(problem, wishes, grid):
-            for schedule in _schedules(wishes, grid):
-                yield _Layout(grid, count, schedule)
+            for schedule, each in _schedules(wishes, grid, count):
+                num_stages = each * grid.num_partitions
+                if num_stages <= most and (not wishes.lpp or len(wishes.lpp) == num_stages):
+                    yield _Layout(grid, count, schedule, each)
 
 
 class _Layout(NamedTuple):
@@ -165,6 +178,11 @@ class _Layout(NamedTuple):
     grid: Grid
     num_microbatches: int
     schedule: str
+    stages_per_partition: int
+
+    @property
+    def num_stages(self) -> int:
+        return self.grid.num_partitions * self.stages_per_partition
 
 
 class _Divisions:
@@ -190,7 +208,8 @@ class _Divisions:
     def predict(self, layout: _Layout, number: int) -> Prediction:
         """What the division `number` of a layout takes; 0 is the one that should be fastest."""
         partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
-        return predict(self._problem, Candidate(*layout, partitioning))
+        candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
+        return predict(self._problem, candidate)
 
     def _of(self, layout: _Layout) -> list[tuple[int, ...]]:
         if layout not in self._found:
@@ -198,26 +217,25 @@ class _Divisions:
         return self._found[layout]
 
     def _divide(self, layout: _Layout) -> list[tuple[int, ...]]:
-        graph, partitions = self._problem.graph, layout.grid.num_partitions
+        graph, stages = self._problem.graph, layout.num_stages
         if self._wishes.lpp is not None:
-            return [divide(graph, partitions, self._wishes.lpp).boundaries]
-        if partitions == 1:
+            return [divide(graph, stages, self._wishes.lpp).boundaries]
+        if stages == 1:
             return [(0, len(graph.operations))]
-        found = self._free(layout.grid, layout.num_microbatches)
+        found = self._free(layout._replace(schedule=""))
         fits = self._fits(layout)
-        if fits is not None and not _all_fit(found[0], fits):
-            rows, rounds = self._rows(layout), rounds_of(partitions, layout.num_microbatches)
-            found = self._search(rows).best(partitions, rounds, fits) or found
+        if found and fits is not None and not _all_fit(found[0], fits):
+            found = self._search(self._rows(layout)).best(stages, _rounds(layout), fits) or found
         positions = self._boundaries().positions
+        if not found:  # too few places to cut at: say so
+            return [divide(graph, stages).boundaries]
         return [
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
         ]
 
-    def _search_freely(self, grid: Grid, num_microbatches: int) -> list[Division]:
+    def _search_freely(self, layout: _Layout) -> list[Division]:
         """The divisions that are best without a limit of memory, whatever the schedule."""
-        rows = self._rows(_Layout(grid, num_microbatches, ""))
-        rounds = rounds_of(grid.num_partitions, num_microbatches)
-        return self._search(rows).best(grid.num_partitions, rounds)
+        return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout))
 
     def _rows(self, layout: _Layout) -> float:
         return self._problem.batch_size / layout.grid.num_replicas / layout.num_microbatches
@@ -229,17 +247,25 @@ class _Divisions:
         limit = self._wishes.memory_limit
         if limit is None:
             return None
-        grid, count, schedule = layout
-        timeline = play(lower(make_schedule(schedule, grid.num_partitions, count), ()))
-        kept = [
-            (
-                timeline.peak_in_flight(stage),
-                any(span.step.kind == Kind.FUSED for span in timeline.spans[stage]),
-            )
-            for stage in range(grid.num_partitions)
-        ]
+        grid, count, schedule, each = layout
+        timeline = play(lower(make_schedule(schedule, grid.num_partitions, count, each), ()))
+        kept = [_kept(timeline, stage, grid.num_partitions) for stage in range(layout.num_stages)]
         several = count > 1 or grid.num_replicas > 1
-        return self._boundaries().fits(self._rows(layout), several, kept, limit)
+        return self._boundaries().fits(self._rows(layout), several, kept, each, limit)
+
+
+def _rounds(layout: _Layout) -> int:
+    return rounds_of(
+        layout.grid.num_partitions, layout.num_microbatches, layout.stages_per_partition
+    )
+
+
+def _kept(timeline: Timeline, stage: int, num_partitions: int) -> tuple[int, bool]:
+    """How many micro-batches a stage keeps, and whether its forward and backward are one."""
+    partition = stage % num_partitions
+    spans = timeline.spans[partition]
+    fused = any(s.step.kind == Kind.FUSED and s.step.stage == stage for s in spans)
+    return int(timeline.peak_kept(partition, lambda step: float(step.stage == stage))), fused
 
 
 def _all_fit(division: Division, fits: Fits) -> bool:

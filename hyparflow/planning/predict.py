@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from hyparflow.actions import Edge, Kind, Step
 from hyparflow.grid import Grid
-from hyparflow.lowering import lower
-from hyparflow.partition import Partitioning
+from hyparflow.lowering import is_local, lower
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.memory import Memory, partition_memory
 from hyparflow.schedule import make_schedule
@@ -62,25 +63,33 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
     replica stands for all.
     """
     timings = _Timings(problem, candidate)
-    grid, partitioning = candidate.grid, candidate.partitioning
-    schedule = make_schedule(candidate.schedule, grid.num_partitions, candidate.num_microbatches)
-    timeline = play(lower(schedule, partitioning.edges), timings)
-    stages = range(grid.num_partitions)
+    grid, table = candidate.grid, candidate.partitioning
+    each = candidate.stages_per_partition
+    actions = make_schedule(
+        candidate.schedule, grid.num_partitions, candidate.num_microbatches, each
+    )
+    timeline = play(lower(actions, table.edges), timings)
+    partitions = range(grid.num_partitions)
     backward = list(timings.backward)
     if any(span.step.kind == Kind.FUSED for span in timeline.spans[-1]):
         backward[-1] = timings.fused_surplus
+
+    def of_partitions(values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(sum(values[stage] for stage in candidate.stages(p)) for p in partitions)
+
     return Prediction(
         candidate,
         timeline,
         timeline.makespan + problem.costs.overheads.step,
-        tuple(timings.forward),
-        tuple(backward),
+        of_partitions(timings.forward),
+        of_partitions(backward),
         tuple(timings.reduce),
         tuple(timings.apply),
         tuple(
-            partition_memory(problem.costs, candidate, timings.rows, timeline, s) for s in stages
+            partition_memory(problem.costs, candidate, timings.rows, timeline, p)
+            for p in partitions
         ),
-        tuple(_sent(partitioning, timings, candidate.num_microbatches, s) for s in stages),
+        tuple(_sent(candidate, timings, p) for p in partitions),
     )
 
 
@@ -91,44 +100,44 @@ class _Timings:
         costs, cluster, grid = problem.costs, problem.cluster, candidate.grid
         self._costs, self._cluster = costs, cluster
         self._edges = candidate.partitioning.edges
+        self._partitions = grid.num_partitions
         self.rows = problem.batch_size / grid.num_replicas / candidate.num_microbatches
-        ranges = [candidate.partitioning.operations(s) for s in range(grid.num_partitions)]
-        times = costs.times(self.rows, self._computing_at_once(candidate, ranges))
+        table = candidate.partitioning
+        ranges = [table.operations(stage) for stage in range(table.num_stages)]
+        times = costs.times(self.rows, self._computing_at_once(candidate))
+        over, call = costs.overheads, costs.overheads.call
 
-        def per_stage(seconds: Callable[[range], float]) -> list[float]:
-            return [seconds(numbers) / cluster.speed for numbers in ranges]
+        def computing(seconds: np.ndarray) -> list[float]:
+            return [(float(seconds[r.start : r.stop].sum()) + call) / cluster.speed for r in ranges]
 
-        def total(values: object) -> list[float]:
-            return per_stage(lambda r: float(values[r.start : r.stop].sum()))  # type: ignore[index]
+        self.forward = computing(times.forward)
+        self.backward = computing(times.backward)
+        self._fused = computing(times.fused)
+        self._add = [
+            self._per_weight(r, over.accumulate, over.accumulate_weight) / cluster.speed
+            for r in ranges
+        ]
+        partitions = range(grid.num_partitions)
+        mine = [candidate.operations(p) for p in partitions]
+        self.apply = [
+            self._per_weight(m, over.apply, over.apply_weight) / cluster.speed for m in mine
+        ]
+        self.reduce = [self._reduced(grid, p, mine[p]) for p in partitions]
 
-        over = costs.overheads
-        self._counts = [costs.weight_count(numbers) for numbers in ranges]
-        self.gradients = [costs.weight_bytes(numbers, trainable=True) for numbers in ranges]
-        self._add = per_stage(
-            lambda r: (
-                over.accumulate * costs.weight_bytes(r, trainable=True)
-                + over.accumulate_weight * costs.weight_count(r)
-            )
-        )
-        call = over.call / cluster.speed
-        self.forward = [seconds + call for seconds in total(times.forward)]
-        self.backward = [seconds + call for seconds in total(times.backward)]
-        self._fused = [seconds + call for seconds in total(times.fused)]
-        self.apply = per_stage(
-            lambda r: (
-                over.apply * costs.weight_bytes(r, trainable=True)
-                + over.apply_weight * costs.weight_count(r)
-            )
-        )
-        self.reduce = [self._reduced(grid, stage) for stage in range(grid.num_partitions)]
+    def _per_weight(self, operations: Sequence[int], byte: float, weight: float) -> float:
+        """What takes `byte` seconds for each byte of trained weights, and `weight` for each."""
+        size = self._costs.weight_bytes(operations, trainable=True)
+        return byte * size + weight * self._costs.weight_count(operations)
 
-    def _computing_at_once(self, candidate: Candidate, ranges: list[range]) -> float:
+    def _computing_at_once(self, candidate: Candidate) -> float:
         """How many ranks of a node compute at a time, on average: some of a pipeline wait."""
         times = self._costs.times(self.rows)
-        each = [float((times.forward + times.backward)[r.start : r.stop].sum()) for r in ranges]
-        count, total = candidate.num_microbatches, sum(each)
+        both = times.forward + times.backward
+        partitions = range(candidate.grid.num_partitions)
+        each = [float(both[candidate.operations(p)].sum()) for p in partitions]
+        count, total = candidate.num_microbatches * candidate.stages_per_partition, sum(each)
         step = total + (count - 1) * max(each)
-        share = count * total / (step * len(ranges)) if step else 1.0
+        share = count * total / (step * len(each)) if step else 1.0
         return share * min(candidate.grid.size, self._cluster.ranks_per_node)
 
     @property
@@ -136,14 +145,14 @@ class _Timings:
         """What the last stage's backward adds to its forward where both are one call."""
         return max(0.0, self._fused[-1] - self.forward[-1])
 
-    def _reduced(self, grid: Grid, stage: int) -> float:
+    def _reduced(self, grid: Grid, partition: int, operations: Sequence[int]) -> float:
         if grid.num_replicas == 1:
             return 0.0
-        ranks = [grid.rank(replica, stage) for replica in range(grid.num_replicas)]
-        size = self.gradients[stage]
+        ranks = [grid.rank(replica, partition) for replica in range(grid.num_replicas)]
+        size = self._costs.weight_bytes(operations, trainable=True)
         groups = min(grid.num_partitions, self._cluster.ranks_per_node)
         over = self._costs.overheads
-        packing = over.reduce * size + over.reduce_weight * self._counts[stage]
+        packing = self._per_weight(operations, over.reduce, over.reduce_weight)
         return packing / self._cluster.speed + self._cluster.allreduce_seconds(ranks, size, groups)
 
     def size(self, edge: Edge) -> float:
@@ -156,27 +165,30 @@ class _Timings:
             return message
         if step.kind in Kind.RECEIVES:
             edge = self._edges[step.edge]
-            link = self._cluster.link(edge.producer, edge.consumer)
+            ends = (edge.producer % self._partitions, edge.consumer % self._partitions)
+            link = self._cluster.link(*ends)
             return message + link.seconds(self.size(edge))
+        if step.kind == Kind.FORWARD:
+            return self.forward[stage]
+        if step.kind == Kind.REDUCE:  # of a partition, as is the next
+            return self.reduce[stage]
+        if step.kind == Kind.APPLY:
+            return self.apply[stage]
         added = self._add[stage] if step.microbatch else 0.0
-        return {
-            Kind.FORWARD: self.forward[stage],
-            Kind.BACKWARD: self.backward[stage] + added,
-            Kind.FUSED: self._fused[stage] + added,
-            Kind.REDUCE: self.reduce[stage],
-            Kind.APPLY: self.apply[stage],
-        }[step.kind]
+        return added + (self.backward if step.kind == Kind.BACKWARD else self._fused)[stage]
 
 
-def _sent(
-    partitioning: Partitioning, timings: _Timings, num_microbatches: int, stage: int
-) -> dict[int, int]:
-    """Bytes that `stage` sends in a step, by the stage that gets them."""
+def _sent(candidate: Candidate, timings: _Timings, partition: int) -> dict[int, int]:
+    """Bytes that `partition` sends in a step, by the partition that gets them."""
+    partitions = candidate.grid.num_partitions
     sent: dict[int, int] = {}
-    for edge in partitioning.edges:
-        size = round(timings.size(edge) * num_microbatches)
-        if edge.producer == stage:
-            sent[edge.consumer] = sent.get(edge.consumer, 0) + size
-        if edge.consumer == stage and edge.carries_gradient:
-            sent[edge.producer] = sent.get(edge.producer, 0) + size
+    for edge in candidate.partitioning.edges:
+        if is_local(edge, partitions):
+            continue
+        size = round(timings.size(edge) * candidate.num_microbatches)
+        producer, consumer = edge.producer % partitions, edge.consumer % partitions
+        if producer == partition:
+            sent[consumer] = sent.get(consumer, 0) + size
+        if consumer == partition and edge.carries_gradient:
+            sent[producer] = sent.get(producer, 0) + size
     return dict(sorted(sent.items()))

@@ -13,19 +13,19 @@ from zoo import CASES, Case
 import hyparflow as hf
 
 MICROBATCHES = (1, 2, 3, 4)
-SCHEDULES = ("gpipe", "1f1b")
+SCHEDULES = ("gpipe", "1f1b", "interleaved")
 
 
 def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
     """Those to test: one micro-batch has one order, and one stage has no pipeline.
 
-    On 4 ranks they take turns with the number of micro-batches, for time.
+    They take turns with the number of micro-batches, for time.
     """
-    if microbatches == 1 or (partitions == 1 and microbatches > 2):
-        return SCHEDULES[:1]
-    if WORLD.size == 4:
-        return (SCHEDULES[(partitions // 2 + microbatches) % 2],)
-    return SCHEDULES
+    if microbatches == 1 or partitions == 1:
+        return SCHEDULES[: 1 + (microbatches == 2)]
+    turn = partitions // 2 + microbatches
+    count = 1 if WORLD.size == 4 else 2
+    return tuple(SCHEDULES[(turn + number) % 3] for number in range(count))
 
 
 def prepare(case: Case) -> tuple[Any, dict[str, Any], State]:

@@ -67,7 +67,14 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
         (
             4,
             {"schedule": "zero-bubble"},
-            "`schedule` must be one of 'gpipe', '1f1b' or 'auto'. Received: schedule='zero-bubble'",
+            "`schedule` must be one of 'gpipe', '1f1b', 'interleaved' or 'auto'. "
+            "Received: schedule='zero-bubble'",
+        ),
+        (
+            4,
+            {"strategy": "model", "stages_per_partition": 2},
+            "Only schedule='interleaved' has several stages per partition. Received: "
+            "schedule='auto', stages_per_partition=2",
         ),
         (
             4,
@@ -155,7 +162,7 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
                 2,
                 {"strategy": "model", "lpp": lpp},
                 "`lpp` (layers per partition) must be a list of positive integers, one per "
-                f"partition. Received: lpp={lpp!r}",
+                f"partition, or per stage of an interleaved schedule. Received: lpp={lpp!r}",
             )
             for lpp in ([], [1, 0], [1, -2], [1.0, 2], ["1", "2"], "12", 3, {1: 2})
         ),

@@ -177,6 +177,13 @@ def test_costs_are_saved_and_loaded(tmp_path: Path) -> None:
         assert np.array_equal(getattr(loaded, field.name), getattr(table, field.name)), field.name
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", "costs", '{"rows": 3}'])
+def test_other_files_are_no_costs(tmp_path: Path, text: str) -> None:
+    (tmp_path / "costs.json").write_text(text)
+    with pytest.raises(ValueError, match="a file that Costs.save wrote. Received: .*costs.json"):
+        Costs.load(tmp_path / "costs.json")
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("8GiB", 8 * 2**30), ("500 MB", 500 * 10**6), (1024, 1024), ("1.5kib", 1536), ("7", 7)],
@@ -206,6 +213,32 @@ def test_equal_stages_take_the_textbook_time(
     assert found.step_seconds == pytest.approx(3.0 * (microbatches + partitions - 1))
     expected = (partitions - 1) / (microbatches + partitions - 1)
     assert found.idle_share == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("partitions", "microbatches", "each"), [(2, 4, 2), (4, 8, 2), (2, 6, 3)])
+def test_interleaved_stages_take_the_textbook_time(
+    partitions: int, microbatches: int, each: int
+) -> None:
+    """(M V + P - 1) stages' time, and no message between stages of one partition."""
+    stages = partitions * each
+    graph = chain(stages)
+    table = make_partitioning(graph, tuple(range(stages + 1)))
+    layout = Candidate(Grid(partitions, 1), microbatches, "interleaved", table)
+    found = predict(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
+    assert found.step_seconds == pytest.approx(3.0 * (microbatches * each + partitions - 1))
+    assert found.forward == pytest.approx((float(each),) * partitions)
+    assert found.memory[0].gradients == 3 * each * MEGABYTE
+
+
+def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
+    """Eight equal operations on four ranks, four micro-batches: 19 rounds of 4 stages are less
+    than 7 of 1; with slow messages they are not."""
+    quick = Problem(chain(8), costs([1.0] * 8), FAST, 4)
+    wishes = Wishes(4, num_partitions=4, num_microbatches=4)
+    best = consider(quick, wishes)[0]
+    assert (best.candidate.schedule, best.candidate.stages_per_partition) == ("interleaved", 2)
+    slow = dataclasses.replace(quick, cluster=Cluster(1, 4, within=Link(5.0, 1e30)))
+    assert consider(slow, wishes)[0].candidate.stages_per_partition == 1
 
 
 def test_messages_and_sums_take_time() -> None:

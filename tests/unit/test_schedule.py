@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 
-from hyparflow.actions import Action
+from hyparflow.actions import Action, Edge
+from hyparflow.lowering import lower, prove
 from hyparflow.schedule import (
     SCHEDULES,
     Schedule,
     forward_only,
     gpipe,
+    interleaved,
     make_schedule,
     one_forward_one_backward,
 )
@@ -123,9 +125,60 @@ def test_activations_in_flight() -> None:
         assert few_kept == [min(microbatches, partitions - p) for p in range(partitions)]
 
 
+# --- several stages per partition ---
+
+INTERLEAVED_SIZES = list(itertools.product((1, 2, 3, 4, 6), (1, 2, 3, 4, 5, 7, 8, 12), (1, 2, 3)))
+
+
+def chain(num_stages: int) -> list[Edge]:
+    return [Edge(stage, stage, stage + 1, True) for stage in range(num_stages - 1)]
+
+
+def test_interleaved_as_published() -> None:
+    """Narayanan et al. 2021, figure 4: 4 partitions of 2 stages, 8 micro-batches; their rank 0
+    begins with micro-batches 1-4 of its first stage, then of its second."""
+    order = text(interleaved(4, 8, 2))[0]
+    assert order.startswith("0F0 0F1 0F2 0F3 4F0 4F1 4F2 4F3 0F4 0F5 0F6 4B0")
+    last = text(interleaved(4, 8, 2))[3]
+    assert last.startswith("3F0 3F1 3F2 3F3 7F0 7B0 7F1 7B1 7F2 7B2 7F3 7B3 3F4 3B0")
+
+
+def test_one_interleaved_stage_is_1f1b() -> None:
+    for size in SIZES:
+        assert interleaved(*size, 1) == one_forward_one_backward(*size)
+
+
+def test_interleaved_computations_stand_once_and_in_order() -> None:
+    for partitions, microbatches, each in INTERLEAVED_SIZES:
+        schedule = interleaved(partitions, microbatches, each)
+        for partition, actions in enumerate(schedule):
+            stages = range(partition, partitions * each, partitions)
+            expected = [Action(s, k, m) for s in stages for k in "BF" for m in range(microbatches)]
+            assert sorted(actions) == expected
+            for stage, kind in itertools.product(stages, "FB"):
+                order = [a.microbatch for a in actions if (a.stage, a.kind) == (stage, kind)]
+                assert order == sorted(order)
+
+
+def test_interleaved_ends_and_wastes_what_it_must() -> None:
+    """(P - 1) / (V M + P - 1) with enough micro-batches, whatever their number."""
+    for partitions, microbatches, each in INTERLEAVED_SIZES:
+        edges = chain(partitions * each)
+        timeline = prove(lower(interleaved(partitions, microbatches, each), edges), edges)
+        if microbatches >= partitions:
+            expected = (partitions - 1) / (each * microbatches + partitions - 1)
+            assert timeline.idle_share == pytest.approx(expected)
+
+
+def test_several_stages_need_the_interleaved_schedule() -> None:
+    with pytest.raises(ValueError, match="Received: schedule='gpipe', stages_per_partition=2"):
+        make_schedule("gpipe", 2, 4, 2)
+
+
 def test_unknown_schedule_lists_the_known() -> None:
     with pytest.raises(ValueError) as caught:
         make_schedule("pipe-dream", 2, 4)
     assert str(caught.value) == (
-        "`schedule` must be one of 'gpipe', '1f1b' or 'auto'. Received: schedule='pipe-dream'"
+        "`schedule` must be one of 'gpipe', '1f1b', 'interleaved' or 'auto'. "
+        "Received: schedule='pipe-dream'"
     )

@@ -36,6 +36,8 @@ class Wire:
 class FakeCommunicator:
     """One end of a `Wire`: a receive takes the message of the moment when it was posted."""
 
+    size = 2
+
     def __init__(self, rank: int, wire: Wire) -> None:
         self.rank, self.wire = rank, wire
         self.posted: dict[tuple[int, int, int], deque[np.ndarray]] = defaultdict(deque)
