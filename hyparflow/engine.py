@@ -13,7 +13,7 @@ import numpy as np
 from hyparflow import guard
 from hyparflow.actions import Edge, Kind, Step
 from hyparflow.data import Batch
-from hyparflow.gradients import GradientSum, joined
+from hyparflow.gradient_sum import GradientSum, joined
 from hyparflow.head import Labels
 from hyparflow.lowering import tag
 from hyparflow.partition import Partitioning
@@ -38,6 +38,7 @@ class Program:
 
     def __init__(self, steps: Sequence[Step], num_microbatches: int) -> None:
         self.steps = list(steps)
+        self.num_microbatches = num_microbatches
         self.names = [str(step) for step in steps]
         self.tags = [tag(step, num_microbatches) if step.edge >= 0 else -1 for step in steps]
         # Receives are posted one computation ahead: while a micro-batch is computed, the next
@@ -143,7 +144,6 @@ class Engine:
         self._of_inputs: dict[tuple[int, int, int], Any] = {}
         self._of_outputs: dict[tuple[int, int, int], Any] = {}
         self._saved: dict[tuple[int, int], Saved] = {}  # (stage, micro-batch)
-        self._sums = {n: GradientSum(one.stage.common_lookups) for n, one in self._held.items()}
         self.added = 0.0  # what this rank's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 
@@ -163,6 +163,8 @@ class Engine:
         self._loss_scale = loss_scale
         self._forward_call = self._train_forward
         self._reduce, self._apply = reduce, apply
+        for held in self._held.values():
+            held.stage.begin(several=program.num_microbatches > 1)
         self._run(program)
 
     def test(self, program: Program, batch: Batch, labels: Callable[[int], Labels]) -> None:
@@ -229,14 +231,14 @@ class Engine:
             return None
         outputs, loss = held.stage.infer(self._inputs(held, m), self._share(m))
         self._add_loss(m, loss)
-        return Saved(None, [], outputs, None)
+        return Saved(outputs)
 
     def _predict_forward(self, held: Held, m: int) -> Saved | None:
         outputs, _ = held.stage.infer(self._inputs(held, m), self._share(m))
         if held.is_last:
             self.outputs.append(outputs)
             return None
-        return Saved(None, [], outputs, None)
+        return Saved(outputs)
 
     def _add_loss(self, m: int, loss: Any) -> None:
         if loss is not None:
@@ -245,7 +247,7 @@ class Engine:
     def _do_fused(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
         gradients = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
-        self._take_gradients(held, m, *gradients)
+        self._take_gradients(held, m, gradients)
 
     def _do_backward(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
@@ -257,12 +259,9 @@ class Engine:
             seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
             seed = as_share(self._batch.share(m) * self._loss_scale)
             gradients = held.stage.backward(saved, seeds, seed)
-        self._take_gradients(held, m, *gradients)
+        self._take_gradients(held, m, gradients)
 
-    def _take_gradients(
-        self, held: Held, m: int, of_inputs: list[Any], of_weights: list[Any]
-    ) -> None:
-        self._sums[held.number].add(of_weights)
+    def _take_gradients(self, held: Held, m: int, of_inputs: list[Any]) -> None:
         for edge, gradient in zip(held.gradient_inputs, of_inputs, strict=True):
             if edge.producer in self._held:
                 self._add_output_gradient(edge, m, gradient)
@@ -308,7 +307,7 @@ class Engine:
     # --- the end of a step ---
 
     def _do_reduce(self, step: Step, tag: int) -> None:
-        parts = [(held.weights, self._sums[number]) for number, held in self._held.items()]
+        parts = [(held.weights, held.stage.gradients()) for held in self._held.values()]
         self._reduce(joined(parts, self._num_weights))
 
     def _do_apply(self, step: Step, tag: int) -> None:

@@ -1,8 +1,8 @@
 """One stage: compiled forward and backward of a micro-batch.
 
-The only file that calls TensorFlow's gradients. A stage in the middle runs its forward under an
-eager tape that holds the compiled function's intermediates until the backward asks for them;
-the last stage, which needs nothing between the two, runs both as one compiled call.
+A stage in the middle runs its forward, and later its backward (`hyparflow.pairs`); the last stage,
+which needs nothing between the two, runs both as one compiled call. The gradients of weights are
+added up over the micro-batches of a step where they are computed (`hyparflow.accumulator`).
 """
 
 from __future__ import annotations
@@ -14,27 +14,24 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hyparflow.accumulator import Accumulator
 from hyparflow.body import Body
+from hyparflow.formulas import Formulas
+from hyparflow.gradient_sum import GradientSum
 from hyparflow.head import Head, Labels
 from hyparflow.lookups import common_lookups
+from hyparflow.pairs import CompiledPair, EagerPair, Pair, any_rows
 
-__all__ = [
-    "Saved",
-    "Stage",
-    "as_share",
-    "as_tensors",
-    "gradients_of",
-]
+__all__ = ["Saved", "Stage", "as_share", "as_tensors"]
 
 
 @dataclass
 class Saved:
     """What a stage keeps of a micro-batch from its forward to its backward."""
 
-    tape: Any
-    inputs: list[Any]
     outputs: list[Any]
-    loss: Any
+    loss: Any = None
+    state: Any = None
     arguments: Any = None  # of the forward
 
 
@@ -61,65 +58,65 @@ class Stage:
         eager: bool = False,
         jit_compile: bool = False,
     ) -> None:
-        self._body = body
-        self._weights = [variable.value for variable in trainable]
-        self._gradient_inputs = list(gradient_inputs)
-        self._gradient_outputs = list(gradient_outputs)
-        self._head = head
+        weights = [variable.value for variable in trainable]
+        self._formulas = Formulas(body, weights, gradient_inputs, gradient_outputs, head)
+        self._eager = eager
         self._types: Any = None
         self._common: frozenset[int] | None = None
         self._known: dict[tuple[int, ...], tuple[list[bool], list[bool]]] = {}
+        self._accumulator = Accumulator(weights)
+        self.begin(several=False)
 
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
             return function if eager else _Compiled(function, jit_compile)
 
-        self._forward = make(self._trace_forward)
-        self._infer = make(self._trace_infer)
-        self._fused = make(self._trace_fused)
-        self._loss_forward = make(self._trace_loss)
-        self._loss_infer = make(self._trace_loss_infer)
+        def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Pair:
+            finishes = (_as_they_are, self._add_up)
+            if eager:
+                return EagerPair(first, second, finishes)
+            return CompiledPair(first, second, finishes, further, weights, jit_compile)
 
-    # --- what is compiled ---
+        formulas = self._formulas
+        self._pair = pair(formulas.forward, formulas.backward, formulas.gradients_like)
+        self._loss_pair = pair(formulas.forward_loss, formulas.backward_loss)
+        self._fused = make(formulas.fused)
+        self._fused_add = make(lambda *args: self._add_up(formulas.fused(*args)))
+        self._infer = make(formulas.infer)
+        self._loss_infer = make(formulas.infer_loss)
 
-    def _trace_forward(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
-        outputs, losses = self._body(inputs, True, share)
-        return outputs, _total(losses)
+    def _add_up(self, results: Any) -> Any:
+        """To be traced: add dense gradients of weights to those of the micro-batches before."""
+        of_inputs, of_weights = results
+        return of_inputs, self._accumulator.add(of_weights)
 
-    def _trace_infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
-        outputs, losses = self._body(inputs, False, share)
-        return outputs, _total(losses)
+    def begin(self, several: bool) -> None:
+        """Begin a training step, of `several` micro-batches or one."""
+        self._adds = several and not self._eager  # inside the compiled backward
+        self._total = GradientSum(self.common_lookups)
+        self._reached: set[int] | None = set()  # weights with a gradient; None: as they come
+        if self._adds:
+            self._accumulator.reset()
 
-    def _trace_loss(self, inputs: Any, labels: Labels, training: bool = True) -> Any:
-        """The micro-batch's loss, times its seed; metrics are updated."""
-        outputs, losses = self._body(inputs, training, labels.share)
-        loss = self._head.loss(  # type: ignore[union-attr]
-            inputs, outputs, _total(losses), labels, training
-        )
-        return loss * tf.cast(labels.seed, loss.dtype)
+    def gradients(self) -> GradientSum:
+        """The gradients of the weights, summed over the micro-batches of the step.
 
-    def _trace_loss_infer(self, inputs: Any, labels: Labels) -> Any:
-        return self._trace_loss(inputs, labels, training=False)
-
-    def _trace_fused(self, inputs: Any, labels: Labels) -> tuple[list[Any], list[Any]]:
-        sources = self._sources(inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(_differentiable(sources))
-            loss = self._trace_loss(inputs, labels)
-        return self._gradients(tape, [loss], sources, None)
-
-    # --- what the engine calls ---
+        None where nothing depends on one, as in plain Keras, whose optimizers leave such weights
+        alone.
+        """
+        values = self._total.values
+        if values is not None and self._adds:
+            self._accumulator.fill(values)
+        if values is not None and self._reached is not None:
+            self._total.values = _only(values, [n in self._reached for n in range(len(values))])
+        return self._total
 
     def forward(self, inputs: Any, share: Any) -> Saved:
         """Forward of a stage that is not the last, of the part `share` of a global batch."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(_differentiable(self._sources(inputs)))
-            outputs, loss = self._forward(inputs, share)
+        (outputs, loss), state = self._pair.forward((inputs, share))
         self._note_types(inputs, share)
-        return Saved(tape, self._sources(inputs), outputs, loss, (inputs, share))
+        return Saved(outputs, loss, state, (inputs, share))
 
-    def backward(
-        self, saved: Saved, output_gradients: Sequence[Any], seed: Any
-    ) -> tuple[list[Any], list[Any]]:
+    def backward(self, saved: Saved, output_gradients: Sequence[Any], seed: Any) -> list[Any]:
         """Backward of a stage that is not the last.
 
         Args:
@@ -129,21 +126,27 @@ class Stage:
             seed: n / B times the loss scale, for what the stage's layers added to the loss.
 
         Returns:
-            Gradients of the inputs in `gradient_inputs`, and of the trained weights; None where
-            nothing depends on one, as in plain Keras, whose optimizers leave such weights alone.
+            Gradients of the inputs in `gradient_inputs`; None where nothing depends on one.
         """
-        given = dict(zip(self._gradient_outputs, output_gradients, strict=True))
-        reached = tuple(position for position, gradient in given.items() if gradient is not None)
-        targets = [saved.outputs[position] for position in reached]
-        seeds = [given[position] for position in reached]
-        if saved.loss is not None:
-            targets.append(saved.loss)
-            seeds.append(tf.cast(seed, saved.loss.dtype))
-        of_inputs, of_weights = self._gradients(saved.tape, targets, saved.inputs, seeds)
-        if len(reached) == len(given):
-            return of_inputs, of_weights
+        given = list(zip(self._formulas.gradient_outputs, output_gradients, strict=True))
+        reached = tuple(position for position, gradient in given if gradient is not None)
+        if self._eager or len(reached) == len(given):
+            return self._add(self._pair.backward(saved.state, (output_gradients, seed), self._adds))
+        # A compiled backward takes all gradients; what depends on none of those given is known.
+        full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
+        results = self._pair.backward(saved.state, (full, seed), self._adds)
         inputs_depend, weights_depend = self._dependent(reached, saved.arguments)
-        return _only(of_inputs, inputs_depend), _only(of_weights, weights_depend)
+        return _only(self._add(results, weights_depend), inputs_depend)
+
+    def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
+        """Take the gradients of the weights; return those of the inputs."""
+        of_inputs, of_weights = results
+        self._total.add(of_weights)
+        if depend is None:
+            self._reached = None
+        elif self._reached is not None:
+            self._reached.update(n for n, depends in enumerate(depend) if depends)
+        return list(of_inputs)
 
     def _dependent(
         self, positions: tuple[int, ...], arguments: Any
@@ -155,37 +158,35 @@ class Stage:
         if positions not in self._known:
 
             def trace(inputs: Any, share: Any) -> None:
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    sources = self._sources(inputs)
-                    tape.watch(_differentiable(sources))
-                    outputs, loss = self._trace_forward(inputs, share)
-                targets = [outputs[p] for p in positions] + ([] if loss is None else [loss])
-                of_inputs, of_weights = self._gradients(tape, targets, sources, None)
+                (outputs, _), state = self._formulas.forward(inputs, share)
+                gradients = [
+                    tf.ones_like(outputs[p]) if p in positions else None
+                    for p in self._formulas.gradient_outputs
+                ]
+                of_inputs, of_weights = self._formulas.backward(state, gradients, share)
                 self._known[positions] = (
                     [gradient is not None for gradient in of_inputs],
                     [gradient is not None for gradient in of_weights],
                 )
 
-            types = keras.tree.map_structure(_any_rows, arguments)
+            types = keras.tree.map_structure(any_rows, arguments)
             tf.function(trace, autograph=False).get_concrete_function(*types)
         return self._known[positions]
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(_differentiable(self._sources(inputs)))
-            loss = self._loss_forward(inputs, labels)
+        _, state = self._loss_pair.forward((inputs, labels))
         self._note_types(inputs, labels.share)
-        return Saved(tape, self._sources(inputs), [], loss)
+        return Saved([], state=state)
 
-    def backward_loss(self, saved: Saved) -> tuple[list[Any], list[Any]]:
-        """Backward of the last stage after `forward_loss`."""
-        return self._gradients(saved.tape, [saved.loss], saved.inputs, None)
+    def backward_loss(self, saved: Saved) -> list[Any]:
+        """Backward of the last stage after `forward_loss`; gradients as from `backward`."""
+        return self._add(self._loss_pair.backward(saved.state, (), self._adds))
 
-    def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], list[Any]]:
+    def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
         """Forward and backward of the last stage in one compiled call."""
         self._note_types(inputs, labels.share)
-        return self._fused(inputs, labels)
+        return self._add((self._fused_add if self._adds else self._fused)(inputs, labels))
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs without training, and what the layers add to the loss."""
@@ -198,52 +199,21 @@ class Stage:
     def common_lookups(self) -> frozenset[int]:
         """Positions of the weights of which all samples look up the same rows."""
         if self._common is None:
-            self._common = common_lookups(self._trace_gradients, self._types)
+            self._common = common_lookups(self._formulas.weight_gradients, self._types)
         return self._common
-
-    def _trace_gradients(self, inputs: Any, share: Any) -> list[Any]:
-        """The gradients of the weights, whatever the gradients of the outputs may be."""
-
-        def targets() -> list[Any]:
-            outputs, losses = self._body(inputs, True, share)
-            return [x for x in [*outputs, *losses] if x is not None and x.dtype.is_floating]
-
-        return gradients_of(targets, self._weights)
 
     def _note_types(self, inputs: Any, share: Any) -> None:
         if self._types is None:
             self._types = keras.tree.map_structure(_type_of, (inputs, share))
 
-    def _sources(self, inputs: Any) -> list[Any]:
-        flat = keras.tree.flatten(inputs)
-        return [flat[position] for position in self._gradient_inputs] + self._weights
 
-    def _gradients(
-        self, tape: Any, targets: list[Any], sources: list[Any], seeds: list[Any] | None
-    ) -> tuple[list[Any], list[Any]]:
-        cut = len(self._gradient_inputs)
-        if not targets or not sources:
-            return [None] * cut, [None] * len(self._weights)
-        gradients = tape.gradient(targets, sources, output_gradients=seeds)
-        of_inputs = [None if g is None else tf.convert_to_tensor(g) for g in gradients[:cut]]
-        return of_inputs, list(gradients[cut:])
+def _as_they_are(results: Any) -> Any:
+    return results
 
 
 def _only(gradients: list[Any], wanted: list[bool]) -> list[Any]:
     """`gradients`, with None for those that are not wanted."""
     return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
-
-
-def _differentiable(sources: list[Any]) -> list[Any]:
-    """Those of floating point: what Keras takes for a float may be an integer when it runs."""
-    return [x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating]
-
-
-def _total(losses: list[Any]) -> Any | None:
-    """The sum of what the layers added, or None if they added nothing."""
-    if not losses:
-        return None
-    return keras.ops.sum([keras.ops.sum(loss) for loss in losses])
 
 
 class _Compiled:
@@ -258,29 +228,13 @@ class _Compiled:
     def __call__(self, *args: Any) -> Any:
         if not self._traced:
             self._traced = True
-            self._function.get_concrete_function(*keras.tree.map_structure(_any_rows, args))
+            self._function.get_concrete_function(*keras.tree.map_structure(any_rows, args))
         return self._function(*args)
 
 
 def _type_of(value: Any) -> Any:
     """The type of a tensor."""
     return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, tf.Tensor) else value
-
-
-def _any_rows(value: Any) -> Any:
-    """The type of `value` with any number of rows."""
-    if not isinstance(value, tf.Tensor):
-        return value
-    shape = value.shape.as_list()
-    return tf.TensorSpec([None, *shape[1:]] if shape else [], value.dtype)
-
-
-def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[Any]:
-    """The gradients of the sum of what `function` returns; to be traced."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(sources)
-        targets = function()
-    return list(tape.gradient(targets, sources)) if sources else []
 
 
 def as_share(share: float) -> Any:

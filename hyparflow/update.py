@@ -17,7 +17,7 @@ from keras import ops
 
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
-from hyparflow.stage import gradients_of
+from hyparflow.formulas import gradients_of
 
 __all__ = ["Update"]
 

@@ -18,7 +18,7 @@ from hyparflow.commands import Call, Command
 from hyparflow.data import Batch
 from hyparflow.engine import Program
 from hyparflow.feed import Data, Feed
-from hyparflow.gradients import GradientSum
+from hyparflow.gradient_sum import GradientSum
 from hyparflow.grid import LEADER
 from hyparflow.stage import as_tensors
 from hyparflow.writes import WriteLog

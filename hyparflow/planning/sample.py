@@ -10,13 +10,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.formulas import gradients_of
 from hyparflow.graph import FlatGraph
 from hyparflow.partition import OperationGraph
 from hyparflow.planning.lifetimes import Kept, kept_between, working_bytes
 from hyparflow.planning.segments import Segment
 from hyparflow.planning.tables import known_shape
 from hyparflow.random_rows import random_rows
-from hyparflow.stage import Stage, as_share, gradients_of
+from hyparflow.stage import Stage, as_share
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
 

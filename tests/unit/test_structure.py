@@ -97,7 +97,7 @@ def test_one_file_calls_gradients() -> None:
         if name in ("GradientTape", "ForwardAccumulator")
         or (name == "gradients" and owner.startswith("tf"))
     }
-    assert found == {"stage"}
+    assert found == {"formulas"}
 
 
 def test_one_file_imports_keras_src() -> None:

@@ -1,0 +1,62 @@
+"""Gradients that are added up where they are computed, inside the compiled backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["Accumulator"]
+
+
+class Accumulator:
+    """The sums of the dense gradients of a stage over the micro-batches of a step.
+
+    Args:
+        weights: the variables (TensorFlow's) that the stage trains.
+    """
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        self._weights = weights
+        self._sums: dict[int, Any] = {}  # position -> variable
+        self._zero = tf.function(self._trace_zero, autograph=False)
+        self._read = tf.function(self._trace_read, autograph=False)
+
+    def add(self, gradients: Sequence[Any]) -> list[Any]:
+        """To be traced: add the dense ones; the others are returned, with None for those added."""
+        rest: list[Any] = []
+        for position, gradient in enumerate(gradients):
+            if isinstance(gradient, tf.Tensor):
+                self._sum(position).assign_add(gradient)
+                gradient = None
+            rest.append(gradient)
+        return rest
+
+    def _sum(self, position: int) -> Any:
+        if position not in self._sums:
+            weight = self._weights[position]
+            with tf.init_scope():
+                zeros = tf.zeros(weight.shape, weight.dtype)
+                self._sums[position] = tf.Variable(zeros, trainable=False)
+            self._zero = tf.function(self._trace_zero, autograph=False)
+            self._read = tf.function(self._trace_read, autograph=False)
+        return self._sums[position]
+
+    def reset(self) -> None:
+        """Begin a step."""
+        if self._sums:
+            self._zero()
+
+    def fill(self, values: list[Any]) -> None:
+        """Put the sums in their places in `values`."""
+        if self._sums:
+            for position, value in zip(self._sums, self._read(), strict=True):
+                values[position] = value
+
+    def _trace_zero(self) -> None:
+        for variable in self._sums.values():
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+
+    def _trace_read(self) -> list[Any]:
+        return [variable.read_value() for variable in self._sums.values()]

@@ -1,0 +1,180 @@
+"""A forward and its backward, traced as one and run as two, give what they give together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from hyparflow.pairs import CompiledPair
+from hyparflow.split import Split
+
+
+class Counter(layers.Layer):
+    """Multiplies by the number of its calls so far."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        self.count.assign_add(1.0)
+        return x * self.count
+
+
+class Branch(layers.Layer):
+    """Computes one of two things, as the values say."""
+
+    def call(self, x: Any) -> Any:
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2, lambda: tf.sin(x))
+
+
+class Python(layers.Layer):
+    """Runs Python in its forward and its backward."""
+
+    def call(self, x: Any) -> Any:
+        @tf.custom_gradient
+        def double(x: Any) -> Any:
+            y = tf.numpy_function(lambda a: 2 * a, [x], x.dtype)
+            y.set_shape(x.shape)
+
+            def backward(gradient: Any) -> Any:
+                z = tf.numpy_function(lambda a: 2 * a, [gradient], gradient.dtype)
+                z.set_shape(gradient.shape)
+                return z
+
+            return y, backward
+
+        return double(x)
+
+
+def images() -> Any:
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
+    x = layers.Dropout(0.3)(layers.ReLU()(x))
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+def attention() -> Any:
+    inputs = keras.Input((6, 4))
+    x = layers.MultiHeadAttention(2, 3, dropout=0.1)(inputs, inputs)
+    return keras.Model(inputs, layers.LayerNormalization()(layers.Add()([x, inputs])))
+
+
+def chain(shape: tuple[int | None, ...], *parts: Any, dtype: str | None = None) -> Any:
+    return keras.Sequential([keras.Input(shape, dtype=dtype), *parts])
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "images": images,
+    "attention": attention,
+    "lstm": lambda: chain((6, 3), layers.LSTM(4), layers.Dense(2)),
+    "any length": lambda: chain(
+        (None, 3), layers.Bidirectional(layers.GRU(4, recurrent_dropout=0.2))
+    ),
+    "tokens": lambda: chain(
+        (6,), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(4), dtype="int32"
+    ),
+    "weights that change": lambda: chain((6,), layers.SpectralNormalization(layers.Dense(3))),
+    "counter": lambda: chain((6,), layers.Dense(3), Counter()),
+    "branch": lambda: chain((6,), layers.Dense(3), Branch()),
+    "python": lambda: chain((6,), layers.Dense(3), Python()),
+}
+
+
+def functions(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of a model, for inputs and weights."""
+    weights = [v.value for v in model.trainable_variables]
+
+    def first(x: Any) -> tuple[Any, Any]:
+        sources = weights + [x] * x.dtype.is_floating
+        tape = tf.GradientTape(watch_accessed_variables=False)
+        with tape:
+            tape.watch(sources)
+            y = model(x, training=True)
+        return y, (tape, y, sources)
+
+    def second(state: Any, seed: Any) -> Any:
+        tape, y, sources = state
+        return tape.gradient(y, sources, output_gradients=seed)
+
+    return first, second
+
+
+def rows_for(model: Any) -> Any:
+    random = np.random.default_rng(0)
+    shape = [5, *(4 if size is None else size for size in model.inputs[0].shape[1:])]
+    if "int" in model.inputs[0].dtype:
+        return tf.constant(random.integers(0, 9, shape), model.inputs[0].dtype)
+    return tf.constant(random.normal(size=shape), model.inputs[0].dtype)
+
+
+def distance(a: Any, b: Any) -> float:
+    assert (a is None) == (b is None)
+    left, right = (np.asarray(tf.convert_to_tensor(x), np.float64) for x in (a, b))
+    return float(np.abs(left - right).max(initial=0.0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_calls_are_as_one(name: str) -> None:
+    """Two forwards, then their backwards: outputs, gradients, and what the layers remember."""
+    keras.utils.set_random_seed(1)
+    model = MODELS[name]()
+    x = rows_for(model)
+    first, second = functions(model)
+    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
+    split = Split(first, second, types, lambda y: (y,), [v.value for v in model.trainable_weights])
+    seed = tf.random.normal(model(x).shape)
+    before = [v.numpy() for v in model.variables]
+
+    @tf.function(autograph=False)
+    def together(x: Any) -> Any:
+        outputs, state = first(x)
+        return outputs, second(state, seed)
+
+    expected = [together(x) for _ in range(2)]
+    remembered = [v.numpy() for v in model.variables]
+    for variable, value in zip(model.variables, before, strict=True):
+        variable.assign(value)
+    forwards = [split.forward((x,)) for _ in range(2)]
+    actual = [(outputs, split.backward(kept, (seed,))) for outputs, kept in forwards]
+    for one, other in zip(expected, actual, strict=True):
+        pairs = zip([one[0], *one[1]], [other[0], *other[1]], strict=True)
+        assert max(distance(a, b) for a, b in pairs) < 1e-5
+    after = [v.numpy() for v in model.variables]
+    assert max(distance(a, b) for a, b in zip(remembered, after, strict=True)) < 1e-5
+
+
+def test_shapes_are_kept_and_weights_are_read_again() -> None:
+    """Of a sum the backward needs only the shapes; of a product the kernel, which is there."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(5, use_bias=False)(inputs)
+    model = keras.Model(inputs, layers.Add()([x, keras.ops.sum(x, axis=1, keepdims=True)]))
+    first, second = functions(model)
+    types = (tf.TensorSpec([None, 6], tf.float32),)
+    split = Split(first, second, types, lambda y: (y,), [v.value for v in model.trainable_weights])
+    large = [x for x in split.kept if x.dtype.is_floating]
+    assert [tuple(x.shape) for x in large] == [(None, 6)]  # the inputs
+
+
+def test_gradients_can_be_added_up_inside() -> None:
+    model = chain((4,), layers.Dense(3))
+    first, second = functions(model)
+    total = tf.Variable(tf.zeros([4, 3]))
+
+    def add(gradients: Any) -> Any:
+        total.assign_add(gradients[0])
+        return gradients[2]
+
+    weights = [v.value for v in model.trainable_weights]
+    pair = CompiledPair(first, second, (list, add), lambda y: (y,), weights, False)
+    x = tf.ones([2, 4])
+    for rows in (x, x, tf.ones([3, 4])):
+        outputs, saved = pair.forward((rows,))
+        of_inputs = pair.backward(saved, (tf.ones_like(outputs),), 1)
+        assert of_inputs.shape == rows.shape
+    assert np.array_equal(total, np.full((4, 3), 7.0))
