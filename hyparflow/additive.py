@@ -9,7 +9,7 @@ from one row of the batch at another. What does not add up is found by trying it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.losses import LossTerms
 
-__all__ = ["AdditiveMetrics", "require_additive", "weighted_by"]
+__all__ = ["AdditiveMetrics", "require_additive", "require_weights", "weighted_by", "weighting"]
 
 _ROWS = 10  # of the batch on which metrics are tried
 _TOLERANCE = 1e-4  # relative, for states in float32
@@ -40,10 +40,18 @@ class AdditiveMetrics:
         """Update all with a micro-batch that is the part `share` of a global batch."""
         if self._compiled is None:
             return
-        with contextlib.ExitStack() as stack:
-            for metric in self._of_functions:
-                stack.enter_context(weighted_by(metric, share))
+        with weighting(self._of_functions, share):
             self._compiled.update_state(y, y_pred, sample_weight)
+
+
+@contextlib.contextmanager
+def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:
+    """While open, the means among `metrics` are `weighted_by` this share."""
+    with contextlib.ExitStack() as stack:
+        for metric in metrics:
+            if isinstance(metric, keras.metrics.Mean):
+                stack.enter_context(weighted_by(metric, share))
+        yield
 
 
 @contextlib.contextmanager
@@ -95,6 +103,13 @@ def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
     """
     if symbolic is None:
         return
+    if terms.unreduced:
+        raise ValueError(
+            "A loss must be reduced to a number: without, its gradient is a sum over the rows of a "
+            "batch, but its value a mean. Received: reduction='none' for the losses "
+            f"{terms.unreduced}. Use reduction='sum_over_batch_size' or 'sum', or train with one "
+            "replica and num_microbatches=1 (strategy='model')."
+        )
     batch = _example(symbolic)
     parts = [_rows(batch, 0, _ROWS // 2), _rows(batch, _ROWS // 2, _ROWS)]
     losses = _found(lambda: _coupling_losses(terms, batch, parts))
@@ -110,6 +125,37 @@ def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
             f"Received: {' and '.join(broken)}. Change them so, or train with one replica and "
             "num_microbatches=1 (strategy='model'), where a batch has one part."
         )
+
+
+def require_weights(terms: LossTerms, symbolic: Any) -> None:
+    """Check that sample weights fit the losses, by trying both on a few rows.
+
+    Args:
+        terms: the losses.
+        symbolic: symbolic (y, y_pred, sample weights).
+
+    Raises:
+        ValueError: if the losses can be computed without the weights, but not with them.
+    """
+    y, y_pred, weights = _example(symbolic)
+    try:
+        terms.tried(y, y_pred, None)
+    except Exception:  # not with these data; training will tell
+        return
+    try:
+        terms.tried(y, y_pred, weights)
+    except Exception as error:
+        shapes = keras.tree.map_structure(
+            lambda x: None if x is None else (None, *x.shape[1:]), symbolic[2]
+        )
+        raise ValueError(
+            "`sample_weight` must have one number for each row, or for each value of the loss. "
+            f"Received: sample weights of shape {shapes} ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _found(find: Callable[[], list[str]]) -> list[str]:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow import keras_internals
+from hyparflow.additive import weighting
 from hyparflow.graph import FlatGraph
 from hyparflow.masks import masked_outputs
 from hyparflow.partition import Partitioning
@@ -37,6 +38,8 @@ def graph_body(
     inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
     function = graph.function(inputs, outputs, table.operations(stage))
     with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
+    layers = [layer for n in table.operations(stage) for layer in graph.calls[n].layers]
+    metrics = keras_internals.layer_metrics(layers)
     sent_masks = [outputs.index(n) for n in masked_outputs(table, masked, stage)]
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
@@ -50,7 +53,8 @@ def graph_body(
             for position, mask in zip(with_mask, values[len(inputs) :], strict=True):
                 tensors[position] = tf.identity(tensors[position])
                 keras_internals.set_mask(tensors[position], mask)
-        results = function(tensors)
+        with weighting(metrics, share):
+            results = function(tensors)
         masks = [keras_internals.get_mask(results[position]) for position in sent_masks]
         return results + masks, graph.mode.losses
 
@@ -61,7 +65,9 @@ def model_body(model: Any) -> Body:
     """The body of a stage that is the whole model: its own call, whatever its class."""
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-        outputs = keras_internals.call_model(model, values, training)
+        layers = keras_internals.all_layers(model, include_self=False)
+        with weighting(keras_internals.layer_metrics(layers), share):
+            outputs = keras_internals.call_model(model, values, training)
         body.structure = keras.tree.map_structure(lambda _: None, outputs)  # type: ignore[attr-defined]
         return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share)
 

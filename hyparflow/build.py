@@ -13,10 +13,11 @@ from hyparflow import keras_internals, lowering, masks
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
-from hyparflow.engine import Engine, Held, Program
+from hyparflow.engine import Engine, Program
 from hyparflow.gradients import Reducer, SharedGroup
 from hyparflow.grid import Grid
 from hyparflow.head import Head
+from hyparflow.held import Held
 from hyparflow.layout import Layout
 from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState

@@ -25,7 +25,7 @@ __all__ = [
     "check_shards",
     "check_state",
     "require_compiled",
-    "require_means",
+    "require_sums",
 ]
 
 
@@ -137,8 +137,8 @@ def check_state(model: Any, method: str, num_replicas: int, num_microbatches: in
         )
 
 
-def require_means(names: list[str], found: Findings) -> None:
-    """Check that what layers add to the loss is a mean over the rows of a batch.
+def require_sums(names: list[str], found: Findings) -> None:
+    """Check that what layers add to the loss, and their metrics, add up over parts of a batch.
 
     Args:
         names: layers that are not Keras's.
@@ -153,6 +153,12 @@ def require_means(names: list[str], found: Findings) -> None:
             f"adds up over the parts of a batch. Received: another number, from among {names}. "
             "Take the mean over all rows, or train with one replica and num_microbatches=1 "
             "(strategy='model')."
+        )
+    if found.metrics:
+        raise ValueError(
+            "A metric of a layer must keep sums and counts of rows, or be a Mean, so that it adds "
+            f"up over the parts of a batch. Received: metrics {found.metrics}, from among {names}. "
+            "Change them so, or train with one replica and num_microbatches=1 (strategy='model')."
         )
 
 

@@ -185,11 +185,14 @@ class Communicator:
             parts.append(part)
         return parts
 
-    def sum(self, array: np.ndarray, what: str) -> None:
-        """Add `array` of all ranks, in place, on all ranks."""
+    def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
+        """Add `array`, or `mine` where it is given, of all ranks into `array` on all ranks."""
         flat = array.reshape(-1)
-        for part in _chunks(flat):
-            self.wait(self._comm.Iallreduce(self._mpi.IN_PLACE, part, self._mpi.SUM), what)
+        sources = [self._mpi.IN_PLACE] * len(_chunks(flat))
+        if mine is not None:
+            sources = _chunks(mine.reshape(-1))
+        for source, part in zip(sources, _chunks(flat), strict=True):
+            self.wait(self._comm.Iallreduce(source, part, self._mpi.SUM), what)
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""

@@ -15,12 +15,12 @@ from hyparflow.actions import Edge, Kind, Step
 from hyparflow.data import Batch
 from hyparflow.gradient_sum import GradientSum, joined
 from hyparflow.head import Labels
+from hyparflow.held import Held
 from hyparflow.lowering import tag
-from hyparflow.partition import Partitioning
-from hyparflow.stage import Saved, Stage, as_share, as_tensors
+from hyparflow.stage import Saved, as_share, as_tensors
 from hyparflow.transport import Transport
 
-__all__ = ["Engine", "Held", "Program", "no_labels"]
+__all__ = ["Engine", "Program", "no_labels"]
 
 
 def no_labels(microbatch: int) -> Labels:
@@ -50,44 +50,6 @@ class Program:
                 self.post[computation].append(index)
             elif step.edge < 0:
                 computation = index
-
-
-class Held:
-    """A stage that a rank holds, with its place in the table.
-
-    Args:
-        number: of the stage.
-        stage: its compiled calls.
-        partitioning: the table of stages and edges.
-        masked: output tensors whose masks follow the outputs.
-        weights: positions of its trained weights among those of the rank.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        stage: Stage,
-        partitioning: Partitioning,
-        masked: tuple[int, ...],
-        weights: Sequence[int],
-    ) -> None:
-        self.number = number
-        self.stage = stage
-        self.inputs = partitioning.stage_inputs[number]
-        self.outputs = partitioning.stage_outputs[number]
-        self.masked = masked
-        self.weights = list(weights)
-        self.is_first = number == 0
-        self.is_last = number == partitioning.num_stages - 1
-        self.gradient_inputs = partitioning.gradient_inputs(number)
-        self.gradient_outputs = partitioning.gradient_outputs(number)
-
-    def parts(self, outputs: list[Any], tensor: int, with_mask: bool) -> list[Any]:
-        """An output tensor, and its mask where it goes with it."""
-        parts = [outputs[self.outputs.index(tensor)]]
-        if with_mask:
-            parts.append(outputs[len(self.outputs) + self.masked.index(tensor)])
-        return parts
 
 
 class Engine:

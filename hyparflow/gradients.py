@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm import Communicator
+from hyparflow.flat import FlatBuffer
 from hyparflow.gradient_sum import GradientSum
 
 __all__ = ["Reducer", "SharedGroup"]
@@ -58,6 +59,7 @@ class Reducer:
         self._groups = [(list(range(len(self._shapes))), replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
         self._kinds: list[list[int] | None] = [None] * len(self._groups)
+        self._buffers: dict[tuple[int, ...], FlatBuffer] = {}
 
     def reduce(self, gradients: GradientSum) -> list[Any]:
         """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
@@ -111,18 +113,15 @@ class Reducer:
         """Sum dense gradients through one flat buffer per dtype, those of 16 bits in 32."""
         result: dict[int, Any] = {}
         for dtype in dict.fromkeys(self._dtypes[p] for p in positions):
-            members = [p for p in positions if self._dtypes[p] == dtype]
-            sizes = [int(np.prod(self._shapes[p], dtype=np.int64)) for p in members]
-            flat = np.zeros(sum(sizes), np.float32 if dtype.itemsize == 2 else dtype)
-            ends = np.cumsum(sizes)
-            for position, size, end in zip(members, sizes, ends, strict=True):
-                if values[position] is not None:
-                    dense = np.asarray(tf.convert_to_tensor(values[position]))
-                    flat[end - size : end] = dense.reshape(-1)
-            comm.sum(flat, "the sum of gradients")
-            for position, size, end in zip(members, sizes, ends, strict=True):
-                part = flat[end - size : end].reshape(self._shapes[position])
-                result[position] = tf.convert_to_tensor(part.astype(dtype, copy=False))
+            members = tuple(p for p in positions if self._dtypes[p] == dtype)
+            if members not in self._buffers:
+                self._buffers[members] = FlatBuffer([self._shapes[p] for p in members], dtype)
+
+            def add(mine: np.ndarray, total: np.ndarray) -> None:
+                comm.sum(total, "the sum of gradients", mine)
+
+            summed = self._buffers[members].sum([values[p] for p in members], add)
+            result.update(zip(members, summed, strict=True))
         return [result[position] for position in positions]
 
     def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:

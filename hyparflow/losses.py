@@ -128,6 +128,7 @@ class LossTerms:
         self._losses = [entry.loss for entry in entries]
         self._masks = [False] * len(entries)  # which losses mask their own values
         self.one_number: list[str] = []  # losses whose value is not a sum over rows
+        self.unreduced: list[str] = []  # losses that are no number
         if symbolic is not None and entries:
             self._learn(symbolic)
         self._weighted = [
@@ -154,7 +155,9 @@ class LossTerms:
             if values is None:
                 return
             self._masks[index] = keras_internals.get_mask(values) is not None
-            if _reduction(loss) in (None, "none") or len(values.shape) == 0:
+            if _reduction(loss) in (None, "none"):
+                self.unreduced.append(self._names[index])
+            elif len(values.shape) == 0:
                 self.one_number.append(self._names[index])
 
         def trace(y: Any, y_pred: Any, sample_weight: Any) -> Any:
@@ -193,6 +196,12 @@ class LossTerms:
 
         self._probe(ask, y, y_pred, None)
         return found
+
+    def tried(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        """The summed losses of a batch that is no part of training."""
+        self.box.share = ops.ones((), "float64")
+        self.box.factors = ops.ones((max(1, self.count),), "float64")
+        return self.value(y, y_pred, sample_weight)
 
     @property
     def need_weights(self) -> bool:

@@ -110,8 +110,8 @@ def divide(
     count = len(graph.operations)
     if num_stages > count:
         raise ValueError(
-            "A model cannot be cut into more partitions than it has operations. "
-            f"Received: num_partitions={num_stages} for {count} operations. "
+            "A model cannot be cut into more partitions than it has operations, nor into more "
+            f"stages. Received: {num_stages} of them for {count} operations. "
             "Use fewer partitions, or replicas."
         )
     if lpp is None:

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
-from hyparflow.additive import require_additive
-from hyparflow.checks import check_state, require_means
+from hyparflow.additive import require_additive, require_weights
+from hyparflow.checks import check_state, require_sums
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import peek
@@ -42,6 +42,7 @@ class Session:
         self._part: build.Part | None = None
         self._part_key: Any = None
         self._checked_part: build.Part | None = None
+        self._checked_weights: set[str] = set()
         self._layout: Layout | None = None
 
     def layout(self) -> Layout:
@@ -77,6 +78,7 @@ class Session:
         self._check_state(call)
         self._check_inputs(specs)
         part = self._build(specs, with_loss=call.method != "predict")
+        self._check_weights(part, specs)
         self._check_parts(part, call, specs)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
@@ -114,6 +116,19 @@ class Session:
         except ValueError as error:
             raise guard.everywhere(error) from None
 
+    def _check_weights(self, part: build.Part, specs: Any) -> None:
+        """Once per kind of sample weights, and alike on all ranks."""
+        kind = repr(keras.tree.map_structure(lambda s: s and (s.shape[1:], s.dtype), specs[1:]))
+        if specs[2] is None or part.losses is None or kind in self._checked_weights:
+            return
+        symbolic = keras_internals.symbolic_batch(self.model, specs)
+        if symbolic is not None and not part.losses.head.own_loss:
+            try:
+                require_weights(part.losses.terms, symbolic)
+            except ValueError as error:
+                raise guard.everywhere(error) from None
+        self._checked_weights.add(kind)
+
     def _check_parts(self, part: build.Part, call: Call, specs: Any) -> None:
         """Once per part, where batches are parted: refuse what does not add up. Collective."""
         split = call.options.grid.num_replicas * call.num_microbatches > 1
@@ -132,7 +147,7 @@ class Session:
             return
         found = survey(self.model, specs[0]) if self._world.rank == LEADER else None
         found = self._world.broadcast_object(found, LEADER, "what layers do with rows")
-        require_means(names, found)
+        require_sums(names, found)
         if self._world.rank == LEADER:
             notices.announce_layers(names, found)
 

@@ -7,6 +7,7 @@ so the model runs on four random rows at once and two by two, and what differs i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.batchnorm import normalized_layers
-from hyparflow.body import model_body
+from hyparflow.body import Body, model_body
 from hyparflow.random_rows import random_rows
 
 __all__ = ["Findings", "own_layers", "survey"]
@@ -40,11 +41,13 @@ class Findings:
         mixed: whether outputs for some rows depend on others.
         added: whether what layers add to the loss is no mean over the rows.
         state: variables that change in each call.
+        metrics: metrics of layers whose state does not add up over parts of a batch.
     """
 
     mixed: bool = False
     added: bool = False
     state: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
 
 
 def own_layers(model: Any) -> list[str]:
@@ -106,6 +109,7 @@ def _survey(
         joined = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
         findings.mixed = not all(map(_alike, whole, joined))
         findings.added = not _alike(np.array([loss]), np.array([(loss_first + loss_second) / 2]))
+    findings.metrics = _odd_metrics(model, body, inputs)
     body(inputs, True, tf.ones([], tf.float64))
     findings.state = [
         variable.path
@@ -113,6 +117,27 @@ def _survey(
         if id(variable) not in known and not np.array_equal(variable.numpy(), value)
     ]
     return findings
+
+
+def _odd_metrics(model: Any, body: Body, inputs: Any) -> list[str]:
+    """Names of metrics of layers whose state after a batch is not what its parts add up to."""
+    layers = keras_internals.all_layers(model, include_self=False)
+    metrics = keras_internals.layer_metrics(layers)
+
+    def after(*ends: int) -> list[list[np.ndarray]]:
+        for metric in metrics:
+            metric.reset_state()
+        for start, stop in itertools.pairwise((0, *ends)):
+            rows = keras.tree.map_structure(lambda x, a=start, b=stop: x[a:b], inputs)
+            body(rows, False, tf.constant((stop - start) / _ROWS, tf.float64))
+        return [[np.asarray(v) for v in metric.variables] for metric in metrics]
+
+    try:
+        pairs = zip(metrics, after(_ROWS), after(1, _ROWS), strict=True)
+        return [m.name for m, whole, parts in pairs if not all(map(_alike, whole, parts))]
+    finally:
+        for metric in metrics:
+            metric.reset_state()
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:

@@ -6,7 +6,6 @@ those of its partition. Variables travel as bytes, joined into one message per o
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
 from hyparflow.grid import LEADER, Grid
-from hyparflow.writes import find_own
+from hyparflow.reachable import reachable_variables
 
 __all__ = ["WeightSync"]
 
@@ -69,40 +68,39 @@ class WeightSync:
         self._broadcast([*self._weights, *self._slots], LEADER)
         self._separate_seeds()
 
-    def describe(self, variables: Sequence[Any]) -> list[tuple[int | str, np.ndarray]]:
-        """The present values of `variables`, for `write` on other ranks: each by its number here,
-        or by its path if it is none of the model's."""
-        numbers = {id(v): n for n, v in enumerate([*self._weights, *self._slots])}
-        return [(numbers.get(id(v), v.path), v.numpy()) for v in variables]
+    def describe(self, variables: Sequence[Any]) -> list[tuple[int, np.ndarray]]:
+        """The present values of `variables`, for `write` on other ranks, each with its number.
 
-    def write(self, values: Sequence[tuple[int | str, np.ndarray]]) -> None:
-        """Take what `describe` returned on the leader.
-
-        Several variables of the user's own of the same path cannot be told apart: none is written.
+        What neither the model nor its losses, metrics and own layers lead to is left out.
         """
+        numbers: dict[int, int] = {}
+        for number, known in enumerate(self._known(variables)):
+            numbers.setdefault(id(known), number)
+            numbers.setdefault(id(getattr(known, "value", known)), number)
+        return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
+
+    def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Take what `describe` returned on the leader."""
+        known = self._known(None)
+        for number, value in values:
+            known[number].assign(value)
+
+    def _known(self, wanted: Sequence[Any] | None) -> list[Any]:
+        """The variables that ranks can tell each other of: the model's, then the user's own."""
         known = [*self._weights, *self._slots]
-        for key, value in values:
-            if isinstance(key, int):
-                known[key].assign(value)
-                continue
-            found = find_own(key, value, {id(v) for v in known})
-            if len(found) > 1:
-                warnings.warn(
-                    f"A callback on rank 0 wrote a variable '{key}', of which there are "
-                    f"{len(found)} here; none is written. If the model's loss reads one of them, "
-                    "give it a name of its own: keras.Variable(..., name=...).",
-                    stacklevel=2,
-                )
-            elif found:
-                found[0].assign(value)
+        raw = {id(v) for variable in known for v in (variable, variable.value)}
+        if wanted is not None and all(id(variable) in raw for variable in wanted):
+            return known
+        own = reachable_variables([self._model, keras_internals.compile_arguments(self._model)])
+        return known + [variable for variable in own if id(variable) not in raw]
 
     def is_elsewhere(self, variable: Any) -> bool:
         """Whether another partition owns this variable of the model or its optimizer."""
         mine = self._grid.partition(self._world.rank)
-        if id(variable) in self._owners:
+        if isinstance(variable, keras.Variable) and id(variable) in self._owners:
             return self._owners[id(variable)] != mine
         used = {id(slot) for slot in self._touched()}
-        is_slot = any(variable is slot for slot in self._slots)
+        is_slot = any(variable is slot for slot in self._slots)  # TensorFlow's are never
         return is_slot and self._grid.num_partitions > 1 and id(variable.value) not in used
 
     def checksums(self) -> list[int]:

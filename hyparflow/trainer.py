@@ -188,7 +188,8 @@ def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
 
     def finalize(variables: Any) -> None:
         worker.order(Command("finalize"))
-        original(variables)
+        with worker.log.paused():  # every rank does it
+            original(variables)
 
     vars(optimizer)["finalize_variable_values"] = finalize
     try:

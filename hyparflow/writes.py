@@ -1,22 +1,21 @@
 """What callbacks write to variables, noted so that it reaches all ranks before anything uses it.
 
 Callbacks run on the leader only and may assign to any variable at any time: weights, optimizer
-state, or a variable of the user's own that a loss reads. Keras has no hook for that, so `assign`
-itself is wrapped while a call runs; what hyparflow and Keras's metrics write is left out.
+state, or a variable of the user's own that a loss reads, Keras's or TensorFlow's. There is no hook
+for that, so `assign` itself is wrapped while a call runs; what hyparflow and Keras's metrics write
+is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-__all__ = ["WriteLog", "find_own"]
+__all__ = ["WriteLog"]
 
 
 class WriteLog:
@@ -38,22 +37,32 @@ class WriteLog:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """While open, writes are noted."""
-        original = keras.Variable.assign
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._wrapped(keras.Variable, "assign"))
+            # Keras's variables write to TensorFlow's; those are noted already.
+            for name in ("assign", "assign_add", "assign_sub"):
+                stack.enter_context(self._wrapped(type(tf.Variable(0.0)), name))
+            yield
 
-        def assign(variable: Any, value: Any) -> Any:
+    @contextlib.contextmanager
+    def _wrapped(self, kind: type, name: str) -> Iterator[None]:
+        original = getattr(kind, name)
+
+        def write(variable: Any, *args: Any, **kwargs: Any) -> Any:
             if self._pauses == 0 and tf.executing_eagerly():
                 self._note(variable)
-            return original(variable, value)
+            with self.paused():
+                return original(variable, *args, **kwargs)
 
-        was_own = "assign" in vars(keras.Variable)
-        keras.Variable.assign = assign
+        was_own = name in vars(kind)
+        setattr(kind, name, write)
         try:
             yield
         finally:
             if was_own:
-                keras.Variable.assign = original
+                setattr(kind, name, original)
             else:
-                del keras.Variable.assign
+                delattr(kind, name)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -69,7 +78,7 @@ class WriteLog:
             raise ValueError(
                 "A weight of another partition may be written between two steps only after "
                 "`model.get_weights()`, which brings it up to date. "
-                f"Received: a new value for '{variable.path}'"
+                f"Received: a new value for '{getattr(variable, 'path', variable.name)}'"
             )
         self._written[id(variable)] = variable
 
@@ -78,21 +87,5 @@ class WriteLog:
         if not self._written:
             return []
         written, self._written = self._written, {}
-        ignored = {id(variable) for variable in self._ignored()}
+        ignored = {id(v) for variable in self._ignored() for v in (variable, variable.value)}
         return [variable for key, variable in written.items() if key not in ignored]
-
-
-def find_own(path: str, value: np.ndarray, known: set[int]) -> list[Any]:
-    """The living variables of this path and shape that are none of the `known`.
-
-    A variable of the user's own, read by a loss for example, is in no list of Keras's; it is known
-    by its path on all ranks, because they run the same script.
-    """
-    return [
-        candidate
-        for candidate in gc.get_objects()
-        if isinstance(candidate, keras.Variable)
-        and id(candidate) not in known
-        and candidate.path == path
-        and tuple(candidate.shape) == value.shape
-    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -49,6 +49,15 @@ def opened_graph(layer: Any) -> Any | None:
 def all_layers(model: Any, include_self: bool = True) -> list[Any]:
     """`model` and every layer inside it; the public `layers` lists the outermost only."""
     return list(model._flatten_layers(include_self=include_self))
+
+
+def layer_metrics(layers: Iterable[Any]) -> list[Any]:
+    """The metrics that `layers`, and those inside them, keep themselves.
+
+    The public `metrics` of a model holds those of `compile` as well.
+    """
+    found = {id(m): m for layer in layers for sub in all_layers(layer) for m in sub._metrics}
+    return list(found.values())
 
 
 def execution_order(functional: Any) -> Iterator[Any]:

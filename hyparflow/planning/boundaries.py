@@ -59,8 +59,8 @@ class Boundaries:
     def fits(
         self,
         rows: float,
-        several: bool,
-        kept: Sequence[tuple[int, bool]],
+        copies: int,
+        in_flight: Sequence[int],
         stages_per_partition: int,
         limit: int,
     ) -> Fits:
@@ -71,24 +71,20 @@ class Boundaries:
 
         Args:
             rows: of a micro-batch.
-            several: whether gradients are added up, of micro-batches or replicas.
-            kept: of each stage, how many micro-batches' activations it keeps, and whether its
-                forward and backward are one call.
+            copies: how many gradients of a weight there are at a time.
+            in_flight: of each stage, how many micro-batches' activations it keeps.
             stages_per_partition: each may have an equal part of what is left.
             limit: bytes.
         """
         costs = self._problem.costs
         fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
-        once = self._before(
-            self._gradients * (3 if several else 1) + costs.program * costs.overheads.program
-        )
-        activations = {True: self._before(costs.kept), False: self._before(costs.held)}
+        once = self._before(self._gradients * copies + costs.program * costs.overheads.program)
+        activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            count, fused = kept[stage]
-            before = once + count * rows * activations[fused]
+            before = once + in_flight[stage] * rows * activations
             return np.asarray((before + buffers)[end] - (before - buffers)[start] <= share)
 
         return fit

@@ -18,7 +18,7 @@ __all__ = ["Costs", "Overheads", "Times", "Weight"]
 
 _ARRAYS = (
     *("forward", "backward", "fused", "crowded"),
-    *("kept", "held", "working", "program", "tensors"),
+    *("kept", "working", "program", "tensors"),
 )
 
 
@@ -88,9 +88,7 @@ class Costs:
         operations: their names.
         rows: the sizes of micro-batches that `forward`, `backward` and `fused` are known for.
         forward, backward, fused: seconds, [operation, size]; see `Times`.
-        kept: bytes per row that an operation keeps from its forward to its backward, where both
-            are one compiled call.
-        held: the same, where they are two.
+        kept: bytes per row that an operation keeps from its forward to its backward.
         working: bytes per row that it needs beside those while it runs.
         program: operations of TensorFlow that it is compiled to, backward included.
         tensors: bytes per row of each tensor, by number.
@@ -110,7 +108,6 @@ class Costs:
     backward: np.ndarray
     fused: np.ndarray
     kept: np.ndarray
-    held: np.ndarray
     working: np.ndarray
     program: np.ndarray
     tensors: np.ndarray

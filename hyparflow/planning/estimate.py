@@ -46,7 +46,6 @@ def estimate(
         2 * forward,
         3 * forward,
         kept=written,
-        held=2 * written,
         working=2 * written,
         program=np.full(len(written), float(_TRACED_PER_OPERATION)),
         tensors=tensors,

@@ -51,8 +51,6 @@ def kept_between(
     num_forward: int,
     inputs: list[Any],
     outputs: list[Any],
-    rows: int,
-    shapes_too: bool,
 ) -> Kept:
     """What a traced forward and backward keep between the two.
 
@@ -60,15 +58,11 @@ def kept_between(
         operations: of the graph, in the order of tracing.
         num_forward: how many of them are the forward's.
         inputs, outputs: the forward's tensors.
-        rows: in place of an unknown first dimension.
-        shapes_too: whether a tensor is kept of which the backward needs only the shape: in two
-            compiled calls it is, in one it is not.
     """
     kept = {
         tensor.ref(): tensor
         for operation in operations[num_forward:]
-        if operation.type not in (*_SEEDS, *_ALIASES)
-        if shapes_too or operation.type not in _ONLY_SHAPES
+        if operation.type not in (*_SEEDS, *_ALIASES, *_ONLY_SHAPES)
         for tensor in map(origin, operation.inputs)
     }
     forward = set(operations[:num_forward])
@@ -79,7 +73,7 @@ def kept_between(
         if ref not in edge and t.op in forward and t.op.type not in _NOT_MADE
     ]
     return Kept(
-        sum(_size(tensor, rows) for tensor in inside),
+        sum(_size(tensor) for tensor in inside),
         [origin(x).ref() in kept for x in inputs],
         [origin(x).ref() in kept for x in outputs],
     )
@@ -122,11 +116,9 @@ def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> 
     return peak
 
 
-def _size(tensor: Any, rows: int = 0) -> int:
-    """Bytes of `tensor`, of `rows` rows if it does not say; 0 where its shape is not known."""
+def _size(tensor: Any) -> int:
+    """Bytes of `tensor`; 0 where its shape is not known."""
     if tensor.dtype in (tf.resource, tf.variant, tf.string) or tensor.shape.rank is None:
         return 0
     shape = tensor.shape.as_list()
-    if shape and shape[0] is None:
-        shape[0] = rows
     return 0 if None in shape else math.prod(shape) * tensor.dtype.size

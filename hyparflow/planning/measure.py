@@ -131,12 +131,12 @@ class CostTable:
         count = len(operations.operations)
         self._graph, self._operations, self._rows = graph, operations, rows
         self.times = np.zeros((3, count, len(rows)))  # forward, backward, fused
-        self._kept = np.zeros((2, count))  # in one call, in two
+        self._kept = np.zeros(count)
         self._working = np.zeros(count)
         self._program = np.zeros(count)
         self._makers = {n: i for i, op in enumerate(operations.operations) for n in op.outputs}
         self._tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
-        self._known: set[tuple[int, int]] = set()
+        self._known: set[int] = set()
 
     def enter(self, segment: Segment, seconds: np.ndarray, memory: SampleMemory) -> None:
         """Deal out what a segment took, [size, (forward, backward, fused)], to its operations."""
@@ -146,17 +146,16 @@ class CostTable:
         self.times[:, inside, :] = seconds.T[:, None, :] * share[None, :, None]
         self._working[inside] = memory.working / TRACED_ROWS
         self._program[inside] = share * memory.operations
-        for calls, kept in enumerate((memory.one_call, memory.two_calls)):
-            self._kept[calls, inside] += share * kept.inside / TRACED_ROWS
-            self._enter_edge(calls, segment.inputs, kept.inputs)
-            self._enter_edge(calls, segment.outputs, kept.outputs)
+        self._kept[inside] += share * memory.kept.inside / TRACED_ROWS
+        self._enter_edge(segment.inputs, memory.kept.inputs)
+        self._enter_edge(segment.outputs, memory.kept.outputs)
 
-    def _enter_edge(self, calls: int, tensors: Sequence[int], kept: Sequence[bool]) -> None:
+    def _enter_edge(self, tensors: Sequence[int], kept: Sequence[bool]) -> None:
         """Tensors between segments are kept once, whoever keeps them."""
         for number, is_kept in zip(tensors, kept, strict=True):
-            if is_kept and (calls, number) not in self._known and number in self._makers:
-                self._known.add((calls, number))
-                self._kept[calls, self._makers[number]] += self._tensors[number]
+            if is_kept and number not in self._known and number in self._makers:
+                self._known.add(number)
+                self._kept[self._makers[number]] += self._tensors[number]
 
     def scale(self, piece: Segment, seconds: np.ndarray) -> None:
         """Scale all times so that a long `piece` takes these, [size, (F, B, FB)]."""
@@ -174,8 +173,7 @@ class CostTable:
             forward=self.times[0],
             backward=self.times[1],
             fused=self.times[2],
-            kept=self._kept[0],
-            held=self._kept[1],
+            kept=self._kept,
             working=self._working,
             program=self._program,
             tensors=self._tensors,

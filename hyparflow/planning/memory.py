@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from hyparflow.actions import Kind, Step
+from hyparflow.actions import Step
+from hyparflow.grid import Grid
 from hyparflow.planning.candidate import Candidate
 from hyparflow.planning.costs import Costs
 from hyparflow.simulate import Timeline
 
-__all__ = ["Memory", "partition_memory", "program_bytes"]
+__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,11 @@ def partition_memory(
     """
     numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
-    # One sum of gradients; and, while a micro-batch's are added or replicas' are packed, the old
-    # sum, the new one and what is added.
-    several = candidate.num_microbatches > 1 or candidate.grid.num_replicas > 1
+    copies = gradient_copies(candidate.grid, candidate.num_microbatches)
 
     def kept(step: Step) -> float:
         inside = table.operations(step.stage)
-        of_rows = costs.kept if step.kind == Kind.FUSED else costs.held
-        return float(of_rows[inside.start : inside.stop].sum())
+        return float(costs.kept[inside.start : inside.stop].sum())
 
     own = set(candidate.stages(partition))
     crossing = sum(
@@ -74,12 +72,21 @@ def partition_memory(
     )
     return Memory(
         weights=costs.fixed_bytes - costs.slot_bytes,
-        gradients=mine * (3 if several else 1),
+        gradients=mine * copies,
         slots=costs.slot_bytes,
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
         program=program_bytes(costs, numbers),
     )
+
+
+def gradient_copies(grid: Grid, num_microbatches: int) -> int:
+    """How many gradients of a weight there are at a time.
+
+    What a micro-batch gives; the sum over micro-batches; the sum over replicas, as a buffer and as
+    tensors.
+    """
+    return 1 + (num_microbatches > 1) + 2 * (grid.num_replicas > 1)
 
 
 def program_bytes(costs: Costs, numbers: Sequence[int]) -> int:

@@ -11,7 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.gradients import GradientSum, Reducer
+from hyparflow.accumulator import Accumulator
+from hyparflow.gradient_sum import GradientSum
+from hyparflow.gradients import Reducer
 from hyparflow.planning.costs import Overheads
 from hyparflow.planning.tables import size_of
 
@@ -38,12 +40,9 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
     large = np.ones(_LARGE, np.float32)
     per_byte = median_seconds(lambda: large + large) / large.nbytes
 
-    def add() -> None:
-        total = GradientSum()
-        total.add(gradients)
-        total.add(gradients)
-
-    adding = median_seconds(add)
+    accumulator = Accumulator([v.value for v in chosen])
+    add = tf.function(accumulator.add, autograph=False)
+    adding = max(0.0, median_seconds(lambda: add(gradients)) - call)
     add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
     applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
     reducing = median_seconds(_reduced(chosen, gradients))
@@ -67,8 +66,9 @@ class _Alone:
     def all_gather_objects(self, value: Any, what: str) -> list[Any]:
         return [value]
 
-    def sum(self, array: np.ndarray, what: str) -> None:
-        pass
+    def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
+        if mine is not None:
+            array[...] = mine
 
 
 def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:

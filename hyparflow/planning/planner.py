@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyparflow.actions import Kind
 from hyparflow.grid import Grid
 from hyparflow.lowering import lower
 from hyparflow.partition import divide, make_partitioning
 from hyparflow.planning.boundaries import Boundaries
 from hyparflow.planning.candidate import Candidate, Problem
+from hyparflow.planning.memory import gradient_copies
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.schedule import SCHEDULES, make_schedule
@@ -249,9 +249,11 @@ class _Divisions:
             return None
         grid, count, schedule, each = layout
         timeline = play(lower(make_schedule(schedule, grid.num_partitions, count, each), ()))
-        kept = [_kept(timeline, stage, grid.num_partitions) for stage in range(layout.num_stages)]
-        several = count > 1 or grid.num_replicas > 1
-        return self._boundaries().fits(self._rows(layout), several, kept, each, limit)
+        in_flight = [
+            _in_flight(timeline, stage, grid.num_partitions) for stage in range(layout.num_stages)
+        ]
+        copies = gradient_copies(grid, count)
+        return self._boundaries().fits(self._rows(layout), copies, in_flight, each, limit)
 
 
 def _rounds(layout: _Layout) -> int:
@@ -260,12 +262,10 @@ def _rounds(layout: _Layout) -> int:
     )
 
 
-def _kept(timeline: Timeline, stage: int, num_partitions: int) -> tuple[int, bool]:
-    """How many micro-batches a stage keeps, and whether its forward and backward are one."""
+def _in_flight(timeline: Timeline, stage: int, num_partitions: int) -> int:
+    """How many micro-batches' activations a stage keeps at most."""
     partition = stage % num_partitions
-    spans = timeline.spans[partition]
-    fused = any(s.step.kind == Kind.FUSED and s.step.stage == stage for s in spans)
-    return int(timeline.peak_kept(partition, lambda step: float(step.stage == stage))), fused
+    return int(timeline.peak_kept(partition, lambda step: float(step.stage == stage)))
 
 
 def _all_fit(division: Division, fits: Fits) -> bool:

@@ -29,14 +29,12 @@ class SampleMemory:
     """What a segment needs, for `TRACED_ROWS` rows.
 
     Attributes:
-        one_call, two_calls: what is kept between a forward and its backward, compiled as one
-            call and as two.
+        kept: what is kept between a forward and its backward.
         working: bytes that live beside that.
         operations: how many operations were traced.
     """
 
-    one_call: Kept
-    two_calls: Kept
+    kept: Kept
     working: int
     operations: int
 
@@ -94,23 +92,14 @@ class Sample:
 
     def memory(self) -> SampleMemory:
         """What it keeps and needs, for `TRACED_ROWS` rows."""
-        fixed, inputs = self._trace(TRACED_ROWS)
-        working = working_bytes(fixed, self._forward_size, inputs, self._traced)
-        one_call = self._kept(fixed, inputs, shapes_too=False)
-        free, inputs = self._trace(None)
-        two_calls = self._kept(free, inputs, shapes_too=True)
-        return SampleMemory(one_call, two_calls, working, len(free))
-
-    def _trace(self, rows: int | None) -> tuple[list[Any], list[Any]]:
-        """The traced operations of forward and backward, and the inputs."""
-        specs = [tf.TensorSpec((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
+        specs = [
+            tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
+        ]
         traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
-        return traced.graph.get_operations(), list(traced.inputs[: len(specs)])
-
-    def _kept(self, operations: list[Any], inputs: list[Any], shapes_too: bool) -> Kept:
-        return kept_between(
-            operations, self._forward_size, inputs, self._traced, TRACED_ROWS, shapes_too
-        )
+        operations, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
+        working = working_bytes(operations, self._forward_size, inputs, self._traced)
+        kept = kept_between(operations, self._forward_size, inputs, self._traced)
+        return SampleMemory(kept, working, len(operations))
 
     def save(self, folder: str) -> None:
         """Write a SavedModel with a function `run` of a number of rows, for other processes."""
@@ -139,6 +128,7 @@ class Sample:
             middle = time.perf_counter()
             if self._weights or self._sources:
                 self._stage.backward(saved, seeds, share)
+                self._stage.begin(several=False)  # let go of the gradients
             return [middle - start, time.perf_counter() - middle]
 
         def fused() -> list[float]:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import hyparflow as hf
-from compatibility.rows import works
+from compatibility.rows import refused, works
 from compatibility.runs import Runs, arrays, classifier, one_hot
 
 FIT, EVALUATE, PREDICT = (f"Arguments of {name}" for name in ("fit", "evaluate", "predict"))
@@ -48,6 +48,16 @@ works(FIT, "validation_freq")(fitting(validation_data=held, validation_freq=2))
 works(FIT, "initial_epoch")(fitting(initial_epoch=1, epochs=3))
 works(FIT, "steps_per_epoch")(fitting(steps_per_epoch=2, batch_size=None))
 works(FIT, "sample_weight")(fitting(sample_weight=WEIGHTS))
+
+
+@refused(FIT, "sample_weight of a wrong shape", note="with a ValueError on all ranks")
+def check_wrong_weights(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        return run.fit(classifier(), *arrays(), sample_weight=np.ones((45, 4)))
+
+    runs.refuse(train, r"must have one number for each row.*\(None, 4\)")
+
+
 works(FIT, "class_weight")(fitting(class_weight=CLASS_WEIGHTS, validation_split=0.3))
 
 

@@ -55,6 +55,16 @@ works("Losses", 'reduction="mean_with_sample_weight"')(
 )
 
 
+@refused("Losses", 'reduction="none"', note="its gradient is a sum over rows, its value a mean")
+def check_unreduced(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        model = dense_model(3, "softmax")
+        model.compile("sgd", keras.losses.MeanSquaredError(reduction="none"))
+        return run.fit(model, arrays()[0], one_hot(), batch_size=20)
+
+    runs.refuse(train, r"must be reduced to a number.*\['mean_squared_error'\]")
+
+
 @works("Losses", "CTC")
 def check_ctc(runs: Runs) -> None:
     def train(run: Any) -> Any:

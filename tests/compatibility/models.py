@@ -241,6 +241,51 @@ def check_added_sums(runs: Runs) -> None:
     runs.refuse(train, "must be a mean over the rows")
 
 
+class Watched(layers.Layer):
+    """Keeps a metric of its own."""
+
+    def __init__(self, metric: Any, see: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.metric, self.see = metric, see
+
+    def call(self, x: Any) -> Any:
+        self.metric.update_state(self.see(x))
+        return x
+
+
+works(MODELS, "metrics that layers keep", note="means, or sums and counts of rows")(
+    fitting(
+        lambda: between(
+            Watched(keras.metrics.Mean(name="mean"), ops.mean),
+            Watched(keras.metrics.Mean(name="each"), lambda x: x),
+            Watched(keras.metrics.Sum(name="sum"), ops.sum),
+        )
+    )
+)
+
+
+class Calls(keras.metrics.Metric):
+    """Counts its updates."""
+
+    def __init__(self) -> None:
+        super().__init__(name="calls")
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, values: Any) -> None:
+        self.count.assign_add(1.0)
+
+    def result(self) -> Any:
+        return self.count.value
+
+
+@refused(MODELS, "metrics of layers that do not add up", note="keep sums and counts of rows")
+def check_odd_layer_metrics(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        return run.fit(between(Watched(Calls(), ops.mean)), *arrays(), batch_size=20)
+
+    runs.refuse(train, "metric of a layer must keep sums.*'calls'")
+
+
 L1L2 = keras.regularizers.L1L2(0.01, 0.02)
 works(MODELS, "weight regularizers", "weight constraints")(
     fitting(lambda: between(kernel_regularizer=L1L2, kernel_constraint="unit_norm"))

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import hyparflow as hf
 from compatibility.callbacks import fit, from_leader, states
@@ -151,20 +152,41 @@ def check_outdated(runs: Runs) -> None:
         runs.refuse(lambda run: fit(run, [callback]), "written between two steps only after")
 
 
-@works(DO, "change a variable of one's own that a loss reads", note="found by its path")
+class Annealed:
+    """A loss with two weights, of which a callback changes one of each kind."""
+
+    def __init__(self) -> None:
+        first, second = (
+            keras.Variable(0.1 * n, dtype="float64", trainable=False, name="annealed")
+            for n in (1, 2)
+        )
+        self.weights = {"first": first, "second": second}
+        self.scale = tf.Variable(0.7, dtype="float64")
+
+    def __call__(self, y: Any, y_pred: Any) -> Any:
+        labels = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), 3)
+        distance = labels - y_pred
+        first, second = self.weights.values()
+        mean = first * keras.ops.mean(distance**2, -1) + second * keras.ops.mean(abs(distance), -1)
+        return self.scale * mean
+
+
+@works(
+    DO,
+    "change variables of one's own that a loss, a metric or a layer reads",
+    note="Keras's or TensorFlow's, found from there",
+)
 def check_own_variable(runs: Runs) -> None:
     def train(run: Any) -> Any:
-        weight = keras.Variable(0.1, dtype="float64", trainable=False, name="annealed")
-
-        def loss(y: Any, y_pred: Any) -> Any:
-            labels = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), 3)
-            return weight * keras.ops.mean((labels - y_pred) ** 2, -1)
+        loss = Annealed()
 
         def anneal(callback: Any, number: int, logs: Any) -> None:
-            weight.assign(0.1 * (number + 2))
+            loss.weights["first"].assign(0.1 * (number + 2))
+            loss.scale.assign_add(0.1)
 
         hooks = {"on_epoch_begin": anneal, "on_train_batch_begin": anneal}
-        return fit(run, [doing(**hooks)], classifier(loss=loss, metrics=[]))
+        model = classifier(loss=lambda y, y_pred: loss(y, y_pred), metrics=[])
+        return fit(run, [doing(**hooks)], model)
 
     runs.compare(train)
 

@@ -37,7 +37,7 @@ ALONE = {
     ),
     "operations": (
         "cannot be cut into more partitions than it has operations",
-        "Received: num_partitions=2 for 1 operations",
+        "Received: 2 of them for 1 operations",
         "Use fewer partitions",
     ),
     "lpp length": (

@@ -217,11 +217,11 @@ def test_when_weights_are_needed() -> None:
         assert terms.need_weights == expected, (name, reduction, masked)
 
 
-def test_losses_without_one_value_per_row_are_named() -> None:
+def test_losses_that_are_no_number_are_named() -> None:
     x, y, _ = arrays(1, sparse=True)
     for reduction, expected in (("none", 1), (None, 1), ("mean", 0), ("sum", 0)):
         loss = LOSSES["crossentropy"](reduction)  # type: ignore[arg-type]
-        assert len(terms_of(model_for(loss), x, y, None).one_number) == expected
+        assert len(terms_of(model_for(loss), x, y, None).unreduced) == expected
 
 
 # --- several outputs ---

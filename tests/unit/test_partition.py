@@ -166,7 +166,7 @@ def test_bad_lpp(lpp: list[int]) -> None:
 def test_more_partitions_than_operations() -> None:
     with pytest.raises(ValueError) as caught:
         divide(line(2), 3)
-    assert "Received: num_partitions=3 for 2 operations." in str(caught.value)
+    assert "Received: 3 of them for 2 operations." in str(caught.value)
     assert "Use fewer partitions, or replicas." in str(caught.value)
 
 

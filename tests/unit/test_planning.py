@@ -41,7 +41,6 @@ def costs(seconds: list[float], overheads: Overheads = FREE, **changes: Any) -> 
         backward=2 * forward,
         fused=3 * forward,
         kept=np.full(count, float(MEGABYTE)),
-        held=np.full(count, 2.0 * MEGABYTE),
         working=np.zeros(count),
         program=np.zeros(count),
         tensors=np.full(count + 1, float(MEGABYTE)),
@@ -227,7 +226,7 @@ def test_interleaved_stages_take_the_textbook_time(
     found = predict(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
     assert found.step_seconds == pytest.approx(3.0 * (microbatches * each + partitions - 1))
     assert found.forward == pytest.approx((float(each),) * partitions)
-    assert found.memory[0].gradients == 3 * each * MEGABYTE
+    assert found.memory[0].gradients == 2 * each * MEGABYTE
 
 
 def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
@@ -259,13 +258,12 @@ def test_memory_counts_what_is_in_flight() -> None:
     problem = Problem(graph, table, FAST, 8)
     one = predict(problem, candidate(graph, (0, 2, 4), 4, "1f1b")).memory
     all_ = predict(problem, candidate(graph, (0, 2, 4), 4, "gpipe")).memory
-    # Two operations keep a megabyte per row, two where the backward is another call; micro-batches
-    # have two rows.
-    assert [m.activations // MEGABYTE for m in one] == [16, 4]
-    assert [m.activations // MEGABYTE for m in all_] == [32, 32]
+    # Two operations keep a megabyte per row each; micro-batches have two rows.
+    assert [m.activations // MEGABYTE for m in one] == [8, 4]
+    assert [m.activations // MEGABYTE for m in all_] == [16, 16]
     assert {m.weights for m in one} == {4 * MEGABYTE}
     assert {m.slots for m in one} == {8 * MEGABYTE}
-    assert {m.gradients for m in one} == {6 * MEGABYTE}
+    assert {m.gradients for m in one} == {4 * MEGABYTE}
 
 
 # --- the choice ---
