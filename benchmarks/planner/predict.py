@@ -8,10 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from models import build
-
 import hyparflow as hf
 from hyparflow.plans import costs_of_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models import build
 
 LAYOUTS = ((1, 1), (2, 1), (1, 2))
 MICROBATCHES = (1, 2, 4, 8)

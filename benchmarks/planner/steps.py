@@ -16,10 +16,13 @@ from typing import Any
 
 import keras
 import psutil
-from models import build, data
 from mpi4py import MPI
 
 import hyparflow as hf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models import build, data
 
 
 class Clock(keras.callbacks.Callback):

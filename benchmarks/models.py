@@ -1,4 +1,4 @@
-"""The models of the benchmark, compiled, with data of their shapes."""
+"""The models of the benchmarks, compiled, with data of their shapes."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,15 @@ import keras
 import numpy as np
 from keras import layers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import cifar10_resnet
 import vgg16
 
-MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
+MODELS = (
+    *("resnet20", "resnet56", "resnet110", "resnet1001"),
+    *("vgg16", "transformer", "transformer6", "densenet121"),
+)
 
 LENGTH, SYMBOLS = 64, 96
 
@@ -21,7 +24,8 @@ LENGTH, SYMBOLS = 64, 96
 def build(name: str) -> keras.Model:
     """The compiled model called `name`."""
     if name.startswith("resnet"):
-        model = cifar10_resnet.build(int(name.removeprefix("resnet")))
+        depth = int(name.removeprefix("resnet"))
+        model = cifar10_resnet.build(depth, version=2 if depth > 110 else 1)
     elif name == "vgg16":
         model = vgg16.build()
     elif name == "densenet121":
@@ -29,7 +33,7 @@ def build(name: str) -> keras.Model:
             weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"
         )
     else:
-        model = transformer()
+        model = transformer(blocks=int(name.removeprefix("transformer") or 4))
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
     return model
 
@@ -51,7 +55,7 @@ def transformer(blocks: int = 4, width: int = 128, heads: int = 4) -> keras.Mode
 def data(name: str, rows: int) -> tuple[Any, Any]:
     """`rows` random samples."""
     random = np.random.default_rng(0)
-    if name == "transformer":
+    if name.startswith("transformer"):
         x = random.integers(0, SYMBOLS, (rows, LENGTH)).astype("int32")
         return x, random.integers(0, SYMBOLS, (rows, LENGTH))
     return random.random((rows, 32, 32, 3), dtype=np.float32), random.integers(0, 10, rows)

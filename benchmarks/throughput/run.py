@@ -1,0 +1,265 @@
+"""How fast: hyparflow's strategies and schedules against plain Keras, in turns in one run.
+
+    python benchmarks/throughput/run.py
+    python benchmarks/throughput/run.py --cases resnet110:128 --setups plain data 1f1b
+
+Every setup is a job that stays alive and trains a few steps when it is its turn, while the others
+are stopped; so drift of the machine meets all alike, and ratios are taken turn by turn. The
+baseline is the faster of plain model.fit with TensorFlow's default threads and with one; the limit
+is the number of cores times the best rate of one thread over several batch sizes. Writes
+results.json, table.rst and throughput.png beside this file, or to --output.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+CASES = ("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64", "resnet1001:16")
+SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
+
+
+class Setup(NamedTuple):
+    """One way to train."""
+
+    name: str
+    kind: str
+    ranks: int = 1
+    threads: int | None = 1
+    options: dict[str, Any] = {}
+
+
+MODEL = {"strategy": "model"}
+SETUPS = {
+    "plain": Setup("model.fit, default threads", "plain", threads=None),
+    "plain1": Setup("model.fit, 1 thread", "plain"),
+    "one": Setup("hf.fit, 1 process, 1 thread", "hyparflow"),
+    "data": Setup("data x2", "hyparflow", 2, options={"strategy": "data"}),
+    "gpipe": Setup("model x2, gpipe", "hyparflow", 2, options=MODEL | {"schedule": "gpipe"}),
+    "1f1b": Setup("model x2, 1f1b", "hyparflow", 2, options=MODEL | {"schedule": "1f1b"}),
+    "interleaved": Setup(
+        "model x2, interleaved", "hyparflow", 2, options=MODEL | {"schedule": "interleaved"}
+    ),
+}
+
+
+class Job:
+    """A setup at work."""
+
+    def __init__(self, setup: Setup, model: str, batch: int, args: argparse.Namespace) -> None:
+        self.setup, self.batch = setup, batch
+        self._folder = Path(tempfile.mkdtemp(prefix="throughput-"))
+        spec = {
+            "model": model,
+            "batch": batch,
+            "kind": setup.kind,
+            "options": dict(setup.options),
+            "steps": args.steps,
+            "turns": args.turns,
+            "folder": str(self._folder),
+        }
+        if setup.options.get("strategy") == "model" and args.microbatches:
+            spec["options"]["num_microbatches"] = args.microbatches
+        path = self._folder / "spec.json"
+        path.write_text(json.dumps(spec))
+        command = [sys.executable, str(HERE / "job.py"), str(path)]
+        if setup.ranks > 1:
+            command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
+        if setup.threads is not None:
+            environment |= dict.fromkeys(THREADS, str(setup.threads))
+        self._log = (self._folder / "log").open("w")
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        self.first_step = self._wait("ready")["first_step"]
+        time.sleep(1.0)  # the steps that warm up
+        self._signal("suspend")
+
+    def turn(self, number: int) -> float:
+        """Seconds of a step in this turn."""
+        self._signal("resume")
+        (self._folder / f"go-{number}").touch()
+        seconds = self._wait(f"done-{number}")["seconds"]
+        self._signal("suspend")
+        return float(seconds)
+
+    def peaks(self, turns: int) -> list[int]:
+        """The peak memory of each rank above a bare import, in bytes; the job ends."""
+        self._signal("resume")
+        (self._folder / f"go-{turns}").touch()
+        self._process.wait(300)
+        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("peak-*"))]
+
+    def stop(self) -> None:
+        """End the job whatever it does."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in self._processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def _processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self._process.pid)
+        return [*parent.children(recursive=True), parent]
+
+    def _signal(self, what: str) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, what)()
+
+    def _wait(self, name: str) -> Any:
+        path = self._folder / name
+        while not path.exists():
+            if self._process.poll() is not None:
+                text = (self._folder / "log").read_text()[-3000:]
+                raise RuntimeError(f"{self.setup.name} ended:\n{text}")
+            time.sleep(0.01)
+        return json.loads(path.read_text())
+
+
+def main() -> None:
+    args = parse()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for case in args.cases:
+        model, _, batch = case.partition(":")
+        results.append(examine(model, int(batch), args))
+        content = {"machine": machine(), "cases": results}
+        (args.output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        (args.output / "table.rst").write_text(table(results) + "\n")
+        plot(results, args.output / "throughput.png")
+    print(table(results))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Images per second, in turns.")
+    parser.add_argument("--cases", nargs="+", default=CASES, help="MODEL:BATCH")
+    parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=SETUPS)
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
+    parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
+    parser.add_argument("--steps", type=int, default=3, help="of a turn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
+    return parser.parse_args()
+
+
+def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All setups of one case."""
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+
+        def launch(setup: Setup, rows: int) -> Job:
+            job = Job(setup, model, rows, args)
+            stack.callback(job.stop)
+            print(f"  {setup.name}, batch {rows}: first step {job.first_step:.1f} s", flush=True)
+            return job
+
+        print(f"{model}, batch {batch}", flush=True)
+        jobs = [launch(SETUPS[name], batch) for name in args.setups]
+        singles = [launch(SETUPS["plain1"], rows) for rows in args.sizes if rows != batch]
+        rates: list[list[float]] = [[] for _ in (*jobs, *singles)]
+        for number in range(args.turns):
+            for job, found in zip((*jobs, *singles), rates, strict=True):
+                found.append(job.batch / job.turn(number))
+        rows = [row_of(job, found, args.turns) for job, found in zip(jobs, rates, strict=False)]
+    one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
+    plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
+    cores = psutil.cpu_count() or 1
+    limit = max(map(statistics.median, one_thread), default=0.0) * cores
+    best = max(plain, key=statistics.median, default=None)
+    for row in rows:
+        row["to_limit"] = statistics.median(row["rates"]) / limit if limit else None
+        row["to_baseline"] = None if best is None else ratio(row["rates"], best)
+    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+    return {"model": model, "batch": batch, "limit": limit, "rows": rows}
+
+
+def is_single(job: Job) -> bool:
+    return job.setup == SETUPS["plain1"]
+
+
+def row_of(job: Job, rates: list[float], turns: int) -> dict[str, Any]:
+    return {
+        "name": job.setup.name,
+        "rates": rates,
+        "rate": statistics.median(rates),
+        "first_step": job.first_step,
+        "peaks": job.peaks(turns),
+    }
+
+
+def ratio(rates: list[float], others: list[float]) -> float:
+    """The median over turns of how many times faster."""
+    return statistics.median(a / b for a, b in zip(rates, others, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    names = ("hyparflow", "tensorflow", "keras", "mpi4py", "numpy")
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"cores": psutil.cpu_count(), "processor": platform.processor(), "versions": versions}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = ["::", ""]
+    for case in results:
+        lines.append(
+            f"    {case['model']}, batch {case['batch']}; limit {case['limit']:.1f} samples/s"
+        )
+        lines.append(
+            f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} {'1st step':>9} "
+            f"{'peak MiB':>12}"
+        )
+        for row in case["rows"]:
+            peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
+            lines.append(
+                f"      {row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
+                f"{text(row['to_limit']):>8} {row['first_step']:7.1f} s {peaks:>12}"
+            )
+        lines.append("")
+    return "\n".join(line.rstrip() for line in lines).rstrip()
+
+
+def text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.0 + 2.6 * len(results)), layout="constrained")
+    for axes, case in zip(
+        figure.subplots(len(results), 1, squeeze=False)[:, 0], results, strict=True
+    ):
+        rows = case["rows"][::-1]
+        colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in rows]
+        bars = axes.barh(
+            [row["name"] for row in rows], [row["rate"] for row in rows], color=colours
+        )
+        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+        if case["limit"]:
+            axes.axvline(case["limit"], color="black", linestyle="--", linewidth=1)
+        axes.set(title=f"{case['model']}, batch {case['batch']}", xlabel="samples/s")
+        axes.margins(x=0.1)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
