@@ -186,7 +186,7 @@ class Plan:
             sent = ", ".join(f"{megabytes(size)} to {peer}" for peer, size in part.sent.items())
             rows.append(
                 (
-                    f"{number}: {part.layers[0]} to {part.layers[-1]}",
+                    f"{number}: {self._stages(number)}",
                     str(len(part.layers)),
                     megabytes(part.parameters),
                     f"{part.forward * 1e3:.1f} ms",
@@ -196,6 +196,13 @@ class Plan:
                 )
             )
         return _aligned(rows)
+
+    def _stages(self, partition: int) -> str:
+        """What the first stage of a partition holds, and how many more there are."""
+        layers, first = self.partitions[partition].layers, self.lpp[partition]
+        each = self.stages_per_partition
+        more = f" and {each - 1} more stage{'s' * (each > 2)}" if each > 1 else ""
+        return f"{layers[0]} to {layers[first - 1]}{more}"
 
     def _summary(self) -> list[str]:
         lines = [

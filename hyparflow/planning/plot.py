@@ -43,7 +43,7 @@ _MEMORY = {
 _IDLE = "#eeeeee"
 _COMPUTES = (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
-_LABELLED = 400  # more pieces than this are too small to write numbers into
+_EDGED = 600  # more computations than this are too narrow for edges
 
 
 def draw(plan: Plan, path: str | Path) -> None:
@@ -70,13 +70,16 @@ def draw(plan: Plan, path: str | Path) -> None:
 
 def _draw_step(plan: Plan, axes: Any) -> None:
     end = max(work.end for rank in plan.work for work in rank) * 1e3
-    edge = 0.4 if sum(map(len, plan.work)) < _LABELLED else 0.0
+    computations = sum(work.kind in _COMPUTES for rank in plan.work for work in rank)
+    edge = 0.4 if computations < _EDGED else 0.0
     seen: dict[str, Any] = {}
     for rank, works in enumerate(plan.work):
         seen["idle"] = axes.barh(rank, end, height=_HEIGHT, color=_IDLE)
         for work in works:
             name = _NAMES[work.kind]
-            seen[name] = _draw_work(axes, rank, work, edge)
+            turn = work.stage // plan.num_partitions if work.kind in _COMPUTES else 0
+            bar = _draw_work(axes, rank, work, edge, max(0.4, 1.0 - 0.2 * turn))
+            seen[name] = bar if turn == 0 else seen.get(name, bar)
             if work.kind in _COMPUTES and (work.end - work.start) * 1e3 > 0.018 * end:
                 _number(axes, rank, work, "black" if name == "forward" else "white")
     shown = [name for name in (*_COLOURS, "idle") if name in seen]
@@ -96,8 +99,8 @@ def _draw_step(plan: Plan, axes: Any) -> None:
     _whole_numbers(axes.yaxis, len(plan.work))
 
 
-def _draw_work(axes: Any, rank: int, work: Work, edge: float) -> Any:
-    """One bar, with an edge of this width."""
+def _draw_work(axes: Any, rank: int, work: Work, edge: float, alpha: float) -> Any:
+    """One bar, with an edge of this width; later stages of a partition are paler."""
     return axes.barh(
         rank,
         (work.end - work.start) * 1e3,
@@ -105,7 +108,8 @@ def _draw_work(axes: Any, rank: int, work: Work, edge: float) -> Any:
         height=_HEIGHT,
         color=_COLOURS[_NAMES[work.kind]],
         edgecolor="white",
-        linewidth=edge,
+        linewidth=edge if work.kind in _COMPUTES else 0.0,
+        alpha=alpha,
     )
 
 
@@ -118,9 +122,11 @@ def _number(axes: Any, rank: int, work: Work, colour: str) -> None:
 
 def _title(plan: Plan) -> str:
     replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
+    each = plan.stages_per_partition
+    stages = f"{each} stages per partition (the later the paler), " if each > 1 else ""
     return (
         f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms, "
-        f"{plan.schedule}, {plan.num_microbatches} micro-batches{replicas}"
+        f"{plan.schedule}, {stages}{plan.num_microbatches} micro-batches{replicas}"
     )
 
 
