@@ -10,6 +10,7 @@ from hyparflow import guard, launcher
 from hyparflow.options import resolve
 
 if TYPE_CHECKING:
+    from hyparflow.automatic import Known
     from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
     from hyparflow.planning import Plan
@@ -157,7 +158,7 @@ class _Sessions:
 
     def __init__(self) -> None:
         self.by_layout: dict[Any, Session] = {}
-        self.plans: dict[Any, Plan | None] = {}
+        self.known: Known | None = None  # of plans
 
 
 def fit(
@@ -231,11 +232,12 @@ def _automatic(
     world = _world()
     if world is None or world.size == 1:
         return None
-    from hyparflow.automatic import plan_fit
+    from hyparflow.automatic import Known, plan_fit
 
     try:
-        known = vars(model).setdefault(_CACHE, _Sessions()).plans
-        return plan_fit(model, world, args, kwargs, decided, known)
+        sessions = vars(model).setdefault(_CACHE, _Sessions())
+        sessions.known = sessions.known or Known()
+        return plan_fit(model, world, args, kwargs, decided, sessions.known)
     except Exception as error:
         guard.everywhere(error)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -14,14 +15,22 @@ from hyparflow.checks import check_model, require_compiled
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH
 from hyparflow.grid import LEADER
-from hyparflow.planning import Cluster, Plan
-from hyparflow.plans import plan
+from hyparflow.planning import Cluster, Costs, Plan
+from hyparflow.plans import costs_of_model, plan
 from hyparflow.portable import portable
 
-__all__ = ["plan_fit"]
+__all__ = ["Known", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
+
+
+@dataclass
+class Known:
+    """What was found out for one model: the plans of calls, and on the leader their costs."""
+
+    plans: dict[Any, Plan | None] = field(default_factory=dict)
+    costs: dict[Any, Costs] = field(default_factory=dict)
 
 
 def plan_fit(
@@ -30,7 +39,7 @@ def plan_fit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     decided: dict[str, Any],
-    known: dict[Any, Plan | None],
+    known: Known,
 ) -> Plan | None:
     """The best plan for a call of `fit` on all ranks. Collective.
 
@@ -39,7 +48,7 @@ def plan_fit(
         world: all ranks.
         args, kwargs: what the user gives to Keras's `fit`.
         decided: what the user decided: arguments of `hyparflow.plan`.
-        known: plans that were made for earlier calls; this one is added.
+        known: from earlier calls; this one's is added.
 
     Returns:
         The plan; None for a model that cannot be cut, which only data parallelism can train.
@@ -51,10 +60,10 @@ def plan_fit(
     require_compiled(model, "fit")
     rows = _batch_size(model, args, kwargs)
     key = (rows, id(model.optimizer), repr(decided))
-    if key not in known:
+    if key not in known.plans:
         show = kwargs.get("verbose", "auto") != 0
-        known[key] = _plan_for_ranks(model, world, rows, decided, show)
-    return known[key]
+        known.plans[key] = _plan_for_ranks(model, world, rows, decided, known.costs, show)
+    return known.plans[key]
 
 
 def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -67,7 +76,12 @@ def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
 
 
 def _plan_for_ranks(
-    model: Any, world: World, batch_size: int, decided: dict[str, Any], show: bool
+    model: Any,
+    world: World,
+    batch_size: int,
+    decided: dict[str, Any],
+    known: dict[Any, Costs],
+    show: bool,
 ) -> Plan | None:
     if keras_internals.opened_graph(model) is None:
         return None
@@ -80,7 +94,7 @@ def _plan_for_ranks(
 
     found = error = None
     try:
-        found = _plan(model, world, batch_size, decided, say)
+        found = _plan(model, world, batch_size, decided, known, say)
     except Exception as caught:  # raised below, on all ranks
         error = caught
     world.broadcast_object((found, error and portable(error)), LEADER, _WHAT)
@@ -101,15 +115,24 @@ def _follow(world: World) -> Plan:
     return found  # type: ignore[return-value]
 
 
-def _plan(model: Any, world: World, batch_size: int, decided: dict[str, Any], say: Any) -> Plan:
+def _plan(
+    model: Any,
+    world: World,
+    batch_size: int,
+    decided: dict[str, Any],
+    known: dict[Any, Costs],
+    say: Any,
+) -> Plan:
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
+    key = (batch_size, id(model.optimizer))
+    if key not in known:
+        known[key] = costs_of_model(model, "measure", batch_size, cluster, say)
     return plan(
         model,
         batch_size=batch_size,
-        num_ranks=world.size,
         cluster=cluster,
+        costs=known[key],
         memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
-        say=say,
         **decided,
     )

@@ -19,12 +19,14 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved")
 
 
 def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
-    """Those to test: one micro-batch has one order, and one stage has no pipeline.
+    """Those to test, for the time: one micro-batch has one order, one partition has no pipeline.
 
-    They take turns with the number of micro-batches, for time.
+    The others take turns with the number of micro-batches.
     """
-    if microbatches == 1 or partitions == 1:
-        return SCHEDULES[: 1 + (microbatches == 2)]
+    if partitions == 1:
+        return SCHEDULES[: microbatches <= 2]
+    if microbatches == 1:
+        return SCHEDULES[:1]
     turn = partitions // 2 + microbatches
     count = 1 if WORLD.size == 4 else 2
     return tuple(SCHEDULES[(turn + number) % 3] for number in range(count))
