@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,13 +36,19 @@ class Accumulator:
 
     def _sum(self, position: int) -> Any:
         if position not in self._sums:
-            weight = self._weights[position]
-            with tf.init_scope():
-                zeros = tf.zeros(weight.shape, weight.dtype)
-                self._sums[position] = tf.Variable(zeros, trainable=False)
+            # Which gradients are dense is known while they are traced. A variable that tf.function
+            # sees being made lets it trace all again; in a thread of its own it does not see it.
+            maker = threading.Thread(target=self._make, args=(position,))
+            maker.start()
+            maker.join()
             self._zero = tf.function(self._trace_zero, autograph=False)
             self._read = tf.function(self._trace_read, autograph=False)
         return self._sums[position]
+
+    def _make(self, position: int) -> None:
+        weight = self._weights[position]
+        zeros = tf.zeros(weight.shape, weight.dtype)
+        self._sums[position] = tf.Variable(zeros, trainable=False)
 
     def reset(self) -> None:
         """Begin a step."""

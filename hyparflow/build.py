@@ -186,7 +186,18 @@ def _held(
         jit_compile=jit_compile,
     )
     masked = masks.masked_outputs(table, layout.masked, number)
-    return Held(number, stage, table, masked, weights)
+    return Held(number, stage, table, masked, weights, _input_types(layout, number))
+
+
+def _input_types(layout: Layout, stage: int) -> list[Any] | None:
+    """Types of what a later stage takes; None for the first, or where masks come with it."""
+    if stage == 0 or layout.graph is None:
+        return None
+    numbers = layout.partitioning.stage_inputs[stage]
+    if any((number, stage) in layout.masked for number in numbers):
+        return None
+    tensors = [layout.graph.tensors[number] for number in numbers]
+    return [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in tensors]
 
 
 def _losses(

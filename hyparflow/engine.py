@@ -95,6 +95,7 @@ class Engine:
             Kind.REDUCE: self._do_reduce,
             Kind.APPLY: self._do_apply,
         }
+        self._prepared = False
         self._forward_call: Callable[[Held, int], Saved | None] = self._predict_forward
         self._begin(Batch(0, []), no_labels)
 
@@ -127,7 +128,18 @@ class Engine:
         self._reduce, self._apply = reduce, apply
         for held in self._held.values():
             held.stage.begin(several=program.num_microbatches > 1)
+        if not self._prepared and batch.microbatches:
+            self._prepare(program)
         self._run(program)
+
+    def _prepare(self, program: Program) -> None:
+        """Compile later stages while other ranks compile those before."""
+        self._prepared = True
+        for held in self._held.values():
+            if held.types is not None:
+                rest = self._labels(0) if held.is_last else self._share(0)
+                fused = Step(held.number, Kind.FUSED, 0) in program.steps
+                held.stage.prepare(list(held.types), rest, fused)
 
     def test(self, program: Program, batch: Batch, labels: Callable[[int], Labels]) -> None:
         """Run one evaluation step: loss and metrics are updated on the last stage."""

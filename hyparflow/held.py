@@ -20,6 +20,7 @@ class Held:
         partitioning: the table of stages and edges.
         masked: output tensors whose masks follow the outputs.
         weights: positions of its trained weights among those of the rank.
+        types: of its inputs, as far as they are known before it runs; else None.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Held:
         partitioning: Partitioning,
         masked: tuple[int, ...],
         weights: Sequence[int],
+        types: Sequence[Any] | None = None,
     ) -> None:
         self.number = number
         self.stage = stage
@@ -36,6 +38,7 @@ class Held:
         self.outputs = partitioning.stage_outputs[number]
         self.masked = masked
         self.weights = list(weights)
+        self.types = types
         self.is_first = number == 0
         self.is_last = number == partitioning.num_stages - 1
         self.gradient_inputs = partitioning.gradient_inputs(number)

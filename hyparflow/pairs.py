@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from hyparflow.split import Split
 
-__all__ = ["CompiledPair", "EagerPair", "Pair", "any_rows"]
+__all__ = ["CompiledPair", "EagerPair", "any_rows"]
 
 
 class EagerPair:
@@ -73,6 +73,10 @@ class CompiledPair:
         split, kept = saved
         return split.backward(kept, further, finish)
 
+    def prepare(self, arguments: tuple[Any, ...], finish: int) -> None:
+        """Compile for arguments of these types, or like these."""
+        self._find(arguments).prepare(finish)
+
     def _find(self, arguments: tuple[Any, ...]) -> Split:
         flat = tf.nest.flatten(arguments)
         for types, split in self._splits:
@@ -86,12 +90,9 @@ class CompiledPair:
         return split
 
 
-Pair = EagerPair | CompiledPair
-
-
 def any_rows(value: Any) -> Any:
     """The type of `value` with any number of rows."""
-    if not isinstance(value, tf.Tensor):
+    if not isinstance(value, tf.Tensor | tf.TensorSpec):
         return value
     shape = value.shape.as_list()
     return tf.TensorSpec([None, *shape[1:]] if shape else [], value.dtype)

@@ -65,9 +65,13 @@ class Split:
 
     def backward(self, kept: list[Any], further: Any = (), finish: int = 0) -> Any:
         """Run the second function, and one of `finishes` on its results."""
+        self.prepare(finish)
+        return self._backwards[finish](*kept, *_tensors(further))
+
+    def prepare(self, finish: int) -> None:
+        """Compile the second function with one of `finishes`."""
         if finish not in self._backwards:
             self._backwards[finish] = self._compile_backward(self._finishes[finish])
-        return self._backwards[finish](*kept, *_tensors(further))
 
     @property
     def kept(self) -> list[Any]:

@@ -7,6 +7,7 @@ added up over the micro-batches of a step where they are computed (`hyparflow.ac
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from hyparflow.formulas import Formulas
 from hyparflow.gradient_sum import GradientSum
 from hyparflow.head import Head, Labels
 from hyparflow.lookups import common_lookups
-from hyparflow.pairs import CompiledPair, EagerPair, Pair, any_rows
+from hyparflow.pairs import CompiledPair, EagerPair, any_rows
 
 __all__ = ["Saved", "Stage", "as_share", "as_tensors"]
 
@@ -67,10 +68,10 @@ class Stage:
         self._accumulator = Accumulator(weights)
         self.begin(several=False)
 
-        def make(function: Callable[..., Any]) -> Callable[..., Any]:
+        def make(function: Callable[..., Any]) -> Any:
             return function if eager else _Compiled(function, jit_compile)
 
-        def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Pair:
+        def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Any:
             finishes = (_as_they_are, self._add_up)
             if eager:
                 return EagerPair(first, second, finishes)
@@ -96,6 +97,24 @@ class Stage:
         self._reached: set[int] | None = set()  # weights with a gradient; None: as they come
         if self._adds:
             self._accumulator.reset()
+
+    def prepare(self, inputs: Any, rest: Any, fused: bool) -> None:
+        """Compile what training calls, while other ranks compile theirs.
+
+        Args:
+            inputs: types of the inputs, as far as they are known; where they prove wrong, it is
+                compiled again.
+            rest: the share, or labels, of a micro-batch.
+            fused: whether the backward follows the forward at once.
+        """
+        if self._eager:
+            return
+        with contextlib.suppress(Exception):  # the first step will tell
+            if fused:
+                (self._fused_add if self._adds else self._fused).prepare(inputs, rest)
+            else:
+                pair = self._loss_pair if isinstance(rest, Labels) else self._pair
+                pair.prepare((inputs, rest), self._adds)
 
     def gradients(self) -> GradientSum:
         """The gradients of the weights, summed over the micro-batches of the step.
@@ -226,10 +245,14 @@ class _Compiled:
         self._traced = False
 
     def __call__(self, *args: Any) -> Any:
+        self.prepare(*args)
+        return self._function(*args)
+
+    def prepare(self, *args: Any) -> None:
+        """Compile, if it is not, for arguments of these types, or like these."""
         if not self._traced:
             self._traced = True
             self._function.get_concrete_function(*keras.tree.map_structure(any_rows, args))
-        return self._function(*args)
 
 
 def _type_of(value: Any) -> Any:

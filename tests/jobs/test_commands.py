@@ -25,5 +25,5 @@ def test_doctor_measures_the_network(tmp_path: pathlib.Path) -> None:
 def test_doctor_needs_two_ranks(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cluster.json"
     result = run_alone("-m", "hyparflow.cli", "doctor", "--network", path)
-    assert result.code == 1
+    assert result.code == 2
     assert "mpirun -n 2" in result.output

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from contract import WORLD, Outcome, State, differences, float_type, grids, on_leader, require_none
+from contract import WORLD, Outcome, State, differences, grids, on_leader, require_none
 from keras import layers, ops
 
 import hyparflow as hf
 
-GRIDS = [grid for grid in grids(WORLD.size) if grid[1] > 1] or [(1, 1)]  # with replicas
-
-
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    with float_type("float64"):
-        yield
+# With replicas; of 4 ranks 2 x 2, for replicas alone are tested on 2.
+GRIDS = [grid for grid in grids(WORLD.size) if grid[1] > 1 and WORLD.size in (2, grid[0] * 2)]
+GRIDS = GRIDS or [(1, 1)]
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 @keras.saving.register_keras_serializable(package="tests")
