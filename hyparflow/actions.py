@@ -11,10 +11,12 @@ _TEXT = re.compile(r"^(\d+)([A-Z]+)(\d+)$")
 
 
 class Kind:
-    """The kinds of a `Step`; the first two are also those of an `Action`."""
+    """The kinds of a `Step`; the first four are also those of an `Action`."""
 
     FORWARD = "F"
     BACKWARD = "B"
+    INPUT_BACKWARD = "I"  # the part of a backward that gives the gradients of a stage's inputs
+    WEIGHT_BACKWARD = "W"  # the rest of it: the gradients of the weights
     FUSED = "FB"  # forward and backward of the last stage as one call
     SEND_ACTIVATION = "SA"
     RECEIVE_ACTIVATION = "RA"
@@ -23,12 +25,14 @@ class Kind:
     REDUCE = "REDUCE"  # sum gradients over replicas and over the holders of shared weights
     APPLY = "APPLY"  # the optimizer step
 
+    BACKWARDS = (BACKWARD, INPUT_BACKWARD)  # what takes and gives gradients of tensors
+    COMPUTATIONS = (FORWARD, BACKWARD, INPUT_BACKWARD, WEIGHT_BACKWARD, FUSED)
     SENDS = (SEND_ACTIVATION, SEND_GRADIENT)
     RECEIVES = (RECEIVE_ACTIVATION, RECEIVE_GRADIENT)
 
 
 class Action(NamedTuple):
-    """One computation: `kind` ("F" or "B") of micro-batch `microbatch` by stage `stage`."""
+    """One computation: `kind` (such as "F" or "B") of micro-batch `microbatch` by stage `stage`."""
 
     stage: int
     kind: str

@@ -75,7 +75,8 @@ def parallelize(
         num_replicas: replicas; num_partitions x num_replicas must be the number of ranks.
         num_microbatches: micro-batches per replica and step, or "auto".
         schedule: "gpipe", "1f1b", "interleaved" (several stages per partition, which leave less
-            time idle and send more) or "auto" (1f1b).
+            time idle and send more), "zero-bubble" (gradients of weights while a partition would
+            wait) or "auto" (1f1b).
         lpp: layers per partition: numbers of operations that override the load balancer; one per
             stage where a partition has several.
         batchnorm: what BatchNormalization layers normalize over, and when their moving statistics

@@ -87,6 +87,8 @@ class Engine:
         self._handlers: dict[str, Callable[[Step, int], None]] = {
             Kind.FORWARD: self._do_forward,
             Kind.BACKWARD: self._do_backward,
+            Kind.INPUT_BACKWARD: self._do_input_backward,
+            Kind.WEIGHT_BACKWARD: self._do_weight_backward,
             Kind.FUSED: self._do_fused,
             Kind.SEND_ACTIVATION: self._do_send_activation,
             Kind.RECEIVE_ACTIVATION: self._do_receive_activation,
@@ -138,8 +140,8 @@ class Engine:
         for held in self._held.values():
             if held.types is not None:
                 rest = self._labels(0) if held.is_last else self._share(0)
-                fused = Step(held.number, Kind.FUSED, 0) in program.steps
-                held.stage.prepare(list(held.types), rest, fused)
+                kinds = {step.kind for step in program.steps if step.stage == held.number}
+                held.stage.prepare(list(held.types), rest, kinds)
 
     def test(self, program: Program, batch: Batch, labels: Callable[[int], Labels]) -> None:
         """Run one evaluation step: loss and metrics are updated on the last stage."""
@@ -229,11 +231,28 @@ class Engine:
         if held.is_last:
             gradients = held.stage.backward_loss(saved)
         else:
-            keys = [(held.number, tensor, m) for tensor in held.gradient_outputs]
-            seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
-            seed = as_share(self._batch.share(m) * self._loss_scale)
-            gradients = held.stage.backward(saved, seeds, seed)
+            gradients = held.stage.backward(saved, *self._seeds(held, m))
         self._take_gradients(held, m, gradients)
+
+    def _do_input_backward(self, step: Step, tag: int) -> None:
+        held, m = self._held[step.stage], step.microbatch
+        saved = self._saved[held.number, m]
+        if held.is_last:
+            gradients = held.stage.input_backward_loss(saved)
+        else:
+            gradients = held.stage.input_backward(saved, *self._seeds(held, m))
+        self._take_gradients(held, m, gradients)
+
+    def _do_weight_backward(self, step: Step, tag: int) -> None:
+        held = self._held[step.stage]
+        saved = self._saved.pop((held.number, step.microbatch))
+        held.stage.weight_backward(saved, held.is_last)
+
+    def _seeds(self, held: Held, m: int) -> tuple[list[Any], Any]:
+        """The gradients of a stage's outputs, and of what its layers added to the loss."""
+        keys = [(held.number, tensor, m) for tensor in held.gradient_outputs]
+        seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
+        return seeds, as_share(self._batch.share(m) * self._loss_scale)
 
     def _take_gradients(self, held: Held, m: int, of_inputs: list[Any]) -> None:
         for edge, gradient in zip(held.gradient_inputs, of_inputs, strict=True):

@@ -66,9 +66,9 @@ def _around(action: Action, edges: Sequence[Edge], partitions: int) -> list[Step
             before.append(Step(stage, Kind.RECEIVE_ACTIVATION, m, index, edge.producer))
         elif kind == Kind.FORWARD and edge.producer == stage:
             after.append(Step(stage, Kind.SEND_ACTIVATION, m, index, edge.consumer))
-        elif kind == Kind.BACKWARD and edge.producer == stage and edge.carries_gradient:
+        elif kind in Kind.BACKWARDS and edge.producer == stage and edge.carries_gradient:
             before.append(Step(stage, Kind.RECEIVE_GRADIENT, m, index, edge.consumer))
-        elif kind == Kind.BACKWARD and edge.consumer == stage and edge.carries_gradient:
+        elif kind in Kind.BACKWARDS and edge.consumer == stage and edge.carries_gradient:
             after.append(Step(stage, Kind.SEND_GRADIENT, m, index, edge.producer))
     return [*before, Step(stage, kind, m), *after]
 

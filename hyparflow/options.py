@@ -62,7 +62,7 @@ def resolve(
             count), or "auto" and None: what the numbers say, data parallelism without any.
         num_partitions, num_replicas: None to follow from the strategy and `size`.
         num_microbatches: a positive integer or "auto".
-        schedule: "gpipe", "1f1b", "interleaved", or "auto" for "1f1b".
+        schedule: "gpipe", "1f1b", "interleaved", "zero-bubble", or "auto" for "1f1b".
         lpp: layers per partition.
         batchnorm: "local", "deferred" or "sync".
         sharded_data: True or False.

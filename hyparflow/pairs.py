@@ -37,6 +37,15 @@ class EagerPair:
         """The results of the second."""
         return self._finishes[finish](self._second(saved, *further))
 
+    def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The first half of the results, and what `late` needs: here, the second half."""
+        first, second = self._second(saved, *further)
+        return first, second
+
+    def late(self, saved: Any, finish: int) -> Any:
+        """The second half of the results, after nothing."""
+        return self._finishes[finish](([], saved))
+
 
 class CompiledPair:
     """Compiles both, once for arguments of any number of rows.
@@ -73,9 +82,20 @@ class CompiledPair:
         split, kept = saved
         return split.backward(kept, further, finish)
 
-    def prepare(self, arguments: tuple[Any, ...], finish: int) -> None:
-        """Compile for arguments of these types, or like these."""
-        self._find(arguments).prepare(finish)
+    def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The first half of the results, by what it needs alone, and what `late` needs."""
+        split, kept = saved
+        first, kept = split.early(kept, further)
+        return first, (split, kept)
+
+    def late(self, saved: Any, finish: int) -> Any:
+        """The second half of the results, after nothing."""
+        split, kept = saved
+        return split.late(kept, finish)
+
+    def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
+        """Compile for arguments of these types, or like these; the second as one or in two."""
+        self._find(arguments).prepare(finish, in_two)
 
     def _find(self, arguments: tuple[Any, ...]) -> Split:
         flat = tf.nest.flatten(arguments)

@@ -19,6 +19,7 @@ __all__ = [
     "interleaved",
     "make_schedule",
     "one_forward_one_backward",
+    "zero_bubble",
 ]
 
 Schedule = list[list[Action]]
@@ -90,6 +91,42 @@ def _groups(size: int, count: int) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
+def zero_bubble(num_partitions: int, num_microbatches: int) -> Schedule:
+    """1F1B with backwards in two parts (Qi et al., "Zero Bubble Pipeline Parallelism", 2023: H1).
+
+    `I` gives the gradients that the stage before waits for; `W`, those of the weights, fills the
+    time in which a stage would wait. No stage keeps more than P micro-batches' activations. The
+    order is that of a machine on which all three take one unit of time: each stage runs what is
+    ready, an `I` before an `F` before a `W`.
+    """
+    last = num_partitions - 1
+    done: dict[Action, int] = {}  # when each was finished
+    schedule: Schedule = [[] for _ in range(num_partitions)]
+    counts = [dict.fromkeys("FIW", 0) for _ in range(num_partitions)]
+    now = 0
+    while any(count["W"] < num_microbatches for count in counts):
+        for stage, count in enumerate(counts):
+            before = Action(stage - 1, "F", count["F"])
+            after = Action(stage + 1, "I", count["I"])
+            if stage == last:
+                after = Action(stage, "F", count["I"])
+            ready = {
+                "I": count["I"] < count["F"] and done.get(after, now + 1) <= now,
+                "F": count["F"] < num_microbatches
+                and count["F"] - count["W"] < num_partitions
+                and (stage == 0 or done.get(before, now + 1) <= now),
+                "W": count["W"] < count["I"],
+            }
+            kind = next((kind for kind in "IFW" if ready[kind]), None)
+            if kind is not None:
+                action = Action(stage, kind, count[kind])
+                schedule[stage].append(action)
+                done[action] = now + 1
+                count[kind] += 1
+        now += 1
+    return schedule
+
+
 def forward_only(
     num_partitions: int, num_microbatches: int, stages_per_partition: int = 1
 ) -> Schedule:
@@ -105,7 +142,7 @@ def forward_only(
     ]
 
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
 
 
 def make_schedule(
@@ -134,5 +171,9 @@ def make_schedule(
             "Only schedule='interleaved' has several stages per partition. Received: "
             f"schedule={name!r}, stages_per_partition={stages_per_partition}"
         )
-    simple = {"gpipe": gpipe, "1f1b": one_forward_one_backward}
+    simple = {
+        "gpipe": gpipe,
+        "1f1b": one_forward_one_backward,
+        "zero-bubble": zero_bubble,
+    }
     return simple[name](num_partitions, num_microbatches)

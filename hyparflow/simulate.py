@@ -65,7 +65,7 @@ class Timeline:
         kept = peak = 0.0
         for span in self.spans[rank]:
             step = span.step
-            sign = {Kind.FORWARD: 1, Kind.BACKWARD: -1}.get(step.kind, 0)
+            sign = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}.get(step.kind, 0)
             kept += sign * size(step) if sign else 0.0
             peak = max(peak, kept + (size(step) if step.kind == Kind.FUSED else 0.0))
         return peak
@@ -77,7 +77,9 @@ class Timeline:
 
 def unit_cost(step: Step) -> float:
     """Forward 1, backward 2, everything else free: the textbook's costs."""
-    return {Kind.FORWARD: 1.0, Kind.BACKWARD: 2.0, Kind.FUSED: 3.0}.get(step.kind, 0.0)
+    halves = {Kind.INPUT_BACKWARD: 1.0, Kind.WEIGHT_BACKWARD: 1.0}
+    costs = {Kind.FORWARD: 1.0, Kind.BACKWARD: 2.0, Kind.FUSED: 3.0} | halves
+    return costs.get(step.kind, 0.0)
 
 
 def play(lowered: Lowered, cost: Cost = unit_cost) -> Timeline:

@@ -8,10 +8,12 @@ kept; what a weight alone gives is read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from hyparflow.graph_parts import GraphParts
 
 __all__ = ["Split"]
 
@@ -25,13 +27,14 @@ class Split:
 
     Args:
         first: (arguments) -> (outputs, state); the state goes to `second`.
-        second: (state, further arguments) -> results.
+        second: (state, further arguments) -> results. Where they are a pair, what the first half
+            needs can run before the rest (`early`, `late`).
         arguments: types of the arguments, nested; `tf.TensorSpec` where there are tensors.
         further: (outputs) -> the further arguments, nested; tensors like those to come.
         constant: variables that nothing but the optimizer changes.
         finishes: what may be done with the results inside the second call; its return value is
             returned.
-        jit_compile: whether XLA compiles both.
+        jit_compile: whether XLA compiles.
     """
 
     def __init__(
@@ -44,45 +47,108 @@ class Split:
         finishes: Sequence[Callable[[Any], Any]] = (lambda results: results,),
         jit_compile: bool = False,
     ) -> None:
-        self._jit_compile = jit_compile or None
         self._finishes = finishes
-        self._backwards: dict[int, Callable[..., Any]] = {}
-        self._trace(first, second, arguments, further)
-        self._kept = self._what_is_kept({id(v.handle) for v in constant})
-        self._forward = self._compile(
-            self._given,
-            [*self._outputs, *self._kept],
-            self._upstream([x.op for x in [*self._outputs, *self._kept]] + self._effects(True)),
-        )
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._trace(first, second, arguments, further, jit_compile)
+        again = self._cheap_again({id(v.handle) for v in constant})
+        self._behind = self._first_part() - again
+        results = [x.op for x in self._results]
+        effects = [op for op in self._parts.effects if op not in self._behind]
+        self._kept = self._parts.needed([*results, *effects], self._behind)
+        self._kept += [x for x in self._results if x.op in self._behind]
+        self._kept = list({x.ref(): x for x in self._kept}.values())
+        self._again = again
+        made = [*self._outputs, *self._kept]
+        start = [x.op for x in made] + [op for op in self._parts.effects if op in self._behind]
+        self._forward = self._parts.compile(self._given, made, self._parts.upstream(start))
 
     # --- what users call ---
 
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:
-        """Run the first function: its outputs, and what `backward` needs."""
+        """Run the first function: its outputs, and what `backward` or `early` needs."""
         made = self._forward(*_tensors(arguments))
         count = len(self._outputs)
         return _pack(self._outputs_like, made[:count]), made[count:]
 
     def backward(self, kept: list[Any], further: Any = (), finish: int = 0) -> Any:
         """Run the second function, and one of `finishes` on its results."""
-        self.prepare(finish)
-        return self._backwards[finish](*kept, *_tensors(further))
+        return self._made(self._whole, finish)(*kept, *_tensors(further))
 
-    def prepare(self, finish: int) -> None:
-        """Compile the second function with one of `finishes`."""
-        if finish not in self._backwards:
-            self._backwards[finish] = self._compile_backward(self._finishes[finish])
+    def early(self, kept: list[Any], further: Any = ()) -> tuple[Any, list[Any]]:
+        """Run what the first half of the results needs: that half, and what `late` needs."""
+        made = self._made(self._first_half, None)(*kept, *_tensors(further))
+        like = self._results_like[0]
+        count = len(_tensors(like))
+        return _pack(like, made[:count]), made[count:]
+
+    def late(self, kept: list[Any], finish: int = 0) -> Any:
+        """Run the rest, and one of `finishes` on the results, the first half left empty."""
+        return self._made(self._second_half, finish)(*kept)
+
+    def prepare(self, finish: int, in_two: bool = False) -> None:
+        """Compile what follows the first function, as one or in two."""
+        if in_two:
+            self._made(self._first_half, None)
+            self._made(self._second_half, finish)
+        else:
+            self._made(self._whole, finish)
+
+    def _made(self, make: Callable[[Any], Callable[..., Any]], finish: int | None) -> Any:
+        key = (make.__name__, finish)
+        if key not in self._compiled:
+            self._compiled[key] = make(None if finish is None else self._finishes[finish])
+        return self._compiled[key]
 
     @property
     def kept(self) -> list[Any]:
         """The symbolic tensors that go from the first to the second."""
         return self._kept
 
+    # --- parts of the second function ---
+
+    def _whole(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+        start = [x.op for x in self._results]
+        start += [op for op in self._parts.effects if op not in self._behind]
+        return self._parts.compile(
+            [*self._kept, *self._further],
+            self._results,
+            self._parts.upstream(start, self._behind),
+            lambda results: finish(_pack(self._results_like, results)),
+        )
+
+    def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
+        """Tensors of the first half; those that the second needs of it; operations before it."""
+        early, late = map(_tensors, self._results_like)
+        before = self._parts.upstream([x.op for x in early], self._behind) - self._again
+        before |= self._behind | {x.op for x in self._further}
+        effects = [op for op in self._parts.effects if op not in before]
+        kept = self._parts.needed([*(x.op for x in late), *effects], before)
+        kept += [x for x in late if x.op in before]
+        return early, list({x.ref(): x for x in kept}.values()), before
+
+    def _first_half(self, finish: None) -> Callable[..., Any]:
+        early, kept, _ = self._halves()
+        wanted = [*early, *kept]
+        operations = self._parts.upstream([x.op for x in wanted], self._behind)
+        return self._parts.compile([*self._kept, *self._further], wanted, operations)
+
+    def _second_half(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+        _, kept, before = self._halves()
+        like = self._results_like[1]
+        start = [x.op for x in _tensors(like)]
+        start += [op for op in self._parts.effects if op not in before]
+        return self._parts.compile(
+            kept,
+            _tensors(like),
+            self._parts.upstream(start, before),
+            lambda results: finish(([], _pack(like, results))),
+        )
+
     # --- tracing ---
 
-    def _trace(self, first: Any, second: Any, arguments: Any, further: Any) -> None:
-        self._boundary = 0
-
+    def _trace(
+        self, first: Any, second: Any, arguments: Any, further: Any, jit_compile: bool
+    ) -> None:
         def both(*arguments: Any) -> list[Any]:
             outputs, state = first(*arguments)
             self._boundary = len(tf.compat.v1.get_default_graph().get_operations())
@@ -92,17 +158,14 @@ class Split:
             self._further = _tensors(more)
             return _tensors((outputs, results))
 
-        # Kept, because it holds Python functions that its operations call.
-        self._traced = tf.function(both, autograph=False).get_concrete_function(*arguments)
-        graph = self._traced.graph
-        self._captured = {inner.name: outer for outer, inner in graph.captures}
-        self._given = [x for x in self._traced.inputs if x.name not in self._captured]
+        traced = tf.function(both, autograph=False).get_concrete_function(*arguments)
+        self._parts = GraphParts(traced, jit_compile)
+        self._given = [x for x in traced.inputs if x.name not in self._parts.captured]
         self._outputs, self._results = _tensors(self._outputs_like), _tensors(self._results_like)
-        self._in_front = self._first_part(graph.get_operations())
-        self._definition = graph.as_graph_def()
 
-    def _first_part(self, operations: list[Any]) -> set[Any]:
+    def _first_part(self) -> set[Any]:
         """The operations of the first function, and those after it that need only shapes."""
+        operations = self._parts.operations
         front = set(operations[: self._boundary])
         small: set[Any] = set()
         for operation in operations[self._boundary :]:
@@ -118,119 +181,27 @@ class Split:
                 front.add(operation)
         return front
 
-    # --- cutting ---
-
-    def _what_is_kept(self, constant: Collection[int]) -> list[Any]:
-        """The tensors of the first function that the second needs."""
-        self._again = self._cheap_again(constant)
-        kept = {x.ref(): x for x in self._results if x.op in self._in_front}
-        stack = [x.op for x in self._results] + self._effects(False)
-        seen: set[Any] = set()
-        while stack:
-            operation = stack.pop()
-            if operation in seen or (operation in self._in_front and operation not in self._again):
-                continue
-            seen.add(operation)
-            for x in operation.inputs:
-                is_captured = x.name in self._captured
-                if x.op in self._in_front and x.op not in self._again and not is_captured:
-                    kept[x.ref()] = x
-                else:
-                    stack.append(x.op)
-            stack += operation.control_inputs
-        self._in_front = self._in_front - self._again
-        return list(kept.values())
-
     def _cheap_again(self, constant: Collection[int]) -> set[Any]:
         """Operations of the first function that the second does better again than be given."""
-        handles = {name for name, outer in self._captured.items() if id(outer) in constant}
+        captured = self._parts.captured
+        handles = {name for name, outer in captured.items() if id(outer) in constant}
+        front = self._parts.operations[: self._boundary]
         changed = {
             x.name
-            for operation in self._in_front
+            for operation in front
             if operation.type != "ReadVariableOp"
             for x in operation.inputs
             if x.dtype == tf.resource
         }
         again: set[Any] = set()
-        for operation in self._traced.graph.get_operations():
+        for operation in front:
             inputs = list(operation.inputs)
             reads = operation.type == "ReadVariableOp" and inputs[0].name in handles - changed
             view = operation.type in _VIEWS and inputs[0].op in again
             view = view and all(x.op in again or x.op.type == "Const" for x in inputs)
-            if operation in self._in_front and (reads or view or operation.type == "Const"):
+            if reads or view or operation.type == "Const":
                 again.add(operation)
         return again
-
-    def _effects(self, front: bool) -> list[Any]:
-        """Operations that must run for what they do."""
-        effects = self._traced.graph.control_outputs
-        return [op for op in effects if (op in self._in_front) is front]
-
-    def _upstream(self, start: Iterable[Any], stop: Collection[Any] = ()) -> set[str]:
-        """Names of the operations that `start` needs, without those to `stop` at."""
-        names: set[str] = set()
-        stack = list(start)
-        while stack:
-            operation = stack.pop()
-            if operation.name not in names and operation not in stop:
-                names.add(operation.name)
-                stack += [x.op for x in operation.inputs] + list(operation.control_inputs)
-        return names
-
-    def _compile(
-        self,
-        given: Sequence[Any],
-        wanted: Sequence[Any],
-        names: set[str],
-        finish: Callable[[list[Any]], Any] = lambda results: results,
-    ) -> Callable[..., Any]:
-        """A function of tensors `given` that makes those `wanted` by the operations `names`."""
-        arguments = [x.name for x in given]
-        outside = {_operation(name) for name in self._captured}
-        outside |= {x.op.name for x in given if x.op.type == "Placeholder"}
-        definition = self._part(names - outside)
-        used = {_operation(source) for node in definition.node for source in node.input}
-        captured = {n: x for n, x in self._captured.items() if _operation(n) in used}
-        missing = [x.name for x in wanted if x.name not in arguments]
-
-        def run(*tensors: Any) -> Any:
-            known = dict(zip(arguments, tensors, strict=True))
-            graph = tf.compat.v1.get_default_graph()
-            feeds = {name: x for name, x in known.items() if _operation(name) in used}
-            feeds |= {name: graph.capture(x) for name, x in captured.items()}
-            made = tf.graph_util.import_graph_def(
-                definition, input_map=feeds, return_elements=missing, name=""
-            )
-            known |= dict(zip(missing, made or [], strict=True))
-            return finish([known[x.name] for x in wanted])
-
-        types = [tf.TensorSpec(x.shape, x.dtype) for x in given]
-        function = tf.function(run, autograph=False, jit_compile=self._jit_compile)
-        return function.get_concrete_function(*types)
-
-    def _compile_backward(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
-        return self._compile(
-            [*self._kept, *self._further],
-            self._results,
-            self._upstream([x.op for x in self._results] + self._effects(False), self._in_front),
-            lambda results: finish(_pack(self._results_like, results)),
-        )
-
-    def _part(self, names: set[str]) -> Any:
-        """The definition of these operations."""
-        part = tf.compat.v1.GraphDef()
-        part.versions.CopyFrom(self._definition.versions)
-        part.library.CopyFrom(self._definition.library)
-        for node in self._definition.node:
-            if node.name in names:
-                copy = part.node.add()
-                copy.CopyFrom(node)
-                copy.attr.pop("_class", None)  # names operations that may be in the other part
-                # What ran in the other call need not be waited for.
-                sources = [s for s in node.input if s[0] != "^" or s[1:] in names]
-                del copy.input[:]
-                copy.input.extend(sources)
-        return part
 
 
 def _placeholder(like: Any) -> Any:
@@ -238,11 +209,6 @@ def _placeholder(like: Any) -> Any:
     if not isinstance(like, tf.Tensor | tf.TensorSpec):
         return like
     return tf.compat.v1.placeholder(like.dtype, like.shape)
-
-
-def _operation(name: str) -> str:
-    """The operation of a tensor or a control input, by name."""
-    return name.lstrip("^").partition(":")[0]
 
 
 def _tensors(structure: Any) -> list[Any]:

@@ -8,7 +8,7 @@ added up over the micro-batches of a step where they are computed (`hyparflow.ac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow.accumulator import Accumulator
+from hyparflow.actions import Kind
 from hyparflow.body import Body
 from hyparflow.formulas import Formulas
 from hyparflow.gradient_sum import GradientSum
@@ -26,6 +27,10 @@ from hyparflow.pairs import CompiledPair, EagerPair, any_rows
 __all__ = ["Saved", "Stage", "as_share", "as_tensors"]
 
 
+# On which inputs, and on which weights, some outputs depend.
+Dependence = tuple[list[bool], list[bool]]
+
+
 @dataclass
 class Saved:
     """What a stage keeps of a micro-batch from its forward to its backward."""
@@ -34,6 +39,7 @@ class Saved:
     loss: Any = None
     state: Any = None
     arguments: Any = None  # of the forward
+    depend: Dependence | None = None  # where the backward is in two parts
 
 
 class Stage:
@@ -64,7 +70,7 @@ class Stage:
         self._eager = eager
         self._types: Any = None
         self._common: frozenset[int] | None = None
-        self._known: dict[tuple[int, ...], tuple[list[bool], list[bool]]] = {}
+        self._known: dict[tuple[int, ...], Dependence] = {}
         self._accumulator = Accumulator(weights)
         self.begin(several=False)
 
@@ -98,23 +104,24 @@ class Stage:
         if self._adds:
             self._accumulator.reset()
 
-    def prepare(self, inputs: Any, rest: Any, fused: bool) -> None:
+    def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
         """Compile what training calls, while other ranks compile theirs.
 
         Args:
             inputs: types of the inputs, as far as they are known; where they prove wrong, it is
                 compiled again.
             rest: the share, or labels, of a micro-batch.
-            fused: whether the backward follows the forward at once.
+            kinds: of the steps that it will run.
         """
         if self._eager:
             return
         with contextlib.suppress(Exception):  # the first step will tell
-            if fused:
+            if Kind.FUSED in kinds:
                 (self._fused_add if self._adds else self._fused).prepare(inputs, rest)
             else:
                 pair = self._loss_pair if isinstance(rest, Labels) else self._pair
-                pair.prepare((inputs, rest), self._adds)
+                in_two = Kind.INPUT_BACKWARD in kinds
+                pair.prepare((inputs, rest), self._adds, in_two)
 
     def gradients(self) -> GradientSum:
         """The gradients of the weights, summed over the micro-batches of the step.
@@ -147,15 +154,37 @@ class Stage:
         Returns:
             Gradients of the inputs in `gradient_inputs`; None where nothing depends on one.
         """
+        further, depend = self._backward_arguments(saved, output_gradients, seed)
+        results = self._pair.backward(saved.state, further, self._adds)
+        return _only(self._add(results, depend and depend[1]), depend and depend[0])
+
+    def input_backward(self, saved: Saved, output_gradients: Sequence[Any], seed: Any) -> list[Any]:
+        """The part of `backward` that gives the gradients of the inputs."""
+        further, saved.depend = self._backward_arguments(saved, output_gradients, seed)
+        of_inputs, saved.state = self._pair.early(saved.state, further)
+        return _only(of_inputs, saved.depend and saved.depend[0])
+
+    def input_backward_loss(self, saved: Saved) -> list[Any]:
+        """The part of `backward_loss` that gives the gradients of the inputs."""
+        of_inputs, saved.state = self._loss_pair.early(saved.state, ())
+        return list(of_inputs)
+
+    def weight_backward(self, saved: Saved, is_loss: bool) -> None:
+        """The rest of a backward: the gradients of the weights."""
+        pair = self._loss_pair if is_loss else self._pair
+        self._add(pair.late(saved.state, self._adds), saved.depend and saved.depend[1])
+
+    def _backward_arguments(
+        self, saved: Saved, output_gradients: Sequence[Any], seed: Any
+    ) -> tuple[tuple[Any, Any], Dependence | None]:
+        """What a backward takes; and what depends on the gradients given, if they are not all."""
         given = list(zip(self._formulas.gradient_outputs, output_gradients, strict=True))
         reached = tuple(position for position, gradient in given if gradient is not None)
         if self._eager or len(reached) == len(given):
-            return self._add(self._pair.backward(saved.state, (output_gradients, seed), self._adds))
+            return (output_gradients, seed), None
         # A compiled backward takes all gradients; what depends on none of those given is known.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
-        results = self._pair.backward(saved.state, (full, seed), self._adds)
-        inputs_depend, weights_depend = self._dependent(reached, saved.arguments)
-        return _only(self._add(results, weights_depend), inputs_depend)
+        return (full, seed), self._dependent(reached, saved.arguments)
 
     def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
         """Take the gradients of the weights; return those of the inputs."""
@@ -167,9 +196,7 @@ class Stage:
             self._reached.update(n for n, depends in enumerate(depend) if depends)
         return list(of_inputs)
 
-    def _dependent(
-        self, positions: tuple[int, ...], arguments: Any
-    ) -> tuple[list[bool], list[bool]]:
+    def _dependent(self, positions: tuple[int, ...], arguments: Any) -> Dependence:
         """On which inputs and weights the outputs at `positions`, or added losses, depend.
 
         The gradient of a compiled call is zero where only its other outputs depend on a weight.
@@ -230,8 +257,10 @@ def _as_they_are(results: Any) -> Any:
     return results
 
 
-def _only(gradients: list[Any], wanted: list[bool]) -> list[Any]:
-    """`gradients`, with None for those that are not wanted."""
+def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:
+    """`gradients`, with None for those that are not wanted; None wants all."""
+    if wanted is None:
+        return list(gradients)
     return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
 
 

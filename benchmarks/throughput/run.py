@@ -54,6 +54,9 @@ SETUPS = {
     "interleaved": Setup(
         "model x2, interleaved", "hyparflow", 2, options=MODEL | {"schedule": "interleaved"}
     ),
+    "zero-bubble": Setup(
+        "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
+    ),
 }
 
 

@@ -105,7 +105,7 @@ def _reason(other: Prediction, best: Prediction) -> str:
 def _parts(prediction: Prediction) -> dict[str, float]:
     """The seconds of the rank that computes most."""
     spans = prediction.timeline.spans
-    computing = [_seconds(rank, (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)) for rank in spans]
+    computing = [_seconds(rank, Kind.COMPUTATIONS) for rank in spans]
     busiest = computing.index(max(computing))
     rank = spans[busiest]
     messages = _seconds(rank, (*Kind.SENDS, *Kind.RECEIVES))

@@ -155,6 +155,8 @@ def _schedules(wishes: Wishes, grid: Grid, num_microbatches: int) -> Iterator[tu
     for schedule in SCHEDULES:
         if wishes.schedule not in (None, schedule):
             continue
+        if schedule == "zero-bubble" and wishes.schedule is None:
+            continue  # its backwards in two parts are not measured
         if schedule != "interleaved":
             yield (schedule, 1)
         elif num_microbatches >= grid.num_partitions or wishes.schedule:

@@ -16,6 +16,8 @@ __all__ = ["draw"]
 _COLOURS = {
     "forward": "#56b4e9",
     "backward": "#0072b2",
+    "backward of inputs": "#0072b2",
+    "backward of weights": "#4b4fa6",
     "forward + backward": "#3a86c8",
     "message": "#e69f00",
     "allreduce": "#cc79a7",
@@ -24,6 +26,8 @@ _COLOURS = {
 _NAMES = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
+    Kind.INPUT_BACKWARD: "backward of inputs",
+    Kind.WEIGHT_BACKWARD: "backward of weights",
     Kind.FUSED: "forward + backward",
     Kind.SEND_ACTIVATION: "message",
     Kind.RECEIVE_ACTIVATION: "message",
@@ -41,7 +45,6 @@ _MEMORY = {
     "program": "#999999",
 }
 _IDLE = "#eeeeee"
-_COMPUTES = (Kind.FORWARD, Kind.BACKWARD, Kind.FUSED)
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
 _EDGED = 600  # more computations than this are too narrow for edges
 
@@ -70,17 +73,17 @@ def draw(plan: Plan, path: str | Path) -> None:
 
 def _draw_step(plan: Plan, axes: Any) -> None:
     end = max(work.end for rank in plan.work for work in rank) * 1e3
-    computations = sum(work.kind in _COMPUTES for rank in plan.work for work in rank)
+    computations = sum(work.kind in Kind.COMPUTATIONS for rank in plan.work for work in rank)
     edge = 0.4 if computations < _EDGED else 0.0
     seen: dict[str, Any] = {}
     for rank, works in enumerate(plan.work):
         seen["idle"] = axes.barh(rank, end, height=_HEIGHT, color=_IDLE)
         for work in works:
             name = _NAMES[work.kind]
-            turn = work.stage // plan.num_partitions if work.kind in _COMPUTES else 0
+            turn = work.stage // plan.num_partitions if work.kind in Kind.COMPUTATIONS else 0
             bar = _draw_work(axes, rank, work, edge, max(0.4, 1.0 - 0.2 * turn))
             seen[name] = bar if turn == 0 else seen.get(name, bar)
-            if work.kind in _COMPUTES and (work.end - work.start) * 1e3 > 0.018 * end:
+            if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.018 * end:
                 _number(axes, rank, work, "black" if name == "forward" else "white")
     shown = [name for name in (*_COLOURS, "idle") if name in seen]
     axes.legend(
@@ -108,7 +111,7 @@ def _draw_work(axes: Any, rank: int, work: Work, edge: float, alpha: float) -> A
         height=_HEIGHT,
         color=_COLOURS[_NAMES[work.kind]],
         edgecolor="white",
-        linewidth=edge if work.kind in _COMPUTES else 0.0,
+        linewidth=edge if work.kind in Kind.COMPUTATIONS else 0.0,
         alpha=alpha,
     )
 

@@ -15,7 +15,7 @@ from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 
 MICROBATCHES = (1, 2, 3, 4)
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
 
 
 def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
         return SCHEDULES[:1]
     turn = partitions // 2 + microbatches
     count = 1 if WORLD.size == 4 else 2
-    return tuple(SCHEDULES[(turn + number) % 3] for number in range(count))
+    return tuple(SCHEDULES[(turn + number * 2) % 4] for number in range(count))
 
 
 def prepare(case: Case) -> tuple[Any, dict[str, Any], State]:

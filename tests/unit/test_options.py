@@ -66,9 +66,9 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
         ),
         (
             4,
-            {"schedule": "zero-bubble"},
-            "`schedule` must be one of 'gpipe', '1f1b', 'interleaved' or 'auto'. "
-            "Received: schedule='zero-bubble'",
+            {"schedule": "pipedream"},
+            "`schedule` must be one of 'gpipe', '1f1b', 'interleaved', 'zero-bubble' or 'auto'. "
+            "Received: schedule='pipedream'",
         ),
         (
             4,

@@ -16,6 +16,7 @@ from hyparflow.schedule import (
     interleaved,
     make_schedule,
     one_forward_one_backward,
+    zero_bubble,
 )
 
 # Odd ones, one of each, and fewer micro-batches than partitions.
@@ -84,11 +85,12 @@ def test_forward_only() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_computation_stands_once(name: str) -> None:
+    kinds = "FIW" if name == "zero-bubble" else "BF"
     for partitions, microbatches in SIZES:
         schedule = make_schedule(name, partitions, microbatches)
         assert len(schedule) == partitions
         for stage, actions in enumerate(schedule):
-            expected = [Action(stage, k, m) for k in "BF" for m in range(microbatches)]
+            expected = [Action(stage, k, m) for k in kinds for m in range(microbatches)]
             assert sorted(actions) == expected, (partitions, microbatches)
 
 
@@ -96,9 +98,11 @@ def test_every_computation_stands_once(name: str) -> None:
 def test_forward_before_its_backward(name: str) -> None:
     for partitions, microbatches in SIZES:
         for stage, actions in enumerate(make_schedule(name, partitions, microbatches)):
-            for m in range(microbatches):
-                forward = actions.index(Action(stage, "F", m))
-                assert forward < actions.index(Action(stage, "B", m)), (partitions, microbatches)
+            for m, kinds in itertools.product(range(microbatches), ("FB", "FI", "IW")):
+                pair = [Action(stage, kind, m) for kind in kinds]
+                if all(action in actions for action in pair):
+                    places = [actions.index(action) for action in pair]
+                    assert places == sorted(places), (partitions, microbatches)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -106,7 +110,7 @@ def test_microbatches_in_order(name: str) -> None:
     """MPI keeps the order of messages only if all ranks take micro-batches in one order."""
     for size in SIZES:
         for actions in make_schedule(name, *size):
-            for kind in "FB":
+            for kind in "FBIW":
                 order = [action.microbatch for action in actions if action.kind == kind]
                 assert order == sorted(order), size
 
@@ -170,6 +174,27 @@ def test_interleaved_ends_and_wastes_what_it_must() -> None:
             assert timeline.idle_share == pytest.approx(expected)
 
 
+def test_zero_bubble_by_hand() -> None:
+    assert text(zero_bubble(2, 4)) == [
+        "0F0 0F1 0I0 0W0 0I1 0F2 0W1 0F3 0I2 0W2 0I3 0W3",
+        "1F0 1I0 1F1 1I1 1W0 1W1 1F2 1I2 1F3 1I3 1W2 1W3",
+    ]
+
+
+def test_zero_bubble_wastes_less_than_1f1b_and_keeps_no_more() -> None:
+    """At most 2 (P - 1) units of idle time on a partition instead of 3 (P - 1); and the memory of
+    1F1B's first stage."""
+    for partitions, microbatches in itertools.product((2, 3, 4, 8), (8, 9, 16)):
+        edges = chain(partitions)
+        timeline = prove(lower(zero_bubble(partitions, microbatches), edges), edges)
+        known = prove(lower(one_forward_one_backward(partitions, microbatches), edges), edges)
+        assert timeline.makespan < known.makespan
+        assert known.makespan == 3 * (microbatches + partitions - 1)
+        assert timeline.makespan <= 3 * microbatches + 2 * (partitions - 1)
+        peaks = [timeline.peak_in_flight(p) for p in range(partitions)]
+        assert max(peaks) <= min(partitions, microbatches)
+
+
 def test_several_stages_need_the_interleaved_schedule() -> None:
     with pytest.raises(ValueError, match="Received: schedule='gpipe', stages_per_partition=2"):
         make_schedule("gpipe", 2, 4, 2)
@@ -179,6 +204,6 @@ def test_unknown_schedule_lists_the_known() -> None:
     with pytest.raises(ValueError) as caught:
         make_schedule("pipe-dream", 2, 4)
     assert str(caught.value) == (
-        "`schedule` must be one of 'gpipe', '1f1b', 'interleaved' or 'auto'. "
+        "`schedule` must be one of 'gpipe', '1f1b', 'interleaved', 'zero-bubble' or 'auto'. "
         "Received: schedule='pipe-dream'"
     )

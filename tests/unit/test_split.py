@@ -149,6 +149,31 @@ def test_two_calls_are_as_one(name: str) -> None:
     assert max(distance(a, b) for a, b in zip(remembered, after, strict=True)) < 1e-5
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_inputs_can_come_before_those_of_weights(name: str) -> None:
+    keras.utils.set_random_seed(1)
+    model = MODELS[name]()
+    x = rows_for(model)
+    first, second = functions(model)
+
+    def halves(state: Any, seed: Any) -> Any:
+        gradients = second(state, seed)
+        count = len(model.trainable_weights)
+        return gradients[count:], gradients[:count]
+
+    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
+    weights = [v.value for v in model.trainable_weights]
+    split = Split(first, halves, types, lambda y: (y,), weights)
+    outputs, kept = split.forward((x,))
+    seed = tf.random.normal(outputs.shape)
+    expected = split.backward(kept, (seed,))
+    early, rest = split.early(kept, (seed,))
+    nothing, late = split.late(rest)
+    assert nothing == []
+    pairs = zip([*expected[0], *expected[1]], [*early, *late], strict=True)
+    assert max(distance(a, b) for a, b in pairs) < 1e-6
+
+
 def test_shapes_are_kept_and_weights_are_read_again() -> None:
     """Of a sum the backward needs only the shapes; of a product the kernel, which is there."""
     inputs = keras.Input((6,))
