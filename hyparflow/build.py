@@ -13,7 +13,7 @@ from hyparflow import keras_internals, lowering, masks
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
-from hyparflow.engine import Engine, Program
+from hyparflow.engine import Engine
 from hyparflow.gradients import Reducer, SharedGroup
 from hyparflow.grid import Grid
 from hyparflow.head import Head
@@ -25,6 +25,7 @@ from hyparflow.options import Options
 from hyparflow.own_steps import OwnSteps
 from hyparflow.partition import Partitioning
 from hyparflow.place import Place
+from hyparflow.program import Program
 from hyparflow.schedule import forward_only, make_schedule
 from hyparflow.stage import Stage
 from hyparflow.sync import WeightSync

@@ -16,40 +16,16 @@ from hyparflow.data import Batch
 from hyparflow.gradient_sum import GradientSum, joined
 from hyparflow.head import Labels
 from hyparflow.held import Held
-from hyparflow.lowering import tag
+from hyparflow.program import Program
 from hyparflow.stage import Saved, as_share, as_tensors
 from hyparflow.transport import Transport
 
-__all__ = ["Engine", "Program", "no_labels"]
+__all__ = ["Engine", "no_labels"]
 
 
 def no_labels(microbatch: int) -> Labels:
     """Stands in for the labels on ranks that have none."""
     raise RuntimeError(f"This rank has no labels. Received: micro-batch {microbatch}")
-
-
-class Program:
-    """A lowered list with what can be known before it runs.
-
-    Args:
-        steps: this rank's steps.
-        num_microbatches: M, which makes tags unique.
-    """
-
-    def __init__(self, steps: Sequence[Step], num_microbatches: int) -> None:
-        self.steps = list(steps)
-        self.num_microbatches = num_microbatches
-        self.names = [str(step) for step in steps]
-        self.tags = [tag(step, num_microbatches) if step.edge >= 0 else -1 for step in steps]
-        # Receives are posted one computation ahead: while a micro-batch is computed, the next
-        # one's tensors find their buffers waiting.
-        self.post: list[list[int]] = [[] for _ in steps]
-        computation = 0
-        for index, step in enumerate(steps):
-            if step.kind == Kind.RECEIVE_ACTIVATION:
-                self.post[computation].append(index)
-            elif step.edge < 0:
-                computation = index
 
 
 class Engine:

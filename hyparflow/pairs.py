@@ -1,15 +1,16 @@
-"""A forward and its backward: each as one compiled call, or step by step as Python runs them."""
+"""Compiled functions; a forward and its backward as two of them, or as Python runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from hyparflow.split import Split
 
-__all__ = ["CompiledPair", "EagerPair", "any_rows"]
+__all__ = ["Compiled", "CompiledPair", "EagerPair", "any_rows"]
 
 
 class EagerPair:
@@ -108,6 +109,31 @@ class CompiledPair:
         split = self._make(tf.nest.pack_sequence_as(arguments, types))
         self._splits.append((types, split))
         return split
+
+
+class Compiled:
+    """A `tf.function` that is traced once, for any number of rows.
+
+    Args:
+        function: what to compile.
+        jit_compile: whether XLA compiles.
+    """
+
+    def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
+        self._function = tf.function(
+            function, reduce_retracing=True, autograph=False, jit_compile=jit_compile or None
+        )
+        self._traced = False
+
+    def __call__(self, *args: Any) -> Any:
+        self.prepare(*args)
+        return self._function(*args)
+
+    def prepare(self, *args: Any) -> None:
+        """Compile, if it is not, for arguments of these types, or like these."""
+        if not self._traced:
+            self._traced = True
+            self._function.get_concrete_function(*keras.tree.map_structure(any_rows, args))
 
 
 def any_rows(value: Any) -> Any:

@@ -22,7 +22,7 @@ from hyparflow.formulas import Formulas
 from hyparflow.gradient_sum import GradientSum
 from hyparflow.head import Head, Labels
 from hyparflow.lookups import common_lookups
-from hyparflow.pairs import CompiledPair, EagerPair, any_rows
+from hyparflow.pairs import Compiled, CompiledPair, EagerPair, any_rows
 
 __all__ = ["Saved", "Stage", "as_share", "as_tensors"]
 
@@ -75,7 +75,7 @@ class Stage:
         self.begin(several=False)
 
         def make(function: Callable[..., Any]) -> Any:
-            return function if eager else _Compiled(function, jit_compile)
+            return function if eager else Compiled(function, jit_compile)
 
         def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Any:
             finishes = (_as_they_are, self._add_up)
@@ -262,26 +262,6 @@ def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:
     if wanted is None:
         return list(gradients)
     return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
-
-
-class _Compiled:
-    """A `tf.function` that is traced once, for any number of rows."""
-
-    def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
-        self._function = tf.function(
-            function, reduce_retracing=True, autograph=False, jit_compile=jit_compile or None
-        )
-        self._traced = False
-
-    def __call__(self, *args: Any) -> Any:
-        self.prepare(*args)
-        return self._function(*args)
-
-    def prepare(self, *args: Any) -> None:
-        """Compile, if it is not, for arguments of these types, or like these."""
-        if not self._traced:
-            self._traced = True
-            self._function.get_concrete_function(*keras.tree.map_structure(any_rows, args))
 
 
 def _type_of(value: Any) -> Any:

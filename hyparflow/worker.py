@@ -16,10 +16,10 @@ from hyparflow.build import Learner, Losses, Part
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import Batch
-from hyparflow.engine import Program
 from hyparflow.feed import Data, Feed
 from hyparflow.gradient_sum import GradientSum
 from hyparflow.grid import LEADER
+from hyparflow.program import Program
 from hyparflow.stage import as_tensors
 from hyparflow.writes import WriteLog
 
