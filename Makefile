@@ -62,8 +62,8 @@ venv: $(VENV)/.test  ## make .venv, ready for work on hyparflow
 demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 	$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python examples/digits.py
 
-test: lint test-unit  ## run everything that a change must pass
-	$(AT_ONCE) test-mpi-2 test-jobs test-mpi-4 test-mpi-1
+test: lint mpi-check  ## run everything that a change must pass
+	$(AT_ONCE) test-mpi-2 test-unit test-mpi-4 test-jobs test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check

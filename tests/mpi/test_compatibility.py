@@ -8,9 +8,9 @@ from compatibility.rows import Check, Row
 from compatibility.runs import Runs, layouts
 from contract import WORLD
 
-# Sections that a hybrid of partitions and replicas tests best, on 4 ranks, and those that all
-# strategies need. The others are checked on 2 ranks, where what works with one of "data" and
-# "model" is checked with that, in turn. With --everything, all are checked with all.
+# Sections that a hybrid of partitions and replicas tests best, on 4 ranks, and those of which half
+# is checked there as well. The others are checked on 2 ranks, where what works is checked with
+# "data" or "model", in turn. With --everything, all are checked with all.
 ON_4 = (
     "Optimizers",
     "Arguments of optimizers",
@@ -43,7 +43,7 @@ def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
         pytest.skip("on this number of ranks only with --everything")
     chosen = list(layouts().values())
     refused = any(row.state == "refused" for row in CHECKS[check])
-    if not (refused or section in ON_BOTH or everything):
+    if not (refused or everything):
         chosen = chosen[number % len(chosen) :][:1]
     for options in chosen:
         check(Runs(options))

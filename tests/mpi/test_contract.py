@@ -14,7 +14,7 @@ import hyparflow as hf
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 
-MICROBATCHES = (1, 2, 3, 4)
+MICROBATCHES = (1, 2, 3, 4) if WORLD.size < 4 else (1, 2, 4)
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
 
 
@@ -28,7 +28,7 @@ def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
     if microbatches == 1:
         return SCHEDULES[:1]
     turn = partitions // 2 + microbatches
-    count = 1 if WORLD.size == 4 else 2
+    count = 2 if WORLD.size < 4 and microbatches != 3 else 1
     return tuple(SCHEDULES[(turn + number * 2) % 4] for number in range(count))
 
 
