@@ -53,6 +53,7 @@ def _leads_to(value: Any) -> Iterator[Any]:
         yield from _of_function(value)
     elif isinstance(value, keras.Layer):
         yield from value.variables
+        yield from getattr(value, "layers", ())
         yield from _own_parts(value)
     elif _package(type(value)) not in _LIBRARIES and hasattr(value, "__dict__"):
         yield from _own_parts(value)
