@@ -160,7 +160,7 @@ class CostTable:
     def scale(self, piece: Segment, seconds: np.ndarray) -> None:
         """Scale all times so that a long `piece` takes these, [size, (F, B, FB)]."""
         inside = slice(piece.operations.start, piece.operations.stop)
-        factors = seconds.T / np.maximum(self.times[:, inside].sum(1), 1e-7)
+        factors = np.maximum(seconds.T, 1e-7) / np.maximum(self.times[:, inside].sum(1), 1e-7)
         self.times *= factors[:, None, :]
 
     def costs(self, overheads: Overheads, slots: float, crowd: int, crowded: np.ndarray) -> Costs:
