@@ -41,8 +41,6 @@ class Accumulator:
             maker = threading.Thread(target=self._make, args=(position,))
             maker.start()
             maker.join()
-            self._zero = tf.function(self._trace_zero, autograph=False)
-            self._read = tf.function(self._trace_read, autograph=False)
         return self._sums[position]
 
     def _make(self, position: int) -> None:
@@ -53,17 +51,19 @@ class Accumulator:
     def reset(self) -> None:
         """Begin a step."""
         if self._sums:
-            self._zero()
+            self._zero(len(self._sums))
 
     def fill(self, values: list[Any]) -> None:
         """Put the sums in their places in `values`."""
         if self._sums:
-            for position, value in zip(self._sums, self._read(), strict=True):
+            for position, value in zip(self._sums, self._read(len(self._sums)), strict=True):
                 values[position] = value
 
-    def _trace_zero(self) -> None:
+    # Traced again when there are more sums, which a count as an argument brings about.
+
+    def _trace_zero(self, count: int) -> None:
         for variable in self._sums.values():
             variable.assign(tf.zeros(variable.shape, variable.dtype))
 
-    def _trace_read(self) -> list[Any]:
+    def _trace_read(self, count: int) -> list[Any]:
         return [variable.read_value() for variable in self._sums.values()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +64,9 @@ def plan_fit(
     key = (rows, id(model.optimizer), repr(decided))
     if key not in known.plans:
         show = kwargs.get("verbose", "auto") != 0
-        known.plans[key] = _plan_for_ranks(model, world, rows, decided, known.costs, show)
+        planned = functools.partial(_plan, model, world, rows, decided, known.costs)
+        can_cut = keras_internals.opened_graph(model) is not None
+        known.plans[key] = _plan_for_ranks(world, planned, show) if can_cut else None
     return known.plans[key]
 
 
@@ -75,16 +79,8 @@ def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     return DEFAULT_BATCH if rows is None else int(rows)
 
 
-def _plan_for_ranks(
-    model: Any,
-    world: World,
-    batch_size: int,
-    decided: dict[str, Any],
-    known: dict[Any, Costs],
-    show: bool,
-) -> Plan | None:
-    if keras_internals.opened_graph(model) is None:
-        return None
+def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:
+    """What `planned`, which is given a function that says what it does, makes on the leader."""
     if world.rank != LEADER:
         return _follow(world)
 
@@ -92,21 +88,20 @@ def _plan_for_ranks(
         world.board.write(f"measures {line}")
         world.broadcast_object((None, None), LEADER, _WHAT)
 
-    found = error = None
     try:
-        found = _plan(model, world, batch_size, decided, known, say)
-    except Exception as caught:  # raised below, on all ranks
-        error = caught
-    world.broadcast_object((found, error and portable(error)), LEADER, _WHAT)
-    if error is not None:
-        raise guard.everywhere(error)
+        found = planned(say)
+    except Exception as error:
+        world.broadcast_object((None, portable(error)), LEADER, _WHAT)
+        raise guard.everywhere(error) from None
+    world.broadcast_object((found, None), LEADER, _WHAT)
     if show:
         print(f"hyparflow plans:\n{found}\n", flush=True)
     return found
 
 
 def _follow(world: World) -> Plan:
-    found = recipe = None
+    found: Plan | None = None
+    recipe = None
     while found is None and recipe is None:
         found, recipe = world.broadcast_object(None, LEADER, _WHAT)
     if recipe is not None:

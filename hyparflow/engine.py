@@ -204,28 +204,21 @@ class Engine:
     def _do_backward(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
         saved = self._saved.pop((held.number, m))
-        if held.is_last:
-            gradients = held.stage.backward_loss(saved)
-        else:
-            gradients = held.stage.backward(saved, *self._seeds(held, m))
-        self._take_gradients(held, m, gradients)
+        self._take_gradients(held, m, held.stage.backward(saved, *self._seeds(held, m)))
 
     def _do_input_backward(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
         saved = self._saved[held.number, m]
-        if held.is_last:
-            gradients = held.stage.input_backward_loss(saved)
-        else:
-            gradients = held.stage.input_backward(saved, *self._seeds(held, m))
-        self._take_gradients(held, m, gradients)
+        self._take_gradients(held, m, held.stage.input_backward(saved, *self._seeds(held, m)))
 
     def _do_weight_backward(self, step: Step, tag: int) -> None:
-        held = self._held[step.stage]
-        saved = self._saved.pop((held.number, step.microbatch))
-        held.stage.weight_backward(saved, held.is_last)
+        stage = self._held[step.stage].stage
+        stage.weight_backward(self._saved.pop((step.stage, step.microbatch)))
 
-    def _seeds(self, held: Held, m: int) -> tuple[list[Any], Any]:
+    def _seeds(self, held: Held, m: int) -> tuple[Any, ...]:
         """The gradients of a stage's outputs, and of what its layers added to the loss."""
+        if held.is_last:
+            return ()  # it begins with the loss
         keys = [(held.number, tensor, m) for tensor in held.gradient_outputs]
         seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
         return seeds, as_share(self._batch.share(m) * self._loss_scale)

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow import keras_internals
-from hyparflow.additive import weighted_by
+from hyparflow.additive import weighting
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.comm import Communicator
 from hyparflow.head import Labels
@@ -86,8 +86,7 @@ class OwnSteps:
         with contextlib.ExitStack() as stack:
             for optimizer in keras_internals.optimizers_of(self._model):
                 stack.enter_context(self._reducing(optimizer, share))
-            for metric in self._means():
-                stack.enter_context(weighted_by(metric, share))
+            stack.enter_context(weighting(self._means(), share))
             if self._terms is not None:
                 stack.enter_context(self._terms.used_by(self._model, share, factors))
             stack.enter_context(self._statistics.observed(share))

@@ -8,6 +8,7 @@ kept; what a weight alone gives is read again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ class Split:
         effects = [op for op in self._parts.effects if op not in self._behind]
         self._kept = self._parts.needed([*results, *effects], self._behind)
         self._kept += [x for x in self._results if x.op in self._behind]
-        self._kept = list({x.ref(): x for x in self._kept}.values())
+        self._kept = _unique(self._kept)
         self._again = again
         made = [*self._outputs, *self._kept]
         start = [x.op for x in made] + [op for op in self._parts.effects if op in self._behind]
@@ -99,11 +100,6 @@ class Split:
             self._compiled[key] = make(None if finish is None else self._finishes[finish])
         return self._compiled[key]
 
-    @property
-    def kept(self) -> list[Any]:
-        """The symbolic tensors that go from the first to the second."""
-        return self._kept
-
     # --- parts of the second function ---
 
     def _whole(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -116,6 +112,7 @@ class Split:
             lambda results: finish(_pack(self._results_like, results)),
         )
 
+    @functools.cached_property
     def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
         """Tensors of the first half; those that the second needs of it; operations before it."""
         early, late = map(_tensors, self._results_like)
@@ -124,16 +121,16 @@ class Split:
         effects = [op for op in self._parts.effects if op not in before]
         kept = self._parts.needed([*(x.op for x in late), *effects], before)
         kept += [x for x in late if x.op in before]
-        return early, list({x.ref(): x for x in kept}.values()), before
+        return early, _unique(kept), before
 
     def _first_half(self, finish: None) -> Callable[..., Any]:
-        early, kept, _ = self._halves()
+        early, kept, _ = self._halves
         wanted = [*early, *kept]
         operations = self._parts.upstream([x.op for x in wanted], self._behind)
         return self._parts.compile([*self._kept, *self._further], wanted, operations)
 
     def _second_half(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
-        _, kept, before = self._halves()
+        _, kept, before = self._halves
         like = self._results_like[1]
         start = [x.op for x in _tensors(like)]
         start += [op for op in self._parts.effects if op not in before]
@@ -202,6 +199,10 @@ class Split:
             if reads or view or operation.type == "Const":
                 again.add(operation)
         return again
+
+
+def _unique(tensors: Sequence[Any]) -> list[Any]:
+    return list({x.ref(): x for x in tensors}.values())
 
 
 def _placeholder(like: Any) -> Any:

@@ -37,8 +37,8 @@ class Saved:
 
     outputs: list[Any]
     loss: Any = None
-    state: Any = None
-    arguments: Any = None  # of the forward
+    pair: Any = None  # the forward and backward, compiled
+    state: Any = None  # what goes from one to the other
     depend: Dependence | None = None  # where the backward is in two parts
 
 
@@ -140,13 +140,21 @@ class Stage:
         """Forward of a stage that is not the last, of the part `share` of a global batch."""
         (outputs, loss), state = self._pair.forward((inputs, share))
         self._note_types(inputs, share)
-        return Saved(outputs, loss, state, (inputs, share))
+        return Saved(outputs, loss, self._pair, state)
 
-    def backward(self, saved: Saved, output_gradients: Sequence[Any], seed: Any) -> list[Any]:
-        """Backward of a stage that is not the last.
+    def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
+        """Forward of the last stage when its backward does not follow at once."""
+        _, state = self._loss_pair.forward((inputs, labels))
+        self._note_types(inputs, labels.share)
+        return Saved([], pair=self._loss_pair, state=state)
+
+    def backward(
+        self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
+    ) -> list[Any]:
+        """Backward of a micro-batch; the last stage's takes nothing but what was saved.
 
         Args:
-            saved: what its forward returned.
+            saved: what the forward returned.
             output_gradients: gradients of the outputs in `gradient_outputs`, summed over
                 their consumers; None where no consumer depends on one.
             seed: n / B times the loss scale, for what the stage's layers added to the loss.
@@ -155,36 +163,35 @@ class Stage:
             Gradients of the inputs in `gradient_inputs`; None where nothing depends on one.
         """
         further, depend = self._backward_arguments(saved, output_gradients, seed)
-        results = self._pair.backward(saved.state, further, self._adds)
+        results = saved.pair.backward(saved.state, further, self._adds)
         return _only(self._add(results, depend and depend[1]), depend and depend[0])
 
-    def input_backward(self, saved: Saved, output_gradients: Sequence[Any], seed: Any) -> list[Any]:
+    def input_backward(
+        self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
+    ) -> list[Any]:
         """The part of `backward` that gives the gradients of the inputs."""
         further, saved.depend = self._backward_arguments(saved, output_gradients, seed)
-        of_inputs, saved.state = self._pair.early(saved.state, further)
+        of_inputs, saved.state = saved.pair.early(saved.state, further)
         return _only(of_inputs, saved.depend and saved.depend[0])
 
-    def input_backward_loss(self, saved: Saved) -> list[Any]:
-        """The part of `backward_loss` that gives the gradients of the inputs."""
-        of_inputs, saved.state = self._loss_pair.early(saved.state, ())
-        return list(of_inputs)
-
-    def weight_backward(self, saved: Saved, is_loss: bool) -> None:
+    def weight_backward(self, saved: Saved) -> None:
         """The rest of a backward: the gradients of the weights."""
-        pair = self._loss_pair if is_loss else self._pair
-        self._add(pair.late(saved.state, self._adds), saved.depend and saved.depend[1])
+        results = saved.pair.late(saved.state, self._adds)
+        self._add(results, saved.depend and saved.depend[1])
 
     def _backward_arguments(
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
-    ) -> tuple[tuple[Any, Any], Dependence | None]:
+    ) -> tuple[tuple[Any, ...], Dependence | None]:
         """What a backward takes; and what depends on the gradients given, if they are not all."""
+        if saved.pair is self._loss_pair:
+            return (), None
         given = list(zip(self._formulas.gradient_outputs, output_gradients, strict=True))
         reached = tuple(position for position, gradient in given if gradient is not None)
         if self._eager or len(reached) == len(given):
             return (output_gradients, seed), None
         # A compiled backward takes all gradients; what depends on none of those given is known.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
-        return (full, seed), self._dependent(reached, saved.arguments)
+        return (full, seed), self._dependent(reached)
 
     def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
         """Take the gradients of the weights; return those of the inputs."""
@@ -196,7 +203,7 @@ class Stage:
             self._reached.update(n for n, depends in enumerate(depend) if depends)
         return list(of_inputs)
 
-    def _dependent(self, positions: tuple[int, ...], arguments: Any) -> Dependence:
+    def _dependent(self, positions: tuple[int, ...]) -> Dependence:
         """On which inputs and weights the outputs at `positions`, or added losses, depend.
 
         The gradient of a compiled call is zero where only its other outputs depend on a weight.
@@ -215,19 +222,9 @@ class Stage:
                     [gradient is not None for gradient in of_weights],
                 )
 
-            types = keras.tree.map_structure(any_rows, arguments)
+            types = keras.tree.map_structure(any_rows, self._types)
             tf.function(trace, autograph=False).get_concrete_function(*types)
         return self._known[positions]
-
-    def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
-        """Forward of the last stage when its backward does not follow at once."""
-        _, state = self._loss_pair.forward((inputs, labels))
-        self._note_types(inputs, labels.share)
-        return Saved([], state=state)
-
-    def backward_loss(self, saved: Saved) -> list[Any]:
-        """Backward of the last stage after `forward_loss`; gradients as from `backward`."""
-        return self._add(self._loss_pair.backward(saved.state, (), self._adds))
 
     def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
         """Forward and backward of the last stage in one compiled call."""

@@ -73,26 +73,26 @@ class WeightSync:
 
         What neither the model nor its losses, metrics and own layers lead to is left out.
         """
-        numbers: dict[int, int] = {}
-        for number, known in enumerate(self._known(variables)):
-            numbers.setdefault(id(known), number)
-            numbers.setdefault(id(getattr(known, "value", known)), number)
+        known = [*self._weights, *self._slots]
+        numbers = _numbers(known)
+        if any(id(variable) not in numbers for variable in variables):
+            numbers = _numbers([*known, *self._users_own()])
         return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
 
     def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
         """Take what `describe` returned on the leader."""
-        known = self._known(None)
+        known = [*self._weights, *self._slots]
+        if any(number >= len(known) for number, _ in values):
+            known += self._users_own()
         for number, value in values:
             known[number].assign(value)
 
-    def _known(self, wanted: Sequence[Any] | None) -> list[Any]:
-        """The variables that ranks can tell each other of: the model's, then the user's own."""
+    def _users_own(self) -> list[Any]:
+        """The variables that losses, metrics and own layers lead to, beside weights and slots."""
         known = [*self._weights, *self._slots]
         raw = {id(v) for variable in known for v in (variable, variable.value)}
-        if wanted is not None and all(id(variable) in raw for variable in wanted):
-            return known
         own = reachable_variables([self._model, keras_internals.compile_arguments(self._model)])
-        return known + [variable for variable in own if id(variable) not in raw]
+        return [variable for variable in own if id(variable) not in raw]
 
     def is_elsewhere(self, variable: Any) -> bool:
         """Whether another partition owns this variable of the model or its optimizer."""
@@ -192,6 +192,15 @@ class WeightSync:
             part = joined[start : start + value.nbytes]
             start += value.nbytes
             variable.assign(part.view(value.dtype).reshape(value.shape))
+
+
+def _numbers(variables: Sequence[Any]) -> dict[int, int]:
+    """The place of each variable, by its id and by that of TensorFlow's within it."""
+    numbers: dict[int, int] = {}
+    for number, variable in enumerate(variables):
+        numbers.setdefault(id(variable), number)
+        numbers.setdefault(id(getattr(variable, "value", variable)), number)
+    return numbers
 
 
 def _unique(variables: Sequence[Any]) -> list[Any]:

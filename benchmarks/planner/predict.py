@@ -8,7 +8,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 import hyparflow as hf
+from hyparflow.planning import Costs
 from hyparflow.plans import costs_of_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,6 +20,7 @@ from models import build
 
 LAYOUTS = ((1, 1), (2, 1), (1, 2))
 MICROBATCHES = (1, 2, 4, 8)
+TIMES = 2  # that costs are measured
 
 
 def main() -> None:
@@ -24,7 +28,7 @@ def main() -> None:
     batch_size = int(rows)
     model = build(name)
     pair = hf.Cluster.load(machine)
-    costs = costs_of_model(model, "measure", batch_size, pair)
+    costs = fastest([costs_of_model(model, "measure", batch_size, pair) for _ in range(TIMES)])
     found = []
     for partitions, replicas in LAYOUTS:
         for count in MICROBATCHES:
@@ -49,6 +53,13 @@ def main() -> None:
                 }
             )
     Path(output).write_text(json.dumps(found))
+
+
+def fastest(measured: list[Costs]) -> Costs:
+    """The shortest time of each operation: what it takes while nobody else slows the machine."""
+    names = ("forward", "backward", "fused", "crowded")
+    times = {name: np.min([getattr(costs, name) for costs in measured], axis=0) for name in names}
+    return dataclasses.replace(measured[0], **times)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,33 @@
 
 For each model: the network and the costs are measured, with one thread per process; plans for
 (partitions, replicas) in {(1,1), (2,1), (1,2)} and 1, 2, 4 and 8 micro-batches are made from them,
-and jobs train by these plans. Two partitions are also cut into equal numbers of layers,
-in turns with the planned cut.
+and jobs train by these plans, those of one layout in turns. Two partitions are also cut into equal
+numbers of layers, in turns with the planned cut.
 Writes results.json and table.rst beside this file, or to --output.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from turns import THREADS, Job, Setup, add_arguments
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
 LAYOUTS = ((1, 1), (2, 1), (1, 2))  # partitions, replicas
-MICROBATCHES = (8, 4, 2, 1)  # in this order a process needs more and more memory
-ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+COMPARED = 4  # micro-batches with which cuts are compared
 
 
 def main() -> None:
@@ -45,88 +51,81 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicted against measured time and memory.")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--add", action="store_true", help="keep the other models' results")
-    parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
+    add_arguments(parser, steps=3, turns=4)
     return parser.parse_args()
 
 
-def examine(name: str, args: argparse.Namespace) -> Any:
+def examine(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one model."""
+    plans = predict(name, args)
+    for layout in LAYOUTS:
+        mine = [plan for plan in plans if (plan["partitions"], plan["replicas"]) == layout]
+        yield from compare(name, mine, args)
+
+
+def predict(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The plans of a model, from costs measured now."""
     with tempfile.TemporaryDirectory() as folder:
-        cluster = Path(folder) / "cluster.json"
+        cluster, output = Path(folder) / "cluster.json", Path(folder) / "plans.json"
         doctor = [sys.executable, "-m", "hyparflow.cli", "doctor", "--network"]
         run([*shlex.split(args.mpirun), "-n", "2", *doctor, cluster])
-        predict = [sys.executable, HERE / "predict.py", name, str(args.batch_size), cluster]
-        plans = run_json(predict, Path(folder))
-        for partitions, replicas in LAYOUTS:
-            mine = [p for p in plans if (p["partitions"], p["replicas"]) == (partitions, replicas)]
-            mine.sort(key=lambda plan: MICROBATCHES.index(plan["microbatches"]))
-            groups = [mine]
-            if partitions * replicas == 1:  # plain Keras compiles a program of its own
-                groups = [mine[:-1], mine[-1:]]
-            for group in groups:
-                measured = train(name, [plan["arguments"] for plan in group], args, Path(folder))
-                for plan, result in zip(group, measured, strict=True):
-                    yield row_of(name, plan, result)
-        balanced = next(p for p in plans if p["partitions"] == 2 and p["microbatches"] == 4)
-        yield compare_cuts(name, balanced, args, Path(folder))
+        run([sys.executable, HERE / "predict.py", name, str(args.batch_size), cluster, output])
+        plans: list[dict[str, Any]] = json.loads(output.read_text())
+    return plans
 
 
-def row_of(name: str, plan: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    ranks = range(plan["partitions"])
-    peaks = [max(result["peaks"][stage :: plan["partitions"]]) for stage in ranks]
+def run(command: list[Any]) -> None:
+    environment = os.environ | dict.fromkeys(THREADS, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{done.stderr[-3000:]}")
+
+
+def compare(
+    name: str, plans: list[dict[str, Any]], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows of one layout: its plans as jobs that take turns."""
+    options = [plan["arguments"] for plan in plans]
+    balanced = next((o for o in options if is_compared(o)), None)
+    if balanced is not None:
+        count = sum(balanced["lpp"])
+        options.append(balanced | {"lpp": [count - count // 2, count // 2]})
+    ranks = plans[0]["partitions"] * plans[0]["replicas"]
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for number, arguments in enumerate(options):
+            setup = Setup(f"{name} {number}", "hyparflow", ranks, options=arguments)
+            jobs.append(Job(setup, name, args.batch_size, args))
+            stack.callback(jobs[-1].stop)
+        turns = [[job.turn(number) for job in jobs] for number in range(args.turns)]
+        peaks = [job.peaks() for job in jobs]
+    seconds = list(zip(*turns, strict=True))
+    for plan, times, sizes in zip(plans, seconds, peaks, strict=False):
+        yield row_of(name, plan, min(times), sizes)
+    if balanced is not None:
+        planned = seconds[options.index(balanced)]
+        ratios = [equal / mine for equal, mine in zip(seconds[-1], planned, strict=True)]
+        yield {"model": name, "faster": statistics.median(ratios), "lpp": balanced["lpp"]}
+
+
+def is_compared(options: dict[str, Any]) -> bool:
+    return options["num_partitions"] == 2 and options["num_microbatches"] == COMPARED
+
+
+def row_of(name: str, plan: dict[str, Any], seconds: float, sizes: list[int]) -> dict[str, Any]:
+    parts = range(plan["partitions"])
     return {
         "model": name,
         "partitions": plan["partitions"],
         "replicas": plan["replicas"],
         "microbatches": plan["microbatches"],
         "predicted_seconds": plan["seconds"],
-        "measured_seconds": result["seconds"],
+        "measured_seconds": seconds,
         "predicted_bytes": plan["memory"],
-        "measured_bytes": peaks,
+        "measured_bytes": [max(sizes[part :: plan["partitions"]]) for part in parts],
     }
-
-
-def compare_cuts(
-    name: str, plan: dict[str, Any], args: argparse.Namespace, folder: Path
-) -> dict[str, Any]:
-    """The planned cut against one into equal numbers of layers."""
-    count = sum(plan["arguments"]["lpp"])
-    equal = plan["arguments"] | {"lpp": [count - count // 2, count // 2]}
-    planned, other = train(name, [plan["arguments"], equal], args, folder, turns=3)
-    return {
-        "model": name,
-        "planned": planned["seconds"],
-        "equal": other["seconds"],
-        "lpp": plan["arguments"]["lpp"],
-    }
-
-
-def train(
-    name: str, entries: list[Any], args: argparse.Namespace, folder: Path, turns: int = 1
-) -> list[dict[str, Any]]:
-    job = {"batch_size": args.batch_size, "steps": args.steps, "turns": turns, "entries": entries}
-    (folder / "job.json").write_text(json.dumps(job))
-    ranks = entries[0]["num_partitions"] * entries[0]["num_replicas"]
-    launcher = [*shlex.split(args.mpirun), "-n", str(ranks)]
-    command = [*launcher, sys.executable, HERE / "steps.py", name, folder / "job.json"]
-    return run_json(command, folder)
-
-
-def run_json(command: list[Any], folder: Path) -> Any:
-    """Run a command that writes JSON to the file that is its last argument."""
-    output = folder / "output.json"
-    run([*command, output])
-    return json.loads(output.read_text())
-
-
-def run(command: list[Any]) -> None:
-    environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command} failed:\n{done.stderr[-3000:]}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -154,11 +153,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(f"step time within 15 %: {inside(ratios, 0.15)} of {len(ratios)}")
     lines.append(f"peak memory within 20 %: {inside(sizes, 0.2)} of {len(sizes)}")
     lines += ["", "two partitions, 4 micro-batches: planned against equal numbers of layers"]
-    for row in (row for row in rows if "planned" in row):
-        lines.append(
-            f"{row['model']:13} {row['planned'] * 1e3:9.1f} ms against {row['equal'] * 1e3:9.1f} "
-            f"ms: {row['equal'] / row['planned']:.2f} times as fast, lpp={row['lpp']}"
-        )
+    lines += [
+        f"{row['model']:13} {row['faster']:.2f} times as fast, lpp={row['lpp']}"
+        for row in rows
+        if "faster" in row
+    ]
     return "\n".join(["::", "", *(f"    {line}".rstrip() for line in lines)])
 
 

@@ -13,34 +13,23 @@ results.json, table.rst and throughput.png beside this file, or to --output.
 import argparse
 import contextlib
 import json
-import os
 import platform
-import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from turns import Job, Setup, add_arguments
+
 HERE = Path(__file__).resolve().parent
-THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 CASES = ("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64", "resnet1001:16")
 SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
-
-
-class Setup(NamedTuple):
-    """One way to train."""
-
-    name: str
-    kind: str
-    ranks: int = 1
-    threads: int | None = 1
-    options: dict[str, Any] = {}
 
 
 MODEL = {"strategy": "model"}
@@ -58,80 +47,6 @@ SETUPS = {
         "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
     ),
 }
-
-
-class Job:
-    """A setup at work."""
-
-    def __init__(self, setup: Setup, model: str, batch: int, args: argparse.Namespace) -> None:
-        self.setup, self.batch = setup, batch
-        self._folder = Path(tempfile.mkdtemp(prefix="throughput-"))
-        spec = {
-            "model": model,
-            "batch": batch,
-            "kind": setup.kind,
-            "options": dict(setup.options),
-            "steps": args.steps,
-            "turns": args.turns,
-            "folder": str(self._folder),
-        }
-        if setup.options.get("strategy") == "model" and args.microbatches:
-            spec["options"]["num_microbatches"] = args.microbatches
-        path = self._folder / "spec.json"
-        path.write_text(json.dumps(spec))
-        command = [sys.executable, str(HERE / "job.py"), str(path)]
-        if setup.ranks > 1:
-            command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
-        if setup.threads is not None:
-            environment |= dict.fromkeys(THREADS, str(setup.threads))
-        self._log = (self._folder / "log").open("w")
-        self._process = subprocess.Popen(
-            command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-        self.first_step = self._wait("ready")["first_step"]
-        time.sleep(1.0)  # the steps that warm up
-        self._signal("suspend")
-
-    def turn(self, number: int) -> float:
-        """Seconds of a step in this turn."""
-        self._signal("resume")
-        (self._folder / f"go-{number}").touch()
-        seconds = self._wait(f"done-{number}")["seconds"]
-        self._signal("suspend")
-        return float(seconds)
-
-    def peaks(self, turns: int) -> list[int]:
-        """The peak memory of each rank above a bare import, in bytes; the job ends."""
-        self._signal("resume")
-        (self._folder / f"go-{turns}").touch()
-        self._process.wait(300)
-        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("peak-*"))]
-
-    def stop(self) -> None:
-        """End the job whatever it does."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in self._processes():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-    def _processes(self) -> list[psutil.Process]:
-        parent = psutil.Process(self._process.pid)
-        return [*parent.children(recursive=True), parent]
-
-    def _signal(self, what: str) -> None:
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, what)()
-
-    def _wait(self, name: str) -> Any:
-        path = self._folder / name
-        while not path.exists():
-            if self._process.poll() is not None:
-                text = (self._folder / "log").read_text()[-3000:]
-                raise RuntimeError(f"{self.setup.name} ended:\n{text}")
-            time.sleep(0.01)
-        return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -154,10 +69,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=SETUPS)
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
     parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
-    parser.add_argument("--steps", type=int, default=3, help="of a turn")
-    parser.add_argument("--turns", type=int, default=7)
+    add_arguments(parser, steps=3, turns=7)
     parser.add_argument("--output", type=Path, default=HERE)
-    parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
     return parser.parse_args()
 
 
@@ -167,6 +80,9 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
 
         def launch(setup: Setup, rows: int) -> Job:
+            if setup.options.get("strategy") == "model" and args.microbatches:
+                chosen = {"num_microbatches": args.microbatches}
+                setup = setup._replace(options=setup.options | chosen)
             job = Job(setup, model, rows, args)
             stack.callback(job.stop)
             print(f"  {setup.name}, batch {rows}: first step {job.first_step:.1f} s", flush=True)
@@ -179,7 +95,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         for number in range(args.turns):
             for job, found in zip((*jobs, *singles), rates, strict=True):
                 found.append(job.batch / job.turn(number))
-        rows = [row_of(job, found, args.turns) for job, found in zip(jobs, rates, strict=False)]
+        rows = [row_of(job, found) for job, found in zip(jobs, rates, strict=False)]
     one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
     plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
     cores = psutil.cpu_count() or 1
@@ -196,13 +112,13 @@ def is_single(job: Job) -> bool:
     return job.setup == SETUPS["plain1"]
 
 
-def row_of(job: Job, rates: list[float], turns: int) -> dict[str, Any]:
+def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
     return {
         "name": job.setup.name,
         "rates": rates,
         "rate": statistics.median(rates),
         "first_step": job.first_step,
-        "peaks": job.peaks(turns),
+        "peaks": job.peaks(),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -35,6 +35,7 @@ from hyparflow.planning.tables import (
 __all__ = ["measure"]
 
 _PIECE = 8  # segments of the long piece
+_ROUNDS = 3
 
 
 def measure(
@@ -63,7 +64,7 @@ def measure(
     """
     model = graph.model
     state = [v for v in model.variables if not v.trainable]
-    saved = [np.array(v) for v in state]
+    saved = [v.numpy() for v in state]
     try:
         return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say)
     finally:
@@ -83,27 +84,57 @@ def _measure(
     operations = graph.operation_graph(trained)
     found = segments(operations, has_kernel(graph))
     groups = alike(operations, found, operation_kinds(graph), tensor_types(graph))
-    call = _call_seconds(budget)
-    table = CostTable(graph, operations, rows)
-    for number, group in enumerate(groups.values()):
-        first = operations.operations[group[0].operations.start].name
-        say(f"{number + 1}/{len(groups)}: {first}, {len(group)} times")
-        sample = Sample(graph, operations, group[0], trained)
-        seconds = np.array([sample.seconds(size, budget) for size in rows]) - call
-        memory = sample.memory()
-        for segment in group:
-            table.enter(segment, np.maximum(seconds, 1e-7), memory)
     piece = _long_piece(operations, found)
-    sample = Sample(graph, operations, piece, trained)
-    seconds = np.array([sample.seconds(size, 4 * budget) for size in rows]) - call
-    table.scale(piece, seconds)
-    crowd, crowded = _crowd(sample, rows, ranks_per_node, budget, say)
+    trials = [
+        Trial(
+            f"{operations.operations[group[0].operations.start].name}, {len(group)} times",
+            Sample(graph, operations, group[0], trained),
+            budget,
+        )
+        for group in groups.values()
+    ]
+    trials.append(Trial("a longer piece", Sample(graph, operations, piece, trained), 4 * budget))
+    call = _call_seconds(budget)
+    seconds = np.maximum(_fastest(trials, rows, say) - call, 1e-7)
+    table = CostTable(graph, operations, rows)
+    for group, trial, times in zip(groups.values(), trials, seconds, strict=False):
+        memory = trial.sample.memory()
+        for segment in group:
+            table.enter(segment, times, memory)
+    table.scale(piece, seconds[-1])
+    crowd, crowded = _crowd(trials[-1].sample, rows, ranks_per_node, budget, say)
     return table.costs(
         measure_overheads(trained, optimizer, call[2]),
         slots_per_byte(trained, optimizer),
         crowd,
         crowded,
     )
+
+
+class Trial(NamedTuple):
+    """Something to measure: what to call it, and the seconds to spend on each size."""
+
+    name: str
+    sample: Sample
+    budget: float
+
+
+def _fastest(
+    trials: Sequence[Trial], rows: Sequence[int], say: Callable[[str], None]
+) -> np.ndarray:
+    """Seconds, [trial, size, (forward, backward, fused)], of the fastest of several rounds.
+
+    A machine that others share is slow for seconds at a time, so each trial comes up more than
+    once, with all others in between.
+    """
+    rounds = []
+    for number in range(_ROUNDS):
+        found = []
+        for index, (name, sample, budget) in enumerate(trials):
+            say(f"{index + 1}/{len(trials)} ({number + 1} of {_ROUNDS}): {name}")
+            found.append([sample.seconds(size, budget / _ROUNDS) for size in rows])
+        rounds.append(found)
+    return np.min(rounds, axis=0)
 
 
 def _crowd(
@@ -160,7 +191,7 @@ class CostTable:
     def scale(self, piece: Segment, seconds: np.ndarray) -> None:
         """Scale all times so that a long `piece` takes these, [size, (F, B, FB)]."""
         inside = slice(piece.operations.start, piece.operations.stop)
-        factors = np.maximum(seconds.T, 1e-7) / np.maximum(self.times[:, inside].sum(1), 1e-7)
+        factors = seconds.T / np.maximum(self.times[:, inside].sum(1), 1e-7)
         self.times *= factors[:, None, :]
 
     def costs(self, overheads: Overheads, slots: float, crowd: int, crowded: np.ndarray) -> Costs:

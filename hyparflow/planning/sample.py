@@ -146,6 +146,6 @@ def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
     run()
     found: list[list[float]] = []
     end = time.perf_counter() + budget
-    while len(found) < 3 or (time.perf_counter() < end and len(found) < 50):
+    while not found or (time.perf_counter() < end and len(found) < 50):
         found.append(run())
     return [statistics.median(column) for column in zip(*found, strict=True)]

@@ -88,7 +88,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 def functions(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward of a model, for inputs and weights."""
-    weights = [v.value for v in model.trainable_variables]
+    weights = weights_of(model)
 
     def first(x: Any) -> tuple[Any, Any]:
         sources = weights + [x] * x.dtype.is_floating
@@ -103,6 +103,16 @@ def functions(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return tape.gradient(y, sources, output_gradients=seed)
 
     return first, second
+
+
+def split_of(model: Any, first: Any, second: Any, inputs: Any) -> Split:
+    """The split of a model's forward and backward, for inputs like these."""
+    types = (tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype),)
+    return Split(first, second, types, lambda y: (y,), weights_of(model))
+
+
+def weights_of(model: Any) -> list[Any]:
+    return [variable.value for variable in model.trainable_weights]
 
 
 def rows_for(model: Any) -> Any:
@@ -126,8 +136,7 @@ def test_two_calls_are_as_one(name: str) -> None:
     model = MODELS[name]()
     x = rows_for(model)
     first, second = functions(model)
-    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
-    split = Split(first, second, types, lambda y: (y,), [v.value for v in model.trainable_weights])
+    split = split_of(model, first, second, x)
     seed = tf.random.normal(model(x).shape)
     before = [v.numpy() for v in model.variables]
 
@@ -161,9 +170,7 @@ def test_gradients_of_inputs_can_come_before_those_of_weights(name: str) -> None
         count = len(model.trainable_weights)
         return gradients[count:], gradients[:count]
 
-    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
-    weights = [v.value for v in model.trainable_weights]
-    split = Split(first, halves, types, lambda y: (y,), weights)
+    split = split_of(model, first, halves, x)
     outputs, kept = split.forward((x,))
     seed = tf.random.normal(outputs.shape)
     expected = split.backward(kept, (seed,))
@@ -180,10 +187,10 @@ def test_shapes_are_kept_and_weights_are_read_again() -> None:
     x = layers.Dense(5, use_bias=False)(inputs)
     model = keras.Model(inputs, layers.Add()([x, keras.ops.sum(x, axis=1, keepdims=True)]))
     first, second = functions(model)
-    types = (tf.TensorSpec([None, 6], tf.float32),)
-    split = Split(first, second, types, lambda y: (y,), [v.value for v in model.trainable_weights])
-    large = [x for x in split.kept if x.dtype.is_floating]
-    assert [tuple(x.shape) for x in large] == [(None, 6)]  # the inputs
+    x = tf.ones([2, 6])
+    _, kept = split_of(model, first, second, x).forward((x,))
+    large = [x for x in kept if x.dtype.is_floating]
+    assert [tuple(x.shape) for x in large] == [(2, 6)]  # the inputs
 
 
 def test_gradients_can_be_added_up_inside() -> None:
@@ -195,8 +202,7 @@ def test_gradients_can_be_added_up_inside() -> None:
         total.assign_add(gradients[0])
         return gradients[2]
 
-    weights = [v.value for v in model.trainable_weights]
-    pair = CompiledPair(first, second, (list, add), lambda y: (y,), weights, False)
+    pair = CompiledPair(first, second, (list, add), lambda y: (y,), weights_of(model), False)
     x = tf.ones([2, 4])
     for rows in (x, x, tf.ones([3, 4])):
         outputs, saved = pair.forward((rows,))

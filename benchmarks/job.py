@@ -1,4 +1,4 @@
-"""One job of the benchmark: trains when it is told to, and says how fast.
+"""A job that takes turns: trains when it is told to, and says how fast.
 
     python job.py SPEC.json             (or by mpirun, for several ranks)
 
@@ -15,9 +15,6 @@ from typing import Any
 
 import keras
 import psutil
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from models import build, data
 
 _WARM = 2  # steps before the first turn
@@ -39,6 +36,8 @@ class Turns(keras.callbacks.Callback):
             seconds = time.perf_counter() - self._started
             self._say(f"done-{self._turn}", {"seconds": seconds / self._steps})
         self._turn += 1
+        if self._turn == 0:
+            self._say("warm", {})
         go = self._folder / f"go-{self._turn}"
         while not go.exists():
             time.sleep(0.005)
@@ -65,7 +64,6 @@ def main() -> None:
     else:
         rank = 0
     bare = psutil.Process().memory_info().rss
-    (folder / f"process-{rank}").write_text(json.dumps([psutil.Process().pid, bare]))
     model = build(spec["model"])
     x, y = data(spec["model"], batch * 4)
     rows = batch * (_WARM + spec["steps"] * spec["turns"] + 1)

@@ -1,0 +1,125 @@
+"""Jobs that take turns: each stays alive and trains a few steps when it is told to.
+
+All others are stopped meanwhile, so drift of the machine meets all alike.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+__all__ = ["THREADS", "Job", "Setup", "add_arguments"]
+
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+
+class Setup(NamedTuple):
+    """One way to train.
+
+    Attributes:
+        name: what to call it.
+        kind: "plain" for Keras alone, or "hyparflow".
+        ranks: how many processes.
+        threads: of each; None leaves TensorFlow its default.
+        options: of `hyparflow.fit`.
+    """
+
+    name: str
+    kind: str
+    ranks: int = 1
+    threads: int | None = 1
+    options: dict[str, Any] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> None:
+    """What a benchmark of jobs in turns can be told."""
+    parser.add_argument("--steps", type=int, default=steps, help="of a turn")
+    parser.add_argument("--turns", type=int, default=turns)
+    parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
+
+
+class Job:
+    """A setup at work.
+
+    Args:
+        setup: how it trains.
+        model, batch: what it trains: a name in `models.py`, and rows of the global batch.
+        args: what `add_arguments` brought.
+    """
+
+    def __init__(self, setup: Setup, model: str, batch: int, args: argparse.Namespace) -> None:
+        self.setup, self.batch, self._turns = setup, batch, args.turns
+        self._folder = Path(tempfile.mkdtemp(prefix="turns-"))
+        spec = {
+            "model": model,
+            "batch": batch,
+            "kind": setup.kind,
+            "options": setup.options,
+            "steps": args.steps,
+            "turns": args.turns,
+            "folder": str(self._folder),
+        }
+        path = self._folder / "spec.json"
+        path.write_text(json.dumps(spec))
+        command = [sys.executable, str(Path(__file__).with_name("job.py")), str(path)]
+        if setup.kind == "hyparflow":  # also one rank: without a launcher Keras alone trains
+            command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
+        if setup.threads is not None:
+            environment |= dict.fromkeys(THREADS, str(setup.threads))
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.first_step = self._wait("ready")["first_step"]
+        self._wait("warm")
+        self._signal("suspend")
+
+    def turn(self, number: int) -> float:
+        """Seconds of a step in this turn."""
+        self._signal("resume")
+        (self._folder / f"go-{number}").touch()
+        seconds = self._wait(f"done-{number}")["seconds"]
+        self._signal("suspend")
+        return float(seconds)
+
+    def peaks(self) -> list[int]:
+        """The peak memory of each rank above a bare import, in bytes; the job ends."""
+        self._signal("resume")
+        (self._folder / f"go-{self._turns}").touch()
+        self._process.wait(300)
+        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("peak-*"))]
+
+    def stop(self) -> None:
+        """End the job whatever it does."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in self._processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def _processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self._process.pid)
+        return [*parent.children(recursive=True), parent]
+
+    def _signal(self, what: str) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, what)()
+
+    def _wait(self, name: str) -> Any:
+        path = self._folder / name
+        while not path.exists():
+            if self._process.poll() is not None:
+                text = (self._folder / "log").read_text()[-3000:]
+                raise RuntimeError(f"{self.setup.name} ended:\n{text}")
+            time.sleep(0.01)
+        return json.loads(path.read_text())
