@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyparflow import guard, launcher
+from hyparflow import devices, guard, launcher
 from hyparflow.api import evaluate, fit, is_leader, parallelize, predict, rank, size
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 
 guard.install()
 launcher.set_thread_defaults()
+devices.choose_device()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ __all__ = [
     "describe_command",
     "expected_size",
     "is_launched",
+    "local_rank",
     "local_size",
     "set_thread_defaults",
     "set_threads",
@@ -24,6 +25,10 @@ _SIZES = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "PALS_SIZE": "PALS",
 }
+_LOCAL_RANKS = (
+    *("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK"),
+    *("PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+)
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -53,6 +58,14 @@ def local_size(environ: Mapping[str, str] = os.environ) -> int:
     tasks = environ.get("SLURM_TASKS_PER_NODE", "") if "SLURM_STEP_NUM_TASKS" in environ else ""
     head = tasks.split("(")[0].split(",")[0]
     return int(head) if head.isdigit() else 1
+
+
+def local_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """The number of this rank among those on this machine, as far as the launcher says."""
+    if not expected_size(environ)[1]:
+        return 0
+    values = (environ.get(variable, "") for variable in _LOCAL_RANKS)
+    return next((int(value) for value in values if value.isdigit()), 0)
 
 
 def describe_command(num_ranks: int) -> str:
