@@ -8,12 +8,16 @@ MPI, whatever its eager limit.
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hyparflow.actions import Kind, Step
 
 __all__ = ["Lowered", "Span", "Timeline", "play"]
+
+_KEPT = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}  # of micro-batches
 
 Lowered = list[list[Step]]
 Cost = Callable[[Step], float]
@@ -65,10 +69,20 @@ class Timeline:
         kept = peak = 0.0
         for span in self.spans[rank]:
             step = span.step
-            sign = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}.get(step.kind, 0)
+            sign = _KEPT.get(step.kind, 0)
             kept += sign * size(step) if sign else 0.0
             peak = max(peak, kept + (size(step) if step.kind == Kind.FUSED else 0.0))
         return peak
+
+    def peaks_in_flight(self) -> dict[int, int]:
+        """The most micro-batches whose activations each stage keeps at one time."""
+        kept: dict[int, int] = defaultdict(int)
+        peaks: dict[int, int] = defaultdict(int)
+        for span in itertools.chain(*self.spans):
+            stage = span.step.stage
+            kept[stage] += _KEPT.get(span.step.kind, 0)
+            peaks[stage] = max(peaks[stage], kept[stage] + (span.step.kind == Kind.FUSED))
+        return peaks
 
     def order(self, rank: int) -> list[str]:
         """The steps of `rank` in text form, as executed."""

@@ -24,7 +24,7 @@ from hyparflow.planning.memory import gradient_copies
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.schedule import SCHEDULES, make_schedule
-from hyparflow.simulate import Timeline, play
+from hyparflow.simulate import play
 
 __all__ = ["Wishes", "best_of", "consider"]
 
@@ -157,6 +157,8 @@ def _schedules(wishes: Wishes, grid: Grid, num_microbatches: int) -> Iterator[tu
             continue
         if schedule == "zero-bubble" and wishes.schedule is None:
             continue  # its backwards in two parts are not measured
+        if schedule == "gpipe" and wishes.schedule is None:
+            continue  # takes as long as 1f1b, and more memory
         if schedule != "interleaved":
             yield (schedule, 1)
         elif num_microbatches >= grid.num_partitions or wishes.schedule:
@@ -251,23 +253,16 @@ class _Divisions:
             return None
         grid, count, schedule, each = layout
         timeline = play(lower(make_schedule(schedule, grid.num_partitions, count, each), ()))
-        in_flight = [
-            _in_flight(timeline, stage, grid.num_partitions) for stage in range(layout.num_stages)
-        ]
+        in_flight = timeline.peaks_in_flight()
+        most = [in_flight[stage] for stage in range(layout.num_stages)]
         copies = gradient_copies(grid, count)
-        return self._boundaries().fits(self._rows(layout), copies, in_flight, each, limit)
+        return self._boundaries().fits(self._rows(layout), copies, most, each, limit)
 
 
 def _rounds(layout: _Layout) -> int:
     return rounds_of(
         layout.grid.num_partitions, layout.num_microbatches, layout.stages_per_partition
     )
-
-
-def _in_flight(timeline: Timeline, stage: int, num_partitions: int) -> int:
-    """How many micro-batches' activations a stage keeps at most."""
-    partition = stage % num_partitions
-    return int(timeline.peak_kept(partition, lambda step: float(step.stage == stage)))
 
 
 def _all_fit(division: Division, fits: Fits) -> bool:
