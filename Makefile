@@ -28,6 +28,8 @@ LIMIT := timeout --foreground -k 10 $(if $(EVERYTHING),3600,1500)
 export OMP_NUM_THREADS := 1
 export TF_NUM_INTRAOP_THREADS := 1
 export TF_NUM_INTEROP_THREADS := 1
+# Two jobs share the cores: a rank that waits leaves its core to the others at once.
+export HYPARFLOW_SPIN := 0.002
 # TensorFlow's warnings and errors, not its greetings.
 export TF_CPP_MIN_LOG_LEVEL := 2
 # Whatever ~/.keras/keras.json says.

@@ -27,10 +27,11 @@ class Setup(NamedTuple):
 
     Attributes:
         name: what to call it.
-        kind: "plain" for Keras alone, or "hyparflow".
+        kind: "plain" for Keras alone, "hyparflow" or "horovod".
         ranks: how many processes.
         threads: of each; None leaves TensorFlow its default.
         options: of `hyparflow.fit`.
+        python: that runs it.
     """
 
     name: str
@@ -38,13 +39,14 @@ class Setup(NamedTuple):
     ranks: int = 1
     threads: int | None = 1
     options: dict[str, Any] = {}
+    python: str = sys.executable
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> None:
     """What a benchmark of jobs in turns can be told."""
     parser.add_argument("--steps", type=int, default=steps, help="of a turn")
     parser.add_argument("--turns", type=int, default=turns)
-    parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
+    parser.add_argument("--mpirun", default="mpirun --bind-to core")
 
 
 class Job:
@@ -70,8 +72,8 @@ class Job:
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps(spec))
-        command = [sys.executable, str(Path(__file__).with_name("job.py")), str(path)]
-        if setup.kind == "hyparflow":  # also one rank: without a launcher Keras alone trains
+        command = [setup.python, str(Path(__file__).with_name("job.py")), str(path)]
+        if setup.kind != "plain":  # also one rank: without a launcher Keras alone trains
             command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
         if setup.threads is not None:
@@ -92,12 +94,14 @@ class Job:
         self._signal("suspend")
         return float(seconds)
 
-    def peaks(self) -> list[int]:
-        """The peak memory of each rank above a bare import, in bytes; the job ends."""
+    def end(self) -> list[dict[str, Any]]:
+        """The job ends. Of each rank, its peak memory above a bare import (bytes, "peak") and how
+        long it waited for others in all turns (seconds, "waited"; None where that is not known).
+        """
         self._signal("resume")
         (self._folder / f"go-{self._turns}").touch()
         self._process.wait(300)
-        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("peak-*"))]
+        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("end-*"))]
 
     def stop(self) -> None:
         """End the job whatever it does."""

@@ -22,6 +22,7 @@ class Kind:
     RECEIVE_ACTIVATION = "RA"
     SEND_GRADIENT = "SG"
     RECEIVE_GRADIENT = "RG"
+    START_REDUCE = "START"  # begin to sum the gradients of a stage that is done over replicas
     REDUCE = "REDUCE"  # sum gradients over replicas and over the holders of shared weights
     APPLY = "APPLY"  # the optimizer step
 

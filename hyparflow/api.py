@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,8 @@ def parallelize(
     batchnorm: str = "local",
     sharded_data: bool = False,
     stages_per_partition: int | None = None,
+    allreduce: str = "mpi",
+    compression: str | None = None,
     plan: Plan | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
@@ -87,7 +91,11 @@ def parallelize(
             each replica then reads the one that its own first rank passes, and a step takes a
             batch of each. An epoch ends when all have ended. `ParallelModel.replica` tells which
             shard to make. Otherwise rank 0 reads the stream and deals out its batches.
-        stages_per_partition: of an interleaved schedule; 2 if not given.
+        stages_per_partition: of an interleaved schedule; 2 if not given. On one partition with
+            several replicas, the pieces whose gradients are summed while others still compute.
+        allreduce: what sums gradients over replicas: "mpi", or "horovod" where it is installed.
+        compression: None, or "bf16" or "fp16": gradients travel between replicas as such, and are
+            added up in 32 bits. Half as many bytes, but no longer plain Keras's numbers.
         plan: what `hyparflow.plan` returned, in place of the arguments up to `lpp`.
 
     Returns:
@@ -109,6 +117,8 @@ def parallelize(
         "batchnorm": batchnorm,
         "sharded_data": sharded_data,
         "stages_per_partition": stages_per_partition,
+        "allreduce": allreduce,
+        "compression": compression,
     }
     try:
         if plan is not None:
@@ -135,6 +145,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     import keras
 
     from hyparflow.checks import check_can_cut, check_model
+    from hyparflow.cores import announce_cores
     from hyparflow.parallel import ParallelModel
     from hyparflow.session import Session
 
@@ -144,11 +155,12 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
             f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
         )
 
+    announce_cores(world)
     check_model(model)
     if options.grid.num_partitions > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
-    key = (options.grid, options.stages_per_partition, options.lpp, options.batchnorm)
+    key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)
     if key not in sessions:
         sessions[key] = Session(model, options, world)
     return ParallelModel(model, options, world, sessions[key])
@@ -174,6 +186,8 @@ def fit(
     batchnorm: str = "local",
     sharded_data: bool = False,
     stages_per_partition: int | None = None,
+    allreduce: str = "mpi",
+    compression: str | None = None,
     plan: Plan | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -186,9 +200,10 @@ def fit(
         model: a compiled Keras model.
         *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
         strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp, batchnorm,
-            sharded_data, stages_per_partition, plan: as for `parallelize`. With strategy="auto"
-            and no plan, what is not given is planned: rank 0 measures what the model's layers
-            cost, and all ranks train by the fastest layout that fits in memory.
+            sharded_data, stages_per_partition, allreduce, compression, plan: as for
+            `parallelize`. With strategy="auto" and no plan, what is not given is planned: rank 0
+            measures what the model's layers cost, and all ranks train by the fastest layout that
+            fits in memory.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -221,6 +236,8 @@ def fit(
         batchnorm=batchnorm,
         sharded_data=sharded_data,
         stages_per_partition=stages_per_partition,
+        allreduce=allreduce,
+        compression=compression,
         plan=plan,
     )
     return pm.fit(*args, **kwargs)
@@ -272,15 +289,4 @@ def predict(model: Any, *args: Any, **kwargs: Any) -> Any:
     return parallelize(model, **parallel).predict(*args, **kwargs)
 
 
-_PARALLEL = (
-    "strategy",
-    "num_partitions",
-    "num_replicas",
-    "num_microbatches",
-    "schedule",
-    "lpp",
-    "batchnorm",
-    "sharded_data",
-    "stages_per_partition",
-    "plan",
-)
+_PARALLEL = tuple(inspect.signature(parallelize).parameters)[1:]  # all but the model

@@ -13,6 +13,7 @@ from hyparflow import keras_internals, lowering, masks
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
+from hyparflow.dense_sum import MakeSum, mpi_sums
 from hyparflow.engine import Engine
 from hyparflow.gradients import Reducer, SharedGroup
 from hyparflow.grid import Grid
@@ -123,7 +124,7 @@ def build_part(
     losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
     learner = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
-        learner = _learner(model, place, regularize=not losses.head.own_loss)
+        learner = _learner(model, layout, place, options, regularize=not losses.head.own_loss)
     sync = WeightSync(
         model,
         place.grid,
@@ -217,16 +218,28 @@ def _losses(
     )
 
 
-def _learner(model: Any, place: Place, regularize: bool) -> Learner:
+def _learner(
+    model: Any, layout: Layout, place: Place, options: Options, regularize: bool
+) -> Learner:
     counted = [place.owns(variable) for variable in place.trained]
     groups = [
         SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
         for who, comm in place.shared.items()
     ]
+    sums = _replica_sums(options, place)
     return Learner(
-        Reducer(place.trained, place.peers, groups),
+        Reducer(place.trained, place.peers, groups, sums, place.pieces(layout)),
         Update(model, place.trained, counted, place.replica, regularize),
     )
+
+
+def _replica_sums(options: Options, place: Place) -> MakeSum:
+    """What makes the sums of dense gradients over replicas."""
+    if options.allreduce == "horovod" and place.grid.num_replicas > 1:
+        from hyparflow.horovod_sum import horovod_sums
+
+        return horovod_sums(place.grid, place.reducing, options.compression)
+    return mpi_sums(place.reducing, options.compression)
 
 
 def _has_layer_metrics(model: Any) -> bool:

@@ -90,6 +90,12 @@ def check_own_steps(model: Any, options: Options) -> None:
             f"once. Received: model of class '{name}' with {options.grid.num_partitions} "
             "partitions. Use strategy='data', which runs it on each replica's rows."
         )
+    if own and (options.compression or options.allreduce != "mpi"):
+        raise ValueError(
+            "A model with its own `train_step` has its gradients summed by MPI, as they are. "
+            f"Received: model of class '{name}' with allreduce={options.allreduce!r}, "
+            f"compression={options.compression!r}. Leave them out."
+        )
     if own and options.num_microbatches not in ("auto", 1):
         raise ValueError(
             f"A model with its own `{own[0]}` takes a replica's rows at once. Received: model of "

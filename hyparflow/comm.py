@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from hyparflow import launcher
-from hyparflow.deadline import Deadline, StatusBoard, meet
+from hyparflow.deadline import Deadline, StatusBoard, meet, spin_seconds
+from hyparflow.pending import Pending, Request
 
-__all__ = ["Communicator", "Request", "World", "start_mpi"]
+__all__ = ["Communicator", "World", "start_mpi"]
 
+_SPIN = 0.5  # seconds: longer than a rank waits within a step
 _CHUNK = 1 << 28  # elements per message: counts above 2**31 - 1 overflow in MPI 3
 _EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
 
@@ -51,14 +52,6 @@ def start_mpi() -> Any:
     return MPI
 
 
-@dataclass
-class Request:
-    """A message under way; `keep` holds its buffer alive until it is done."""
-
-    handle: Any
-    keep: Any
-
-
 class Communicator:
     """A group of ranks that talk to each other.
 
@@ -82,14 +75,17 @@ class Communicator:
         self.poll(handle.Test, what)
 
     def poll(self, done: Callable[[], bool], what: str) -> None:
-        """Poll `done` until it holds: first eagerly, then with short sleeps."""
+        """Poll `done` until it holds: first eagerly, then with short sleeps.
+
+        A core that has slept computes more slowly for a while; see `World.keep_cores_busy`.
+        """
         if done():
             return
         start = time.monotonic()
         pause = 0.0
         while not done():
             waited = time.monotonic() - start
-            if waited < 0.002:
+            if waited < self._deadline.spin:
                 os.sched_yield()
             else:
                 pause = min(pause + 2e-5, 1e-3)
@@ -187,12 +183,41 @@ class Communicator:
 
     def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
         """Add `array`, or `mine` where it is given, of all ranks into `array` on all ranks."""
-        flat = array.reshape(-1)
-        sources = [self._mpi.IN_PLACE] * len(_chunks(flat))
+        self.start_sum(array, what, mine).wait()
+
+    def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
+        """Begin what `sum` does; neither array may change until it is done."""
+        return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
+
+    def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
+        """The operations of a sum; as long as it is not done, it keeps both arrays."""
+        parts = _chunks(array)
+        sources = [self._mpi.IN_PLACE] * len(parts)
         if mine is not None:
             sources = _chunks(mine.reshape(-1))
-        for source, part in zip(sources, _chunks(flat), strict=True):
-            self.wait(self._comm.Iallreduce(source, part, self._mpi.SUM), what)
+        pairs = zip(sources, parts, strict=True)
+        yield from [self._comm.Iallreduce(source, part, self._mpi.SUM) for source, part in pairs]
+
+    def start_rounded_sum(self, array: np.ndarray, what: str, mine: np.ndarray) -> Pending:
+        """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
+
+        Each rank adds up, in 32 bits, one part of what all ranks have, and gives the sum, rounded,
+        to the others: what travels is as small as the type, and all ranks get the same.
+        """
+        handles = self._rounded_sum(array.reshape(-1), mine.reshape(-1))
+        return Pending(handles, self.poll, what)
+
+    def _rounded_sum(self, array: np.ndarray, mine: np.ndarray) -> Iterator[Any]:
+        for total, part in zip(_chunks(array), _chunks(mine), strict=True):
+            each = -(-part.size // self.size)
+            sent = np.zeros(each * self.size, part.dtype)
+            sent[: part.size] = part
+            received = np.empty_like(sent)
+            yield self._comm.Ialltoall(_as_bytes(sent), _as_bytes(received))
+            added = received.reshape(self.size, each).astype(np.float32).sum(0)
+            rounded = added.astype(part.dtype)
+            yield self._comm.Iallgather(_as_bytes(rounded), _as_bytes(sent))
+            total[:] = sent[: part.size]
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""
@@ -226,6 +251,11 @@ class World(Communicator):
         self.board = StatusBoard(mpi, node)
         super().__init__(comm, mpi, Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board))
         self._deadline.announce_exit()
+
+    def keep_cores_busy(self) -> None:
+        """Let ranks that wait keep their cores busy, because no other rank wants them."""
+        if spin_seconds() is None:
+            self._deadline.spin = _SPIN
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:

@@ -20,9 +20,10 @@ import numpy as np
 
 from hyparflow import guard
 
-__all__ = ["Deadline", "StatusBoard", "meet", "timeout_seconds"]
+__all__ = ["Deadline", "StatusBoard", "meet", "spin_seconds", "timeout_seconds"]
 
 _SLOT = 192  # bytes of text per rank
+_SPIN = 0.002  # seconds, where ranks may share cores
 _GRACE = 2.0  # seconds given to the other ranks for their answers
 _NOTICE = 7  # tag of a notice on the deadline's own communicator
 
@@ -42,6 +43,25 @@ def timeout_seconds() -> float:
         raise ValueError(
             "HYPARFLOW_TIMEOUT must be a positive number of seconds. "
             f"Received: HYPARFLOW_TIMEOUT={text!r}"
+        )
+    return seconds
+
+
+def spin_seconds() -> float | None:
+    """How long a rank that waits keeps its core busy: ``HYPARFLOW_SPIN``, in seconds, if it is set.
+
+    Raises:
+        ValueError: if the variable is not a number of seconds.
+    """
+    if (text := os.environ.get("HYPARFLOW_SPIN")) is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ValueError(
+            f"HYPARFLOW_SPIN must be a number of seconds. Received: HYPARFLOW_SPIN={text!r}"
         )
     return seconds
 
@@ -118,6 +138,10 @@ class Deadline:
         mpi: the mpi4py.MPI module.
         comm: a communicator of all ranks for notices only.
         board: this machine's status board.
+
+    Attributes:
+        seconds: when a wait ends the job.
+        spin: for how long of a wait this rank keeps its core busy.
     """
 
     def __init__(self, mpi: Any, comm: Any, board: StatusBoard) -> None:
@@ -125,6 +149,8 @@ class Deadline:
         self._comm = comm
         self._board = board
         self.seconds = timeout_seconds()
+        spin = spin_seconds()
+        self.spin = _SPIN if spin is None else spin
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
         self._next_check = 0.0

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from hyparflow import guard
 from hyparflow.actions import Edge, Kind, Step
 from hyparflow.data import Batch
 from hyparflow.gradient_sum import GradientSum, joined
+from hyparflow.gradients import Reducer
 from hyparflow.head import Labels
 from hyparflow.held import Held
 from hyparflow.program import Program
@@ -26,6 +25,10 @@ __all__ = ["Engine", "no_labels"]
 def no_labels(microbatch: int) -> Labels:
     """Stands in for the labels on ranks that have none."""
     raise RuntimeError(f"This rank has no labels. Received: micro-batch {microbatch}")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Engine:
@@ -70,6 +73,7 @@ class Engine:
             Kind.RECEIVE_ACTIVATION: self._do_receive_activation,
             Kind.SEND_GRADIENT: self._do_send_gradient,
             Kind.RECEIVE_GRADIENT: self._do_receive_gradient,
+            Kind.START_REDUCE: self._do_start_reduce,
             Kind.REDUCE: self._do_reduce,
             Kind.APPLY: self._do_apply,
         }
@@ -85,6 +89,9 @@ class Engine:
         self._of_inputs: dict[tuple[int, int, int], Any] = {}
         self._of_outputs: dict[tuple[int, int, int], Any] = {}
         self._saved: dict[tuple[int, int], Saved] = {}  # (stage, micro-batch)
+        self._sums: dict[int, GradientSum] = {}  # by stage, of those that are done
+        self._reduced: list[Any] = []
+        self._advance: Callable[[], None] = _nothing  # what goes on beside computations
         self.added = 0.0  # what this rank's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 
@@ -96,14 +103,15 @@ class Engine:
         batch: Batch,
         labels: Callable[[int], Labels],
         loss_scale: float,
-        reduce: Callable[[GradientSum], None],
-        apply: Callable[[], None],
+        reducer: Reducer,
+        apply: Callable[[list[Any]], None],
     ) -> None:
-        """Run one training step: `reduce` sums the gradients over ranks, `apply` updates."""
+        """Run one training step: `reducer` sums the gradients over ranks, `apply` updates."""
         self._begin(batch, labels)
         self._loss_scale = loss_scale
         self._forward_call = self._train_forward
-        self._reduce, self._apply = reduce, apply
+        self._reducer, self._apply = reducer, apply
+        self._advance = reducer.advance
         for held in self._held.values():
             held.stage.begin(several=program.num_microbatches > 1)
         if not self._prepared and batch.microbatches:
@@ -139,6 +147,7 @@ class Engine:
                 for later in program.post[index]:
                     self._post(program.steps[later], program.tags[later])
                 self._handlers[step.kind](step, program.tags[index])
+                self._advance()
             except BaseException as error:
                 guard.locate(error, f"{self._place}, action {program.names[index]}")
                 raise
@@ -235,7 +244,7 @@ class Engine:
         key = (edge.producer, edge.tensor, m)
         other = self._of_outputs.get(key)
         if gradient is not None and other is not None:
-            gradient = np.add(other, gradient)
+            gradient = as_tensors(other) + as_tensors(gradient)
         self._of_outputs[key] = other if gradient is None else gradient
 
     # --- messages ---
@@ -250,7 +259,7 @@ class Engine:
         tensor, m = self._edges[step.edge].tensor, step.microbatch
         what = f"tensor {tensor} of micro-batch {m} from stage {step.peer}"
         parts = self._transport.receive_activation(step.edge, self._batch.size(m), tag, what)
-        self._received[step.stage, tensor, m] = as_tensors(parts)
+        self._received[step.stage, tensor, m] = parts
 
     def _do_send_gradient(self, step: Step, tag: int) -> None:
         tensor = self._edges[step.edge].tensor
@@ -268,9 +277,21 @@ class Engine:
 
     # --- the end of a step ---
 
+    def _do_start_reduce(self, step: Step, tag: int) -> None:
+        held = self._held[step.stage]
+        self._reducer.start(held.weights, self._gradients(held).values)
+
     def _do_reduce(self, step: Step, tag: int) -> None:
-        parts = [(held.weights, held.stage.gradients()) for held in self._held.values()]
-        self._reduce(joined(parts, self._num_weights))
+        parts = [(held.weights, self._gradients(held)) for held in self._held.values()]
+        self._reduced = self._reducer.reduce(joined(parts, self._num_weights))
+
+    def _gradients(self, held: Held) -> GradientSum:
+        """The sum over this rank's micro-batches of a stage that is done."""
+        if held.number not in self._sums:
+            self._sums[held.number] = held.stage.gradients()
+        return self._sums[held.number]
 
     def _do_apply(self, step: Step, tag: int) -> None:
-        self._apply()
+        reduced, self._reduced = self._reduced, []
+        self._sums.clear()
+        self._apply(reduced)

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm import Communicator
-from hyparflow.flat import FlatBuffer
+from hyparflow.dense_sum import DenseSum, MakeSum, mpi_sums
 from hyparflow.gradient_sum import GradientSum
 
 __all__ = ["Reducer", "SharedGroup"]
@@ -27,6 +27,8 @@ __all__ = ["Reducer", "SharedGroup"]
 # Kinds of gradient, by rising precedence; -1 is not known yet.
 NONE, COMMON, SPARSE, DENSE = 0, 1, 2, 3
 _UNKNOWN = -1
+
+_Key = tuple[int, tuple[int, ...]]  # a group of ranks, and positions of weights
 
 
 @dataclass
@@ -45,21 +47,58 @@ class SharedGroup:
 class Reducer:
     """Sums one rank's gradients over the ranks that train the same weights.
 
+    The sums over replicas of a stage that is done can begin while others still compute (`start`).
+
     Args:
         variables: the weights that this rank trains.
         replicas: the ranks that own the same partition, one per replica.
         shared: groups of weights held by other partitions too.
+        sums: makes what sums dense gradients over `replicas`; by MPI if it is not given.
+        pieces: positions of weights that are summed apart from the others, in the order in which
+            they begin: on all replicas the same. The rest come last.
     """
 
     def __init__(
-        self, variables: Sequence[Any], replicas: Communicator, shared: Sequence[SharedGroup]
+        self,
+        variables: Sequence[Any],
+        replicas: Communicator,
+        shared: Sequence[SharedGroup],
+        sums: MakeSum | None = None,
+        pieces: Sequence[Sequence[int]] = (),
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
-        self._groups = [(list(range(len(self._shapes))), replicas)]
+        everything = list(range(len(self._shapes)))
+        self._groups = [(everything, replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
+        self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
+        apart = {position for piece in pieces for position in piece}
+        rest = [position for position in everything if position not in apart]
+        self._pieces = [[list(piece) for piece in (*pieces, rest) if piece]]
+        self._pieces += [[group.positions] for group in shared]
         self._kinds: list[list[int] | None] = [None] * len(self._groups)
-        self._buffers: dict[tuple[int, ...], FlatBuffer] = {}
+        self._sums: dict[_Key, DenseSum] = {}
+        self._started: dict[_Key, DenseSum] = {}  # in this step
+
+    def start(self, positions: Sequence[int], values: Sequence[Any] | None) -> None:
+        """Begin to sum the gradients of a piece over replicas. Collective, in their order.
+
+        In the first step all begin with `reduce`, which finds out what kinds of gradients there
+        are.
+
+        Args:
+            positions: the weights of a stage; those that are in no piece are left for `reduce`.
+            values: their gradients; None if this replica had no rows in this step.
+        """
+        kinds, known = self._kinds[0], dict(zip(positions, values or (), strict=False))
+        for piece in self._pieces[0]:
+            if kinds is not None and set(piece) <= set(positions) and self._groups[0][1].size > 1:
+                self._start(0, piece, kinds, known)
+
+    def advance(self) -> None:
+        """Let sums that have begun go on."""
+        for started in self._started.values():
+            started.advance()
 
     def reduce(self, gradients: GradientSum) -> list[Any]:
         """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
@@ -74,21 +113,15 @@ class Reducer:
             if comm.size > 1 and positions:
                 # The other partitions that hold a weight look up something else.
                 common = gradients.common if group == 0 else frozenset
-                part = self._reduce_group(group, comm, positions, values, known, common)
-                for position, value in zip(positions, part, strict=True):
-                    values[position] = value
+                self._reduce_group(group, values, known, common)
             known = True
         return values
 
     def _reduce_group(
-        self,
-        group: int,
-        comm: Communicator,
-        positions: list[int],
-        values: list[Any],
-        known: bool,
-        common: Callable[[], frozenset[int]],
-    ) -> list[Any]:
+        self, group: int, values: list[Any], known: bool, common: Callable[[], frozenset[int]]
+    ) -> None:
+        """Put the sums over a group of ranks in place of their weights' `values`."""
+        positions, comm = self._groups[group]
         kinds = self._kinds[group]
         if kinds is None:
             mine = [_kind(values, p, common) if known else _UNKNOWN for p in positions]
@@ -96,33 +129,44 @@ class Reducer:
             kinds = [max(column) for column in zip(*everyone, strict=True)]
             if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
                 self._kinds[group] = kinds
-        result: list[Any] = [None] * len(positions)
-        dense = [i for i, kind in enumerate(kinds) if kind == DENSE]
-        summed = self._sum_dense(comm, [positions[i] for i in dense], values)
-        for i, value in zip(dense, summed, strict=True):
-            result[i] = value
-        for i, kind in enumerate(kinds):
-            if kind in (COMMON, SPARSE):
-                value = values[positions[i]]
-                result[i] = self._gather_sparse(comm, positions[i], value)
+        self._sum_dense(group, kinds, values)
+        for position, kind in zip(positions, kinds, strict=True):
+            if kind == NONE:
+                values[position] = None
+            elif kind in (COMMON, SPARSE):
+                value = values[position]
+                values[position] = self._gather_sparse(comm, position, value)
                 if kind == COMMON:
-                    result[i] = _added_up(comm, result[i], value is not None)
-        return result
+                    values[position] = _added_up(comm, values[position], value is not None)
 
-    def _sum_dense(self, comm: Communicator, positions: list[int], values: list[Any]) -> list[Any]:
-        """Sum dense gradients through one flat buffer per dtype, those of 16 bits in 32."""
-        result: dict[int, Any] = {}
-        for dtype in dict.fromkeys(self._dtypes[p] for p in positions):
-            members = tuple(p for p in positions if self._dtypes[p] == dtype)
-            if members not in self._buffers:
-                self._buffers[members] = FlatBuffer([self._shapes[p] for p in members], dtype)
+    def _sum_dense(self, group: int, kinds: list[int], values: list[Any]) -> None:
+        """Sum dense gradients piece by piece, those that have not begun all at a time."""
+        for piece in self._pieces[group]:
+            self._start(group, piece, kinds, dict(enumerate(values)))
+        for key in [key for key in self._started if key[0] == group]:
+            for position, value in zip(key[1], self._started.pop(key).finish(), strict=True):
+                values[position] = value
 
-            def add(mine: np.ndarray, total: np.ndarray) -> None:
-                comm.sum(total, "the sum of gradients", mine)
+    def _start(
+        self, group: int, piece: list[int], kinds: list[int], values: dict[int, Any]
+    ) -> None:
+        """Begin the sum of a piece, unless it has begun."""
+        key = (group, self._dense(group, piece, kinds))
+        if key[1] and key not in self._started:
+            self._started[key] = self._sum(key)
+            self._started[key].start([values.get(position) for position in key[1]])
 
-            summed = self._buffers[members].sum([values[p] for p in members], add)
-            result.update(zip(members, summed, strict=True))
-        return [result[position] for position in positions]
+    def _dense(self, group: int, chosen: list[int], kinds: list[int]) -> tuple[int, ...]:
+        """Those of the `chosen` weights whose gradients are dense."""
+        kind_of = dict(zip(self._groups[group][0], kinds, strict=True))
+        return tuple(position for position in chosen if kind_of[position] == DENSE)
+
+    def _sum(self, key: _Key) -> DenseSum:
+        if key not in self._sums:
+            shapes = [self._shapes[position] for position in key[1]]
+            dtypes = [self._dtypes[position] for position in key[1]]
+            self._sums[key] = self._makers[key[0]](shapes, dtypes)
+        return self._sums[key]
 
     def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:
         """Join the rows and values of all ranks, in rank order: plain Keras's order of rows."""

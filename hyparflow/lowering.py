@@ -8,7 +8,7 @@ sends before anything runs.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from hyparflow.actions import Action, Edge, Kind, Step
@@ -43,25 +43,33 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
     """
     partitions = len(schedule)
     last = max((action.stage for actions in schedule for action in actions), default=0)
+    touching: dict[int, list[tuple[int, Edge]]] = defaultdict(list)
+    for index, edge in enumerate(edges):
+        if not is_local(edge, partitions):
+            touching[edge.producer].append((index, edge))
+            touching[edge.consumer].append((index, edge))
     lowered = []
     for partition, actions in enumerate(schedule):
         steps: list[Step] = []
         for action in actions:
-            steps += _around(action, edges, partitions)
+            steps += _around(action, touching[action.stage])
         if training:
-            steps = _fuse(steps, last)
+            steps = _start_reductions(_fuse(steps, last))
             steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]
         lowered.append(steps)
     return lowered
 
 
-def _around(action: Action, edges: Sequence[Edge], partitions: int) -> list[Step]:
-    """`action` between the receives that it needs and the sends of what it makes."""
+def _around(action: Action, edges: Sequence[tuple[int, Edge]]) -> list[Step]:
+    """`action` between the receives that it needs and the sends of what it makes.
+
+    Args:
+        action: a computation.
+        edges: those of its stage that need messages, with their numbers.
+    """
     stage, kind, m = action
     before, after = [], []
-    for index, edge in enumerate(edges):
-        if is_local(edge, partitions):
-            continue
+    for index, edge in edges:
         if kind == Kind.FORWARD and edge.consumer == stage:
             before.append(Step(stage, Kind.RECEIVE_ACTIVATION, m, index, edge.producer))
         elif kind == Kind.FORWARD and edge.producer == stage:
@@ -91,6 +99,23 @@ def _fuse(steps: list[Step], last: int) -> list[Step]:
         else:
             fused.append(step)
     return fused
+
+
+def _start_reductions(steps: list[Step]) -> list[Step]:
+    """Begin the reduction of each stage that is done while others still compute.
+
+    A stage's gradients are complete with its last backward. The one that is done last gets none:
+    the reduction follows at once.
+    """
+    kinds = (Kind.BACKWARD, Kind.WEIGHT_BACKWARD, Kind.FUSED)
+    done = {step.stage: index for index, step in enumerate(steps) if step.kind in kinds}
+    ends = {index: stage for stage, index in done.items() if index < max(done.values())}
+    started: list[Step] = []
+    for index, step in enumerate(steps):
+        started.append(step)
+        if index in ends:
+            started.append(Step(ends[index], Kind.START_REDUCE))
+    return started
 
 
 def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:

@@ -11,10 +11,20 @@ from hyparflow import launcher
 from hyparflow.grid import Grid
 from hyparflow.schedule import SCHEDULES
 
-__all__ = ["BATCHNORM", "STRATEGIES", "Options", "automatic_microbatches", "resolve"]
+__all__ = [
+    "ALLREDUCE",
+    "BATCHNORM",
+    "COMPRESSION",
+    "STRATEGIES",
+    "Options",
+    "automatic_microbatches",
+    "resolve",
+]
 
 STRATEGIES = ("data", "model", "hybrid", "auto")
 BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.batchnorm`
+ALLREDUCE = ("mpi", "horovod")
+COMPRESSION = ("bf16", "fp16")
 _SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
 
 
@@ -30,6 +40,8 @@ class Options:
         batchnorm: one of `BATCHNORM`.
         sharded_data: whether each replica reads a stream of its own.
         stages_per_partition: V; more than one only with "interleaved".
+        allreduce: one of `ALLREDUCE`.
+        compression: one of `COMPRESSION`, or None.
     """
 
     grid: Grid
@@ -39,6 +51,8 @@ class Options:
     batchnorm: str = "local"
     sharded_data: bool = False
     stages_per_partition: int = 1
+    allreduce: str = "mpi"
+    compression: str | None = None
 
 
 def resolve(
@@ -53,6 +67,8 @@ def resolve(
     batchnorm: str = "local",
     sharded_data: bool = False,
     stages_per_partition: int | None = None,
+    allreduce: str = "mpi",
+    compression: str | None = None,
 ) -> Options:
     """Check the parallel arguments against the number of ranks and fill in what is missing.
 
@@ -67,24 +83,24 @@ def resolve(
         batchnorm: "local", "deferred" or "sync".
         sharded_data: True or False.
         stages_per_partition: None for 2 with "interleaved" and 1 without.
+        allreduce: "mpi" or "horovod".
+        compression: None, "bf16" or "fp16".
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
     """
-    if strategy is not None and strategy not in STRATEGIES:
+    if strategy is not None:
+        _check_choice("strategy", strategy, STRATEGIES)
+    if schedule != "auto":
+        _check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
+    _check_choice("batchnorm", batchnorm, BATCHNORM)
+    _check_choice("allreduce", allreduce, ALLREDUCE)
+    if compression is not None:
+        _check_choice("compression", compression, COMPRESSION, " or None")
+    if allreduce == "horovod" and compression == "bf16":
         raise ValueError(
-            f"`strategy` must be one of {', '.join(map(repr, STRATEGIES))}. "
-            f"Received: strategy={strategy!r}"
-        )
-    if schedule != "auto" and schedule not in tuple(SCHEDULES):
-        raise ValueError(
-            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
-            f"Received: schedule={schedule!r}"
-        )
-    if batchnorm not in BATCHNORM:
-        raise ValueError(
-            f"`batchnorm` must be one of {', '.join(map(repr, BATCHNORM))}. "
-            f"Received: batchnorm={batchnorm!r}"
+            "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
+            "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
         )
     if not isinstance(sharded_data, bool):
         raise ValueError(
@@ -103,9 +119,20 @@ def resolve(
     if lpp is not None:
         lpp = _check_lpp(lpp)
     schedule = "1f1b" if schedule == "auto" else schedule
-    if grid.num_partitions == 1 and schedule == "interleaved":
-        schedule, each = "1f1b", 1  # nothing to interleave
-    return Options(grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, each)
+    alone = stages_per_partition is None or grid.num_replicas == 1
+    if grid.num_partitions == 1 and schedule == "interleaved" and alone:
+        schedule, each = "1f1b", 1  # nothing to interleave, and no sums to make meanwhile
+    return Options(
+        grid,
+        num_microbatches,
+        schedule,
+        lpp,
+        batchnorm,
+        sharded_data,
+        each,
+        allreduce,
+        compression,
+    )
 
 
 def _stages_per_partition(schedule: str, wanted: int | None) -> int:
@@ -117,6 +144,14 @@ def _stages_per_partition(schedule: str, wanted: int | None) -> int:
     if wanted is None:
         return 2 if schedule == "interleaved" else 1
     return int(wanted)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}{also}. "
+            f"Received: {name}={value!r}"
+        )
 
 
 def _check_count(name: str, value: Any) -> None:

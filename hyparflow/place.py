@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hyparflow.comm import Communicator, World
@@ -18,6 +19,7 @@ class Place:
         rank, partition: its numbers.
         stages: numbers of the stages that it holds.
         replica, peers: the ranks of its replica; the ranks with its partition.
+        reducing: those with its partition again, for sums that go on while others are made.
         holders: id of a variable -> the partitions that use it.
         shared: communicators of the partitions that hold a weight together with this one.
         trained: the weights that it trains.
@@ -30,6 +32,7 @@ class Place:
         self.stages = grid.stages(self.partition, layout.partitioning.num_stages)
         self.replica = world.group(grid.replica(world.rank))
         self.peers = world.group(self.partition)
+        self.reducing = world.group(self.partition)
         self.holders = _holders(model, layout, grid)
         self.shared = _shared_comms(self.replica, self.holders, self.partition)
         self.trained = [
@@ -50,6 +53,15 @@ class Place:
             mine |= {id(v) for v in self.trained} - everywhere
         return [position for position, v in enumerate(self.trained) if id(v) in mine]
 
+    def pieces(self, layout: Layout) -> list[list[int]]:
+        """The weights whose gradients are complete with one stage's last backward.
+
+        One list of positions in `trained` for each stage, the last stage first, as they are done.
+        """
+        stages = [self.trained_by(stage, layout) for stage in self.stages]
+        counts = Counter(position for positions in stages for position in positions)
+        return [[p for p in positions if counts[p] == 1] for positions in reversed(stages)]
+
     def owns(self, variable: Any) -> bool:
         """Whether this partition is the first that holds `variable`."""
         return self.holders[id(variable)][0] == self.partition
@@ -57,7 +69,7 @@ class Place:
     @property
     def comms(self) -> list[Communicator]:
         """All communicators that were made."""
-        return [self.replica, self.peers, *self.shared.values()]
+        return [self.replica, self.peers, self.reducing, *self.shared.values()]
 
 
 def _holders(model: Any, layout: Layout, grid: Grid) -> dict[int, tuple[int, ...]]:

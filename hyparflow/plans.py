@@ -18,7 +18,6 @@ from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.cluster import Cluster
 from hyparflow.planning.compose import make_plan
 from hyparflow.planning.costs import Costs
-from hyparflow.planning.crowd import tensorflow_threads
 from hyparflow.planning.estimate import estimate
 from hyparflow.planning.measure import measure
 from hyparflow.planning.plan import Plan
@@ -26,6 +25,7 @@ from hyparflow.planning.planner import Wishes, best_of, consider
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
 from hyparflow.planning.tables import used_weights
+from hyparflow.threads import tensorflow_threads
 
 __all__ = ["costs_of_model", "plan"]
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from hyparflow.actions import Edge
-from hyparflow.comm import Communicator, Request
+from hyparflow.comm import Communicator
+from hyparflow.pending import Request
+from hyparflow.tensor_memory import TensorBuffer
 
 __all__ = ["Transport"]
 
@@ -30,7 +32,7 @@ _TYPES = (
 class _Incoming:
     """A message that is being received."""
 
-    def __init__(self, requests: list[Request], buffers: list[np.ndarray] | None) -> None:
+    def __init__(self, requests: list[Request], buffers: list[TensorBuffer] | None) -> None:
         self.requests = requests
         self.buffers = buffers  # None while only the header is known to come
 
@@ -96,14 +98,14 @@ class Transport:
         peer = self._edges[edge].producer % self._comm.size
         if self._fixed and (edge, rows) in self._shapes:
             buffers = self._buffers(edge, self._shapes[edge, rows])
-            requests = [r for buffer in buffers for r in self._comm.receive(buffer, peer, tag)]
+            requests = [r for b in buffers for r in self._comm.receive(b.array, peer, tag)]
             self._incoming[tag] = _Incoming(requests, buffers)
         else:
             header = np.zeros(_HEADER, np.int64)
             self._incoming[tag] = _Incoming(self._comm.receive(header, peer, tag), None)
             self._incoming[tag].requests[0].keep = header
 
-    def receive_activation(self, edge: int, rows: int, tag: int, what: str) -> list[np.ndarray]:
+    def receive_activation(self, edge: int, rows: int, tag: int, what: str) -> list[Any]:
         """The tensor (and its mask) that `send_activation` sent."""
         self.post_activation(edge, rows, tag)
         incoming = self._incoming.pop(tag)
@@ -114,12 +116,12 @@ class Transport:
             peer = self._edges[edge].producer % self._comm.size
             incoming.buffers = self._buffers(edge, shapes)
             for buffer in incoming.buffers:
-                self._comm.wait_all(self._comm.receive(buffer, peer, tag), what)
-        return incoming.buffers
+                self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
+        return [buffer.tensor for buffer in incoming.buffers]
 
-    def _buffers(self, edge: int, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    def _buffers(self, edge: int, shapes: Sequence[tuple[int, ...]]) -> list[TensorBuffer]:
         dtypes = [self._dtypes[edge], np.dtype(bool)]
-        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=False)]
+        return [TensorBuffer(shape, kind) for shape, kind in zip(shapes, dtypes, strict=False)]
 
     # --- gradients: the receiver made the tensor, so it knows type and shape ---
 
@@ -133,9 +135,7 @@ class Transport:
         if gradient is not None:
             self._outgoing += self._comm.send(np.asarray(gradient, order="C"), peer, tag)
 
-    def receive_gradient(
-        self, edge: int, tag: int, shape: tuple[int, ...], what: str
-    ) -> np.ndarray | None:
+    def receive_gradient(self, edge: int, tag: int, shape: tuple[int, ...], what: str) -> Any:
         """The gradient that the edge's consumer sent."""
         peer = self._edges[edge].consumer % self._comm.size
         if not self._fixed or edge not in self._reached:
@@ -144,9 +144,9 @@ class Transport:
             self._reached[edge] = bool(flag[0])
         if not self._reached[edge]:
             return None
-        buffer = np.empty(shape, self._dtypes[edge])
-        self._comm.wait_all(self._comm.receive(buffer, peer, tag), what)
-        return buffer
+        buffer = TensorBuffer(shape, self._dtypes[edge])
+        self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
+        return buffer.tensor
 
     # --- end of a step ---
 

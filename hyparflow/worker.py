@@ -17,7 +17,6 @@ from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import Batch
 from hyparflow.feed import Data, Feed
-from hyparflow.gradient_sum import GradientSum
 from hyparflow.grid import LEADER
 from hyparflow.program import Program
 from hyparflow.stage import as_tensors
@@ -142,7 +141,8 @@ class Worker:
         labels = self._feed.labels(batch, scale)
         with self._losses.metrics.paused(batch.is_stand_in):
             self._part.statistics.begin()
-            self._part.engine.train(program, batch, labels, scale, self._reduce, self._apply)
+            learner = self._learner
+            self._part.engine.train(program, batch, labels, scale, learner.reducer, learner.update)
             self._part.statistics.finish()
         self._losses.metrics.collect(penalty + self._part.engine.added)
         return None
@@ -242,13 +242,6 @@ class Worker:
         if self._part.learner is None or self._replica or self._losses.head.own_loss:
             return 0.0
         return self._part.learner.update.penalty() * rows
-
-    def _reduce(self, gradients: GradientSum) -> None:
-        self._reduced = self._learner.reducer.reduce(gradients)
-
-    def _apply(self) -> None:
-        self._learner.update(self._reduced)
-        self._reduced = []
 
     def _own(self, name: str, batch: Batch) -> dict[str, Any]:
         """The model's own step on this replica's rows."""

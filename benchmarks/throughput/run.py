@@ -15,6 +15,7 @@ import contextlib
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from importlib import metadata
@@ -46,6 +47,7 @@ SETUPS = {
     "zero-bubble": Setup(
         "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
     ),
+    "horovod": Setup("Horovod x2", "horovod", 2),
 }
 
 
@@ -71,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
     add_arguments(parser, steps=3, turns=7)
     parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--horovod", default=sys.executable, help="a Python that has Horovod")
     return parser.parse_args()
 
 
@@ -89,36 +92,52 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
             return job
 
         print(f"{model}, batch {batch}", flush=True)
-        jobs = [launch(SETUPS[name], batch) for name in args.setups]
+        jobs = [launch(setup, batch) for setup in chosen(args)]
         singles = [launch(SETUPS["plain1"], rows) for rows in args.sizes if rows != batch]
         rates: list[list[float]] = [[] for _ in (*jobs, *singles)]
         for number in range(args.turns):
             for job, found in zip((*jobs, *singles), rates, strict=True):
                 found.append(job.batch / job.turn(number))
-        rows = [row_of(job, found) for job, found in zip(jobs, rates, strict=False)]
+        rows = [row_of(job, found, args.steps) for job, found in zip(jobs, rates, strict=False)]
     one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
     plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
     cores = psutil.cpu_count() or 1
     limit = max(map(statistics.median, one_thread), default=0.0) * cores
     best = max(plain, key=statistics.median, default=None)
+    rival = next((row for row in rows if row["name"] == SETUPS["horovod"].name), None)
     for row in rows:
+        row["to_horovod"] = None if rival is None else ratio(row["rates"], rival["rates"])
         row["to_limit"] = statistics.median(row["rates"]) / limit if limit else None
         row["to_baseline"] = None if best is None else ratio(row["rates"], best)
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     return {"model": model, "batch": batch, "limit": limit, "rows": rows}
 
 
+def chosen(args: argparse.Namespace) -> list[Setup]:
+    """What to compare; without Horovod where it is not installed."""
+    setups = [SETUPS[name] for name in args.setups]
+    found = subprocess.run([args.horovod, "-c", "import horovod.tensorflow"], capture_output=True)
+    if found.returncode:
+        print("  without Horovod: scripts/install_horovod.sh installs it", flush=True)
+        return [setup for setup in setups if setup.kind != "horovod"]
+    return [s._replace(python=args.horovod) if s.kind == "horovod" else s for s in setups]
+
+
 def is_single(job: Job) -> bool:
     return job.setup == SETUPS["plain1"]
 
 
-def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
+def row_of(job: Job, rates: list[float], steps: int) -> dict[str, Any]:
+    ranks = job.end()
+    seconds = sum(job.batch / rate for rate in rates) * steps
+    waited = [rank["waited"] for rank in ranks if rank["waited"] is not None]
     return {
         "name": job.setup.name,
         "rates": rates,
         "rate": statistics.median(rates),
+        "idle": statistics.mean(waited) / seconds if waited else None,
         "first_step": job.first_step,
-        "peaks": job.peaks(),
+        "peaks": [rank["peak"] for rank in ranks],
     }
 
 
@@ -143,14 +162,15 @@ def table(results: list[dict[str, Any]]) -> str:
             f"    {case['model']}, batch {case['batch']}; limit {case['limit']:.1f} samples/s"
         )
         lines.append(
-            f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} {'1st step':>9} "
-            f"{'peak MiB':>12}"
+            f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} {'/ Horovod':>9} "
+            f"{'idle':>6} {'1st step':>9} {'peak MiB':>12}"
         )
         for row in case["rows"]:
             peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
             lines.append(
                 f"      {row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
-                f"{text(row['to_limit']):>8} {row['first_step']:7.1f} s {peaks:>12}"
+                f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
+                f"{row['first_step']:7.1f} s {peaks:>12}"
             )
         lines.append("")
     return "\n".join(line.rstrip() for line in lines).rstrip()

@@ -16,24 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import tensorflow as tf
 
 from hyparflow import launcher
 from hyparflow.planning.sample import Sample
+from hyparflow.threads import tensorflow_threads
 
-__all__ = ["companions_possible", "measure_crowd", "tensorflow_threads"]
+__all__ = ["companions_possible", "measure_crowd"]
 
 _PROCESS = 600 << 20  # bytes of memory of a process with TensorFlow and a piece of a model
 _TURNS = 4
 # What launchers set for their ranks; a companion is none.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
-
-
-def tensorflow_threads() -> int:
-    """How many threads an operation may use in this process."""
-    chosen = tf.config.threading.get_intra_op_parallelism_threads()
-    set_ = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    return int(chosen) or (int(set_) if set_.isdigit() else len(launcher.usable_cores()))
 
 
 def companions_possible(ranks_per_node: int) -> int:

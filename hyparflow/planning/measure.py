@@ -20,7 +20,7 @@ from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 from hyparflow.partition import OperationGraph
 from hyparflow.planning.costs import Costs, Overheads, Weight
-from hyparflow.planning.crowd import companions_possible, measure_crowd, tensorflow_threads
+from hyparflow.planning.crowd import companions_possible, measure_crowd
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.overheads import measure_overheads
 from hyparflow.planning.sample import TRACED_ROWS, Sample, SampleMemory
@@ -31,6 +31,7 @@ from hyparflow.planning.tables import (
     slots_per_byte,
     used_weights,
 )
+from hyparflow.threads import tensorflow_threads
 
 __all__ = ["measure"]
 

@@ -58,6 +58,12 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
     )
 
 
+class _Done:
+    """A sum that is there."""
+
+    def wait(self) -> None: ...
+
+
 class _Alone:
     """Stands in for the ranks that share a partition, and sends nothing."""
 
@@ -66,9 +72,9 @@ class _Alone:
     def all_gather_objects(self, value: Any, what: str) -> list[Any]:
         return [value]
 
-    def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
-        if mine is not None:
-            array[...] = mine
+    def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray) -> _Done:
+        array[...] = mine
+        return _Done()
 
 
 def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:

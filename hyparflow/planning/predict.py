@@ -172,6 +172,8 @@ class _Timings:
             return message + link.seconds(self.size(edge))
         if step.kind == Kind.FORWARD:
             return self.forward[stage]
+        if step.kind == Kind.START_REDUCE:
+            return 0.0  # counted whole by the next, though between nodes some of it is hidden
         if step.kind == Kind.REDUCE:  # of a partition, as is the next
             return self.reduce[stage]
         if step.kind == Kind.APPLY:

@@ -242,3 +242,15 @@ def test_both_ends_stand_twice() -> None:
 def test_an_edge_must_lead_to_a_later_stage() -> None:
     with pytest.raises(RuntimeError, match="must lead to a later stage. Received: Edge"):
         prove([[], []], [Edge(3, 1, 0, False)])
+
+
+def test_reductions_begin_with_the_last_backward_of_a_stage() -> None:
+    edges = [Edge(0, 0, 1, True)]
+    (steps,) = text(lower(make_schedule("interleaved", 1, 2, 2), edges))
+    assert steps == "0F0 1FB0 0F1 0B0 1FB1 1START0 0B1 0REDUCE0 0APPLY0"
+
+
+def test_one_stage_has_nothing_to_begin_early() -> None:
+    for name in ("gpipe", "1f1b", "zero-bubble"):
+        lowered = lower(make_schedule(name, 2, 4), [Edge(0, 0, 1, True)])
+        assert not [s for steps in lowered for s in steps if s.kind == Kind.START_REDUCE]

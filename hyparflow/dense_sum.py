@@ -1,0 +1,100 @@
+"""The sum of dense gradients over ranks by MPI, begun in one call and finished in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm import Communicator
+from hyparflow.flat import FlatBuffer
+from hyparflow.pending import Pending
+from hyparflow.tensor_memory import TensorBuffer
+
+__all__ = ["COMPRESSION", "DenseSum", "MakeSum", "MpiSum", "carried_type", "mpi_sums"]
+
+COMPRESSION = {"bf16": tf.bfloat16, "fp16": tf.float16}
+_WHAT = "the sum of gradients"
+
+
+class DenseSum(Protocol):
+    """Sums tensors of the same shapes over ranks, step after step."""
+
+    def start(self, values: Sequence[Any]) -> None:
+        """Begin with this rank's tensors; None counts as zeros. Collective, in one order."""
+
+    def advance(self) -> None:
+        """Go on as far as the other ranks have come."""
+
+    def finish(self) -> list[Any]:
+        """The sums, once they are there."""
+
+
+# (shapes, types) of tensors -> what sums them over the ranks that it was made for.
+MakeSum = Callable[[Sequence[tuple[int, ...]], Sequence[np.dtype]], DenseSum]
+
+
+class MpiSum:
+    """Sums through one flat buffer per type.
+
+    Args:
+        comm: the ranks.
+        shapes, dtypes: of the tensors.
+        compression: "bf16" or "fp16": what floating-point numbers of more bits travel as.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[np.dtype],
+        compression: str | None = None,
+    ) -> None:
+        self._comm = comm
+        self._count = len(shapes)
+        self._buffers: list[tuple[list[int], FlatBuffer]] = []
+        for dtype in dict.fromkeys(dtypes):
+            members = [i for i, other in enumerate(dtypes) if other == dtype]
+            carried = carried_type(dtype, compression)
+            buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
+            self._buffers.append((members, buffer))
+        self._pending: list[tuple[Pending, TensorBuffer]] = []
+
+    def start(self, values: Sequence[Any]) -> None:
+        """Begin to sum this rank's tensors; None counts as zeros."""
+        for members, buffer in self._buffers:
+            mine, total = buffer.pack([values[i] for i in members]), buffer.empty()
+            narrow = mine.dtype.itemsize == 2
+            start = self._comm.start_rounded_sum if narrow else self._comm.start_sum
+            self._pending.append((start(total.array, _WHAT, mine), total))
+
+    def advance(self) -> None:
+        """Let MPI go on."""
+        for pending, _ in self._pending:
+            pending.advance()
+
+    def finish(self) -> list[Any]:
+        """The sums, in the order of the tensors."""
+        result: list[Any] = [None] * self._count
+        for (members, buffer), (pending, total) in zip(self._buffers, self._pending, strict=True):
+            pending.wait()
+            for i, value in zip(members, buffer.unpack(total), strict=True):
+                result[i] = value
+        self._pending.clear()
+        return result
+
+
+def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
+    """What numbers of this type travel as: those of 16 bits as 32, unless they are compressed."""
+    if not tf.as_dtype(dtype).is_floating:
+        return dtype
+    if compression is not None:
+        return np.dtype(COMPRESSION[compression].as_numpy_dtype)
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:
+    """Makes sums over these ranks."""
+    return lambda shapes, dtypes: MpiSum(comm, shapes, dtypes, compression)

@@ -1,0 +1,125 @@
+"""The sum of dense gradients over replicas by Horovod, where it is installed.
+
+Each partition's replicas are a process set of Horovod's. Its calls block, so they run in a thread,
+one at a time and in one order on all ranks; deadlines and other ranks' errors are heard meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm import Communicator
+from hyparflow.dense_sum import MakeSum, carried_type
+from hyparflow.grid import Grid
+
+__all__ = ["HorovodSum", "horovod_sums"]
+
+_NEEDED = (
+    'allreduce="horovod" needs Horovod with MPI and TensorFlow: scripts/install_horovod.sh builds '
+    "it. "
+)
+
+
+class HorovodSum:
+    """Sums tensors over a process set.
+
+    Args:
+        hvd: the module horovod.tensorflow.
+        process_set: the ranks.
+        thread: runs one call at a time.
+        comm: the ranks too, whose deadline holds.
+        dtypes: of the tensors.
+        compression: "bf16" or "fp16": what floating-point numbers of more bits travel as.
+    """
+
+    def __init__(
+        self,
+        hvd: Any,
+        process_set: Any,
+        thread: ThreadPoolExecutor,
+        comm: Communicator,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[np.dtype],
+        compression: str | None,
+    ) -> None:
+        self._hvd, self._process_set = hvd, process_set
+        self._thread, self._comm = thread, comm
+        self._shapes, self._dtypes = shapes, dtypes
+        self._carried = [carried_type(dtype, compression) for dtype in dtypes]
+        self._call = tf.function(self._trace, autograph=False)
+        self._future: Future[list[Any]] | None = None
+
+    def start(self, values: Sequence[Any]) -> None:
+        """Begin to sum this rank's tensors; None counts as zeros."""
+        tensors = [
+            tf.zeros(shape, dtype) if value is None else tf.convert_to_tensor(value)
+            for value, shape, dtype in zip(values, self._shapes, self._dtypes, strict=True)
+        ]
+        self._future = self._thread.submit(self._call, tensors)
+
+    def advance(self) -> None:
+        """Horovod goes on by itself."""
+
+    def finish(self) -> list[Any]:
+        """The sums, in the order of the tensors."""
+        future = self._future
+        if future is None:
+            raise RuntimeError("A sum must be started before it is finished.")
+        self._comm.poll(future.done, "Horovod's sum of gradients")
+        return list(future.result())
+
+    def _trace(self, tensors: list[Any]) -> list[Any]:
+        narrow = [tf.cast(x, kind) for x, kind in zip(tensors, self._carried, strict=True)]
+        sums = self._hvd.grouped_allreduce(narrow, op=self._hvd.Sum, process_set=self._process_set)
+        return [tf.cast(x, like.dtype) for x, like in zip(sums, tensors, strict=True)]
+
+
+def horovod_sums(grid: Grid, comm: Communicator, compression: str | None) -> MakeSum:
+    """Makes sums over the replicas of this rank's partition. Collective over all ranks.
+
+    Args:
+        grid: the ranks.
+        comm: the ranks of this partition.
+        compression: "bf16", "fp16" or None.
+
+    Raises:
+        ValueError: if there is no Horovod that can do it.
+    """
+    hvd = _started(grid)
+    sets = [
+        _process_set(hvd, tuple(grid.rank(replica, p) for replica in range(grid.num_replicas)))
+        for p in range(grid.num_partitions)
+    ]
+    mine = sets[grid.partition(hvd.rank())]
+    thread = ThreadPoolExecutor(1, "horovod")
+    return lambda shapes, dtypes: HorovodSum(hvd, mine, thread, comm, shapes, dtypes, compression)
+
+
+def _started(grid: Grid) -> Any:
+    """Horovod's module, on as many ranks as there are."""
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise ValueError(f"{_NEEDED}Received: {error}") from None
+    if not hvd.mpi_built():
+        raise ValueError(f"{_NEEDED}Received: a Horovod without MPI")
+    if not hvd.is_initialized():
+        hvd.init(process_sets="dynamic")
+    if hvd.size() != grid.size:
+        raise ValueError(
+            f"Horovod must run on the ranks of the job. Received: Horovod on {hvd.size()} of "
+            f"{grid.size} ranks. Start Horovod and hyparflow with one MPI library."
+        )
+    return hvd
+
+
+@functools.cache
+def _process_set(hvd: Any, ranks: tuple[int, ...]) -> Any:
+    """Horovod's name for these ranks; made once, for it cannot be made twice."""
+    return hvd.global_process_set if len(ranks) == hvd.size() else hvd.add_process_set(ranks)

@@ -1,0 +1,111 @@
+"""Sums of gradients over replicas: begun early, rounded, or made by Horovod."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import WORLD, Outcome, State, differences, float_type, on_leader, require_none
+from zoo import CASES, Case
+
+import hyparflow as hf
+from hyparflow.api import _world
+
+several = pytest.mark.skipif(WORLD.size == 1, reason="one rank has no replicas")
+with_horovod = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None,
+    reason="Horovod is not installed (scripts/install_horovod.sh)",
+)
+
+
+def train(case: Case, dtype: str, **layout: Any) -> Outcome:
+    """What training with hyparflow leaves, or with plain Keras without a layout."""
+    with float_type(dtype):
+        keras.utils.set_random_seed(7)
+        model, data = case.build(), case.data(np.random.default_rng(1))
+        keras.utils.set_random_seed(11)
+        arguments = data | case.fit | {"verbose": 0}
+        fit = hf.fit if layout else keras.Model.fit
+        history = fit(model, **arguments, **layout)
+        return Outcome(history.history, State.of(model))
+
+
+def hybrid(partitions: int, **more: Any) -> dict[str, Any]:
+    replicas = WORLD.size // partitions
+    return {"num_partitions": partitions, "num_replicas": replicas, "num_microbatches": 2} | more
+
+
+@several
+@pytest.mark.parametrize("name", ["residual", "tied", "sequences", "siamese"])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_sums_begun_while_others_compute(name: str, partitions: int) -> None:
+    """Two stages per rank: the sum of the second begins before the backward of the first."""
+    if WORLD.size // partitions < 2:
+        pytest.skip("one replica")
+    case = CASES[name]
+    expected = on_leader(lambda: train(case, "float64"))
+    layout = hybrid(partitions, schedule="interleaved", stages_per_partition=2)
+    actual = train(case, "float64", **layout)
+    require_none(actual.compare(expected), f"{name} on {partitions} partitions")
+
+
+@several
+@pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
+def test_rounded_sums(name: str, digits: int) -> None:
+    """What travels has the bits of the type; what is added up, those of float32."""
+    world = _world()
+    assert world is not None
+    dtype = np.dtype({"bf16": tf.bfloat16, "fp16": tf.float16}[name].as_numpy_dtype)
+    for size in (1, world.size - 1, 1000, 4099):
+        everyone = np.random.default_rng(size).normal(size=(world.size, size)).astype(np.float32)
+        total = np.zeros(size, dtype)
+        world.start_rounded_sum(total, "the sum", everyone[world.rank].astype(dtype)).wait()
+        exact = everyone.astype(dtype).astype(np.float32).sum(0).astype(dtype)
+        assert np.array_equal(total, exact)
+        error = np.abs(total.astype(float) - everyone.sum(0))
+        assert error.max() <= 2.0**-digits * (np.abs(everyone).sum(0) + np.abs(exact)).max()
+
+
+@several
+@pytest.mark.parametrize("compression", ["bf16", "fp16"])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_compression_changes_little_and_all_ranks_alike(compression: str, partitions: int) -> None:
+    if WORLD.size // partitions < 2:
+        pytest.skip("one replica")
+    case = CASES["residual"]
+    expected = on_leader(lambda: train(case, "float32"))
+    actual = train(case, "float32", **hybrid(partitions, compression=compression))
+    losses, others = (outcome.history["loss"] for outcome in (actual, expected))
+    require_none(differences("loss", losses, others, 0.02), compression)
+    assert losses != others  # it was on
+    states = WORLD.allgather(actual.state.values)
+    for state in states[1:]:
+        for key, value in state.items():
+            if not key.startswith("seed"):
+                assert np.array_equal(value, states[0][key]), key
+
+
+@several
+@with_horovod
+@pytest.mark.parametrize("name", ["residual", "sequences"])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_horovod_gives_the_same_sums(name: str, partitions: int) -> None:
+    if WORLD.size // partitions < 2:
+        pytest.skip("one replica")
+    case = CASES[name]
+    expected = on_leader(lambda: train(case, "float64"))
+    actual = train(case, "float64", **hybrid(partitions, allreduce="horovod"))
+    require_none(actual.compare(expected), f"{name} on {partitions} partitions")
+
+
+@several
+@pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is not None, reason="Horovod is installed here"
+)
+def test_horovod_that_is_not_installed() -> None:
+    with pytest.raises(ValueError, match=r"allreduce=\"horovod\" needs Horovod.*install_horovod"):
+        train(CASES["residual"], "float32", strategy="data", allreduce="horovod")
