@@ -50,7 +50,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 AT_ONCE = +@echo "Two runs of tests at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
 
-.PHONY: help venv demo test lint test-unit test-mpi test-jobs mpi-check clean
+.PHONY: help venv demo bench test lint test-unit test-mpi test-jobs mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
 ifndef ONE_OF_TWO
 .NOTPARALLEL:
@@ -63,6 +63,9 @@ venv: $(VENV)/.test  ## make .venv, ready for work on hyparflow
 
 demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 	$(LIMIT) $(MPIRUN) -n 2 $(MPIRUN_FLAGS) $(BIN)/python examples/digits.py
+
+bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for each model
+	$(BIN)/python benchmarks/throughput/run.py
 
 test: lint mpi-check  ## run everything that a change must pass
 	$(AT_ONCE) test-mpi-2 test-unit test-mpi-4 test-jobs test-mpi-1

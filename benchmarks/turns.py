@@ -75,7 +75,10 @@ class Job:
         command = [setup.python, str(Path(__file__).with_name("job.py")), str(path)]
         if setup.kind != "plain":  # also one rank: without a launcher Keras alone trains
             command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
+        # Nothing of the shell that would make this job another.
+        set_here = (*THREADS, "HYPARFLOW_SPIN")
+        environment = {k: v for k, v in os.environ.items() if k not in set_here}
+        environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
         if setup.threads is not None:
             environment |= dict.fromkeys(THREADS, str(setup.threads))
         with (self._folder / "log").open("w") as log:

@@ -157,7 +157,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
 
     announce_cores(world)
     check_model(model)
-    if options.grid.num_partitions > 1:
+    if options.num_stages > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
     key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)

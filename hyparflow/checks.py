@@ -84,11 +84,12 @@ def check_own_steps(model: Any, options: Options) -> None:
             f"model of class '{name}'. Override `{functions[0][5:-9]}_step`, which "
             "strategy='data' calls, or train in one process."
         )
-    if own and options.grid.num_partitions > 1:
+    if own and options.num_stages > 1:
         raise ValueError(
             f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
             f"once. Received: model of class '{name}' with {options.grid.num_partitions} "
-            "partitions. Use strategy='data', which runs it on each replica's rows."
+            f"partitions of {options.stages_per_partition} stages. Use strategy='data', which "
+            "runs it on each replica's rows."
         )
     if own and (options.compression or options.allreduce != "mpi"):
         raise ValueError(

@@ -74,8 +74,8 @@ class Reducer:
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
         apart = {position for piece in pieces for position in piece}
         rest = [position for position in everything if position not in apart]
-        self._pieces = [[list(piece) for piece in (*pieces, rest) if piece]]
-        self._pieces += [[group.positions] for group in shared]
+        self._early = [list(piece) for piece in pieces if piece]
+        self._pieces = [[*self._early, rest], *([group.positions] for group in shared)]
         self._kinds: list[list[int] | None] = [None] * len(self._groups)
         self._sums: dict[_Key, DenseSum] = {}
         self._started: dict[_Key, DenseSum] = {}  # in this step
@@ -91,8 +91,10 @@ class Reducer:
             values: their gradients; None if this replica had no rows in this step.
         """
         kinds, known = self._kinds[0], dict(zip(positions, values or (), strict=False))
-        for piece in self._pieces[0]:
-            if kinds is not None and set(piece) <= set(positions) and self._groups[0][1].size > 1:
+        if kinds is None or self._groups[0][1].size == 1:
+            return
+        for piece in self._early:
+            if set(piece) <= set(positions):
                 self._start(0, piece, kinds, known)
 
     def advance(self) -> None:

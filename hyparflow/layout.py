@@ -57,12 +57,11 @@ def make_layout(model: Any, options: Options) -> Layout:
     Raises:
         ValueError: if the model cannot be cut so.
     """
-    if options.grid.num_partitions == 1:
+    if options.num_stages == 1:
         if options.lpp is not None:
             divide(_flat(model).operation_graph([]), 1, options.lpp)
         return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    num_stages = options.grid.num_partitions * options.stages_per_partition
-    partitioning = divide(operations, num_stages, options.lpp)
+    partitioning = divide(operations, options.num_stages, options.lpp)
     return Layout(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

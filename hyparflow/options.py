@@ -54,6 +54,11 @@ class Options:
     allreduce: str = "mpi"
     compression: str | None = None
 
+    @property
+    def num_stages(self) -> int:
+        """Into how many stages the model is cut."""
+        return self.grid.num_partitions * self.stages_per_partition
+
 
 def resolve(
     size: int,

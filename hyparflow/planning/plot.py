@@ -33,6 +33,7 @@ _NAMES = {
     Kind.RECEIVE_ACTIVATION: "message",
     Kind.SEND_GRADIENT: "message",
     Kind.RECEIVE_GRADIENT: "message",
+    Kind.START_REDUCE: "allreduce",
     Kind.REDUCE: "allreduce",
     Kind.APPLY: "optimizer",
 }

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyparflow.actions import Edge, Kind, Step
-from hyparflow.grid import Grid
 from hyparflow.lowering import is_local, lower
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.memory import Memory, partition_memory
+from hyparflow.planning.reductions import reduce_seconds
 from hyparflow.schedule import make_schedule
 from hyparflow.simulate import Timeline, play
 
@@ -124,7 +124,9 @@ class _Timings:
         self.apply = [
             self._per_weight(m, over.apply, over.apply_weight) / cluster.speed for m in mine
         ]
-        self.reduce = [self._reduced(grid, p, mine[p]) for p in partitions]
+        self.reduce = [
+            reduce_seconds(costs, cluster, candidate, p, self.backward) for p in partitions
+        ]
 
     def _per_weight(self, operations: Sequence[int], byte: float, weight: float) -> float:
         """What takes `byte` seconds for each byte of trained weights, and `weight` for each."""
@@ -147,16 +149,6 @@ class _Timings:
         """What the last stage's backward adds to its forward where both are one call."""
         return max(0.0, self._fused[-1] - self.forward[-1])
 
-    def _reduced(self, grid: Grid, partition: int, operations: Sequence[int]) -> float:
-        if grid.num_replicas == 1:
-            return 0.0
-        ranks = [grid.rank(replica, partition) for replica in range(grid.num_replicas)]
-        size = self._costs.weight_bytes(operations, trainable=True)
-        groups = min(grid.num_partitions, self._cluster.ranks_per_node)
-        over = self._costs.overheads
-        packing = self._per_weight(operations, over.reduce, over.reduce_weight)
-        return packing / self._cluster.speed + self._cluster.allreduce_seconds(ranks, size, groups)
-
     def size(self, edge: Edge) -> float:
         """Bytes of an edge's tensor in one micro-batch."""
         return float(self._costs.tensors[edge.tensor]) * self.rows
@@ -173,7 +165,7 @@ class _Timings:
         if step.kind == Kind.FORWARD:
             return self.forward[stage]
         if step.kind == Kind.START_REDUCE:
-            return 0.0  # counted whole by the next, though between nodes some of it is hidden
+            return 0.0  # what of it is not hidden is counted by the next
         if step.kind == Kind.REDUCE:  # of a partition, as is the next
             return self.reduce[stage]
         if step.kind == Kind.APPLY:

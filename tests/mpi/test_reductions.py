@@ -54,6 +54,15 @@ def test_sums_begun_while_others_compute(name: str, partitions: int) -> None:
 
 
 @several
+def test_a_layer_that_two_stages_of_a_rank_use() -> None:
+    """Its gradient is complete with the last of them."""
+    case = CASES["residual"]
+    expected = on_leader(lambda: train(case, "float64"))
+    layout = hybrid(1, schedule="interleaved", stages_per_partition=2, lpp=[4, 7])
+    require_none(train(case, "float64", **layout).compare(expected), "residual")
+
+
+@several
 @pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_rounded_sums(name: str, digits: int) -> None:
     """What travels has the bits of the type; what is added up, those of float32."""

@@ -253,6 +253,21 @@ def test_messages_and_sums_take_time() -> None:
     assert found.sent == ({1: MEGABYTE}, {0: MEGABYTE})
 
 
+@pytest.mark.parametrize(
+    ("ranks_per_node", "hidden"),
+    [(2, 0.0), (1, 2.0)],  # on one node the cores sum; between two, while stage 0 goes backward
+)
+def test_sums_are_hidden_behind_the_other_stages(ranks_per_node: int, hidden: float) -> None:
+    """Two stages on each of two replicas; summing one of them takes 3 s, its backward 2 s."""
+    graph, link = chain(2), Link(0.0, MEGABYTE / 3)
+    cluster = Cluster(2 // ranks_per_node, ranks_per_node, within=link, between=link)
+    table = make_partitioning(graph, (0, 1, 2))
+    layout = Candidate(Grid(1, 2), 1, "interleaved", table)
+    found = predict(Problem(graph, costs([1.0, 1.0]), cluster, 2), layout)
+    assert found.reduce[0] == pytest.approx(2 * 3.0 - hidden)
+    assert found.step_seconds == pytest.approx(2 * 3.0 + found.reduce[0])
+
+
 def test_memory_counts_what_is_in_flight() -> None:
     graph, table = chain(4), costs([1.0] * 4, slots=2.0)
     problem = Problem(graph, table, FAST, 8)
@@ -338,9 +353,9 @@ def test_lpp_is_kept() -> None:
 # --- plans ---
 
 
-def some_plan() -> Plan:
+def some_plan(**wishes: Any) -> Plan:
     problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
-    found = consider(problem, Wishes(4))
+    found = consider(problem, Wishes(4, **wishes))
     single = predict(problem, candidate(problem.graph, (0, 6), 1))
     return make_plan("small", "hash", problem, found[0], single, found[1:4], 2**31)
 
@@ -372,4 +387,12 @@ def test_a_plan_is_drawn(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
     path = tmp_path / f"plan.{kind}"
     some_plan().plot(path)
+    assert path.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+def test_plans_of_all_schedules_are_drawn(tmp_path: Path, schedule: str) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
+    path = tmp_path / "plan.png"
+    some_plan(schedule=schedule, num_partitions=2).plot(path)
     assert path.stat().st_size > 5000
