@@ -145,7 +145,6 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     import keras
 
     from hyparflow.checks import check_can_cut, check_model
-    from hyparflow.cores import announce_cores
     from hyparflow.parallel import ParallelModel
     from hyparflow.session import Session
 
@@ -155,7 +154,6 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
             f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
         )
 
-    announce_cores(world)
     check_model(model)
     if options.num_stages > 1:
         check_can_cut(model)

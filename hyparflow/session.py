@@ -12,6 +12,7 @@ from hyparflow.additive import require_additive, require_weights
 from hyparflow.checks import check_state, require_sums
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
+from hyparflow.cores import announce_cores
 from hyparflow.data import peek
 from hyparflow.grid import LEADER
 from hyparflow.layout import Layout, make_layout
@@ -66,6 +67,7 @@ class Session:
                 self.model, call.options, call.sources, call.method, call.arguments, call.rows
             ),
         )
+        announce_cores(self._world)
         if "train" in call.sources:
             stream, specs = None, call.sources["train"].specs()
         else:
