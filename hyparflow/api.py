@@ -158,6 +158,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     if options.num_stages > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
+    # What a session is built for: all but what may differ from call to call.
     key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)
     if key not in sessions:
         sessions[key] = Session(model, options, world)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from hyparflow import launcher
-from hyparflow.deadline import Deadline, StatusBoard, meet, spin_seconds
+from hyparflow.deadline import Deadline, StatusBoard, meet
 from hyparflow.pending import Pending, Request
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
-_SPIN = 0.5  # seconds: longer than a rank waits within a step
 _CHUNK = 1 << 28  # elements per message: counts above 2**31 - 1 overflow in MPI 3
 _EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
 
@@ -254,8 +253,7 @@ class World(Communicator):
 
     def keep_cores_busy(self) -> None:
         """Let ranks that wait keep their cores busy, because no other rank wants them."""
-        if spin_seconds() is None:
-            self._deadline.spin = _SPIN
+        self._deadline.keep_core_busy()
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from hyparflow import launcher
 from hyparflow.comm import World
 from hyparflow.grid import LEADER
 from hyparflow.notices import users_stack_level
-from hyparflow.threads import tensorflow_threads
+from hyparflow.threads import intra_op_threads
 
 __all__ = ["Claim", "announce_cores", "crowded"]
 
@@ -35,7 +35,7 @@ class Claim(NamedTuple):
 @functools.cache
 def announce_cores(world: World) -> None:
     """Warn once, on the leader, of ranks that share cores; where none do, use them. Collective."""
-    mine = Claim(platform.node(), tuple(sorted(launcher.usable_cores())), tensorflow_threads())
+    mine = Claim(platform.node(), tuple(sorted(launcher.usable_cores())), intra_op_threads())
     claims = world.all_gather_objects(mine, "the cores of all ranks")
     texts = crowded(claims)
     if not texts:
@@ -72,8 +72,9 @@ def _warning(node: str, ranks: dict[int, Claim]) -> str:
     remedy = f"Start at most {len(load)} ranks there, with TF_NUM_INTRAOP_THREADS=1"
     if len(ranks) <= len(load):
         remedy = (
-            f"Give each rank cores of its own, {len(load) // len(ranks)} each (mpirun --bind-to "
-            "none, or srun --cpus-per-task) and leave TF_NUM_INTRAOP_THREADS to hyparflow"
+            f"Give each rank cores of its own, {len(load) // len(ranks)} each (mpirun --map-by "
+            f"slot:PE={len(load) // len(ranks)} --bind-to core, or srun --cpus-per-task), and "
+            "leave TF_NUM_INTRAOP_THREADS to hyparflow"
         )
     return (
         f"Ranks slow each other down: ranks {_listed(sharing)} on node '{node}' compute with "

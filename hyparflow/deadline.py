@@ -9,6 +9,7 @@ shared by the ranks of a machine, so that a stopped rank's last action is known 
 from __future__ import annotations
 
 import atexit
+import math
 import mmap
 import os
 import sys
@@ -24,6 +25,7 @@ __all__ = ["Deadline", "StatusBoard", "meet", "spin_seconds", "timeout_seconds"]
 
 _SLOT = 192  # bytes of text per rank
 _SPIN = 0.002  # seconds, where ranks may share cores
+_LONG_SPIN = 0.5  # where they do not: longer than a rank waits within a step
 _GRACE = 2.0  # seconds given to the other ranks for their answers
 _NOTICE = 7  # tag of a notice on the deadline's own communicator
 
@@ -35,11 +37,7 @@ def timeout_seconds() -> float:
         ValueError: if the variable is not a positive number.
     """
     text = os.environ.get("HYPARFLOW_TIMEOUT", "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
+    if not (seconds := _number(text)) > 0:
         raise ValueError(
             "HYPARFLOW_TIMEOUT must be a positive number of seconds. "
             f"Received: HYPARFLOW_TIMEOUT={text!r}"
@@ -53,17 +51,22 @@ def spin_seconds() -> float | None:
     Raises:
         ValueError: if the variable is not a number of seconds.
     """
-    if (text := os.environ.get("HYPARFLOW_SPIN")) is None:
+    text = os.environ.get("HYPARFLOW_SPIN")
+    if text is None:
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
+    if not (seconds := _number(text)) >= 0:
         raise ValueError(
             f"HYPARFLOW_SPIN must be a number of seconds. Received: HYPARFLOW_SPIN={text!r}"
         )
     return seconds
+
+
+def _number(text: str) -> float:
+    """The number that `text` is; NaN, which no comparison holds for, if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def meet(mpi: Any) -> None:
@@ -149,12 +152,17 @@ class Deadline:
         self._comm = comm
         self._board = board
         self.seconds = timeout_seconds()
-        spin = spin_seconds()
-        self.spin = _SPIN if spin is None else spin
+        self._chosen_spin = spin_seconds()
+        self.spin = _SPIN if self._chosen_spin is None else self._chosen_spin
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
         self._next_check = 0.0
         self._sent: list[Any] = []
+
+    def keep_core_busy(self) -> None:
+        """Spin for long, for no other rank wants the core; unless the user chose how long."""
+        if self._chosen_spin is None:
+            self.spin = _LONG_SPIN
 
     def check(self, waited: float, what: str) -> None:
         """Called while a rank waits: hears notices, and ends the job if the time is over."""

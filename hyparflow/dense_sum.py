@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from hyparflow.comm import Communicator
-from hyparflow.flat import FlatBuffer
+from hyparflow.flat import FlatBuffer, carried_type
 from hyparflow.pending import Pending
 from hyparflow.tensor_memory import TensorBuffer
 
-__all__ = ["COMPRESSION", "DenseSum", "MakeSum", "MpiSum", "carried_type", "mpi_sums"]
+__all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
 
-COMPRESSION = {"bf16": tf.bfloat16, "fp16": tf.float16}
 _WHAT = "the sum of gradients"
 
 
@@ -84,15 +82,6 @@ class MpiSum:
                 result[i] = value
         self._pending.clear()
         return result
-
-
-def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
-    """What numbers of this type travel as: those of 16 bits as 32, unless they are compressed."""
-    if not tf.as_dtype(dtype).is_floating:
-        return dtype
-    if compression is not None:
-        return np.dtype(COMPRESSION[compression].as_numpy_dtype)
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:

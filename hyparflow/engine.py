@@ -279,7 +279,7 @@ class Engine:
 
     def _do_start_reduce(self, step: Step, tag: int) -> None:
         held = self._held[step.stage]
-        self._reducer.start(held.weights, self._gradients(held).values)
+        self._reducer.start(step.stage, held.weights, self._gradients(held).values)
 
     def _do_reduce(self, step: Step, tag: int) -> None:
         parts = [(held.weights, self._gradients(held)) for held in self._held.values()]

@@ -10,7 +10,18 @@ import tensorflow as tf
 
 from hyparflow.tensor_memory import TensorBuffer
 
-__all__ = ["FlatBuffer"]
+__all__ = ["FlatBuffer", "carried_type"]
+
+_COMPRESSED = {"bf16": tf.bfloat16, "fp16": tf.float16}
+
+
+def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
+    """What numbers of this type travel as: those of 16 bits as 32, unless they are compressed."""
+    if not tf.as_dtype(dtype).is_floating:
+        return dtype
+    if compression is not None:
+        return np.dtype(_COMPRESSED[compression].as_numpy_dtype)
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 class FlatBuffer:

@@ -11,7 +11,7 @@ They are joined, except those of rows that all samples have in common (`hyparflo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,8 @@ class Reducer:
         replicas: the ranks that own the same partition, one per replica.
         shared: groups of weights held by other partitions too.
         sums: makes what sums dense gradients over `replicas`; by MPI if it is not given.
-        pieces: positions of weights that are summed apart from the others, in the order in which
-            they begin: on all replicas the same. The rest come last.
+        pieces: stage -> the weights that are summed when it is done, apart from the others; in the
+            order in which stages are done, on all replicas the same. The rest come last.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Reducer:
         replicas: Communicator,
         shared: Sequence[SharedGroup],
         sums: MakeSum | None = None,
-        pieces: Sequence[Sequence[int]] = (),
+        pieces: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
@@ -72,30 +72,30 @@ class Reducer:
         self._groups = [(everything, replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
-        apart = {position for piece in pieces for position in piece}
+        self._early = dict(pieces or {})
+        apart = {position for piece in self._early.values() for position in piece}
         rest = [position for position in everything if position not in apart]
-        self._early = [list(piece) for piece in pieces if piece]
-        self._pieces = [[*self._early, rest], *([group.positions] for group in shared)]
-        self._kinds: list[list[int] | None] = [None] * len(self._groups)
+        self._pieces: list[list[Sequence[int]]] = [[*self._early.values(), rest]]
+        self._pieces += [[group.positions] for group in shared]
+        self._kinds: list[dict[int, int] | None] = [None] * len(self._groups)  # by position
         self._sums: dict[_Key, DenseSum] = {}
         self._started: dict[_Key, DenseSum] = {}  # in this step
 
-    def start(self, positions: Sequence[int], values: Sequence[Any] | None) -> None:
-        """Begin to sum the gradients of a piece over replicas. Collective, in their order.
+    def start(self, stage: int, positions: Sequence[int], values: Sequence[Any] | None) -> None:
+        """Begin to sum the gradients of a stage over replicas. Collective, in their order.
 
         In the first step all begin with `reduce`, which finds out what kinds of gradients there
         are.
 
         Args:
-            positions: the weights of a stage; those that are in no piece are left for `reduce`.
+            stage: which is done.
+            positions: its weights; those that other stages have too are left for `reduce`.
             values: their gradients; None if this replica had no rows in this step.
         """
-        kinds, known = self._kinds[0], dict(zip(positions, values or (), strict=False))
-        if kinds is None or self._groups[0][1].size == 1:
-            return
-        for piece in self._early:
-            if set(piece) <= set(positions):
-                self._start(0, piece, kinds, known)
+        kinds = self._kinds[0]
+        if kinds is not None and self._groups[0][1].size > 1:
+            known = dict(zip(positions, values or (), strict=False))
+            self._start(0, self._early[stage], kinds, known)
 
     def advance(self) -> None:
         """Let sums that have begun go on."""
@@ -128,11 +128,12 @@ class Reducer:
         if kinds is None:
             mine = [_kind(values, p, common) if known else _UNKNOWN for p in positions]
             everyone = comm.all_gather_objects(mine, "the kinds of gradients")
-            kinds = [max(column) for column in zip(*everyone, strict=True)]
+            highest = [max(column) for column in zip(*everyone, strict=True)]
+            kinds = dict(zip(positions, highest, strict=True))
             if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
                 self._kinds[group] = kinds
         self._sum_dense(group, kinds, values)
-        for position, kind in zip(positions, kinds, strict=True):
+        for position, kind in kinds.items():
             if kind == NONE:
                 values[position] = None
             elif kind in (COMMON, SPARSE):
@@ -141,27 +142,23 @@ class Reducer:
                 if kind == COMMON:
                     values[position] = _added_up(comm, values[position], value is not None)
 
-    def _sum_dense(self, group: int, kinds: list[int], values: list[Any]) -> None:
+    def _sum_dense(self, group: int, kinds: dict[int, int], values: list[Any]) -> None:
         """Sum dense gradients piece by piece, those that have not begun all at a time."""
+        known = dict(enumerate(values))
         for piece in self._pieces[group]:
-            self._start(group, piece, kinds, dict(enumerate(values)))
+            self._start(group, piece, kinds, known)
         for key in [key for key in self._started if key[0] == group]:
             for position, value in zip(key[1], self._started.pop(key).finish(), strict=True):
                 values[position] = value
 
     def _start(
-        self, group: int, piece: list[int], kinds: list[int], values: dict[int, Any]
+        self, group: int, piece: Sequence[int], kinds: dict[int, int], values: dict[int, Any]
     ) -> None:
         """Begin the sum of a piece, unless it has begun."""
-        key = (group, self._dense(group, piece, kinds))
+        key = (group, tuple(position for position in piece if kinds[position] == DENSE))
         if key[1] and key not in self._started:
             self._started[key] = self._sum(key)
             self._started[key].start([values.get(position) for position in key[1]])
-
-    def _dense(self, group: int, chosen: list[int], kinds: list[int]) -> tuple[int, ...]:
-        """Those of the `chosen` weights whose gradients are dense."""
-        kind_of = dict(zip(self._groups[group][0], kinds, strict=True))
-        return tuple(position for position in chosen if kind_of[position] == DENSE)
 
     def _sum(self, key: _Key) -> DenseSum:
         if key not in self._sums:

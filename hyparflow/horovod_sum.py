@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm import Communicator
-from hyparflow.dense_sum import MakeSum, carried_type
+from hyparflow.dense_sum import MakeSum
+from hyparflow.flat import carried_type
 from hyparflow.grid import Grid
 
 __all__ = ["HorovodSum", "horovod_sums"]
@@ -97,8 +98,9 @@ def horovod_sums(grid: Grid, comm: Communicator, compression: str | None) -> Mak
         for p in range(grid.num_partitions)
     ]
     mine = sets[grid.partition(hvd.rank())]
-    thread = ThreadPoolExecutor(1, "horovod")
-    return lambda shapes, dtypes: HorovodSum(hvd, mine, thread, comm, shapes, dtypes, compression)
+    return lambda shapes, dtypes: HorovodSum(
+        hvd, mine, _thread(), comm, shapes, dtypes, compression
+    )
 
 
 def _started(grid: Grid) -> Any:
@@ -117,6 +119,12 @@ def _started(grid: Grid) -> Any:
             f"{grid.size} ranks. Start Horovod and hyparflow with one MPI library."
         )
     return hvd
+
+
+@functools.cache
+def _thread() -> ThreadPoolExecutor:
+    """The thread for all of Horovod's calls."""
+    return ThreadPoolExecutor(1, "horovod")
 
 
 @functools.cache

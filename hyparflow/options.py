@@ -99,26 +99,12 @@ def resolve(
     if schedule != "auto":
         _check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
     _check_choice("batchnorm", batchnorm, BATCHNORM)
-    _check_choice("allreduce", allreduce, ALLREDUCE)
-    if compression is not None:
-        _check_choice("compression", compression, COMPRESSION, " or None")
-    if allreduce == "horovod" and compression == "bf16":
-        raise ValueError(
-            "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
-            "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
-        )
-    if not isinstance(sharded_data, bool):
-        raise ValueError(
-            f"`sharded_data` must be True or False. Received: sharded_data={sharded_data!r}"
-        )
-    _check_count("num_partitions", num_partitions)
-    _check_count("num_replicas", num_replicas)
-    _check_count("stages_per_partition", stages_per_partition)
+    _check_sums(allreduce, compression)
+    _check_flag("sharded_data", sharded_data)
     if num_microbatches != "auto":
-        _check_count("num_microbatches", num_microbatches)
-        num_microbatches = int(num_microbatches)
-    partitions = None if num_partitions is None else int(num_partitions)
-    replicas = None if num_replicas is None else int(num_replicas)
+        num_microbatches = _count("num_microbatches", num_microbatches)
+    partitions = None if num_partitions is None else _count("num_partitions", num_partitions)
+    replicas = None if num_replicas is None else _count("num_replicas", num_replicas)
     each = _stages_per_partition(schedule, stages_per_partition)
     grid = _grid(size, strategy, partitions, replicas, lpp, each)
     if lpp is not None:
@@ -128,27 +114,20 @@ def resolve(
     if grid.num_partitions == 1 and schedule == "interleaved" and alone:
         schedule, each = "1f1b", 1  # nothing to interleave, and no sums to make meanwhile
     return Options(
-        grid,
-        num_microbatches,
-        schedule,
-        lpp,
-        batchnorm,
-        sharded_data,
-        each,
-        allreduce,
-        compression,
+        grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, each, allreduce, compression
     )
 
 
 def _stages_per_partition(schedule: str, wanted: int | None) -> int:
-    if wanted is not None and int(wanted) > 1 and schedule != "interleaved":
+    if wanted is None:
+        return 2 if schedule == "interleaved" else 1
+    count = _count("stages_per_partition", wanted)
+    if count > 1 and schedule != "interleaved":
         raise ValueError(
             "Only schedule='interleaved' has several stages per partition. Received: "
             f"schedule={schedule!r}, stages_per_partition={wanted}"
         )
-    if wanted is None:
-        return 2 if schedule == "interleaved" else 1
-    return int(wanted)
+    return count
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
@@ -159,13 +138,28 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "
         )
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_sums(allreduce: str, compression: str | None) -> None:
+    _check_choice("allreduce", allreduce, ALLREDUCE)
+    if compression is not None:
+        _check_choice("compression", compression, COMPRESSION, " or None")
+    if allreduce == "horovod" and compression == "bf16":
+        raise ValueError(
+            "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
+            "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
+        )
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+
+
+def _count(name: str, value: Any) -> int:
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    also = ' or "auto"' if name == "num_microbatches" else ""
-    if value is None and not also:
-        return
     if not (is_integer and int(value) > 0):
+        also = ' or "auto"' if name == "num_microbatches" else ""
         raise ValueError(f"`{name}` must be a positive integer{also}. Received: {name}={value!r}")
+    return int(value)
 
 
 def _check_lpp(lpp: Any) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ class ParallelModel:
         model: a Keras model.
         options: the checked parallel arguments.
         world: all ranks.
-        session: runs the calls; shared by all with the same grid, lpp and batchnorm.
+        session: runs the calls; shared by all that are built alike.
     """
 
     def __init__(self, model: Any, options: Options, world: World, session: Session) -> None:

@@ -53,14 +53,17 @@ class Place:
             mine |= {id(v) for v in self.trained} - everywhere
         return [position for position, v in enumerate(self.trained) if id(v) in mine]
 
-    def pieces(self, layout: Layout) -> list[list[int]]:
-        """The weights whose gradients are complete with one stage's last backward.
+    def pieces(self, layout: Layout) -> dict[int, list[int]]:
+        """For each stage, the weights whose gradients are complete when it is done.
 
-        One list of positions in `trained` for each stage, the last stage first, as they are done.
+        They are positions in `trained`; the last stage comes first, as it is done first.
         """
-        stages = [self.trained_by(stage, layout) for stage in self.stages]
-        counts = Counter(position for positions in stages for position in positions)
-        return [[p for p in positions if counts[p] == 1] for positions in reversed(stages)]
+        trained = {stage: self.trained_by(stage, layout) for stage in reversed(self.stages)}
+        counts = Counter(position for positions in trained.values() for position in positions)
+        return {
+            stage: [position for position in positions if counts[position] == 1]
+            for stage, positions in trained.items()
+        }
 
     def owns(self, variable: Any) -> bool:
         """Whether this partition is the first that holds `variable`."""

@@ -25,7 +25,7 @@ from hyparflow.planning.planner import Wishes, best_of, consider
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
 from hyparflow.planning.tables import used_weights
-from hyparflow.threads import tensorflow_threads
+from hyparflow.threads import intra_op_threads
 
 __all__ = ["costs_of_model", "plan"]
 
@@ -168,7 +168,7 @@ def _costs_of(
 
 
 def _warn_of_threads(ranks_per_node: int) -> None:
-    threads, cores = tensorflow_threads(), len(launcher.usable_cores())
+    threads, cores = intra_op_threads(), len(launcher.usable_cores())
     if not launcher.is_launched() and threads > max(1, cores // ranks_per_node):
         warnings.warn(
             f"Costs are measured with {threads} threads, but {ranks_per_node} ranks on {cores} "

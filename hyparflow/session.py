@@ -31,8 +31,8 @@ class Session:
 
     Args:
         model: the user's model.
-        options: the checked parallel arguments; its grid, lpp and batchnorm serve for all
-            calls.
+        options: the checked parallel arguments; what is built from them serves for all calls, with
+            any number of micro-batches, schedule and kind of data.
         world: all ranks.
     """
 

@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from hyparflow import launcher
 
-__all__ = ["tensorflow_threads"]
+__all__ = ["intra_op_threads"]
 
 
-def tensorflow_threads() -> int:
+def intra_op_threads() -> int:
     """How many threads an operation may use in this process."""
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
     set_ = os.environ.get("TF_NUM_INTRAOP_THREADS", "")

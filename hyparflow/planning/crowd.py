@@ -19,7 +19,7 @@ import psutil
 
 from hyparflow import launcher
 from hyparflow.planning.sample import Sample
-from hyparflow.threads import tensorflow_threads
+from hyparflow.threads import intra_op_threads
 
 __all__ = ["companions_possible", "measure_crowd"]
 
@@ -32,7 +32,7 @@ _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
 def companions_possible(ranks_per_node: int) -> int:
     """How many processes can compute beside this one: as many as a node has other ranks, as far
     as this machine has cores and memory for them."""
-    cores = len(launcher.usable_cores() | _other_cores()) // tensorflow_threads()
+    cores = len(launcher.usable_cores() | _other_cores()) // intra_op_threads()
     memory = psutil.virtual_memory().available // 2 // _PROCESS
     return int(max(0, min(ranks_per_node - 1, cores - 1, memory)))
 
@@ -79,7 +79,7 @@ def _companions(sample: Sample, folder: str, count: int) -> Iterator[list[subpro
     """`count` processes that can run the sample."""
     sample.save(folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
-    launcher.set_threads(environment, tensorflow_threads())
+    launcher.set_threads(environment, intra_op_threads())
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, str(Path(__file__).with_name("companion.py")), folder]
     processes = []

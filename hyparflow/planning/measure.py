@@ -31,7 +31,7 @@ from hyparflow.planning.tables import (
     slots_per_byte,
     used_weights,
 )
-from hyparflow.threads import tensorflow_threads
+from hyparflow.threads import intra_op_threads
 
 __all__ = ["measure"]
 
@@ -219,7 +219,7 @@ class CostTable:
             machine={
                 "machine": platform.machine(),
                 "node": platform.node(),
-                "threads": tensorflow_threads(),
+                "threads": intra_op_threads(),
                 "tensorflow": tf.__version__,
                 "keras": keras.__version__,
             },
