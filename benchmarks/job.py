@@ -4,8 +4,8 @@
 
 SPEC.json names the model, the batch, how to train and a folder. The job trains a few steps, then a
 turn of several whenever a file "go-N" appears there, and writes "done-N" after it. At its end each
-rank writes "end-RANK": its peak memory above that of a bare import, and how long it waited for
-others in the steps of all turns.
+rank writes "end-RANK": its peak memory above that of a bare import. A job of hyparflow writes a
+trace, "trace.json".
 """
 
 import json
@@ -23,17 +23,24 @@ _WARM = 2  # steps before the first turn
 
 
 class Turns(keras.callbacks.Callback):
-    """Waits for each turn, and notes what it took."""
+    """Waits for each turn, and notes what it took.
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    Args:
+        folder: where turns are announced.
+        steps: of a turn.
+        apart: all processes (mpi4py's), if each trains alone; the first speaks for them.
+    """
+
+    def __init__(self, folder: Path, steps: int, apart: Any = None) -> None:
         super().__init__()
-        self._folder, self._steps = folder, steps
+        self._folder, self._steps, self._apart = folder, steps, apart
         self._turn = -1
         self.start = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch < _WARM or (batch - _WARM) % self._steps:
             return
+        self._wait_for_all()
         if self._turn >= 0:
             seconds = time.perf_counter() - self._started
             self._say(f"done-{self._turn}", {"seconds": seconds / self._steps})
@@ -43,46 +50,23 @@ class Turns(keras.callbacks.Callback):
         go = self._folder / f"go-{self._turn}"
         while not go.exists():
             time.sleep(0.005)
+        self._wait_for_all()
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == 0:
             self._say("ready", {"first_step": time.perf_counter() - self.start})
 
+    def _wait_for_all(self) -> None:
+        if self._apart is not None:
+            self._apart.Barrier()
+
     def _say(self, name: str, content: Any) -> None:
+        if self._apart is not None and self._apart.rank:
+            return
         path = self._folder / f"{name}.part"
         path.write_text(json.dumps(content))
         path.rename(self._folder / name)
-
-
-class Waits:
-    """How long a rank of hyparflow waits for others within the steps of the turns."""
-
-    def __init__(self, steps: int) -> None:
-        from hyparflow.comm import Communicator
-        from hyparflow.worker import Worker
-
-        self.seconds = 0.0
-        self._count, self._last = 0, _WARM + steps
-        self._in_step = False
-        poll, train = Communicator.poll, Worker.train
-
-        def timed_poll(comm: Any, done: Any, what: str) -> None:
-            start = time.perf_counter()
-            poll(comm, done, what)
-            if self._in_step:
-                self.seconds += time.perf_counter() - start
-
-        def counted_train(worker: Any, command: Any) -> Any:
-            self._in_step = _WARM <= self._count < self._last
-            self._count += 1
-            try:
-                return train(worker, command)
-            finally:
-                self._in_step = False
-
-        Communicator.poll = timed_poll  # type: ignore[method-assign]
-        Worker.train = counted_train  # type: ignore[method-assign]
 
 
 def train_with_horovod(model: keras.Model, x: Any, y: Any, batch: int, turns: Turns) -> int:
@@ -120,28 +104,32 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     folder, batch, kind = Path(spec["folder"]), spec["batch"], spec["kind"]
     steps = spec["steps"] * spec["turns"]
-    rank, waits = 0, None
-    if kind == "hyparflow":
+    rank, apart = 0, None
+    if kind == "apart":
+        from mpi4py import MPI
+
+        apart = MPI.COMM_WORLD
+        rank, batch = apart.rank, batch // apart.size
+    elif kind == "hyparflow":
         import hyparflow as hf
 
-        rank, waits = hf.rank(), Waits(steps)
+        rank = hf.rank()
     bare = psutil.Process().memory_info().rss
     model = build(spec["model"])
     x, y = data(spec["model"], batch * 4)
     rows = batch * (_WARM + steps + 1)
     repeats = -(-rows // len(x))
     x, y = (array.repeat(repeats, 0)[:rows] for array in (x, y))
-    turns = Turns(folder, spec["steps"])
+    turns = Turns(folder, spec["steps"], apart)
     arguments = {"batch_size": batch, "verbose": 0, "shuffle": False, "callbacks": [turns]}
     if kind == "hyparflow":
-        hf.fit(model, x, y, **arguments, **spec["options"])
+        hf.fit(model, x, y, **arguments, **spec["options"], trace=folder / "trace.json")
     elif kind == "horovod":
         rank = train_with_horovod(model, x, y, batch, turns)
     else:
         model.fit(x, y, **arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    end = {"peak": peak - bare, "waited": None if waits is None else waits.seconds}
-    (folder / f"end-{rank}").write_text(json.dumps(end))
+    (folder / f"end-{rank}").write_text(json.dumps({"peak": peak - bare}))
 
 
 if __name__ == "__main__":

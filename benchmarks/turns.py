@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+
+from hyparflow.tracing import Trace
 
 __all__ = ["THREADS", "Job", "Setup", "add_arguments"]
 
@@ -27,7 +30,8 @@ class Setup(NamedTuple):
 
     Attributes:
         name: what to call it.
-        kind: "plain" for Keras alone, "hyparflow" or "horovod".
+        kind: "plain" for Keras alone, "apart" for Keras alone on each rank with its part of the
+            batch, "hyparflow" or "horovod".
         ranks: how many processes.
         threads: of each; None leaves TensorFlow its default.
         options: of `hyparflow.fit`.
@@ -97,14 +101,14 @@ class Job:
         self._signal("suspend")
         return float(seconds)
 
-    def end(self) -> list[dict[str, Any]]:
-        """The job ends. Of each rank, its peak memory above a bare import (bytes, "peak") and how
-        long it waited for others in all turns (seconds, "waited"; None where that is not known).
-        """
+    def end(self) -> tuple[list[int], Trace | None]:
+        """The job ends. Each rank's peak memory above a bare import (bytes), and what it traced."""
         self._signal("resume")
         (self._folder / f"go-{self._turns}").touch()
         self._process.wait(300)
-        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("end-*"))]
+        ends = [json.loads(path.read_text()) for path in sorted(self._folder.glob("end-*"))]
+        trace = self._folder / "trace.json"
+        return [end["peak"] for end in ends], Trace.load(trace) if trace.exists() else None
 
     def stop(self) -> None:
         """End the job whatever it does."""
@@ -112,6 +116,7 @@ class Job:
             for process in self._processes():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+        shutil.rmtree(self._folder)
 
     def _processes(self) -> list[psutil.Process]:
         parent = psutil.Process(self._process.pid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["Action", "Edge", "Kind", "Step"]
+__all__ = ["NAMES", "Action", "Edge", "Kind", "Step"]
 
 _TEXT = re.compile(r"^(\d+)([A-Z]+)(\d+)$")
 
@@ -30,6 +30,22 @@ class Kind:
     COMPUTATIONS = (FORWARD, BACKWARD, INPUT_BACKWARD, WEIGHT_BACKWARD, FUSED)
     SENDS = (SEND_ACTIVATION, SEND_GRADIENT)
     RECEIVES = (RECEIVE_ACTIVATION, RECEIVE_GRADIENT)
+
+
+NAMES = {
+    Kind.FORWARD: "forward",
+    Kind.BACKWARD: "backward",
+    Kind.INPUT_BACKWARD: "backward of inputs",
+    Kind.WEIGHT_BACKWARD: "backward of weights",
+    Kind.FUSED: "forward + backward",
+    Kind.SEND_ACTIVATION: "send activation",
+    Kind.RECEIVE_ACTIVATION: "receive activation",
+    Kind.SEND_GRADIENT: "send gradient",
+    Kind.RECEIVE_GRADIENT: "receive gradient",
+    Kind.START_REDUCE: "begin allreduce",
+    Kind.REDUCE: "allreduce",
+    Kind.APPLY: "optimizer",
+}
 
 
 class Action(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,13 +128,13 @@ def parallelize(
             world = _world()
             num_ranks = None if world is None else world.size
             arguments = planned(arguments, plan, model, num_ranks)
-        return _parallelize(model, arguments)
+        return _parallelize(model, arguments, plan)
     except Exception as error:
         guard.everywhere(error)
         raise
 
 
-def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
+def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> Any:
     from hyparflow.plain import PlainModel
 
     world = _world()
@@ -162,7 +163,7 @@ def _parallelize(model: Any, arguments: dict[str, Any]) -> Any:
     key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)
     if key not in sessions:
         sessions[key] = Session(model, options, world)
-    return ParallelModel(model, options, world, sessions[key])
+    return ParallelModel(model, options, world, sessions[key], plan)
 
 
 class _Sessions:
@@ -188,6 +189,7 @@ def fit(
     allreduce: str = "mpi",
     compression: str | None = None,
     plan: Plan | None = None,
+    trace: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
@@ -203,6 +205,9 @@ def fit(
             `parallelize`. With strategy="auto" and no plan, what is not given is planned: rank 0
             measures what the model's layers cost, and all ranks train by the fastest layout that
             fits in memory.
+        trace: a file into which to write what each rank did in the last 200 steps and when: every
+            computation, message, wait and sum. Perfetto opens it, and ``hyparflow trace`` sums it
+            up. With the environment variable HYPARFLOW_TRACE each call writes one in that folder.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -239,7 +244,7 @@ def fit(
         compression=compression,
         plan=plan,
     )
-    return pm.fit(*args, **kwargs)
+    return pm.fit(*args, trace=trace, **kwargs)
 
 
 def _automatic(

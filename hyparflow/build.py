@@ -163,6 +163,7 @@ def _engine(
         len(place.trained),
         place.grid.describe(place.rank),
         place.world.board.write,
+        place.world.recorder,
     )
 
 

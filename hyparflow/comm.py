@@ -17,6 +17,7 @@ import numpy as np
 from hyparflow import launcher
 from hyparflow.deadline import Deadline, StatusBoard, meet
 from hyparflow.pending import Pending, Request
+from hyparflow.recorder import Happening, Recorder
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
@@ -58,12 +59,14 @@ class Communicator:
         comm: an mpi4py communicator of our own.
         mpi: the mpi4py.MPI module.
         deadline: limits every wait.
+        recorder: notes every wait.
     """
 
-    def __init__(self, comm: Any, mpi: Any, deadline: Deadline) -> None:
+    def __init__(self, comm: Any, mpi: Any, deadline: Deadline, recorder: Recorder) -> None:
         self._comm = comm
         self._mpi = mpi
         self._deadline = deadline
+        self.recorder = recorder
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
@@ -90,6 +93,7 @@ class Communicator:
                 pause = min(pause + 2e-5, 1e-3)
                 time.sleep(pause)
                 self._deadline.check(waited, what)
+        self.recorder.note(Happening.WAIT, start, what)
 
     # --- messages between two ranks ---
 
@@ -227,7 +231,8 @@ class Communicator:
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""
         self.wait(self._comm.Ibarrier(), "all ranks to make their communicators")
-        return Communicator(self._comm.Split(color, self.rank), self._mpi, self._deadline)
+        comm = self._comm.Split(color, self.rank)
+        return Communicator(comm, self._mpi, self._deadline, self.recorder)
 
     def free(self) -> None:
         """Give the communicator back to MPI. Collective."""
@@ -248,7 +253,8 @@ class World(Communicator):
         node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
         self.ranks_per_node = int(node.size)
         self.board = StatusBoard(mpi, node)
-        super().__init__(comm, mpi, Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board))
+        deadline = Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board)
+        super().__init__(comm, mpi, deadline, Recorder())
         self._deadline.announce_exit()
 
     def keep_cores_busy(self) -> None:

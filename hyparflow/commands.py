@@ -8,6 +8,7 @@ from typing import Any
 from hyparflow.data import ArraySource, Rows, replica_rows
 from hyparflow.grid import Grid
 from hyparflow.options import Options, automatic_microbatches
+from hyparflow.tracing.collect import Wanted
 
 __all__ = ["DEFAULT_BATCH", "Call", "Command"]
 
@@ -26,6 +27,7 @@ class Call:
         shards: streams of which each replica reads its own, with class weights, by name.
         rows: rows of a full batch; None where a stream does not tell.
         arguments: what must be the same on all ranks beside model and data.
+        trace: the trace that is wanted of it.
     """
 
     method: str
@@ -35,6 +37,7 @@ class Call:
     rows: int | None
     arguments: dict[str, Any]
     shards: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    trace: Wanted | None = None
 
     @property
     def num_microbatches(self) -> int:

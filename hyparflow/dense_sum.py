@@ -18,13 +18,19 @@ _WHAT = "the sum of gradients"
 
 
 class DenseSum(Protocol):
-    """Sums tensors of the same shapes over ranks, step after step."""
+    """Sums tensors of the same shapes over ranks, step after step.
+
+    Attributes:
+        size: bytes of what each rank adds.
+    """
+
+    size: int
 
     def start(self, values: Sequence[Any]) -> None:
         """Begin with this rank's tensors; None counts as zeros. Collective, in one order."""
 
-    def advance(self) -> None:
-        """Go on as far as the other ranks have come."""
+    def advance(self) -> bool:
+        """Go on as far as the other ranks have come; whether the sums are there."""
 
     def finish(self) -> list[Any]:
         """The sums, once they are there."""
@@ -59,6 +65,7 @@ class MpiSum:
             buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
             self._buffers.append((members, buffer))
         self._pending: list[tuple[Pending, TensorBuffer]] = []
+        self.size = sum(buffer.size for _, buffer in self._buffers)
 
     def start(self, values: Sequence[Any]) -> None:
         """Begin to sum this rank's tensors; None counts as zeros."""
@@ -68,10 +75,10 @@ class MpiSum:
             start = self._comm.start_rounded_sum if narrow else self._comm.start_sum
             self._pending.append((start(total.array, _WHAT, mine), total))
 
-    def advance(self) -> None:
-        """Let MPI go on."""
-        for pending, _ in self._pending:
-            pending.advance()
+    def advance(self) -> bool:
+        """Let MPI go on; whether it is done."""
+        done = [pending.advance() for pending, _ in self._pending]  # each of them goes on
+        return all(done)
 
     def finish(self) -> list[Any]:
         """The sums, in the order of the tensors."""

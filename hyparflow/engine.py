@@ -5,6 +5,7 @@ The engine knows nothing of schedules: what it executes is the list that the sim
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,18 +14,14 @@ from hyparflow.actions import Edge, Kind, Step
 from hyparflow.data import Batch
 from hyparflow.gradient_sum import GradientSum, joined
 from hyparflow.gradients import Reducer
-from hyparflow.head import Labels
+from hyparflow.head import Labels, no_labels
 from hyparflow.held import Held
 from hyparflow.program import Program
+from hyparflow.recorder import Recorder
 from hyparflow.stage import Saved, as_share, as_tensors
 from hyparflow.transport import Transport
 
-__all__ = ["Engine", "no_labels"]
-
-
-def no_labels(microbatch: int) -> Labels:
-    """Stands in for the labels on ranks that have none."""
-    raise RuntimeError(f"This rank has no labels. Received: micro-batch {microbatch}")
+__all__ = ["Engine"]
 
 
 def _nothing() -> None:
@@ -41,6 +38,7 @@ class Engine:
         num_weights: how many weights this rank trains.
         place: what to call this rank in a report.
         note: called with each step's name before it runs.
+        recorder: notes each step.
     """
 
     def __init__(
@@ -51,6 +49,7 @@ class Engine:
         num_weights: int,
         place: str,
         note: Callable[[str], None],
+        recorder: Recorder,
     ) -> None:
         self._held = {one.number: one for one in held}
         self._edges = edges
@@ -58,6 +57,7 @@ class Engine:
         self._num_weights = num_weights
         self._place = place
         self._note = note
+        self._recorder = recorder
         # Edges between two stages of this rank, by the one that makes the tensor.
         self._local: dict[int, list[int]] = {number: [] for number in self._held}
         for index, edge in enumerate(edges):
@@ -143,6 +143,7 @@ class Engine:
     def _run(self, program: Program) -> None:
         for index, step in enumerate(program.steps):
             self._note(program.names[index])
+            start, moved = time.monotonic(), self._transport.moved
             try:
                 for later in program.post[index]:
                     self._post(program.steps[later], program.tags[later])
@@ -151,6 +152,7 @@ class Engine:
             except BaseException as error:
                 guard.locate(error, f"{self._place}, action {program.names[index]}")
                 raise
+            self._recorder.note_step(step, start, self._transport.moved - moved)
         self._note("idle")
         self._transport.flush("its last messages to be taken")
 

@@ -13,9 +13,8 @@ from hyparflow.build import Losses
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import Batch, microbatch_rows, shard_rows, slice_rows
-from hyparflow.engine import no_labels
 from hyparflow.grid import LEADER
-from hyparflow.head import Labels
+from hyparflow.head import Labels, no_labels
 from hyparflow.shards import Shard
 from hyparflow.stage import as_share, as_tensors
 

@@ -111,7 +111,8 @@ def require_same(world: Communicator, items: dict[str, str]) -> None:
     everyone = world.all_gather_objects(items, "the comparison of models and arguments")
     names = dict.fromkeys(name for other in everyone for name in other)
     for name in names:
-        odd = [rank for rank, other in enumerate(everyone) if other.get(name) != everyone[0][name]]
+        values = [other.get(name) for other in everyone]
+        odd = [rank for rank, value in enumerate(values) if value != values[0]]
         if odd:
             error = ValueError(
                 f"All ranks must be given the same {name}. Received: on "

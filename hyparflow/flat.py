@@ -41,6 +41,11 @@ class FlatBuffer:
         self._join = tf.function(self._trace_join, autograph=False)
         self._part = tf.function(self._trace_part, autograph=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what `pack` returns."""
+        return sum(self._sizes) * self._carried.itemsize
+
     def pack(self, values: Sequence[Any]) -> np.ndarray:
         """Tensors as one array; None counts as zeros."""
         dense = [None if value is None else tf.convert_to_tensor(value) for value in values]

@@ -11,6 +11,7 @@ They are joined, except those of rows that all samples have in common (`hyparflo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import tensorflow as tf
 from hyparflow.comm import Communicator
 from hyparflow.dense_sum import DenseSum, MakeSum, mpi_sums
 from hyparflow.gradient_sum import GradientSum
+from hyparflow.recorder import Happening
 
 __all__ = ["Reducer", "SharedGroup"]
 
@@ -80,6 +82,8 @@ class Reducer:
         self._kinds: list[dict[int, int] | None] = [None] * len(self._groups)  # by position
         self._sums: dict[_Key, DenseSum] = {}
         self._started: dict[_Key, DenseSum] = {}  # in this step
+        self._since: dict[_Key, float] = {}  # when those began that are not there yet
+        self._recorder = replicas.recorder
 
     def start(self, stage: int, positions: Sequence[int], values: Sequence[Any] | None) -> None:
         """Begin to sum the gradients of a stage over replicas. Collective, in their order.
@@ -99,8 +103,9 @@ class Reducer:
 
     def advance(self) -> None:
         """Let sums that have begun go on."""
-        for started in self._started.values():
-            started.advance()
+        for key, started in self._started.items():
+            if started.advance():
+                self._note_done(key)
 
     def reduce(self, gradients: GradientSum) -> list[Any]:
         """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
@@ -148,8 +153,16 @@ class Reducer:
         for piece in self._pieces[group]:
             self._start(group, piece, kinds, known)
         for key in [key for key in self._started if key[0] == group]:
-            for position, value in zip(key[1], self._started.pop(key).finish(), strict=True):
+            sums = self._started[key].finish()
+            self._note_done(key)
+            del self._started[key]
+            for position, value in zip(key[1], sums, strict=True):
                 values[position] = value
+
+    def _note_done(self, key: _Key) -> None:
+        since = self._since.pop(key, None)
+        if since is not None:
+            self._recorder.note(Happening.SUM, since, moved=self._started[key].size)
 
     def _start(
         self, group: int, piece: Sequence[int], kinds: dict[int, int], values: dict[int, Any]
@@ -158,6 +171,7 @@ class Reducer:
         key = (group, tuple(position for position in piece if kinds[position] == DENSE))
         if key[1] and key not in self._started:
             self._started[key] = self._sum(key)
+            self._since[key] = time.monotonic()
             self._started[key].start([values.get(position) for position in key[1]])
 
     def _sum(self, key: _Key) -> DenseSum:

@@ -11,7 +11,7 @@ from hyparflow import keras_internals
 from hyparflow.additive import AdditiveMetrics
 from hyparflow.losses import LossTerms
 
-__all__ = ["Head", "Labels"]
+__all__ = ["Head", "Labels", "no_labels"]
 
 
 class Labels(NamedTuple):
@@ -31,6 +31,11 @@ class Labels(NamedTuple):
     seed: Any
     factors: Any
     rows: Any
+
+
+def no_labels(microbatch: int) -> Labels:
+    """Stands in for the labels on ranks that have none."""
+    raise RuntimeError(f"This rank has no labels. Received: micro-batch {microbatch}")
 
 
 class Head:

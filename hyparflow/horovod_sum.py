@@ -53,6 +53,8 @@ class HorovodSum:
         self._thread, self._comm = thread, comm
         self._shapes, self._dtypes = shapes, dtypes
         self._carried = [carried_type(dtype, compression) for dtype in dtypes]
+        counts = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        self.size = sum(n * x.itemsize for n, x in zip(counts, self._carried, strict=True))
         self._call = tf.function(self._trace, autograph=False)
         self._future: Future[list[Any]] | None = None
 
@@ -64,8 +66,9 @@ class HorovodSum:
         ]
         self._future = self._thread.submit(self._call, tensors)
 
-    def advance(self) -> None:
-        """Horovod goes on by itself."""
+    def advance(self) -> bool:
+        """Whether the sums are there; Horovod goes on by itself."""
+        return self._future is None or self._future.done()
 
     def finish(self) -> list[Any]:
         """The sums, in the order of the tensors."""

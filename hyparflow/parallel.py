@@ -5,20 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from hyparflow import checks, guard, keras_internals
+from hyparflow import checks, keras_internals
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH, Call
 from hyparflow.data import ArraySource
 from hyparflow.grid import LEADER
+from hyparflow.leading import led
 from hyparflow.options import Options
 from hyparflow.saving import save_atomically
 from hyparflow.session import Session
+from hyparflow.tracing.collect import Wanted, wants_trace
 from hyparflow.trainer import row_numbers, step_tickets, with_weights
 from hyparflow.worker import Worker
+
+if TYPE_CHECKING:
+    from hyparflow.planning import Plan
 
 __all__ = ["ParallelModel"]
 
@@ -35,18 +40,31 @@ class ParallelModel:
         options: the checked parallel arguments.
         world: all ranks.
         session: runs the calls; shared by all that are built alike.
+        plan: where the arguments come from, or None.
     """
 
-    def __init__(self, model: Any, options: Options, world: World, session: Session) -> None:
+    def __init__(
+        self,
+        model: Any,
+        options: Options,
+        world: World,
+        session: Session,
+        plan: Plan | None = None,
+    ) -> None:
         self.model = model
+        self._plan = plan
         self.options = options
         self._world = world
         self._session = session
 
     # --- public ---
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, *args: Any, trace: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
         """Train as Keras's `fit` does; all its arguments are taken.
+
+        Args:
+            *args, **kwargs: Keras's.
+            trace: a file into which to write what each rank did in the last steps.
 
         Returns:
             The History, the same on every rank.
@@ -57,6 +75,7 @@ class ParallelModel:
         checks.check_jit_compile(self.model, self.options)
         call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
         self._take_validation_data(call, arguments)
+        self._trace(call, trace)
         checks.check_batch(self.options, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
@@ -101,15 +120,11 @@ class ParallelModel:
             path: ending in ".keras" (or another that Keras knows).
             **kwargs: passed to Keras's `save`.
         """
-        error = None
-        if self._world.rank == LEADER:
-            try:
-                save_atomically(self.model, path, **kwargs)
-            except Exception as caught:  # noqa: BLE001 (raised below, on all ranks)
-                error = caught
-        error = self._world.broadcast_object(error, LEADER, "the leader to save the model")
-        if error is not None:
-            raise guard.everywhere(error)
+        led(
+            self._world,
+            lambda: save_atomically(self.model, path, **kwargs),
+            "the leader to save the model",
+        )
 
     def __str__(self) -> str:
         grid = self.options.grid
@@ -158,6 +173,12 @@ class ParallelModel:
         elif self.options.sharded_data:
             call.shards["validation"] = (data, None)
             arguments["validation_data"] = step_tickets("validation")
+
+    def _trace(self, call: Call, trace: Any) -> None:
+        if wants_trace(trace):
+            call.arguments["trace"] = True  # on all ranks or on none
+            plan = None if self._plan is None else self._plan.to_values()
+            call.trace = Wanted(call.options, trace, plan)
 
     @staticmethod
     def _ready(arguments: dict[str, Any], worker: Worker, stream: Any) -> dict[str, Any]:

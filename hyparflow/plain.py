@@ -47,8 +47,8 @@ class PlainModel:
                 stacklevel=users_stack_level(),
             )
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Keras's `fit`."""
+    def fit(self, *args: Any, trace: Any = None, **kwargs: Any) -> Any:
+        """Keras's `fit`; there are no ranks to trace."""
         return self.model.fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

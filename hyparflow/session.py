@@ -16,10 +16,12 @@ from hyparflow.cores import announce_cores
 from hyparflow.data import peek
 from hyparflow.grid import LEADER
 from hyparflow.layout import Layout, make_layout
+from hyparflow.leading import led
 from hyparflow.options import Options
 from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
 from hyparflow.survey import own_layers, survey
+from hyparflow.tracing.collect import traced
 from hyparflow.trainer import bridge
 from hyparflow.worker import Worker
 
@@ -68,6 +70,10 @@ class Session:
             ),
         )
         announce_cores(self._world)
+        with traced(self._world, call.trace):
+            return self._run(call, lead)
+
+    def _run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
         if "train" in call.sources:
             stream, specs = None, call.sources["train"].specs()
         else:
@@ -162,17 +168,14 @@ class Session:
 
     def _peek(self, stream: Any) -> tuple[Any, Any, int | None]:
         """What `peek` returns on the leader; on the others, without the stream. Collective."""
-        specs = rows = error = None
-        try:
-            if self._world.rank == LEADER:
-                stream, specs, rows = peek(stream)
-        except Exception as caught:
-            error = caught
-        message = (specs, rows, error and portable(error))
-        specs, rows, recipe = self._world.broadcast_object(message, LEADER, "the types of the data")
-        if recipe is not None:
-            raise guard.everywhere(error or recipe[0](*recipe[1]))
-        return stream, specs, rows
+        streams = [stream]
+
+        def look() -> tuple[Any, Any]:
+            streams[0], specs, rows = peek(stream)
+            return specs, rows
+
+        specs, rows = led(self._world, look, "the types of the data")
+        return streams[0], specs, rows
 
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:

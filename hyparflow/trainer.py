@@ -36,6 +36,7 @@ from hyparflow.commands import Command
 from hyparflow.data import dense
 from hyparflow.shards import tickets
 from hyparflow.stage import as_tensors
+from hyparflow.tuning import Tuning
 from hyparflow.worker import Worker
 
 __all__ = ["bridge", "row_numbers", "step_tickets", "with_weights"]
@@ -198,33 +199,17 @@ def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
         del vars(optimizer)["finalize_variable_values"]
 
 
-def _settings(model: Any) -> dict[str, Any]:
-    """The optimizer's settings, without its learning rate."""
-    if getattr(model, "optimizer", None) is None:
-        return {}
-    config = keras_internals.inner_optimizer(model.optimizer).get_config()
-    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool)}
-    return {k: v for k, v in simple.items() if k != "learning_rate"}
-
-
 class _Steps:
     """The three steps that Keras calls, as commands to all ranks."""
 
     def __init__(self, model: Any, worker: Worker) -> None:
-        self._model = model
         self._worker = worker
-        self._learning_rates: list[float] = []
-        self._settings: dict[str, Any] | None = _settings(model)
+        self._tuning = Tuning(model)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on all ranks; the metrics so far."""
         command, rows = self._command("train", data)
-        rates = [float(rate) for rate in keras_internals.settable_learning_rates(self._model)]
-        if self._settings is not None:  # they are compiled with the first step
-            changed = _settings(self._model).items() - self._settings.items()
-            command.values["settings"], self._settings = dict(changed), None
-        if rates != self._learning_rates:  # a callback may have set one
-            command.values["learning_rates"] = self._learning_rates = rates
+        command.values |= self._tuning.changes()
         return self._worker.results(self._worker.order(command, rows))
 
     def test_step(self, data: Any) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Transport:
         self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
         self._incoming: dict[int, _Incoming] = {}
         self._outgoing: list[Request] = []
+        self.moved = 0  # bytes, sent and received
 
     def carries_mask(self, edge: int) -> bool:
         """Whether a mask comes with the edge's tensor."""
@@ -89,7 +90,7 @@ class Transport:
             self._dtypes[edge] = arrays[0].dtype
             self._outgoing += self._comm.send(_header(arrays), peer, tag)
         for array in arrays:
-            self._outgoing += self._comm.send(array, peer, tag)
+            self._send(array, peer, tag)
 
     def post_activation(self, edge: int, rows: int, tag: int) -> None:
         """Start to receive, so that the message finds its buffer waiting."""
@@ -117,6 +118,7 @@ class Transport:
             incoming.buffers = self._buffers(edge, shapes)
             for buffer in incoming.buffers:
                 self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
+        self.moved += sum(buffer.array.nbytes for buffer in incoming.buffers)
         return [buffer.tensor for buffer in incoming.buffers]
 
     def _buffers(self, edge: int, shapes: Sequence[tuple[int, ...]]) -> list[TensorBuffer]:
@@ -133,7 +135,7 @@ class Transport:
             flag = np.array([self._reached[edge]], np.int64)
             self._outgoing += self._comm.send(flag, peer, tag)
         if gradient is not None:
-            self._outgoing += self._comm.send(np.asarray(gradient, order="C"), peer, tag)
+            self._send(np.asarray(gradient, order="C"), peer, tag)
 
     def receive_gradient(self, edge: int, tag: int, shape: tuple[int, ...], what: str) -> Any:
         """The gradient that the edge's consumer sent."""
@@ -146,7 +148,12 @@ class Transport:
             return None
         buffer = TensorBuffer(shape, self._dtypes[edge])
         self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
+        self.moved += buffer.array.nbytes
         return buffer.tensor
+
+    def _send(self, array: np.ndarray, peer: int, tag: int) -> None:
+        self._outgoing += self._comm.send(array, peer, tag)
+        self.moved += array.nbytes
 
     # --- end of a step ---
 

@@ -6,6 +6,7 @@ commands in `follow`. What a command does is the same code on all ranks.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import keras
@@ -19,7 +20,9 @@ from hyparflow.data import Batch
 from hyparflow.feed import Data, Feed
 from hyparflow.grid import LEADER
 from hyparflow.program import Program
+from hyparflow.recorder import Happening
 from hyparflow.stage import as_tensors
+from hyparflow.tuning import take_over
 from hyparflow.writes import WriteLog
 
 __all__ = ["Worker"]
@@ -122,17 +125,21 @@ class Worker:
 
     def train(self, command: Command) -> dict[str, Any] | None:
         """One training step; what the model's own step returned, where it has one."""
-        if "settings" in command.values and self._world.rank != LEADER:
-            optimizer = keras_internals.inner_optimizer(self.model.optimizer)
-            for name, value in command.values["settings"].items():
-                setattr(optimizer, name, value)
-        if "learning_rates" in command.values and self._world.rank != LEADER:
-            rates = keras_internals.settable_learning_rates(self.model)
-            for rate, value in zip(rates, command.values["learning_rates"], strict=True):
-                rate.assign(value)
+        recorder = self._world.recorder
+        recorder.begin_step()
+        start = time.monotonic()
+        logs = self._train(command)
+        recorder.note(Happening.TRAINING_STEP, start)
+        return logs
+
+    def _train(self, command: Command) -> dict[str, Any] | None:
+        if self._world.rank != LEADER:
+            take_over(self.model, command.values)
         self._stale = True
         self._fresh = False
+        start = time.monotonic()
         batch = self._feed.batch(command, self._stream)
+        self._world.recorder.note(Happening.DATA, start)
         if "train_step" in self._part.own:
             return self._own("train_step", batch)
         penalty = self._penalty(batch.rows)

@@ -100,7 +100,7 @@ def compare(
             jobs.append(Job(setup, name, args.batch_size, args))
             stack.callback(jobs[-1].stop)
         turns = [[job.turn(number) for job in jobs] for number in range(args.turns)]
-        peaks = [[rank["peak"] for rank in job.end()] for job in jobs]
+        peaks = [job.end()[0] for job in jobs]
     seconds = list(zip(*turns, strict=True))
     for plan, times, sizes in zip(plans, seconds, peaks, strict=False):
         yield row_of(name, plan, min(times), sizes)

@@ -28,16 +28,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from turns import Job, Setup, add_arguments
 
+from hyparflow.tracing.summary import shares
+
 HERE = Path(__file__).resolve().parent
 CASES = ("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64", "resnet1001:16")
 SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
-
+LARGEST = {"resnet1001": 32}  # with more rows it needs more memory than there is
 
 MODEL = {"strategy": "model"}
 SETUPS = {
     "plain": Setup("model.fit, default threads", "plain", threads=None),
     "plain1": Setup("model.fit, 1 thread", "plain"),
     "one": Setup("hf.fit, 1 process, 1 thread", "hyparflow"),
+    "apart": Setup("Keras x2, nothing summed", "apart", 2),
     "data": Setup("data x2", "hyparflow", 2, options={"strategy": "data"}),
     "gpipe": Setup("model x2, gpipe", "hyparflow", 2, options=MODEL | {"schedule": "gpipe"}),
     "1f1b": Setup("model x2, 1f1b", "hyparflow", 2, options=MODEL | {"schedule": "1f1b"}),
@@ -93,12 +96,13 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
         print(f"{model}, batch {batch}", flush=True)
         jobs = [launch(setup, batch) for setup in chosen(args)]
-        singles = [launch(SETUPS["plain1"], rows) for rows in args.sizes if rows != batch]
+        sizes = [rows for rows in args.sizes if rows <= LARGEST.get(model, rows)]
+        singles = [launch(SETUPS["plain1"], rows) for rows in sizes if rows != batch]
         rates: list[list[float]] = [[] for _ in (*jobs, *singles)]
         for number in range(args.turns):
             for job, found in zip((*jobs, *singles), rates, strict=True):
                 found.append(job.batch / job.turn(number))
-        rows = [row_of(job, found, args.steps) for job, found in zip(jobs, rates, strict=False)]
+        rows = [row_of(job, found) for job, found in zip(jobs, rates, strict=False)]
     one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
     plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
     cores = psutil.cpu_count() or 1
@@ -127,17 +131,18 @@ def is_single(job: Job) -> bool:
     return job.setup == SETUPS["plain1"]
 
 
-def row_of(job: Job, rates: list[float], steps: int) -> dict[str, Any]:
-    ranks = job.end()
-    seconds = sum(job.batch / rate for rate in rates) * steps
-    waited = [rank["waited"] for rank in ranks if rank["waited"] is not None]
+def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
+    peaks, trace = job.end()
+    ranks = [] if trace is None else [shares(rank) for rank in trace.ranks]
+    hidden = [rank.hidden for rank in ranks if rank.hidden is not None]
     return {
         "name": job.setup.name,
         "rates": rates,
         "rate": statistics.median(rates),
-        "idle": statistics.mean(waited) / seconds if waited else None,
+        "idle": statistics.mean(rank.idle for rank in ranks) if ranks else None,
+        "hidden": statistics.mean(hidden) if hidden else None,
         "first_step": job.first_step,
-        "peaks": [rank["peak"] for rank in ranks],
+        "peaks": peaks,
     }
 
 
@@ -163,13 +168,14 @@ def table(results: list[dict[str, Any]]) -> str:
         )
         lines.append(
             f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} {'/ Horovod':>9} "
-            f"{'idle':>6} {'1st step':>9} {'peak MiB':>12}"
+            f"{'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
         )
         for row in case["rows"]:
             peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
             lines.append(
                 f"      {row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
                 f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
+                f"{text(row['hidden']):>6} "
                 f"{row['first_step']:7.1f} s {peaks:>12}"
             )
         lines.append("")

@@ -16,6 +16,7 @@ from hyparflow.gradient_sum import GradientSum
 from hyparflow.gradients import Reducer
 from hyparflow.planning.costs import Overheads
 from hyparflow.planning.tables import size_of
+from hyparflow.recorder import Recorder
 
 __all__ = ["measure_overheads", "median_seconds"]
 
@@ -68,6 +69,7 @@ class _Alone:
     """Stands in for the ranks that share a partition, and sends nothing."""
 
     size = 2
+    recorder = Recorder()
 
     def all_gather_objects(self, value: Any, what: str) -> list[Any]:
         return [value]

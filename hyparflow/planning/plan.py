@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.planning.memory import Memory
+from hyparflow.text import aligned
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Work", "megabytes"]
 
@@ -129,9 +130,24 @@ class Plan:
         """Over one process that trains the whole batch in one piece."""
         return self.single_seconds / self.step_seconds
 
+    def to_values(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Plan:
+        """What `to_values` made, also after it was JSON."""
+        made = {
+            "partitions": tuple(map(_partition, values["partitions"])),
+            "alternatives": tuple(Alternative(**a) for a in values["alternatives"]),
+            "work": tuple(tuple(Work(**w) for w in rank) for rank in values["work"]),
+            "lpp": tuple(values["lpp"]),
+        }
+        return cls(**(values | made))
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, for `load`."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        Path(path).write_text(json.dumps(self.to_values(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -141,12 +157,7 @@ class Plan:
             ValueError: if the file holds no plan.
         """
         try:
-            values = json.loads(Path(path).read_text())
-            values["partitions"] = tuple(map(_partition, values["partitions"]))
-            values["alternatives"] = tuple(Alternative(**a) for a in values["alternatives"])
-            values["work"] = tuple(tuple(Work(**w) for w in rank) for rank in values["work"])
-            values["lpp"] = tuple(values["lpp"])
-            return cls(**values)
+            return cls.from_values(json.loads(Path(path).read_text()))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"A plan is a file that Plan.save wrote. Received: {path} ({error})"
@@ -195,7 +206,7 @@ class Plan:
                     sent or "-",
                 )
             )
-        return _aligned(rows)
+        return aligned(rows)
 
     def _stages(self, partition: int) -> str:
         """What the first stage of a partition holds, and how many more there are."""
@@ -213,21 +224,13 @@ class Plan:
             names = [
                 (a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in self.alternatives
             ]
-            lines += ["", "Next best:", *(f"  {line}" for line in _aligned(names))]
+            lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
         return lines
 
 
 def megabytes(size: float) -> str:
     """`size` bytes as text."""
     return f"{size / 2**20:.1f} MiB"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _partition(values: dict[str, Any]) -> PartitionPlan:

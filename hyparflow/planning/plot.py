@@ -5,38 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyparflow.actions import Kind
+from hyparflow.gantt import COLOURS, draw_step, new_figure, whole_numbers
 
 if TYPE_CHECKING:
-    from hyparflow.planning.plan import Plan, Work
+    from hyparflow.planning.plan import Plan
 
 __all__ = ["draw"]
 
-# Colours that stay apart in grey and for the colour-blind (after Okabe and Ito).
-_COLOURS = {
-    "forward": "#56b4e9",
-    "backward": "#0072b2",
-    "backward of inputs": "#0072b2",
-    "backward of weights": "#4b4fa6",
-    "forward + backward": "#3a86c8",
-    "message": "#e69f00",
-    "allreduce": "#cc79a7",
-    "optimizer": "#009e73",
-}
-_NAMES = {
-    Kind.FORWARD: "forward",
-    Kind.BACKWARD: "backward",
-    Kind.INPUT_BACKWARD: "backward of inputs",
-    Kind.WEIGHT_BACKWARD: "backward of weights",
-    Kind.FUSED: "forward + backward",
-    Kind.SEND_ACTIVATION: "message",
-    Kind.RECEIVE_ACTIVATION: "message",
-    Kind.SEND_GRADIENT: "message",
-    Kind.RECEIVE_GRADIENT: "message",
-    Kind.START_REDUCE: "allreduce",
-    Kind.REDUCE: "allreduce",
-    Kind.APPLY: "optimizer",
-}
 _MEMORY = {
     "weights": "#0072b2",
     "gradients": "#56b4e9",
@@ -45,83 +20,22 @@ _MEMORY = {
     "buffers": "#cc79a7",
     "program": "#999999",
 }
-_IDLE = "#eeeeee"
-_HEIGHT = 0.8  # of a bar; the rows are 1 apart
-_EDGED = 600  # more computations than this are too narrow for edges
 
 
 def draw(plan: Plan, path: str | Path) -> None:
     """Draw `plan` into the file `path`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "A picture of a plan needs matplotlib. Received: an environment without it. Install "
-            'it by: pip install "hyparflow[plot]"'
-        ) from error
     count = plan.num_partitions
     height = min(12.0, 1.2 + 0.45 * count)
-    figure = Figure(figsize=(11, height + 3.2), layout="constrained")
+    figure = new_figure(11, height + 3.2)
     rows = figure.subplots(2, 1, height_ratios=[height, 2.6])
     step, below = rows
     grid = below.get_subplotspec().subgridspec(1, 2)
     below.remove()
-    _draw_step(plan, step)
+    figure.suptitle(_title(plan), fontsize=11)
+    draw_step(step, plan.work, plan.num_partitions)
     _draw_time(plan, figure.add_subplot(grid[0]))
     _draw_memory(plan, figure.add_subplot(grid[1]))
     figure.savefig(path, dpi=150)
-
-
-def _draw_step(plan: Plan, axes: Any) -> None:
-    end = max(work.end for rank in plan.work for work in rank) * 1e3
-    computations = sum(work.kind in Kind.COMPUTATIONS for rank in plan.work for work in rank)
-    edge = 0.4 if computations < _EDGED else 0.0
-    seen: dict[str, Any] = {}
-    for rank, works in enumerate(plan.work):
-        seen["idle"] = axes.barh(rank, end, height=_HEIGHT, color=_IDLE)
-        for work in works:
-            name = _NAMES[work.kind]
-            turn = work.stage // plan.num_partitions if work.kind in Kind.COMPUTATIONS else 0
-            bar = _draw_work(axes, rank, work, edge, max(0.4, 1.0 - 0.2 * turn))
-            seen[name] = bar if turn == 0 else seen.get(name, bar)
-            if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.018 * end:
-                _number(axes, rank, work, "black" if name == "forward" else "white")
-    shown = [name for name in (*_COLOURS, "idle") if name in seen]
-    axes.legend(
-        [seen[name] for name in shown],
-        shown,
-        ncols=len(shown),
-        fontsize=8,
-        frameon=False,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-    )
-    axes.figure.suptitle(_title(plan), fontsize=11)
-    axes.set(
-        xlabel="time (ms)", ylabel="partition", xlim=(0, end), ylim=(len(plan.work) - 0.5, -0.5)
-    )
-    _whole_numbers(axes.yaxis, len(plan.work))
-
-
-def _draw_work(axes: Any, rank: int, work: Work, edge: float, alpha: float) -> Any:
-    """One bar, with an edge of this width; later stages of a partition are paler."""
-    return axes.barh(
-        rank,
-        (work.end - work.start) * 1e3,
-        left=work.start * 1e3,
-        height=_HEIGHT,
-        color=_COLOURS[_NAMES[work.kind]],
-        edgecolor="white",
-        linewidth=edge if work.kind in Kind.COMPUTATIONS else 0.0,
-        alpha=alpha,
-    )
-
-
-def _number(axes: Any, rank: int, work: Work, colour: str) -> None:
-    """Write the micro-batch into its bar."""
-    middle = (work.start + work.end) / 2 * 1e3
-    text = str(work.microbatch)
-    axes.text(middle, rank, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _title(plan: Plan) -> str:
@@ -138,11 +52,11 @@ def _draw_time(plan: Plan, axes: Any) -> None:
     numbers = range(plan.num_partitions)
     forward = [part.forward * 1e3 for part in plan.partitions]
     backward = [part.backward * 1e3 for part in plan.partitions]
-    axes.bar(numbers, forward, color=_COLOURS["forward"], label="forward")
-    axes.bar(numbers, backward, bottom=forward, color=_COLOURS["backward"], label="backward")
+    axes.bar(numbers, forward, color=COLOURS["forward"], label="forward")
+    axes.bar(numbers, backward, bottom=forward, color=COLOURS["backward"], label="backward")
     axes.set(xlabel="partition", ylabel="ms per micro-batch", title="Time")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _whole_numbers(axes.xaxis, plan.num_partitions)
+    whole_numbers(axes.xaxis, plan.num_partitions)
 
 
 def _draw_memory(plan: Plan, axes: Any) -> None:
@@ -156,9 +70,4 @@ def _draw_memory(plan: Plan, axes: Any) -> None:
         axes.axhline(plan.memory_limit / 2**20, color="black", linestyle="--", label="limit")
     axes.set(xlabel="partition", ylabel="MiB at the peak", title="Memory")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _whole_numbers(axes.xaxis, plan.num_partitions)
-
-
-def _whole_numbers(axis: Any, count: int) -> None:
-    every = max(1, count // 16)
-    axis.set_ticks(range(0, count, every))
+    whole_numbers(axes.xaxis, plan.num_partitions)

@@ -1,0 +1,82 @@
+"""A measured step as a picture, above the planned one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hyparflow.actions import NAMES
+from hyparflow.gantt import draw_step, new_figure
+from hyparflow.planning.plan import Plan, Work
+from hyparflow.recorder import Event, Happening
+from hyparflow.tracing.summary import settled
+from hyparflow.tracing.trace import RankTrace, Trace
+
+__all__ = ["draw"]
+
+
+def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
+    """Draw one step of all ranks, of median length, and the same of the plan.
+
+    Args:
+        trace: what was measured.
+        path: a file of a type that matplotlib writes.
+        plan: what was planned; that of the trace if not given.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    if plan is None and trace.plan is not None:
+        plan = Plan.from_values(trace.plan)
+    steps = _median_step(trace.ranks)
+    zero = min(event.start for step in steps for event in step)
+    measured = [_works(step, zero) for step in steps]
+    drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
+    if plan is not None:
+        drawn.append(("planned", list(plan.work), "partition"))
+    end = max(work.end for _, rows, _ in drawn for works in rows for work in works)
+    heights = [1.0 + 0.45 * min(len(rows), 24) for _, rows, _ in drawn]
+    figure = new_figure(11, 0.8 + sum(heights))
+    axes = figure.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for ax, (title, rows, what) in zip(axes, drawn, strict=True):
+        draw_step(ax, rows, trace.arguments["num_partitions"], end, what)
+        took = max(work.end for works in rows for work in works)
+        ax.set_title(f"{title}: {took * 1e3:.0f} ms", pad=22, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _median_step(ranks: list[RankTrace]) -> list[list[Event]]:
+    """Of each rank, the same step: the one that took the leader as long as half of them."""
+    lengths = {}
+    for number, step in enumerate(ranks[0].steps):
+        if step in settled(ranks[0].steps):
+            whole = next(e for e in step if e.kind == Happening.TRAINING_STEP)
+            lengths[number] = whole.end - whole.start
+    chosen = sorted(lengths, key=lengths.__getitem__)[len(lengths) // 2]
+    return [_within(rank.steps[chosen]) for rank in ranks]
+
+
+def _within(step: list[Event]) -> list[Event]:
+    """What is no part of the time between two steps."""
+    whole = next(e for e in step if e.kind == Happening.TRAINING_STEP)
+    return [event for event in step if event.end <= whole.end]
+
+
+def _works(step: list[Event], zero: float) -> list[Work]:
+    """Actions without the waits in them: who waits is idle."""
+    works = []
+    waits = [event for event in step if event.kind == Happening.WAIT]
+    for event in step:
+        if event.kind not in NAMES:
+            continue
+        start = event.start
+        for wait in waits:
+            if start <= wait.start and wait.end <= event.end:
+                works.append(_work(event, start - zero, wait.start - zero))
+                start = wait.end
+        works.append(_work(event, start - zero, event.end - zero))
+    return works
+
+
+def _work(event: Event, start: float, end: float) -> Work:
+    return Work(event.kind, event.stage, event.microbatch, start, end)

@@ -1,0 +1,174 @@
+"""Where the time of each rank went."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hyparflow.actions import Kind
+from hyparflow.recorder import Event, Happening
+from hyparflow.text import aligned
+from hyparflow.tracing.trace import RankTrace, Trace
+
+__all__ = ["Shares", "describe", "settled", "shares"]
+
+_WARM = 2  # steps that compile, and measure nothing else
+_SAME = 1e-6  # seconds by which times in a file may be off
+_TITLES = (
+    *("", "step", "forward", "backward", "messages", "waiting", "sums", "waiting for sums"),
+    *("optimizer", "data", "other", "between steps", "sums hidden", "sent and received"),
+)
+_FORWARDS = (Kind.FORWARD,)
+_BACKWARDS = (*Kind.BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
+_NOTHING = ("0.0", "-", "0.0 MB")  # what a column that is left out is full of
+_REDUCES = (Kind.START_REDUCE, Kind.REDUCE)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a rank does in a step, in seconds.
+
+    Attributes:
+        step: all of it; what follows, up to `other`, adds up to it.
+        forward: forwards alone.
+        backward: backwards, and forwards that are one call with them.
+        messages: to send and receive, without waiting.
+        waiting: for messages.
+        sums: over replicas and holders of shared weights, without waiting.
+        waiting_for_sums: as it says.
+        optimizer: the update.
+        data: to get the rows.
+        other: the rest.
+        between: from one step to the next: Keras's loop, callbacks, and waiting for them.
+        under_way: how long sums were under way.
+        moved: bytes of tensors sent and received.
+    """
+
+    step: float
+    forward: float
+    backward: float
+    messages: float
+    waiting: float
+    sums: float
+    waiting_for_sums: float
+    optimizer: float
+    data: float
+    other: float
+    between: float
+    under_way: float
+    moved: float
+
+    @property
+    def idle(self) -> float:
+        """The share of the step in which the rank waited, 0 to 1."""
+        return (self.waiting + self.waiting_for_sums) / self.step
+
+    @property
+    def hidden(self) -> float | None:
+        """The share of the sums' time that the rank did not wait for; None without sums."""
+        if not self.under_way:
+            return None
+        return max(0.0, 1.0 - (self.sums + self.waiting_for_sums) / self.under_way)
+
+
+def settled(steps: Sequence[list[Event]]) -> list[list[Event]]:
+    """The steps without those that compile; all, if there are no others."""
+    complete = [step for step in steps if _of(step) is not None]
+    return complete[_WARM:] or complete
+
+
+def shares(rank: RankTrace) -> Shares:
+    """Means over the settled steps of a rank.
+
+    Raises:
+        ValueError: if it took no step.
+    """
+    steps = settled(rank.steps)
+    if not steps:
+        raise ValueError(f"A trace must have a training step. Received: none of {rank.name}")
+    sums: dict[str, float] = defaultdict(float)
+    for step in steps:
+        for name, value in _split(step).items():
+            sums[name] += value / len(steps)
+    spans = [span for step in steps if (span := _of(step)) is not None]
+    gaps = [b.start - a.end for a, b in zip(spans, spans[1:], strict=False)]
+    sums["between"] = statistics.mean(gaps) if gaps else 0.0
+    return Shares(**sums)
+
+
+def _of(step: Sequence[Event]) -> Event | None:
+    return next((event for event in step if event.kind == Happening.TRAINING_STEP), None)
+
+
+def _split(step: Sequence[Event]) -> dict[str, float]:
+    """The time of one step, by what it went to."""
+    found = dict.fromkeys(
+        ("forward", "backward", "messages", "waiting", "sums", "waiting_for_sums", "optimizer"), 0.0
+    ) | {"data": 0.0, "moved": 0.0}
+    whole = _of(step)
+    total = whole.end - whole.start if whole else 0.0
+    waits: list[Event] = []  # since the last action; an event is noted when it ends
+    for event in step:
+        if event.kind == Happening.WAIT:
+            waits.append(event)
+            continue
+        if event.kind in (Happening.SUM, Happening.TRAINING_STEP):
+            continue
+        inside = [w for w in waits if w.start >= event.start - _SAME]
+        waited = sum(w.end - w.start for w in inside)
+        waits = [w for w in waits if w.start < event.start - _SAME]
+        _add(found, event, waited)
+    within = [w for w in waits if whole and w.end <= whole.end + _SAME]
+    found["waiting"] += sum(w.end - w.start for w in within)  # for sends to be taken
+    parts = sum(value for name, value in found.items() if name != "moved")
+    return found | {"step": total, "other": total - parts, "under_way": _under_way(step)}
+
+
+def _add(found: dict[str, float], event: Event, waited: float) -> None:
+    took = event.end - event.start
+    if event.kind in _FORWARDS:
+        found["forward"] += took
+    elif event.kind in _BACKWARDS:
+        found["backward"] += took
+    elif event.kind in _REDUCES:
+        found["sums"] += took - waited
+        found["waiting_for_sums"] += waited
+        found["moved"] += event.moved
+    elif event.kind == Kind.APPLY:
+        found["optimizer"] += took
+    elif event.kind == Happening.DATA:
+        found["data"] += took
+    else:
+        found["messages"] += took - waited
+        found["waiting"] += waited
+        found["moved"] += event.moved
+
+
+def _under_way(step: Sequence[Event]) -> float:
+    """How long at least one sum was under way."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted((e.start, e.end) for e in step if e.kind == Happening.SUM):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def describe(trace: Trace) -> str:
+    """A table: milliseconds of a step of each rank."""
+    rows = [_TITLES, *(_row(rank.name, shares(rank)) for rank in trace.ranks)]
+    kept = [n for n in range(len(_TITLES)) if any(row[n] not in _NOTHING for row in rows[1:])]
+    count = len(settled(trace.ranks[0].steps))
+    head = f"milliseconds of a step, means over {count} steps"
+    return "\n".join([head, "", *aligned([[row[n] for n in kept] for row in rows])])
+
+
+def _row(name: str, mine: Shares) -> tuple[str, ...]:
+    times = (
+        *(mine.step, mine.forward, mine.backward, mine.messages, mine.waiting, mine.sums),
+        *(mine.waiting_for_sums, mine.optimizer, mine.data, mine.other, mine.between),
+    )
+    hidden = "-" if mine.hidden is None else f"{mine.hidden:.0%}"
+    moved = f"{mine.moved / 1e6:.1f} MB"
+    return (name, *(f"{seconds * 1e3:.1f}" for seconds in times), hidden, moved)

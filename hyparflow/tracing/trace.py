@@ -1,0 +1,143 @@
+"""A trace: the events of all ranks, as a file that Perfetto and chrome://tracing open."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyparflow.actions import NAMES, Kind
+from hyparflow.recorder import Event, Happening
+
+__all__ = ["RankTrace", "Trace"]
+
+_MADE_BY = "hyparflow"
+_MICRO = 1e6  # the format counts microseconds
+_LANES = {"steps": 0, "actions": 1, "sums over replicas": 2}  # of a rank, from above
+_LANE_OF = {Happening.TRAINING_STEP: 0, Happening.SUM: 2}  # the others are actions
+_WORDS = NAMES | {
+    Happening.TRAINING_STEP: "training step",
+    Happening.DATA: "data",
+    Happening.WAIT: "wait",
+    Happening.SUM: "sum over replicas",
+}
+
+
+@dataclass
+class RankTrace:
+    """What one rank did.
+
+    Attributes:
+        name: the rank, its replica and its partition in words.
+        replica, partition: its numbers.
+        steps: the events of each step, in the order in which they ended, by the leader's clock.
+    """
+
+    name: str
+    replica: int
+    partition: int
+    steps: list[list[Event]]
+
+
+@dataclass
+class Trace:
+    """What all ranks did in the last steps of a training.
+
+    Attributes:
+        ranks: rank by rank.
+        arguments: the parallel arguments.
+        plan: the plan that was followed, as JSON, or None.
+    """
+
+    ranks: list[RankTrace]
+    arguments: dict[str, Any]
+    plan: dict[str, Any] | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON in Chrome's trace format: complete or not at all."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}-{os.getpid()}")
+        about: dict[str, Any] = {
+            "made_by": _MADE_BY,
+            "arguments": self.arguments,
+            "plan": self.plan,
+        }
+        about["ranks"] = [[rank.name, rank.replica, rank.partition] for rank in self.ranks]
+        try:
+            with part.open("w") as file:
+                file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
+                file.write(', "traceEvents": [\n')
+                file.write(",\n".join(map(json.dumps, self._rows())))
+                file.write("\n]}\n")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        starts = [event.start for rank in self.ranks for step in rank.steps for event in step]
+        zero = min(starts, default=0.0)
+        for number, rank in enumerate(self.ranks):
+            base = {"ph": "M", "pid": number, "tid": 0}
+            yield base | {"name": "process_name", "args": {"name": rank.name}}
+            yield base | {"name": "process_sort_index", "args": {"sort_index": number}}
+            for lane, tid in _LANES.items():
+                yield base | {"tid": tid, "name": "thread_name", "args": {"name": lane}}
+            for index, step in enumerate(rank.steps):
+                for event in step:
+                    yield _row(number, index, event, zero)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: if the file holds no trace of hyparflow's.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            about = content["otherData"]
+            ranks = [RankTrace(name, r, p, []) for name, r, p in about["ranks"]]
+            for row in content["traceEvents"]:
+                if row["ph"] == "X":
+                    steps = ranks[row["pid"]].steps
+                    index = row["args"]["step"]
+                    steps += [[] for _ in range(index + 1 - len(steps))]
+                    steps[index].append(_event(row))
+            return cls(ranks, about["arguments"], about["plan"])
+        except (KeyError, IndexError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                "A trace is a file that hyparflow.fit(..., trace=...) wrote. "
+                f"Received: {path} ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:
+    """An event as Chrome writes it."""
+    known: dict[str, Any] = {"step": step, "kind": event.kind}
+    known |= {k: v for k in ("stage", "microbatch", "peer") if (v := getattr(event, k)) >= 0}
+    if event.moved:
+        known["bytes"] = event.moved
+    if event.text:
+        known["for"] = event.text
+    name = _WORDS[event.kind]
+    if event.kind in (*Kind.COMPUTATIONS, *Kind.SENDS, *Kind.RECEIVES):
+        name = f"{name} {event.microbatch}"
+    return {
+        "ph": "X",
+        "pid": rank,
+        "tid": _LANE_OF.get(event.kind, 1),
+        "name": name,
+        "ts": (event.start - zero) * _MICRO,
+        "dur": (event.end - event.start) * _MICRO,
+        "args": known,
+    }
+
+
+def _event(row: dict[str, Any]) -> Event:
+    known, start = row["args"], row["ts"] / _MICRO
+    stage, microbatch, peer = (known.get(name, -1) for name in ("stage", "microbatch", "peer"))
+    end, moved, text = start + row["dur"] / _MICRO, known.get("bytes", 0), known.get("for", "")
+    return Event(known["kind"], start, end, stage, microbatch, peer, moved, text)

@@ -1,0 +1,54 @@
+"""What callbacks may change of an optimizer on the leader, told to the other ranks with a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow import keras_internals
+
+__all__ = ["Tuning", "take_over"]
+
+_SETTINGS, _RATES = "settings", "learning_rates"
+
+
+class Tuning:
+    """Notices changes, on the leader.
+
+    Args:
+        model: the user's model, before its callbacks run.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._rates: list[float] = []
+        self._settings: dict[str, Any] | None = _settings(model)
+
+    def changes(self) -> dict[str, Any]:
+        """What has changed since the last step."""
+        changed: dict[str, Any] = {}
+        if self._settings is not None:  # they are compiled with the first step
+            new = _settings(self._model).items() - self._settings.items()
+            changed[_SETTINGS], self._settings = dict(new), None
+        rates = [float(rate) for rate in keras_internals.settable_learning_rates(self._model)]
+        if rates != self._rates:
+            changed[_RATES] = self._rates = rates
+        return changed
+
+
+def take_over(model: Any, changes: dict[str, Any]) -> None:
+    """Change the optimizer as the leader's was."""
+    for name, value in changes.get(_SETTINGS, {}).items():
+        setattr(keras_internals.inner_optimizer(model.optimizer), name, value)
+    if _RATES in changes:
+        rates = keras_internals.settable_learning_rates(model)
+        for rate, value in zip(rates, changes[_RATES], strict=True):
+            rate.assign(value)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """The optimizer's settings, without its learning rate."""
+    if getattr(model, "optimizer", None) is None:
+        return {}
+    config = keras_internals.inner_optimizer(model.optimizer).get_config()
+    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool)}
+    return {k: v for k, v in simple.items() if k != "learning_rate"}

@@ -1,0 +1,124 @@
+"""`fit(trace=...)`: what it writes is what was done, and it changes no number."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import WORLD, Outcome, State, on_leader, require_none
+from keras import layers
+
+import hyparflow as hf
+from hyparflow.actions import Kind
+from hyparflow.recorder import Event, Happening
+from hyparflow.tracing import Trace
+from hyparflow.tracing.clocks import clock_offset
+from hyparflow.tracing.summary import shares
+
+pytestmark = [
+    pytest.mark.usefixtures("in_float64"),
+    pytest.mark.skipif(WORLD.size == 1, reason="one rank is plain Keras: no ranks to trace"),
+]
+STEPS, MICROBATCHES = 3, 2
+DAMAGE = 5e-3  # seconds by which clocks of two ranks on one node may seem to differ
+
+
+@pytest.fixture
+def folder() -> Any:
+    """A folder that all ranks know."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(WORLD.bcast(own))
+        WORLD.Barrier()
+
+
+def train(**arguments: Any) -> Outcome:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((6,)), *(layers.Dense(8) for _ in range(7))])
+    model.compile("adam", "mse")
+    random = np.random.default_rng(0)
+    rows = 8 * MICROBATCHES * STEPS
+    x, y = random.normal(size=(rows, 6)), random.normal(size=(rows, 8))
+    layout = {"num_partitions": 2, "num_replicas": WORLD.size // 2}
+    history = hf.fit(
+        model, x, y, batch_size=8 * MICROBATCHES, verbose=0, shuffle=False,
+        num_microbatches=MICROBATCHES, **layout, **arguments,
+    )  # fmt: skip
+    return Outcome(dict(history.history), State.of(model))
+
+
+def load(path: Path) -> Trace:
+    """The trace, on all ranks."""
+    return WORLD.bcast(on_leader(lambda: Trace.load(path)))
+
+
+def test_a_trace_has_what_was_done(folder: Path) -> None:
+    expected = train()
+    actual = train(trace=folder / "new" / "trace.json", schedule="gpipe")
+    require_none(actual.compare(expected, 1e-12), "with a trace")
+    trace = load(folder / "new" / "trace.json")
+    assert [rank.partition for rank in trace.ranks] == [0, 1] * (WORLD.size // 2)
+    assert trace.arguments["schedule"] == "gpipe"
+    for rank in trace.ranks:
+        assert len(rank.steps) == STEPS
+        for step in rank.steps:
+            counts = Counter(event.kind for event in step)
+            assert counts[Happening.TRAINING_STEP] == counts[Happening.DATA] == 1
+            assert counts[Kind.APPLY] == counts[Kind.REDUCE] == 1
+            computations = sum(counts[kind] for kind in (Kind.FORWARD, Kind.BACKWARD))
+            assert computations + 2 * counts[Kind.FUSED] == 2 * MICROBATCHES
+            assert (counts[Happening.SUM] > 0) == (WORLD.size > 2)
+        assert shares(rank).moved > 0
+
+
+def test_a_message_is_sent_before_it_is_there(folder: Path) -> None:
+    train(trace=folder / "trace.json")
+    trace = load(folder / "trace.json")
+    rows = 8 // trace.arguments["num_replicas"]
+    pairs = [
+        (0, Kind.SEND_ACTIVATION, 1, Kind.RECEIVE_ACTIVATION),
+        (1, Kind.SEND_GRADIENT, 0, Kind.RECEIVE_GRADIENT),
+    ]
+    for sender, sends, receiver, receives in pairs:
+        for there, here in zip(trace.ranks[sender].steps, trace.ranks[receiver].steps, strict=True):
+            sent, received = of(there, sends), of(here, receives)
+            assert len(sent) == len(received) == MICROBATCHES
+            for a, b in zip(sent, received, strict=True):
+                assert (a.microbatch, a.peer, b.peer) == (b.microbatch, receiver, sender)
+                assert a.start < b.end + DAMAGE
+                assert a.moved == b.moved == rows * 8 * 8  # of 8 features, 8 bytes each
+
+
+def of(step: list[Event], kind: str) -> list[Event]:
+    return sorted((event for event in step if event.kind == kind), key=lambda e: e.microbatch)
+
+
+def test_a_folder_gets_a_file_for_each_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPARFLOW_TRACE", str(folder / "traces"))
+    train()
+    train()
+    names = on_leader(lambda: sorted(path.name for path in (folder / "traces").iterdir()))
+    assert WORLD.bcast(names) == ["fit-0.json", "fit-1.json"]
+
+
+@pytest.mark.parametrize("trace", [3, True, "folder"])
+def test_what_is_no_file(folder: Path, trace: Any) -> None:
+    with pytest.raises(ValueError, match="`trace` must be"):
+        train(trace=folder if trace == "folder" else trace)
+
+
+def test_a_trace_on_some_ranks_only(folder: Path) -> None:
+    with pytest.raises(ValueError, match="same argument `trace`"):
+        train(trace=folder / "trace.json" if WORLD.rank else None)
+
+
+def test_clocks_of_one_node() -> None:
+    from hyparflow.api import _world
+
+    world = _world()
+    assert world is not None
+    assert abs(clock_offset(world)) < DAMAGE
