@@ -60,10 +60,18 @@ class Job:
         setup: how it trains.
         model, batch: what it trains: a name in `models.py`, and rows of the global batch.
         args: what `add_arguments` brought.
+        turns: how many it will take, if not as `args` say.
     """
 
-    def __init__(self, setup: Setup, model: str, batch: int, args: argparse.Namespace) -> None:
-        self.setup, self.batch, self._turns = setup, batch, args.turns
+    def __init__(
+        self,
+        setup: Setup,
+        model: str,
+        batch: int,
+        args: argparse.Namespace,
+        turns: int | None = None,
+    ) -> None:
+        self.setup, self.batch, self._turns = setup, batch, turns or args.turns
         self._folder = Path(tempfile.mkdtemp(prefix="turns-"))
         spec = {
             "model": model,
@@ -71,7 +79,7 @@ class Job:
             "kind": setup.kind,
             "options": setup.options,
             "steps": args.steps,
-            "turns": args.turns,
+            "turns": self._turns,
             "folder": str(self._folder),
         }
         path = self._folder / "spec.json"

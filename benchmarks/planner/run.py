@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
 LAYOUTS = ((1, 1), (2, 1), (1, 2))  # partitions, replicas
 COMPARED = 4  # micro-batches with which cuts are compared
+CUT_TURNS = 12  # of the comparison of cuts: they differ by less than other things
 
 
 def main() -> None:
@@ -94,20 +95,32 @@ def compare(
         options.append(balanced | {"lpp": [count - count // 2, count // 2]})
     ranks = plans[0]["partitions"] * plans[0]["replicas"]
     with contextlib.ExitStack() as stack:
-        jobs = []
+        jobs, cuts = [], []
         for number, arguments in enumerate(options):
             setup = Setup(f"{name} {number}", "hyparflow", ranks, options=arguments)
-            jobs.append(Job(setup, name, args.batch_size, args))
+            in_cuts = balanced is not None and arguments in (balanced, options[-1])
+            turns = args.turns + CUT_TURNS * in_cuts
+            jobs.append(Job(setup, name, args.batch_size, args, turns))
             stack.callback(jobs[-1].stop)
-        turns = [[job.turn(number) for job in jobs] for number in range(args.turns)]
+            cuts += [jobs[-1]] * in_cuts
+        seconds = in_turns(jobs, range(args.turns))
+        compared = in_turns(cuts, range(args.turns, args.turns + CUT_TURNS))
         peaks = [job.end()[0] for job in jobs]
-    seconds = list(zip(*turns, strict=True))
     for plan, times, sizes in zip(plans, seconds, peaks, strict=False):
         yield row_of(name, plan, min(times), sizes)
     if balanced is not None:
-        planned = seconds[options.index(balanced)]
-        ratios = [equal / mine for equal, mine in zip(seconds[-1], planned, strict=True)]
+        planned, equal = compared
+        ratios = [b / a for a, b in zip(planned, equal, strict=True)]
         yield {"model": name, "faster": statistics.median(ratios), "lpp": balanced["lpp"]}
+
+
+def in_turns(jobs: list[Job], turns: range) -> list[list[float]]:
+    """Seconds of a step of each job, turn by turn."""
+    found: list[list[float]] = [[] for _ in jobs]
+    for number in turns:
+        for job, seconds in zip(jobs, found, strict=True):
+            seconds.append(job.turn(number))
+    return found
 
 
 def is_compared(options: dict[str, Any]) -> bool:

@@ -78,13 +78,14 @@ class Boundaries:
         """
         costs = self._problem.costs
         fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
-        once = self._before(self._gradients * copies + costs.program * costs.overheads.program)
+        gradients, program = self._before(self._gradients * copies), self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            before = once + in_flight[stage] * rows * activations
+            each = costs.overheads.program_bytes(in_two=stage < len(in_flight) - 1)
+            before = gradients + each * program + in_flight[stage] * rows * activations
             return np.asarray((before + buffers)[end] - (before - buffers)[start] <= share)
 
         return fit

@@ -37,7 +37,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What a step costs beside its operations, in seconds, but the last two.
+    """What a step costs beside its operations, in seconds, but the last three.
 
     Attributes:
         call: each compiled call of a stage.
@@ -49,7 +49,9 @@ class Overheads:
         apply_weight: each weight that the optimizer updates, whatever its size.
         reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
         reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
-        program: bytes of memory for each compiled operation of TensorFlow.
+        program: bytes of memory for each compiled operation of TensorFlow, where forward and
+            backward are one call.
+        program_in_two: the same where they are two, which are traced as one.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
     """
 
@@ -62,8 +64,13 @@ class Overheads:
     apply_weight: float = 2e-5
     reduce: float = 1e-9
     reduce_weight: float = 3e-5
-    program: float = 33e3
+    program: float = 36e3
+    program_in_two: float = 58e3
     runtime: float = 50e6
+
+    def program_bytes(self, in_two: bool) -> float:
+        """Bytes of memory for each compiled operation."""
+        return self.program_in_two if in_two else self.program
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class Costs:
         weights: the model's variables.
         used: per operation, the numbers of its variables.
         slots: bytes of optimizer state per byte of trained weights.
+        halves: what the two parts of a backward, that of inputs and that of weights, take, as
+            multiples of a backward in one piece.
         crowd: how many ranks of a node computed at a time when `crowded` was measured.
         crowded: how many times longer each then took, [(forward, backward, fused), size].
         overheads: what a step costs beside its operations.
@@ -114,6 +123,7 @@ class Costs:
     weights: tuple[Weight, ...]
     used: tuple[tuple[int, ...], ...]
     slots: float = 0.0
+    halves: tuple[float, float] = (0.5, 0.5)
     crowd: int = 1
     crowded: np.ndarray | None = None
     overheads: Overheads = field(default_factory=Overheads)
@@ -190,6 +200,7 @@ class Costs:
             values["used"] = tuple(map(tuple, values["used"]))
             values["operations"] = tuple(values["operations"])
             values["rows"] = tuple(values["rows"])
+            values["halves"] = tuple(values["halves"])
             values["overheads"] = Overheads(**values["overheads"])
             return cls(**values)
         except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -103,10 +103,13 @@ def _measure(
         for segment in group:
             table.enter(segment, times, memory)
     table.scale(piece, seconds[-1])
+    say("a backward in two parts")
+    halves = trials[-1].sample.halves(rows[len(rows) // 2], 4 * budget)
     crowd, crowded = _crowd(trials[-1].sample, rows, ranks_per_node, budget, say)
     return table.costs(
         measure_overheads(trained, optimizer, call[2]),
         slots_per_byte(trained, optimizer),
+        halves,
         crowd,
         crowded,
     )
@@ -195,7 +198,14 @@ class CostTable:
         factors = seconds.T / np.maximum(self.times[:, inside].sum(1), 1e-7)
         self.times *= factors[:, None, :]
 
-    def costs(self, overheads: Overheads, slots: float, crowd: int, crowded: np.ndarray) -> Costs:
+    def costs(
+        self,
+        overheads: Overheads,
+        slots: float,
+        halves: tuple[float, float],
+        crowd: int,
+        crowded: np.ndarray,
+    ) -> Costs:
         """The finished table; arguments as the attributes of `Costs`."""
         model = self._graph.model
         trained = {id(v) for v in model.trainable_variables}
@@ -212,6 +222,7 @@ class CostTable:
             weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
             used=used_weights(self._graph),
             slots=slots,
+            halves=halves,
             crowd=crowd,
             crowded=crowded,
             overheads=overheads,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from hyparflow.actions import Step
+from hyparflow.actions import Kind, Step
 from hyparflow.grid import Grid
 from hyparflow.planning.candidate import Candidate
 from hyparflow.planning.costs import Costs
@@ -76,7 +75,7 @@ def partition_memory(
         slots=costs.slot_bytes,
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
-        program=program_bytes(costs, numbers),
+        program=program_bytes(costs, candidate, timeline, partition),
     )
 
 
@@ -89,7 +88,12 @@ def gradient_copies(grid: Grid, num_microbatches: int) -> int:
     return 1 + (num_microbatches > 1) + 2 * (grid.num_replicas > 1)
 
 
-def program_bytes(costs: Costs, numbers: Sequence[int]) -> int:
-    """What the compiled form of these operations takes."""
-    count = costs.program[list(numbers)].sum()
-    return round(count * costs.overheads.program + costs.overheads.runtime)
+def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
+    """What the compiled form of a partition takes."""
+    in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
+    total = costs.overheads.runtime
+    for stage in candidate.stages(partition):
+        inside = candidate.partitioning.operations(stage)
+        count = float(costs.program[inside.start : inside.stop].sum())
+        total += count * costs.overheads.program_bytes(stage in in_two)
+    return round(total)

@@ -96,8 +96,6 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
 class _Timings:
     """The seconds of each step of a lowered list; called by the simulator."""
 
-    _inputs_share = 0.5  # of a backward, for the gradients of the inputs; not measured
-
     def __init__(self, problem: Problem, candidate: Candidate) -> None:
         costs, cluster, grid = problem.costs, problem.cluster, candidate.grid
         self._costs, self._cluster = costs, cluster
@@ -170,12 +168,12 @@ class _Timings:
             return self.reduce[stage]
         if step.kind == Kind.APPLY:
             return self.apply[stage]
-        inputs = self._inputs_share * self.backward[stage] if stage else 0.0
+        of_inputs, of_weights = self._costs.halves if stage else (0.0, 1.0)  # data need none
         if step.kind == Kind.INPUT_BACKWARD:
-            return inputs
+            return of_inputs * self.backward[stage]
         added = self._add[stage] if step.microbatch else 0.0
         if step.kind == Kind.WEIGHT_BACKWARD:
-            return added + self.backward[stage] - inputs
+            return added + of_weights * self.backward[stage]
         return added + (self.backward if step.kind == Kind.BACKWARD else self._fused)[stage]
 
 

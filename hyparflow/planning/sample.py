@@ -140,6 +140,32 @@ class Sample:
         (both,) = _medians(fused, budget / 2)
         return forward, backward, both
 
+    def halves(self, rows: int, budget: float) -> tuple[float, float]:
+        """What the two parts of a backward take, as multiples of one in one piece.
+
+        Measured in turns for about `budget` s; halves where there are no two parts.
+        """
+        if not (self._weights and self._sources):
+            return 0.5, 0.5
+        inputs, share = self.inputs(rows), as_share(1.0)
+        outputs = self._stage.forward(inputs, share).outputs
+        seeds = [tf.ones_like(outputs[i]) for i in self._targets]
+
+        def run() -> list[float]:
+            saved = [self._stage.forward(inputs, share) for _ in range(2)]
+            times = [time.perf_counter()]
+            self._stage.backward(saved[0], seeds, share)
+            times.append(time.perf_counter())
+            self._stage.input_backward(saved[1], seeds, share)
+            times.append(time.perf_counter())
+            self._stage.weight_backward(saved[1])
+            times.append(time.perf_counter())
+            self._stage.begin(several=False)  # let go of the gradients
+            return [end - start for start, end in zip(times, times[1:], strict=False)]
+
+        whole, of_inputs, of_weights = _medians(run, budget)
+        return of_inputs / whole, of_weights / whole
+
 
 def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
     """The medians of what `run` returns, after a run that compiles."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hyparflow.actions import Kind
 from hyparflow.grid import Grid
 from hyparflow.partition import Operation, OperationGraph, make_partitioning
 from hyparflow.planning import Cluster, Costs, Link, Plan
@@ -282,6 +283,28 @@ def test_memory_counts_what_is_in_flight() -> None:
 
 
 # --- the choice ---
+
+
+def test_a_program_in_two_parts_takes_more_memory() -> None:
+    over = dataclasses.replace(FREE, program=10.0, program_in_two=30.0, runtime=7.0)
+    table = costs([1.0] * 4, over, program=np.full(4, 100.0))
+    found = predict(Problem(chain(4), table, FAST, 8), candidate(chain(4), (0, 2, 4), 4))
+    assert [memory.program for memory in found.memory] == [2 * 100 * 30 + 7, 2 * 100 * 10 + 7]
+    single = predict(Problem(chain(4), table, FAST, 8), candidate(chain(4), (0, 4), 1))
+    assert [memory.program for memory in single.memory] == [4 * 100 * 10 + 7]
+
+
+def test_the_parts_of_a_backward_take_what_was_measured() -> None:
+    table = costs([1.0] * 4, halves=(0.25, 1.0))  # of 2 x 2 s of a stage, and a row
+    layout = candidate(chain(4), (0, 2, 4), 4, "zero-bubble")
+    found = predict(Problem(chain(4), table, FAST, 4), layout)
+    took: dict[tuple[int, str], set[float]] = {}
+    for spans in found.timeline.spans:
+        for span in spans:
+            key = (span.step.stage, span.step.kind)
+            took.setdefault(key, set()).add(round(span.end - span.start, 9))
+    assert took[1, Kind.INPUT_BACKWARD] == {1.0}
+    assert took[1, Kind.WEIGHT_BACKWARD] == {4.0}
 
 
 def choose(seconds: list[float], ranks: int, batch: int, **wishes: Any) -> Any:
