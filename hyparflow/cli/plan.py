@@ -1,4 +1,4 @@
-"""The command `hyparflow`."""
+"""``hyparflow plan``: how to spread a model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,12 @@ from typing import Any
 import click
 
 from hyparflow import launcher
+from hyparflow.cli.refused import Refused
 
-__all__ = ["main"]
-
-
-class Refused(click.ClickException):
-    """What cannot be done as asked; like a wrong option, it ends the command with code 2."""
-
-    exit_code = 2
+__all__ = ["plan"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hyparflow")
-def main() -> None:
-    """Train Keras 3 models over MPI ranks."""
-
-
-@main.command()
+@click.command()
 @click.argument("model")
 @click.option("--ranks", type=click.IntRange(1), help="Ranks to use.  [default: of the cluster]")
 @click.option("--batch-size", type=click.IntRange(1), required=True, help="The global batch.")
@@ -173,55 +162,3 @@ def _say(line: str) -> None:
     """Progress, on one line of a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r\033[Kmeasuring {line}", nl=False, err=True)
-
-
-@main.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--plot", type=click.Path(), help="Draw a step, and the planned one, into this file.")
-@click.option("--plan", "plan_file", type=click.Path(exists=True), help="The plan to draw.")
-def trace(file: str, plot: str | None, plan_file: str | None) -> None:
-    """Say where the time of each rank went in FILE, which hyparflow.fit(trace=FILE) wrote."""
-    from hyparflow.planning import Plan
-    from hyparflow.tracing import Trace
-    from hyparflow.tracing.summary import describe
-
-    try:
-        read = Trace.load(file)
-        click.echo(describe(read))
-        if plot:
-            from hyparflow.tracing.picture import draw
-
-            draw(read, plot, None if plan_file is None else Plan.load(plan_file))
-    except (ValueError, ImportError, OSError) as error:
-        raise Refused(str(error)) from error
-
-
-@main.command()
-@click.option("--network", type=click.Path(), help="Measure the network; write it to this file.")
-def doctor(network: str | None) -> None:
-    """Check what training over ranks needs. Start it with mpirun, as you would start training."""
-    if network is None:
-        raise click.UsageError("Say what to check: --network FILE")
-    from hyparflow.comm import World, start_mpi
-    from hyparflow.planning.network import measure_network
-
-    world = World(start_mpi())
-    if world.size < 2:
-        raise Refused(
-            "The network is measured between ranks. Received: 1 rank. Start it with: "
-            f"mpirun -n 2 hyparflow doctor --network {network}"
-        )
-    cluster = measure_network(world)
-    if world.rank == 0:
-        cluster.save(network)
-        for name in ("within", "between"):
-            link = getattr(cluster, name)
-            known = "" if name == "within" or cluster.nodes > 1 else " (default: one node only)"
-            click.echo(
-                f"{name} nodes: latency {link.latency * 1e6:.1f} us, "
-                f"bandwidth {link.bandwidth / 1e9:.2f} GB/s{known}"
-            )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,7 @@
+"""``python -m hyparflow.cli``."""
+
+from hyparflow.cli import main
+
+__all__ = ["main"]
+
+main(prog_name="hyparflow")

@@ -1,0 +1,30 @@
+"""``hyparflow trace``: where the time went."""
+
+from __future__ import annotations
+
+import click
+
+from hyparflow.cli.refused import Refused
+
+__all__ = ["trace"]
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--plot", type=click.Path(), help="Draw a step, and the planned one, into this file.")
+@click.option("--plan", "plan_file", type=click.Path(exists=True), help="The plan to draw.")
+def trace(file: str, plot: str | None, plan_file: str | None) -> None:
+    """Say where the time of each rank went in FILE, which hyparflow.fit(trace=FILE) wrote."""
+    from hyparflow.planning import Plan
+    from hyparflow.tracing import Trace
+    from hyparflow.tracing.summary import describe
+
+    try:
+        read = Trace.load(file)
+        click.echo(describe(read))
+        if plot:
+            from hyparflow.tracing.picture import draw
+
+            draw(read, plot, None if plan_file is None else Plan.load(plan_file))
+    except (ValueError, ImportError, OSError) as error:
+        raise Refused(str(error)) from error

