@@ -11,6 +11,7 @@ from hyparflow import devices, guard, launcher
 from hyparflow.api import evaluate, fit, is_leader, parallelize, predict, rank, size
 
 if TYPE_CHECKING:
+    from hyparflow.launching import launch
     from hyparflow.planning import Cluster, Costs, Link, Plan
     from hyparflow.plans import plan
 
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "fit",
     "is_leader",
+    "launch",
     "parallelize",
     "plan",
     "predict",
@@ -41,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from hyparflow.plans import plan
 
         return plan
+    if name == "launch":
+        from hyparflow.launching import launch
+
+        return launch
     if name in ("Cluster", "Costs", "Link", "Plan"):
         from hyparflow import planning
 

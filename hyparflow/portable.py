@@ -9,11 +9,18 @@ from typing import Any
 __all__ = ["is_faithful", "portable"]
 
 
-def portable(error: Exception) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
-    """How another rank makes `error`: a function and its arguments."""
+def portable(
+    error: BaseException, dumps: Callable[[Any], bytes] = pickle.dumps
+) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
+    """How another process makes `error`: a function and its arguments.
+
+    Args:
+        error: what was raised.
+        dumps: what pickles it.
+    """
     for recipe in ((_same, (error,)), (_rebuild, (type(error), error.args, vars(error)))):
         try:
-            make, arguments = pickle.loads(pickle.dumps(recipe))
+            make, arguments = pickle.loads(dumps(recipe))
             twin = make(*arguments)
         except Exception:  # any failure means that it cannot travel so
             continue

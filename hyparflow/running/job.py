@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hyparflow.running.flags import Request, environment, flags, passed_on
 from hyparflow.running.mpi import Mpi
 
-__all__ = ["Job", "run"]
+__all__ = ["Job", "run", "run_and_show"]
+
+_PATIENCE = 20.0  # seconds for a job to end by itself
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -77,13 +81,7 @@ def run(job: Job) -> int:
     with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
         record = Path(folder) / "ended"
         received: list[int] = []
-        process = subprocess.Popen(
-            job.command(str(record)),
-            env=job.known | job.added,
-            stdin=subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None,
-            # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
-            start_new_session=True,
-        )
+        process = _start(job, record)
 
         def forward(number: int, frame: FrameType | None) -> None:
             received.append(number)
@@ -98,6 +96,52 @@ def run(job: Job) -> int:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return _status(code, record, received)
+
+
+def run_and_show(job: Job, show: Callable[[str], object]) -> int:
+    """Run a job to its end, and show what it writes; an interrupt ends it.
+
+    Args:
+        job: the job.
+        show: called with each piece of text, as it comes.
+
+    Returns:
+        As `run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
+        record = Path(folder) / "ended"
+        process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
+                show(decoder.decode(piece))
+            return _status(process.wait(), record, ())
+        finally:
+            _end(process)
+
+
+def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        job.command(str(record)),
+        env=job.known | job.added,
+        stdin=subprocess.DEVNULL,
+        # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
+        start_new_session=True,
+        **streams,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """See to it that nothing of the job stays behind."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _status(code: int, record: Path, received: Sequence[int]) -> int:

@@ -1,0 +1,89 @@
+"""`launch`: run a function on ranks that are started for it, from a notebook or a script."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyparflow import launcher, running
+from hyparflow.running.payload import Call, Outcome, read_outcomes, write_call
+
+__all__ = ["launch"]
+
+
+class _RemoteTraceback(Exception):
+    """Shows, above an error that came from a rank, where it was raised there."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"on rank {outcome.rank}\n\n{outcome.text}")
+
+
+def launch(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    num_ranks: int,
+    output: str = "leader",
+    oversubscribe: bool = False,
+    hosts: str | None = None,
+) -> Any:
+    """Call `function` on `num_ranks` fresh processes, and return what rank 0 returns.
+
+    They are started by the launcher of the MPI library that mpi4py loads, never forked, and this
+    process starts no MPI. The function, which may be defined in a notebook, and its arguments are
+    sent with cloudpickle; arrays of a megabyte or more as files that the ranks map into memory.
+
+    Args:
+        function: what to call; it calls `hyparflow.fit`, for example.
+        args, kwargs: its arguments.
+        num_ranks: how many processes.
+        output: "leader" shows what rank 0 writes, as it writes it, and the last lines of a rank
+            that fails; "all" labels the lines of all ranks; a folder gets a file of each rank.
+        oversubscribe: whether there may be more ranks than cores.
+        hosts: names with numbers of ranks, "a:2,b:2", that share this machine's temporary folder;
+            this machine if not given.
+
+    Returns:
+        What the function returns on rank 0.
+
+    Raises:
+        Exception: what the function raises on a rank, with the traceback from there.
+        RuntimeError: if a rank dies without an exception.
+        ValueError: if an argument is not valid or cannot be sent.
+    """
+    if launcher.is_launched():
+        raise RuntimeError(
+            "hyparflow.launch starts ranks of its own. Received: a process that is a rank already. "
+            "Call the function itself, or start this script without mpirun."
+        )
+    mpi = running.library()
+    with tempfile.TemporaryDirectory(prefix="hyparflow-") as name:
+        folder = Path(name)
+        write_call(folder, Call(function, tuple(args), dict(kwargs or {})))
+        program = [sys.executable, str(Path(running.__file__).with_name("remote.py")), name]
+        request = running.Request(num_ranks, hosts, None, oversubscribe)
+        job = running.Job(running.find_launcher(mpi), mpi, request, program, output)
+        code = running.run_and_show(job, _show)
+        return _result(read_outcomes(folder), code)
+
+
+def _show(text: str) -> None:
+    """Where Jupyter looks for it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _result(outcomes: Sequence[Outcome], code: int) -> Any:
+    failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+    if failed is not None and failed.error is not None:
+        raise failed.error from _RemoteTraceback(failed)
+    if code or not outcomes:
+        raise RuntimeError(
+            f"A rank ended without an exception. Received: exit status {code}; what it wrote "
+            "stands above."
+        )
+    return outcomes[0].value

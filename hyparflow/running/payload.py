@@ -1,0 +1,168 @@
+"""A function and its arguments as files, for processes that are started for them; and back.
+
+Code and small values are pickled by cloudpickle, which takes functions of a notebook. Large arrays
+are files of their own, which ranks map into memory instead of reading a copy each.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyparflow.portable import portable
+
+__all__ = ["Call", "Outcome", "read_call", "read_outcomes", "write_call", "write_outcome"]
+
+_LARGE = 1 << 20  # bytes from which on an array is a file of its own
+_PLAIN = "biufc"  # kinds of numbers that a file of NumPy's keeps
+_CALL, _OUTCOME = "call", "outcome-{}"
+
+
+class Call(NamedTuple):
+    """What to call."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """How a call ended on a rank.
+
+    Attributes:
+        rank: where.
+        value: what it returned.
+        error: what it raised, or None.
+        text: the traceback.
+    """
+
+    rank: int
+    value: Any = None
+    error: BaseException | None = None
+    text: str = ""
+
+
+def write_call(folder: Path, call: Call) -> None:
+    """Write a call into `folder`, and where this process is and looks for modules ("place.json").
+
+    Raises:
+        ValueError: if something in it cannot be sent to another process.
+    """
+    (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd()]))
+    _write(folder, _CALL, tuple(call))
+
+
+def read_call(folder: Path) -> Call:
+    """What `write_call` wrote."""
+    return Call(*_read(folder, _CALL))
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write how a call ended; a value that cannot be sent is an error, too."""
+    try:
+        _write(folder, _OUTCOME.format(outcome.rank), _as_sent(outcome))
+    except ValueError as error:
+        text = "".join(traceback.format_exception(error))
+        failed = Outcome(outcome.rank, error=error, text=text)
+        _write(folder, _OUTCOME.format(outcome.rank), _as_sent(failed))
+
+
+def _as_sent(outcome: Outcome) -> tuple[Any, ...]:
+    import cloudpickle
+
+    recipe = outcome.error and portable(outcome.error, cloudpickle.dumps)
+    return outcome.rank, outcome.value, recipe, outcome.text
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """How the call ended, on the ranks that tell, in the order in which they told."""
+    paths = sorted(folder.glob(_OUTCOME.format("*")), key=lambda path: path.stat().st_mtime_ns)
+    found = [_read(folder, path.name) for path in paths]
+    return [
+        Outcome(rank, value, recipe and recipe[0](*recipe[1]), text)
+        for rank, value, recipe, text in found
+    ]
+
+
+def _write(folder: Path, name: str, value: Any) -> None:
+    """Pickle `value`: the file is complete or not there."""
+    buffer = io.BytesIO()
+    try:
+        _pickler(buffer, folder, name).dump(value)
+    except Exception as error:  # pickling runs the code of what is pickled
+        raise ValueError(
+            "What goes to the ranks and comes back must be possible to pickle. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+    part = folder / f"part-{name}"
+    part.write_bytes(buffer.getvalue())
+    part.replace(folder / name)
+
+
+def _read(folder: Path, name: str) -> Any:
+    with (folder / name).open("rb") as file:
+        return _Unpickler(file, folder).load()
+
+
+def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
+    try:
+        import cloudpickle
+    except ImportError as error:
+        raise ImportError(
+            "To start ranks for a function, hyparflow needs cloudpickle. Received: an environment "
+            'without it. Install it by: pip install "hyparflow[notebook]"'
+        ) from error
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Leaves large arrays in files."""
+
+        known: dict[int, tuple[Any, ...]] = {}
+
+        def persistent_id(self, value: Any) -> Any:
+            if not isinstance(value, np.ndarray) or value.nbytes < _LARGE:
+                return None
+            if value.dtype.kind not in _PLAIN:
+                return None
+            if id(value) not in self.known:
+                self.known[id(value)] = _as_file(
+                    value, folder, f"array-{name}-{len(self.known)}.npy"
+                )
+            return self.known[id(value)]
+
+    return Pickler(buffer, protocol=5)
+
+
+def _as_file(array: np.ndarray, folder: Path, name: str) -> tuple[Any, ...]:
+    """The file of an array, and for one that is mapped from a file: offset, type and shape."""
+    mapped = isinstance(array, np.memmap) and array.filename and array.mode in ("r", "r+")
+    if mapped and array.flags.c_contiguous and not isinstance(array.base, np.ndarray):
+        return str(array.filename), array.offset, array.dtype.str, array.shape  # type: ignore[attr-defined]
+    np.save(folder / name, np.ascontiguousarray(array))
+    return (name,)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, folder: Path) -> None:
+        super().__init__(file)
+        self._folder = folder
+        self._known: dict[Any, np.ndarray] = {}
+
+    def persistent_load(self, key: Any) -> Any:
+        # "c": what a rank writes stays its own.
+        if key not in self._known:
+            name, *rest = key
+            if rest:
+                offset, dtype, shape = rest
+                self._known[key] = np.memmap(name, dtype, "c", offset, shape)
+            else:
+                self._known[key] = np.load(self._folder / name, mmap_mode="c")
+        return self._known[key]

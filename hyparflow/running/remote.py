@@ -1,0 +1,39 @@
+"""Runs on each rank what `hyparflow.launch` was given.
+
+    python remote.py FOLDER
+
+Modules are looked for where the process looked for them that started this one, hyparflow too; so
+nothing of it is imported before that is known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> None:
+    """Call the function; the leader tells what it returns, and any rank what it raises."""
+    sys.path[:], directory = json.loads((folder / "place.json").read_text())
+    os.chdir(directory)
+    from hyparflow.running.payload import Outcome, read_call, write_outcome
+    from hyparflow.running.rank import rank_number
+
+    rank = rank_number()
+    try:
+        function, args, kwargs = read_call(folder)
+        value = function(*args, **kwargs)
+    except BaseException as error:
+        write_outcome(folder, Outcome(rank, error=error, text=traceback.format_exc()))
+        raise
+    if rank == 0:
+        write_outcome(folder, Outcome(rank, value))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

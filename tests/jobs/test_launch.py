@@ -1,0 +1,189 @@
+"""`hf.launch`: a function on fresh ranks, as from a notebook."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+LAUNCHER = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "MV2_")
+HEAD = """
+import sys, time
+import numpy as np
+import hyparflow as hf
+
+def who():
+    from mpi4py import MPI
+    return MPI.COMM_WORLD
+"""
+
+
+def run(body: str, folder: pathlib.Path, seconds: float = 60) -> tuple[int, str]:
+    """Run a script; its exit status and output."""
+    process = start(body, folder)
+    out, _ = process.communicate(timeout=seconds)
+    return process.returncode, out
+
+
+def start(body: str, folder: pathlib.Path) -> subprocess.Popen[str]:
+    path = folder / "cell.py"
+    path.write_text(HEAD + body)
+    known = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER)}
+    return subprocess.Popen(
+        [sys.executable, path],
+        cwd=folder,
+        env=known,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_returns_what_rank_0_returns(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine.py").write_text("def twice(x):\n    return 2 * x\n")
+    code, out = run(
+        """
+import mine
+offset = 1
+
+def train(x, scale=1):
+    comm = who()
+    print("rank", comm.rank, "shows this")
+    return comm.allreduce(mine.twice(float(x.sum())) * scale + offset), comm.rank, comm.size
+
+print(hf.launch(train, (np.ones(5),), {"scale": 3}, num_ranks=2, oversubscribe=True))
+assert "mpi4py.MPI" not in sys.modules  # this process starts no MPI
+""",
+        tmp_path,
+    )
+    assert code == 0, out
+    assert "(62.0, 0, 2)" in out  # 2 x (10 x 3 + 1)
+    assert "rank 0 shows this" in out
+    assert "rank 1 shows this" not in out
+
+
+def test_large_arrays_are_mapped_and_stay_whole(tmp_path: pathlib.Path) -> None:
+    code, out = run(
+        """
+def train(large, again, small, half, mapped):
+    kinds = [type(x).__name__ for x in (large, again, small, half, mapped)]
+    large[:] = 5  # of this rank alone
+    return kinds, large is again, float(mapped[3, 2]), float(who().allreduce(large[0, 0])), large
+
+large = np.ones((600, 600))
+np.save("data.npy", np.arange(1e6).reshape(1000, 1000))
+mapped = np.load("data.npy", mmap_mode="r")
+half = np.ones((1000, 1000), "float16")
+kinds, same, value, total, back = hf.launch(
+    train, (large, large, np.ones(3), half, mapped), num_ranks=2, oversubscribe=True)
+print(kinds, same, value, total, back[7, 7], large[0, 0])
+""",
+        tmp_path,
+    )
+    assert code == 0, out
+    kinds = ["memmap", "memmap", "ndarray", "memmap", "memmap"]
+    assert f"{kinds} True 3002.0 10.0 5.0 1.0" in out
+
+
+def test_an_error_comes_back_with_its_traceback(tmp_path: pathlib.Path) -> None:
+    code, out = run(
+        """
+class Mine(Exception):
+    def __init__(self, reason, number):
+        super().__init__(f"{reason} {number}")
+
+def train():
+    import hyparflow as hf
+    if hf.rank() == 1:
+        raise Mine("no luck", 3)
+    time.sleep(50)
+
+try:
+    hf.launch(train, num_ranks=2, oversubscribe=True)
+except Mine as error:
+    print("caught", error)
+    print("cause", "in train" in str(error.__cause__), "on rank 1" in str(error.__cause__))
+""",
+        tmp_path,
+    )
+    assert code == 0, out
+    assert "no luck 3" in out.split("caught")[1]
+    assert "cause True True" in out
+
+
+def test_a_rank_that_dies(tmp_path: pathlib.Path) -> None:
+    code, out = run(
+        """
+import os
+try:
+    hf.launch(lambda: os._exit(3), num_ranks=2, oversubscribe=True)
+except RuntimeError as error:
+    print("caught", error)
+""",
+        tmp_path,
+    )
+    assert code == 0, out
+    assert "caught A rank ended without an exception. Received: exit status 3" in out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("hf.launch(who, (iter([1]) for _ in 'a'), num_ranks=2)", "takes 0 positional"),
+        ("hf.launch(who, (i for i in [sys._getframe()]), num_ranks=2)", "possible to pickle"),
+        ("hf.launch(who, num_ranks=1000)", "Each rank needs a core"),
+        ("hf.launch(sys._getframe, num_ranks=1, oversubscribe=True)", "possible to pickle"),
+    ],
+)
+def test_what_cannot_be_done(tmp_path: pathlib.Path, call: str, message: str) -> None:
+    code, out = run(call.replace("num_ranks=2", "num_ranks=2, oversubscribe=True"), tmp_path)
+    assert code == 1
+    assert message in out.splitlines()[-1], out
+
+
+def test_a_rank_cannot_launch(tmp_path: pathlib.Path) -> None:
+    code, out = run(
+        """
+def train():
+    import hyparflow as hf
+    hf.launch(print, num_ranks=2)
+
+hf.launch(train, num_ranks=1)
+""",
+        tmp_path,
+    )
+    assert code == 1
+    assert "a process that is a rank already" in out.splitlines()[-1]
+
+
+def test_an_interrupt_stops_the_ranks(tmp_path: pathlib.Path) -> None:
+    process = start(
+        """
+def train(marker):
+    open(f"{marker}-{who().rank}", "w").close()
+    time.sleep(60)
+
+try:
+    hf.launch(train, ("at",), num_ranks=2, oversubscribe=True)
+except KeyboardInterrupt:
+    print("interrupted")
+""",
+        tmp_path,
+    )
+    end = time.monotonic() + 30
+    while not ((tmp_path / "at-0").exists() and (tmp_path / "at-1").exists()):
+        assert time.monotonic() < end, "the ranks did not start"
+        time.sleep(0.05)
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if "remote.py" in str(p.info["cmdline"])]
+    assert ranks
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=40)
+    assert "interrupted" in out
+    psutil.wait_procs(ranks, 5)
+    assert not [p for p in ranks if p.is_running()]
