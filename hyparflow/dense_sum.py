@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from hyparflow.tensor_memory import TensorBuffer
 __all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
 
 _WHAT = "the sum of gradients"
+_LARGE = 1 << 20  # bytes from which on copying a tensor costs more than a sum of its own
 
 
 class DenseSum(Protocol):
@@ -41,7 +43,7 @@ MakeSum = Callable[[Sequence[tuple[int, ...]], Sequence[np.dtype]], DenseSum]
 
 
 class MpiSum:
-    """Sums through one flat buffer per type.
+    """Sums small tensors of a type through one flat buffer, and large ones where they are.
 
     Args:
         comm: the ranks.
@@ -59,8 +61,8 @@ class MpiSum:
         self._comm = comm
         self._count = len(shapes)
         self._buffers: list[tuple[list[int], FlatBuffer]] = []
-        for dtype in dict.fromkeys(dtypes):
-            members = [i for i, other in enumerate(dtypes) if other == dtype]
+        for members in _buckets(shapes, dtypes):
+            dtype = dtypes[members[0]]
             carried = carried_type(dtype, compression)
             buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
             self._buffers.append((members, buffer))
@@ -89,6 +91,16 @@ class MpiSum:
                 result[i] = value
         self._pending.clear()
         return result
+
+
+def _buckets(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> list[list[int]]:
+    """Which tensors are summed together: a large one alone, the small ones of each type."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+    buckets = [[i] for i, size in enumerate(sizes) if size >= _LARGE]
+    for dtype in dict.fromkeys(dtypes):
+        small = [i for i, size in enumerate(sizes) if size < _LARGE and dtypes[i] == dtype]
+        buckets += [small] * bool(small)
+    return buckets
 
 
 def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:

@@ -25,7 +25,7 @@ def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
 
 
 class FlatBuffer:
-    """Joins tensors of given shapes, and parts what is like them.
+    """Joins tensors of given shapes, and parts what is like them; one alone is not copied.
 
     Args:
         shapes: of the tensors.
@@ -66,10 +66,10 @@ class FlatBuffer:
             else tf.cast(tf.reshape(value, [-1]), self._carried)
             for value, size in zip(values, self._sizes, strict=True)
         ]
-        return tf.concat(flat, 0)
+        return tf.concat(flat, 0) if len(flat) > 1 else flat[0]
 
     def _trace_part(self, flat: Any) -> list[Any]:
-        parts = tf.split(flat, self._sizes)
+        parts = tf.split(flat, self._sizes) if len(self._sizes) > 1 else [flat]
         return [
             tf.cast(tf.reshape(part, shape), self._dtype)
             for part, shape in zip(parts, self._shapes, strict=True)

@@ -12,15 +12,17 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
 from hyparflow.grid import LEADER, Grid
 from hyparflow.reachable import reachable_variables
+from hyparflow.tensor_memory import TensorBuffer
 
 __all__ = ["WeightSync"]
 
-_PIECE = 1 << 25  # bytes of weights that travel in one message, about
+_LARGE = 1 << 22  # bytes of a variable that travels alone, and of a message of small ones, about
 _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 
@@ -171,12 +173,27 @@ class WeightSync:
         piece: list[Any] = []
         size = 0
         for variable in variables:
+            own = _bytes_of(variable)
+            if own >= _LARGE:
+                self._broadcast_large(variable, root)
+                continue
             piece.append(variable)
-            size += int(np.prod(variable.shape, dtype=np.int64)) * 8
-            if size >= _PIECE:
+            size += own
+            if size >= _LARGE:
                 self._broadcast_piece(piece, root)
                 piece, size = [], 0
         self._broadcast_piece(piece, root)
+
+    def _broadcast_large(self, variable: Any, root: int) -> None:
+        """From the variable's own memory into what becomes the other's."""
+        what = f"weights from rank {root}"
+        value = tf.convert_to_tensor(variable.value)
+        if self._world.rank == root:
+            self._world.broadcast(np.asarray(value, order="C"), root, what)
+            return
+        buffer = TensorBuffer(value.shape, np.dtype(value.dtype.as_numpy_dtype))
+        self._world.broadcast(buffer.array, root, what)
+        variable.assign(buffer.tensor)
 
     def _broadcast_piece(self, variables: Sequence[Any], root: int) -> None:
         """One message; several of them, so that a model is never copied whole."""
@@ -192,6 +209,10 @@ class WeightSync:
             part = joined[start : start + value.nbytes]
             start += value.nbytes
             variable.assign(part.view(value.dtype).reshape(value.shape))
+
+
+def _bytes_of(variable: Any) -> int:
+    return int(np.prod(variable.shape, dtype=np.int64)) * tf.as_dtype(variable.dtype).size
 
 
 def _numbers(variables: Sequence[Any]) -> dict[int, int]:

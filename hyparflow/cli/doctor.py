@@ -34,3 +34,4 @@ def doctor(network: str | None) -> None:
                 f"{name} nodes: latency {link.latency * 1e6:.1f} us, "
                 f"bandwidth {link.bandwidth / 1e9:.2f} GB/s{known}"
             )
+        click.echo(f"sums: {cluster.sum_bandwidth / 1e9:.2f} GB/s")

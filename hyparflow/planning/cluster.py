@@ -52,6 +52,7 @@ class Cluster:
         between: the link of a node to the others, shared by its ranks.
         speed: how much faster one rank computes than where the costs were measured.
         allreduce: how gradients are summed: "ring", "tree" or "auto", the faster of the two.
+        sum_bandwidth: bytes per second of what has arrived that a rank adds to its own.
     """
 
     nodes: int = 1
@@ -60,12 +61,18 @@ class Cluster:
     between: Link = field(default_factory=lambda: Link(30e-6, 1.2e9))  # 10 Gbit/s over TCP
     speed: float = 1.0
     allreduce: str = "auto"
+    sum_bandwidth: float = 2e9
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.ranks_per_node < 1:
             raise ValueError(
                 "A cluster needs at least one node and one rank on each. "
                 f"Received: nodes={self.nodes}, ranks_per_node={self.ranks_per_node}"
+            )
+        if self.sum_bandwidth <= 0:
+            raise ValueError(
+                "Adding up takes time. "
+                f"Received: sum_bandwidth={self.sum_bandwidth}, which must be above 0 bytes/s"
             )
         if self.allreduce not in ALLREDUCES:
             raise ValueError(
@@ -90,7 +97,8 @@ class Cluster:
         """The time in which `ranks` sum `size` bytes.
 
         A ring (Patarasuk and Yuan 2009) sends the data twice around in parts: 2 (n - 1) messages
-        of 1/n. A tree reduces and broadcasts whole buffers: 2 log2 n messages.
+        of 1/n. A tree reduces and broadcasts whole buffers: 2 log2 n messages. Half of what a rank
+        receives it adds up.
 
         Args:
             ranks: who takes part.
@@ -103,8 +111,9 @@ class Cluster:
             return 0.0
         nodes = {self.node(rank) for rank in ranks}
         link = self.within if len(nodes) == 1 else self.between.shared(by=groups)
-        ring = 2 * (count - 1) * link.seconds(size / count)
-        tree = 2 * math.ceil(math.log2(count)) * link.seconds(size)
+        part, levels = size / count, math.ceil(math.log2(count))
+        ring = (count - 1) * (2 * link.seconds(part) + part / self.sum_bandwidth)
+        tree = levels * (2 * link.seconds(size) + size / self.sum_bandwidth)
         return {"ring": ring, "tree": tree, "auto": min(ring, tree)}[self.allreduce]
 
     def save(self, path: str | Path) -> None:

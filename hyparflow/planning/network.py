@@ -15,14 +15,15 @@ __all__ = ["measure_network"]
 
 _TAG = 3
 _SMALL, _LARGE = 8, 1 << 22  # bytes of a message that shows the latency, and the bandwidth
+_SUMMED = 1 << 25  # bytes of a sum: more than caches hold, as gradients are
 _TIMES = 25
 
 
 def measure_network(world: World) -> Cluster:
     """The cluster that `world` runs on, with measured links. Collective.
 
-    Rank 0 and one rank of its node, and one of another node, send messages to and fro; what has no
-    such rank keeps its default.
+    Rank 0 and one rank of its node, and one of another node, send messages to and fro, and the
+    former two sum; what has no such rank keeps its default.
 
     Args:
         world: all ranks.
@@ -38,8 +39,31 @@ def measure_network(world: World) -> Cluster:
         peers = [r for r in range(1, world.size) if (names[r] == names[0]) is same]
         link = _measure(world, peers[0]) if peers else getattr(default, kind)
         links[kind] = world.broadcast_object(link, 0, "the measured link")
+    adding = default.sum_bandwidth
+    mates = [r for r in range(1, world.size) if names[r] == names[0]]
+    if mates:
+        adding = world.broadcast_object(
+            _measure_sum(world, mates[0], links["within"]), 0, "the measured sum"
+        )
     per_node = max(names.count(name) for name in nodes)
-    return Cluster(len(nodes), per_node, links["within"], links["between"])
+    return Cluster(len(nodes), per_node, links["within"], links["between"], sum_bandwidth=adding)
+
+
+def _measure_sum(world: World, peer: int, link: Link) -> float | None:
+    """How many bytes per second rank 0 adds up while `peer` does the same; known on rank 0."""
+    pair = world.group(int(world.rank in (0, peer)))
+    found = []
+    if world.rank in (0, peer):
+        mine, total = np.ones(_SUMMED // 4, np.float32), np.empty(_SUMMED // 4, np.float32)
+        for _ in range(_TIMES // 3):
+            start = time.perf_counter()
+            pair.sum(total, "a sum that measures", mine)
+            found.append(time.perf_counter() - start)
+    pair.free()
+    if world.rank != 0:
+        return None
+    half = _SUMMED / 2  # what each of the two sends, twice, and adds up
+    return half / max(statistics.median(found) - 2 * link.seconds(half), 1e-9)
 
 
 def _measure(world: World, peer: int) -> Link | None:

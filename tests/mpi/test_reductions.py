@@ -63,6 +63,31 @@ def test_a_layer_that_two_stages_of_a_rank_use() -> None:
     require_none(train(case, "float64", **layout).compare(expected), "residual")
 
 
+def build_wide() -> Any:
+    """A weight of 5 MB among small ones: it travels alone, and is not copied."""
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(800, "relu")])
+    model.add(keras.layers.Dense(800, "tanh"))
+    model.add(keras.layers.Dense(3))
+    model.compile("adam", "mse")
+    return model
+
+
+WIDE = Case(
+    build_wide,
+    lambda random: {"x": random.normal(size=(24, 30)), "y": random.normal(size=(24, 3))},
+    {"batch_size": 8, "epochs": 2},
+)
+
+
+@several
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("partitions", PARTITIONS)
+def test_large_weights(microbatches: int, partitions: int) -> None:
+    expected = on_leader(lambda: train(WIDE, "float64"))
+    actual = train(WIDE, "float64", **hybrid(partitions, num_microbatches=microbatches))
+    require_none(actual.compare(expected), f"{microbatches} micro-batches")
+
+
 @several
 @pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_rounded_sums(name: str, digits: int) -> None:

@@ -23,6 +23,7 @@ from hyparflow.planning.sizes import parse_bytes
 
 FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
 MEGABYTE = 2**20
+INSTANT = 1e30  # bytes per second that take no time
 
 
 def chain(count: int) -> OperationGraph:
@@ -52,7 +53,7 @@ def costs(seconds: list[float], overheads: Overheads = FREE, **changes: Any) -> 
     return dataclasses.replace(made, **changes)
 
 
-FAST = Cluster(1, 8, within=Link(0.0, 1e30))
+FAST = Cluster(1, 8, within=Link(0.0, 1e30), sum_bandwidth=INSTANT)
 
 
 def candidate(
@@ -67,14 +68,21 @@ def candidate(
 
 
 def test_a_ring_sends_the_data_twice() -> None:
-    cluster = Cluster(1, 4, within=Link(1e-3, 1e6), allreduce="ring")
+    cluster = Cluster(1, 4, within=Link(1e-3, 1e6), allreduce="ring", sum_bandwidth=INSTANT)
     # 2 (n - 1) messages of a quarter: 6 x (1 ms + 0.25 s)
     assert cluster.allreduce_seconds(range(4), 1e6) == pytest.approx(6 * (1e-3 + 0.25))
 
 
 def test_a_tree_needs_fewer_messages() -> None:
-    cluster = Cluster(1, 8, within=Link(1e-3, 1e6), allreduce="tree")
+    cluster = Cluster(1, 8, within=Link(1e-3, 1e6), allreduce="tree", sum_bandwidth=INSTANT)
     assert cluster.allreduce_seconds(range(8), 1e6) == pytest.approx(6 * (1e-3 + 1.0))
+
+
+@pytest.mark.parametrize(("kind", "added"), [("ring", 3 / 4), ("tree", 2.0)])
+def test_what_arrives_is_added_up(kind: str, added: float) -> None:
+    instant = Link(0.0, INSTANT)
+    cluster = Cluster(1, 4, within=instant, allreduce=kind, sum_bandwidth=1e6)
+    assert cluster.allreduce_seconds(range(4), 1e6) == pytest.approx(added)
 
 
 def test_the_faster_allreduce_is_taken() -> None:
@@ -89,7 +97,7 @@ def test_the_faster_allreduce_is_taken() -> None:
 
 
 def test_groups_share_the_link_between_nodes() -> None:
-    cluster = Cluster(2, 4, between=Link(0.0, 1e6), allreduce="ring")
+    cluster = Cluster(2, 4, between=Link(0.0, 1e6), allreduce="ring", sum_bandwidth=INSTANT)
     alone = cluster.allreduce_seconds([0, 4], 1e6, groups=1)
     assert cluster.allreduce_seconds([0, 4], 1e6, groups=4) == pytest.approx(4 * alone)
     within = cluster.allreduce_seconds([0, 1], 1e6, groups=4)
@@ -113,7 +121,10 @@ def test_a_cluster_is_saved_and_loaded(tmp_path: Path) -> None:
     assert Cluster.load(tmp_path / "cluster.json", nodes=9) == dataclasses.replace(cluster, nodes=9)
 
 
-@pytest.mark.parametrize("arguments", [{"nodes": 0}, {"ranks_per_node": 0}, {"allreduce": "star"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"nodes": 0}, {"ranks_per_node": 0}, {"allreduce": "star"}, {"sum_bandwidth": 0.0}],
+)
 def test_impossible_clusters_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Received"):
         Cluster(**arguments)
@@ -237,14 +248,16 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     wishes = Wishes(4, num_partitions=4, num_microbatches=4)
     best = consider(quick, wishes)[0]
     assert (best.candidate.schedule, best.candidate.stages_per_partition) == ("interleaved", 2)
-    slow = dataclasses.replace(quick, cluster=Cluster(1, 4, within=Link(5.0, 1e30)))
+    slow = dataclasses.replace(
+        quick, cluster=Cluster(1, 4, within=Link(5.0, 1e30), sum_bandwidth=INSTANT)
+    )
     assert consider(slow, wishes)[0].candidate.stages_per_partition == 1
 
 
 def test_messages_and_sums_take_time() -> None:
     graph = chain(2)
     overheads = dataclasses.replace(FREE, step=0.5, apply_weight=0.25)
-    cluster = Cluster(1, 4, within=Link(0.1, MEGABYTE), allreduce="ring")
+    cluster = Cluster(1, 4, within=Link(0.1, MEGABYTE), allreduce="ring", sum_bandwidth=INSTANT)
     problem = Problem(graph, costs([1.0, 1.0], overheads), cluster, 2)
     found = predict(problem, candidate(graph, (0, 1, 2), 1, replicas=2))
     # Forward, message, forward and backward, message, backward; then a ring of two, the optimizer.
@@ -261,7 +274,9 @@ def test_messages_and_sums_take_time() -> None:
 def test_sums_are_hidden_behind_the_other_stages(ranks_per_node: int, hidden: float) -> None:
     """Two stages on each of two replicas; summing one of them takes 3 s, its backward 2 s."""
     graph, link = chain(2), Link(0.0, MEGABYTE / 3)
-    cluster = Cluster(2 // ranks_per_node, ranks_per_node, within=link, between=link)
+    cluster = Cluster(
+        2 // ranks_per_node, ranks_per_node, within=link, between=link, sum_bandwidth=INSTANT
+    )
     table = make_partitioning(graph, (0, 1, 2))
     layout = Candidate(Grid(1, 2), 1, "interleaved", table)
     found = predict(Problem(graph, costs([1.0, 1.0]), cluster, 2), layout)
@@ -321,7 +336,7 @@ def test_cuts_balance_what_was_measured() -> None:
 def test_cuts_avoid_large_tensors() -> None:
     graph = chain(4)
     table = costs([1.0] * 4, tensors=np.array([1.0, 1, 100, 1, 1]) * MEGABYTE)
-    slow = Cluster(1, 2, within=Link(0.0, 2 * MEGABYTE))
+    slow = Cluster(1, 2, within=Link(0.0, 2 * MEGABYTE), sum_bandwidth=INSTANT)
     problem = Problem(graph, table, slow, 4)
     found = best_of(consider(problem, Wishes(2, num_partitions=2)), None)
     assert found.candidate.partitioning.boundaries != (0, 2, 4)
@@ -333,7 +348,9 @@ def test_no_division_is_predicted_to_be_much_faster(seed: int) -> None:
     random = np.random.default_rng(seed)
     count, partitions = 7, int(random.integers(2, 4))
     graph, table = chain(count), costs((random.random(count) + 0.05).tolist())
-    problem = Problem(graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE)), 16)
+    problem = Problem(
+        graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE), sum_bandwidth=INSTANT), 16
+    )
     wishes = Wishes(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
     found = consider(problem, wishes)[0].step_seconds
     everything = [
