@@ -20,7 +20,7 @@ class Memory:
 
     Attributes:
         weights: of the whole model, which every rank holds.
-        gradients: of this partition's weights: the sum, and what is added or packed.
+        gradients: of this partition's weights: the sums, and what becomes of them.
         slots: the optimizer's state, of the whole model.
         activations: of the micro-batches in flight, and what the current one needs beside.
         buffers: tensors on their way to or from other partitions.
@@ -80,12 +80,12 @@ def partition_memory(
 
 
 def gradient_copies(grid: Grid, num_microbatches: int) -> int:
-    """How many gradients of a weight there are at a time.
+    """How many tensors as large as a weight there are at a time, beside it and its slots.
 
-    What a micro-batch gives; the sum over micro-batches; the sum over replicas, as a buffer and as
-    tensors.
+    The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and what the
+    optimizer makes of it before it assigns it, a new slot and a new weight.
     """
-    return 1 + (num_microbatches > 1) + 2 * (grid.num_replicas > 1)
+    return 3 + (num_microbatches > 1) + (grid.num_replicas > 1)
 
 
 def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
