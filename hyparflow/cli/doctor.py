@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import click
 
+from hyparflow import launcher
 from hyparflow.cli.refused import Refused
 
 __all__ = ["doctor"]
@@ -11,10 +15,39 @@ __all__ = ["doctor"]
 
 @click.command()
 @click.option("--network", type=click.Path(), help="Measure the network; write it to this file.")
-def doctor(network: str | None) -> None:
-    """Check what training over ranks needs. Start it with mpirun, as you would start training."""
-    if network is None:
-        raise click.UsageError("Say what to check: --network FILE")
+@click.option("--json", "as_json", is_flag=True, help="Write what is found as JSON.")
+def doctor(network: str | None, as_json: bool) -> None:
+    """Check what training over ranks needs, and say what to do.
+
+    Alone it starts two ranks to see whether they see each other; start it with mpirun or srun, as
+    you would start training, to check the ranks of that job. Ends with 0 only without problems.
+    """
+    if network is not None:
+        _measure(network)
+        return
+    from hyparflow.doctor import PROBLEM, as_values, examine, show
+
+    findings = examine()
+    if launcher.is_launched() and not _leads():
+        return
+    if as_json:
+        click.echo(json.dumps(as_values(findings), indent=1))
+    else:
+        show(findings)
+    sys.exit(int(any(finding.status == PROBLEM for finding in findings)))
+
+
+def _leads() -> bool:
+    """Whether this rank speaks for all: the first, or each where ranks do not see each other."""
+    from hyparflow.comm import start_mpi
+
+    try:
+        return bool(start_mpi().COMM_WORLD.Get_rank() == 0)
+    except (ImportError, RuntimeError):
+        return True
+
+
+def _measure(network: str) -> None:
     from hyparflow.comm import World, start_mpi
     from hyparflow.planning.network import measure_network
 

@@ -1,0 +1,65 @@
+"""All checks: of this process alone, which starts two ranks for them, or of the ranks of a job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hyparflow import launcher, running
+from hyparflow.comm import World, start_mpi
+from hyparflow.doctor.finding import OK, PROBLEM, Finding
+from hyparflow.doctor.machine import Machine, check_machine
+from hyparflow.doctor.ranks import check_ranks
+from hyparflow.running.flags import physical_cores
+
+__all__ = ["examine"]
+
+_TRIED = 2  # ranks that are started to see whether they see each other
+
+
+def examine() -> list[Finding]:
+    """What all checks find; under a launcher it is collective, and the same on every rank."""
+    mine = list(check_machine(Machine.here()))
+    if not launcher.is_launched():
+        return [*mine, *_try_ranks()]
+    try:
+        world = World(start_mpi())
+    except (ImportError, RuntimeError) as error:
+        rule, _, fix = str(error).partition(". ")
+        return [*mine, Finding("ranks", PROBLEM, rule, fix)]
+    everyone = world.all_gather_objects(mine, "what ranks find on their machines")
+    return [*_merged(everyone), *check_ranks(world)]
+
+
+def _merged(everyone: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Of each check what the first rank finds, unless another finds something worse."""
+    merged = []
+    for column in zip(*everyone, strict=False):
+        odd = next((n for n, finding in enumerate(column) if finding.status != OK), 0)
+        found = column[odd]
+        where = f"rank {odd}: {found.text}" if odd else found.text
+        merged.append(Finding(found.check, found.status, where, found.fix))
+    return merged
+
+
+def _try_ranks() -> list[Finding]:
+    """Start two ranks here, and let them look."""
+    said: list[str] = []
+    try:
+        mpi = running.library()
+        with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
+            file = Path(folder) / "findings"
+            program = [sys.executable, "-m", "hyparflow.doctor.remote", str(file)]
+            request = running.Request(_TRIED, oversubscribe=physical_cores() < _TRIED)
+            job = running.Job(running.find_launcher(mpi), mpi, request, program)
+            code = running.run_and_show(job, said.append)
+            if not code and file.exists():
+                return [Finding(**values) for values in json.loads(file.read_text())]
+    except ValueError:  # said by the checks of the library and the launcher
+        return []
+    lines = "".join(said).strip().splitlines() or ["nothing was written"]
+    text = f"two ranks could not be started (exit status {code}): {lines[-1]}"
+    return [Finding("ranks", PROBLEM, text, f"look at what this says: {job.describe()}")]

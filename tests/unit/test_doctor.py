@@ -1,0 +1,158 @@
+"""Each trap that a machine can set is found, with what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hyparflow.doctor import OK, PROBLEM, WARNING, Finding, machine
+from hyparflow.doctor.examination import _merged
+from hyparflow.doctor.machine import Machine, check_machine
+from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi
+
+OPEN = Mpi(OPEN_MPI, "5.0.11")
+
+
+@pytest.fixture(autouse=True)
+def open_mpi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with Open MPI and its launcher."""
+    path = tmp_path / "mpirun"
+    monkeypatch.setattr(machine.running, "library", lambda: OPEN)
+    monkeypatch.setattr(machine.running, "find_launcher", lambda mpi: path)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(path))
+    monkeypatch.setattr(machine, "matching", lambda path: OPEN)
+    monkeypatch.setattr(machine, "_may_read_others", lambda: True)
+
+
+def find(check: str, tmp_path: Path, **changes: Any) -> Finding:
+    """What one check finds on a machine that differs from a good one."""
+    good = Machine({}, tmp_path, tmp_path / "keras.json", False, ("lo", "eth0"))
+    found = {f.check: f for f in check_machine(good._replace(**changes))}
+    return found[check]
+
+
+def test_a_good_machine(tmp_path: Path) -> None:
+    good = Machine({}, tmp_path, tmp_path / "keras.json", False, ("lo", "eth0"))
+    assert {f.check: f for f in check_machine(good) if f.status != OK} == {}
+
+
+def test_another_backend(tmp_path: Path) -> None:
+    found = find("Keras's backend", tmp_path, environ={"KERAS_BACKEND": "jax"})
+    assert found.status == PROBLEM
+    assert "jax, by KERAS_BACKEND" in found.text
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": "torch"}))
+    found = find("Keras's backend", tmp_path)
+    assert "torch, by" in found.text
+    assert found.fix == "export KERAS_BACKEND=tensorflow"
+    (tmp_path / "keras.json").write_text("{")
+    assert find("Keras's backend", tmp_path).status == OK
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "fix"),
+    [("keras", "2.15.0", "keras>=3.12"), ("keras", "", "keras>=3.12"), ("tensorflow", "", "[cpu]")],
+)
+def test_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, version: str, fix: str
+) -> None:
+    monkeypatch.setattr(
+        machine, "_version", lambda name: version if name.startswith(package) else "9.9"
+    )
+    found = find({"keras": "Keras", "tensorflow": "TensorFlow"}[package], tmp_path)
+    assert found.status == PROBLEM
+    assert fix in found.fix
+
+
+def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Mpi:
+        raise ValueError("mpi4py must load Open MPI, MPICH or Intel MPI. Received: nothing.")
+
+    monkeypatch.setattr(machine.running, "library", none)
+    assert find("MPI library", tmp_path).status == PROBLEM
+
+
+def test_launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/mpirun")
+    other = Mpi(MPICH, "4.3.2")
+    monkeypatch.setattr(
+        machine, "matching", lambda path: other if str(path) == "/usr/bin/mpirun" else OPEN
+    )
+    found = find("launcher", tmp_path)
+    assert found.status == WARNING
+    assert "`mpirun` is /usr/bin/mpirun of MPICH 4.3.2" in found.text
+    assert "hyparflow run" in found.fix
+    monkeypatch.setattr(machine, "matching", lambda path: Mpi(OPEN_MPI, "4.1.6"))
+    assert "the library of Open MPI 5.0.11" in find("launcher", tmp_path).text
+
+    def none(mpi: Mpi) -> Path:
+        raise ValueError("Ranks must be started by the launcher of the library")
+
+    monkeypatch.setattr(machine.running, "find_launcher", none)
+    assert find("launcher", tmp_path).status == PROBLEM
+
+
+@pytest.mark.parametrize(("kinds", "status"), [("none pmi2", PROBLEM), ("none pmix_v4", OK)])
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, status: str) -> None:
+    monkeypatch.setattr(machine, "_output", lambda command: kinds)
+    found = find("Slurm", tmp_path, environ={"SLURM_JOB_ID": "7"})
+    assert found.status == status
+    assert find("Slurm", tmp_path).status == OK
+
+
+def test_root(tmp_path: Path) -> None:
+    assert find("user", tmp_path, is_root=True).status == WARNING
+    both = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    assert find("user", tmp_path, is_root=True, environ=both).status == OK
+
+
+def test_containers_without_ptrace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_may_read_others", lambda: False)
+    found = find("memory of other ranks", tmp_path)
+    assert found.status == WARNING
+    assert "SYS_PTRACE" in found.fix
+
+
+def test_interfaces_that_lead_nowhere(tmp_path: Path) -> None:
+    bridges = ("lo", "eth0", "docker0", "virbr0", "br-12ab")
+    found = find("network interfaces", tmp_path, interfaces=bridges)
+    assert found.status == WARNING
+    assert "btl_tcp_if_exclude=lo,br-12ab,docker0,virbr0" in found.fix
+    chosen = {"OMPI_MCA_btl_tcp_if_include": "eth0"}
+    again = find("network interfaces", tmp_path, interfaces=bridges, environ=chosen)
+    assert again.status == OK
+
+
+def test_little_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(free=64 << 20)
+    monkeypatch.setattr(machine.psutil, "disk_usage", lambda path: usage)
+    found = find("shared memory", tmp_path)
+    assert found.status == PROBLEM
+    assert "--shm-size" in found.fix
+
+
+def test_threads_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find("cores", tmp_path, environ={"TF_NUM_INTRAOP_THREADS": "4096"})
+    assert found.status == WARNING
+    monkeypatch.setattr(machine.devices, "count_devices", lambda: 2)
+    ranks = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4"}
+    found = find("GPUs", tmp_path, environ=ranks)
+    assert (found.status, found.text[:14]) == (WARNING, "2 for 4 ranks ")
+    assert find("GPUs", tmp_path).status == OK
+
+
+def test_whether_memory_of_others_may_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if not scope.exists() or scope.read_text().strip() != "0":
+        pytest.skip("this machine does not say that it allows it")
+    assert machine._may_read_others()
+
+
+def test_ranks_that_find_something_else() -> None:
+    good, bad = Finding("cores", OK, "8"), Finding("cores", WARNING, "1", "more")
+    assert _merged([[good], [good]]) == [good]
+    assert _merged([[good], [bad]]) == [Finding("cores", WARNING, "rank 1: 1", "more")]
