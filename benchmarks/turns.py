@@ -109,11 +109,14 @@ class Job:
         self._signal("suspend")
         return float(seconds)
 
-    def end(self) -> tuple[list[int], Trace | None]:
-        """The job ends. Each rank's peak memory above a bare import (bytes), and what it traced."""
+    def finish(self) -> None:
+        """Let the job end; several may do so at a time, for some take a minute."""
         self._signal("resume")
         (self._folder / f"go-{self._turns}").touch()
-        self._process.wait(300)
+
+    def end(self) -> tuple[list[int], Trace | None]:
+        """Wait until it has. Each rank's peak memory above a bare import (bytes), and its trace."""
+        self._process.wait(600)
         ends = [json.loads(path.read_text()) for path in sorted(self._folder.glob("end-*"))]
         trace = self._folder / "trace.json"
         return [end["peak"] for end in ends], Trace.load(trace) if trace.exists() else None

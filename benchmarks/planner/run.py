@@ -105,6 +105,8 @@ def compare(
             cuts += [jobs[-1]] * in_cuts
         seconds = in_turns(jobs, range(args.turns))
         compared = in_turns(cuts, range(args.turns, args.turns + CUT_TURNS))
+        for job in jobs:
+            job.finish()
         peaks = [job.end()[0] for job in jobs]
     for plan, times, sizes in zip(plans, seconds, peaks, strict=False):
         yield row_of(name, plan, min(times), sizes)

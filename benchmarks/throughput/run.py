@@ -102,6 +102,8 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         for number in range(args.turns):
             for job, found in zip((*jobs, *singles), rates, strict=True):
                 found.append(job.batch / job.turn(number))
+        for job in (*jobs, *singles):
+            job.finish()
         rows = [row_of(job, found) for job, found in zip(jobs, rates, strict=False)]
     one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
     plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
