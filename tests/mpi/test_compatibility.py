@@ -8,9 +8,9 @@ from compatibility.rows import Check, Row
 from compatibility.runs import Runs, layouts
 from contract import WORLD
 
-# Sections that a hybrid of partitions and replicas tests best, on 4 ranks, and those of which half
-# is checked there as well. The others are checked on 2 ranks, where what works is checked with
-# "data" or "model", in turn. With --everything, all are checked with all.
+# Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked on
+# 2 ranks, where what works is checked with "data" or "model", in turn. With --everything, all are
+# checked with all.
 ON_4 = (
     "Optimizers",
     "Arguments of optimizers",
@@ -18,7 +18,6 @@ ON_4 = (
     "Precision",
     "Models of KerasHub",
 )
-ON_BOTH = ("Models", "BatchNormalization")
 
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
 for row in ROWS:
@@ -38,7 +37,6 @@ def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
     everything = request.config.getoption("--everything")
     number = list(CHECKS).index(check)
     wanted = (section in ON_4) == (WORLD.size >= 4)
-    wanted = wanted or (section in ON_BOTH and number % 2 == 0)  # half of them again
     if not (wanted or everything):
         pytest.skip("on this number of ranks only with --everything")
     chosen = list(layouts().values())

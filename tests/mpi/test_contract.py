@@ -15,12 +15,10 @@ from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
 
 MICROBATCHES = (1, 2, 3, 4) if WORLD.size < 4 else (1, 2, 4)
-_ON_TWO = {1: ("gpipe",), 2: ("1f1b", "interleaved"), 3: ("zero-bubble",), 4: ("gpipe",)}
+_ON_TWO = {1: ("1f1b",), 2: ("interleaved",), 3: ("zero-bubble",), 4: ("gpipe",)}
 _ON_FOUR = {
     (2, 1): ("gpipe",),
     (2, 2): ("zero-bubble",),
-    (2, 4): ("interleaved",),
-    (4, 1): ("zero-bubble",),
     (4, 2): ("interleaved",),
     (4, 4): ("1f1b",),
 }
@@ -32,10 +30,10 @@ def schedules(partitions: int, microbatches: int) -> tuple[str, ...]:
     One partition has no pipeline, and more than two micro-batches show nothing new there.
     """
     if partitions == 1:
-        return ("1f1b",) * (microbatches <= 2)
+        return ("1f1b",) * (microbatches == 2 if WORLD.size == 4 else microbatches <= 2)
     if WORLD.size < 4:
         return _ON_TWO[microbatches]
-    return _ON_FOUR[partitions, microbatches]
+    return _ON_FOUR.get((partitions, microbatches), ())
 
 
 def prepare(case: Case) -> tuple[Any, dict[str, Any], State]:
