@@ -8,9 +8,9 @@ from compatibility.rows import Check, Row
 from compatibility.runs import Runs, layouts
 from contract import WORLD
 
-# Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked on
-# 2 ranks, where what works is checked with "data" or "model", in turn. With --everything, all are
-# checked with all.
+# Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked
+# on 2 ranks, where what works is checked with "data" or "model", in turn. With --everything, all
+# are checked with all.
 ON_4 = (
     "Optimizers",
     "Arguments of optimizers",
