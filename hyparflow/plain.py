@@ -49,6 +49,12 @@ class PlainModel:
 
     def fit(self, *args: Any, trace: Any = None, **kwargs: Any) -> Any:
         """Keras's `fit`; there are no ranks to trace."""
+        if trace is not None:
+            warnings.warn(
+                "A trace tells what ranks do, and one process has none: nothing is written. "
+                f"Received: trace={trace!r}. Start several ranks, or use Keras's TensorBoard.",
+                stacklevel=users_stack_level(),
+            )
         return self.model.fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

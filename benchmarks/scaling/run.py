@@ -173,6 +173,11 @@ def sensitivity(graph: OperationGraph, costs: hf.Costs) -> Iterator[dict[str, An
             ),
             PER_NODE,
         ),
+        "ranks add up a quarter as fast": (
+            dataclasses.replace(base, sum_bandwidth=base.sum_bandwidth / 4),
+            costs,
+            PER_NODE,
+        ),
         "ring only": (dataclasses.replace(base, allreduce="ring"), costs, PER_NODE),
         "tree only": (dataclasses.replace(base, allreduce="tree"), costs, PER_NODE),
         "ranks of a node slow each other by half": (

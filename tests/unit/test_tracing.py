@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import hyparflow as hf
 from hyparflow.actions import Kind, Step
 from hyparflow.cli import main
 from hyparflow.recorder import Event, Happening, Recorder
@@ -143,3 +145,12 @@ def test_a_trace_without_steps(tmp_path: Path) -> None:
     result = command(tmp_path / "trace.json")
     assert result.exit_code == 2
     assert "none of rank 1" in result.output
+
+
+def test_one_process_says_that_it_traces_nothing(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="one process has none"):
+        hf.fit(model, np.ones((4, 2)), np.ones((4, 1)), verbose=0, trace=tmp_path / "trace.json")
+    assert not list(tmp_path.iterdir())
