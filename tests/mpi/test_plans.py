@@ -62,6 +62,7 @@ def test_a_plan_trains_as_plain_keras(partitions: int) -> None:
     compare(plan=plan)
 
 
+@pytest.mark.skipif(WORLD.size == 4, reason="measures for long where four ranks share two cores")
 def test_automatic_trains_as_plain_keras(capfd: pytest.CaptureFixture[str]) -> None:
     model = compare(strategy="auto")
     hf.fit(model, *data(), batch_size=20, verbose=0, strategy="auto", num_microbatches=2)
