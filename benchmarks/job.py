@@ -5,7 +5,7 @@
 SPEC.json names the model, the batch, how to train and a folder. The job trains a few steps, then a
 turn of several whenever a file "go-N" appears there, and writes "done-N" after it. At its end each
 rank writes "end-RANK": its peak memory above that of a bare import. A job of hyparflow writes a
-trace, "trace.json".
+trace, "trace.json", if it is to.
 """
 
 import json
@@ -123,7 +123,8 @@ def main() -> None:
     turns = Turns(folder, spec["steps"], apart)
     arguments = {"batch_size": batch, "verbose": 0, "shuffle": False, "callbacks": [turns]}
     if kind == "hyparflow":
-        hf.fit(model, x, y, **arguments, **spec["options"], trace=folder / "trace.json")
+        trace = folder / "trace.json" if spec["is_traced"] else None
+        hf.fit(model, x, y, **arguments, **spec["options"], trace=trace)
     elif kind == "horovod":
         rank = train_with_horovod(model, x, y, batch, turns)
     else:

@@ -36,6 +36,7 @@ class Setup(NamedTuple):
         threads: of each; None leaves TensorFlow its default.
         options: of `hyparflow.fit`.
         python: that runs it.
+        is_traced: whether a job of hyparflow writes a trace.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setup(NamedTuple):
     threads: int | None = 1
     options: dict[str, Any] = {}
     python: str = sys.executable
+    is_traced: bool = True
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> None:
@@ -81,6 +83,7 @@ class Job:
             "steps": args.steps,
             "turns": self._turns,
             "folder": str(self._folder),
+            "is_traced": setup.is_traced,
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps(spec))

@@ -76,7 +76,7 @@ def draw_step(
             turn = work.stage // num_partitions if work.kind in Kind.COMPUTATIONS else 0
             bar = _draw_work(axes, row, work, edge, max(0.4, 1.0 - 0.2 * turn))
             seen[name] = bar if turn == 0 else seen.get(name, bar)
-            if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.018 * end:
+            if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.015 * end:
                 _number(axes, row, work, "black" if name == "forward" else "white")
     shown = [name for name in (*COLOURS, "idle") if name in seen]
     axes.legend(

@@ -18,6 +18,7 @@ __all__ = [
     "STRATEGIES",
     "Options",
     "automatic_microbatches",
+    "count_of",
     "resolve",
 ]
 
@@ -102,9 +103,9 @@ def resolve(
     _check_sums(allreduce, compression)
     _check_flag("sharded_data", sharded_data)
     if num_microbatches != "auto":
-        num_microbatches = _count("num_microbatches", num_microbatches)
-    partitions = None if num_partitions is None else _count("num_partitions", num_partitions)
-    replicas = None if num_replicas is None else _count("num_replicas", num_replicas)
+        num_microbatches = count_of("num_microbatches", num_microbatches)
+    partitions = None if num_partitions is None else count_of("num_partitions", num_partitions)
+    replicas = None if num_replicas is None else count_of("num_replicas", num_replicas)
     each = _stages_per_partition(schedule, stages_per_partition)
     grid = _grid(size, strategy, partitions, replicas, lpp, each)
     if lpp is not None:
@@ -121,7 +122,7 @@ def resolve(
 def _stages_per_partition(schedule: str, wanted: int | None) -> int:
     if wanted is None:
         return 2 if schedule == "interleaved" else 1
-    count = _count("stages_per_partition", wanted)
+    count = count_of("stages_per_partition", wanted)
     if count > 1 and schedule != "interleaved":
         raise ValueError(
             "Only schedule='interleaved' has several stages per partition. Received: "
@@ -154,7 +155,12 @@ def _check_flag(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
 
 
-def _count(name: str, value: Any) -> int:
+def count_of(name: str, value: Any) -> int:
+    """The value of the argument `name`, which must be a positive integer.
+
+    Raises:
+        ValueError: if it is not.
+    """
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (is_integer and int(value) > 0):
         also = ' or "auto"' if name == "num_microbatches" else ""

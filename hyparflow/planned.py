@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.fingerprint import model_fingerprint
@@ -9,9 +10,27 @@ from hyparflow.fingerprint import model_fingerprint
 if TYPE_CHECKING:
     from hyparflow.planning import Plan
 
-__all__ = ["planned"]
+__all__ = ["as_plan", "planned"]
 
 _DEFAULTS = {"strategy": (None, "auto"), "num_microbatches": ("auto",), "schedule": ("auto",)}
+
+
+def as_plan(plan: Any) -> Plan:
+    """The plan, or the one in the file of that path.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    from hyparflow.planning import Plan
+
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, str | os.PathLike):
+        return Plan.load(os.fspath(plan))
+    raise ValueError(
+        "`plan` must be what hyparflow.plan returned, or a file that Plan.save wrote. "
+        f"Received: plan={plan!r}"
+    )
 
 
 def planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hyparflow.fingerprint import model_fingerprint
 from hyparflow.graph import FlatGraph
 from hyparflow.grid import Grid
 from hyparflow.notices import users_stack_level
+from hyparflow.options import count_of
 from hyparflow.partition import make_partitioning
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.cluster import Cluster
@@ -38,7 +40,7 @@ def plan(
     batch_size: int,
     num_ranks: int | None = None,
     memory_limit: str | int | None = None,
-    cluster: Cluster | None = None,
+    cluster: Cluster | str | Path | None = None,
     costs: str | Path | Costs = "measure",
     num_partitions: int | None = None,
     num_replicas: int | None = None,
@@ -56,7 +58,7 @@ def plan(
         num_ranks: ranks to use, on one node; or give a `cluster`.
         memory_limit: bytes that each rank may use beyond what it uses before training, as a number
             or as text: "8GiB".
-        cluster: the machine; as many ranks as it has are used.
+        cluster: the machine, or the file of one; as many ranks as it has are used.
         costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
             "estimate" (by counting), a file that `Costs.save` wrote, or costs.
         num_partitions, num_replicas, num_microbatches, schedule, stages_per_partition, lpp: what
@@ -70,8 +72,7 @@ def plan(
         ValueError: if an argument is not valid, the model has no graph that can be cut, or no
             layout fits in `memory_limit`.
     """
-    check_model(model)
-    check_can_cut(model)
+    _check(model, batch_size)
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     graph = FlatGraph(model, keras_internals.opened_graph(model))
@@ -92,7 +93,7 @@ def plan(
     best = best_of(found, limit)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
-    return make_plan(
+    made = make_plan(
         model.name,
         model_fingerprint(model),
         problem,
@@ -101,13 +102,31 @@ def plan(
         _others(found, best),
         limit,
     )
+    if model.compiled:
+        return made
+    return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
 
 
-def _cluster(cluster: Cluster | None, num_ranks: int | None) -> Cluster:
+def _check(model: Any, batch_size: int) -> None:
+    check_model(model)
+    check_can_cut(model)
+    if not model.built:
+        raise ValueError(
+            "A plan needs a model that is built, so that its shapes are known. Received: "
+            f"'{model.name}', which is not. Begin it with keras.Input, or call its `build`."
+        )
+    count_of("batch_size", batch_size)
+
+
+def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Cluster:
+    if num_ranks is not None:
+        num_ranks = count_of("num_ranks", num_ranks)
     if cluster is None:
         if num_ranks is None:
             raise ValueError("A plan needs `num_ranks` or a `cluster`. Received: neither")
         return Cluster(nodes=1, ranks_per_node=num_ranks)
+    if not isinstance(cluster, Cluster):
+        cluster = Cluster.load(cluster)
     if num_ranks not in (None, cluster.num_ranks):
         raise ValueError(
             "`num_ranks` must be the ranks of the cluster, nodes x ranks_per_node, or be left "
@@ -124,8 +143,7 @@ def costs_of_model(
     say: Callable[[str], None] = lambda text: None,
 ) -> Costs:
     """The costs of a model; arguments as for `plan`."""
-    check_model(model)
-    check_can_cut(model)
+    _check(model, batch_size)
     graph = FlatGraph(model, keras_internals.opened_graph(model))
     return _costs_of(graph, costs, batch_size, cluster, say)
 

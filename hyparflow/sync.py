@@ -107,7 +107,7 @@ class WeightSync:
 
     def checksums(self) -> list[int]:
         """A number for each weight and slot of this rank, which changes when that does."""
-        return [zlib.crc32(v.numpy().tobytes()) for v in [*self._weights, *self._slots]]
+        return [_checksum(variable) for variable in [*self._weights, *self._slots]]
 
     def changed(self, before: Sequence[int]) -> list[Any]:
         """The weights and slots that have changed since `checksums` returned `before`."""
@@ -209,6 +209,12 @@ class WeightSync:
             part = joined[start : start + value.nbytes]
             start += value.nbytes
             variable.assign(part.view(value.dtype).reshape(value.shape))
+
+
+def _checksum(variable: Any) -> int:
+    """Of the variable's own memory: a copy of a large weight would be the step's peak."""
+    value = np.asarray(tf.convert_to_tensor(variable), order="C")
+    return zlib.crc32(value.reshape(-1).view(np.uint8).data)
 
 
 def _bytes_of(variable: Any) -> int:

@@ -52,6 +52,14 @@ SETUPS = {
     ),
     "horovod": Setup("Horovod x2", "horovod", 2),
 }
+# What a trace costs, which all jobs of hyparflow write: not among what is measured by default.
+UNTRACED = {
+    f"untraced {name}": SETUPS[name]._replace(
+        name=f"{SETUPS[name].name}, no trace", is_traced=False
+    )
+    for name in ("data", "1f1b")
+}
+ALL = SETUPS | UNTRACED
 
 
 def main() -> None:
@@ -71,7 +79,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Images per second, in turns.")
     parser.add_argument("--cases", nargs="+", default=CASES, help="MODEL:BATCH")
-    parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=SETUPS)
+    parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=ALL)
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
     parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
     add_arguments(parser, steps=3, turns=7)
@@ -121,7 +129,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(args: argparse.Namespace) -> list[Setup]:
     """What to compare; without Horovod where it is not installed."""
-    setups = [SETUPS[name] for name in args.setups]
+    setups = [ALL[name] for name in args.setups]
     found = subprocess.run([args.horovod, "-c", "import horovod.tensorflow"], capture_output=True)
     if found.returncode:
         print("  without Horovod: scripts/install_horovod.sh installs it", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -16,14 +17,16 @@ from hyparflow.cli.refused import Refused
 
 __all__ = ["plan"]
 
+_REASON = 300  # letters of an error of Keras's, which may show whole models
+
 
 @click.command()
 @click.argument("model")
 @click.option("--ranks", type=click.IntRange(1), help="Ranks to use.  [default: of the cluster]")
 @click.option("--batch-size", type=click.IntRange(1), required=True, help="The global batch.")
-@click.option("--memory-limit", help="Of each rank, for example 8GiB.")
+@click.option("--memory-limit", help="Of each rank, beside what it has before training: 8GiB.")
 @click.option("--cluster", type=click.Path(exists=True), help="What 'doctor --network' wrote.")
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes to spread ranks over.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes to spread ranks over.  [default: 1]")
 @click.option(
     "--costs",
     default="measure",
@@ -54,7 +57,7 @@ def _plan(
     batch_size: int,
     memory_limit: str | None,
     cluster: str | None,
-    nodes: int,
+    nodes: int | None,
     costs: str,
     save_costs: str | None,
     threads: int | None,
@@ -65,6 +68,9 @@ def _plan(
 ) -> None:
     from hyparflow.planning import Cluster
 
+    for path in filter(None, (plot, save, save_costs)):
+        if not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"Files are written into folders that exist. Received: {path}")
     if cluster is not None:
         machine = Cluster.load(cluster, **_shape(ranks, nodes))
     elif ranks is None:
@@ -95,9 +101,10 @@ def _plan(
         made.save(save)
 
 
-def _shape(ranks: int | None, nodes: int) -> dict[str, Any]:
+def _shape(ranks: int | None, nodes: int | None) -> dict[str, Any]:
     if ranks is None:
-        return {}
+        return {} if nodes is None else {"nodes": nodes}
+    nodes = nodes or 1
     if ranks % nodes:
         raise ValueError(
             f"The ranks must be the same on every node. Received: {ranks} ranks on {nodes} nodes"
@@ -116,10 +123,17 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
                 "MODEL must be a saved Keras model, or FILE.py:FUNCTION. "
                 f"Received: {model}, which does not exist"
             )
+        if settings:
+            raise ValueError(f"--set is for FILE.py:FUNCTION. Received: {model} and --set")
         try:
             return keras.models.load_model(model)
         except Exception as error:  # Keras raises many types, as do layers that it loads
-            raise ValueError(f"Keras cannot load {model}: {error}") from error
+            reason = str(error).strip().split("\n")[0][:_REASON]
+            raise ValueError(
+                f"Keras cannot load {model}, as a file that is damaged, or a model with layers, "
+                "losses or metrics of one's own, which FILE.py:FUNCTION can build. "
+                f"Received: {type(error).__name__}: {reason}"
+            ) from error
     file = Path(f"{path}.py")
     if not file.exists():
         raise ValueError(f"No file {file}. Received: {model}")
@@ -130,15 +144,18 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{file} raised {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise ValueError(f"{file} has no function '{name}'. Received: {model}")
+    values = _values(settings)
     try:
-        built = getattr(module, name)(**_values(settings))
+        inspect.signature(getattr(module, name)).bind(**values)
     except TypeError as error:
         raise ValueError(f"{name}: {error}. Give its arguments by --set NAME=VALUE.") from error
-    except Exception as error:
+    try:
+        built = getattr(module, name)(**values)
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{model} raised {type(error).__name__}: {error}") from error
     if not isinstance(built, keras.Model):
         raise ValueError(f"{name} must return a keras.Model. Received: {type(built).__name__}")

@@ -78,15 +78,17 @@ class Boundaries:
         """
         costs = self._problem.costs
         fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
-        gradients, program = self._before(self._gradients * copies), self._before(costs.program)
+        gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            each = costs.overheads.program_bytes(in_two=stage < len(in_flight) - 1)
-            before = gradients + each * program + in_flight[stage] * rows * activations
-            return np.asarray((before + buffers)[end] - (before - buffers)[start] <= share)
+            before = gradients + in_flight[stage] * rows * activations
+            needed = (before + buffers)[end] - (before - buffers)[start]
+            count = compiled[end] - compiled[start]
+            split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
+            return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
 
         return fit
 

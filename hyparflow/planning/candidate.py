@@ -51,6 +51,11 @@ class Candidate:
         """V."""
         return self.partitioning.num_stages // self.grid.num_partitions
 
+    @property
+    def is_plain_keras(self) -> bool:
+        """Whether there is nothing for hyparflow to do."""
+        return self.grid.size * self.num_microbatches == 1
+
     def stages(self, partition: int) -> range:
         """The stages of a partition."""
         return self.grid.stages(partition, self.partitioning.num_stages)

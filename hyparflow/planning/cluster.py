@@ -6,11 +6,20 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
+
+from hyparflow.files import read_values
 
 __all__ = ["ALLREDUCES", "Cluster", "Link"]
 
 ALLREDUCES = ("auto", "ring", "tree")
+_FILE = "A cluster is a file that Cluster.save or `hyparflow doctor --network` wrote."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,11 @@ class Link:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        if self.latency < 0 or self.bandwidth <= 0:
+        numbers = _is_number(self.latency) and _is_number(self.bandwidth)
+        if not numbers or self.latency < 0 or self.bandwidth <= 0:
             raise ValueError(
                 "A link needs a latency of at least 0 s and a bandwidth above 0 bytes/s. "
-                f"Received: latency={self.latency}, bandwidth={self.bandwidth}"
+                f"Received: latency={self.latency!r}, bandwidth={self.bandwidth!r}"
             )
 
     def seconds(self, size: float) -> float:
@@ -64,16 +74,21 @@ class Cluster:
     sum_bandwidth: float = 2e9
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.ranks_per_node < 1:
+        counts = (self.nodes, self.ranks_per_node)
+        if not all(isinstance(n, Integral) and n >= 1 for n in counts):
             raise ValueError(
                 "A cluster needs at least one node and one rank on each. "
-                f"Received: nodes={self.nodes}, ranks_per_node={self.ranks_per_node}"
+                f"Received: nodes={self.nodes!r}, ranks_per_node={self.ranks_per_node!r}"
             )
-        if self.sum_bandwidth <= 0:
-            raise ValueError(
-                "Adding up takes time. "
-                f"Received: sum_bandwidth={self.sum_bandwidth}, which must be above 0 bytes/s"
-            )
+        for name in ("within", "between"):
+            if not isinstance(getattr(self, name), Link):
+                raise ValueError(
+                    f"`{name}` must be a hyparflow.Link. Received: {name}={getattr(self, name)!r}"
+                )
+        for name in ("speed", "sum_bandwidth"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")
         if self.allreduce not in ALLREDUCES:
             raise ValueError(
                 f"`allreduce` must be one of {', '.join(map(repr, ALLREDUCES))}. "
@@ -122,9 +137,16 @@ class Cluster:
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> Cluster:
-        """What `save` or ``hyparflow doctor --network`` wrote, with `changes` to its attributes."""
-        values = json.loads(Path(path).read_text())
-        for name in ("within", "between"):
-            if name in values:
-                values[name] = Link(**values[name])
-        return cls(**(values | changes))
+        """What `save` or ``hyparflow doctor --network`` wrote, with `changes` to its attributes.
+
+        Raises:
+            ValueError: if the file holds no cluster.
+        """
+        values = read_values(path, _FILE)
+        try:
+            links: dict[str, Any] = {
+                name: Link(**values[name]) for name in ("within", "between") if name in values
+            }
+            return cls(**(values | links | changes))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{_FILE} Received: {path} ({error})") from error

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from hyparflow.files import read_values
+
 __all__ = ["Costs", "Overheads", "Times", "Weight"]
 
 _ARRAYS = (
@@ -52,6 +54,9 @@ class Overheads:
         program: bytes of memory for each compiled operation of TensorFlow, where forward and
             backward are one call.
         program_in_two: the same where they are two, which are traced as one.
+        program_of_keras: what plain Keras takes more.
+        uncollected: bytes of Python objects that compiling each operation leaves behind, until
+            there are `uncollected_most`, and Python collects them.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
     """
 
@@ -64,13 +69,20 @@ class Overheads:
     apply_weight: float = 2e-5
     reduce: float = 1e-9
     reduce_weight: float = 3e-5
-    program: float = 36e3
-    program_in_two: float = 58e3
+    program: float = 16e3
+    program_in_two: float = 38e3
+    program_of_keras: float = 20e3
+    uncollected: float = 20e3
+    uncollected_most: float = 110e6
     runtime: float = 50e6
 
-    def program_bytes(self, in_two: bool) -> float:
-        """Bytes of memory for each compiled operation."""
-        return self.program_in_two if in_two else self.program
+    def program_bytes(self, whole: Any, in_two: Any) -> Any:
+        """Bytes of memory for compiled operations, so many in one call and so many in two.
+
+        Numbers, or arrays of them.
+        """
+        left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
+        return self.program * whole + self.program_in_two * in_two + left_behind
 
 
 @dataclass(frozen=True)
@@ -191,8 +203,9 @@ class Costs:
         Raises:
             ValueError: if the file holds no costs.
         """
+        rule = '`costs` must be "measure", "estimate", or a file that Costs.save wrote.'
+        values = read_values(path, rule)
         try:
-            values = json.loads(Path(path).read_text())
             for name in _ARRAYS:
                 if values[name] is not None:
                     values[name] = np.array(values[name], float)
@@ -203,11 +216,8 @@ class Costs:
             values["halves"] = tuple(values["halves"])
             values["overheads"] = Overheads(**values["overheads"])
             return cls(**values)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                '`costs` must be "measure", "estimate", or a file that Costs.save wrote. '
-                f"Received: {path} ({type(error).__name__}: {error})"
-            ) from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
 
 
 def _plain(value: Any) -> Any:

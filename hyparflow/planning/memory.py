@@ -91,9 +91,12 @@ def gradient_copies(grid: Grid, num_microbatches: int) -> int:
 def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
     """What the compiled form of a partition takes."""
     in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
-    total = costs.overheads.runtime
+    over = costs.overheads
+    counts = {True: 0.0, False: 0.0}
     for stage in candidate.stages(partition):
         inside = candidate.partitioning.operations(stage)
-        count = float(costs.program[inside.start : inside.stop].sum())
-        total += count * costs.overheads.program_bytes(stage in in_two)
-    return round(total)
+        counts[stage in in_two] += float(costs.program[inside.start : inside.stop].sum())
+    total = over.runtime + over.program_bytes(whole=counts[False], in_two=counts[True])
+    if candidate.is_plain_keras:
+        total += over.program_of_keras * counts[False]
+    return round(float(total))

@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from hyparflow.files import read_values
 from hyparflow.planning.memory import Memory
 from hyparflow.text import aligned
 
@@ -156,12 +157,12 @@ class Plan:
         Raises:
             ValueError: if the file holds no plan.
         """
+        rule = "A plan is a file that Plan.save wrote."
+        values = read_values(path, rule)
         try:
-            return cls.from_values(json.loads(Path(path).read_text()))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"A plan is a file that Plan.save wrote. Received: {path} ({error})"
-            ) from error
+            return cls.from_values(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
 
     def plot(self, path: str | Path) -> None:
         """Draw one step, rank by rank, and the time and memory of the partitions.
@@ -187,7 +188,7 @@ class Plan:
             f"{self.model} on {self.num_ranks} ranks: {self.num_replicas} x {self.num_partitions} "
             f"(replicas x partitions), {self.schedule}{stages}",
             f"global batch {self.batch_size} = {self.num_replicas} x {self.num_microbatches} x "
-            f"{rows:g} (replicas x micro-batches x rows); costs {self.costs}",
+            f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {self.costs}",
         ]
 
     def _table(self) -> list[str]:
@@ -195,6 +196,10 @@ class Plan:
         for number, part in enumerate(self.partitions):
             memory = part.memory
             sent = ", ".join(f"{megabytes(size)} to {peer}" for peer, size in part.sent.items())
+            if self.num_replicas > 1:
+                others = self.num_replicas - 1
+                sums = f"sums {megabytes(part.parameters)} with {others} other{'s' * (others > 1)}"
+                sent = f"{sent}, {sums}" if sent else sums
             rows.append(
                 (
                     f"{number}: {self._stages(number)}",
@@ -220,6 +225,8 @@ class Plan:
             f"step {self.step_seconds * 1e3:.1f} ms, {self.samples_per_second:.1f} samples/s, "
             f"idle {self.idle_share:.1%}, {self.speedup:.2f} times one process"
         ]
+        if self.speedup < 1 < self.num_ranks:
+            lines.append("One process is faster: this is too little work for so many ranks.")
         if self.alternatives:
             names = [
                 (a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in self.alternatives

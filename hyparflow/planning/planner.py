@@ -68,7 +68,7 @@ def consider(problem: Problem, wishes: Wishes) -> list[Prediction]:
         raise ValueError(
             "No layout has at least one row for every replica and one operation for every "
             f"partition. Received: {wishes.num_ranks} ranks, a batch of {problem.batch_size} rows, "
-            f"a model of {len(problem.graph.operations)} operations and {wishes}"
+            f"a model of {len(problem.graph.operations)} operations{_decided(wishes)}"
         )
     near = _NEAR * min(_rank(first, wishes) for (first,) in tried.values())[1]
     for layout, found in tried.items():
@@ -77,6 +77,13 @@ def consider(problem: Problem, wishes: Wishes) -> list[Prediction]:
             found += [divisions.predict(layout, number) for number in others]
     best = [min(found, key=lambda p: _rank(p, wishes)) for found in tried.values()]
     return sorted(best, key=lambda prediction: prediction.step_seconds)
+
+
+def _decided(wishes: Wishes) -> str:
+    """What the user fixed, as text."""
+    names = ("num_partitions", "num_replicas", "num_microbatches", "schedule", "lpp")
+    given = [f"{n}={getattr(wishes, n)}" for n in names if getattr(wishes, n) is not None]
+    return f", and {', '.join(given)}" if given else ""
 
 
 def _rank(prediction: Prediction, wishes: Wishes) -> tuple[bool, float]:

@@ -42,9 +42,13 @@ def _title(plan: Plan) -> str:
     replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
     each = plan.stages_per_partition
     stages = f"{each} stages per partition (the later the paler), " if each > 1 else ""
+    parts = f"{plan.num_microbatches} micro-batch{'es' * (plan.num_microbatches > 1)}"
+    drawn = max(work.end for works in plan.work for work in works)
+    rest = plan.step_seconds - drawn
+    between = f" ({rest * 1e3:.1f} ms of it between steps)" if rest > 0.01 * drawn else ""
     return (
-        f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms, "
-        f"{plan.schedule}, {stages}{plan.num_microbatches} micro-batches{replicas}"
+        f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms"
+        f"{between}, {plan.schedule}, {stages}{parts}{replicas}"
     )
 
 

@@ -114,7 +114,13 @@ class Sample:
             return tf.nest.flatten(self._both(inputs), expand_composites=True)
 
         module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
-        tf.saved_model.save(module, folder)
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # or it says where it wrote what nobody asked for
+        try:
+            tf.saved_model.save(module, folder)
+        finally:
+            logger.setLevel(level)
 
     def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
         """Medians of forward, backward and both as one call, measured for about `budget` s."""

@@ -7,7 +7,8 @@ import re
 __all__ = ["parse_bytes"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_UNITS |= _BINARY | {f"{name}B": size for name, size in _BINARY.items()}
 
 
 def parse_bytes(text: str | int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.actions import NAMES, Kind
+from hyparflow.files import read_values
 from hyparflow.recorder import Event, Happening
 
 __all__ = ["RankTrace", "Trace"]
@@ -96,8 +97,9 @@ class Trace:
         Raises:
             ValueError: if the file holds no trace of hyparflow's.
         """
+        rule = "A trace is a file that hyparflow.fit(..., trace=...) wrote."
+        content = read_values(path, rule)
         try:
-            content = json.loads(Path(path).read_text())
             about = content["otherData"]
             ranks = [RankTrace(name, r, p, []) for name, r, p in about["ranks"]]
             for row in content["traceEvents"]:
@@ -107,10 +109,9 @@ class Trace:
                     steps += [[] for _ in range(index + 1 - len(steps))]
                     steps[index].append(_event(row))
             return cls(ranks, about["arguments"], about["plan"])
-        except (KeyError, IndexError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                "A trace is a file that hyparflow.fit(..., trace=...) wrote. "
-                f"Received: {path} ({type(error).__name__}: {error})"
+                f"{rule} Received: {path} ({type(error).__name__}: {error})"
             ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -59,7 +61,15 @@ def test_a_plan_trains_as_plain_keras(partitions: int) -> None:
         build(), batch_size=20, num_ranks=WORLD.size, num_partitions=partitions, costs="estimate"
     )
     assert plan.num_partitions == partitions <= WORLD.size
-    compare(plan=plan)
+    with tempfile.TemporaryDirectory() as folder:  # each rank its own
+        path = Path(folder) / "plan.json"
+        plan.save(path)
+        compare(plan=path if partitions > 1 else plan)
+
+
+def test_something_else_than_a_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be what hyparflow.plan returned.*Received: plan=3"):
+        hf.fit(build(), *data(), plan=3)
 
 
 @pytest.mark.skipif(WORLD.size == 4, reason="measures for long where four ranks share two cores")

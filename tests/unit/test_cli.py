@@ -100,3 +100,42 @@ def require_explained(text: str, *arguments: object) -> None:
     assert result.exit_code == 2, result.output
     assert "Error: " in result.output and text in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_builder_that_ends_the_process_is_explained(tmp_path: Path) -> None:
+    script = tmp_path / "ends.py"
+    script.write_text("import sys\n\ndef build():\n    sys.exit(7)\n")
+    result = command("plan", f"{script}:build", "--ranks", 2, "--batch-size", 8)
+    assert result.exit_code == 2
+    assert "raised SystemExit: 7" in result.output
+
+
+def test_more_mistakes(tmp_path: Path) -> None:
+    """With a saved model, most of which only an option is wrong with."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    model.save(tmp_path / "model.keras")
+    unbuilt = keras.Sequential([keras.layers.Dense(4)])
+    unbuilt.save(tmp_path / "unbuilt.keras")
+    (tmp_path / "none.json").write_text("[]")
+    shared = ("--batch-size", 8, "--costs", "estimate", "--ranks", 2)
+    for name, options, text in (
+        ("model", ("--cluster", tmp_path / "none.json"), "which holds a list"),
+        ("model", ("--set", "a=1"), "--set is for FILE.py:FUNCTION"),
+        ("model", ("--plot", tmp_path / "no" / "plan.png"), "into folders that exist"),
+        ("model", ("--costs", "guess"), '"measure", "estimate", or a file'),
+        ("model", ("--ranks", 100), "Received: 100 ranks, a batch of 8 rows"),
+        ("unbuilt", (), "needs a model that is built"),
+    ):
+        result = command("plan", tmp_path / f"{name}.keras", *shared, *options)
+        assert (result.exit_code, text in result.output) == (2, True), result.output
+
+
+def test_nodes_of_a_cluster_can_be_others(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4) for _ in range(9))])
+    model.save(tmp_path / "model.keras")
+    hf.Cluster(1, 2).save(tmp_path / "cluster.json")
+    cluster = ("--cluster", tmp_path / "cluster.json", "--nodes", 4)
+    shared = ("--batch-size", 8, "--costs", "estimate")
+    result = command("plan", tmp_path / "model.keras", *cluster, *shared)
+    assert "on 8 ranks" in result.output
+    assert "of a model without an optimizer" in result.output

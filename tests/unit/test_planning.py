@@ -297,16 +297,67 @@ def test_memory_counts_what_is_in_flight() -> None:
     assert {m.gradients for m in one} == {2 * 4 * MEGABYTE}
 
 
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', "unexpected keyword argument 'a'"),
+        ("[]", "which holds a list"),
+        ('{"within": "fast"}', "must be a mapping"),
+        ('{"within": {"latency": "a", "bandwidth": 1}}', "latency='a'"),
+        ('{"nodes": "x"}', "nodes='x'"),
+        ('{"speed": 0}', "speed=0"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_file_that_is_no_cluster(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "cluster.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="A cluster is a file that") as raised:
+        Cluster.load(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_a_cluster_of_something_else() -> None:
+    with pytest.raises(ValueError, match="`within` must be a hyparflow.Link. Received: within='f'"):
+        Cluster(within="f")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\xff", b"[]", b'{"partitions": 3}', b'{"a": 1}'])
+def test_a_file_that_is_no_plan(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"A plan is a file that.*Received: {path}"):
+        Plan.load(path)
+
+
 # --- the choice ---
 
 
 def test_a_program_in_two_parts_takes_more_memory() -> None:
-    over = dataclasses.replace(FREE, program=10.0, program_in_two=30.0, runtime=7.0)
+    over = dataclasses.replace(
+        FREE,
+        program=10.0,
+        program_in_two=30.0,
+        program_of_keras=4.0,
+        uncollected=5.0,
+        uncollected_most=1500.0,
+        runtime=7.0,
+    )
     table = costs([1.0] * 4, over, program=np.full(4, 100.0))
-    found = predict(Problem(chain(4), table, FAST, 8), candidate(chain(4), (0, 2, 4), 4))
-    assert [memory.program for memory in found.memory] == [2 * 100 * 30 + 7, 2 * 100 * 10 + 7]
-    single = predict(Problem(chain(4), table, FAST, 8), candidate(chain(4), (0, 4), 1))
-    assert [memory.program for memory in single.memory] == [4 * 100 * 10 + 7]
+
+    def programs(boundaries: tuple[int, ...], num_microbatches: int) -> list[int]:
+        layout = candidate(chain(4), boundaries, num_microbatches)
+        found = predict(Problem(chain(4), table, FAST, 8), layout)
+        return [memory.program for memory in found.memory]
+
+    assert programs((0, 2, 4), 4) == [200 * (30 + 5) + 7, 200 * (10 + 5) + 7]
+    assert programs((0, 1, 4), 4) == [100 * (30 + 5) + 7, 300 * 10 + 1500 + 7]
+    assert programs((0, 4), 2) == [400 * 10 + 1500 + 7]
+    assert programs((0, 4), 1) == [400 * (10 + 4) + 1500 + 7]  # plain Keras
 
 
 def test_the_parts_of_a_backward_take_what_was_measured() -> None:

@@ -181,7 +181,7 @@ def test_costs_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Costs must be of the model that is planned"):
         hf.plan(blocks(2), batch_size=8, num_ranks=2, costs=tmp_path / "costs.json")
     plan = hf.plan(blocks(1), batch_size=8, num_ranks=2, costs=tmp_path / "costs.json")
-    assert plan.costs == "estimated"
+    assert plan.costs == "estimated, of a model without an optimizer"
 
 
 def test_estimates_follow_the_size_of_the_work() -> None:
