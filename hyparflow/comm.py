@@ -16,6 +16,7 @@ import numpy as np
 
 from hyparflow import launcher
 from hyparflow.deadline import Deadline, StatusBoard, meet
+from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
 from hyparflow.recorder import Happening, Recorder
 
@@ -69,6 +70,10 @@ class Communicator:
         self.recorder = recorder
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        self._log: MessageLog | None = None
+        if wants_messages():
+            ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
+            self._log = MessageLog(ranks, self.rank)
 
     # --- waiting ---
 
@@ -99,6 +104,8 @@ class Communicator:
 
     def send(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
         """Start to send a contiguous `array`, which must not change until the requests are done."""
+        if self._log is not None:
+            self._log.sends(array, peer, tag)
         return [
             Request(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
             for part in _chunks(_as_bytes(array))
@@ -106,6 +113,8 @@ class Communicator:
 
     def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
         """Start to receive into a contiguous `array`."""
+        if self._log is not None:
+            self._log.receives(array, peer, tag)
         return [
             Request(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
             for part in _chunks(_as_bytes(array))
@@ -134,6 +143,8 @@ class Communicator:
 
     def broadcast(self, array: np.ndarray, root: int, what: str) -> None:
         """Copy `array` of rank `root` into `array` of all others, in place."""
+        if self._log is not None:
+            self._log.broadcasts(array, root)
         for part in _chunks(_as_bytes(array)):
             self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
 
@@ -190,6 +201,8 @@ class Communicator:
 
     def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
         """Begin what `sum` does; neither array may change until it is done."""
+        if self._log is not None:
+            self._log.sums(array)
         return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
 
     def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
@@ -207,6 +220,8 @@ class Communicator:
         Each rank adds up, in 32 bits, one part of what all ranks have, and gives the sum, rounded,
         to the others: what travels is as small as the type, and all ranks get the same.
         """
+        if self._log is not None:
+            self._log.sums(array)
         handles = self._rounded_sum(array.reshape(-1), mine.reshape(-1))
         return Pending(handles, self.poll, what)
 
@@ -224,6 +239,8 @@ class Communicator:
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""
+        if self._log is not None:
+            self._log.sums(array)
         send = self._mpi.IN_PLACE if self.rank == root else array
         receive = array if self.rank == root else None
         self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)

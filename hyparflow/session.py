@@ -9,6 +9,7 @@ import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.additive import require_additive, require_weights
+from hyparflow.building import build_weights
 from hyparflow.checks import check_state, require_sums
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
@@ -202,12 +203,7 @@ class Session:
         As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
         """
         model = self.model
-        if isinstance(model, keras.Sequential) and not model.built:
-            model.build(specs[0].shape)
-        if not model.built and keras_internals.has_overridden(model, "call"):
-            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
-            inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, zeros)
-            keras_internals.call_model(model, inputs, False)
+        build_weights(model, specs[0])
         compiled = model.compiled
         key = (
             id(model.optimizer) if compiled else 0,

@@ -32,6 +32,7 @@ import keras
 import numpy as np
 
 from hyparflow import keras_internals
+from hyparflow.boards import PaceToBoards, find_boards
 from hyparflow.commands import Command
 from hyparflow.data import dense
 from hyparflow.shards import tickets
@@ -94,13 +95,17 @@ def with_weights(callbacks: Any, worker: Worker) -> Any:
     """The user's callbacks between `WeightsIn` and `WeightsOut`; none stay none."""
     if not callbacks:
         return callbacks
-    before = WeightsIn(worker)
-    after = WeightsOut(worker)
     if isinstance(callbacks, keras.callbacks.CallbackList):
         surrounded = copy.copy(callbacks)  # the user's own is used again in other calls
-        surrounded.callbacks = [before, *callbacks.callbacks, after]
+        surrounded.callbacks = _surrounded(callbacks.callbacks, worker)
         return surrounded
-    return [before, *keras.tree.flatten(callbacks), after]
+    return _surrounded(keras.tree.flatten(callbacks), worker)
+
+
+def _surrounded(callbacks: list[Any], worker: Worker) -> list[Any]:
+    boards = find_boards(callbacks)
+    after = [PaceToBoards(boards, worker)] if boards else []
+    return [WeightsIn(worker), *callbacks, *after, WeightsOut(worker)]
 
 
 @contextlib.contextmanager

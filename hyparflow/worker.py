@@ -9,9 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import keras
-import numpy as np
-
 from hyparflow import guard, keras_internals
 from hyparflow.build import Learner, Losses, Part
 from hyparflow.comm import World
@@ -19,6 +16,8 @@ from hyparflow.commands import Call, Command
 from hyparflow.data import Batch
 from hyparflow.feed import Data, Feed
 from hyparflow.grid import LEADER
+from hyparflow.pace import Pace
+from hyparflow.predictions import Predictor
 from hyparflow.program import Program
 from hyparflow.recorder import Happening
 from hyparflow.stage import as_tensors
@@ -26,8 +25,6 @@ from hyparflow.tuning import take_over
 from hyparflow.writes import WriteLog
 
 __all__ = ["Worker"]
-
-_RESULT_TAG = 2  # of predictions on their way to the leader
 
 
 class Worker:
@@ -58,8 +55,8 @@ class Worker:
         self._fresh = True  # the leader holds the present weights of all partitions
         self._stale = False  # statistics changed since the replicas agreed on them
         self.in_command = False
-        self._result: Any = None
-        self._packed_as: Any = None  # structure of what the model's own predict_step returns
+        self._predictor = Predictor(part, self._grid, world)
+        self._pace: Pace | None = None
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
@@ -127,6 +124,8 @@ class Worker:
         """One training step; what the model's own step returned, where it has one."""
         recorder = self._world.recorder
         recorder.begin_step()
+        if self._pace is not None:
+            self._pace.add(command.rows)
         start = time.monotonic()
         logs = self._train(command)
         recorder.note(Happening.TRAINING_STEP, start)
@@ -170,36 +169,19 @@ class Worker:
         """One prediction step; on the leader, the outputs of the global batch."""
         self._agree()
         batch = self._feed.batch(command, self._stream, labels=False)
-        outputs = self._predict(batch)
-        if self._grid.is_last(self._world.rank) and outputs:
-            columns = [
-                np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)
-            ]
-            packed = keras.tree.map_structure(lambda x: x, self._pack(columns))
-            if self._world.rank == LEADER:
-                self._result = packed
-            else:
-                requests = self._world.send_object(packed, LEADER, _RESULT_TAG)
-                self._world.wait_all(requests, "the leader to take predictions")
-        return self._collect_predictions(command) if self._world.rank == LEADER else None
-
-    def _collect_predictions(self, command: Command) -> Any:
-        parts = []
-        for replica in range(self._grid.num_replicas):
-            start, stop = command.replica_rows(self._grid, replica)
-            last = self._grid.rank(replica, self._grid.num_partitions - 1)
-            if start == stop:
-                continue
-            if last == LEADER:
-                parts.append(self._result)
-            else:
-                what = f"predictions from rank {last}"
-                parts.append(self._world.receive_object(last, _RESULT_TAG, what))
-        return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
+        return self._predictor.run(command, batch, lambda: self._program("forward", batch))
 
     def results(self, logs: dict[str, Any] | None = None) -> dict[str, Any]:
         """The present value of every metric, on the leader; see `MetricState.results`."""
         return self._losses.metrics.results(logs)
+
+    def time_steps(self, command: Command) -> None:
+        """From now on, note how long what takes."""
+        self._pace = Pace(self._world)
+
+    def tell_pace(self, command: Command) -> dict[str, float]:
+        """On the leader, how fast the steps were since it was last asked."""
+        return {} if self._pace is None else self._pace.take()
 
     # --- what callbacks write ---
 
@@ -234,6 +216,7 @@ class Worker:
 
     def finish(self, command: Command) -> None:
         """Gather, and let all ranks' random generators continue alike."""
+        self._world.recorder.on = False
         self.gather(command)
         self._part.sync.finish()
 
@@ -265,20 +248,6 @@ class Worker:
         if self._stale:
             self._part.sync.agree()
             self._stale = False
-
-    def _pack(self, columns: list[Any]) -> Any:
-        if "predict_step" in self._part.own:
-            return keras.tree.pack_sequence_as(self._packed_as, columns)
-        return self._part.pack(columns)
-
-    def _predict(self, batch: Batch) -> list[list[Any]]:
-        """The flat outputs of each of this replica's micro-batches."""
-        if "predict_step" not in self._part.own:
-            return self._part.engine.predict(self._program("forward", batch), batch)
-        parts = range(len(batch.microbatches))
-        structures = [self._part.own.predict(as_tensors(batch.inputs(m))) for m in parts]
-        self._packed_as = structures[0] if structures else None
-        return [keras.tree.flatten(outputs) for outputs in structures]
 
     def _program(self, kind: str, batch: Batch) -> Program:
         key = (kind, len(batch.microbatches))

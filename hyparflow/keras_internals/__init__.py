@@ -5,6 +5,7 @@ Everything else in hyparflow uses the public API of Keras 3.
 
 from __future__ import annotations
 
+from hyparflow.keras_internals.callbacks import write_scalars
 from hyparflow.keras_internals.compiled import (
     accumulated_gradient,
     applying_part,
@@ -103,4 +104,5 @@ __all__ = [
     "takes_training",
     "tracked_metrics",
     "unpack",
+    "write_scalars",
 ]

@@ -12,7 +12,7 @@ from hyparflow.recorder import Event, Happening
 from hyparflow.text import aligned
 from hyparflow.tracing.trace import RankTrace, Trace
 
-__all__ = ["Shares", "describe", "settled", "shares"]
+__all__ = ["Shares", "describe", "means", "settled", "shares"]
 
 _WARM = 2  # steps that compile, and measure nothing else
 _SAME = 1e-6  # seconds by which times in a file may be off
@@ -41,7 +41,8 @@ class Shares:
         optimizer: the update.
         data: to get the rows.
         other: the rest.
-        between: from one step to the next: Keras's loop, callbacks, and waiting for them.
+        between: from one step to the next: Keras's loop, callbacks, and waiting for them; the
+            median.
         under_way: how long sums were under way.
         moved: bytes of tensors sent and received.
     """
@@ -66,6 +67,11 @@ class Shares:
         return (self.waiting + self.waiting_for_sums) / self.step
 
     @property
+    def communication(self) -> float:
+        """The share of the step that went to messages and sums, 0 to 1, waiting included."""
+        return self.idle + (self.messages + self.sums) / self.step
+
+    @property
     def hidden(self) -> float | None:
         """The share of the sums' time that the rank did not wait for; None without sums."""
         if not self.under_way:
@@ -88,13 +94,19 @@ def shares(rank: RankTrace) -> Shares:
     steps = settled(rank.steps)
     if not steps:
         raise ValueError(f"A trace must have a training step. Received: none of {rank.name}")
+    return means(steps)
+
+
+def means(steps: Sequence[list[Event]]) -> Shares:
+    """Means over one or more steps of a rank, each of them complete."""
     sums: dict[str, float] = defaultdict(float)
     for step in steps:
         for name, value in _split(step).items():
             sums[name] += value / len(steps)
     spans = [span for step in steps if (span := _of(step)) is not None]
     gaps = [b.start - a.end for a, b in zip(spans, spans[1:], strict=False)]
-    sums["between"] = statistics.mean(gaps) if gaps else 0.0
+    # Not the mean: validation, at the end of an epoch, would be most of it.
+    sums["between"] = statistics.median(gaps) if gaps else 0.0
     return Shares(**sums)
 
 
@@ -103,14 +115,15 @@ def _of(step: Sequence[Event]) -> Event | None:
 
 
 def _split(step: Sequence[Event]) -> dict[str, float]:
-    """The time of one step, by what it went to."""
+    """The time of one step, by what it went to; what comes after it, validation, is no part."""
     found = dict.fromkeys(
         ("forward", "backward", "messages", "waiting", "sums", "waiting_for_sums", "optimizer"), 0.0
     ) | {"data": 0.0, "moved": 0.0}
     whole = _of(step)
     total = whole.end - whole.start if whole else 0.0
+    inner = [event for event in step if whole is None or event.end <= whole.end + _SAME]
     waits: list[Event] = []  # since the last action; an event is noted when it ends
-    for event in step:
+    for event in inner:
         if event.kind == Happening.WAIT:
             waits.append(event)
             continue
@@ -120,10 +133,9 @@ def _split(step: Sequence[Event]) -> dict[str, float]:
         waited = sum(w.end - w.start for w in inside)
         waits = [w for w in waits if w.start < event.start - _SAME]
         _add(found, event, waited)
-    within = [w for w in waits if whole and w.end <= whole.end + _SAME]
-    found["waiting"] += sum(w.end - w.start for w in within)  # for sends to be taken
+    found["waiting"] += sum(w.end - w.start for w in waits)  # for sends to be taken
     parts = sum(value for name, value in found.items() if name != "moved")
-    return found | {"step": total, "other": total - parts, "under_way": _under_way(step)}
+    return found | {"step": total, "other": total - parts, "under_way": _under_way(inner)}
 
 
 def _add(found: dict[str, float], event: Event, waited: float) -> None:

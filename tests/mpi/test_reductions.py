@@ -13,7 +13,7 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from zoo import CASES, Case
 
 import hyparflow as hf
-from hyparflow.api import _world
+from hyparflow.ranks import world as all_ranks
 
 # On 4 ranks two partitions of two replicas each; what there is without partitions, 2 ranks show.
 PARTITIONS = (1,) if WORLD.size < 4 else (2,)
@@ -92,7 +92,7 @@ def test_large_weights(microbatches: int, partitions: int) -> None:
 @pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_rounded_sums(name: str, digits: int) -> None:
     """What travels has the bits of the type; what is added up, those of float32."""
-    world = _world()
+    world = all_ranks()
     assert world is not None
     dtype = np.dtype({"bf16": tf.bfloat16, "fp16": tf.float16}[name].as_numpy_dtype)
     for size in (1, world.size - 1, 1000, 4099):

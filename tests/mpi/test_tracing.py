@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from contract import WORLD, Outcome, State, on_leader, require_none
 from keras import layers
 
@@ -117,8 +119,38 @@ def test_a_trace_on_some_ranks_only(folder: Path) -> None:
 
 
 def test_clocks_of_one_node() -> None:
-    from hyparflow.api import _world
+    from hyparflow.ranks import world as all_ranks
 
-    world = _world()
+    world = all_ranks()
     assert world is not None
     assert abs(clock_offset(world)) < DAMAGE
+
+
+def test_tensorboard_gets_the_pace(folder: Path) -> None:
+    board = keras.callbacks.TensorBoard(folder, write_graph=False)
+    begun = time.monotonic()
+    outcome = train(callbacks=[board], epochs=2)
+    seconds = time.monotonic() - begun
+    require_none(outcome.compare(train(epochs=2), 1e-12), "with TensorBoard")
+
+    def read() -> dict[str, list[tuple[int, float]]]:
+        found: dict[str, list[tuple[int, float]]] = {}
+        for path in sorted((folder / "train").glob("events*")):
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                for value in event.summary.value:
+                    if value.tag.startswith("epoch_"):
+                        entry = (event.step, float(tf.make_ndarray(value.tensor)))
+                        found.setdefault(value.tag, []).append(entry)
+        return found
+
+    found = WORLD.bcast(on_leader(read))
+    assert [step for step, _ in found["epoch_loss"]] == [0, 1]
+    for name in ("idle_share", "communication_share", "samples_per_second"):
+        assert [step for step, _ in found[f"epoch_{name}"]] == [0, 1]
+    rows = 8 * MICROBATCHES * STEPS
+    for epoch in (0, 1):
+        idle, communication = (
+            found[f"epoch_{n}_share"][epoch][1] for n in ("idle", "communication")
+        )
+        assert 0 < idle <= communication < 1
+        assert found["epoch_samples_per_second"][epoch][1] > rows / seconds

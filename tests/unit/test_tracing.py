@@ -32,6 +32,7 @@ def a_step(start: float) -> list[Event]:
         Event(Happening.WAIT, 9.25, 9.75, text="its last messages to be taken"),
         Event(Happening.TRAINING_STEP, 0, 10),
         Event(Happening.WAIT, 10, 11, text="the leader's command"),
+        Event(Kind.FORWARD, 11, 11.5, 1, 0),  # of validation
     ]
     return [event._replace(start=event.start + start, end=event.end + start) for event in rows]
 
