@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyparflow import devices, guard, launcher
-from hyparflow.api import evaluate, fit, is_leader, parallelize, predict, rank, size
+from hyparflow.api import evaluate, fit, parallelize, predict
+from hyparflow.ranks import is_leader, rank, size
 
 if TYPE_CHECKING:
     from hyparflow.launching import launch

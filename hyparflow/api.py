@@ -1,55 +1,26 @@
-"""What users call: `fit`, `evaluate`, `predict`, `parallelize`, and who am I."""
+"""What users call: `fit`, `evaluate`, `predict` and `parallelize`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyparflow import guard, launcher
 from hyparflow.options import resolve
+from hyparflow.ranks import world
 
 if TYPE_CHECKING:
     from hyparflow.automatic import Known
-    from hyparflow.comm import World
     from hyparflow.parallel import ParallelModel
     from hyparflow.planning import Plan
     from hyparflow.session import Session
 
-__all__ = ["evaluate", "fit", "is_leader", "parallelize", "predict", "rank", "size"]
+__all__ = ["evaluate", "fit", "parallelize", "predict"]
 
 _CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
-
-
-@functools.cache
-def _world() -> World | None:
-    """All ranks, or None in a process that no launcher started. Starts MPI."""
-    if not launcher.is_launched():
-        return None
-    from hyparflow.comm import World, start_mpi
-
-    guard.install()
-    return World(start_mpi())
-
-
-def rank() -> int:
-    """This process's rank, 0 to ``size() - 1``; 0 outside of MPI."""
-    world = _world()
-    return 0 if world is None else world.rank
-
-
-def size() -> int:
-    """The number of ranks; 1 outside of MPI."""
-    world = _world()
-    return 1 if world is None else world.size
-
-
-def is_leader() -> bool:
-    """Whether this is rank 0, which runs callbacks and shows progress."""
-    return rank() == 0
 
 
 def parallelize(
@@ -66,7 +37,7 @@ def parallelize(
     stages_per_partition: int | None = None,
     allreduce: str = "mpi",
     compression: str | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
 
@@ -97,7 +68,8 @@ def parallelize(
         allreduce: what sums gradients over replicas: "mpi", or "horovod" where it is installed.
         compression: None, or "bf16" or "fp16": gradients travel between replicas as such, and are
             added up in 32 bits. Half as many bytes, but no longer plain Keras's numbers.
-        plan: what `hyparflow.plan` returned, in place of the arguments up to `lpp`.
+        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of the
+            arguments up to `lpp`.
 
     Returns:
         A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
@@ -123,10 +95,11 @@ def parallelize(
     }
     try:
         if plan is not None:
-            from hyparflow.planned import planned
+            from hyparflow.planned import as_plan, planned
 
-            world = _world()
-            num_ranks = None if world is None else world.size
+            plan = as_plan(plan)
+            ranks = world()
+            num_ranks = None if ranks is None else ranks.size
             arguments = planned(arguments, plan, model, num_ranks)
         return _parallelize(model, arguments, plan)
     except Exception as error:
@@ -137,11 +110,11 @@ def parallelize(
 def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> Any:
     from hyparflow.plain import PlainModel
 
-    world = _world()
-    if world is None:
+    ranks = world()
+    if ranks is None:
         return PlainModel(model, arguments)
-    options = resolve(world.size, **arguments)
-    if world.size == 1 and options.num_microbatches in ("auto", 1):
+    options = resolve(ranks.size, **arguments)
+    if ranks.size == 1 and options.num_microbatches in ("auto", 1):
         return PlainModel(model, {})
     import keras
 
@@ -162,8 +135,8 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
     # What a session is built for: all but what may differ from call to call.
     key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)
     if key not in sessions:
-        sessions[key] = Session(model, options, world)
-    return ParallelModel(model, options, world, sessions[key], plan)
+        sessions[key] = Session(model, options, ranks)
+    return ParallelModel(model, options, ranks, sessions[key], plan)
 
 
 class _Sessions:
@@ -188,8 +161,9 @@ def fit(
     stages_per_partition: int | None = None,
     allreduce: str = "mpi",
     compression: str | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    launch: bool | Mapping[str, Any] = False,
     **kwargs: Any,
 ) -> Any:
     """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
@@ -199,15 +173,19 @@ def fit(
 
     Args:
         model: a compiled Keras model.
-        *args, **kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
-        strategy, num_partitions, num_replicas, num_microbatches, schedule, lpp, batchnorm,
-            sharded_data, stages_per_partition, allreduce, compression, plan: as for
-            `parallelize`. With strategy="auto" and no plan, what is not given is planned: rank 0
+        args, kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
+        strategy: as for `parallelize`; so are num_partitions, num_replicas, num_microbatches,
+            schedule, lpp, batchnorm, sharded_data, stages_per_partition, allreduce, compression
+            and plan. With strategy="auto" and no plan, what is not given is planned: rank 0
             measures what the model's layers cost, and all ranks train by the fastest layout that
             fits in memory.
         trace: a file into which to write what each rank did in the last 200 steps and when: every
             computation, message, wait and sum. Perfetto opens it, and ``hyparflow trace`` sums it
             up. With the environment variable HYPARFLOW_TRACE each call writes one in that folder.
+        launch: True, in a process that no launcher started (a notebook, a script run by plain
+            ``python``), starts as many ranks as the numbers of partitions and replicas say, trains
+            on them and brings back History, weights and optimizer state; see `hyparflow.launch`.
+            A mapping gives that function's keyword arguments. On a rank it changes nothing.
 
     Returns:
         Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
@@ -216,50 +194,31 @@ def fit(
     Raises:
         ValueError: if an argument is not valid; the same on every rank.
     """
+    given = locals()
+    parallel = {name: given[name] for name in _PARALLEL}
+    if launch and not launcher.is_launched():
+        from hyparflow.launched import fit_on_ranks
+
+        options = {} if launch is True else dict(launch)
+        return fit_on_ranks(model, args, kwargs | parallel | {"trace": trace}, options)
     if strategy == "auto" and plan is None:
-        decided = {
-            "num_partitions": num_partitions,
-            "num_replicas": num_replicas,
-            "num_microbatches": None if num_microbatches == "auto" else num_microbatches,
-            "schedule": None if schedule == "auto" else schedule,
-            "stages_per_partition": stages_per_partition,
-            "lpp": lpp,
-        }
-        plan = _automatic(model, args, kwargs, decided)
-        if plan is not None:  # what was decided stands in it
-            num_partitions = num_replicas = stages_per_partition = lpp = None
-            num_microbatches = schedule = "auto"
-    pm = parallelize(
-        model,
-        strategy=strategy,
-        num_partitions=num_partitions,
-        num_replicas=num_replicas,
-        num_microbatches=num_microbatches,
-        schedule=schedule,
-        lpp=lpp,
-        batchnorm=batchnorm,
-        sharded_data=sharded_data,
-        stages_per_partition=stages_per_partition,
-        allreduce=allreduce,
-        compression=compression,
-        plan=plan,
-    )
-    return pm.fit(*args, trace=trace, **kwargs)
+        parallel = _automatic(model, args, kwargs, parallel)
+    return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
 
 
 def _automatic(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], decided: dict[str, Any]
-) -> Plan | None:
-    """The plan that strategy="auto" stands for; None where there is nothing to plan."""
-    world = _world()
-    if world is None or world.size == 1:
-        return None
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parallel: dict[str, Any]
+) -> dict[str, Any]:
+    """What strategy="auto" stands for; `parallel` itself where there is nothing to plan."""
+    ranks = world()
+    if ranks is None or ranks.size == 1:
+        return parallel
     from hyparflow.automatic import Known, plan_fit
 
     try:
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or Known()
-        return plan_fit(model, world, args, kwargs, decided, sessions.known)
+        return plan_fit(model, ranks, args, kwargs, parallel, sessions.known)
     except Exception as error:
         guard.everywhere(error)
         raise
@@ -270,7 +229,7 @@ def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         model: a compiled Keras model.
-        *args, **kwargs: as for ``model.evaluate``, and the parallel arguments of `parallelize`.
+        args, kwargs: as for ``model.evaluate``, and the parallel arguments of `parallelize`.
 
     Returns:
         What ``model.evaluate`` returns, the same on every rank.
@@ -284,7 +243,7 @@ def predict(model: Any, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         model: a Keras model.
-        *args, **kwargs: as for ``model.predict``, and the parallel arguments of `parallelize`.
+        args, kwargs: as for ``model.predict``, and the parallel arguments of `parallelize`.
 
     Returns:
         The predictions for all rows, on every rank.

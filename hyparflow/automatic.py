@@ -25,6 +25,14 @@ __all__ = ["Known", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
+_LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
+    "num_partitions": None,
+    "num_replicas": None,
+    "num_microbatches": "auto",
+    "schedule": "auto",
+    "stages_per_partition": None,
+    "lpp": None,
+}
 
 
 @dataclass
@@ -40,34 +48,41 @@ def plan_fit(
     world: World,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    decided: dict[str, Any],
+    parallel: dict[str, Any],
     known: Known,
-) -> Plan | None:
-    """The best plan for a call of `fit` on all ranks. Collective.
+) -> dict[str, Any]:
+    """Plan a call of `fit` on all ranks. Collective.
 
     Args:
         model: the user's model.
         world: all ranks.
         args, kwargs: what the user gives to Keras's `fit`.
-        decided: what the user decided: arguments of `hyparflow.plan`.
+        parallel: the arguments of `hyparflow.parallelize`; what they decide stays as it is.
         known: from earlier calls; this one's is added.
 
     Returns:
-        The plan; None for a model that cannot be cut, which only data parallelism can train.
+        `parallel` with the best plan; as it is for a model that cannot be cut, which only data
+        parallelism can train.
 
     Raises:
-        ValueError: on all ranks, if no layout agrees with `decided`, or none fits in memory.
+        ValueError: on all ranks, if no layout agrees with `parallel`, or none fits in memory.
     """
     check_model(model)
     require_compiled(model, "fit")
     rows = _batch_size(model, args, kwargs)
+    decided = {
+        name: None if parallel[name] == left_open else parallel[name]
+        for name, left_open in _LEFT_OPEN.items()
+    }
     key = (rows, id(model.optimizer), repr(decided))
     if key not in known.plans:
         show = kwargs.get("verbose", "auto") != 0
         planned = functools.partial(_plan, model, world, rows, decided, known.costs)
         can_cut = keras_internals.opened_graph(model) is not None
         known.plans[key] = _plan_for_ranks(world, planned, show) if can_cut else None
-    return known.plans[key]
+    if (best := known.plans[key]) is None:
+        return parallel
+    return parallel | _LEFT_OPEN | {"plan": best}  # what was decided stands in it
 
 
 def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow import launcher, running
+from hyparflow.options import count_of
 from hyparflow.running.payload import Call, Outcome, read_outcomes, write_call
 
 __all__ = ["launch"]
@@ -60,6 +61,7 @@ def launch(
             "hyparflow.launch starts ranks of its own. Received: a process that is a rank already. "
             "Call the function itself, or start this script without mpirun."
         )
+    num_ranks = count_of("num_ranks", num_ranks)
     mpi = running.library()
     with tempfile.TemporaryDirectory(prefix="hyparflow-") as name:
         folder = Path(name)

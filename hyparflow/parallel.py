@@ -63,7 +63,7 @@ class ParallelModel:
         """Train as Keras's `fit` does; all its arguments are taken.
 
         Args:
-            *args, **kwargs: Keras's.
+            args, kwargs: Keras's.
             trace: a file into which to write what each rank did in the last steps.
 
         Returns:

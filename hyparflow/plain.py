@@ -43,7 +43,8 @@ class PlainModel:
         if wanted > 1:
             warnings.warn(
                 f"hyparflow trains in one process, for no launcher started several; the {wanted} "
-                f"ranks asked for are started with: {launcher.describe_command(wanted)}",
+                f"ranks asked for are started with: {launcher.describe_command(wanted)}, or from "
+                "here with fit(..., launch=True)",
                 stacklevel=users_stack_level(),
             )
 

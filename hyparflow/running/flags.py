@@ -26,17 +26,19 @@ class Request:
         hosts: names with numbers of ranks, "a:2,b:2"; None for this machine.
         hostfile: a file of hosts for the launcher; None for none.
         oversubscribe: whether there may be more ranks than cores.
+        is_allocated: whether a batch system tells the launcher of several hosts.
     """
 
     ranks: int
     hosts: str | None = None
     hostfile: str | None = None
     oversubscribe: bool = False
+    is_allocated: bool = False
 
     @property
     def is_local(self) -> bool:
         """Whether all ranks are on this machine."""
-        return self.hosts is None and self.hostfile is None
+        return self.hosts is None and self.hostfile is None and not self.is_allocated
 
     @property
     def ranks_per_host(self) -> int | None:
@@ -46,7 +48,7 @@ class Request:
             ValueError: if hosts are not written so, or have too few ranks.
         """
         if self.hosts is None:
-            return None if self.hostfile else self.ranks
+            return self.ranks if self.is_local else None
         counts = []
         for part in self.hosts.split(","):
             name, _, count = part.partition(":")
@@ -102,37 +104,30 @@ def flags(mpi: Mpi, request: Request) -> list[str]:
     return _FLAGS[mpi.vendor](request, cores)
 
 
+def _who_and_where(request: Request, hosts: str, hostfile: str) -> list[str]:
+    """How many ranks, and on which hosts, by the names that a launcher's flags have."""
+    named = ((hosts, request.hosts), (hostfile, request.hostfile))
+    given = [word for flag, value in named if value for word in (flag, value)]
+    return ["-n", str(request.ranks), *given]
+
+
 def _open_mpi(request: Request, cores: int | None) -> list[str]:
-    found = ["-n", str(request.ranks)]
-    if request.hosts:
-        found += ["--host", request.hosts]
-    if request.hostfile:
-        found += ["--hostfile", request.hostfile]
-    if cores is None:
-        if request.oversubscribe:
-            found += ["--map-by", ":OVERSUBSCRIBE"]
-        return [*found, "--bind-to", "none"]
-    return [*found, "--map-by", f"slot:PE={cores}", "--bind-to", "core"]
-
-
-def _hydra(request: Request, cores: int | None) -> list[str]:
-    found = ["-n", str(request.ranks)]
-    if request.hosts:
-        found += ["-hosts", request.hosts]
-    if request.hostfile:
-        found += ["-f", request.hostfile]
-    return found
+    found = _who_and_where(request, "--host", "--hostfile")
+    if cores is not None:
+        return [*found, "--map-by", f"slot:PE={cores}", "--bind-to", "core"]
+    if request.oversubscribe:
+        found += ["--map-by", ":OVERSUBSCRIBE"]
+    return [*found, "--bind-to", "none"]
 
 
 def _mpich(request: Request, cores: int | None) -> list[str]:
-    return [*_hydra(request, cores), "-bind-to", "none" if cores is None else f"core:{cores}"]
+    bound = "none" if cores is None else f"core:{cores}"
+    return [*_who_and_where(request, "-hosts", "-f"), "-bind-to", bound]
 
 
 def _intel(request: Request, cores: int | None) -> list[str]:
-    pinned = ["-genv", "I_MPI_PIN", "off"]
-    if cores is not None:
-        pinned = ["-genv", "I_MPI_PIN_DOMAIN", str(cores)]
-    return [*_hydra(request, cores), *pinned]
+    pinned = ["I_MPI_PIN", "off"] if cores is None else ["I_MPI_PIN_DOMAIN", str(cores)]
+    return [*_who_and_where(request, "-hosts", "-f"), "-genv", *pinned]
 
 
 _FLAGS = {OPEN_MPI: _open_mpi, MPICH: _mpich, INTEL: _intel}

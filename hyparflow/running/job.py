@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,9 @@ from hyparflow.running.mpi import Mpi
 
 __all__ = ["Job", "run", "run_and_show"]
 
-_PATIENCE = 20.0  # seconds for a job to end by itself
+_PATIENCE = 10.0  # seconds for a job to end by itself
+_LAST_PATIENCE = 5.0  # seconds for it to end when it is told to
+_INTERVAL = 0.5  # seconds from one look at the record to the next
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -91,7 +95,8 @@ def run(job: Job) -> int:
             number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)
         }
         try:
-            code = process.wait()
+            with _ended_with_its_ranks(process, record):
+                code = process.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -113,11 +118,14 @@ def run_and_show(job: Job, show: Callable[[str], object]) -> int:
         process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
-            while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
-                show(decoder.decode(piece))
+            with _ended_with_its_ranks(process, record):
+                while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
+                    show(decoder.decode(piece))
             return _status(process.wait(), record, ())
         finally:
-            _end(process)
+            _stop(process)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
@@ -131,17 +139,37 @@ def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """See to it that nothing of the job stays behind."""
+@contextlib.contextmanager
+def _ended_with_its_ranks(process: subprocess.Popen[bytes], record: Path) -> Iterator[None]:
+    """While open, stop a launcher that outlives a rank that failed.
+
+    One that has lost another host waits for the processes there for many minutes.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_INTERVAL):
+            if record.exists():
+                if not over.wait(_PATIENCE):
+                    _stop(process)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """See to it that nothing of the job stays behind on this machine."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_PATIENCE)
+            process.wait(_LAST_PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _status(code: int, record: Path, received: Sequence[int]) -> int:

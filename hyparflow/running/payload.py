@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyparflow.portable import portable
+from hyparflow.running.models import is_model, keras_settings, reduce_model
 
 __all__ = ["Call", "Outcome", "read_call", "read_outcomes", "write_call", "write_outcome"]
 
@@ -52,12 +53,14 @@ class Outcome(NamedTuple):
 
 
 def write_call(folder: Path, call: Call) -> None:
-    """Write a call into `folder`, and where this process is and looks for modules ("place.json").
+    """Write a call into `folder`; "place.json" says what a process must be told before it reads it.
+
+    That is where this process is, where it looks for modules, and Keras's settings.
 
     Raises:
         ValueError: if something in it cannot be sent to another process.
     """
-    (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd()]))
+    (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd(), keras_settings()]))
     _write(folder, _CALL, tuple(call))
 
 
@@ -137,6 +140,11 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
                     value, folder, f"array-{name}-{len(self.known)}.npy"
                 )
             return self.known[id(value)]
+
+        def reducer_override(self, value: Any) -> Any:
+            if is_model(value):
+                return reduce_model(value)
+            return super().reducer_override(value)
 
     return Pickler(buffer, protocol=5)
 

@@ -7,14 +7,18 @@ fail) or a folder (a file for each rank, and the leader's on the terminal too). 
 which the rank's exit status is added if it fails. Imports nothing of hyparflow: it starts at once.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,18 +27,40 @@ __all__ = ["main"]
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _SHOWN = 60  # last lines of a rank that failed
+_HELD = 0.2  # seconds for a line to be completed
+_ENDS = (b"\n", b"\r")
+# From here on a stream is shown, if it is the first with one: a launcher may stop this process
+# before the rank's end is known.
+_TRACEBACK = b"Traceback (most recent call last)"
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
+@dataclass
+class Stream:
+    """One of a rank's two streams on its way.
+
+    Attributes:
+        target: where it is shown.
+        shown: whether it is.
+        starts_line: whether what comes next starts a line.
+    """
+
+    target: IO[bytes]
+    shown: bool
+    starts_line: bool = True
+
+
 class Sink:
-    """Where the output of a rank goes, line by line.
+    """Where the output of a rank goes.
 
     Args:
         rank: its number.
         output: "all", "leader" or a folder.
+        record: the file in which failures are noted.
     """
 
-    def __init__(self, rank: int, output: str) -> None:
+    def __init__(self, rank: int, output: str, record: str) -> None:
+        self._rank, self._record = rank, record
         self._prefix = f"[{rank}] ".encode() if output == "all" else b""
         self._shown = output == "all" or rank == 0
         self._last: collections.deque[bytes] = collections.deque(maxlen=_SHOWN)
@@ -44,31 +70,56 @@ class Sink:
             self._file = (Path(output) / f"rank-{rank}.txt").open("wb", buffering=0)
 
     def take(self, source: IO[bytes], target: IO[bytes]) -> None:
-        """All that comes from `source`, as it comes."""
-        start = True
-        while piece := os.read(source.fileno(), 1 << 16):
-            with self._lock:
+        """All that comes from `source`: whole lines, and what has waited for its end for long.
+
+        Launchers may mix pieces of lines of several ranks.
+        """
+        stream, rest = Stream(target, self._shown), b""
+        while True:
+            if rest and not select.select([source], [], [], _HELD)[0]:
+                self._put(stream, [rest])
+                rest = b""
+            piece = os.read(source.fileno(), 1 << 16)
+            lines = (rest + piece).splitlines(keepends=True)
+            unfinished = piece and lines and not lines[-1].endswith(_ENDS)
+            rest = lines.pop() if unfinished else b""
+            self._put(stream, lines)
+            if not piece:
+                return
+
+    def _put(self, stream: Stream, lines: list[bytes]) -> None:
+        """Show lines, or keep the last of them."""
+        with self._lock:
+            for line in lines:
                 if self._file is not None:
-                    self._file.write(piece)
-                if self._shown:
-                    start = self._write(piece, target, start)
+                    self._file.write(line)
+                if not stream.shown and line.startswith(_TRACEBACK) and self._is_first_error():
+                    stream.target.write(f"--- rank {self._rank}:\n".encode())
+                    stream.shown = True
+                if stream.shown:
+                    stream.target.write(self._prefix + line if stream.starts_line else line)
                 else:
-                    self._last.extend(piece.splitlines(keepends=True))
+                    self._last.append(line)
+                stream.starts_line = line.endswith(_ENDS)
+            stream.target.flush()
 
-    def _write(self, piece: bytes, target: IO[bytes], start: bool) -> bool:
-        """Show a piece; whether the next one starts a line."""
-        for line in piece.splitlines(keepends=True):
-            target.write(self._prefix + line if start else line)
-            start = line.endswith((b"\n", b"\r"))
-        target.flush()
-        return start
-
-    def explain(self, rank: int, status: str) -> None:
+    def explain(self, status: str) -> None:
         """Show how a rank ended that was not shown."""
         if not self._shown:
-            sys.stderr.buffer.write(f"--- rank {rank} {status}; its last lines:\n".encode())
-            sys.stderr.buffer.write(b"".join(self._last))
+            lines = b"".join(self._last)
+            head = f"--- rank {self._rank} {status}" + ("; its last lines:\n" if lines else "\n")
+            sys.stderr.buffer.write(head.encode() + lines)
             sys.stderr.flush()
+
+    def _is_first_error(self) -> bool:
+        """Whether no other rank of this machine has shown one."""
+        try:
+            with open(f"{self._record}.traceback", "x"):
+                return True
+        except FileExistsError:
+            return False
+        except OSError:  # another machine than the one that started the job
+            return True
 
 
 def rank_number() -> int:
@@ -97,7 +148,7 @@ def die_with_parent() -> None:
 def main() -> int:
     output, record, *command = sys.argv[1:]
     rank = rank_number()
-    sink = Sink(rank, output)
+    sink = Sink(rank, output, record)
     # The launcher's own channels to this process belong to the program.
     program = subprocess.Popen(
         command,
@@ -119,7 +170,7 @@ def main() -> int:
     if code:
         status = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
         if is_first(record, rank, code):  # the others are stopped because of it
-            sink.explain(rank, status)
+            sink.explain(status)
     return code if code >= 0 else 128 - code
 
 

@@ -19,13 +19,15 @@ __all__ = ["main"]
 
 def main(folder: Path) -> None:
     """Call the function; the leader tells what it returns, and any rank what it raises."""
-    sys.path[:], directory = json.loads((folder / "place.json").read_text())
+    sys.path[:], directory, settings = json.loads((folder / "place.json").read_text())
     os.chdir(directory)
+    from hyparflow.running.models import use_keras_settings
     from hyparflow.running.payload import Outcome, read_call, write_outcome
     from hyparflow.running.rank import rank_number
 
     rank = rank_number()
     try:
+        use_keras_settings(settings)
         function, args, kwargs = read_call(folder)
         value = function(*args, **kwargs)
     except BaseException as error:

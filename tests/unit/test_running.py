@@ -42,6 +42,7 @@ def test_what_a_library_or_a_launcher_says(text: str, mpi: Mpi | None) -> None:
         (OPEN, Request(9, oversubscribe=True), "-n 9 --map-by :OVERSUBSCRIBE --bind-to none"),
         (OPEN, Request(4, "a:2,b:2"), "-n 4 --host a:2,b:2 --map-by slot:PE=4 --bind-to core"),
         (OPEN, Request(4, None, "hosts"), "-n 4 --hostfile hosts --bind-to none"),
+        (OPEN, Request(99, is_allocated=True), "-n 99 --bind-to none"),
         (HYDRA, Request(4), "-n 4 -bind-to core:2"),
         (HYDRA, Request(9, oversubscribe=True), "-n 9 -bind-to none"),
         (HYDRA, Request(4, "a:2,b:2"), "-n 4 -hosts a:2,b:2 -bind-to core:4"),

@@ -1,0 +1,132 @@
+"""`fit(..., launch=True)`: a process without ranks trains on some that are started for it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow import keras_internals
+from hyparflow.building import build_weights
+from hyparflow.data import ArraySource
+from hyparflow.launching import launch
+from hyparflow.planned import as_plan
+
+__all__ = ["fit_on_ranks"]
+
+
+class Trained(NamedTuple):
+    """What comes back.
+
+    Attributes:
+        build: what a model that was not built needs to be.
+        weights: of the model, and the states of its random generators.
+        optimizer: its variables' values.
+        history: the History's attributes.
+        randomness: see `_randomness`.
+    """
+
+    build: Any
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    history: dict[str, Any]
+    randomness: tuple[Any, ...]
+
+
+def fit_on_ranks(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """Train `model` on fresh ranks, and give it what they learnt.
+
+    Args:
+        model: a compiled Keras model.
+        args, kwargs: for `hyparflow.fit`.
+        options: keyword arguments of `hyparflow.launch`. How many ranks follows from the numbers of
+            partitions and replicas if it is not among them.
+
+    Returns:
+        The History.
+
+    Raises:
+        ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
+    """
+    ranks = {"num_ranks": _num_ranks(kwargs)} | dict(options)
+    if ranks["num_ranks"] is None:
+        raise ValueError(
+            "`launch` must know how many ranks to start. Received: no number of them. Pass "
+            "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
+        )
+    _build(model, args, kwargs)
+    trained = launch(_train, (model, args, kwargs, _randomness()), **ranks)
+    return _take_over(model, trained)
+
+
+def _num_ranks(kwargs: dict[str, Any]) -> int | None:
+    if (plan := kwargs.get("plan")) is not None:
+        return as_plan(plan).num_ranks
+    counts = [kwargs.get(name) for name in ("num_partitions", "num_replicas")]
+    given = [count for count in counts if isinstance(count, int)]
+    return math.prod(given) if given else None
+
+
+def _build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Draw first weights here, where random generators are as plain Keras would find them."""
+    x = args[0] if args else kwargs.get("x")
+    if not model.built and keras_internals.is_array_data(x):
+        build_weights(model, ArraySource(x).specs()[0])
+
+
+def _train(model: Any, args: Any, kwargs: dict[str, Any], randomness: Any) -> Trained:
+    """On each rank; what the leader returns goes back."""
+    import hyparflow
+
+    _continue_with(randomness)
+    history = hyparflow.fit(model, *args, **kwargs)
+    return Trained(
+        model.get_build_config(),
+        [variable.numpy() for variable in _weights(model)],
+        [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
+        {name: getattr(history, name) for name in ("history", "epoch", "params")},
+        _randomness(),
+    )
+
+
+def _take_over(model: Any, trained: Trained) -> Any:
+    if not model.built:
+        model.build_from_config(trained.build)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    variables = [*_weights(model), *model.optimizer.variables]
+    for variable, value in zip(variables, (*trained.weights, *trained.optimizer), strict=True):
+        variable.assign(value)
+    _continue_with(trained.randomness)
+    history = keras.callbacks.History()
+    history.set_model(model)
+    vars(history).update(trained.history)
+    model.history = history
+    return history
+
+
+def _weights(model: Any) -> list[Any]:
+    states = keras_internals.seed_states(model)
+    return list({id(variable): variable for variable in (*model.weights, *states)}.values())
+
+
+def _randomness() -> tuple[Any, ...]:
+    """What decides the order of samples: TensorFlow's seed, and the states of other generators."""
+    from tensorflow.python.eager import context  # the seed can be set by the public API, not read
+
+    return context.global_seed(), random.getstate(), np.random.get_state()
+
+
+def _continue_with(randomness: tuple[Any, ...]) -> None:
+    seed, python, numpy = randomness
+    if seed is not None:
+        tf.random.set_seed(seed)
+    random.setstate(python)
+    np.random.set_state(numpy)

@@ -1,0 +1,41 @@
+"""Who am I: the ranks of this job, as far as there are several."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from hyparflow import guard, launcher
+
+if TYPE_CHECKING:
+    from hyparflow.comm import World
+
+__all__ = ["is_leader", "rank", "size", "world"]
+
+
+@functools.cache
+def world() -> World | None:
+    """All ranks, or None in a process that no launcher started. Starts MPI."""
+    if not launcher.is_launched():
+        return None
+    from hyparflow.comm import World, start_mpi
+
+    guard.install()
+    return World(start_mpi())
+
+
+def rank() -> int:
+    """This process's rank, 0 to ``size() - 1``; 0 outside of MPI."""
+    ranks = world()
+    return 0 if ranks is None else ranks.rank
+
+
+def size() -> int:
+    """The number of ranks; 1 outside of MPI."""
+    ranks = world()
+    return 1 if ranks is None else ranks.size
+
+
+def is_leader() -> bool:
+    """Whether this is rank 0, which runs callbacks and shows progress."""
+    return rank() == 0
