@@ -50,7 +50,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 AT_ONCE = +@echo "Two runs of tests at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
 
-.PHONY: help venv demo bench test lint test-unit test-mpi test-jobs mpi-check clean
+.PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
 ifndef ONE_OF_TWO
 .NOTPARALLEL:
@@ -67,12 +67,15 @@ demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for each model
 	$(BIN)/python benchmarks/throughput/run.py
 
-test: lint mpi-check  ## run everything that a change must pass
+test: lint docs mpi-check  ## run everything that a change must pass
 	$(AT_ONCE) test-mpi-2 test-unit test-mpi-4 test-jobs test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(VENV)/.test  ## build the pages of docs/ into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 test-unit: $(VENV)/.test  ## run the tests that need no MPI
 	$(BIN)/python -m pytest tests/unit
@@ -89,7 +92,7 @@ test-mpi-%: $(VENV)/.test
 	    -m pytest -x -q --durations=10 --capture=sys --color=no -p no:cacheprovider tests/mpi \
 	    $(if $(EVERYTHING),--everything)
 
-test-jobs: $(VENV)/.test mpi-check  ## run the tests that start their own jobs
+test-jobs: $(VENV)/.test $(VENV)/.mpich mpi-check  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs
 
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
@@ -123,6 +126,15 @@ $(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
 	@$(if $(ALONE),$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(ALONE))
 	@touch $@
 
+# A second MPI, for `hyparflow run`: a Python of its own, which has all else from .venv.
+$(VENV)/.mpich: $(VENV)/.test
+	@echo "Installing MPICH into $(VENV)/mpich."
+	@$(BIN)/python -m venv $(VENV)/mpich
+	@$(VENV)/mpich/bin/python -m pip install -qq --disable-pip-version-check mpich mpi4py
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	    > $$($(VENV)/mpich/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rest.pth
+	@touch $@
+
 clean:  ## remove .venv, build products and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

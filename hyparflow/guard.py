@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = ["abort", "everywhere", "fail", "install", "locate", "say"]
 
+_LAST_WORDS = 0.2  # seconds for what this rank has said to get through
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
 
 
@@ -44,6 +45,7 @@ def abort(code: int = 1) -> None:
     sys.stderr.flush()
     module = _running_mpi()
     if module is not None:
+        time.sleep(_LAST_WORDS)  # some launchers stop at once what carries the output
         module.COMM_WORLD.Abort(code)
 
 

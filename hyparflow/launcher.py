@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 
 __all__ = [
+    "allocated_nodes",
     "describe_command",
     "expected_size",
     "is_launched",
@@ -66,6 +67,12 @@ def local_rank(environ: Mapping[str, str] = os.environ) -> int:
         return 0
     values = (environ.get(variable, "") for variable in _LOCAL_RANKS)
     return next((int(value) for value in values if value.isdigit()), 0)
+
+
+def allocated_nodes(environ: Mapping[str, str] = os.environ) -> int:
+    """How many nodes a batch system has given to this job, as far as it says; otherwise 1."""
+    value = environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(value) if value.isdigit() else 1
 
 
 def describe_command(num_ranks: int) -> str:

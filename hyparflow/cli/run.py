@@ -45,10 +45,11 @@ def run(
     The launcher is that of the MPI library that mpi4py loads; each rank gets its share of the
     cores. Ends with the exit status of the first rank that failed.
     """
-    from hyparflow import running
+    from hyparflow import launcher, running
 
     try:
-        request = running.Request(ranks, hosts, hostfile, oversubscribe)
+        several = launcher.allocated_nodes() > 1
+        request = running.Request(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
         mpi = running.library()
         words = _program(program, is_module)
         job = running.Job(

@@ -23,10 +23,12 @@ from hyparflow.doctor.finding import OK, PROBLEM, WARNING, Finding
 from hyparflow.running.flags import physical_cores
 from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi, matching
 
-__all__ = ["Machine", "check_machine"]
+__all__ = ["Machine", "check_machine", "may_read"]
 
 _LEAST_KERAS = (3, 12)
-_LEAST_SHARED = 128 << 20  # bytes in /dev/shm; Docker gives 64 MB
+_SHARED = Path("/dev/shm")  # where Linux has shared memory, whatever the machine
+_LEAST_SHARED = 128 << 20  # bytes in it; Docker gives 64 MB
+_WITHOUT_SRUN = "start by `mpirun` or `hyparflow run` inside sbatch"
 _BRIDGES = re.compile(r"^(docker|virbr|br-|veth|lxc|podman|cni)")
 
 
@@ -52,7 +54,7 @@ class Machine(NamedTuple):
         """This machine."""
         return cls(
             os.environ,
-            Path("/dev/shm"),
+            _SHARED,
             Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json",
             os.geteuid() == 0,
             tuple(name for name, state in psutil.net_if_stats().items() if state.isup),
@@ -156,15 +158,18 @@ def _slurm(mpi: Mpi, machine: Machine) -> Finding:
         return Finding("Slurm", OK, "not in a job of Slurm")
     if mpi.vendor != OPEN_MPI:
         return Finding("Slurm", OK, f"srun starts ranks of {mpi.vendor} by PMI")
-    kinds = _output(["srun", "--mpi=list"])
-    if "pmix" in kinds:
-        return Finding("Slurm", OK, "srun --mpi=pmix starts ranks of Open MPI")
-    return Finding(
-        "Slurm",
-        PROBLEM,
-        "srun has no PMIx, so that each rank of Open MPI would believe that it is alone",
-        "start by `mpirun` or `hyparflow run` inside sbatch",
-    )
+    if "pmix" not in _output(["srun", "--mpi=list"]):
+        text = "srun has no PMIx, so that each rank of Open MPI would believe that it is alone"
+        return Finding("Slurm", PROBLEM, text, _WITHOUT_SRUN)
+    # What it lists need not work: its plugin looks for a library at run time.
+    in_step = launcher.is_launched(machine.environ)
+    trial = ["srun", "--mpi=pmix", "--overlap", "--ntasks=1", "echo", "works"]
+    if not in_step and "works" not in _output(trial).splitlines():
+        text = "srun --mpi=pmix does not start: its plugin lacks the PMIx library, or fails"
+        return Finding(
+            "Slurm", PROBLEM, text, f"install that library on all nodes, or {_WITHOUT_SRUN}"
+        )
+    return Finding("Slurm", OK, "srun --mpi=pmix starts ranks of Open MPI")
 
 
 def _root(mpi: Mpi, machine: Machine) -> Finding:
@@ -198,24 +203,30 @@ def _single_copy(mpi: Mpi, machine: Machine) -> Finding:
 
 
 def _may_read_others() -> bool:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        return may_read(child.pid)
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def may_read(process: int) -> bool:
+    """Whether this process may read the memory of the process of that number."""
+
     class Vector(ctypes.Structure):
         _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
     buffer = ctypes.create_string_buffer(8)
     here = Vector(ctypes.cast(buffer, ctypes.c_void_p), 8)
     there = Vector(8, 8)  # no such address: what is allowed fails with EFAULT
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        read = libc.process_vm_readv
-        read.restype = ctypes.c_ssize_t
-        read(child.pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
-        return ctypes.get_errno() == errno.EFAULT
+        read = ctypes.CDLL(None, use_errno=True).process_vm_readv
     except AttributeError:  # not Linux
         return True
-    finally:
-        child.kill()
-        child.communicate()
+    read.restype = ctypes.c_ssize_t
+    read(process, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    return ctypes.get_errno() == errno.EFAULT
 
 
 def _interfaces(mpi: Mpi, machine: Machine) -> Finding:
@@ -235,7 +246,7 @@ def _interfaces(mpi: Mpi, machine: Machine) -> Finding:
 def _shared_memory(machine: Machine) -> Finding:
     name = "shared memory"
     if not machine.shared.is_dir():
-        return Finding(name, OK, "no /dev/shm")
+        return Finding(name, OK, f"no {machine.shared}")
     free = psutil.disk_usage(str(machine.shared)).free
     text = f"{free / 2**20:.0f} MiB free in {machine.shared}"
     if free < _LEAST_SHARED:

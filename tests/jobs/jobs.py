@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["SCRIPTS", "Job", "Result", "run", "run_alone"]
+__all__ = ["SCRIPTS", "Job", "Result", "run", "run_alone", "user_environment"]
 
 SCRIPTS = pathlib.Path(__file__).with_name("scripts")
 _MARK = "HYPARFLOW_TEST_JOB"  # every process of a job inherits it
@@ -28,13 +29,13 @@ class Result:
         code: the exit status.
         output: what it wrote, stdout and stderr as they came.
         end: when its last process was gone, in seconds since the epoch.
-        left: processes that had to be killed because they stayed behind.
+        left: the commands of processes that had to be killed because they stayed behind.
     """
 
     code: int
     output: str
     end: float
-    left: list[int]
+    left: list[str]
 
 
 class Job:
@@ -43,10 +44,13 @@ class Job:
     Args:
         ranks: start so many with mpirun; 0 for a plain Python process without a launcher.
         arguments: for Python: a script and its arguments, or "-c" and the code.
+        before: words to put before the whole command.
         environment: variables to set.
     """
 
-    def __init__(self, ranks: int, *arguments: object, **environment: str) -> None:
+    def __init__(
+        self, ranks: int, *arguments: object, before: Sequence[str] = (), **environment: str
+    ) -> None:
         self._mark = uuid.uuid4().hex
         # A file, not a pipe: a process that stays behind would keep a pipe open.
         self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -56,8 +60,8 @@ class Job:
             mpirun = os.environ.get("MPIRUN", "mpirun")
             launcher = [mpirun, *shlex.split(flags), "-n", str(ranks)]
         self._process = subprocess.Popen(
-            [*launcher, sys.executable, *map(str, arguments)],
-            env=_environment() | environment | {_MARK: self._mark},
+            [*before, *launcher, sys.executable, *map(str, arguments)],
+            env=user_environment() | environment | {_MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -82,13 +86,21 @@ class Job:
         while self._processes() and time.time() < last:
             time.sleep(0.02)
         end = time.time()
-        left = self._processes()
-        for process in left:
-            os.kill(process, signal.SIGKILL)
+        left = [" ".join(self._kill(process)) for process in self._processes()]
         code = self._process.wait()
         with self._output:
             self._output.seek(0)
             return Result(code, self._output.read(), end, left)
+
+    @staticmethod
+    def _kill(process: int) -> list[str]:
+        """Kill a process; its command."""
+        try:
+            command = pathlib.Path(f"/proc/{process}/cmdline").read_text().split("\0")
+            os.kill(process, signal.SIGKILL)
+        except OSError:
+            return []  # it ended meanwhile
+        return command
 
     def _processes(self) -> list[int]:
         """The job's processes that still run, where the system can tell (/proc)."""
@@ -113,7 +125,7 @@ def run_alone(*arguments: object, **environment: str) -> Result:
     return run(0, *arguments, **environment)
 
 
-def _environment() -> dict[str, str]:
+def user_environment() -> dict[str, str]:
     """This process's environment as a user's shell has it: no launcher, few threads."""
     kept = {name: v for name, v in os.environ.items() if not name.startswith(_LAUNCHER)}
     defaults = {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,14 +79,13 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/mpirun")
+    first = tmp_path / "first" / "mpirun"
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(first))
     other = Mpi(MPICH, "4.3.2")
-    monkeypatch.setattr(
-        machine, "matching", lambda path: other if str(path) == "/usr/bin/mpirun" else OPEN
-    )
+    monkeypatch.setattr(machine, "matching", lambda path: other if path == first else OPEN)
     found = find("launcher", tmp_path)
     assert found.status == WARNING
-    assert "`mpirun` is /usr/bin/mpirun of MPICH 4.3.2" in found.text
+    assert f"`mpirun` is {first} of MPICH 4.3.2" in found.text
     assert "hyparflow run" in found.fix
     monkeypatch.setattr(machine, "matching", lambda path: Mpi(OPEN_MPI, "4.1.6"))
     assert "the library of Open MPI 5.0.11" in find("launcher", tmp_path).text
@@ -95,11 +97,22 @@ def test_launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("launcher", tmp_path).status == PROBLEM
 
 
-@pytest.mark.parametrize(("kinds", "status"), [("none pmi2", PROBLEM), ("none pmix_v4", OK)])
-def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, status: str) -> None:
-    monkeypatch.setattr(machine, "_output", lambda command: kinds)
+@pytest.mark.parametrize(
+    ("kinds", "said", "status", "text"),
+    [
+        ("none pmi2", "works", PROBLEM, "srun has no PMIx"),
+        ("none pmix_v4", "srun: error: can not load PMIx library", PROBLEM, "does not start"),
+        ("none pmix_v4", "srun: job 7 started\nworks\n", OK, "starts ranks"),
+    ],
+)
+def test_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, said: str, status: str, text: str
+) -> None:
+    answers = {"--mpi=list": kinds, "--mpi=pmix": said}
+    monkeypatch.setattr(machine, "_output", lambda command: answers[command[1]])
     found = find("Slurm", tmp_path, environ={"SLURM_JOB_ID": "7"})
     assert found.status == status
+    assert text in found.text
     assert find("Slurm", tmp_path).status == OK
 
 
@@ -144,12 +157,11 @@ def test_threads_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert find("GPUs", tmp_path).status == OK
 
 
-def test_whether_memory_of_others_may_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
-    if not scope.exists() or scope.read_text().strip() != "0":
-        pytest.skip("this machine does not say that it allows it")
-    assert machine._may_read_others()
+def test_whether_memory_of_another_process_may_be_read() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert machine.may_read(os.getpid())
+    assert not machine.may_read(ended.pid)
 
 
 def test_ranks_that_find_something_else() -> None:

@@ -113,7 +113,7 @@ def test_followers_leave_the_report_to_the_leader(
     monkeypatch.setattr("time.sleep", slept.append)
     error = guard.everywhere(ValueError("on all ranks alike"))
     assert run_with(monkeypatch, FakeMPI(rank=rank), error) == [1]
-    assert slept == waits
+    assert slept == [*waits, guard._LAST_WORDS]
 
 
 def test_fail_returns_with_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:

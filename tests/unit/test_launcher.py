@@ -7,6 +7,7 @@ import os
 import pytest
 
 from hyparflow.launcher import (
+    allocated_nodes,
     describe_command,
     expected_size,
     is_launched,
@@ -93,3 +94,8 @@ def test_threads(
 def test_a_chosen_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMP_NUM_THREADS": "7"}
     assert threads(monkeypatch, 8, 8, environ) == ["4", "4", "7"]
+
+
+def test_nodes_of_a_batch_job() -> None:
+    assert allocated_nodes({}) == 1
+    assert allocated_nodes({"SLURM_JOB_NUM_NODES": "3"}) == 3

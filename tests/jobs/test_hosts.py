@@ -1,0 +1,66 @@
+"""Ranks on two hosts, over TCP: the same numbers, also on a slow network; and a cut cable."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from jobs.hosts import Hosts, require_namespaces
+from jobs.jobs import SCRIPTS, Job, Result
+
+DEADLINE = 6.0  # HYPARFLOW_TIMEOUT where the cable is cut, in seconds
+GRACE = 40.0  # seconds after it, in which the job must have ended
+STEPS, GRADIENTS = 8, 200_000  # of an epoch; bytes that one host's half of the replicas sends
+
+
+@pytest.fixture
+def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
+    require_namespaces()
+    with Hosts(tmp_path) as both:
+        yield both
+
+
+def start(hosts: Hosts, *arguments: object, **environment: str) -> Job:
+    """Start the script on two ranks of each host."""
+    where = ",".join(f"{address}:2" for address in hosts.addresses)
+    words = ("-m", "hyparflow.cli", "run", "-n", 4, "--hosts", where, "--oversubscribe")
+    known = hosts.environment | environment
+    return Job(0, *words, SCRIPTS / "hosts.py", *arguments, before=hosts.before, **known)
+
+
+def require_same(result: Result, file: pathlib.Path) -> None:
+    """Check that the losses are those of plain Keras, and where the ranks were."""
+    assert result.code == 0, result.output
+    assert not result.left
+    found = json.loads(file.read_text())
+    assert found["actual"] == pytest.approx(found["expected"], rel=1e-10)
+    ranks = dict(re.findall(r"rank (\d) is on (\w+)", result.output))
+    assert [ranks[str(n)][-1] for n in range(4)] == ["a", "a", "b", "b"]
+
+
+def test_two_hosts_give_the_numbers_of_one_process(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "result.json"
+    require_same(start(hosts, file).wait(), file)
+    hosts.slow()
+    file.unlink()
+    require_same(start(hosts, file).wait(), file)
+    assert hosts.sent() > STEPS * GRADIENTS
+
+
+def test_a_cut_cable_ends_the_job(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+    mark = tmp_path / "mark"
+    job = start(hosts, tmp_path / "result", mark, HYPARFLOW_TIMEOUT=str(DEADLINE))
+    while not mark.exists():
+        assert job.is_running(), job.wait().output
+        time.sleep(0.02)
+    hosts.cut()
+    result = job.wait(DEADLINE + GRACE)  # and no hang
+    assert result.code == 1, result.output
+    assert "a wait passed its deadline of 6 s" in result.output
+    assert "do not answer: rank 2, rank 3" in result.output
+    # No rank is left; of the launcher, what waits on the other host for the cable.
+    assert all("prted" in command for command in result.left), result.left
