@@ -23,10 +23,11 @@ from hyparflow.planning.costs import Costs
 from hyparflow.planning.estimate import estimate
 from hyparflow.planning.measure import measure
 from hyparflow.planning.plan import Plan
-from hyparflow.planning.planner import Wishes, best_of, consider
+from hyparflow.planning.planner import best_of, consider
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
 from hyparflow.planning.tables import used_weights
+from hyparflow.planning.wishes import Wishes
 from hyparflow.threads import intra_op_threads
 
 __all__ = ["costs_of_model", "plan"]

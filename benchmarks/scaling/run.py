@@ -22,7 +22,8 @@ import numpy as np
 import hyparflow as hf
 from hyparflow.partition import Operation, OperationGraph
 from hyparflow.planning.candidate import Problem
-from hyparflow.planning.planner import Wishes, consider
+from hyparflow.planning.planner import consider
+from hyparflow.planning.wishes import Wishes
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"

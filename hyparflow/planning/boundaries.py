@@ -12,7 +12,8 @@ from hyparflow.planning.search import Fits
 
 __all__ = ["Boundaries", "Reads", "StageSeconds", "candidates"]
 
-_CANDIDATES = 1024  # boundaries that a search looks at, about
+# Boundaries that a search looks at, about: so many for each rank, but not fewer or more than these.
+_PER_RANK, _FEWEST, _MOST = 64, 512, 1024
 
 # Of each tensor: the operation that makes it, and those that read it, in order.
 Reads = Sequence[tuple[int, Sequence[int]]]
@@ -36,7 +37,8 @@ class Boundaries:
         sizes = problem.costs.tensors[self._tensors]
         crossing = _crossing(reads, sizes, count)
         allowed = allowed_cuts(problem.graph)
-        self.positions = candidates(self._times(rows), crossing, allowed, _CANDIDATES)
+        limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
+        self.positions = candidates(self._times(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
         costs, each = problem.costs, range(count)
         self._gradients = np.array([costs.weight_bytes([i], trainable=True) for i in each], float)
@@ -63,8 +65,8 @@ class Boundaries:
         in_flight: Sequence[int],
         stages_per_partition: int,
         limit: int,
-    ) -> Fits:
-        """Whether a stage fits in memory.
+    ) -> Fits | None:
+        """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
 
         A little less than `partition_memory` counts, or more: a weight used twice in a stage is
         counted twice, a tensor that several stages read crosses once.
@@ -82,6 +84,12 @@ class Boundaries:
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
+        each = gradients + costs.overheads.program * compiled
+        # A stage holds activations in what its other needs leave. Even if the stages that keep the
+        # most micro-batches had all the others, this much would have to hold all activations.
+        room = sum(share / kept for kept in in_flight) - each[-1] / max(in_flight)
+        if room < rows * activations[-1]:
+            return None
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             before = gradients + in_flight[stage] * rows * activations

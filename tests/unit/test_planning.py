@@ -17,9 +17,10 @@ from hyparflow.planning import Cluster, Costs, Link, Plan
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.compose import make_plan
 from hyparflow.planning.costs import Overheads, Weight
-from hyparflow.planning.planner import Wishes, best_of, consider
+from hyparflow.planning.planner import best_of, consider
 from hyparflow.planning.predict import predict
 from hyparflow.planning.sizes import parse_bytes
+from hyparflow.planning.wishes import Wishes
 
 FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
 MEGABYTE = 2**20

@@ -1,0 +1,132 @@
+"""The divisions of a layout into stages that are worth a simulation."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from hyparflow.grid import Grid
+from hyparflow.lowering import lower
+from hyparflow.partition import divide, make_partitioning
+from hyparflow.planning.boundaries import Boundaries
+from hyparflow.planning.candidate import Candidate, Problem
+from hyparflow.planning.memory import gradient_copies
+from hyparflow.planning.predict import Prediction, predict
+from hyparflow.planning.search import Division, Fits, Search, rounds_of
+from hyparflow.planning.wishes import Wishes
+from hyparflow.schedule import make_schedule
+from hyparflow.simulate import play
+
+__all__ = ["Divisions", "Layout"]
+
+_SIMULATED = 6  # divisions of a layout that are simulated at most
+
+
+class Layout(NamedTuple):
+    """A candidate without its cuts."""
+
+    grid: Grid
+    num_microbatches: int
+    schedule: str
+    stages_per_partition: int
+
+    @property
+    def num_stages(self) -> int:
+        return self.grid.num_partitions * self.stages_per_partition
+
+
+class Divisions:
+    """The divisions of each layout that are worth a simulation: those that fit, if there are any.
+
+    Args:
+        problem: what is to be planned.
+        wishes: what the user fixed.
+    """
+
+    def __init__(self, problem: Problem, wishes: Wishes) -> None:
+        self._problem, self._wishes = problem, wishes
+        rows = max(1.0, problem.batch_size / wishes.num_ranks)
+        self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
+        self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
+        self._free = functools.cache(self._search_freely)
+        self._fits = functools.cache(self._whether_fits)
+        self._found: dict[Layout, list[tuple[int, ...]]] = {}
+
+    def count(self, layout: Layout) -> int:
+        """How many there are."""
+        return len(self._of(layout))
+
+    def bound(self, layout: Layout) -> float:
+        """Seconds that a step takes at least, about: without sums, whatever the memory."""
+        if self._wishes.lpp is not None:
+            return 0.0
+        free = self._free(layout._replace(schedule=""))
+        return free[0].value(_rounds(layout)) if free else 0.0
+
+    def too_large(self, layout: Layout) -> bool:
+        """Whether it is plain, without a search, that no division of a layout fits."""
+        if self._wishes.lpp is not None or self._wishes.memory_limit is None:
+            return False
+        return self._fits(layout) is None
+
+    def predict(self, layout: Layout, number: int) -> Prediction:
+        """What the division `number` of a layout takes; 0 is the one that should be fastest."""
+        partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
+        candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
+        return predict(self._problem, candidate)
+
+    def _of(self, layout: Layout) -> list[tuple[int, ...]]:
+        if layout not in self._found:
+            self._found[layout] = self._divide(layout)
+        return self._found[layout]
+
+    def _divide(self, layout: Layout) -> list[tuple[int, ...]]:
+        graph, stages = self._problem.graph, layout.num_stages
+        if self._wishes.lpp is not None:
+            return [divide(graph, stages, self._wishes.lpp).boundaries]
+        if stages == 1:
+            return [(0, len(graph.operations))]
+        found = self._free(layout._replace(schedule=""))
+        fits = None if self._wishes.memory_limit is None else self._fits(layout)
+        if found and fits is not None and not _all_fit(found[0], fits):
+            found = self._search(self._rows(layout)).best(stages, _rounds(layout), fits) or found
+        positions = self._boundaries().positions
+        if not found:  # too few places to cut at: say so
+            return [divide(graph, stages).boundaries]
+        return [
+            tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
+        ]
+
+    def _search_freely(self, layout: Layout) -> list[Division]:
+        """The divisions that are best without a limit of memory, whatever the schedule."""
+        return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout))
+
+    def _rows(self, layout: Layout) -> float:
+        return self._problem.batch_size / layout.grid.num_replicas / layout.num_microbatches
+
+    def _new_search(self, rows: float) -> Search:
+        return Search(self._boundaries().seconds(rows))
+
+    def _whether_fits(self, layout: Layout) -> Fits | None:
+        """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
+        grid, count, schedule, each = layout
+        timeline = play(lower(make_schedule(schedule, grid.num_partitions, count, each), ()))
+        in_flight = timeline.peaks_in_flight()
+        most = [in_flight[stage] for stage in range(layout.num_stages)]
+        copies = gradient_copies(grid, count)
+        limit = self._wishes.memory_limit or 0
+        return self._boundaries().fits(self._rows(layout), copies, most, each, limit)
+
+
+def _rounds(layout: Layout) -> int:
+    return rounds_of(
+        layout.grid.num_partitions, layout.num_microbatches, layout.stages_per_partition
+    )
+
+
+def _all_fit(division: Division, fits: Fits) -> bool:
+    pairs = enumerate(itertools.pairwise(division.boundaries))
+    return all(fits(stage, np.array(start), np.array(end)) for stage, (start, end) in pairs)
