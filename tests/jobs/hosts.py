@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
 import subprocess
-import warnings
 
 import pytest
+from jobs.cable import Cable
 
 __all__ = ["Hosts", "require_namespaces"]
 
-# What `tc` is told: for both delay and rate, or for the rate alone where that is all there is.
-_SLOW = "delay 5ms rate 50mbit"
-_NARROW = "rate 50mbit burst 32kbit latency 400ms"
+_DELAY = 5e-3  # seconds, in each direction
+_RATE = "rate 50mbit burst 32kbit latency 400ms"
 # The agent is what a launcher calls in place of ssh: AGENT HOST COMMAND...
 _AGENT = """#!/bin/sh
 shift
@@ -38,13 +36,17 @@ class Hosts:
 
     Args:
         folder: where to put what belongs to them.
+
+    Attributes:
+        addresses: of both.
+        cable: between them, while this context lasts.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         # Names of interfaces have at most 15 letters.
         number = os.getpid()
-        self._names = [f"hf{number}a", f"hf{number}b"]
-        self._cables = [f"c{number}a", f"c{number}b"]
+        self._names = (f"hf{number}a", f"hf{number}b")
+        self._ends = (f"c{number}a", f"c{number}b")
         # 198.18.0.0/15 is kept for tests of networks.
         self.addresses = ["198.18.7.1", "198.18.7.2"]
         self._agent = folder / "agent"
@@ -52,17 +54,18 @@ class Hosts:
         self._agent.chmod(0o755)
 
     def __enter__(self) -> Hosts:
+        self.cable = Cable(self._ends)
         for name in self._names:
             _do("ip", "netns", "add", name)
-        (a, b), (first, second) = self._names, self._cables
-        _do(*f"ip link add {first} netns {a} type veth peer name {second} netns {b}".split())
-        for name, cable, address in zip(self._names, self._cables, self.addresses, strict=True):
+        for name, cable, address in zip(self._names, self._ends, self.addresses, strict=True):
+            _do("ip", "link", "set", cable, "netns", name)
             _do("ip", "-n", name, "addr", "add", f"{address}/24", "dev", cable)
             _do("ip", "-n", name, "link", "set", "lo", "up")
             _do("ip", "-n", name, "link", "set", cable, "up")
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.cable.close()
         for name in self._names:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
@@ -80,21 +83,9 @@ class Hosts:
 
     def slow(self) -> None:
         """Let everything on the cable take longer, in each direction."""
-        for name, cable in zip(self._names, self._cables, strict=True):
-            command = f"tc -n {name} qdisc add dev {cable} root"
-            if subprocess.run(f"{command} netem {_SLOW}".split()).returncode:
-                warnings.warn("The cable gets no delay: this kernel has no netem.", stacklevel=2)
-                _do(*f"{command} tbf {_NARROW}".split())
-
-    def sent(self) -> int:
-        """Bytes that the first host has sent since the cable is slow."""
-        command = f"tc -n {self._names[0]} -s -j qdisc show dev {self._cables[0]}"
-        told = subprocess.run(command.split(), check=True, capture_output=True).stdout
-        return int(json.loads(told)[0]["bytes"])
-
-    def cut(self) -> None:
-        """Pull the cable."""
-        _do("ip", "-n", self._names[0], "link", "set", self._cables[0], "down")
+        self.cable.delay = _DELAY
+        for name, end in zip(self._names, self._ends, strict=True):
+            _do(*f"tc -n {name} qdisc add dev {end} root tbf {_RATE}".split())
 
 
 def _do(*command: str) -> None:

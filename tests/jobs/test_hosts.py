@@ -45,10 +45,12 @@ def require_same(result: Result, file: pathlib.Path) -> None:
 def test_two_hosts_give_the_numbers_of_one_process(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "result.json"
     require_same(start(hosts, file).wait(), file)
+    carried = hosts.cable.carried
+    assert carried > STEPS * GRADIENTS
     hosts.slow()
     file.unlink()
     require_same(start(hosts, file).wait(), file)
-    assert hosts.sent() > STEPS * GRADIENTS
+    assert hosts.cable.carried - carried > STEPS * GRADIENTS
 
 
 def test_a_cut_cable_ends_the_job(hosts: Hosts, tmp_path: pathlib.Path) -> None:
@@ -57,7 +59,7 @@ def test_a_cut_cable_ends_the_job(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     while not mark.exists():
         assert job.is_running(), job.wait().output
         time.sleep(0.02)
-    hosts.cut()
+    hosts.cable.is_cut = True
     result = job.wait(DEADLINE + GRACE)  # and no hang
     assert result.code == 1, result.output
     assert "a wait passed its deadline of 6 s" in result.output
