@@ -13,6 +13,7 @@ from hyparflow import launcher
 from hyparflow.claims import Claim, crowded
 from hyparflow.comm import World
 from hyparflow.doctor.finding import OK, PROBLEM, WARNING, Finding
+from hyparflow.text import counted
 
 __all__ = ["check_ranks"]
 
@@ -26,7 +27,7 @@ def check_ranks(world: World) -> list[Finding]:
     """What all ranks find together; the same on each. Collective."""
     nodes = world.all_gather_objects(platform.node(), "the names of the nodes")
     count = len(set(nodes))
-    several = f"{world.size} rank{'s' * (world.size > 1)} on {count} node{'s' * (count > 1)}"
+    several = f"{counted(world.size, 'rank', 'ranks')} on {counted(count, 'node', 'nodes')}"
     if world.size == 1:
         fix = "mpirun -n 2 hyparflow doctor"
         return [Finding("ranks", WARNING, f"{several}: nobody to talk to", fix)]

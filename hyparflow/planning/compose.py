@@ -9,6 +9,7 @@ from hyparflow.actions import Kind
 from hyparflow.planning.candidate import Problem
 from hyparflow.planning.plan import Alternative, PartitionPlan, Plan, Work, megabytes
 from hyparflow.planning.predict import Prediction
+from hyparflow.text import counted
 
 __all__ = ["make_plan"]
 
@@ -79,10 +80,8 @@ def _work(spans: Any) -> list[Work]:
 
 def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
     grid = other.candidate.grid
-    name = (
-        f"{grid.num_replicas} x {grid.num_partitions}, {other.candidate.num_microbatches} "
-        f"micro-batches, {other.candidate.schedule}"
-    )
+    parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
+    name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}, {other.candidate.schedule}"
     if other.candidate.stages_per_partition > 1:
         name += f" of {other.candidate.stages_per_partition} stages"
     totals = [memory.total for memory in other.memory]

@@ -5,6 +5,7 @@ Plain data that prints itself, goes to JSON and back, and tells `hyparflow.fit` 
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from hyparflow.files import read_values
 from hyparflow.planning.memory import Memory
-from hyparflow.text import aligned
+from hyparflow.text import aligned, counted
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Work", "megabytes"]
 
@@ -180,6 +181,10 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join([*self._head(), "", *self._table(), "", *self._summary()])
 
+    def _repr_html_(self) -> str:
+        """For notebooks, which would break the lines of the table."""
+        return f'<pre style="white-space: pre; overflow-x: auto">{html.escape(str(self))}</pre>'
+
     def _head(self) -> list[str]:
         rows = self.batch_size / self.num_replicas / self.num_microbatches
         each = self.stages_per_partition
@@ -197,8 +202,8 @@ class Plan:
             memory = part.memory
             sent = ", ".join(f"{megabytes(size)} to {peer}" for peer, size in part.sent.items())
             if self.num_replicas > 1:
-                others = self.num_replicas - 1
-                sums = f"sums {megabytes(part.parameters)} with {others} other{'s' * (others > 1)}"
+                others = counted(self.num_replicas - 1, "other", "others")
+                sums = f"sums {megabytes(part.parameters)} with {others}"
                 sent = f"{sent}, {sums}" if sent else sums
             rows.append(
                 (
@@ -217,7 +222,7 @@ class Plan:
         """What the first stage of a partition holds, and how many more there are."""
         layers, first = self.partitions[partition].layers, self.lpp[partition]
         each = self.stages_per_partition
-        more = f" and {each - 1} more stage{'s' * (each > 2)}" if each > 1 else ""
+        more = f" and {counted(each - 1, 'more stage', 'more stages')}" if each > 1 else ""
         return f"{layers[0]} to {layers[first - 1]}{more}"
 
     def _summary(self) -> list[str]:

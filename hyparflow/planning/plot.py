@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.gantt import COLOURS, draw_step, new_figure, whole_numbers
+from hyparflow.text import counted
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan
@@ -42,7 +43,7 @@ def _title(plan: Plan) -> str:
     replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
     each = plan.stages_per_partition
     stages = f"{each} stages per partition (the later the paler), " if each > 1 else ""
-    parts = f"{plan.num_microbatches} micro-batch{'es' * (plan.num_microbatches > 1)}"
+    parts = counted(plan.num_microbatches, "micro-batch", "micro-batches")
     drawn = max(work.end for works in plan.work for work in works)
     rest = plan.step_seconds - drawn
     between = f" ({rest * 1e3:.1f} ms of it between steps)" if rest > 0.01 * drawn else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -469,9 +471,18 @@ def test_a_plan_prints_its_partitions_and_alternatives() -> None:
     text = str(plan)
     assert "small on 4 ranks" in text
     assert f"step {plan.step_seconds * 1e3:.1f} ms" in text
-    assert text.count("micro-batches,") == 3  # the alternatives
+    alternatives = re.findall(r"^  \d x \d, (\d+) (micro-batch(?:es)?), ", text, re.MULTILINE)
+    assert len(alternatives) == 3
+    assert all((count == "1") == (word == "micro-batch") for count, word in alternatives)
     for partition in plan.partitions:
         assert f"{partition.layers[0]} to {partition.layers[-1]}" in text
+
+
+def test_notebooks_do_not_break_the_lines_of_a_plan() -> None:
+    shown = some_plan()._repr_html_()
+    assert shown.startswith("<pre")
+    assert "white-space: pre;" in shown
+    assert html.unescape(shown.partition(">")[2]).startswith(str(some_plan()))
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
