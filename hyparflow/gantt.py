@@ -30,6 +30,7 @@ _NAMES = (
 )
 _IDLE = "#eeeeee"
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
+_PALEST = 0.55  # how much the last stage of a partition is paler than its first
 _EDGED = 600  # more computations than this are too narrow for edges
 
 
@@ -68,16 +69,19 @@ def draw_step(
     end = (end or max(work.end for works in rows for work in works)) * 1e3
     computations = sum(work.kind in Kind.COMPUTATIONS for works in rows for work in works)
     edge = 0.4 if computations < _EDGED else 0.0
+    turns = max(1, *(work.stage // num_partitions for works in rows for work in works))
     seen: dict[str, Any] = {}
     for row, works in enumerate(rows):
         seen["idle"] = axes.barh(row, end, height=_HEIGHT, color=_IDLE)
         for work in works:
             name = _NAMES[work.kind]
             turn = work.stage // num_partitions if work.kind in Kind.COMPUTATIONS else 0
-            bar = _draw_work(axes, row, work, edge, max(0.4, 1.0 - 0.2 * turn))
+            paleness = _PALEST * turn / turns
+            bar = _draw_work(axes, row, work, edge, 1.0 - paleness)
             seen[name] = bar if turn == 0 else seen.get(name, bar)
             if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.015 * end:
-                _number(axes, row, work, "black" if name == "forward" else "white")
+                dark = name != "forward" and paleness < _PALEST / 2
+                _number(axes, row, work, "white" if dark else "black")
     shown = [name for name in (*COLOURS, "idle") if name in seen]
     axes.legend(
         [seen[name] for name in shown],

@@ -23,6 +23,8 @@ _TITLES = (
     *("gradients", "slots", "activations", "buffers", "program", "sends in a step"),
 )
 
+_MOST_ROWS = 32  # ranks that a picture shows one by one
+
 
 @dataclass(frozen=True)
 class PartitionPlan:
@@ -164,6 +166,15 @@ class Plan:
             return cls.from_values(values)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{rule} Received: {path}, which holds something else") from error
+
+    def rows(self) -> tuple[str, list[Sequence[Work]]]:
+        """What a picture has a row for, and what each does in a step: every rank.
+
+        Or, of many, every partition: all replicas do the same.
+        """
+        if self.num_ranks > _MOST_ROWS:
+            return "partition", list(self.work)
+        return "rank", [works for _ in range(self.num_replicas) for works in self.work]
 
     def plot(self, path: str | Path) -> None:
         """Draw one step, rank by rank, and the time and memory of the partitions.

@@ -1,4 +1,4 @@
-"""A plan as a picture: one step, partition by partition, and what each takes of time and memory."""
+"""A plan as a picture: one step, rank by rank, and what partitions take of time and memory."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _MEMORY = {
 
 def draw(plan: Plan, path: str | Path) -> None:
     """Draw `plan` into the file `path`."""
-    count = plan.num_partitions
-    height = min(12.0, 1.2 + 0.45 * count)
+    what, works = plan.rows()
+    height = min(12.0, 1.2 + 0.45 * len(works))
     figure = new_figure(11, height + 3.2)
     rows = figure.subplots(2, 1, height_ratios=[height, 2.6])
     step, below = rows
     grid = below.get_subplotspec().subgridspec(1, 2)
     below.remove()
     figure.suptitle(_title(plan), fontsize=11)
-    draw_step(step, plan.work, plan.num_partitions)
+    draw_step(step, works, plan.num_partitions, what=what)
     _draw_time(plan, figure.add_subplot(grid[0]))
     _draw_memory(plan, figure.add_subplot(grid[1]))
     figure.savefig(path, dpi=150)

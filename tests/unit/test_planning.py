@@ -485,6 +485,16 @@ def test_notebooks_do_not_break_the_lines_of_a_plan() -> None:
     assert html.unescape(shown.partition(">")[2]).startswith(str(some_plan()))
 
 
+def test_a_picture_shows_every_rank_but_of_many() -> None:
+    plan = some_plan()
+    what, rows = plan.rows()
+    assert what == "rank"
+    grid = Grid(plan.num_partitions, plan.num_replicas)
+    assert rows == [plan.work[grid.partition(rank)] for rank in range(grid.size)]
+    what, rows = dataclasses.replace(plan, num_replicas=64).rows()
+    assert (what, len(rows)) == ("partition", plan.num_partitions)
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_a_plan_is_drawn(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
