@@ -25,6 +25,10 @@ __all__ = ["Known", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
+_NOTHING_TO_PLAN = (
+    "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
+    "Functional or not built; each rank trains a replica"
+)
 _LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
     "num_partitions": None,
     "num_replicas": None,
@@ -78,8 +82,12 @@ def plan_fit(
     if key not in known.plans:
         show = kwargs.get("verbose", "auto") != 0
         planned = functools.partial(_plan, model, world, rows, decided, known.costs)
-        can_cut = keras_internals.opened_graph(model) is not None
-        known.plans[key] = _plan_for_ranks(world, planned, show) if can_cut else None
+        if keras_internals.opened_graph(model) is not None:
+            known.plans[key] = _plan_for_ranks(world, planned, show)
+        else:
+            known.plans[key] = None
+            if show and world.rank == LEADER:
+                print(_NOTHING_TO_PLAN.format(name=model.name), flush=True)
     if (best := known.plans[key]) is None:
         return parallel
     return parallel | _LEFT_OPEN | {"plan": best}  # what was decided stands in it

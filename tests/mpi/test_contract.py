@@ -21,13 +21,7 @@ MICROBATCHES = (1, 2, 3, 4)
 CHOSEN = {
     1: {(1, 1): ("1f1b",), (1, 2): ("1f1b",)},
     2: {(1, 2): ("1f1b",), (2, 2): ("interleaved",), (2, 3): ("zero-bubble",), (2, 4): ("gpipe",)},
-    4: {
-        (1, 2): ("1f1b",),
-        (2, 1): ("gpipe",),
-        (2, 2): ("zero-bubble",),
-        (4, 2): ("interleaved",),
-        (4, 4): ("1f1b",),
-    },
+    4: {(2, 2): ("interleaved",), (4, 2): ("zero-bubble",), (4, 4): ("1f1b",)},
 }
 
 

@@ -82,7 +82,7 @@ def test_automatic_trains_as_plain_keras(capfd: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
-def test_automatic_trains_a_model_without_a_graph() -> None:
+def test_automatic_trains_a_model_without_a_graph(capfd: pytest.CaptureFixture[str]) -> None:
     class Own(keras.Model):
         def __init__(self) -> None:
             super().__init__()
@@ -93,11 +93,13 @@ def test_automatic_trains_a_model_without_a_graph() -> None:
 
     model = Own()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    history = hf.fit(model, *data(), batch_size=20, verbose=0, strategy="auto").history
+    history = hf.fit(model, *data(), batch_size=20, verbose=2, strategy="auto").history
     assert np.isfinite(history["loss"]).all()
+    said = "hyparflow plans nothing: model 'own'" in capfd.readouterr().out
+    assert said == hf.is_leader()
 
 
-@pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
+@pytest.mark.skipif(WORLD.size != 2, reason="measures: for nothing alone, and for long on 4 ranks")
 def test_all_ranks_hear_that_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "_SHARE", 1e-8)
     with pytest.raises(ValueError, match="No layout fits in the memory limit") as caught:

@@ -42,16 +42,14 @@ def hybrid(partitions: int, **more: Any) -> dict[str, Any]:
     return {"num_partitions": partitions, "num_replicas": replicas, "num_microbatches": 2} | more
 
 
-@several
-@pytest.mark.parametrize("name", ["residual", "sequences", "siamese"])
-@pytest.mark.parametrize("partitions", PARTITIONS)
-def test_sums_begun_while_others_compute(name: str, partitions: int) -> None:
+@pytest.mark.skipif(WORLD.size != 2, reason="on 4 ranks the contract test has this layout")
+@pytest.mark.parametrize("name", ["residual", "siamese"])
+def test_sums_begun_while_others_compute(name: str) -> None:
     """Two stages per rank: the sum of the second begins before the backward of the first."""
     case = CASES[name]
     expected = on_leader(lambda: train(case, "float64"))
-    layout = hybrid(partitions, schedule="interleaved", stages_per_partition=2)
-    actual = train(case, "float64", **layout)
-    require_none(actual.compare(expected), f"{name} on {partitions} partitions")
+    actual = train(case, "float64", **hybrid(1, schedule="interleaved", stages_per_partition=2))
+    require_none(actual.compare(expected), name)
 
 
 @several
