@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from hyparflow.actions import Kind, Step
+from hyparflow.actions import Action, Kind, Step
 
-__all__ = ["Lowered", "Span", "Timeline", "play"]
+__all__ = ["Lowered", "Span", "Timeline", "peaks_in_flight", "play"]
 
 _KEPT = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}  # of micro-batches
 
@@ -74,19 +74,22 @@ class Timeline:
             peak = max(peak, kept + (size(step) if step.kind == Kind.FUSED else 0.0))
         return peak
 
-    def peaks_in_flight(self) -> dict[int, int]:
-        """The most micro-batches whose activations each stage keeps at one time."""
-        kept: dict[int, int] = defaultdict(int)
-        peaks: dict[int, int] = defaultdict(int)
-        for span in itertools.chain(*self.spans):
-            stage = span.step.stage
-            kept[stage] += _KEPT.get(span.step.kind, 0)
-            peaks[stage] = max(peaks[stage], kept[stage] + (span.step.kind == Kind.FUSED))
-        return peaks
-
     def order(self, rank: int) -> list[str]:
         """The steps of `rank` in text form, as executed."""
         return [str(span.step) for span in self.spans[rank]]
+
+
+def peaks_in_flight(schedule: Iterable[Iterable[Action]]) -> dict[int, int]:
+    """The most micro-batches whose activations each stage keeps at one time.
+
+    Nothing needs to be played for it: a stage's actions stand in the list of one partition.
+    """
+    kept: dict[int, int] = defaultdict(int)
+    peaks: dict[int, int] = defaultdict(int)
+    for action in itertools.chain.from_iterable(schedule):
+        kept[action.stage] += _KEPT.get(action.kind, 0)
+        peaks[action.stage] = max(peaks[action.stage], kept[action.stage])
+    return peaks
 
 
 def unit_cost(step: Step) -> float:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from hyparflow.grid import Grid
-from hyparflow.lowering import lower
 from hyparflow.partition import divide, make_partitioning
 from hyparflow.planning.boundaries import Boundaries
 from hyparflow.planning.candidate import Candidate, Problem
@@ -18,7 +17,7 @@ from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.planning.wishes import Wishes
 from hyparflow.schedule import make_schedule
-from hyparflow.simulate import play
+from hyparflow.simulate import peaks_in_flight
 
 __all__ = ["Divisions", "Layout"]
 
@@ -113,8 +112,7 @@ class Divisions:
     def _whether_fits(self, layout: Layout) -> Fits | None:
         """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
         grid, count, schedule, each = layout
-        timeline = play(lower(make_schedule(schedule, grid.num_partitions, count, each), ()))
-        in_flight = timeline.peaks_in_flight()
+        in_flight = peaks_in_flight(make_schedule(schedule, grid.num_partitions, count, each))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         copies = gradient_copies(grid, count)
         limit = self._wishes.memory_limit or 0

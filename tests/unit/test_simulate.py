@@ -9,7 +9,7 @@ import pytest
 from hyparflow.actions import Edge, Kind, Step
 from hyparflow.lowering import lower, prove
 from hyparflow.schedule import forward_only, gpipe, make_schedule, one_forward_one_backward
-from hyparflow.simulate import Lowered, play
+from hyparflow.simulate import Lowered, peaks_in_flight, play
 
 SIZES = [*itertools.product(range(1, 6), range(1, 8)), (8, 3), (4, 32)]
 
@@ -42,6 +42,22 @@ def test_peak_in_flight(partitions: int, microbatches: int) -> None:
     timeline = play(lowered("1f1b", partitions, microbatches))
     expected = [min(microbatches, partitions - rank) for rank in ranks]
     assert [timeline.peak_in_flight(rank) for rank in ranks] == expected
+
+
+@pytest.mark.parametrize("partitions, microbatches", SIZES)
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+def test_peaks_in_flight_are_those_of_the_played(
+    name: str, partitions: int, microbatches: int
+) -> None:
+    schedule = make_schedule(name, partitions, microbatches, 2 if name == "interleaved" else 1)
+    kinds = {Kind.FORWARD: 1, Kind.FUSED: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}
+    for stage, peak in peaks_in_flight(schedule).items():
+        spans = play(lower(schedule, ())).spans[stage % partitions]
+        mine = [span.step for span in spans if span.step.stage == stage]
+        kept = [kinds.get(step.kind, 0) for step in mine]
+        fused = [step.kind == Kind.FUSED for step in mine]  # kept while it runs, and no longer
+        before = itertools.accumulate((k - f for k, f in zip(kept, fused, strict=True)), initial=0)
+        assert peak == max(max(b + k, b) for b, k in zip(before, kept, strict=False))
 
 
 def test_forwards_only_take_one_slot_each() -> None:
