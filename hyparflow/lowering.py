@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from hyparflow.actions import Action, Edge, Kind, Step
+from hyparflow.actions import Edge, Kind, Step
 from hyparflow.schedule import Schedule
 from hyparflow.simulate import Lowered, Timeline, play
 
@@ -41,18 +41,16 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
     Returns:
         One list of steps per partition.
     """
-    partitions = len(schedule)
     last = max((action.stage for actions in schedule for action in actions), default=0)
-    touching: dict[int, list[tuple[int, Edge]]] = defaultdict(list)
-    for index, edge in enumerate(edges):
-        if not is_local(edge, partitions):
-            touching[edge.producer].append((index, edge))
-            touching[edge.consumer].append((index, edge))
+    messages = _messages(edges, len(schedule))
     lowered = []
     for partition, actions in enumerate(schedule):
         steps: list[Step] = []
-        for action in actions:
-            steps += _around(action, touching[action.stage])
+        for stage, kind, m in actions:
+            before, after = messages.get((stage, kind), ((), ()))
+            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in before]
+            steps.append(Step(stage, kind, m))
+            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in after]
         if training:
             steps = _start_reductions(_fuse(steps, last))
             steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]
@@ -60,25 +58,25 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
     return lowered
 
 
-def _around(action: Action, edges: Sequence[tuple[int, Edge]]) -> list[Step]:
-    """`action` between the receives that it needs and the sends of what it makes.
+# The messages before and after a computation: their kinds, edges and peers.
+_Messages = list[tuple[str, int, int]]
 
-    Args:
-        action: a computation.
-        edges: those of its stage that need messages, with their numbers.
-    """
-    stage, kind, m = action
-    before, after = [], []
-    for index, edge in edges:
-        if kind == Kind.FORWARD and edge.consumer == stage:
-            before.append(Step(stage, Kind.RECEIVE_ACTIVATION, m, index, edge.producer))
-        elif kind == Kind.FORWARD and edge.producer == stage:
-            after.append(Step(stage, Kind.SEND_ACTIVATION, m, index, edge.consumer))
-        elif kind in Kind.BACKWARDS and edge.producer == stage and edge.carries_gradient:
-            before.append(Step(stage, Kind.RECEIVE_GRADIENT, m, index, edge.consumer))
-        elif kind in Kind.BACKWARDS and edge.consumer == stage and edge.carries_gradient:
-            after.append(Step(stage, Kind.SEND_GRADIENT, m, index, edge.producer))
-    return [*before, Step(stage, kind, m), *after]
+
+def _messages(
+    edges: Sequence[Edge], num_partitions: int
+) -> dict[tuple[int, str], tuple[_Messages, _Messages]]:
+    """What each stage receives before a computation of each kind, and sends after it."""
+    around: dict[tuple[int, str], tuple[_Messages, _Messages]] = defaultdict(lambda: ([], []))
+    for index, edge in enumerate(edges):
+        if is_local(edge, num_partitions):
+            continue
+        producer, consumer = edge.producer, edge.consumer
+        around[producer, Kind.FORWARD][1].append((Kind.SEND_ACTIVATION, index, consumer))
+        around[consumer, Kind.FORWARD][0].append((Kind.RECEIVE_ACTIVATION, index, producer))
+        for kind in Kind.BACKWARDS if edge.carries_gradient else ():
+            around[producer, kind][0].append((Kind.RECEIVE_GRADIENT, index, consumer))
+            around[consumer, kind][1].append((Kind.SEND_GRADIENT, index, producer))
+    return around
 
 
 def _fuse(steps: list[Step], last: int) -> list[Step]:
