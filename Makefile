@@ -44,8 +44,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 SAY_ROOT := @echo "You are root: telling Open MPI to allow that."
 endif
 
-# Two runs of tests at a time, because one rank often computes while the others wait for it. The
-# output of each is shown as it ends, if make can do that.
+# Two runs of tests at a time, because one rank often computes while the others wait for it, and jobs
+# wait for deadlines. The output of each is shown as it ends, if make can do that.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 AT_ONCE = +@echo "Two runs of tests at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
@@ -68,7 +68,7 @@ bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for 
 	$(BIN)/python benchmarks/throughput/run.py
 
 test: lint docs mpi-check  ## run everything that a change must pass
-	$(AT_ONCE) test-mpi-2 test-unit test-mpi-4 test-jobs test-mpi-1
+	$(AT_ONCE) test-jobs test-mpi-2 test-mpi-4 test-unit test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check
