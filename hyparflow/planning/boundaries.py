@@ -8,6 +8,7 @@ import numpy as np
 
 from hyparflow.partition import OperationGraph, allowed_cuts
 from hyparflow.planning.candidate import Problem
+from hyparflow.planning.costs import Costs
 from hyparflow.planning.search import Fits
 
 __all__ = ["Boundaries", "Reads", "StageSeconds", "candidates"]
@@ -40,8 +41,7 @@ class Boundaries:
         limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
         self.positions = candidates(self._times(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
-        costs, each = problem.costs, range(count)
-        self._gradients = np.array([costs.weight_bytes([i], trainable=True) for i in each], float)
+        self._gradients = _trained_bytes(problem.costs)
         self._stages = StageSeconds(reads, self.positions)
 
     def _times(self, rows: float) -> np.ndarray:
@@ -68,8 +68,8 @@ class Boundaries:
     ) -> Fits | None:
         """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
 
-        A little less than `partition_memory` counts, or more: a weight used twice in a stage is
-        counted twice, a tensor that several stages read crosses once.
+        A little less than `partition_memory` counts, or more: a weight counts where it is used
+        first, a tensor that several stages read crosses once.
 
         Args:
             rows: of a micro-batch.
@@ -84,11 +84,7 @@ class Boundaries:
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
-        each = gradients + costs.overheads.program * compiled
-        # A stage holds activations in what its other needs leave. Even if the stages that keep the
-        # most micro-batches had all the others, this much would have to hold all activations.
-        room = sum(share / kept for kept in in_flight) - each[-1] / max(in_flight)
-        if room < rows * activations[-1]:
+        if self._plainly_too_large(rows, copies, in_flight, stages_per_partition, limit):
             return None
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -99,6 +95,25 @@ class Boundaries:
             return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
 
         return fit
+
+    def _plainly_too_large(
+        self,
+        rows: float,
+        copies: int,
+        in_flight: Sequence[int],
+        stages_per_partition: int,
+        limit: int,
+    ) -> bool:
+        """Whether the partitions together cannot hold the model, wherever it is cut."""
+        costs = self._problem.costs
+        others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
+        share = limit - costs.fixed_bytes - costs.overheads.runtime
+        partitions = len(in_flight) // stages_per_partition
+        # A partition holds activations in what its other needs leave. Even if those that keep the
+        # most micro-batches had all the others, this much would have to hold all activations.
+        fewest = [min(in_flight[number::partitions]) for number in range(partitions)]
+        room = sum(share / kept for kept in fewest) - others / max(in_flight)
+        return bool(room < rows * costs.kept.sum())
 
     def _before(self, values: np.ndarray) -> np.ndarray:
         """The sum of `values` before each position."""
@@ -177,6 +192,17 @@ def candidates(
         _, first = np.unique(bins[order], return_index=True)
         inner = np.sort(inner[order[first]])
     return np.concatenate([[0], inner, [count]])
+
+
+def _trained_bytes(costs: Costs) -> np.ndarray:
+    """Bytes of the trained weights of each operation that no earlier one uses."""
+    seen: set[int] = set()
+    sizes = []
+    for numbers in costs.used:
+        fresh = [costs.weights[number] for number in set(numbers) - seen]
+        sizes.append(float(sum(weight.size for weight in fresh if weight.trainable)))
+        seen.update(numbers)
+    return np.array(sizes)
 
 
 def _reads(graph: OperationGraph) -> tuple[list[tuple[int, list[int]]], np.ndarray]:

@@ -51,7 +51,7 @@ class Divisions:
         self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
         self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
         self._free = functools.cache(self._search_freely)
-        self._fits = functools.cache(self._whether_fits)
+        self._fitting = functools.cache(self._search_fitting)
         self._found: dict[Layout, list[tuple[int, ...]]] = {}
 
     def count(self, layout: Layout) -> int:
@@ -66,10 +66,9 @@ class Divisions:
         return free[0].value(_rounds(layout)) if free else 0.0
 
     def too_large(self, layout: Layout) -> bool:
-        """Whether it is plain, without a search, that no division of a layout fits."""
-        if self._wishes.lpp is not None or self._wishes.memory_limit is None:
-            return False
-        return self._fits(layout) is None
+        """Whether no division of a layout seems to fit in memory."""
+        chosen = self._wishes.lpp is not None or layout.num_stages == 1
+        return not (chosen or self._fitting(layout))
 
     def predict(self, layout: Layout, number: int) -> Prediction:
         """What the division `number` of a layout takes; 0 is the one that should be fastest."""
@@ -88,10 +87,7 @@ class Divisions:
             return [divide(graph, stages, self._wishes.lpp).boundaries]
         if stages == 1:
             return [(0, len(graph.operations))]
-        found = self._free(layout._replace(schedule=""))
-        fits = None if self._wishes.memory_limit is None else self._fits(layout)
-        if found and fits is not None and not _all_fit(found[0], fits):
-            found = self._search(self._rows(layout)).best(stages, _rounds(layout), fits) or found
+        found = self._fitting(layout) or self._free(layout._replace(schedule=""))
         positions = self._boundaries().positions
         if not found:  # too few places to cut at: say so
             return [divide(graph, stages).boundaries]
@@ -103,19 +99,30 @@ class Divisions:
         """The divisions that are best without a limit of memory, whatever the schedule."""
         return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout))
 
+    def _search_fitting(self, layout: Layout) -> list[Division]:
+        """The best divisions that fit in memory."""
+        free = self._free(layout._replace(schedule=""))
+        if self._wishes.memory_limit is None or not free:
+            return free
+        fits = self._whether_fits(layout, self._wishes.memory_limit)
+        if fits is None:
+            return []
+        if _all_fit(free[0], fits):
+            return free
+        return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout), fits)
+
     def _rows(self, layout: Layout) -> float:
         return self._problem.batch_size / layout.grid.num_replicas / layout.num_microbatches
 
     def _new_search(self, rows: float) -> Search:
         return Search(self._boundaries().seconds(rows))
 
-    def _whether_fits(self, layout: Layout) -> Fits | None:
+    def _whether_fits(self, layout: Layout, limit: int) -> Fits | None:
         """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
         grid, count, schedule, each = layout
         in_flight = peaks_in_flight(make_schedule(schedule, grid.num_partitions, count, each))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         copies = gradient_copies(grid, count)
-        limit = self._wishes.memory_limit or 0
         return self._boundaries().fits(self._rows(layout), copies, most, each, limit)
 
 

@@ -55,18 +55,26 @@ def _try_promising(
     """The first prediction of each layout that may be among the best, and of one of each grid."""
     tried: dict[Layout, list[Prediction]] = {}
     best = np.inf
-    bounds = {layout: (divisions.too_large(layout), divisions.bound(layout)) for layout in layouts}
+    put_off = []
+    bounds = {layout: divisions.bound(layout) for layout in layouts}
     for layout in sorted(layouts, key=bounds.__getitem__):
-        too_large, seconds = bounds[layout]
-        needless = np.isfinite(best) and (too_large or seconds > _FAR * best)
-        if needless and layout.grid in {other.grid for other in tried}:
+        if bounds[layout] > _FAR * best and _has_grid(tried, layout):
             continue
-        prediction = divisions.predict(layout, 0)
-        tried[layout] = [prediction]
-        too_large, seconds = _rank(prediction, wishes)
+        if divisions.too_large(layout):
+            put_off.append(layout)
+            continue
+        tried[layout] = [divisions.predict(layout, 0)]
+        too_large, seconds = _rank(tried[layout][0], wishes)
         if not too_large:
             best = min(best, seconds)
+    for layout in put_off:
+        if not (np.isfinite(best) and _has_grid(tried, layout)):
+            tried[layout] = [divisions.predict(layout, 0)]
     return tried
+
+
+def _has_grid(tried: dict[Layout, list[Prediction]], layout: Layout) -> bool:
+    return layout.grid in {other.grid for other in tried}
 
 
 def _decided(wishes: Wishes) -> str:

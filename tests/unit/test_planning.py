@@ -15,12 +15,13 @@ import pytest
 from hyparflow.actions import Kind
 from hyparflow.grid import Grid
 from hyparflow.partition import Operation, OperationGraph, make_partitioning
-from hyparflow.planning import Cluster, Costs, Link, Plan
+from hyparflow.planning import Cluster, Costs, Link, Plan, planner
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.compose import make_plan
 from hyparflow.planning.costs import Overheads, Weight
+from hyparflow.planning.divisions import Divisions
 from hyparflow.planning.planner import best_of, consider
-from hyparflow.planning.predict import predict
+from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
 from hyparflow.planning.wishes import Wishes
 
@@ -420,6 +421,27 @@ def test_a_memory_limit_chooses_a_layout_that_fits() -> None:
     limited = choose([1.0] * 8, 4, 32, memory_limit=used // 2)
     assert max(memory.total for memory in limited.memory) <= used // 2
     assert limited.step_seconds >= free.step_seconds
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_layouts_that_are_not_tried_are_not_better(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(seed)
+    count, kept = 8, random.random(8) * 3 * MEGABYTE
+    seconds = (random.random(count) + 0.05).tolist()
+    network = Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE), sum_bandwidth=MEGABYTE)
+    problem = Problem(chain(count), costs(seconds, kept=kept), network, 16)
+
+    def chosen(limit: int | None) -> Prediction:
+        return best_of(consider(problem, Wishes(4, memory_limit=limit)), limit)
+
+    largest = max(memory.total for memory in chosen(None).memory)
+    limits = [None, int(0.9 * largest), int(0.7 * largest)]
+    found = [chosen(limit).step_seconds for limit in limits]
+    monkeypatch.setattr(planner, "_FAR", np.inf)
+    monkeypatch.setattr(Divisions, "too_large", lambda *_: False)
+    assert found == [chosen(limit).step_seconds for limit in limits]
 
 
 def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
