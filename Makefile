@@ -67,7 +67,7 @@ demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for each model
 	$(BIN)/python benchmarks/throughput/run.py
 
-test: lint docs mpi-check  ## run everything that a change must pass
+test: lint docs mpi-check $(VENV)/.mpich  ## run everything that a change must pass
 	$(AT_ONCE) test-jobs test-mpi-2 test-mpi-4 test-unit test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
