@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPIRUN MPIRUN_FLAGS
 
 # A job that hangs must fail. --foreground lets Ctrl-C reach the ranks.
-LIMIT := timeout --foreground -k 10 $(if $(EVERYTHING),3600,1500)
+LIMIT := timeout --foreground -k 10 $(if $(EVERYTHING),3600,2400)
 
 # One thread a rank: more would fight over the cores.
 export OMP_NUM_THREADS := 1
