@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,13 +12,29 @@ from hyparflow.planning.candidate import Problem
 from hyparflow.planning.costs import Costs
 from hyparflow.planning.search import Fits
 
-__all__ = ["Boundaries", "Reads", "StageSeconds", "candidates"]
+__all__ = ["Boundaries", "Load", "Reads", "StageSeconds", "candidates"]
 
 # Boundaries that a search looks at, about: so many for each rank, but not fewer or more than these.
 _PER_RANK, _FEWEST, _MOST = 64, 512, 1024
 
 # Of each tensor: the operation that makes it, and those that read it, in order.
 Reads = Sequence[tuple[int, Sequence[int]]]
+
+
+class Load(NamedTuple):
+    """What the stages of a layout have to hold, wherever it is cut.
+
+    Attributes:
+        rows: of a micro-batch.
+        copies: how many gradients of a weight there are at a time.
+        in_flight: of each stage, how many micro-batches' activations it keeps.
+        stages_per_partition: V.
+    """
+
+    rows: float
+    copies: int
+    in_flight: Sequence[int]
+    stages_per_partition: int
 
 
 class Boundaries:
@@ -58,34 +75,26 @@ class Boundaries:
         price *= np.array([2.0 if n in needing else 1.0 for n in self._tensors])
         return self._stages.matrix(self._times(rows), price) + 2 * over.call / cluster.speed
 
-    def fits(
-        self,
-        rows: float,
-        copies: int,
-        in_flight: Sequence[int],
-        stages_per_partition: int,
-        limit: int,
-    ) -> Fits | None:
+    def fits(self, load: Load, limit: int) -> Fits | None:
         """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
 
         A little less than `partition_memory` counts, or more: a weight counts where it is used
         first, a tensor that several stages read crosses once.
 
         Args:
-            rows: of a micro-batch.
-            copies: how many gradients of a weight there are at a time.
-            in_flight: of each stage, how many micro-batches' activations it keeps.
-            stages_per_partition: each may have an equal part of what is left.
+            load: what the stages have to hold. Each of a partition's may have an equal part of what
+                is left.
             limit: bytes.
         """
+        if self._plainly_too_large(load, limit):
+            return None
         costs = self._problem.costs
+        rows, copies, in_flight, stages_per_partition = load
         fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
         gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / stages_per_partition
-        if self._plainly_too_large(rows, copies, in_flight, stages_per_partition, limit):
-            return None
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             before = gradients + in_flight[stage] * rows * activations
@@ -96,16 +105,10 @@ class Boundaries:
 
         return fit
 
-    def _plainly_too_large(
-        self,
-        rows: float,
-        copies: int,
-        in_flight: Sequence[int],
-        stages_per_partition: int,
-        limit: int,
-    ) -> bool:
+    def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
         costs = self._problem.costs
+        rows, copies, in_flight, stages_per_partition = load
         others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
         share = limit - costs.fixed_bytes - costs.overheads.runtime
         partitions = len(in_flight) // stages_per_partition

@@ -10,7 +10,7 @@ import numpy as np
 
 from hyparflow.grid import Grid
 from hyparflow.partition import divide, make_partitioning
-from hyparflow.planning.boundaries import Boundaries
+from hyparflow.planning.boundaries import Boundaries, Load
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.memory import gradient_copies
 from hyparflow.planning.predict import Prediction, predict
@@ -50,9 +50,9 @@ class Divisions:
         rows = max(1.0, problem.batch_size / wishes.num_ranks)
         self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
         self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
-        self._free = functools.cache(self._search_freely)
+        self._search_once = functools.cache(self._search_freely)
         self._fitting = functools.cache(self._search_fitting)
-        self._found: dict[Layout, list[tuple[int, ...]]] = {}
+        self._of = functools.cache(self._divide)
 
     def count(self, layout: Layout) -> int:
         """How many there are."""
@@ -62,7 +62,7 @@ class Divisions:
         """Seconds that a step takes at least, about: without sums, whatever the memory."""
         if self._wishes.lpp is not None:
             return 0.0
-        free = self._free(layout._replace(schedule=""))
+        free = self._free(layout)
         return free[0].value(_rounds(layout)) if free else 0.0
 
     def too_large(self, layout: Layout) -> bool:
@@ -76,18 +76,13 @@ class Divisions:
         candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
         return predict(self._problem, candidate)
 
-    def _of(self, layout: Layout) -> list[tuple[int, ...]]:
-        if layout not in self._found:
-            self._found[layout] = self._divide(layout)
-        return self._found[layout]
-
     def _divide(self, layout: Layout) -> list[tuple[int, ...]]:
         graph, stages = self._problem.graph, layout.num_stages
         if self._wishes.lpp is not None:
             return [divide(graph, stages, self._wishes.lpp).boundaries]
         if stages == 1:
             return [(0, len(graph.operations))]
-        found = self._fitting(layout) or self._free(layout._replace(schedule=""))
+        found = self._fitting(layout) or self._free(layout)
         positions = self._boundaries().positions
         if not found:  # too few places to cut at: say so
             return [divide(graph, stages).boundaries]
@@ -95,13 +90,16 @@ class Divisions:
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
         ]
 
-    def _search_freely(self, layout: Layout) -> list[Division]:
+    def _free(self, layout: Layout) -> list[Division]:
         """The divisions that are best without a limit of memory, whatever the schedule."""
+        return self._search_once(layout._replace(schedule=""))
+
+    def _search_freely(self, layout: Layout) -> list[Division]:
         return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout))
 
     def _search_fitting(self, layout: Layout) -> list[Division]:
         """The best divisions that fit in memory."""
-        free = self._free(layout._replace(schedule=""))
+        free = self._free(layout)
         if self._wishes.memory_limit is None or not free:
             return free
         fits = self._whether_fits(layout, self._wishes.memory_limit)
@@ -122,8 +120,8 @@ class Divisions:
         grid, count, schedule, each = layout
         in_flight = peaks_in_flight(make_schedule(schedule, grid.num_partitions, count, each))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
-        copies = gradient_copies(grid, count)
-        return self._boundaries().fits(self._rows(layout), copies, most, each, limit)
+        load = Load(self._rows(layout), gradient_copies(grid, count), most, each)
+        return self._boundaries().fits(load, limit)
 
 
 def _rounds(layout: Layout) -> int:

@@ -74,7 +74,7 @@ def _try_promising(
 
 
 def _has_grid(tried: dict[Layout, list[Prediction]], layout: Layout) -> bool:
-    return layout.grid in {other.grid for other in tried}
+    return any(other.grid == layout.grid for other in tried)
 
 
 def _decided(wishes: Wishes) -> str:
