@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hyparflow.text import counted
+
 __all__ = ["Claim", "crowded"]
 
 
@@ -56,7 +58,7 @@ def _warning(node: str, ranks: dict[int, Claim]) -> str:
         )
     return (
         f"Ranks slow each other down: ranks {_listed(sharing)} on node '{node}' compute with "
-        f"{threads} threads on {len(cores)} core{'s' * (len(cores) > 1)}. {remedy}."
+        f"{threads} threads on {counted(len(cores), 'core', 'cores')}. {remedy}."
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hyparflow import launcher
 from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi
+from hyparflow.text import counted
 
 __all__ = ["Request", "environment", "flags", "physical_cores"]
 
@@ -91,9 +92,9 @@ def cores_per_rank(request: Request) -> int | None:
         return cores // per_host
     if not request.oversubscribe and request.is_local:
         raise ValueError(
-            f"Each rank needs a core. Received: {request.ranks} ranks on {cores} "
-            f"core{'s' * (cores > 1)}. Start fewer, or allow it by --oversubscribe; ranks that "
-            "share a core slow each other down."
+            f"Each rank needs a core. Received: {request.ranks} ranks on "
+            f"{counted(cores, 'core', 'cores')}. Start fewer, or allow it by --oversubscribe; "
+            "ranks that share a core slow each other down."
         )
     return None
 

@@ -34,7 +34,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
     drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
     if plan is not None:
         what, rows = plan.rows()
-        drawn.append(("planned", list(rows), what))
+        drawn.append(("planned", rows, what))
     end = max(work.end for _, rows, _ in drawn for works in rows for work in works)
     heights = [1.0 + 0.45 * min(len(rows), 24) for _, rows, _ in drawn]
     figure = new_figure(11, 0.8 + sum(heights))

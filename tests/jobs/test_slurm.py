@@ -82,7 +82,7 @@ class Submitted:
         self._process.kill()
         self._process.wait()
         code, by_signal = map(int, account["ExitCode"].split(":"))
-        return code or by_signal and 128 + by_signal, self.output()
+        return code or (128 + by_signal if by_signal else 0), self.output()
 
     def output(self) -> str:
         """What the job has written so far."""
