@@ -66,14 +66,15 @@ class GraphParts:
         given: Sequence[Any],
         wanted: Sequence[Any],
         operations: Collection[Any],
-        finish: Callable[[list[Any]], Any] = lambda results: results,
+        finish: Callable[[list[Any]], Any] | None = None,
     ) -> Callable[..., Any]:
         """A function of tensors `given` that makes those `wanted` by these operations.
 
         Args:
             given, wanted: tensors of the graph.
             operations: what may run for it.
-            finish: what is done with what is made; its return value is returned.
+            finish: what is done with what is made; its return value is returned. Without it, what
+                is made, as a list.
         """
         names = {operation.name for operation in operations}
         arguments = [x.name for x in given]
@@ -93,11 +94,12 @@ class GraphParts:
                 definition, input_map=feeds, return_elements=missing, name=""
             )
             known |= dict(zip(missing, made or [], strict=True))
-            return finish([known[x.name] for x in wanted])
+            results = [known[x.name] for x in wanted]
+            return results if finish is None else finish(results)
 
         types = [tf.TensorSpec(x.shape, x.dtype) for x in given]
         function = tf.function(run, autograph=False, jit_compile=self._jit_compile)
-        return function.get_concrete_function(*types)
+        return _call(function.get_concrete_function(*types), flat=finish is None)
 
     def _define(self, names: set[str]) -> Any:
         """The definition of the operations of these names."""
@@ -114,6 +116,19 @@ class GraphParts:
                 del copy.input[:]
                 copy.input.extend(sources)
         return part
+
+
+def _call(concrete: Any, flat: bool) -> Callable[..., Any]:
+    """Calls a concrete function with tensors that are known to fit; `flat` if it returns a list.
+
+    The usual way looks at each argument anew, 20 us of Python for each. A backward takes hundreds:
+    those of half of ResNet-56 took as long as computing 2 rows.
+    """
+    captured = concrete.captured_inputs
+    function = concrete.inference_fn
+    if flat:
+        return lambda *tensors: function.call_flat(*tensors, *captured) or []  # None if nothing
+    return lambda *tensors: function.call_preflattened([*tensors, *captured])
 
 
 def _tensor(source: str) -> str:

@@ -181,6 +181,18 @@ def test_gradients_of_inputs_can_come_before_those_of_weights(name: str) -> None
     assert max(distance(a, b) for a, b in pairs) < 1e-6
 
 
+def test_a_backward_in_two_parts_may_have_nothing_to_give() -> None:
+    """A stage without weights, whose inputs need no gradient."""
+    model = chain((4,), layers.Reshape((2, 2)))
+    first, _ = functions(model)
+    x = tf.ones([3, 4])
+    split = split_of(model, first, lambda state, seed: ([], []), x)
+    outputs, kept = split.forward((x,))
+    early, rest = split.early(kept, (tf.ones_like(outputs),))
+    assert (early, rest) == ([], [])
+    assert split.late(rest) == ([], [])
+
+
 def test_shapes_are_kept_and_weights_are_read_again() -> None:
     """Of a sum the backward needs only the shapes; of a product the kernel, which is there."""
     inputs = keras.Input((6,))
