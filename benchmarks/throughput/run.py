@@ -4,10 +4,11 @@
     python benchmarks/throughput/run.py --cases resnet110:128 --setups plain data 1f1b
 
 Every setup is a job that stays alive and trains a few steps when it is its turn, while the others
-are stopped; so drift of the machine meets all alike, and ratios are taken turn by turn. The
-baseline is the faster of plain model.fit with TensorFlow's default threads and with one; the limit
-is the number of cores times the best rate of one thread over several batch sizes. Writes
-results.json, table.rst and throughput.png beside this file, or to --output.
+are stopped; so drift of the machine meets all alike, and ratios are taken turn by turn, among jobs
+that are in memory together. The baseline is the faster of plain model.fit with TensorFlow's default
+threads and with one; the limit is the number of cores times the best rate of one thread over
+several batch sizes, the best of which is found first. Writes results.json, table.rst and
+throughput.png beside this file, or to --output.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ from hyparflow.tracing.summary import shares
 HERE = Path(__file__).resolve().parent
 CASES = ("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64", "resnet1001:16")
 SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
-LARGEST = {"resnet1001": 32}  # with more rows it needs more memory than there is
+LARGEST = {"resnet1001": 16}  # with more rows it needs more memory than there is
+TRIAL_TURNS = 2  # to find the best of these sizes
 
 MODEL = {"strategy": "model"}
 SETUPS = {
@@ -60,6 +63,11 @@ UNTRACED = {
     for name in ("data", "1f1b")
 }
 ALL = SETUPS | UNTRACED
+# What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
+# what its ratios need.
+PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "zero-bubble")
+GROUPS = ((*PLAIN, "one", "data", *MODELS), (*PLAIN, "data", "gpipe", "apart", "horovod"))
+SMALLER = {"resnet1001": ((*PLAIN, "1f1b"), ("plain1", "data", "horovod"))}
 
 
 def main() -> None:
@@ -79,7 +87,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Images per second, in turns.")
     parser.add_argument("--cases", nargs="+", default=CASES, help="MODEL:BATCH")
-    parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=ALL)
+    parser.add_argument("--setups", nargs="+", choices=ALL, help="these only, all at a time")
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
     parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
     add_arguments(parser, steps=3, turns=7)
@@ -90,55 +98,87 @@ def parse() -> argparse.Namespace:
 
 def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """All setups of one case."""
+    print(f"{model}, batch {batch}", flush=True)
     start = time.perf_counter()
+    size = best_size(model, batch, args)
+    rows: dict[str, dict[str, Any]] = {}
+    limits = []
+    for names in [args.setups] if args.setups else SMALLER.get(model, GROUPS):
+        limit, found = compare(model, batch, size, chosen(names, args), args)
+        limits.append(limit)
+        for row in found:
+            known = rows.setdefault(row["name"], row)
+            known["to_horovod"] = known["to_horovod"] or row["to_horovod"]
+    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+    ordered = [rows[setup.name] for setup in ALL.values() if setup.name in rows]
+    return {"model": model, "batch": batch, "limit": limits[0], "rows": ordered}
+
+
+def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
+    """The batch size at which one thread is fastest."""
+    sizes = [rows for rows in args.sizes if rows <= LARGEST.get(model, rows)] or [batch]
+    if len(sizes) == 1:
+        return int(sizes[0])
+    asked = [(SETUPS["plain1"], rows) for rows in sizes]
+    _, rates = take_turns(model, asked, TRIAL_TURNS, args)
+    best = max(range(len(sizes)), key=lambda number: statistics.median(rates[number]))
+    return int(sizes[best])
+
+
+def compare(
+    model: str, batch: int, size: int, setups: list[Setup], args: argparse.Namespace
+) -> tuple[float, list[dict[str, Any]]]:
+    """The limit, from one thread at `size` rows or `batch`, and a row for each setup."""
+    asked = [(setup, batch) for setup in setups]
+    if (SETUPS["plain1"], size) not in asked:
+        asked.append((SETUPS["plain1"], size))
+    rows, rates = take_turns(model, asked, args.turns, args)
+    each = list(zip(asked, rates, strict=True))
+    single = [found for (setup, _), found in each if setup == SETUPS["plain1"]]
+    limit = max(map(statistics.median, single)) * (psutil.cpu_count() or 1)
+    plain = [found for (setup, rows), found in each if setup.kind == "plain" and rows == batch]
+    baseline = max(plain, key=statistics.median, default=None)
+    rival = next((found for (setup, _), found in each if setup.kind == "horovod"), None)
+    for row in rows:
+        row["to_baseline"] = None if baseline is None else ratio(row["rates"], baseline)
+        row["to_limit"] = statistics.median(row["rates"]) / limit
+        row["to_horovod"] = None if rival is None else ratio(row["rates"], rival)
+    return limit, rows[: len(setups)]
+
+
+def take_turns(
+    model: str, asked: list[tuple[Setup, int]], turns: int, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """Train all of `asked` (setup, batch) in turns; a row and the rates of each."""
     with contextlib.ExitStack() as stack:
 
-        def launch(setup: Setup, rows: int) -> Job:
+        def launch(setup: Setup, batch: int) -> Job:
             if setup.options.get("strategy") == "model" and args.microbatches:
-                chosen = {"num_microbatches": args.microbatches}
-                setup = setup._replace(options=setup.options | chosen)
-            job = Job(setup, model, rows, args)
+                more = {"num_microbatches": args.microbatches}
+                setup = setup._replace(options=setup.options | more)
+            job = Job(setup, model, batch, args, turns)
             stack.callback(job.stop)
-            print(f"  {setup.name}, batch {rows}: first step {job.first_step:.1f} s", flush=True)
+            print(f"  {setup.name}, batch {batch}: first step {job.first_step:.1f} s", flush=True)
             return job
 
-        print(f"{model}, batch {batch}", flush=True)
-        jobs = [launch(setup, batch) for setup in chosen(args)]
-        sizes = [rows for rows in args.sizes if rows <= LARGEST.get(model, rows)]
-        singles = [launch(SETUPS["plain1"], rows) for rows in sizes if rows != batch]
-        rates: list[list[float]] = [[] for _ in (*jobs, *singles)]
-        for number in range(args.turns):
-            for job, found in zip((*jobs, *singles), rates, strict=True):
+        jobs = [launch(*one) for one in asked]
+        rates: list[list[float]] = [[] for _ in jobs]
+        for number in range(turns):
+            for job, found in zip(jobs, rates, strict=True):
                 found.append(job.batch / job.turn(number))
-        for job in (*jobs, *singles):
+        for job in jobs:
             job.finish()
-        rows = [row_of(job, found) for job, found in zip(jobs, rates, strict=False)]
-    one_thread = [r for j, r in zip((*jobs, *singles), rates, strict=True) if is_single(j)]
-    plain = [r for j, r in zip(jobs, rates, strict=False) if j.setup.kind == "plain"]
-    cores = psutil.cpu_count() or 1
-    limit = max(map(statistics.median, one_thread), default=0.0) * cores
-    best = max(plain, key=statistics.median, default=None)
-    rival = next((row for row in rows if row["name"] == SETUPS["horovod"].name), None)
-    for row in rows:
-        row["to_horovod"] = None if rival is None else ratio(row["rates"], rival["rates"])
-        row["to_limit"] = statistics.median(row["rates"]) / limit if limit else None
-        row["to_baseline"] = None if best is None else ratio(row["rates"], best)
-    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-    return {"model": model, "batch": batch, "limit": limit, "rows": rows}
+        return [row_of(job, found) for job, found in zip(jobs, rates, strict=True)], rates
 
 
-def chosen(args: argparse.Namespace) -> list[Setup]:
-    """What to compare; without Horovod where it is not installed."""
-    setups = [ALL[name] for name in args.setups]
+def chosen(names: Sequence[str], args: argparse.Namespace) -> list[Setup]:
+    """The setups of these names; without Horovod where it is not installed."""
+    setups = [ALL[name] for name in names]
     found = subprocess.run([args.horovod, "-c", "import horovod.tensorflow"], capture_output=True)
     if found.returncode:
         print("  without Horovod: scripts/install_horovod.sh installs it", flush=True)
         return [setup for setup in setups if setup.kind != "horovod"]
     return [s._replace(python=args.horovod) if s.kind == "horovod" else s for s in setups]
-
-
-def is_single(job: Job) -> bool:
-    return job.setup == SETUPS["plain1"]
 
 
 def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
