@@ -246,12 +246,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         rows = case["rows"][::-1]
         colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in rows]
         bars = axes.barh(
-            [row["name"] for row in rows], [row["rate"] for row in rows], color=colours
+            [row["name"] for row in rows], [row["to_limit"] for row in rows], color=colours
         )
-        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-        if case["limit"]:
-            axes.axvline(case["limit"], color="black", linestyle="--", linewidth=1)
-        axes.set(title=f"{case['model']}, batch {case['batch']}", xlabel="samples/s")
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.axvline(1, color="black", linestyle="--", linewidth=1)
+        # Not samples per second: groups run at different times.
+        axes.set(title=f"{case['model']}, batch {case['batch']}", xlabel="of the limit")
         axes.margins(x=0.1)
     figure.savefig(path, dpi=130)
 
