@@ -35,7 +35,7 @@ from hyparflow.threads import intra_op_threads
 
 __all__ = ["measure"]
 
-_FEWEST, _MOST = 8, 32  # segments of the long piece: a third of the model's, but so many
+_PIECE = 8  # segments of the long piece
 _ROUNDS = 3
 
 
@@ -239,7 +239,7 @@ class CostTable:
 
 def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
     """Several segments of the model's middle as one."""
-    count = min(len(found), max(_FEWEST, min(len(found) // 3, _MOST)))
+    count = min(len(found), _PIECE)
     first = (len(found) - count) // 2
     start, end = found[first].operations.start, found[first + count - 1].operations.stop
     return cut_out(operations, [start, end])[0]
