@@ -121,8 +121,8 @@ class GraphParts:
 def _call(concrete: Any, flat: bool) -> Callable[..., Any]:
     """Calls a concrete function with tensors that are known to fit; `flat` if it returns a list.
 
-    The usual way looks at each argument anew, 20 us of Python for each. A backward takes hundreds:
-    those of half of ResNet-56 took as long as computing 2 rows.
+    The usual way looks at each argument anew, 10 to 20 us of Python for each. A backward takes
+    hundreds: those of half of ResNet-56 took as long as computing 2 rows.
     """
     captured = concrete.captured_inputs
     function = concrete.inference_fn

@@ -73,12 +73,14 @@ SMALLER = {"resnet1001": ((*PLAIN, "1f1b"), ("plain1", "data", "horovod"))}
 def main() -> None:
     args = parse()
     args.output.mkdir(parents=True, exist_ok=True)
-    results = []
+    path = args.output / "results.json"
+    results: list[dict[str, Any]] = json.loads(path.read_text())["cases"] if args.add else []
     for case in args.cases:
         model, _, batch = case.partition(":")
-        results.append(examine(model, int(batch), args))
+        others = [r for r in results if (r["model"], r["batch"]) != (model, int(batch))]
+        results = [*others, examine(model, int(batch), args)]
         content = {"machine": machine(), "cases": results}
-        (args.output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n")
         (args.output / "table.rst").write_text(table(results) + "\n")
         plot(results, args.output / "throughput.png")
     print(table(results))
@@ -90,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--setups", nargs="+", choices=ALL, help="these only, all at a time")
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
     parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
+    parser.add_argument("--add", action="store_true", help="keep the other cases' results")
     add_arguments(parser, steps=3, turns=7)
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--horovod", default=sys.executable, help="a Python that has Horovod")
@@ -101,17 +104,12 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     print(f"{model}, batch {batch}", flush=True)
     start = time.perf_counter()
     size = best_size(model, batch, args)
-    rows: dict[str, dict[str, Any]] = {}
-    limits = []
-    for names in [args.setups] if args.setups else SMALLER.get(model, GROUPS):
-        limit, found = compare(model, batch, size, chosen(names, args), args)
-        limits.append(limit)
-        for row in found:
-            known = rows.setdefault(row["name"], row)
-            known["to_horovod"] = known["to_horovod"] or row["to_horovod"]
+    groups = [
+        compare(model, batch, size, chosen(names, args), args)
+        for names in ([args.setups] if args.setups else SMALLER.get(model, GROUPS))
+    ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-    ordered = [rows[setup.name] for setup in ALL.values() if setup.name in rows]
-    return {"model": model, "batch": batch, "limit": limits[0], "rows": ordered}
+    return {"model": model, "batch": batch, "groups": groups}
 
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
@@ -127,8 +125,11 @@ def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
 
 def compare(
     model: str, batch: int, size: int, setups: list[Setup], args: argparse.Namespace
-) -> tuple[float, list[dict[str, Any]]]:
-    """The limit, from one thread at `size` rows or `batch`, and a row for each setup."""
+) -> dict[str, Any]:
+    """The limit, from one thread at `size` rows or `batch`, and a row for each setup.
+
+    All are in memory together, and their ratios are taken among them.
+    """
     asked = [(setup, batch) for setup in setups]
     if (SETUPS["plain1"], size) not in asked:
         asked.append((SETUPS["plain1"], size))
@@ -137,13 +138,13 @@ def compare(
     single = [found for (setup, _), found in each if setup == SETUPS["plain1"]]
     limit = max(map(statistics.median, single)) * (psutil.cpu_count() or 1)
     plain = [found for (setup, rows), found in each if setup.kind == "plain" and rows == batch]
-    baseline = max(plain, key=statistics.median, default=None)
+    baseline = max(plain, key=statistics.median) if len(plain) == len(PLAIN) else None
     rival = next((found for (setup, _), found in each if setup.kind == "horovod"), None)
     for row in rows:
         row["to_baseline"] = None if baseline is None else ratio(row["rates"], baseline)
         row["to_limit"] = statistics.median(row["rates"]) / limit
         row["to_horovod"] = None if rival is None else ratio(row["rates"], rival)
-    return limit, rows[: len(setups)]
+    return {"limit": limit, "rows": rows[: len(setups)]}
 
 
 def take_turns(
@@ -213,23 +214,26 @@ def machine() -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     lines = ["::", ""]
     for case in results:
-        lines.append(
-            f"    {case['model']}, batch {case['batch']}; limit {case['limit']:.1f} samples/s"
-        )
-        lines.append(
-            f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} {'/ Horovod':>9} "
-            f"{'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
-        )
-        for row in case["rows"]:
-            peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
+        for group in case["groups"]:
+            limit = f"limit {group['limit']:.1f} samples/s"
+            lines.append(f"    {case['model']}, batch {case['batch']}; {limit}")
             lines.append(
-                f"      {row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
-                f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
-                f"{text(row['hidden']):>6} "
-                f"{row['first_step']:7.1f} s {peaks:>12}"
+                f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} "
+                f"{'/ Horovod':>9} {'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
             )
-        lines.append("")
+            lines += [f"      {row_text(row)}" for row in group["rows"]]
+            lines.append("")
     return "\n".join(line.rstrip() for line in lines).rstrip()
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """What is known of one setup."""
+    peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
+    return (
+        f"{row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
+        f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
+        f"{text(row['hidden']):>6} {row['first_step']:7.1f} s {peaks:>12}"
+    )
 
 
 def text(value: float | None) -> str:
@@ -243,7 +247,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     for axes, case in zip(
         figure.subplots(len(results), 1, squeeze=False)[:, 0], results, strict=True
     ):
-        rows = case["rows"][::-1]
+        rows = of_first_group(case)[::-1]
         colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in rows]
         bars = axes.barh(
             [row["name"] for row in rows], [row["to_limit"] for row in rows], color=colours
@@ -254,6 +258,15 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.set(title=f"{case['model']}, batch {case['batch']}", xlabel="of the limit")
         axes.margins(x=0.1)
     figure.savefig(path, dpi=130)
+
+
+def of_first_group(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row of each setup."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in case["groups"]:
+        for row in group["rows"]:
+            found.setdefault(row["name"], row)
+    return [found[setup.name] for setup in ALL.values() if setup.name in found]
 
 
 if __name__ == "__main__":
