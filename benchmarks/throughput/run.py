@@ -55,14 +55,16 @@ SETUPS = {
     ),
     "horovod": Setup("Horovod x2", "horovod", 2),
 }
-# What a trace costs, which all jobs of hyparflow write: not among what is measured by default.
-UNTRACED = {
+# Not among what is measured by default: what a trace costs, which all jobs of hyparflow write, and
+# what is gained where a replica sums the gradients of a stage while it computes another.
+STAGES = {"schedule": "interleaved", "stages_per_partition": 4, "num_microbatches": 1}
+FURTHER = {
     f"untraced {name}": SETUPS[name]._replace(
         name=f"{SETUPS[name].name}, no trace", is_traced=False
     )
     for name in ("data", "1f1b")
-}
-ALL = SETUPS | UNTRACED
+} | {"stages": Setup("data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | STAGES)}
+ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
 # what its ratios need.
 PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "zero-bubble")
