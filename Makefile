@@ -93,7 +93,7 @@ test-mpi-%: $(VENV)/.test
 	    $(if $(EVERYTHING),--everything)
 
 test-jobs: $(VENV)/.test $(VENV)/.mpich mpi-check  ## run the tests that start their own jobs
-	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs
+	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs $(if $(EVERYTHING),--everything)
 
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
 # and tests of 4 ranks pass without having run. So ask first.

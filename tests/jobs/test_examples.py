@@ -76,7 +76,9 @@ def test_digits_alone_is_plain_keras(alone: dict[str, Result]) -> None:
 
 
 # Depth 8 on the replicas: to trace all of ResNet-20 on both takes 10 s more and shows no more.
-@pytest.mark.parametrize(("strategy", "depth"), [("model", 20), ("data", 8)])
+@pytest.mark.parametrize(
+    ("strategy", "depth"), [("data", 8), pytest.param("model", 20, marks=pytest.mark.slow)]
+)
 def test_resnet(strategy: str, depth: int) -> None:
     options = (*TINY, "--depth", depth, "--version", 1, "--data", "synthetic")
     result = run(2, EXAMPLES / "cifar10_resnet.py", *options, "--strategy", strategy)

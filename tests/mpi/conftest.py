@@ -10,22 +10,22 @@ from mpi4py import MPI
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 
 
-def pytest_addoption(parser):
-    parser.addoption("--everything", action="store_true", help="leave nothing out for its time")
-
-
 def pytest_collection_modifyitems(config, items):
-    """Tests of arguments of `fit` take turns on 2 and 4 ranks; all of them run on 1."""
-    if SIZE == 1 or config.getoption("--everything"):
+    """Leave out tests for their time: those of arguments of `fit` take turns on 2 and 4 ranks."""
+    if config.getoption("--everything"):
         return
-    reason = "on this number of ranks only with --everything"
-    tests = [item for item in items if item.path.name == "test_fit.py"]
-    for item in tests[SIZE < 4 :: 2]:
-        item.add_marker(pytest.mark.skip(reason=reason))
+    arguments = [item for item in items if item.path.name == "test_fit.py"]
+    left_out = [] if SIZE == 1 else arguments[SIZE < 4 :: 2]
+    for item in items:
+        mark = item.get_closest_marker("on_ranks")
+        if item in left_out or (mark and SIZE not in mark.args):
+            reason = "on this number of ranks only with --everything"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
+    config.addinivalue_line("markers", "on_ranks(*sizes): elsewhere only with --everything")
     if RANK != 0:
         config.pluginmanager.get_plugin("terminalreporter")._tw._file = io.StringIO()
 

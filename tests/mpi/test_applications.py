@@ -27,6 +27,10 @@ SIDES = {
     "Xception": 71,
     "NASNetMobile": 32,
 }
+SLOW = (
+    *("ConvNeXtTiny", "DenseNet121", "NASNetMobile"),
+    *("InceptionV3", "Xception", "EfficientNetV2B0"),
+)
 
 pytestmark = pytest.mark.skipif(WORLD.size == 1, reason="a cut needs two ranks")
 
@@ -45,8 +49,7 @@ def build(name: str) -> Any:
 def test_predict_and_step(name: str, request: pytest.FixtureRequest) -> None:
     """As many partitions as ranks give plain Keras's predictions and weights."""
     turn = 2 if list(SIDES).index(name) % 2 == 0 else 4
-    slow = ("ConvNeXtTiny", "DenseNet121", "NASNetMobile", "InceptionV3", "Xception")
-    if (name in slow or turn != WORLD.size) and not request.config.getoption("--everything"):
+    if (name in SLOW or turn != WORLD.size) and not request.config.getoption("--everything"):
         pytest.skip("for its time only with --everything, or on another number of ranks")
     with float_type("float64"):
         model = build(name)

@@ -11,13 +11,7 @@ from contract import WORLD
 # Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked
 # on 2 ranks, where what works is checked with "data" or "model", in turn. With --everything, all
 # are checked with all.
-ON_4 = (
-    "Optimizers",
-    "Arguments of optimizers",
-    "Learning rate schedules",
-    "Precision",
-    "Models of KerasHub",
-)
+ON_4 = ("Arguments of optimizers", "Precision", "Models of KerasHub")
 
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
 for row in ROWS:

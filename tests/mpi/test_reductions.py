@@ -78,7 +78,7 @@ WIDE = Case(
 
 
 @several
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.on_ranks(2)), 2])
 @pytest.mark.parametrize("partitions", PARTITIONS)
 def test_large_weights(microbatches: int, partitions: int) -> None:
     expected = on_leader(lambda: train(WIDE, "float64"))
@@ -104,7 +104,9 @@ def test_rounded_sums(name: str, digits: int) -> None:
 
 
 @several
-@pytest.mark.parametrize("compression", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "compression", ["bf16", pytest.param("fp16", marks=pytest.mark.on_ranks(2))]
+)
 @pytest.mark.parametrize("partitions", PARTITIONS)
 def test_compression_changes_little_and_all_ranks_alike(compression: str, partitions: int) -> None:
     case = CASES["residual"]
