@@ -184,7 +184,8 @@ def fit(
             up. With the environment variable HYPARFLOW_TRACE each call writes one in that folder.
         launch: True, in a process that no launcher started (a notebook, a script run by plain
             ``python``), starts as many ranks as the numbers of partitions and replicas say, trains
-            on them and brings back History, weights and optimizer state; see `hyparflow.launch`.
+            on them and brings back History, weights and optimizer state, but nothing that
+            callbacks keep in themselves; see `hyparflow.launch`.
             A mapping gives that function's keyword arguments. On a rank it changes nothing.
 
     Returns:

@@ -43,9 +43,10 @@ def start_mpi() -> Any:
         ) from error
     size, name = launcher.expected_size()
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
+        library = MPI.Get_library_version().splitlines()[0].rstrip("\0")
         raise RuntimeError(
             f"{name} started {size} processes, but MPI sees only one: each process would train "
-            f"alone. Received: MPI library {MPI.Get_library_version().splitlines()[0]!r}. "
+            f"alone. Received: MPI library {library!r}. "
             "Under Slurm use `srun --mpi=pmix` (`srun --mpi=list` shows what there is); "
             "otherwise start with the mpirun of the MPI library that mpi4py uses "
             '(`python -c "from mpi4py import MPI; print(MPI.Get_library_version())"`).'

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -55,13 +56,27 @@ def fit_on_ranks(
     Raises:
         ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
     """
+    known = [
+        name for name, p in inspect.signature(launch).parameters.items() if p.kind is p.KEYWORD_ONLY
+    ]
+    if unknown := set(options) - set(known):
+        raise ValueError(
+            f"`launch` takes {', '.join(known)}. Received: {', '.join(map(repr, sorted(unknown)))}"
+        )
     ranks = {"num_ranks": _num_ranks(kwargs)} | dict(options)
     if ranks["num_ranks"] is None:
         raise ValueError(
             "`launch` must know how many ranks to start. Received: no number of them. Pass "
             "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
         )
-    _build(model, args, kwargs)
+    x = args[0] if args else kwargs.get("x")
+    for data in (x, kwargs.get("validation_data")):
+        if isinstance(data, tf.data.Dataset | Iterator):
+            raise ValueError(
+                "Data go to the ranks as arrays, or as what can be pickled. Received: a "
+                f"{type(data).__name__}. Make it on the ranks, in a function for hyparflow.launch."
+            )
+    _build(model, x)
     trained = launch(_train, (model, args, kwargs, _randomness()), **ranks)
     return _take_over(model, trained)
 
@@ -74,9 +89,8 @@ def _num_ranks(kwargs: dict[str, Any]) -> int | None:
     return math.prod(given) if given else None
 
 
-def _build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _build(model: Any, x: Any) -> None:
     """Draw first weights here, where random generators are as plain Keras would find them."""
-    x = args[0] if args else kwargs.get("x")
     if not model.built and keras_internals.is_array_data(x):
         build_weights(model, ArraySource(x).specs()[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def launch(
             "Call the function itself, or start this script without mpirun."
         )
     num_ranks = count_of("num_ranks", num_ranks)
+    if not callable(function) or isinstance(args, str) or not isinstance(args, Iterable):
+        raise ValueError(
+            "`launch` takes a function and a list or tuple of its arguments. "
+            f"Received: {function!r} and args={args!r}"
+        )
     mpi = running.library()
     with tempfile.TemporaryDirectory(prefix="hyparflow-") as name:
         folder = Path(name)
@@ -84,8 +89,9 @@ def _result(outcomes: Sequence[Outcome], code: int) -> Any:
     if failed is not None and failed.error is not None:
         raise failed.error from _RemoteTraceback(failed)
     if code or not outcomes:
+        by = f" (signal {code - 128})" if code > 128 else ""
         raise RuntimeError(
-            f"A rank ended without an exception. Received: exit status {code}; what it wrote "
+            f"A rank ended without an exception. Received: exit status {code}{by}; what it wrote "
             "stands above."
         )
     return outcomes[0].value

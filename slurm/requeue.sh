@@ -24,6 +24,7 @@
 set -euo pipefail
 
 queue_again() {
+    trap '' USR1 TERM  # to queue a job again sends both
     echo "Job $SLURM_JOB_ID makes place, and goes on later."
     scontrol requeue "$SLURM_JOB_ID"  # ends this script, too
     sleep infinity

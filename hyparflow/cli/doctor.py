@@ -33,7 +33,8 @@ def doctor(network: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(as_values(findings), indent=1))
     else:
-        show(findings)
+        # Open MPI gives rank 0 a terminal, whoever reads it.
+        show(findings, color=False if launcher.is_launched() else None)
     sys.exit(int(any(finding.status == PROBLEM for finding in findings)))
 
 

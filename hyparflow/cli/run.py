@@ -23,7 +23,9 @@ __all__ = ["run"]
     "for a file of each rank.",
 )
 @click.option("--hosts", help="Where to run, with numbers of ranks: a:2,b:2.")
-@click.option("--hostfile", type=click.Path(exists=True), help="A file of hosts for the launcher.")
+@click.option(
+    "--hostfile", type=click.Path(exists=True), help="A file of hosts for the launcher; unbound."
+)
 @click.option("--oversubscribe", is_flag=True, help="Allow more ranks than cores.")
 @click.option("--mpirun", type=click.Path(exists=True), help="The launcher.  [default: found]")
 @click.option("-m", "is_module", is_flag=True, help="PROGRAM is a Python module.")
@@ -71,7 +73,9 @@ def _program(program: tuple[str, ...], is_module: bool) -> list[str]:
     first = Path(program[0])
     if is_module:
         return [sys.executable, "-m", *program]
-    if first.suffix == ".py":
+    if program[0].startswith("-"):
+        raise ValueError(f"Options stand before PROGRAM. Received: {program[0]}, which is none")
+    if first.suffix == ".py" or (first / "__main__.py").exists():
         if not first.exists():
             raise ValueError(f"PROGRAM must be there. Received: {first}, which does not exist")
         return [sys.executable, *program]

@@ -34,12 +34,12 @@ class Finding:
     fix: str = ""
 
 
-def show(findings: Sequence[Finding]) -> None:
-    """Print one line for each, and the fix below it."""
+def show(findings: Sequence[Finding], color: bool | None = None) -> None:
+    """Print one line for each, and the fix below it; in colour if a terminal reads it."""
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         status = click.style(f"{finding.status:7}", fg=_COLOURS[finding.status])
-        click.echo(f"{status}  {finding.check:{width}}  {finding.text}")
+        click.echo(f"{status}  {finding.check:{width}}  {finding.text}", color=color)
         if finding.fix:
             click.echo(f"{'':7}  {'':{width}}  Fix: {finding.fix}")
 

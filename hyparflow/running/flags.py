@@ -46,8 +46,13 @@ class Request:
         """The most ranks of a host; None if that is not known.
 
         Raises:
-            ValueError: if hosts are not written so, or have too few ranks.
+            ValueError: if hosts are not written so, have too few ranks, or are given twice.
         """
+        if self.hosts is not None and self.hostfile is not None:
+            raise ValueError(
+                "Hosts are given by --hosts or by --hostfile. Received: both, "
+                f"{self.hosts} and {self.hostfile}"
+            )
         if self.hosts is None:
             return self.ranks if self.is_local else None
         counts = []
@@ -93,8 +98,8 @@ def cores_per_rank(request: Request) -> int | None:
     if not request.oversubscribe and request.is_local:
         raise ValueError(
             f"Each rank needs a core. Received: {request.ranks} ranks on "
-            f"{counted(cores, 'core', 'cores')}. Start fewer, or allow it by --oversubscribe; "
-            "ranks that share a core slow each other down."
+            f"{counted(cores, 'core', 'cores')}. Start fewer, or allow it by --oversubscribe "
+            "(in Python oversubscribe=True); ranks that share a core slow each other down."
         )
     return None
 

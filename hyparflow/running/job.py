@@ -66,7 +66,11 @@ class Job:
 
     def describe(self) -> str:
         """The same for a shell, without what shows the output."""
-        words = [*(str(self.launcher), *flags(self.mpi, self.request)), *self.program]
+        names = sorted(self.known | self.added)
+        words = [
+            *(str(self.launcher), *flags(self.mpi, self.request)),
+            *(*passed_on(self.mpi, self.request, names), *self.program),
+        ]
         settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.added.items())]
         return " ".join([*settings, shlex.join(words)])
 
@@ -120,7 +124,7 @@ def run_and_show(job: Job, show: Callable[[str], object]) -> int:
         try:
             with _ended_with_its_ranks(process, record):
                 while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
-                    show(decoder.decode(piece))
+                    show(decoder.decode(piece.replace(b"\0", b"")))  # Open MPI writes some
             return _status(process.wait(), record, ())
         finally:
             _stop(process)
@@ -129,8 +133,9 @@ def run_and_show(job: Job, show: Callable[[str], object]) -> int:
 
 
 def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
+    tied = [sys.executable, str(Path(__file__).with_name("tied.py")), str(os.getpid())]
     return subprocess.Popen(
-        job.command(str(record)),
+        [*tied, *job.command(str(record))],
         env=job.known | job.added,
         stdin=subprocess.DEVNULL,
         # Else Ctrl-C would reach the launcher twice, from the terminal and from here.

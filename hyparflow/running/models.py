@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,19 @@ def reduce_model(model: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
-        return _restore, (path.read_bytes(), _custom_objects(model))
+        is_new = model.compiled and not model.optimizer.built
+        return _restore, (path.read_bytes(), _custom_objects(model), is_new)
 
 
-def _restore(content: bytes, custom_objects: dict[str, Any]) -> Any:
+def _restore(content: bytes, custom_objects: dict[str, Any], is_new: bool) -> Any:
+    """The model; one whose optimizer `is_new` has nothing saved of the state that Keras makes."""
     import keras
 
-    with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
         path = Path(folder) / "model.keras"
         path.write_bytes(content)
+        if is_new:
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
         # As trustworthy as the pickle that this came with.
         return keras.models.load_model(path, custom_objects, safe_mode=False)
 

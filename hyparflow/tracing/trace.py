@@ -110,9 +110,7 @@ class Trace:
                     steps[index].append(_event(row))
             return cls(ranks, about["arguments"], about["plan"])
         except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"{rule} Received: {path} ({type(error).__name__}: {error})"
-            ) from error
+            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
 
 
 def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:

@@ -76,6 +76,7 @@ print("the same")
 """,
     )
     assert result.code == 0, result.output
+    assert "Skipping variable loading" not in result.output
     assert "epoch 1 on a rank: 2" in result.output
     assert "the same" in result.output
 
@@ -103,7 +104,9 @@ print("went on", back.predict(x, verbose=0).shape)
 REFUSED = {
     "hf.fit(build(), x, y, launch=True)": "ValueError: `launch` must know how many ranks to start",
     "hf.fit(build(), x, y, launch={'num_ranks': 0})": "Received: num_ranks=0",
-    "hf.fit(build(), (i for i in []), num_replicas=2, **ranks)": "possible to pickle",
+    "hf.fit(build(), x, y, launch={'ranks': 2})": "output, oversubscribe, hosts. Received: 'ranks'",
+    "hf.fit(build(), (i for i in []), num_replicas=2, **ranks)": "Received: a generator",
+    "hf.fit(build(), x, y, callbacks=[sys._getframe()], num_replicas=2, **ranks)": "to pickle",
     "hf.fit(build(), x, y[:3], num_replicas=2, **ranks)": "Data cardinality is ambiguous",
 }
 

@@ -45,6 +45,17 @@ def start(body: str, folder: pathlib.Path) -> subprocess.Popen[str]:
     )
 
 
+def started(folder: pathlib.Path) -> list[psutil.Process]:
+    """The processes of two ranks, when each has made its file "at-RANK"."""
+    end = time.monotonic() + 30
+    while not ((folder / "at-0").exists() and (folder / "at-1").exists()):
+        assert time.monotonic() < end, "the ranks did not start"
+        time.sleep(0.05)
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if "remote.py" in str(p.info["cmdline"])]
+    assert ranks
+    return ranks
+
+
 def test_returns_what_rank_0_returns(tmp_path: pathlib.Path) -> None:
     (tmp_path / "mine.py").write_text("def twice(x):\n    return 2 * x\n")
     code, out = run(
@@ -132,12 +143,36 @@ except RuntimeError as error:
     assert "caught A rank ended without an exception. Received: exit status 3" in out
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_the_process_that_started_them(
+    tmp_path: pathlib.Path, number: signal.Signals
+) -> None:
+    process = start(
+        """
+def train():
+    open(f"at-{who().rank}", "w").close()
+    time.sleep(300)
+
+hf.launch(train, num_ranks=2, oversubscribe=True)
+""",
+        tmp_path,
+    )
+    ranks = started(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=40)
+    _, left = psutil.wait_procs(ranks, 30)
+    for rank in left:
+        rank.kill()
+    assert not left
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ("hf.launch(who, (iter([1]) for _ in 'a'), num_ranks=2)", "takes 0 positional"),
         ("hf.launch(who, (i for i in [sys._getframe()]), num_ranks=2)", "possible to pickle"),
         ("hf.launch(who, num_ranks=1000)", "Each rank needs a core"),
+        ("hf.launch(who, 'ab', num_ranks=2)", "takes a function and a list or tuple"),
         ("hf.launch(sys._getframe, num_ranks=1, oversubscribe=True)", "possible to pickle"),
     ],
 )
@@ -176,12 +211,7 @@ except KeyboardInterrupt:
 """,
         tmp_path,
     )
-    end = time.monotonic() + 30
-    while not ((tmp_path / "at-0").exists() and (tmp_path / "at-1").exists()):
-        assert time.monotonic() < end, "the ranks did not start"
-        time.sleep(0.05)
-    ranks = [p for p in psutil.process_iter(["cmdline"]) if "remote.py" in str(p.info["cmdline"])]
-    assert ranks
+    ranks = started(tmp_path)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=40)
     assert "interrupted" in out

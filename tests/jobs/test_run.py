@@ -233,6 +233,8 @@ def path(script: pathlib.Path) -> str:
         (["-n", "2", "no-such-program"], "a program on the PATH. Received: no-such-program"),
         (["-n", "2", "--hosts", "a:b", "train.py"], "'a:2,b:2'. Received: a:b"),
         (["-n", "4", "--hosts", "a:1,b:2", "train.py"], "4 ranks, 3 in a:1,b:2"),
+        (["-n", "2", "--hosts", "a:2", "--hostfile", "/dev/null", "train.py"], "Received: both"),
+        (["-n", "2", "--np", "2", "train.py"], "Received: --np, which is none"),
         (["-n", "2", "--output", "train.py", "train.py"], "Received: train.py, a file"),
         (["-n", "2", "--mpirun", "train.py", "train.py"], "Received: none"),
         (["-n", "2"], "Missing argument"),
