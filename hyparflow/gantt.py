@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.actions import NAMES, Kind
@@ -10,7 +11,7 @@ from hyparflow.actions import NAMES, Kind
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Work
 
-__all__ = ["COLOURS", "draw_step", "new_figure", "whole_numbers"]
+__all__ = ["COLOURS", "check_picture", "draw_step", "new_figure", "whole_numbers"]
 
 # Colours that stay apart in grey and for the colour-blind (after Okabe and Ito).
 COLOURS = {
@@ -32,6 +33,17 @@ _IDLE = "#eeeeee"
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
 _PALEST = 0.55  # how much the last stage of a partition is paler than its first
 _EDGED = 600  # more computations than this are too narrow for edges
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse files of types that matplotlib does not write.
+
+    Raises:
+        ValueError: if `path` is one.
+    """
+    known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
+    if Path(path).suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"A picture's file ends with one of {', '.join(known)}. Received: {path}")
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -70,6 +82,7 @@ def draw_step(
     computations = sum(work.kind in Kind.COMPUTATIONS for works in rows for work in works)
     edge = 0.4 if computations < _EDGED else 0.0
     turns = max(1, *(work.stage // num_partitions for works in rows for work in works))
+    numbered = _numbered(rows, end)
     seen: dict[str, Any] = {}
     for row, works in enumerate(rows):
         seen["idle"] = axes.barh(row, end, height=_HEIGHT, color=_IDLE)
@@ -79,7 +92,7 @@ def draw_step(
             paleness = _PALEST * turn / turns
             bar = _draw_work(axes, row, work, edge, 1.0 - paleness)
             seen[name] = bar if turn == 0 else seen.get(name, bar)
-            if work.kind in Kind.COMPUTATIONS and (work.end - work.start) * 1e3 > 0.015 * end:
+            if work.kind in numbered:
                 dark = name != "forward" and paleness < _PALEST / 2
                 _number(axes, row, work, "white" if dark else "black")
     shown = [name for name in (*COLOURS, "idle") if name in seen]
@@ -94,6 +107,14 @@ def draw_step(
     )
     axes.set(xlabel="time (ms)", ylabel=what, xlim=(0, end), ylim=(len(rows) - 0.5, -0.5))
     whole_numbers(axes.yaxis, len(rows))
+
+
+def _numbered(rows: Sequence[Sequence[Work]], end: float) -> set[str]:
+    """Kinds of computations of which all, but for a few, have room for a number."""
+    widths: dict[str, list[float]] = {}
+    for work in (work for works in rows for work in works if work.kind in Kind.COMPUTATIONS):
+        widths.setdefault(work.kind, []).append((work.end - work.start) * 1e3)
+    return {kind for kind, found in widths.items() if sorted(found)[len(found) // 10] > 0.012 * end}
 
 
 def _draw_work(axes: Any, row: int, work: Work, edge: float, alpha: float) -> Any:

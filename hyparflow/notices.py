@@ -12,7 +12,7 @@ from hyparflow.commands import Call
 from hyparflow.losses import LossTerms
 from hyparflow.survey import Findings
 
-__all__ = ["announce", "announce_layers", "users_stack_level"]
+__all__ = ["announce", "announce_layers", "announce_other_batch", "users_stack_level"]
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
@@ -40,6 +40,16 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             f"The losses {_some(terms.one_number)} give a number for a batch that is not known to "
             "be a mean over its rows; the mean over micro-batches and replicas is taken. Remedy: a "
             "loss that returns one value per row.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_other_batch(planned: int, rows: int | None) -> None:
+    """Say that a plan does not tell time and memory of batches of so many `rows`."""
+    if rows not in (None, planned):
+        warnings.warn(
+            f"The plan is for batches of {planned} rows: what it says of time and memory does not "
+            f"hold. Received: batches of {rows} rows. Remedy: plan again with batch_size={rows}.",
             stacklevel=users_stack_level(),
         )
 

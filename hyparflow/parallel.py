@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from hyparflow import checks, keras_internals
+from hyparflow import checks, keras_internals, notices
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH, Call
 from hyparflow.data import ArraySource
@@ -77,6 +77,8 @@ class ParallelModel:
         self._take_validation_data(call, arguments)
         self._trace(call, trace)
         checks.check_batch(self.options, call.rows)
+        if self._plan is not None and self._world.rank == LEADER:
+            notices.announce_other_batch(self._plan.batch_size, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
             history = self.model.fit(**self._ready(arguments, worker, stream))

@@ -14,6 +14,7 @@ import click
 
 from hyparflow import launcher
 from hyparflow.cli.refused import Refused
+from hyparflow.schedule import SCHEDULES
 
 __all__ = ["plan"]
 
@@ -37,6 +38,10 @@ _REASON = 300  # letters of an error of Keras's, which may show whole models
 @click.option("--threads", type=click.IntRange(1), help="Of each rank.  [default: cores / ranks]")
 @click.option("--optimizer", help="For a model that is not compiled, for example adam.")
 @click.option("--set", "settings", multiple=True, help="NAME=VALUE for the function MODEL.")
+@click.option("--num-replicas", type=click.IntRange(1), help="Decided already.")
+@click.option("--num-partitions", type=click.IntRange(1), help="Decided already.")
+@click.option("--num-microbatches", type=click.IntRange(1), help="Decided already.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="Decided already.")
 @click.option("--plot", type=click.Path(), help="Draw the plan into this file.")
 @click.option("--save", type=click.Path(), help="Write the plan to this file, as JSON.")
 def plan(model: str, **options: Any) -> None:
@@ -65,12 +70,16 @@ def _plan(
     settings: tuple[str, ...],
     plot: str | None,
     save: str | None,
+    **decided: Any,
 ) -> None:
+    from hyparflow.gantt import check_picture
     from hyparflow.planning import Cluster
 
     for path in filter(None, (plot, save, save_costs)):
         if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"Files are written into folders that exist. Received: {path}")
+    if plot:
+        check_picture(plot)
     if cluster is not None:
         machine = Cluster.load(cluster, **_shape(ranks, nodes))
     elif ranks is None:
@@ -92,13 +101,18 @@ def _plan(
     if save_costs:
         known.save(save_costs)
     made = make_plan(
-        built, batch_size=batch_size, memory_limit=memory_limit, cluster=machine, costs=known
+        built,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        cluster=machine,
+        costs=known,
+        **decided,
     )
     click.echo(str(made))
-    if plot:
-        made.plot(plot)
     if save:
         made.save(save)
+    if plot:
+        made.plot(plot)
 
 
 def _shape(ranks: int | None, nodes: int | None) -> dict[str, Any]:
@@ -123,6 +137,11 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
                 "MODEL must be a saved Keras model, or FILE.py:FUNCTION. "
                 f"Received: {model}, which does not exist"
             )
+        if Path(model).suffix == ".py":
+            raise ValueError(
+                f"A Python file is given with its function. Received: {model}. Write "
+                f"{model}:FUNCTION."
+            )
         if settings:
             raise ValueError(f"--set is for FILE.py:FUNCTION. Received: {model} and --set")
         try:
@@ -130,9 +149,9 @@ def _load(model: str, settings: tuple[str, ...]) -> Any:
         except Exception as error:  # Keras raises many types, as do layers that it loads
             reason = str(error).strip().split("\n")[0][:_REASON]
             raise ValueError(
-                f"Keras cannot load {model}, as a file that is damaged, or a model with layers, "
-                "losses or metrics of one's own, which FILE.py:FUNCTION can build. "
-                f"Received: {type(error).__name__}: {reason}"
+                "MODEL must be a file that Keras can load, or FILE.py:FUNCTION, which builds one. "
+                f"Received: {model}. If the file is whole, it needs layers, losses or metrics that "
+                f"only a function can bring. Keras says: {type(error).__name__}: {reason}"
             ) from error
     file = Path(f"{path}.py")
     if not file.exists():

@@ -7,8 +7,9 @@ from typing import Any
 
 from hyparflow.actions import Kind
 from hyparflow.planning.candidate import Problem
-from hyparflow.planning.plan import Alternative, PartitionPlan, Plan, Work, megabytes
+from hyparflow.planning.plan import Alternative, PartitionPlan, Plan, Work
 from hyparflow.planning.predict import Prediction
+from hyparflow.planning.sizes import size_text
 from hyparflow.text import counted
 
 __all__ = ["make_plan"]
@@ -88,7 +89,7 @@ def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) 
     if memory_limit is not None and max(totals) > memory_limit:
         worst = totals.index(max(totals))
         return Alternative(
-            name, other.step_seconds, f"partition {worst} needs {megabytes(max(totals))}"
+            name, other.step_seconds, f"partition {worst} needs {size_text(max(totals))}"
         )
     return Alternative(name, other.step_seconds, _reason(other, best))
 

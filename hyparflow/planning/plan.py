@@ -12,14 +12,16 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from hyparflow.actions import Kind
 from hyparflow.files import read_values
 from hyparflow.planning.memory import Memory
+from hyparflow.planning.sizes import size_text
 from hyparflow.text import aligned, counted
 
-__all__ = ["Alternative", "PartitionPlan", "Plan", "Work", "megabytes"]
+__all__ = ["Alternative", "PartitionPlan", "Plan", "Work"]
 
 _TITLES = (
-    *("partition", "layers", "parameters", "forward", "backward", "memory", "weights"),
+    *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
     *("gradients", "slots", "activations", "buffers", "program", "sends in a step"),
 )
 
@@ -134,6 +136,18 @@ class Plan:
         """Over one process that trains the whole batch in one piece."""
         return self.single_seconds / self.step_seconds
 
+    @property
+    def between_seconds(self) -> float:
+        """Time of a step that is spent between it and the next."""
+        return self.step_seconds - max(work.end for works in self.work for work in works)
+
+    @property
+    def _sums_share(self) -> float:
+        """The share of all ranks' time that goes to sums over replicas."""
+        works = [work for works in self.work for work in works if work.kind == Kind.REDUCE]
+        total = sum(work.end - work.start for work in works)
+        return total / (self.step_seconds * self.num_partitions)
+
     def to_values(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self)
@@ -211,19 +225,19 @@ class Plan:
         rows: list[Sequence[str]] = [_TITLES]
         for number, part in enumerate(self.partitions):
             memory = part.memory
-            sent = ", ".join(f"{megabytes(size)} to {peer}" for peer, size in part.sent.items())
+            sent = ", ".join(f"{size_text(size)} to {peer}" for peer, size in part.sent.items())
             if self.num_replicas > 1:
                 others = counted(self.num_replicas - 1, "other", "others")
-                sums = f"sums {megabytes(part.parameters)} with {others}"
+                sums = f"sums {size_text(part.parameters)} with {others}"
                 sent = f"{sent}, {sums}" if sent else sums
             rows.append(
                 (
                     f"{number}: {self._stages(number)}",
                     str(len(part.layers)),
-                    megabytes(part.parameters),
+                    size_text(part.parameters),
                     f"{part.forward * 1e3:.1f} ms",
                     f"{part.backward * 1e3:.1f} ms",
-                    *map(megabytes, (memory.total, *astuple(memory))),
+                    *map(size_text, (memory.total, *astuple(memory))),
                     sent or "-",
                 )
             )
@@ -237,9 +251,13 @@ class Plan:
         return f"{layers[0]} to {layers[first - 1]}{more}"
 
     def _summary(self) -> list[str]:
+        sums, between = self._sums_share, self.between_seconds / self.step_seconds
+        waiting = max(0.0, self.idle_share - sums - between)
         lines = [
             f"step {self.step_seconds * 1e3:.1f} ms, {self.samples_per_second:.1f} samples/s, "
-            f"idle {self.idle_share:.1%}, {self.speedup:.2f} times one process"
+            f"{self.speedup:.2f} times one process",
+            f"idle {self.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
+            f"{sums:.1%}, between steps {between:.1%}",
         ]
         if self.speedup < 1 < self.num_ranks:
             lines.append("One process is faster: this is too little work for so many ranks.")
@@ -249,11 +267,6 @@ class Plan:
             ]
             lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
         return lines
-
-
-def megabytes(size: float) -> str:
-    """`size` bytes as text."""
-    return f"{size / 2**20:.1f} MiB"
 
 
 def _partition(values: dict[str, Any]) -> PartitionPlan:

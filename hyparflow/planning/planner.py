@@ -15,6 +15,7 @@ from hyparflow.grid import Grid
 from hyparflow.planning.candidate import Problem
 from hyparflow.planning.divisions import Divisions, Layout
 from hyparflow.planning.predict import Prediction
+from hyparflow.planning.sizes import size_text
 from hyparflow.planning.wishes import Wishes
 from hyparflow.schedule import SCHEDULES
 
@@ -112,7 +113,10 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     memory, grid = nearest.memory[partition], nearest.candidate.grid
     fixed = memory.weights + memory.slots + memory.gradients + memory.program
     if fixed > limit:
-        help_ = "What does not depend on the batch alone takes more: a larger limit is needed"
+        help_ = (
+            f"A smaller batch would not help: without activations and buffers it needs "
+            f"{size_text(fixed)}. A larger limit is needed"
+        )
     else:
         share = (limit - fixed) / max(1, memory.total - fixed)
         help_ = (
@@ -121,12 +125,13 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
         )
     return (
         "No layout fits in the memory limit. "
-        f"Received: memory_limit={limit:,} bytes; the nearest layout ({grid.num_replicas} replicas "
-        f"x {grid.num_partitions} partitions, {nearest.candidate.num_microbatches} micro-batches, "
-        f"{nearest.candidate.schedule}) needs {memory.total:,} bytes on partition {partition}: "
-        f"weights {memory.weights:,}, gradients {memory.gradients:,}, optimizer slots "
-        f"{memory.slots:,}, activations {memory.activations:,}, buffers {memory.buffers:,}, "
-        f"compiled program {memory.program:,}. "
+        f"Received: memory_limit={limit:,} bytes ({size_text(limit)}); the nearest layout, "
+        f"{grid.num_replicas} x {grid.num_partitions} (replicas x partitions), micro-batches: "
+        f"{nearest.candidate.num_microbatches}, {nearest.candidate.schedule}, needs "
+        f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
+        f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
+        f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, buffers "
+        f"{size_text(memory.buffers)}, compiled program {size_text(memory.program)}. "
         f"{help_}."
     )
 

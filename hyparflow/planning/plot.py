@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
+_TITLE_WIDTH = 110  # letters of a line
 _MEMORY = {
     "weights": "#0072b2",
     "gradients": "#56b4e9",
@@ -44,13 +46,13 @@ def _title(plan: Plan) -> str:
     each = plan.stages_per_partition
     stages = f"{each} stages per partition (the later the paler), " if each > 1 else ""
     parts = counted(plan.num_microbatches, "micro-batch", "micro-batches")
-    drawn = max(work.end for works in plan.work for work in works)
-    rest = plan.step_seconds - drawn
-    between = f" ({rest * 1e3:.1f} ms of it between steps)" if rest > 0.01 * drawn else ""
-    return (
-        f"{plan.model}: one step of {plan.batch_size} rows in {plan.step_seconds * 1e3:.0f} ms"
-        f"{between}, {plan.schedule}, {stages}{parts}{replicas}"
+    between = plan.between_seconds * 1e3
+    step = f"{plan.step_seconds * 1e3:.{0 if plan.step_seconds > 1 else 1}f} ms"
+    title = (
+        f"{plan.model}: one step of {plan.batch_size} rows in {step}, {between:.1f} ms of it "
+        f"between steps; {plan.schedule}, {stages}{parts}{replicas}"
     )
+    return textwrap.fill(title, _TITLE_WIDTH)
 
 
 def _draw_time(plan: Plan, axes: Any) -> None:

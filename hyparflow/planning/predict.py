@@ -70,9 +70,9 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
     )
     timeline = play(lower(actions, table.edges), timings)
     partitions = range(grid.num_partitions)
-    backward = list(timings.backward)
+    forward, backward = list(timings.forward), list(timings.backward)
     if any(span.step.kind == Kind.FUSED for span in timeline.spans[-1]):
-        backward[-1] = timings.fused_surplus
+        forward[-1], backward[-1] = timings.fused_parts
 
     def of_partitions(values: Sequence[float]) -> tuple[float, ...]:
         return tuple(sum(values[stage] for stage in candidate.stages(p)) for p in partitions)
@@ -81,7 +81,7 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
         candidate,
         timeline,
         timeline.makespan + problem.costs.overheads.step,
-        of_partitions(timings.forward),
+        of_partitions(forward),
         of_partitions(backward),
         tuple(timings.reduce),
         tuple(timings.apply),
@@ -143,9 +143,11 @@ class _Timings:
         return share * min(candidate.grid.size, self._cluster.ranks_per_node)
 
     @property
-    def fused_surplus(self) -> float:
-        """What the last stage's backward adds to its forward where both are one call."""
-        return max(0.0, self._fused[-1] - self.forward[-1])
+    def fused_parts(self) -> tuple[float, float]:
+        """The last stage's forward and backward where both are one call, by what each takes."""
+        total = self.forward[-1] + self.backward[-1]
+        share = self.forward[-1] / total if total else 0.5
+        return share * self._fused[-1], (1.0 - share) * self._fused[-1]
 
     def size(self, edge: Edge) -> float:
         """Bytes of an edge's tensor in one micro-batch."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["parse_bytes"]
+__all__ = ["parse_bytes", "size_text"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _UNITS |= _BINARY | {f"{name}B": size for name, size in _BINARY.items()}
+
+
+def size_text(size: float) -> str:
+    """`size` bytes, as people read them."""
+    return f"{size / 2**10:.1f} KiB" if 0 < size < 2**20 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def parse_bytes(text: str | int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_a_plan_trains_as_plain_keras(partitions: int) -> None:
         path = Path(folder) / "plan.json"
         plan.save(path)
         compare(plan=path if partitions > 1 else plan)
+
+
+def test_batches_that_were_not_planned_are_warned_of() -> None:
+    plan = hf.plan(build(), batch_size=64, num_ranks=WORLD.size, costs="estimate")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hf.fit(build(), *data(), batch_size=20, verbose=0, plan=plan)
+    said = [
+        str(w.message) for w in caught if "The plan is for batches of 64 rows" in str(w.message)
+    ]
+    assert len(said) == int(hf.is_leader() and WORLD.size > 1)
 
 
 def test_something_else_than_a_plan_is_refused() -> None:

@@ -91,7 +91,9 @@ def test_a_script_that_does_not_run_is_explained(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_model_is_explained(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_text("weights")
-    require_explained("Keras cannot load", tmp_path / "model.keras", "--ranks", 2)
+    require_explained(
+        "MODEL must be a file that Keras can load", tmp_path / "model.keras", "--ranks", 2
+    )
 
 
 def require_explained(text: str, *arguments: object) -> None:

@@ -449,7 +449,7 @@ def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
         choose([1.0] * 8, 4, 32, memory_limit=MEGABYTE)
     text = str(caught.value)
     assert "memory_limit=1,048,576 bytes" in text
-    assert "on partition" in text and "weights 8,388,608" in text
+    assert "on partition" in text and "weights 8.0 MiB" in text
 
 
 def test_wishes_that_no_layout_has_are_refused() -> None:
