@@ -18,13 +18,14 @@ from types import FrameType
 from typing import Any
 
 from hyparflow.running.flags import Request, environment, flags, passed_on
-from hyparflow.running.mpi import Mpi
+from hyparflow.running.mpi import OPEN_MPI, Mpi
 
 __all__ = ["Job", "run", "run_and_show"]
 
 _PATIENCE = 10.0  # seconds for a job to end by itself
 _LAST_PATIENCE = 5.0  # seconds for it to end when it is told to
 _INTERVAL = 0.5  # seconds from one look at the record to the next
+_FILES = "PRTE_MCA_prte_tmpdir_base"
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -136,12 +137,23 @@ def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
     tied = [sys.executable, str(Path(__file__).with_name("tied.py")), str(os.getpid())]
     return subprocess.Popen(
         [*tied, *job.command(str(record))],
-        env=job.known | job.added,
+        env=job.known | job.added | _own_folder(job, record.parent),
         stdin=subprocess.DEVNULL,
         # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
         start_new_session=True,
         **streams,
     )
+
+
+def _own_folder(job: Job, folder: Path) -> dict[str, str]:
+    """Where Open MPI keeps its files on this machine: in the folder of the job.
+
+    It names them by the launcher's process number. What a killed job has left behind would keep
+    another of that number from starting.
+    """
+    if job.mpi.vendor != OPEN_MPI or not job.request.is_local or _FILES in job.known:
+        return {}
+    return {_FILES: str(folder)}
 
 
 @contextlib.contextmanager
