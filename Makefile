@@ -92,7 +92,8 @@ test-mpi-%: $(VENV)/.test
 	    -m pytest -x -q --durations=10 --capture=sys --color=no -p no:cacheprovider tests/mpi \
 	    $(if $(EVERYTHING),--everything)
 
-test-jobs: $(VENV)/.test $(VENV)/.mpich mpi-check  ## run the tests that start their own jobs
+# Of two at a time it is the longest, so nothing that is done already may let others go first.
+test-jobs: $(VENV)/.test $(VENV)/.mpich $(if $(ONE_OF_TWO),,mpi-check)  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs $(if $(EVERYTHING),--everything)
 
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
