@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,8 @@ _ENDS = (b"\n", b"\r")
 # From here on a stream is shown, if it is the first with one: a launcher may stop this process
 # before the rank's end is known.
 _TRACEBACK = b"Traceback (most recent call last)"
+_INTERVAL = 1.0  # seconds from one look for the launcher to the next
+_PATIENCE = 5.0  # seconds for a program to end when it is told to
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -145,7 +148,18 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
+def end_without(launcher: int, program: subprocess.Popen[bytes]) -> None:
+    """End the program when the process that started this one has gone."""
+    while os.getppid() == launcher:
+        time.sleep(_INTERVAL)
+    program.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        program.wait(_PATIENCE)
+    os.kill(os.getpid(), signal.SIGKILL)  # and with it the program
+
+
 def main() -> int:
+    launcher = os.getppid()
     output, record, *command = sys.argv[1:]
     rank = rank_number()
     sink = Sink(rank, output, record)
@@ -158,6 +172,7 @@ def main() -> int:
         preexec_fn=die_with_parent,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
+    threading.Thread(target=end_without, args=(launcher, program), daemon=True).start()
     for number in _FORWARDED:
         signal.signal(number, lambda number, frame: program.send_signal(number))
     pairs = ((program.stdout, sys.stdout.buffer), (program.stderr, sys.stderr.buffer))

@@ -123,7 +123,8 @@ def half_stopped() -> Any:
 
 BUILDS = [
     *(padded_bytes, cropped_integers, lambdas),
-    *(masked_attention, encoder, recurrent_attention, two_readers),
+    *(masked_attention, encoder, two_readers),
+    pytest.param(recurrent_attention, marks=pytest.mark.slow),
     *(stopped, half_stopped),
 ]
 
