@@ -103,8 +103,8 @@ def test_memory_of_a_residual_block_counts_shared_tensors_once() -> None:
 def test_a_backward_is_measured_in_two_parts(tmp_path: Path) -> None:
     costs = measure(flat(blocks(12)), (8,), budget=0.02)
     of_inputs, of_weights = costs.halves
-    assert 0 < of_inputs < 2
-    assert 0 < of_weights < 2
+    assert of_inputs > 0
+    assert of_weights > 0
     assert costs.halves != (0.5, 0.5)
     costs.save(tmp_path / "costs.json")
     assert hf.Costs.load(tmp_path / "costs.json").halves == costs.halves
