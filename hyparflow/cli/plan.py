@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hyparflow import launcher
+from hyparflow.cli.model_file import load_model
 from hyparflow.cli.refused import Refused
 from hyparflow.schedule import SCHEDULES
 
-__all__ = ["plan"]
+if TYPE_CHECKING:
+    from hyparflow.planning import Cluster
 
-_REASON = 300  # letters of an error of Keras's, which may show whole models
+__all__ = ["plan"]
 
 
 @click.command()
@@ -72,24 +71,12 @@ def _plan(
     save: str | None,
     **decided: Any,
 ) -> None:
-    from hyparflow.gantt import check_picture
-    from hyparflow.planning import Cluster
-
-    for path in filter(None, (plot, save, save_costs)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"Files are written into folders that exist. Received: {path}")
-    if plot:
-        check_picture(plot)
-    if cluster is not None:
-        machine = Cluster.load(cluster, **_shape(ranks, nodes))
-    elif ranks is None:
-        raise ValueError("A plan needs --ranks or --cluster. Received: neither")
-    else:
-        machine = Cluster(**_shape(ranks, nodes))
+    _check_outputs(plot, save, save_costs)
+    machine = _machine(cluster, ranks, nodes)
     # Measured with the threads that a rank will have.
     cores = len(launcher.usable_cores())
     launcher.set_threads(os.environ, threads or max(1, cores // machine.ranks_per_node))
-    built = _load(model, settings)
+    built = load_model(model, settings)
     if optimizer is not None and not built.compiled:
         built.compile(optimizer)
 
@@ -115,6 +102,27 @@ def _plan(
         made.plot(plot)
 
 
+def _check_outputs(plot: str | None, *others: str | None) -> None:
+    """Refuse what cannot be written, before minutes of measuring."""
+    from hyparflow.gantt import check_picture
+
+    for path in filter(None, (plot, *others)):
+        if not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"Files are written into folders that exist. Received: {path}")
+    if plot:
+        check_picture(plot)
+
+
+def _machine(cluster: str | None, ranks: int | None, nodes: int | None) -> Cluster:
+    from hyparflow.planning import Cluster
+
+    if cluster is not None:
+        return Cluster.load(cluster, **_shape(ranks, nodes))
+    if ranks is None:
+        raise ValueError("A plan needs --ranks or --cluster. Received: neither")
+    return Cluster(**_shape(ranks, nodes))
+
+
 def _shape(ranks: int | None, nodes: int | None) -> dict[str, Any]:
     if ranks is None:
         return {} if nodes is None else {"nodes": nodes}
@@ -124,74 +132,6 @@ def _shape(ranks: int | None, nodes: int | None) -> dict[str, Any]:
             f"The ranks must be the same on every node. Received: {ranks} ranks on {nodes} nodes"
         )
     return {"nodes": nodes, "ranks_per_node": ranks // nodes}
-
-
-def _load(model: str, settings: tuple[str, ...]) -> Any:
-    """The model in the file, or what the function FILE.py:FUNCTION returns."""
-    import keras
-
-    path, _, name = model.partition(".py:")
-    if not name:
-        if not Path(model).exists():
-            raise ValueError(
-                "MODEL must be a saved Keras model, or FILE.py:FUNCTION. "
-                f"Received: {model}, which does not exist"
-            )
-        if Path(model).suffix == ".py":
-            raise ValueError(
-                f"A Python file is given with its function. Received: {model}. Write "
-                f"{model}:FUNCTION."
-            )
-        if settings:
-            raise ValueError(f"--set is for FILE.py:FUNCTION. Received: {model} and --set")
-        try:
-            return keras.models.load_model(model)
-        except Exception as error:  # Keras raises many types, as do layers that it loads
-            reason = str(error).strip().split("\n")[0][:_REASON]
-            raise ValueError(
-                "MODEL must be a file that Keras can load, or FILE.py:FUNCTION, which builds one. "
-                f"Received: {model}. If the file is whole, it needs layers, losses or metrics that "
-                f"only a function can bring. Keras says: {type(error).__name__}: {reason}"
-            ) from error
-    file = Path(f"{path}.py")
-    if not file.exists():
-        raise ValueError(f"No file {file}. Received: {model}")
-    sys.path.insert(0, str(file.parent))  # as when Python runs the file
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is no Python file. Received: {model}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{file} raised {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"{file} has no function '{name}'. Received: {model}")
-    values = _values(settings)
-    try:
-        inspect.signature(getattr(module, name)).bind(**values)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}. Give its arguments by --set NAME=VALUE.") from error
-    try:
-        built = getattr(module, name)(**values)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{model} raised {type(error).__name__}: {error}") from error
-    if not isinstance(built, keras.Model):
-        raise ValueError(f"{name} must return a keras.Model. Received: {type(built).__name__}")
-    return built
-
-
-def _values(settings: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes NAME=VALUE. Received: {setting}")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            values[name] = text
-    return values
 
 
 def _say(line: str) -> None:
