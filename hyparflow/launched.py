@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 import keras
@@ -56,13 +57,7 @@ def fit_on_ranks(
     Raises:
         ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
     """
-    known = [
-        name for name, p in inspect.signature(launch).parameters.items() if p.kind is p.KEYWORD_ONLY
-    ]
-    if unknown := set(options) - set(known):
-        raise ValueError(
-            f"`launch` takes {', '.join(known)}. Received: {', '.join(map(repr, sorted(unknown)))}"
-        )
+    _check_options(options)
     ranks = {"num_ranks": _num_ranks(kwargs)} | dict(options)
     if ranks["num_ranks"] is None:
         raise ValueError(
@@ -70,15 +65,28 @@ def fit_on_ranks(
             "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
         )
     x = args[0] if args else kwargs.get("x")
-    for data in (x, kwargs.get("validation_data")):
-        if isinstance(data, tf.data.Dataset | Iterator):
-            raise ValueError(
-                "Data go to the ranks as arrays, or as what can be pickled. Received: a "
-                f"{type(data).__name__}. Make it on the ranks, in a function for hyparflow.launch."
-            )
+    _check_data(x, kwargs.get("validation_data"))
     _build(model, x)
     trained = launch(_train, (model, args, kwargs, _randomness()), **ranks)
     return _take_over(model, trained)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(launch).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if unknown := set(options) - set(known):
+        raise ValueError(
+            f"`launch` takes {', '.join(known)}. Received: {', '.join(map(repr, sorted(unknown)))}"
+        )
+
+
+def _check_data(*data: Any) -> None:
+    for value in data:
+        if isinstance(value, tf.data.Dataset | GeneratorType):
+            raise ValueError(
+                "Data go to the ranks as arrays, or as what can be pickled. Received: a "
+                f"{type(value).__name__}. Make it on the ranks, in a function for hyparflow.launch."
+            )
 
 
 def _num_ranks(kwargs: dict[str, Any]) -> int | None:

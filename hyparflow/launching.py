@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,8 @@ def _result(outcomes: Sequence[Outcome], code: int) -> Any:
     if failed is not None and failed.error is not None:
         raise failed.error from _RemoteTraceback(failed)
     if code or not outcomes:
-        by = f" (signal {code - 128})" if code > 128 else ""
+        killed = code - 128 in signal.valid_signals()
+        by = f" ({signal.Signals(code - 128).name})" if killed else ""
         raise RuntimeError(
             f"A rank ended without an exception. Received: exit status {code}{by}; what it wrote "
             "stands above."

@@ -161,8 +161,11 @@ def _build(optimizer: Any, model: Any) -> None:
 
     Values that an optimizer assigns then are lost (ScheduleFreeAdamW: its momentum starts at 0
     and not at the weights), unless the model runs eagerly. That is Keras's, and so must ours be.
-    But nothing is traced here, for a variable made in a trace costs 20 ms.
+    But nothing is traced here, for a variable made in a trace costs 15 ms.
     """
+    if model.run_eagerly:
+        optimizer.build(model.trainable_variables)
+        return
     made: list[tuple[Any, Any]] = []  # with the first values
 
     def note(make: Callable[..., Any], **arguments: Any) -> Any:
@@ -172,9 +175,8 @@ def _build(optimizer: Any, model: Any) -> None:
 
     with tf.variable_creator_scope(note):
         optimizer.build(model.trainable_variables)
-    if not model.run_eagerly:
-        for variable, value in made:
-            variable.assign(value)
+    for variable, value in made:
+        variable.assign(value)
 
 
 def _values(gradient: Any) -> Any:

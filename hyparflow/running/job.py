@@ -55,25 +55,24 @@ class Job:
         """What is added to the environment."""
         return environment(self.mpi, self.request, self.known)
 
+    @property
+    def _starting(self) -> list[str]:
+        """The launcher's command line up to what each rank runs."""
+        told = passed_on(self.mpi, self.request, sorted(self.known | self.added))
+        return [str(self.launcher), *flags(self.mpi, self.request), *told]
+
     def command(self, record: str) -> list[str]:
         """The launcher's command line; `record` is where ranks note how they ended."""
-        names = sorted(self.known | self.added)
         return [
-            *(str(self.launcher), *flags(self.mpi, self.request)),
-            *passed_on(self.mpi, self.request, names),
+            *self._starting,
             *(sys.executable, str(Path(__file__).with_name("rank.py")), self.output, record),
             *self.program,
         ]
 
     def describe(self) -> str:
         """The same for a shell, without what shows the output."""
-        names = sorted(self.known | self.added)
-        words = [
-            *(str(self.launcher), *flags(self.mpi, self.request)),
-            *(*passed_on(self.mpi, self.request, names), *self.program),
-        ]
         settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.added.items())]
-        return " ".join([*settings, shlex.join(words)])
+        return " ".join([*settings, shlex.join([*self._starting, *self.program])])
 
     @property
     def is_allowed_root(self) -> bool:
