@@ -76,6 +76,7 @@ def test_digits_alone_is_plain_keras(alone: dict[str, Result]) -> None:
 
 
 # Depth 8 on the replicas: to trace all of ResNet-20 on both takes 10 s more and shows no more.
+# That of partitions takes 17 s; VGG16 below is cut, too.
 @pytest.mark.parametrize(
     ("strategy", "depth"), [("data", 8), pytest.param("model", 20, marks=pytest.mark.slow)]
 )

@@ -12,6 +12,8 @@ from contract import WORLD
 # on 2 ranks, where what works is checked with "data" or "model", in turn. With --everything, all
 # are checked with all.
 ON_4 = ("Arguments of optimizers", "Precision", "Models of KerasHub")
+# On 2 ranks always with partitions, of which each applies the optimizer to a part of the weights.
+CUT = ("Optimizers", "Learning rate schedules")
 
 CHECKS: dict[Check, list[Row]] = {}  # rows that share a check are checked together
 for row in ROWS:
@@ -35,7 +37,9 @@ def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
         pytest.skip("on this number of ranks only with --everything")
     chosen = list(layouts().values())
     refused = any(row.state == "refused" for row in CHECKS[check])
-    if not (refused or everything):
+    if section in CUT and not everything:
+        chosen = [layouts()["model"]]
+    elif not (refused or everything):
         chosen = chosen[number % len(chosen) :][:1]
     for options in chosen:
         check(Runs(options))
