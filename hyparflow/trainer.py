@@ -135,6 +135,7 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
         worker.log.listening(),
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
+        keras_internals.untuned_datasets(),
     ):
         try:
             model.run_eagerly = True

@@ -34,6 +34,7 @@ from hyparflow.keras_internals.data import (
     is_ragged,
     stream_adapter,
     unpack,
+    untuned_datasets,
 )
 from hyparflow.keras_internals.graph import (
     additional_losses,
@@ -104,5 +105,6 @@ __all__ = [
     "takes_training",
     "tracked_metrics",
     "unpack",
+    "untuned_datasets",
     "write_scalars",
 ]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["array_sources", "is_array_data", "is_ragged", "stream_adapter", "unpack"]
+__all__ = [
+    "array_sources",
+    "is_array_data",
+    "is_ragged",
+    "stream_adapter",
+    "unpack",
+    "untuned_datasets",
+]
 
 
 def is_array_data(x: Any) -> bool:
@@ -28,7 +37,42 @@ def stream_adapter(stream: Any, class_weight: Any) -> Any:
     """What Keras reads a dataset, a PyDataset or a generator with."""
     from keras.src.trainers.data_adapters import get_data_adapter
 
-    return get_data_adapter(x=stream, class_weight=class_weight)
+    return get_data_adapter(x=_untuned(stream), class_weight=class_weight)
+
+
+@contextlib.contextmanager
+def untuned_datasets() -> Iterator[None]:
+    """While open, what Keras's loops read is not tuned by tf.data, unless its options ask for it.
+
+    The end of an iterator waits for the thread that tunes it. TensorFlow wakes this thread before
+    it notes that it shall end; on a rank's only core it runs at once, finds nothing noted and
+    sleeps again, for as long as the epoch took, up to a minute (tensorflow/core/framework: the
+    loop in model.cc, `StartCancel` in cancellation.cc).
+    """
+    from keras.src.backend.tensorflow import trainer
+
+    original = trainer.TFEpochIterator
+
+    class Untuned(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._distributed_dataset: Any = _untuned(self._get_iterator())
+
+    trainer.TFEpochIterator = Untuned
+    try:
+        yield
+    finally:
+        trainer.TFEpochIterator = original
+
+
+def _untuned(data: Any) -> Any:
+    import tensorflow as tf
+
+    if not isinstance(data, tf.data.Dataset) or data.options().autotune.enabled is not None:
+        return data
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def array_sources(

@@ -228,3 +228,36 @@ def test_peek_at_a_py_dataset() -> None:
 
     data = Data()
     assert peek(data) == (data, EXPECTED, 2)
+
+
+def datasets_of(x: Any) -> Any:
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+    tf = pytest.importorskip("tensorflow")
+    strategy = tf.distribute.get_strategy()
+    return TFEpochIterator(x=x, distribute_strategy=strategy)._get_iterator()
+
+
+def test_only_datasets_that_ask_for_it_are_tuned() -> None:
+    tf = pytest.importorskip("tensorflow")
+    from hyparflow import keras_internals
+
+    asking = tf.data.Options()
+    asking.autotune.enabled = True
+    dataset = tf.data.Dataset.range(4).map(lambda x: 2 * x, tf.data.AUTOTUNE).batch(2)
+    cases = [(np.arange(4), False), (dataset, False), (dataset.with_options(asking), True)]
+    with keras_internals.untuned_datasets():
+        for data, is_tuned in cases:
+            found = datasets_of(data)
+            assert found.options().autotune.enabled is is_tuned
+    assert [batch.tolist() for batch in found.as_numpy_iterator()] == [[0, 2], [4, 6]]
+    assert datasets_of(dataset).options().autotune.enabled is None  # Keras's own again
+    assert dataset.options().autotune.enabled is None
+
+
+def test_a_shard_is_not_tuned() -> None:
+    tf = pytest.importorskip("tensorflow")
+    from hyparflow import keras_internals
+
+    adapter = keras_internals.stream_adapter(tf.data.Dataset.range(4).batch(2), None)
+    assert adapter.get_tf_dataset().options().autotune.enabled is False
