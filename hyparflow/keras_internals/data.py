@@ -46,8 +46,8 @@ def untuned_datasets() -> Iterator[None]:
 
     The end of an iterator waits for the thread that tunes it. TensorFlow wakes this thread before
     it notes that it shall end; on a rank's only core it runs at once, finds nothing noted and
-    sleeps again, for as long as the epoch took, up to a minute (tensorflow/core/framework: the
-    loop in model.cc, `StartCancel` in cancellation.cc).
+    sleeps again, for as long as the epoch took, up to a minute (TensorFlow: `OptimizeLoop` in
+    tensorflow/core/framework/model.cc, `StartCancel` in tsl/framework/cancellation.cc).
     """
     from keras.src.backend.tensorflow import trainer
 
