@@ -254,11 +254,11 @@ def text(value: float | None) -> str:
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1.0 + 2.6 * len(results)), layout="constrained")
-    for axes, case in zip(
-        figure.subplots(len(results), 1, squeeze=False)[:, 0], results, strict=True
-    ):
-        rows = [row for row in of_first_group(case)[::-1] if row["to_limit"] is not None]
+    known = [[row for row in of_first_group(r)[::-1] if row["to_limit"]] for r in results]
+    sizes = [len(rows) + 3.0 for rows in known]  # a bar each, and the axis
+    figure = Figure(figsize=(10, sum(sizes) * 0.25), layout="constrained")
+    all_axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, case, rows in zip(all_axes, results, known, strict=True):
         colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in rows]
         bars = axes.barh(
             [row["name"] for row in rows], [row["to_limit"] for row in rows], color=colours
