@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.flat_call import flat_call, packed_call
+
 __all__ = ["GraphParts"]
 
 
@@ -99,7 +101,8 @@ class GraphParts:
 
         types = [tf.TensorSpec(x.shape, x.dtype) for x in given]
         function = tf.function(run, autograph=False, jit_compile=self._jit_compile)
-        return _call(function.get_concrete_function(*types), flat=finish is None)
+        concrete = function.get_concrete_function(*types)
+        return flat_call(concrete) if finish is None else packed_call(concrete)
 
     def _define(self, names: set[str]) -> Any:
         """The definition of the operations of these names."""
@@ -116,19 +119,6 @@ class GraphParts:
                 del copy.input[:]
                 copy.input.extend(sources)
         return part
-
-
-def _call(concrete: Any, flat: bool) -> Callable[..., Any]:
-    """Calls a concrete function with tensors that are known to fit; `flat` if it returns a list.
-
-    The usual way looks at each argument anew, 10 to 20 us of Python for each. A backward takes
-    hundreds: those of half of ResNet-56 took as long as computing 2 rows.
-    """
-    captured = concrete.captured_inputs
-    function = concrete.inference_fn
-    if flat:
-        return lambda *tensors: function.call_flat(*tensors, *captured) or []  # None if nothing
-    return lambda *tensors: function.call_preflattened([*tensors, *captured])
 
 
 def _tensor(source: str) -> str:

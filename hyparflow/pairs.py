@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
+from hyparflow.flat_call import packed_call
 from hyparflow.split import Split
 
 __all__ = ["Compiled", "CompiledPair", "EagerPair", "any_rows"]
@@ -67,14 +67,13 @@ class CompiledPair:
         constant: Sequence[Any],
         jit_compile: bool,
     ) -> None:
-        self._make = lambda types: Split(
-            first, second, types, further, constant, finishes, jit_compile
+        self._splits = _ByTypes(
+            lambda types: Split(first, second, types, further, constant, finishes, jit_compile)
         )
-        self._splits: list[tuple[list[Any], Split]] = []
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         """The outputs of the first, and what `backward` needs."""
-        split = self._find(arguments)
+        split = self._splits.find(arguments)
         outputs, kept = split.forward(arguments)
         return outputs, (split, kept)
 
@@ -96,23 +95,11 @@ class CompiledPair:
 
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """Compile for arguments of these types, or like these; the second as one or in two."""
-        self._find(arguments).prepare(finish, in_two)
-
-    def _find(self, arguments: tuple[Any, ...]) -> Split:
-        flat = tf.nest.flatten(arguments)
-        for types, split in self._splits:
-            if _fit(types, flat):
-                return split
-        types = [any_rows(x) for x in flat]
-        if self._splits:
-            types = [_wider(a, b) for a, b in zip(self._splits[-1][0], types, strict=True)]
-        split = self._make(tf.nest.pack_sequence_as(arguments, types))
-        self._splits.append((types, split))
-        return split
+        self._splits.find(arguments).prepare(finish, in_two)
 
 
 class Compiled:
-    """A `tf.function` that is traced once, for any number of rows.
+    """Compiles a function once for arguments of any number of rows.
 
     Args:
         function: what to compile.
@@ -120,20 +107,43 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
-        self._function = tf.function(
-            function, reduce_retracing=True, autograph=False, jit_compile=jit_compile or None
-        )
-        self._traced = False
+        compiled = tf.function(function, autograph=False, jit_compile=jit_compile or None)
+        self._calls = _ByTypes(lambda types: packed_call(compiled.get_concrete_function(*types)))
 
     def __call__(self, *args: Any) -> Any:
-        self.prepare(*args)
-        return self._function(*args)
+        call = self._calls.find(args)
+        return call(*(x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)))
 
     def prepare(self, *args: Any) -> None:
         """Compile, if it is not, for arguments of these types, or like these."""
-        if not self._traced:
-            self._traced = True
-            self._function.get_concrete_function(*keras.tree.map_structure(any_rows, args))
+        self._calls.find(args)
+
+
+class _ByTypes:
+    """What was made for arguments of some types, and serves all that fit them.
+
+    Args:
+        make: types of arguments, nested as they are -> what serves them.
+    """
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+        self._made: list[tuple[Any, list[Any], Any]] = []  # with the types, nested and flat
+
+    def find(self, arguments: tuple[Any, ...]) -> Any:
+        """What serves these arguments, or arguments of these types; made if nothing does."""
+        alike = [entry for entry in self._made if _alike(entry[0], arguments)]
+        flat = tf.nest.flatten(arguments)
+        for _, types, made in alike:
+            if _fit(types, flat):
+                return made
+        types = [any_rows(x) for x in flat]
+        if alike:
+            types = [_wider(a, b) for a, b in zip(alike[-1][1], types, strict=True)]
+        nested = tf.nest.pack_sequence_as(arguments, types)
+        made = self._make(nested)
+        self._made.append((nested, types, made))
+        return made
 
 
 def any_rows(value: Any) -> Any:
@@ -144,8 +154,19 @@ def any_rows(value: Any) -> Any:
     return tf.TensorSpec([None, *shape[1:]] if shape else [], value.dtype)
 
 
+def _alike(types: Any, arguments: Any) -> bool:
+    """Whether they are nested in one way; labels of a fit may have weights, and those of its
+    validation none.
+    """
+    try:
+        tf.nest.assert_same_structure(types, arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _fit(types: Sequence[Any], values: Sequence[Any]) -> bool:
-    return len(types) == len(values) and all(
+    return all(
         kind.is_compatible_with(x) if isinstance(kind, tf.TensorSpec) else kind is x
         for kind, x in zip(types, values, strict=True)
     )

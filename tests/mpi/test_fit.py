@@ -99,6 +99,35 @@ def test_arguments_of_fit(arguments: dict[str, Any]) -> None:
     compare(lambda: {"x": x, "y": y} | arguments)
 
 
+def test_weights_of_some_calls_only() -> None:
+    """A model of two outputs trains with sample weights, then without, and validates so."""
+    x, y = data()
+    targets = {"b": y[:, None] + 1.0, "a": x[:, :1]}
+    weights = {name: np.linspace(0, 2, ROWS) for name in targets}
+    calls = [
+        {"sample_weight": weights, "validation_data": (x, targets)},
+        {"validation_data": (x, targets, weights)},
+        {"sample_weight": weights},
+    ]
+
+    def train(fit: Callable[..., Any], **layout: Any) -> Outcome:
+        keras.utils.set_random_seed(5)
+        inputs = keras.Input((5,))
+        hidden = layers.Dense(4, activation="tanh")(layers.Dense(6, activation="tanh")(inputs))
+        outputs = {name: layers.Dense(1, name=name)(hidden) for name in targets}
+        model = keras.Model(inputs, outputs)
+        model.compile("adam", {"a": "mse", "b": "mae"})
+        history: dict[str, list[float]] = {}
+        for number, call in enumerate(calls):
+            seen = fit(model, x, targets, batch_size=16, shuffle=False, verbose=0, **call, **layout)
+            history |= {f"{number} {name}": values for name, values in seen.history.items()}
+        return Outcome(history, State.of(model))
+
+    expected = on_leader(lambda: train(keras.Model.fit))
+    result = train(hf.fit, **LAYOUT, schedule="gpipe")
+    require_none(result.compare(expected), "fits")
+
+
 class Batches(keras.utils.PyDataset):
     """The data in batches of ten."""
 
