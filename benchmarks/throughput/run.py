@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -70,15 +71,20 @@ ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
 # what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time.
 PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "zero-bubble")
-GROUPS = ((*PLAIN, "one", "data", *MODELS), (*PLAIN, "data", "gpipe", "apart", "horovod"))
-SMALLER = {
-    "resnet434": ((*PLAIN, "1f1b"), ("plain1", "data", "horovod")),
-    "resnet1001": (("plain1", "1f1b"), ("plain", "1f1b")),
+FIRST = (*PLAIN, "one", "data", *MODELS)
+SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
+GROUPS = {
+    "vgg16": (FIRST, (*SECOND, "stages")),  # its gradients take the longest
+    "resnet434": (("plain1", "data", "horovod"),),
+    "resnet1001": (("plain1", "interleaved"), ("plain", "interleaved")),
 }
+LARGE = ("resnet434", "resnet1001")  # of which no job more than asked for fits
 
 
 def main() -> None:
     args = parse()
+    # Jobs are stopped on the way out, so that none outlives a run that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "results.json"
     results: list[dict[str, Any]] = json.loads(path.read_text())["cases"] if args.add else []
@@ -113,7 +119,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     size = best_size(model, batch, args)
     groups = [
         compare(model, batch, size, chosen(names, args), args)
-        for names in ([args.setups] if args.setups else SMALLER.get(model, GROUPS))
+        for names in ([args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)))
     ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     return {"model": model, "batch": batch, "groups": groups}
@@ -121,7 +127,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
     """The batch size at which one thread is fastest; `batch` where others take too much memory."""
-    sizes = [batch] if model in SMALLER else args.sizes or [batch]
+    sizes = [batch] if model in LARGE else args.sizes or [batch]
     if len(sizes) == 1:
         return int(sizes[0])
     asked = [(SETUPS["plain1"], rows) for rows in sizes]
@@ -139,7 +145,7 @@ def compare(
     added for the limit.
     """
     asked = [(setup, batch) for setup in setups]
-    if (SETUPS["plain1"], size) not in asked and model not in SMALLER:
+    if (SETUPS["plain1"], size) not in asked and model not in LARGE:
         asked.append((SETUPS["plain1"], size))
     rows, rates = take_turns(model, asked, args.turns, args)
     each = list(zip(asked, rates, strict=True))
