@@ -44,10 +44,10 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 SAY_ROOT := @echo "You are root: telling Open MPI to allow that."
 endif
 
-# Two runs of tests at a time, because one rank often computes while the others wait for it, and jobs
+# Two at a time, because one rank often computes while the others wait for it, and jobs
 # wait for deadlines. The output of each is shown as it ends, if make can do that.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-AT_ONCE = +@echo "Two runs of tests at a time; what each says is shown when it has ended."; \
+AT_ONCE = +@echo "Two things at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
 
 .PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs mpi-check clean
@@ -67,8 +67,8 @@ demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for each model
 	$(BIN)/python benchmarks/throughput/run.py
 
-test: lint docs mpi-check $(VENV)/.mpich  ## run everything that a change must pass
-	$(AT_ONCE) test-jobs test-mpi-2 test-mpi-4 test-unit test-mpi-1
+test: $(VENV)/.test $(VENV)/.mpich mpi-check  ## run everything that a change must pass
+	$(AT_ONCE) lint docs test-jobs test-mpi-2 test-mpi-4 test-unit test-mpi-1
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check
@@ -92,7 +92,8 @@ test-mpi-%: $(VENV)/.test
 	    -m pytest -x -q --durations=10 --capture=sys --color=no -p no:cacheprovider tests/mpi \
 	    $(if $(EVERYTHING),--everything)
 
-# Of two at a time it is the longest, so nothing that is done already may let others go first.
+# Of two at a time it is the longest, so nothing that is done already may let others go first; and
+# make takes others first if .mpich is not there yet.
 test-jobs: $(VENV)/.test $(VENV)/.mpich $(if $(ONE_OF_TWO),,mpi-check)  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs $(if $(EVERYTHING),--everything)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.flat_call import FixedFunction
 from hyparflow.tensor_memory import TensorBuffer
 
 __all__ = ["FlatBuffer", "carried_type"]
@@ -38,8 +39,8 @@ class FlatBuffer:
     ) -> None:
         self._shapes, self._dtype, self._carried = list(shapes), dtype, carried
         self._sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
-        self._join = tf.function(self._trace_join, autograph=False)
-        self._part = tf.function(self._trace_part, autograph=False)
+        self._join = FixedFunction(self._trace_join)
+        self._part = FixedFunction(self._trace_part)
 
     @property
     def size(self) -> int:
@@ -57,7 +58,7 @@ class FlatBuffer:
 
     def unpack(self, joined: TensorBuffer) -> list[Any]:
         """The tensors that are joined there."""
-        return list(self._part(joined.tensor))
+        return list(self._part([joined.tensor]))
 
     def _trace_join(self, values: list[Any]) -> Any:
         flat = [
@@ -68,7 +69,8 @@ class FlatBuffer:
         ]
         return tf.concat(flat, 0) if len(flat) > 1 else flat[0]
 
-    def _trace_part(self, flat: Any) -> list[Any]:
+    def _trace_part(self, tensors: list[Any]) -> list[Any]:
+        (flat,) = tensors
         parts = tf.split(flat, self._sizes) if len(self._sizes) > 1 else [flat]
         return [
             tf.cast(tf.reshape(part, shape), self._dtype)

@@ -17,6 +17,7 @@ import tensorflow as tf
 from hyparflow.comm import Communicator
 from hyparflow.dense_sum import MakeSum
 from hyparflow.flat import carried_type
+from hyparflow.flat_call import FixedFunction
 from hyparflow.grid import Grid
 
 __all__ = ["HorovodSum", "horovod_sums"]
@@ -55,7 +56,7 @@ class HorovodSum:
         self._carried = [carried_type(dtype, compression) for dtype in dtypes]
         counts = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
         self.size = sum(n * x.itemsize for n, x in zip(counts, self._carried, strict=True))
-        self._call = tf.function(self._trace, autograph=False)
+        self._call = FixedFunction(self._trace)
         self._future: Future[list[Any]] | None = None
 
     def start(self, values: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ from keras import ops
 
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
+from hyparflow.flat_call import FixedFunction
 from hyparflow.formulas import gradients_of
 
 __all__ = ["Update"]
@@ -58,8 +59,8 @@ class Update:
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
         self._penalty = tf.function(self._trace_penalty, autograph=False)
-        self._survey = tf.function(self._trace_survey, autograph=False, reduce_retracing=True)
-        self._apply = tf.function(self._trace_apply, autograph=False, reduce_retracing=True)
+        self._survey = FixedFunction(self._trace_survey)
+        self._apply = FixedFunction(self._trace_apply)
         self._touched: list[Any] = []
 
     def loss_scale(self) -> float:
@@ -99,12 +100,12 @@ class Update:
             if self._may_skip and overflowed:
                 keras_internals.skip_overflowed_step(self._optimizer)
                 return
-        self._apply(values, tuple(present), tf.constant(norm, tf.float64))
+        arguments = [*values, tf.constant(norm, tf.float64)], tuple(present)
+        self._apply(*arguments)
         if not present and self._trains:
             self._inner.iterations.assign_add(1)
         elif present and not self._touched:
-            arguments = values, tuple(present), tf.constant(norm, tf.float64)
-            self._touched = list(self._apply.get_concrete_function(*arguments).graph.variables)
+            self._touched = list(self._apply.concrete(*arguments).graph.variables)
 
     @property
     def touched(self) -> list[Any]:
@@ -135,7 +136,8 @@ class Update:
         before = keras_internals.accumulated_gradient(self._inner, self._variables[index])
         return (tf.convert_to_tensor(value) / scale + before) / self._accumulated
 
-    def _trace_apply(self, values: list[Any], present: tuple[int, ...], norm: Any) -> None:
+    def _trace_apply(self, tensors: list[Any], present: tuple[int, ...]) -> None:
+        *values, norm = tensors
         variables = [self._variables[index] for index in present]
         clip = (lambda gradients: _clipped(gradients, self._clip, norm)) if self._clip else None
         with keras_internals.applying_part(self._inner, self._variables, clip):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.accumulator import Accumulator
+from hyparflow.flat_call import FixedFunction
 from hyparflow.gradient_sum import GradientSum
 from hyparflow.gradients import Reducer
 from hyparflow.planning.costs import Overheads
@@ -42,7 +43,7 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
     per_byte = median_seconds(lambda: large + large) / large.nbytes
 
     accumulator = Accumulator([v.value for v in chosen])
-    add = tf.function(accumulator.add, autograph=False)
+    add = FixedFunction(accumulator.add)
     adding = max(0.0, median_seconds(lambda: add(gradients)) - call)
     add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
     applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
@@ -96,7 +97,7 @@ def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callab
     copy = type(optimizer).from_config(optimizer.get_config())
     variables = [keras.Variable(v, name=f"copy_{i}") for i, v in enumerate(weights)]
     copy.build(variables)
-    apply = tf.function(lambda values: copy.apply(values), autograph=False)
+    apply = FixedFunction(lambda values: copy.apply(values))
     return lambda: apply(gradients)
 
 
