@@ -45,7 +45,8 @@ class Call:
         count = self.options.num_microbatches
         if isinstance(count, int):
             return count
-        return automatic_microbatches(self.rows or DEFAULT_BATCH, self.options.grid)
+        rows, options = self.rows or DEFAULT_BATCH, self.options
+        return automatic_microbatches(rows, options.grid, options.stages_per_partition)
 
 
 @dataclass

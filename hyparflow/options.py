@@ -223,15 +223,17 @@ def _check_fixed(name: str, value: int | None, strategy: str) -> None:
         )
 
 
-def automatic_microbatches(batch_size: int, grid: Grid) -> int:
+def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: int = 1) -> int:
     """The number of micro-batches that "auto" stands for.
 
     Up to four per partition, which leaves at most a fifth of the time idle (GPipe, section
     2.3), of at least 16 rows each, but at least one per partition where there are rows enough.
-    One without partitions.
+    One without partitions. Where a partition has V > 2 stages, 8 / V per partition leave as
+    little idle as two stages do with four.
     """
     if grid.num_partitions == 1:
         return 1
     rows = max(1, batch_size // grid.num_replicas)
-    wanted = min(4 * grid.num_partitions, max(rows // _SMALLEST, grid.num_partitions))
+    most = min(4 * grid.num_partitions, 8 * grid.num_partitions // stages_per_partition)
+    wanted = max(min(most, rows // _SMALLEST), grid.num_partitions)
     return min(wanted, rows)

@@ -42,6 +42,7 @@ SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
 TRIAL_TURNS = 2  # to find the best of these sizes
 
 MODEL = {"strategy": "model"}
+INTERLEAVED = {"schedule": "interleaved", "stages_per_partition": 4}
 SETUPS = {
     "plain": Setup("model.fit, default threads", "plain", threads=None),
     "plain1": Setup("model.fit, 1 thread", "plain"),
@@ -50,9 +51,7 @@ SETUPS = {
     "data": Setup("data x2", "hyparflow", 2, options={"strategy": "data"}),
     "gpipe": Setup("model x2, gpipe", "hyparflow", 2, options=MODEL | {"schedule": "gpipe"}),
     "1f1b": Setup("model x2, 1f1b", "hyparflow", 2, options=MODEL | {"schedule": "1f1b"}),
-    "interleaved": Setup(
-        "model x2, interleaved", "hyparflow", 2, options=MODEL | {"schedule": "interleaved"}
-    ),
+    "interleaved": Setup("model x2, interleaved, V=4", "hyparflow", 2, options=MODEL | INTERLEAVED),
     "zero-bubble": Setup(
         "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
     ),
@@ -60,13 +59,14 @@ SETUPS = {
 }
 # Not among what is measured by default: what a trace costs, which all jobs of hyparflow write, and
 # what is gained where a replica sums the gradients of a stage while it computes another.
-STAGES = {"schedule": "interleaved", "stages_per_partition": 4, "num_microbatches": 1}
 FURTHER = {
     f"untraced {name}": SETUPS[name]._replace(
         name=f"{SETUPS[name].name}, no trace", is_traced=False
     )
     for name in ("data", "1f1b")
-} | {"stages": Setup("data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | STAGES)}
+} | {
+    "stages": Setup("data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | INTERLEAVED)
+}
 ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
 # what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time.

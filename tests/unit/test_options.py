@@ -193,17 +193,23 @@ def test_automatic_microbatches_in_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "batch_size, grid, expected",
+    "batch_size, grid, stages, expected",
     [
-        (1024, Grid(1, 1), 1),
-        (1024, Grid(1, 4), 1),
-        (1024, Grid(4, 1), 16),  # four per partition
-        (1024, Grid(4, 8), 8),  # 16 rows each
-        (128, Grid(4, 8), 4),  # one per partition
-        (48, Grid(2, 1), 3),
-        (3, Grid(4, 1), 3),  # one per row
-        (3, Grid(4, 8), 1),
+        (1024, Grid(1, 1), 1, 1),
+        (1024, Grid(1, 4), 1, 1),
+        (1024, Grid(4, 1), 1, 16),  # four per partition
+        (1024, Grid(4, 8), 1, 8),  # 16 rows each
+        (128, Grid(4, 8), 1, 4),  # one per partition
+        (48, Grid(2, 1), 1, 3),
+        (3, Grid(4, 1), 1, 3),  # one per row
+        (3, Grid(4, 8), 1, 1),
+        (1024, Grid(4, 1), 2, 16),
+        (1024, Grid(4, 1), 3, 10),  # 8 / V per partition
+        (1024, Grid(4, 1), 4, 8),
+        (1024, Grid(4, 1), 16, 4),  # but one per partition
+        (48, Grid(2, 1), 4, 3),
+        (1024, Grid(1, 4), 4, 1),
     ],
 )
-def test_automatic_microbatches(batch_size: int, grid: Grid, expected: int) -> None:
-    assert automatic_microbatches(batch_size, grid) == expected
+def test_automatic_microbatches(batch_size: int, grid: Grid, stages: int, expected: int) -> None:
+    assert automatic_microbatches(batch_size, grid, stages) == expected
