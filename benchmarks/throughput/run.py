@@ -75,7 +75,7 @@ FIRST = (*PLAIN, "one", "data", *MODELS)
 SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
 GROUPS = {
     "vgg16": (FIRST, (*SECOND, "stages")),  # its gradients take the longest
-    "resnet434": (("plain1", "data", "horovod"),),
+    "resnet434": (("plain1", "data", "horovod"), ("apart", "horovod")),
     "resnet1001": (("plain1", "interleaved"), ("plain", "interleaved")),
 }
 LARGE = ("resnet434", "resnet1001")  # of which no job more than asked for fits
