@@ -91,12 +91,18 @@ def main() -> None:
     for case in args.cases:
         model, _, batch = case.partition(":")
         others = [r for r in results if (r["model"], r["batch"]) != (model, int(batch))]
-        results = [*others, examine(model, int(batch), args)]
+        results = sorted([*others, examine(model, int(batch), args)], key=place)
         content = {"machine": machine(), "cases": results}
         path.write_text(json.dumps(content, indent=1) + "\n")
         (args.output / "table.rst").write_text(table(results) + "\n")
         plot(results, args.output / "throughput.png")
     print(table(results))
+
+
+def place(result: dict[str, Any]) -> int:
+    """Where a case stands in the table."""
+    name = f"{result['model']}:{result['batch']}"
+    return CASES.index(name) if name in CASES else len(CASES)
 
 
 def parse() -> argparse.Namespace:
