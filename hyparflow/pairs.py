@@ -132,14 +132,16 @@ class _ByTypes:
 
     def find(self, arguments: tuple[Any, ...]) -> Any:
         """What serves these arguments, or arguments of these types; made if nothing does."""
-        alike = [entry for entry in self._made if _alike(entry[0], arguments)]
         flat = tf.nest.flatten(arguments)
-        for _, types, made in alike:
-            if _fit(types, flat):
-                return made
+        alike = None
+        for nested, types, made in self._made:
+            if _alike(nested, arguments):
+                if _fit(types, flat):
+                    return made
+                alike = types
         types = [any_rows(x) for x in flat]
-        if alike:
-            types = [_wider(a, b) for a, b in zip(alike[-1][1], types, strict=True)]
+        if alike is not None:
+            types = [_wider(a, b) for a, b in zip(alike, types, strict=True)]
         nested = tf.nest.pack_sequence_as(arguments, types)
         made = self._make(nested)
         self._made.append((nested, types, made))
