@@ -19,10 +19,12 @@ from hyparflow.deadline import Deadline, StatusBoard, meet
 from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
 from hyparflow.recorder import Happening, Recorder
+from hyparflow.rounded_sum import rounded_sum
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
 _CHUNK = 1 << 28  # elements per message: counts above 2**31 - 1 overflow in MPI 3
+_FIRST_TAG = 1 << 14  # of rounded sums; every MPI allows tags up to 2**15 - 1
 _EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
 
 
@@ -71,6 +73,7 @@ class Communicator:
         self.recorder = recorder
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        self._rounded = 0  # sums begun so far
         self._log: MessageLog | None = None
         if wants_messages():
             ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
@@ -218,25 +221,15 @@ class Communicator:
     def start_rounded_sum(self, array: np.ndarray, what: str, mine: np.ndarray) -> Pending:
         """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
 
-        Each rank adds up, in 32 bits, one part of what all ranks have, and gives the sum, rounded,
-        to the others: what travels is as small as the type, and all ranks get the same.
+        What travels is as small as the type, and all ranks get the same (`rounded_sum.py`).
         """
         if self._log is not None:
             self._log.sums(array)
-        handles = self._rounded_sum(array.reshape(-1), mine.reshape(-1))
-        return Pending(handles, self.poll, what)
-
-    def _rounded_sum(self, array: np.ndarray, mine: np.ndarray) -> Iterator[Any]:
-        for total, part in zip(_chunks(array), _chunks(mine), strict=True):
-            each = -(-part.size // self.size)
-            sent = np.zeros(each * self.size, part.dtype)
-            sent[: part.size] = part
-            received = np.empty_like(sent)
-            yield self._comm.Ialltoall(_as_bytes(sent), _as_bytes(received))
-            added = received.reshape(self.size, each).astype(np.float32).sum(0)
-            rounded = added.astype(part.dtype)
-            yield self._comm.Iallgather(_as_bytes(rounded), _as_bytes(sent))
-            total[:] = sent[: part.size]
+        # Ranks begin sums in one order, so they number them alike.
+        tag = _FIRST_TAG + self._rounded % _FIRST_TAG
+        self._rounded += 1
+        pieces = zip(_chunks(array.reshape(-1)), _chunks(mine.reshape(-1)), strict=True)
+        return Pending(rounded_sum(self._comm, pieces, tag), self.poll, what)
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""

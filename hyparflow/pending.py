@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Pending", "Request"]
+__all__ = ["Pending", "Request", "Together"]
 
 
 @dataclass
@@ -15,6 +15,18 @@ class Request:
 
     handle: Any
     keep: Any
+
+
+class Together:
+    """Operations that are done when all of them are; tested like one."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = list(handles)
+
+    def Test(self) -> bool:
+        """Let MPI go on; whether all are done."""
+        self._handles = [handle for handle in self._handles if not handle.Test()]
+        return not self._handles
 
 
 class Pending:

@@ -77,6 +77,18 @@ WIDE = Case(
 )
 
 
+def build_many() -> Any:
+    """Six layers of two sizes, trained fast enough that a mixed-up sum shows."""
+    model = keras.Sequential([keras.Input((30,))])
+    for units in (64, 64, 64, 900, 300, 3):
+        model.add(keras.layers.Dense(units, "tanh"))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+MANY = Case(build_many, WIDE.data, {"batch_size": 8, "epochs": 3, "shuffle": False})
+
+
 @several
 @pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.on_ranks(2)), 2])
 @pytest.mark.parametrize("partitions", PARTITIONS)
@@ -101,6 +113,40 @@ def test_rounded_sums(name: str, digits: int) -> None:
         assert np.array_equal(total, exact)
         error = np.abs(total.astype(float) - everyone.sum(0))
         assert error.max() <= 2.0**-digits * (np.abs(everyone).sum(0) + np.abs(exact)).max()
+
+
+@several
+def test_rounded_sums_under_way_together() -> None:
+    """Each rank goes on with several in an order of its own, and they do not mix."""
+    world = all_ranks()
+    assert world is not None
+    dtype = np.dtype(tf.bfloat16.as_numpy_dtype)
+    sizes = (1000, 1000, 17, 300_000)
+    for turn in range(20):
+        totals = [np.zeros(size, dtype) for size in sizes]
+        ones = [np.full(size, 1 + i + turn, dtype) for i, size in enumerate(sizes)]
+        sums = [
+            world.start_rounded_sum(total, "the sum", one)
+            for total, one in zip(totals, ones, strict=True)
+        ]
+        order = np.random.default_rng((turn, world.rank)).permutation(len(sizes))
+        while sum(sums[i].advance() for i in order) < len(sums):
+            pass
+        for total, one in zip(totals, ones, strict=True):
+            assert np.array_equal(total, (one.astype(np.float32) * world.size).astype(dtype))
+
+
+@several
+@pytest.mark.parametrize("stages", [3, 6])
+def test_compressed_sums_begun_early_are_the_same_in_each_run(stages: int) -> None:
+    """Also those of a weight that travels alone."""
+    layout = hybrid(PARTITIONS[0], compression="bf16", schedule="interleaved")
+    layout["stages_per_partition"] = stages // PARTITIONS[0]
+    expected = on_leader(lambda: train(MANY, "float32"))
+    first, second = (train(MANY, "float32", **layout) for _ in range(2))
+    require_none(second.compare(first, 0.0), "the second run")
+    losses, others = (outcome.history["loss"] for outcome in (first, expected))
+    require_none(differences("loss", losses, others, 0.002), "bf16")
 
 
 @several
