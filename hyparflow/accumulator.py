@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.flat_call import FixedFunction
+
 __all__ = ["Accumulator"]
 
 
@@ -21,8 +23,8 @@ class Accumulator:
     def __init__(self, weights: Sequence[Any]) -> None:
         self._weights = weights
         self._sums: dict[int, Any] = {}  # position -> variable
-        self._zero = tf.function(self._trace_zero, autograph=False)
-        self._read = tf.function(self._trace_read, autograph=False)
+        self._zero = FixedFunction(self._trace_zero)
+        self._read = FixedFunction(self._trace_read)
 
     def add(self, gradients: Sequence[Any]) -> list[Any]:
         """To be traced: add the dense ones; the others are returned, with None for those added."""
@@ -51,19 +53,19 @@ class Accumulator:
     def reset(self) -> None:
         """Begin a step."""
         if self._sums:
-            self._zero(len(self._sums))
+            self._zero([], len(self._sums))
 
     def fill(self, values: list[Any]) -> None:
         """Put the sums in their places in `values`."""
         if self._sums:
-            for position, value in zip(self._sums, self._read(len(self._sums)), strict=True):
+            for position, value in zip(self._sums, self._read([], len(self._sums)), strict=True):
                 values[position] = value
 
     # Traced again when there are more sums, which a count as an argument brings about.
 
-    def _trace_zero(self, count: int) -> None:
+    def _trace_zero(self, nothing: list[Any], count: int) -> None:
         for variable in self._sums.values():
             variable.assign(tf.zeros(variable.shape, variable.dtype))
 
-    def _trace_read(self, count: int) -> list[Any]:
+    def _trace_read(self, nothing: list[Any], count: int) -> list[Any]:
         return [variable.read_value() for variable in self._sums.values()]
