@@ -7,7 +7,6 @@ becomes two calls of the same layer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import keras
 from hyparflow import keras_internals
 from hyparflow.calls import Call, Mode, Standardize
 from hyparflow.partition import Operation, OperationGraph
+from hyparflow.work import Work, work_of
 
 __all__ = ["FlatGraph"]
 
@@ -185,37 +185,17 @@ class FlatGraph:
                     call.name,
                     reads,
                     makes,
-                    self._estimated_cost(index),
+                    self.work(index).cost,
                     frozenset(id(v) for v in state),
                 )
             )
         return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))
 
-    def _estimated_cost(self, index: int) -> float:
-        """Multiplications of one sample, roughly, plus a charge for each value written.
-
-        On CPUs a value written costs as much as a few multiplications.
-        """
-        written = sum(_size(self.tensors[n].shape[1:]) for n in self._makes[index])
-        return float(self.multiplications(index) + 8 * written)
-
-    def multiplications(self, index: int) -> int:
-        """Multiplications by weights that a call makes for one sample, roughly.
-
-        A kernel is applied at every position of its output; a recurrent one at every step of
-        its input.
-        """
-        call = self.calls[index]
-        weights = sum(
-            math.prod(v.shape)
-            for layer in call.layers
-            for v in layer.variables
-            if len(v.shape) > 1 and not isinstance(layer, keras.layers.Embedding)
-        )
-        recurrent = isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional)
-        numbers = self._reads[index] if recurrent else self._makes[index]
-        positions = max((_size(self.tensors[n].shape[1:-1]) for n in numbers), default=1)
-        return weights * positions
+    def work(self, index: int) -> Work:
+        """What a call computes."""
+        read = [self.tensors[n] for n in self._reads[index]]
+        made = [self.tensors[n] for n in self._makes[index]]
+        return work_of(self.calls[index], read, made)
 
 
 def _parts(call: Call) -> list[Any]:
@@ -230,8 +210,3 @@ def _parts(call: Call) -> list[Any]:
 def _like(tensor: Any) -> Any:
     """A new input of the shape and dtype of `tensor`."""
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse)
-
-
-def _size(shape: Sequence[int | None]) -> int:
-    """Number of elements, with 32 in place of an unknown length."""
-    return math.prod(32 if size is None else size for size in shape)

@@ -36,7 +36,8 @@ def estimate(
     operations = graph.operation_graph(model.trainable_variables)
     tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
     written = np.array([sum(tensors[n] for n in op.outputs) for op in operations.operations])
-    arithmetic = np.array([2 * graph.multiplications(i) for i in range(len(graph.calls))], float)
+    works = [graph.work(index) for index in range(len(graph.calls))]
+    arithmetic = 2.0 * np.array([work.multiplications for work in works])
     forward = (arithmetic / flops + 2 * written / bandwidth)[:, None]
     trained = {id(v) for v in model.trainable_variables}
     return Costs(

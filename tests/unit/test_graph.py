@@ -246,8 +246,24 @@ def test_costs_follow_the_work() -> None:
     x = layers.Conv2D(8, 3, padding="same", name="wide")(inputs)
     x = layers.Conv2D(8, 3, padding="same", strides=4, name="strided")(x)
     model = keras.Model(inputs, layers.Dense(2, name="small")(layers.Flatten(name="flat")(x)))
-    operations = flat_graph(model).operation_graph([]).operations
-    costs = {operation.name: operation.cost for operation in operations}
-    assert costs["wide"] == 3 * 3 * 3 * 8 * 256 + 8 * 8 * 256
-    assert costs["strided"] == 3 * 3 * 8 * 8 * 16 + 8 * 8 * 16
-    assert 0 < costs["flat"] < costs["strided"] < costs["wide"]
+    costs = costs_of(model)
+    call = 1e6 / 16  # what a call costs in each micro-batch, dealt out to 16 rows
+    wide, strided = 3 * 3 * 3 * 8, 3 * 3 * 8 * 8  # weights of the kernels; each has 8 biases
+    assert costs["wide"] == wide * 256 + 30 * 8 * 256 + 40 * (wide + 8) / 16 + call
+    assert costs["strided"] == strided * 16 + 30 * 8 * 16 + 40 * (strided + 8) / 16 + call
+    assert costs["flat"] == 30 * 128 + call
+
+
+def test_gradients_that_are_not_kept_cost_nothing() -> None:
+    """Neither those of frozen weights nor the rows of a table that nothing looked up."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(1000, 8, name="table")(inputs)
+    model = keras.Model(inputs, layers.Dense(8, name="frozen", trainable=False)(x))
+    costs = costs_of(model)
+    assert costs["table"] == 30 * 32 + 1e6 / 16
+    assert costs["frozen"] == 8 * 8 * 4 + 30 * 32 + 1e6 / 16
+
+
+def costs_of(model: keras.Model) -> dict[str, float]:
+    operations = flat_graph(model).operation_graph(model.trainable_variables).operations
+    return {operation.name: operation.cost for operation in operations}

@@ -1,0 +1,64 @@
+"""What a call computes, counted from its shapes, and how long that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from hyparflow.calls import Call
+
+__all__ = ["Work", "work_of"]
+
+# Multiplications by weights that take as long, forward and backward, on a CPU's core: to write a
+# value of an output; in each micro-batch, of so many rows, to make a call, and to keep a weight's
+# gradient. benchmarks/balance fits them to the times of stages.
+_PER_VALUE = 30.0
+_PER_CALL = 1e6
+_PER_WEIGHT = 40.0
+_ROWS = 16
+
+
+class Work(NamedTuple):
+    """What a call computes.
+
+    Attributes:
+        multiplications: by weights, for one row, roughly.
+        values: of its outputs, for one row.
+        weights: whose gradients are kept.
+    """
+
+    multiplications: int
+    values: int
+    weights: int
+
+    @property
+    def cost(self) -> float:
+        """How long a forward and backward of one row take, in multiplications."""
+        each_microbatch = _PER_CALL + _PER_WEIGHT * self.weights
+        return self.multiplications + _PER_VALUE * self.values + each_microbatch / _ROWS
+
+
+def work_of(call: Call, read: Sequence[Any], made: Sequence[Any]) -> Work:
+    """What `call` computes from the symbolic tensors `read`, to make those `made`.
+
+    A kernel is applied at every position of its output; a recurrent one at every step of its
+    input. Of the weights of an embedding each row looks up a few.
+    """
+    layers = [x for x in call.layers if not isinstance(x, keras.layers.Embedding)]
+    variables = [variable for layer in layers for variable in layer.variables]
+    kernels = sum(math.prod(v.shape) for v in variables if len(v.shape) > 1)
+    recurrent = isinstance(call.operation, keras.layers.RNN | keras.layers.Bidirectional)
+    positions = max((_size(x.shape[1:-1]) for x in (read if recurrent else made)), default=1)
+    return Work(
+        kernels * positions,
+        sum(_size(x.shape[1:]) for x in made),
+        sum(math.prod(v.shape) for v in variables if v.trainable),
+    )
+
+
+def _size(shape: Sequence[int | None]) -> int:
+    """Number of elements, with 32 in place of an unknown length."""
+    return math.prod(32 if size is None else size for size in shape)
