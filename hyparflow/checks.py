@@ -221,7 +221,8 @@ def check_batch(options: Options, rows: int | None) -> None:
         raise ValueError(
             "`batch_size` is the global batch and must have at least one row for each "
             f"micro-batch of each replica. Received: batch_size={rows} for "
-            f"{grid.num_replicas} replicas x {count} micro-batches"
+            f"{grid.num_replicas} replicas x {count} micro-batches. Pass a larger `batch_size`, or "
+            "fewer micro-batches or replicas."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -91,11 +92,17 @@ def collect(
         "model": model_fingerprint(model),
         "optimizer and loss": compile_fingerprint(model),
         "method": method,
-        "parallel arguments": digest(options),
+        "number of partitions and replicas": digest(options.grid),
+        **{f"argument `{name}`": digest(getattr(options, name)) for name in _own_names(options)},
         "batch size": digest(rows),
         **{f"argument `{name}`": digest(value) for name, value in sorted(simple.items())},
         "data": digest({name: source.fingerprint() for name, source in sources.items()}),
     }
+
+
+def _own_names(options: Options) -> list[str]:
+    """The parallel arguments that have names of their own."""
+    return [field.name for field in dataclasses.fields(options) if field.name != "grid"]
 
 
 def require_same(world: Communicator, items: dict[str, str]) -> None:
