@@ -43,6 +43,7 @@ TRIAL_TURNS = 2  # to find the best of these sizes
 
 MODEL = {"strategy": "model"}
 INTERLEAVED = {"schedule": "interleaved", "stages_per_partition": 4}
+FINER = MODEL | {"schedule": "interleaved", "stages_per_partition": 16}
 SETUPS = {
     "plain": Setup("model.fit, default threads", "plain", threads=None),
     "plain1": Setup("model.fit, 1 thread", "plain"),
@@ -58,14 +59,18 @@ SETUPS = {
     "horovod": Setup("Horovod x2", "horovod", 2),
 }
 # Not among what is measured by default: what a trace costs, which all jobs of hyparflow write, and
-# what is gained where a replica sums the gradients of a stage while it computes another.
+# what is gained where a replica sums the gradients of a stage while it computes another, and where
+# few micro-batches leave a partition idle for long.
 FURTHER = {
     f"untraced {name}": SETUPS[name]._replace(
         name=f"{SETUPS[name].name}, no trace", is_traced=False
     )
     for name in ("data", "1f1b")
 } | {
-    "stages": Setup("data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | INTERLEAVED)
+    "stages": Setup(
+        "data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | INTERLEAVED
+    ),
+    "finer": Setup("model x2, interleaved, V=16", "hyparflow", 2, options=FINER),
 }
 ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
@@ -76,7 +81,7 @@ SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
 GROUPS = {
     "vgg16": (FIRST, (*SECOND, "stages")),  # its gradients take the longest
     "resnet434": (("plain1", "data", "horovod"), ("apart", "horovod")),
-    "resnet1001": (("plain1", "interleaved"), ("plain", "interleaved")),
+    "resnet1001": (("plain1", "finer"), ("plain", "finer")),
 }
 LARGE = ("resnet434", "resnet1001")  # of which no job more than asked for fits
 
