@@ -71,8 +71,9 @@ demo: $(VENV)/.demo mpi-check  ## train the digits example on 2 ranks
 bench: $(VENV)/.test mpi-check  ## measure samples per second; some minutes for each model
 	$(BIN)/python benchmarks/throughput/run.py
 
+# Four ranks come last, for they keep both cores busy when nothing else is left to run.
 test: $(VENV)/.test $(VENV)/.mpich mpi-check  ## run everything that a change must pass
-	$(AT_ONCE) lint docs test-jobs test-mpi-2 test-mpi-4 test-unit test-mpi-1
+	$(AT_ONCE) lint docs test-jobs test-mpi-2 test-unit test-mpi-1 test-mpi-4
 
 lint: $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check
