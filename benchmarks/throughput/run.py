@@ -43,7 +43,8 @@ TRIAL_TURNS = 2  # to find the best of these sizes
 
 MODEL = {"strategy": "model"}
 INTERLEAVED = {"schedule": "interleaved", "stages_per_partition": 4}
-FINER = MODEL | {"schedule": "interleaved", "stages_per_partition": 16}
+EIGHT = MODEL | INTERLEAVED | {"stages_per_partition": 3, "num_microbatches": 8}
+FINER = MODEL | INTERLEAVED | {"stages_per_partition": 16}
 SETUPS = {
     "plain": Setup("model.fit, default threads", "plain", threads=None),
     "plain1": Setup("model.fit, 1 thread", "plain"),
@@ -53,6 +54,7 @@ SETUPS = {
     "gpipe": Setup("model x2, gpipe", "hyparflow", 2, options=MODEL | {"schedule": "gpipe"}),
     "1f1b": Setup("model x2, 1f1b", "hyparflow", 2, options=MODEL | {"schedule": "1f1b"}),
     "interleaved": Setup("model x2, interleaved, V=4", "hyparflow", 2, options=MODEL | INTERLEAVED),
+    "eight": Setup("model x2, interleaved, V=3, M=8", "hyparflow", 2, options=EIGHT),
     "zero-bubble": Setup(
         "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
     ),
@@ -75,7 +77,7 @@ FURTHER = {
 ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
 # what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time.
-PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "zero-bubble")
+PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "eight", "zero-bubble")
 FIRST = (*PLAIN, "one", "data", *MODELS)
 SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
 GROUPS = {
@@ -115,7 +117,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", default=CASES, help="MODEL:BATCH")
     parser.add_argument("--setups", nargs="+", choices=ALL, help="these only, all at a time")
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="for the limit")
-    parser.add_argument("--microbatches", type=int, help="for partitions; chosen if not given")
     parser.add_argument("--add", action="store_true", help="keep the other cases' results")
     add_arguments(parser, steps=3, turns=7)
     parser.add_argument("--output", type=Path, default=HERE)
@@ -180,9 +181,6 @@ def take_turns(
     with contextlib.ExitStack() as stack:
 
         def launch(setup: Setup, batch: int) -> Job:
-            if setup.options.get("strategy") == "model" and args.microbatches:
-                more = {"num_microbatches": args.microbatches}
-                setup = setup._replace(options=setup.options | more)
             job = Job(setup, model, batch, args, turns)
             stack.callback(job.stop)
             print(f"  {setup.name}, batch {batch}: first step {job.first_step:.1f} s", flush=True)
@@ -245,7 +243,7 @@ def table(results: list[dict[str, Any]]) -> str:
             limit = f"; limit {group['limit']:.1f} samples/s" if known else ""
             lines.append(f"    {case['model']}, batch {case['batch']}{limit}")
             lines.append(
-                f"      {'':30} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} "
+                f"      {'':32} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} "
                 f"{'/ Horovod':>9} {'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
             )
             lines += [f"      {row_text(row)}" for row in group["rows"]]
@@ -257,7 +255,7 @@ def row_text(row: dict[str, Any]) -> str:
     """What is known of one setup."""
     peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
     return (
-        f"{row['name']:30} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
+        f"{row['name']:32} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
         f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
         f"{text(row['hidden']):>6} {row['first_step']:7.1f} s {peaks:>12}"
     )
