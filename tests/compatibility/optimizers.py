@@ -217,8 +217,8 @@ def check_overflow(runs: Runs) -> None:
     runs.compare(train)
 
 
-def mixed(policy: str, tolerance: float) -> Callable[[Runs], None]:
-    """A check that a model of this policy trains alike, to the rounding of 16 bits."""
+def images_of(policy: str) -> Callable[[Any], Any]:
+    """A training of convolutions by this policy."""
 
     def train(run: Any) -> Any:
         keras.config.set_dtype_policy(policy)
@@ -240,11 +240,20 @@ def mixed(policy: str, tolerance: float) -> Callable[[Runs], None]:
         finally:
             keras.config.set_dtype_policy("float32")
 
-    return lambda runs: runs.compare(train, tolerance, dtype="float32")
+    return train
 
 
+def mixed(policy: str, tolerance: float, exact: str | None = None) -> Callable[[Runs], None]:
+    """A check that a model of this policy trains alike, to the rounding of 16 bits."""
+    train = images_of(policy)
+    other = images_of(exact) if exact else None
+    return lambda runs: runs.compare(train, tolerance, "float32", other)
+
+
+# On processors that do not compute in bfloat16, plain Keras's small weights are up to 0.2 of
+# themselves away from what float32 gives; how far depends on the rows of a call.
 works("Precision", "mixed_bfloat16", note="tensors cross cuts in 16 bits; sums are in 32")(
-    mixed("mixed_bfloat16", 1e-2)
+    mixed("mixed_bfloat16", 1e-2, exact="float32")
 )
 works("Precision", "mixed_float16", note="with Keras's dynamic loss scale")(
     mixed("mixed_float16", 2e-3)

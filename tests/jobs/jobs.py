@@ -76,12 +76,18 @@ class Job:
         """Whether mpirun runs."""
         return self._process.poll() is None
 
-    def wait(self, limit: float = 90) -> Result:
-        """Wait for the end of all processes; kill what is there after `limit` seconds."""
+    def wait(self, limit: float = 240) -> Result:
+        """Wait for the end of all processes; kill what is there after `limit` seconds.
+
+        The limit is for jobs that hang: it must be far from what a slow machine takes for a long
+        job beside other tests.
+        """
+        killed = ""
         try:
             self._process.wait(limit)
         except subprocess.TimeoutExpired:
             self._process.terminate()  # so that mpirun can take the ranks with it
+            killed = f"\nterminated after {limit} s\n"
         last = time.time() + 3
         while self._processes() and time.time() < last:
             time.sleep(0.02)
@@ -90,7 +96,7 @@ class Job:
         code = self._process.wait()
         with self._output:
             self._output.seek(0)
-            return Result(code, self._output.read(), end, left)
+            return Result(code, self._output.read() + killed, end, left)
 
     @staticmethod
     def _kill(process: int) -> list[str]:
