@@ -14,14 +14,12 @@ throughput.png beside this file, or to --output.
 import argparse
 import contextlib
 import json
-import platform
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from machine import described, machine
 from turns import Job, Setup, add_arguments
 
 from hyparflow.tracing.summary import shares
@@ -99,7 +98,7 @@ def main() -> None:
         model, _, batch = case.partition(":")
         others = [r for r in results if (r["model"], r["batch"]) != (model, int(batch))]
         results = sorted([*others, examine(model, int(batch), args)], key=place)
-        content = {"machine": machine(), "cases": results}
+        content = {"cases": results}
         path.write_text(json.dumps(content, indent=1) + "\n")
         (args.output / "table.rst").write_text(table(results) + "\n")
         plot(results, args.output / "throughput.png")
@@ -134,7 +133,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         for names in ([args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)))
     ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-    return {"model": model, "batch": batch, "groups": groups}
+    return {"model": model, "batch": batch, "machine": machine(), "groups": groups}
 
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
@@ -226,22 +225,14 @@ def ratio(rates: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(rates, others, strict=True))
 
 
-def machine() -> dict[str, Any]:
-    names = ("hyparflow", "tensorflow", "keras", "mpi4py", "numpy")
-    versions = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {"cores": psutil.cpu_count(), "processor": platform.processor(), "versions": versions}
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = ["::", ""]
     for case in results:
         for group in case["groups"]:
             known = group["limit"] is not None
             limit = f"; limit {group['limit']:.1f} samples/s" if known else ""
-            lines.append(f"    {case['model']}, batch {case['batch']}{limit}")
+            where = described(case["machine"])
+            lines.append(f"    {case['model']}, batch {case['batch']}{limit} ({where})")
             lines.append(
                 f"      {'':32} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} "
                 f"{'/ Horovod':>9} {'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
