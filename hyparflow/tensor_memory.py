@@ -8,6 +8,7 @@ once anything has read it; so the array is written to before the tensor is given
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class TensorBuffer:
         self._dtype = tf.as_dtype(dtype)
         stored = self._dtype if dtype.isbuiltin == 1 else _PLAIN[dtype.itemsize]
         with tf.device("CPU:0"):
-            self._tensor = tf.raw_ops.Empty(shape=list(shape), dtype=stored)
+            self._tensor = tf.raw_ops.Empty(shape=_as_tensor(tuple(shape)), dtype=stored)
         view = np.asarray(self._tensor)  # of the same memory, but not to be written to
         memory = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
         self.array = np.ndarray(tuple(shape), dtype, memory)  # type: ignore[arg-type]
@@ -46,3 +47,9 @@ class TensorBuffer:
         if self._dtype.size == 1:  # TensorFlow cannot see bytes as numbers of 8 bits
             return tf.convert_to_tensor(self.array)
         return tf.bitcast(self._tensor, self._dtype)
+
+
+@functools.lru_cache(1024)
+def _as_tensor(shape: tuple[int, ...]) -> Any:
+    """A shape as TensorFlow takes it; to make this takes longer than the memory."""
+    return tf.constant(shape, tf.int32 if max(shape, default=0) < 1 << 31 else tf.int64)
