@@ -21,7 +21,7 @@ from hyparflow.schedule import SCHEDULES
 
 __all__ = ["best_of", "consider"]
 
-_STAGES = (2, 4)  # per partition of an interleaved schedule
+_STAGES = (2, 4, 8, 16)  # per partition of an interleaved schedule
 _FAR = 1.5  # layouts are left out whose best division cannot be less than this much slower
 _NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
 
