@@ -14,8 +14,8 @@ import keras
 
 from hyparflow import keras_internals
 from hyparflow.calls import Call, Mode, Standardize
-from hyparflow.partition import Operation, OperationGraph
-from hyparflow.work import Work, work_of
+from hyparflow.operations import Operation, OperationGraph
+from hyparflow.work import Work, crossing_cost, work_of
 
 __all__ = ["FlatGraph"]
 
@@ -187,6 +187,7 @@ class FlatGraph:
                     makes,
                     self.work(index).cost,
                     frozenset(id(v) for v in state),
+                    tuple(crossing_cost(self.tensors[n]) for n in makes),
                 )
             )
         return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))

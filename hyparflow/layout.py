@@ -8,8 +8,9 @@ from typing import Any
 from hyparflow import keras_internals, masks
 from hyparflow.checks import check_can_cut
 from hyparflow.graph import FlatGraph
+from hyparflow.operations import OperationGraph
 from hyparflow.options import Options
-from hyparflow.partition import OperationGraph, Partitioning, divide
+from hyparflow.partition import Partitioning, divide
 
 __all__ = ["Layout", "make_layout"]
 
@@ -63,5 +64,5 @@ def make_layout(model: Any, options: Options) -> Layout:
         return Layout(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.num_stages, options.lpp)
+    partitioning = divide(operations, options.num_stages, options.lpp, options.pace)
     return Layout(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

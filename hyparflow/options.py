@@ -60,6 +60,20 @@ class Options:
         """Into how many stages the model is cut."""
         return self.grid.num_partitions * self.stages_per_partition
 
+    @property
+    def pace(self) -> tuple[str, int, int] | None:
+        """For which schedule, partitions and micro-batches stages are better not equal, if any.
+
+        Cuts stay where they are from batch to batch, so "auto" stands for that of a large one.
+        """
+        partitions = self.grid.num_partitions
+        if partitions == 1 or self.stages_per_partition == 1:
+            return None
+        count = self.num_microbatches
+        if not isinstance(count, int):
+            count = _most_microbatches(partitions, self.stages_per_partition)
+        return self.schedule, partitions, count
+
 
 def resolve(
     size: int,
@@ -234,6 +248,12 @@ def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: in
     if grid.num_partitions == 1:
         return 1
     rows = max(1, batch_size // grid.num_replicas)
-    most = min(4 * grid.num_partitions, 8 * grid.num_partitions // stages_per_partition)
+    most = _most_microbatches(grid.num_partitions, stages_per_partition)
     wanted = max(min(most, rows // _SMALLEST), grid.num_partitions)
     return min(wanted, rows)
+
+
+def _most_microbatches(num_partitions: int, stages_per_partition: int) -> int:
+    """What "auto" stands for where rows are no matter."""
+    most = min(4 * num_partitions, 8 * num_partitions // stages_per_partition)
+    return max(most, num_partitions)

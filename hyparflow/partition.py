@@ -1,58 +1,29 @@
 """Operations and costs -> stages, and the table of tensors that cross between them.
 
-Pure data: an `OperationGraph` is a list of operations in execution order, each with the tensors
-that it reads and makes. A stage is a contiguous run of operations. `verify` checks a division
-and lists all faults in one message.
+A stage is a contiguous run of operations. `verify` checks a division and lists all faults in one
+message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hyparflow.actions import Edge
 from hyparflow.balance import balance
+from hyparflow.crossing import crossing_sums, reads_of
+from hyparflow.operations import OperationGraph
+from hyparflow.refine import refine
 
 __all__ = [
-    "Operation",
-    "OperationGraph",
     "Partitioning",
     "allowed_cuts",
     "divide",
     "make_partitioning",
     "verify",
 ]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One call in the model's graph.
-
-    Attributes:
-        name: for messages and tables.
-        inputs: tensors read, as numbers.
-        outputs: tensors made.
-        cost: estimated time, any unit.
-        state: variables that change as it runs (random seeds, moving statistics).
-    """
-
-    name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    cost: float = 1.0
-    state: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class OperationGraph:
-    """The model as operations in execution order."""
-
-    operations: tuple[Operation, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    gradient_tensors: frozenset[int] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
@@ -91,7 +62,10 @@ class Partitioning:
 
 
 def divide(
-    graph: OperationGraph, num_stages: int, lpp: Sequence[int] | None = None
+    graph: OperationGraph,
+    num_stages: int,
+    lpp: Sequence[int] | None = None,
+    pace: tuple[str, int, int] | None = None,
 ) -> Partitioning:
     """Divide `graph` into `num_stages` stages of equal cost, or as `lpp` says.
 
@@ -99,6 +73,8 @@ def divide(
         graph: the operations in execution order.
         num_stages: how many stages to make.
         lpp: layers per partition: how many operations each stage gets; overrides the balance.
+        pace: a schedule, the number of its partitions and that of its micro-batches, for which
+            the cuts are moved from equal cost to where a step ends sooner.
 
     Returns:
         A verified partitioning.
@@ -116,10 +92,24 @@ def divide(
         )
     if lpp is None:
         costs = [operation.cost for operation in graph.operations]
-        boundaries = balance(costs, num_stages, allowed_cuts(graph))
+        allowed = allowed_cuts(graph)
+        boundaries = balance(costs, num_stages, allowed)
+        if pace is not None:
+            boundaries = refine(boundaries, costs, _crossing_costs(graph), allowed, *pace)
     else:
         boundaries = _boundaries_from_lpp(graph, num_stages, lpp)
     return make_partitioning(graph, boundaries)
+
+
+def _crossing_costs(graph: OperationGraph) -> np.ndarray:
+    """What the tensors that cross each boundary 0..n cost at either end."""
+    reads, _ = reads_of(graph)
+    costs = [
+        cost
+        for operation in graph.operations
+        for cost in operation.crossing or [0.0] * len(operation.outputs)
+    ]
+    return crossing_sums(reads, np.array(costs), len(graph.operations))
 
 
 def make_partitioning(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:

@@ -10,7 +10,7 @@ import keras
 
 from hyparflow.calls import Call
 
-__all__ = ["Work", "work_of"]
+__all__ = ["Work", "crossing_cost", "work_of"]
 
 # Multiplications by weights that take as long, forward and backward, on a CPU's core: to write a
 # value of an output; in each micro-batch, of so many rows, to make a call, and to keep a weight's
@@ -19,6 +19,10 @@ _PER_VALUE = 30.0
 _PER_CALL = 1e6
 _PER_WEIGHT = 40.0
 _ROWS = 16
+# The same of a tensor that crosses a cut, and its gradient, at either end: fitted to the times of
+# messages between two ranks of a machine.
+_PER_MESSAGE = 4e6
+_PER_VALUE_SENT = 12.0
 
 
 class Work(NamedTuple):
@@ -57,6 +61,11 @@ def work_of(call: Call, read: Sequence[Any], made: Sequence[Any]) -> Work:
         sum(_size(x.shape[1:]) for x in made),
         sum(math.prod(v.shape) for v in variables if v.trainable),
     )
+
+
+def crossing_cost(tensor: Any) -> float:
+    """What it costs at either end, in the unit of `Work.cost`, that a tensor crosses a cut."""
+    return _PER_VALUE_SENT * _size(tensor.shape[1:]) + _PER_MESSAGE / _ROWS
 
 
 def _size(shape: Sequence[int | None]) -> int:

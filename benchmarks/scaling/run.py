@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import hyparflow as hf
-from hyparflow.partition import Operation, OperationGraph
+from hyparflow.operations import Operation, OperationGraph
 from hyparflow.planning.candidate import Problem
 from hyparflow.planning.planner import consider
 from hyparflow.planning.wishes import Wishes

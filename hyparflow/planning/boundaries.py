@@ -7,18 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyparflow.partition import OperationGraph, allowed_cuts
+from hyparflow.crossing import Reads, crossing_sums, reads_of
+from hyparflow.partition import allowed_cuts
 from hyparflow.planning.candidate import Problem
 from hyparflow.planning.costs import Costs
 from hyparflow.planning.search import Fits
 
-__all__ = ["Boundaries", "Load", "Reads", "StageSeconds", "candidates"]
+__all__ = ["Boundaries", "Load", "StageSeconds", "candidates"]
 
 # Boundaries that a search looks at, about: so many for each rank, but not fewer or more than these.
 _PER_RANK, _FEWEST, _MOST = 64, 512, 1024
-
-# Of each tensor: the operation that makes it, and those that read it, in order.
-Reads = Sequence[tuple[int, Sequence[int]]]
 
 
 class Load(NamedTuple):
@@ -51,29 +49,41 @@ class Boundaries:
     def __init__(self, problem: Problem, rows: float) -> None:
         self._problem = problem
         count = len(problem.graph.operations)
-        reads, self._tensors = _reads(problem.graph)
+        self._reads, self._tensors = reads_of(problem.graph)
         sizes = problem.costs.tensors[self._tensors]
-        crossing = _crossing(reads, sizes, count)
+        crossing = crossing_sums(self._reads, sizes, count)
         allowed = allowed_cuts(problem.graph)
         limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
-        self.positions = candidates(self._times(rows), crossing, allowed, limit)
+        self.positions = candidates(self.operation_seconds(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
         self._gradients = _trained_bytes(problem.costs)
-        self._stages = StageSeconds(reads, self.positions)
+        self._stages = StageSeconds(self._reads, self.positions)
 
-    def _times(self, rows: float) -> np.ndarray:
+    def operation_seconds(self, rows: float) -> np.ndarray:
+        """What the forward and backward of each operation take for a micro-batch."""
         times = self._problem.costs.times(rows)
         return (times.forward + times.backward) / self._problem.cluster.speed
 
     def seconds(self, rows: float) -> np.ndarray:
         """What the forward and backward of a stage take for a micro-batch, as a matrix [a, b]."""
         cluster, over = self._problem.cluster, self._problem.costs.overheads
+        seconds = self.operation_seconds(rows)
+        call = 2 * over.call / cluster.speed
+        return self._stages.matrix(seconds, self._prices(rows)) + call
+
+    def crossing_seconds(self, rows: float) -> np.ndarray:
+        """What sending takes of all tensors that cross each boundary 0..n, and their gradients."""
+        count = len(self._problem.graph.operations)
+        return crossing_sums(self._reads, self._prices(rows), count)
+
+    def _prices(self, rows: float) -> np.ndarray:
+        """What it takes to send each tensor, and its gradient, of a micro-batch."""
+        cluster, over = self._problem.cluster, self._problem.costs.overheads
         link = cluster.within if cluster.ranks_per_node > 1 else cluster.between
         size = self._problem.costs.tensors[self._tensors] * rows
         price = link.latency + size / link.bandwidth + 2 * over.message / cluster.speed
         needing = self._problem.graph.gradient_tensors
-        price *= np.array([2.0 if n in needing else 1.0 for n in self._tensors])
-        return self._stages.matrix(self._times(rows), price) + 2 * over.call / cluster.speed
+        return np.asarray(price * [2.0 if n in needing else 1.0 for n in self._tensors])
 
     def fits(self, load: Load, limit: int) -> Fits | None:
         """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
@@ -206,28 +216,3 @@ def _trained_bytes(costs: Costs) -> np.ndarray:
         sizes.append(float(sum(weight.size for weight in fresh if weight.trainable)))
         seen.update(numbers)
     return np.array(sizes)
-
-
-def _reads(graph: OperationGraph) -> tuple[list[tuple[int, list[int]]], np.ndarray]:
-    """Who makes and who reads each tensor, and the numbers of these tensors."""
-    readers: dict[int, list[int]] = {n: [] for op in graph.operations for n in op.outputs}
-    for index, operation in enumerate(graph.operations):
-        for number in dict.fromkeys(operation.inputs):
-            if number in readers:
-                readers[number].append(index)
-    last = len(graph.operations) - 1
-    for number in graph.outputs:  # the loss sits in the last stage
-        if number in readers and last not in readers[number]:
-            readers[number].append(last)
-    makers = [(n, index) for index, op in enumerate(graph.operations) for n in op.outputs]
-    return [(maker, readers[n]) for n, maker in makers], np.array([n for n, _ in makers], int)
-
-
-def _crossing(reads: Reads, sizes: np.ndarray, count: int) -> np.ndarray:
-    """The bytes of a row that cross each boundary 0..count."""
-    change = np.zeros(count + 2)
-    for (maker, readers), size in zip(reads, sizes, strict=True):
-        if readers:
-            change[maker + 1] += size
-            change[readers[-1] + 1] -= size
-    return np.cumsum(change)[: count + 1]

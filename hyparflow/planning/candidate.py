@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyparflow.grid import Grid
-from hyparflow.partition import OperationGraph, Partitioning
+from hyparflow.operations import OperationGraph
+from hyparflow.partition import Partitioning
 from hyparflow.planning.cluster import Cluster
 from hyparflow.planning.costs import Costs
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from hyparflow.grid import Grid
-from hyparflow.partition import divide, make_partitioning
+from hyparflow.partition import allowed_cuts, divide, make_partitioning
 from hyparflow.planning.boundaries import Boundaries, Load
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.memory import gradient_copies
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.search import Division, Fits, Search, rounds_of
 from hyparflow.planning.wishes import Wishes
+from hyparflow.refine import refine
 from hyparflow.schedule import make_schedule
 from hyparflow.simulate import peaks_in_flight
 
@@ -86,9 +87,20 @@ class Divisions:
         positions = self._boundaries().positions
         if not found:  # too few places to cut at: say so
             return [divide(graph, stages).boundaries]
-        return [
+        divisions = [
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
         ]
+        if layout.stages_per_partition > 1:
+            divisions.append(self._refined(divisions[0], layout))
+        return list(dict.fromkeys(divisions))
+
+    def _refined(self, division: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+        """Cuts moved to where the layout's schedule ends sooner."""
+        grid, count, schedule, _ = layout
+        boundaries, rows = self._boundaries(), self._rows(layout)
+        costs = boundaries.operation_seconds(rows), boundaries.crossing_seconds(rows) / 2
+        allowed = allowed_cuts(self._problem.graph)
+        return refine(division, *costs, allowed, schedule, grid.num_partitions, count)
 
     def _free(self, layout: Layout) -> list[Division]:
         """The divisions that are best without a limit of memory, whatever the schedule."""

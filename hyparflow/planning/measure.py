@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
-from hyparflow.partition import OperationGraph
+from hyparflow.operations import OperationGraph
 from hyparflow.planning.costs import Costs, Overheads, Weight
 from hyparflow.planning.crowd import companions_possible, measure_crowd
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hyparflow.formulas import gradients_of
 from hyparflow.graph import FlatGraph
-from hyparflow.partition import OperationGraph
+from hyparflow.operations import OperationGraph
 from hyparflow.planning.lifetimes import Kept, kept_between, working_bytes
 from hyparflow.planning.segments import Segment
 from hyparflow.planning.tables import known_shape

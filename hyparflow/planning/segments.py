@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from hyparflow.partition import OperationGraph
+from hyparflow.operations import OperationGraph
 
 __all__ = ["Segment", "alike", "cut_out", "segments"]
 

@@ -267,3 +267,12 @@ def test_gradients_that_are_not_kept_cost_nothing() -> None:
 def costs_of(model: keras.Model) -> dict[str, float]:
     operations = flat_graph(model).operation_graph(model.trainable_variables).operations
     return {operation.name: operation.cost for operation in operations}
+
+
+def test_wide_tensors_cost_more_where_they_cross() -> None:
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(16, 3), layers.Flatten(), layers.Dense(2)]
+    )
+    operations = flat_graph(model).operation_graph([]).operations
+    conv, flatten, dense = (operation.crossing[0] for operation in operations)
+    assert conv == flatten > dense > 0

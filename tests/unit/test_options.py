@@ -213,3 +213,25 @@ def test_automatic_microbatches_in_range() -> None:
 )
 def test_automatic_microbatches(batch_size: int, grid: Grid, stages: int, expected: int) -> None:
     assert automatic_microbatches(batch_size, grid, stages) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, pace",
+    [
+        ({"strategy": "model"}, None),
+        ({"strategy": "data", "schedule": "interleaved", "stages_per_partition": 4}, None),
+        ({"strategy": "model", "schedule": "interleaved"}, ("interleaved", 4, 16)),
+        (
+            {"strategy": "model", "schedule": "interleaved", "stages_per_partition": 16},
+            ("interleaved", 4, 4),
+        ),
+        (
+            {"strategy": "model", "schedule": "interleaved", "num_microbatches": 6},
+            ("interleaved", 4, 6),
+        ),
+    ],
+)
+def test_for_what_stages_are_better_not_equal(
+    arguments: dict[str, Any], pace: tuple[str, int, int] | None
+) -> None:
+    assert resolve(4, **arguments).pace == pace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
@@ -9,9 +10,8 @@ from collections.abc import Sequence
 import pytest
 
 from hyparflow.actions import Edge
+from hyparflow.operations import Operation, OperationGraph
 from hyparflow.partition import (
-    Operation,
-    OperationGraph,
     Partitioning,
     allowed_cuts,
     divide,
@@ -143,6 +143,21 @@ def test_stages_compute_the_graph(stages: int) -> None:
         for edge in table.edges:
             assert edge.carries_gradient == (edge.tensor in graph.gradient_tensors)
     assert divided > 50
+
+
+def test_cuts_are_moved_for_a_schedule() -> None:
+    graph, pace = line(80), ("interleaved", 2, 2)
+    assert divide(graph, 4).boundaries == (0, 20, 40, 60, 80)
+    moved = divide(graph, 4, pace=pace).boundaries
+    assert moved[4] - moved[3] < 18  # the last stage
+    # Where tensors cost a lot to send, cuts stand where few cross.
+    wide = [
+        dataclasses.replace(op, crossing=(50.0 if index % 8 < 7 else 0.0,))
+        for index, op in enumerate(graph.operations)
+    ]
+    narrow = divide(dataclasses.replace(graph, operations=tuple(wide)), 4, pace=pace)
+    assert all(cut % 8 == 0 for cut in narrow.boundaries)
+    assert divide(graph, 4, lpp=[5, 5, 5, 65], pace=pace).boundaries == (0, 5, 10, 15, 80)
 
 
 # --- what the user may ask for ---

@@ -14,7 +14,8 @@ import pytest
 
 from hyparflow.actions import Kind
 from hyparflow.grid import Grid
-from hyparflow.partition import Operation, OperationGraph, make_partitioning
+from hyparflow.operations import Operation, OperationGraph
+from hyparflow.partition import make_partitioning
 from hyparflow.planning import Cluster, Costs, Link, Plan, planner
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.compose import make_plan

@@ -1,0 +1,119 @@
+"""Cuts that are moved for a schedule: against the simulator, and against all other cuts."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from hyparflow.actions import Edge, Kind, Step
+from hyparflow.balance import balance
+from hyparflow.lowering import lower
+from hyparflow.refine import refine, step_lengths
+from hyparflow.schedule import SCHEDULES, make_schedule
+from hyparflow.simulate import play
+
+
+def played(name: str, partitions: int, microbatches: int, sizes: Sequence[float]) -> float:
+    """What the simulator says of stages of these sizes, each of which feeds the next."""
+    schedule = make_schedule(name, partitions, microbatches, len(sizes) // partitions)
+    edges = [Edge(stage, stage, stage + 1, True) for stage in range(len(sizes) - 1)]
+    shares = {Kind.FORWARD: 1, Kind.BACKWARD: 2, Kind.FUSED: 3}
+    shares |= {Kind.INPUT_BACKWARD: 1, Kind.WEIGHT_BACKWARD: 1}
+
+    def cost(step: Step) -> float:
+        return shares.get(step.kind, 0) * sizes[step.stage] / 3
+
+    return play(lower(schedule, edges), cost).makespan
+
+
+def sizes_of(costs: Sequence[float], boundaries: Sequence[int]) -> list[float]:
+    return [sum(costs[a:b]) for a, b in itertools.pairwise(boundaries)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("partitions, microbatches", [(2, 2), (2, 5), (3, 4), (4, 8)])
+def test_a_step_is_as_long_as_the_simulator_says(
+    name: str, partitions: int, microbatches: int
+) -> None:
+    each = 3 if name == "interleaved" else 1
+    sizes = np.random.default_rng(0).uniform(1, 3, (partitions * each, 4))
+    lengths = step_lengths(make_schedule(name, partitions, microbatches, each), sizes)
+    expected = [played(name, partitions, microbatches, list(column)) for column in sizes.T]
+    np.testing.assert_allclose(lengths, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "partitions, each, microbatches", [(2, 2, 2), (2, 2, 7), (2, 4, 2), (3, 2, 40), (4, 4, 9)]
+)
+def test_steps_end_sooner_than_with_equal_stages(
+    partitions: int, each: int, microbatches: int
+) -> None:
+    rng = random.Random(1)
+    costs = [rng.choice([1.0, 2.0, 3.0, 8.0]) for _ in range(400)]
+    allowed = [rng.random() < 0.8 for _ in range(401)]
+    equal = balance(costs, partitions * each, allowed)
+    pace = "interleaved", partitions, microbatches
+    moved = refine(equal, costs, [0.0] * 401, allowed, *pace)
+    assert moved[0] == 0 and moved[-1] == 400 and len(moved) == len(equal)
+    assert list(moved) == sorted(set(moved))
+    assert all(allowed[cut] for cut in moved[1:-1])
+    before = played(*pace, sizes_of(costs, equal))
+    after = played(*pace, sizes_of(costs, moved))
+    assert after < before
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_microbatches_take_no_longer(seed: int) -> None:
+    rng = random.Random(seed)
+    costs = [rng.choice([1.0, 2.0, 3.0, 8.0]) for _ in range(100)]
+    pace = "interleaved", 2, 60  # of which only some are played
+    equal = balance(costs, 8)
+    moved = refine(equal, costs, [0.0] * 101, [True] * 101, *pace)
+    assert played(*pace, sizes_of(costs, moved)) <= played(*pace, sizes_of(costs, equal))
+
+
+def test_the_last_stage_becomes_smaller() -> None:
+    costs = [1.0] * 160
+    moved = refine(range(0, 161, 20), costs, [0.0] * 161, [True] * 161, "interleaved", 2, 2)
+    *others, last = sizes_of(costs, moved)
+    assert last <= 0.8 * min(others)
+    assert played("interleaved", 2, 2, [*others, last]) < 0.98 * played(
+        "interleaved", 2, 2, [20] * 8
+    )
+
+
+def test_nearly_as_good_as_the_best_of_all_cuts() -> None:
+    rng = random.Random(2)
+    pace = "interleaved", 2, 2
+    for _ in range(10):
+        costs = [rng.choice([1.0, 2.0, 5.0]) for _ in range(12)]
+        every = [(0, *cuts, 12) for cuts in itertools.combinations(range(1, 12), 3)]
+        best = min(played(*pace, sizes_of(costs, cuts)) for cuts in every)
+        moved = refine(balance(costs, 4), costs, [0.0] * 13, [True] * 13, *pace)
+        assert played(*pace, sizes_of(costs, moved)) < 1.03 * best
+
+
+def test_cuts_stay_where_no_other_is_allowed() -> None:
+    allowed = [True, False, True, False, True, False, True, False, True]
+    costs, crossing = [1.0] * 8, [0.0] * 9
+    assert refine((0, 2, 4, 6, 8), costs, crossing, allowed, "interleaved", 2, 4) == (0, 2, 4, 6, 8)
+
+
+def test_cuts_move_to_where_less_crosses() -> None:
+    # Blocks of four operations; within one, twice as much crosses as between two.
+    costs = [1.0] * 64
+    crossing = [2.0 if cut % 4 else 1.0 for cut in range(65)]
+    moved = refine((0, 14, 30, 46, 64), costs, crossing, [True] * 65, "interleaved", 2, 8)
+    assert all(cut % 4 == 0 for cut in moved)
+
+
+def test_many_stages_are_moved_in_seconds_or_not_at_all() -> None:
+    stages = 512  # 128 partitions of 4 stages: more to play than is allowed
+    boundaries = tuple(range(0, 8 * stages + 1, 8))
+    count = 8 * stages
+    costs, crossing, allowed = [1.0] * count, [0.0] * (count + 1), [True] * (count + 1)
+    assert refine(boundaries, costs, crossing, allowed, "interleaved", 128, 256) == boundaries
