@@ -104,6 +104,7 @@ def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
 
 def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:
     """What `planned`, which is given a function that says what it does, makes on the leader."""
+    world.begin_call()
     if world.rank != LEADER:
         return _follow(world)
 

@@ -268,6 +268,10 @@ class World(Communicator):
         super().__init__(comm, mpi, deadline, Recorder())
         self._deadline.announce_exit()
 
+    def begin_call(self) -> None:
+        """Note that something begins in which all ranks take part, as often on each of them."""
+        self._deadline.calls += 1
+
     def keep_cores_busy(self) -> None:
         """Let ranks that wait keep their cores busy, because no other rank wants them."""
         self._deadline.keep_core_busy()

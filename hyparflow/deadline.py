@@ -145,6 +145,7 @@ class Deadline:
     Attributes:
         seconds: when a wait ends the job.
         spin: for how long of a wait this rank keeps its core busy.
+        calls: how many calls this rank has begun in which all ranks take part.
     """
 
     def __init__(self, mpi: Any, comm: Any, board: StatusBoard) -> None:
@@ -158,6 +159,8 @@ class Deadline:
         self._size = comm.Get_size()
         self._next_check = 0.0
         self._sent: list[Any] = []
+        self.calls = 0
+        self._left: list[dict[str, Any]] = []  # notices of ranks that have
 
     def keep_core_busy(self) -> None:
         """Spin for long, for no other rank wants the core; unless the user chose how long."""
@@ -172,9 +175,13 @@ class Deadline:
         self._next_check = now + 0.05
         for notice in self._hear():
             if notice["leaving"]:
-                self._report_leaver(notice, what)
+                self._left.append(notice)
             else:
                 self._end(waited, what, [notice])
+        for notice in self._left:
+            # A rank that has made as many calls has done its part: others may be slower to end.
+            if notice["calls"] < self.calls:
+                self._report_leaver(notice, what)
         if waited > self.seconds:
             self._end(waited, what, [])
 
@@ -259,5 +266,5 @@ class Deadline:
             time.sleep(0.01)
             if not told and time.monotonic() - start > 0.5:
                 told = True
-                self._tell(leaving=True, status="left")
+                self._tell(leaving=True, status="left", calls=self.calls)
             self._hear()

@@ -26,6 +26,7 @@ def led(world: World, work: Callable[[], _T], what: str) -> _T:
     Raises:
         Exception: on all ranks, what `work` raises.
     """
+    world.begin_call()
     error: Exception | None = None
     message: Any = None
     if world.rank == LEADER:

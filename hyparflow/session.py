@@ -64,6 +64,7 @@ class Session:
         """
         if self.model.built:
             self.layout()
+        self._world.begin_call()
         fingerprint.require_same(
             self._world,
             fingerprint.collect(

@@ -86,6 +86,16 @@ def test_rank_that_leaves_early_ends_the_job(tmp_path: pathlib.Path) -> None:
     assert "rank 1 has ended its script while rank 0 waits for" in reports(result.output)[0]
 
 
+def test_rank_that_has_done_its_part_may_leave(tmp_path: pathlib.Path) -> None:
+    # Of 16 ranks with a trace of 7 MB some had ended before the leader heard the last, which ended
+    # the job and lost the trace.
+    file = tmp_path / "trace.json"
+    result = run(3, SCRIPTS / "slow_leader.py", file)
+    assert result.code == 0, result.output
+    assert "trained" in result.output and not reports(result.output), result.output
+    assert len(json.loads(file.read_text())["otherData"]["ranks"]) == 3
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_the_job(rank: int, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "time"
