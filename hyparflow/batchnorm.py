@@ -27,6 +27,7 @@ import tensorflow as tf
 from hyparflow import keras_internals
 from hyparflow.body import Body
 from hyparflow.comm import Communicator
+from hyparflow.flat_call import FixedFunction
 from hyparflow.inside import OrderedCalls
 
 __all__ = ["BatchStatistics", "normalized_layers"]
@@ -72,9 +73,9 @@ class BatchStatistics:
         self._sums: dict[tuple[int, int], _Sum] = {}  # (layer, number of its call) -> sum
         self._calls: dict[int, int] = {}
         self._order = OrderedCalls()
-        self._remember = tf.function(self._trace_remember, autograph=False)
-        self._read = tf.function(self._trace_read, autograph=False)
-        self._write = tf.function(self._trace_write, autograph=False)
+        self._remember = FixedFunction(self._trace_remember)
+        self._read = FixedFunction(self._trace_read)
+        self._write = FixedFunction(self._trace_write)
 
     @property
     def active(self) -> bool:
@@ -170,28 +171,30 @@ class BatchStatistics:
     def begin(self) -> None:
         """Remember the moving statistics before a training step."""
         if self._sums:
-            self._remember(len(self._sums))
+            self._remember([], len(self._sums))
 
     def finish(self) -> None:
         """Move the moving statistics by those of the whole global batch. Collective."""
         if not self._sums:
             return
-        flat = np.array(self._read(len(self._sums)))
+        flat = np.array(self._read([], len(self._sums)))
         self._peers.sum(flat, "the statistics of the global batch")
-        self._write(tf.convert_to_tensor(flat), len(self._sums))
+        self._write([tf.convert_to_tensor(flat)], len(self._sums))
 
-    def _trace_remember(self, count: int) -> None:
+    # Traced again when there are more layers, which a count as an argument brings about.
+
+    def _trace_remember(self, nothing: list[Any], count: int) -> None:
         for sums in self._sums.values():
             sums.mean.assign(sums.layer.moving_mean.value)
             sums.variance.assign(sums.layer.moving_variance.value)
 
-    def _trace_read(self, count: int) -> Any:
+    def _trace_read(self, nothing: list[Any], count: int) -> Any:
         return tf.concat([tf.reshape(sums.state, [-1]) for sums in self._sums.values()], 0)
 
-    def _trace_write(self, flat: Any, count: int) -> None:
+    def _trace_write(self, tensors: list[Any], count: int) -> None:
         sizes = [sums.state.shape.num_elements() for sums in self._sums.values()]
         moved: dict[int, tuple[Any, Any]] = {}
-        for sums, part in zip(self._sums.values(), tf.split(flat, sizes), strict=True):
+        for sums, part in zip(self._sums.values(), tf.split(tensors[0], sizes), strict=True):
             layer = sums.layer
             mean, variance = moved.get(id(layer), (sums.mean.value(), sums.variance.value()))
             weight, total, squares = tf.unstack(tf.reshape(part, sums.state.shape))

@@ -24,6 +24,7 @@ from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState
 from hyparflow.options import Options
 from hyparflow.own_steps import OwnSteps
+from hyparflow.pairs import Compiled
 from hyparflow.partition import Partitioning
 from hyparflow.place import Place
 from hyparflow.program import Program
@@ -294,4 +295,4 @@ def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
             y_pred = keras_internals.call_model(model, x, False)
         return terms.weights(y, y_pred, sample_weight)
 
-    return tf.function(weigh, autograph=False, reduce_retracing=True)
+    return Compiled(weigh, jit_compile=False)

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.comm import Communicator
+from hyparflow.flat_call import FixedFunction
 from hyparflow.grid import LEADER
 
 __all__ = ["MetricState"]
@@ -39,21 +40,27 @@ class MetricState:
         self._variables = list(variables.values())
         self._sizes = [int(np.prod(v.shape, dtype=np.int64)) for v in self._variables]
         model.reset_metrics()
-        self._read = tf.function(self._trace_read, autograph=False)
-        self._write = tf.function(self._trace_write, autograph=False)
+        self._reader = FixedFunction(self._trace_read)
+        self._writer = FixedFunction(self._trace_write)
         self._initial = np.asarray(self._read())
         tracker = keras_internals.loss_tracker(model)
         at = [v is tracker.total for v in self._variables].index(True)
         self._loss_total = sum(self._sizes[:at])
 
-    def _trace_read(self) -> Any:
+    def _trace_read(self, nothing: list[Any]) -> Any:
         flat = [tf.reshape(tf.cast(v.value, tf.float64), [-1]) for v in self._variables]
         return tf.concat(flat, 0)
 
-    def _trace_write(self, flat: Any) -> None:
-        parts = tf.split(flat, self._sizes)
+    def _trace_write(self, tensors: list[Any]) -> None:
+        parts = tf.split(tensors[0], self._sizes)
         for variable, part in zip(self._variables, parts, strict=True):
             variable.assign(tf.cast(tf.reshape(part, variable.shape), variable.dtype))
+
+    def _read(self) -> Any:
+        return self._reader([])
+
+    def _write(self, flat: Any) -> None:
+        self._writer([flat])
 
     def reset(self) -> None:
         """Set every metric to its initial state."""

@@ -58,7 +58,7 @@ class Update:
         self._clip = float(self._inner.global_clipnorm or 0.0)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
-        self._penalty = tf.function(self._trace_penalty, autograph=False)
+        self._penalty = FixedFunction(self._trace_penalty)
         self._survey = FixedFunction(self._trace_survey)
         self._apply = FixedFunction(self._trace_apply)
         self._touched: list[Any] = []
@@ -74,9 +74,9 @@ class Update:
 
     def penalty(self) -> float:
         """The weight regularization that this rank counts, with the present weights."""
-        return float(self._penalty()) if self.has_penalty else 0.0
+        return float(self._penalty([])) if self.has_penalty else 0.0
 
-    def _trace_penalty(self) -> Any:
+    def _trace_penalty(self, nothing: list[Any]) -> Any:
         counted = [index for index in self._regularized if self._counted[index]]
         return tf.add_n([self._regularization(index) for index in counted])
 
