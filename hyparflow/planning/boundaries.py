@@ -71,6 +71,11 @@ class Boundaries:
         call = 2 * over.call / cluster.speed
         return self._stages.matrix(seconds, self._prices(rows)) + call
 
+    def fused_share(self, rows: float) -> float:
+        """The part of a forward's and a backward's time that both take in one call."""
+        times = self._problem.costs.times(rows)
+        return float(times.fused.sum() / max(1e-30, (times.forward + times.backward).sum()))
+
     def crossing_seconds(self, rows: float) -> np.ndarray:
         """What sending takes of all tensors that cross each boundary 0..n, and their gradients."""
         count = len(self._problem.graph.operations)

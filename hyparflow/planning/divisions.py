@@ -100,7 +100,8 @@ class Divisions:
         boundaries, rows = self._boundaries(), self._rows(layout)
         costs = boundaries.operation_seconds(rows), boundaries.crossing_seconds(rows) / 2
         allowed = allowed_cuts(self._problem.graph)
-        return refine(division, *costs, allowed, schedule, grid.num_partitions, count)
+        fused = boundaries.fused_share(rows)
+        return refine(division, *costs, allowed, schedule, grid.num_partitions, count, fused)
 
     def _free(self, layout: Layout) -> list[Division]:
         """The divisions that are best without a limit of memory, whatever the schedule."""

@@ -16,9 +16,18 @@ from hyparflow.refine import refine, step_lengths
 from hyparflow.schedule import SCHEDULES, make_schedule
 from hyparflow.simulate import play
 
+FUSED = 0.9  # of the last stage's cost
+PACE = "interleaved", 2, 2
 
-def played(name: str, partitions: int, microbatches: int, sizes: Sequence[float]) -> float:
-    """What the simulator says of stages of these sizes, each of which feeds the next."""
+
+def played(
+    name: str, partitions: int, microbatches: int, sizes: Sequence[float], fused: float = FUSED
+) -> float:
+    """What the simulator says of stages of these sizes, each of which feeds the next.
+
+    The last takes the part `fused` of its size.
+    """
+    sizes = [*sizes[:-1], fused * sizes[-1]]
     schedule = make_schedule(name, partitions, microbatches, len(sizes) // partitions)
     edges = [Edge(stage, stage, stage + 1, True) for stage in range(len(sizes) - 1)]
     shares = {Kind.FORWARD: 1, Kind.BACKWARD: 2, Kind.FUSED: 3}
@@ -42,7 +51,7 @@ def test_a_step_is_as_long_as_the_simulator_says(
     each = 3 if name == "interleaved" else 1
     sizes = np.random.default_rng(0).uniform(1, 3, (partitions * each, 4))
     lengths = step_lengths(make_schedule(name, partitions, microbatches, each), sizes)
-    expected = [played(name, partitions, microbatches, list(column)) for column in sizes.T]
+    expected = [played(name, partitions, microbatches, list(column), 1.0) for column in sizes.T]
     np.testing.assert_allclose(lengths, expected, rtol=1e-12)
 
 
@@ -57,7 +66,7 @@ def test_steps_end_sooner_than_with_equal_stages(
     allowed = [rng.random() < 0.8 for _ in range(401)]
     equal = balance(costs, partitions * each, allowed)
     pace = "interleaved", partitions, microbatches
-    moved = refine(equal, costs, [0.0] * 401, allowed, *pace)
+    moved = refine(equal, costs, [0.0] * 401, allowed, *pace, FUSED)
     assert moved[0] == 0 and moved[-1] == 400 and len(moved) == len(equal)
     assert list(moved) == sorted(set(moved))
     assert all(allowed[cut] for cut in moved[1:-1])
@@ -72,29 +81,26 @@ def test_many_microbatches_take_no_longer(seed: int) -> None:
     costs = [rng.choice([1.0, 2.0, 3.0, 8.0]) for _ in range(100)]
     pace = "interleaved", 2, 60  # of which only some are played
     equal = balance(costs, 8)
-    moved = refine(equal, costs, [0.0] * 101, [True] * 101, *pace)
+    moved = refine(equal, costs, [0.0] * 101, [True] * 101, *pace, FUSED)
     assert played(*pace, sizes_of(costs, moved)) <= played(*pace, sizes_of(costs, equal))
 
 
 def test_the_last_stage_becomes_smaller() -> None:
     costs = [1.0] * 160
-    moved = refine(range(0, 161, 20), costs, [0.0] * 161, [True] * 161, "interleaved", 2, 2)
+    moved = refine(range(0, 161, 20), costs, [0.0] * 161, [True] * 161, *PACE, FUSED)
     *others, last = sizes_of(costs, moved)
     assert last <= 0.8 * min(others)
-    assert played("interleaved", 2, 2, [*others, last]) < 0.98 * played(
-        "interleaved", 2, 2, [20] * 8
-    )
+    assert played(*PACE, [*others, last]) < 0.99 * played(*PACE, [20] * 8)
 
 
 def test_nearly_as_good_as_the_best_of_all_cuts() -> None:
     rng = random.Random(2)
-    pace = "interleaved", 2, 2
     for _ in range(10):
         costs = [rng.choice([1.0, 2.0, 5.0]) for _ in range(12)]
         every = [(0, *cuts, 12) for cuts in itertools.combinations(range(1, 12), 3)]
-        best = min(played(*pace, sizes_of(costs, cuts)) for cuts in every)
-        moved = refine(balance(costs, 4), costs, [0.0] * 13, [True] * 13, *pace)
-        assert played(*pace, sizes_of(costs, moved)) < 1.03 * best
+        best = min(played(*PACE, sizes_of(costs, cuts)) for cuts in every)
+        moved = refine(balance(costs, 4), costs, [0.0] * 13, [True] * 13, *PACE, FUSED)
+        assert played(*PACE, sizes_of(costs, moved)) < 1.03 * best
 
 
 def test_cuts_stay_where_no_other_is_allowed() -> None:
