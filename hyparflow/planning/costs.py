@@ -145,7 +145,9 @@ class Costs:
     def times(self, rows: float, at_once: float = 1.0) -> Times:
         """The seconds of every operation for a micro-batch of `rows` rows.
 
-        Between sizes that are known, and beyond them, times follow straight lines.
+        Between sizes that are known, and beyond them, times follow straight lines. But fewer rows
+        than were measured are not cheaper each: a line through noise may say so, and a plan would
+        cut batches into single rows.
 
         Args:
             rows: of a micro-batch.
@@ -155,7 +157,10 @@ class Costs:
         slower = self._slower(at_once)
         known = (self.forward, self.backward, self.fused)
         times = [x @ (at * factors) for x, factors in zip(known, slower, strict=True)]
-        return Times(*(np.maximum(0.0, x) for x in times))
+        # At least the part of what the fewest rows that were measured take.
+        part = rows / self.rows[0] if rows < self.rows[0] else 0.0
+        least = [part * x[:, 0] * factors[0] for x, factors in zip(known, slower, strict=True)]
+        return Times(*(np.maximum(low, x) for low, x in zip(least, times, strict=True)))
 
     def _slower(self, at_once: float) -> np.ndarray:
         """How many times longer a rank computes beside others, [(F, B, FB), size].

@@ -154,6 +154,17 @@ def test_times_follow_lines_between_sizes_and_beyond() -> None:
         assert table.times(rows).forward[0] == pytest.approx(seconds)
 
 
+def test_fewer_rows_than_measured_are_not_cheaper_each() -> None:
+    # Noise: twice as many rows seem to take more than twice as long.
+    table = dataclasses.replace(
+        costs([1.0]), rows=(8, 16), forward=np.array([[1.0, 2.4]]),
+        backward=np.zeros((1, 2)), fused=np.zeros((1, 2)),
+    )  # fmt: skip
+    expected = {16: 2.4, 8: 1.0, 4: 0.5, 1: 0.125, 0: 0.0}
+    for rows, seconds in expected.items():
+        assert table.times(rows).forward[0] == pytest.approx(seconds)
+
+
 def test_one_size_is_scaled() -> None:
     assert costs([0.5]).times(8).fused[0] == pytest.approx(12.0)
 
