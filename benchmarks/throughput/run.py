@@ -262,6 +262,7 @@ def text(value: float | None) -> str:
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
+    results = [r for r in results if any(row["to_limit"] for row in of_first_group(r))]
     known = [[row for row in of_first_group(r)[::-1] if row["to_limit"]] for r in results]
     sizes = [len(rows) + 3.0 for rows in known]  # a bar each, and the axis
     figure = Figure(figsize=(10, sum(sizes) * 0.25), layout="constrained")
@@ -274,7 +275,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axes.axvline(1, color="black", linestyle="--", linewidth=1)
         # Not samples per second: groups run at different times.
-        axes.set(title=f"{case['model']}, batch {case['batch']}", xlabel="of the limit")
+        where = described(case["machine"])
+        axes.set(title=f"{case['model']}, batch {case['batch']} ({where})", xlabel="of the limit")
         axes.margins(x=0.1)
     figure.savefig(path, dpi=130)
 
