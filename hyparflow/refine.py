@@ -76,8 +76,9 @@ def refine(
         if lengths[chosen] > best * (1 - _BETTER):
             break
         best, at = lengths[chosen], tried[chosen]
-    moved = tuple(int(place) for place in places[at])
-    return moved if length.is_less(sizes(np.stack([at, first]))) else tuple(boundaries)
+    if (at == first).all() or not length.is_less(sizes(np.stack([at, first]))):
+        return tuple(boundaries)
+    return tuple(int(place) for place in places[at])
 
 
 class _Length:
@@ -98,7 +99,8 @@ class _Length:
         most = _GROUPS * partitions + microbatches % partitions
         self._left = max(0, microbatches - most) // partitions  # groups that are not played
         played = microbatches - self._left * partitions
-        self._all, self._played = make(microbatches), make(played)
+        self._make_all = lambda: make(microbatches)  # for the last comparison only
+        self._played = make(played)
         self._without = make(max(0, played - partitions))
         self.count = sum(map(len, self._played)) * (2 if self._left else 1)
 
@@ -113,7 +115,7 @@ class _Length:
 
     def is_less(self, costs: np.ndarray) -> bool:
         """Whether the first of two divisions is better, all micro-batches played."""
-        one, other = step_lengths(self._all, costs)
+        one, other = step_lengths(self._make_all(), costs)
         return bool(one < other)
 
 
