@@ -63,6 +63,7 @@ class Job:
         model, batch: what it trains: a name in `models.py`, and rows of the global batch.
         args: what `add_arguments` brought.
         turns: how many it will take, if not as `args` say.
+        steps: of a turn, if not as `args` say.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Job:
         batch: int,
         args: argparse.Namespace,
         turns: int | None = None,
+        steps: int | None = None,
     ) -> None:
         self.setup, self.batch, self._turns = setup, batch, turns or args.turns
         self._folder = Path(tempfile.mkdtemp(prefix="turns-"))
@@ -80,7 +82,7 @@ class Job:
             "batch": batch,
             "kind": setup.kind,
             "options": setup.options,
-            "steps": args.steps,
+            "steps": steps or args.steps,
             "turns": self._turns,
             "folder": str(self._folder),
             "is_traced": setup.is_traced,

@@ -242,8 +242,8 @@ def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: in
 
     Up to four per partition, which leaves at most a fifth of the time idle (GPipe, section
     2.3), of at least 16 rows each, but at least one per partition where there are rows enough.
-    One without partitions. Where a partition has V > 2 stages, 8 / V per partition leave as
-    little idle as two stages do with four.
+    One without partitions. Where a partition has V > 4 stages, 16 / V per partition leave as
+    little idle as four stages do with four.
     """
     if grid.num_partitions == 1:
         return 1
@@ -255,5 +255,5 @@ def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: in
 
 def _most_microbatches(num_partitions: int, stages_per_partition: int) -> int:
     """What "auto" stands for where rows are no matter."""
-    most = min(4 * num_partitions, 8 * num_partitions // stages_per_partition)
+    most = min(4 * num_partitions, 16 * num_partitions // stages_per_partition)
     return max(most, num_partitions)

@@ -199,11 +199,15 @@ def _warn_of_threads(ranks_per_node: int) -> None:
 
 
 def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
-    """Sizes of micro-batches that bracket those in question, at most a factor of 4 apart."""
+    """Sizes of micro-batches that bracket those in question, at most a factor of 8 apart.
+
+    A single row is one of them: a line through two larger sizes says little of it, and is wrong by
+    as much as their times are.
+    """
     sizes = [batch_size]
     while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
         sizes.append(max(1, sizes[-1] // 4))
-    return sorted(set(sizes))
+    return sorted({1, *sizes})
 
 
 def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:

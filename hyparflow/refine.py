@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyparflow.schedule import Schedule, make_schedule
+from hyparflow.schedule import Schedule, group_size, make_schedule
 
 __all__ = ["refine", "step_lengths"]
 
@@ -84,8 +84,8 @@ def refine(
 class _Length:
     """How long a step takes; of many micro-batches only some are played.
 
-    In the middle of a step all groups of P micro-batches take about the same: as long as one more
-    of them, and at least as long as the rank that has the most to compute.
+    In the middle of a step all groups of micro-batches take about the same: as long as one more of
+    them, and at least as long as the rank that has the most to compute.
 
     Attributes:
         count: how many computations are played for a division.
@@ -96,12 +96,13 @@ class _Length:
             return make_schedule(schedule, partitions, microbatches, stages // partitions)
 
         self._partitions = partitions
-        most = _GROUPS * partitions + microbatches % partitions
-        self._left = max(0, microbatches - most) // partitions  # groups that are not played
-        played = microbatches - self._left * partitions
+        self._group = group = group_size(partitions)
+        most = _GROUPS * group + microbatches % group
+        self._left = max(0, microbatches - most) // group  # groups that are not played
+        played = microbatches - self._left * group
         self._make_all = lambda: make(microbatches)  # for the last comparison only
         self._played = make(played)
-        self._without = make(max(0, played - partitions))
+        self._without = make(max(0, played - group))
         self.count = sum(map(len, self._played)) * (2 if self._left else 1)
 
     def __call__(self, costs: np.ndarray) -> np.ndarray:
@@ -109,7 +110,7 @@ class _Length:
         if self._left:
             one = lengths - step_lengths(self._without, costs)
             of_ranks = costs.reshape(-1, self._partitions, costs.shape[1]).sum(axis=0)
-            one = np.maximum(one, self._partitions * of_ranks.max(axis=0))
+            one = np.maximum(one, self._group * of_ranks.max(axis=0))
             lengths = lengths + self._left * one
         return lengths
 

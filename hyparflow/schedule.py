@@ -16,6 +16,7 @@ __all__ = [
     "Schedule",
     "forward_only",
     "gpipe",
+    "group_size",
     "interleaved",
     "make_schedule",
     "one_forward_one_backward",
@@ -60,9 +61,8 @@ def interleaved(num_partitions: int, num_microbatches: int, stages_per_partition
     """1F1B with V stages per partition (Narayanan et al. 2021, section 2.2).
 
     The pipeline fills in steps of a stage, a V-th of a partition: idle share
-    ``(P - 1) / (V M + P - 1)``, for V times as many messages. Micro-batches go in groups of P, and
-    each group through all of a partition's stages before the next; where P does not divide M,
-    groups are larger, as even as can be (smaller ones would deadlock).
+    ``(P - 1) / (V M + P - 1)``, for V times as many messages. Micro-batches go in groups, and each
+    group through all of a partition's stages before the next; see `group_size`.
     """
     groups = _groups(num_partitions, num_microbatches)
     turns = range(stages_per_partition)
@@ -82,8 +82,19 @@ def interleaved(num_partitions: int, num_microbatches: int, stages_per_partition
     return schedule
 
 
-def _groups(size: int, count: int) -> list[range]:
-    """`count` micro-batches in groups of at least `size`, the larger ones first."""
+def group_size(num_partitions: int) -> int:
+    """How many micro-batches go through all stages of a partition before the next do, at least.
+
+    As published there are P, and fewer would deadlock. But with P, what one rank sends the next
+    needs at once: each message's way, and each computation that takes a little longer, delays all
+    ranks. Half as many again give them time, and keep half as many activations more.
+    """
+    return num_partitions + num_partitions // 2
+
+
+def _groups(num_partitions: int, count: int) -> list[range]:
+    """`count` micro-batches in groups as even as can be, the larger ones first."""
+    size = group_size(num_partitions)
     number = max(1, count // size)
     ends = [0]
     for index in range(number):

@@ -41,8 +41,8 @@ SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
 TRIAL_TURNS = 2  # to find the best of these sizes
 
 MODEL = {"strategy": "model"}
-INTERLEAVED = {"schedule": "interleaved", "stages_per_partition": 4}
-EIGHT = MODEL | INTERLEAVED | {"stages_per_partition": 3, "num_microbatches": 8}
+INTERLEAVED = {"schedule": "interleaved", "stages_per_partition": 3}
+STAGES = {"strategy": "data"} | INTERLEAVED | {"stages_per_partition": 4}
 # Costs are measured before the first step, which is that much later.
 PLANNED = {"strategy": "auto", "num_partitions": 2}
 FINER = MODEL | INTERLEAVED | {"stages_per_partition": 16}
@@ -54,7 +54,7 @@ SETUPS = {
     "data": Setup("data x2", "hyparflow", 2, options={"strategy": "data"}),
     "gpipe": Setup("model x2, gpipe", "hyparflow", 2, options=MODEL | {"schedule": "gpipe"}),
     "1f1b": Setup("model x2, 1f1b", "hyparflow", 2, options=MODEL | {"schedule": "1f1b"}),
-    "interleaved": Setup("model x2, interleaved, V=4", "hyparflow", 2, options=MODEL | INTERLEAVED),
+    "interleaved": Setup("model x2, interleaved, V=3", "hyparflow", 2, options=MODEL | INTERLEAVED),
     "zero-bubble": Setup(
         "model x2, zero-bubble", "hyparflow", 2, options=MODEL | {"schedule": "zero-bubble"}
     ),
@@ -70,10 +70,7 @@ FURTHER = {
     )
     for name in ("data", "1f1b")
 } | {
-    "stages": Setup(
-        "data x2, 4 stages", "hyparflow", 2, options={"strategy": "data"} | INTERLEAVED
-    ),
-    "eight": Setup("model x2, interleaved, V=3, M=8", "hyparflow", 2, options=EIGHT),
+    "stages": Setup("data x2, 4 stages", "hyparflow", 2, options=STAGES),
     "finer": Setup("model x2, interleaved, V=16", "hyparflow", 2, options=FINER),
 }
 ALL = SETUPS | FURTHER
@@ -179,11 +176,15 @@ def compare(
 def take_turns(
     model: str, asked: list[tuple[Setup, int]], turns: int, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[list[float]]]:
-    """Train all of `asked` (setup, batch) in turns; a row and the rates of each."""
+    """Train all of `asked` (setup, batch) in turns; a row and the rates of each.
+
+    Turns have as many samples, for those of few are too short to say much.
+    """
+    most = max(batch for _, batch in asked)
     with contextlib.ExitStack() as stack:
 
         def launch(setup: Setup, batch: int) -> Job:
-            job = Job(setup, model, batch, args, turns)
+            job = Job(setup, model, batch, args, turns, args.steps * most // batch)
             stack.callback(job.stop)
             print(f"  {setup.name}, batch {batch}: first step {job.first_step:.1f} s", flush=True)
             return job
@@ -220,7 +221,14 @@ def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
         "hidden": statistics.mean(hidden) if hidden else None,
         "first_step": job.first_step,
         "peaks": peaks,
+        "plan": trace and trace.plan and plan_text(trace.plan),
     }
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """What a plan chose."""
+    each, count = plan["stages_per_partition"], plan["num_microbatches"]
+    return f"V={each}, M={count}" if each > 1 else f"{plan['schedule']}, M={count}"
 
 
 def ratio(rates: list[float], others: list[float]) -> float:
@@ -248,8 +256,9 @@ def table(results: list[dict[str, Any]]) -> str:
 def row_text(row: dict[str, Any]) -> str:
     """What is known of one setup."""
     peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
+    plan = f" ({row['plan']})" if row.get("plan") else ""
     return (
-        f"{row['name']:32} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
+        f"{row['name'] + plan:32} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
         f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
         f"{text(row['hidden']):>6} {row['first_step']:7.1f} s {peaks:>12}"
     )

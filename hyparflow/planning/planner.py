@@ -69,8 +69,11 @@ def _try_promising(
         if not too_large:
             best = min(best, seconds)
     for layout in put_off:
-        if not (np.isfinite(best) and _has_grid(tried, layout)):
+        # Each of a rank's stages was allowed an equal part of its memory; they may fit after all.
+        if bounds[layout] < best or not _has_grid(tried, layout):
             tried[layout] = [divisions.predict(layout, 0)]
+            too_large, seconds = _rank(tried[layout][0], wishes)
+            best = best if too_large else min(best, seconds)
     return tried
 
 

@@ -204,8 +204,9 @@ def test_automatic_microbatches_in_range() -> None:
         (3, Grid(4, 1), 1, 3),  # one per row
         (3, Grid(4, 8), 1, 1),
         (1024, Grid(4, 1), 2, 16),
-        (1024, Grid(4, 1), 3, 10),  # 8 / V per partition
-        (1024, Grid(4, 1), 4, 8),
+        (1024, Grid(4, 1), 4, 16),
+        (1024, Grid(4, 1), 6, 10),  # 16 / V per partition
+        (1024, Grid(4, 1), 8, 8),
         (1024, Grid(4, 1), 16, 4),  # but one per partition
         (48, Grid(2, 1), 4, 3),
         (1024, Grid(1, 4), 4, 1),
