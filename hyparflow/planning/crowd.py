@@ -54,7 +54,8 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
         budget: seconds to spend on each size and turn.
 
     Returns:
-        The factors, [(forward, backward, fused), size].
+        The factors, [(forward, backward, fused), size]: the same for all three, for they differ by
+        less than by chance.
 
     Raises:
         RuntimeError: if such a process cannot run it.
@@ -64,13 +65,12 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
         for size in rows:
             alone, crowded = [], []
             for _ in range(_TURNS):
-                alone.append(sample.seconds(size, budget))
+                alone.append(sample.fused_seconds(size, budget))
                 _tell(processes, size)
-                crowded.append(sample.seconds(size, budget))
+                crowded.append(sample.fused_seconds(size, budget))
                 _tell(processes, 0)
             # The fastest turns, for a machine that others share is slow for seconds at a time.
-            # One factor for forward, backward and both: they differ by less than by chance.
-            factors.append([np.median(np.min(crowded, axis=0) / np.min(alone, axis=0))] * 3)
+            factors.append([min(crowded) / min(alone)] * 3)
     return np.maximum(1.0, np.array(factors).T)
 
 

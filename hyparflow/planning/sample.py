@@ -137,14 +137,19 @@ class Sample:
                 self._stage.begin(several=False)  # let go of the gradients
             return [middle - start, time.perf_counter() - middle]
 
+        forward, backward = _medians(split, budget / 2)
+        return forward, backward, self.fused_seconds(rows, budget / 2)
+
+    def fused_seconds(self, rows: int, budget: float) -> float:
+        """The median of forward and backward as one call, measured for about `budget` s."""
+        inputs = self.inputs(rows)
+
         def fused() -> list[float]:
             start = time.perf_counter()
             self._fused(inputs)
             return [time.perf_counter() - start]
 
-        forward, backward = _medians(split, budget / 2)
-        (both,) = _medians(fused, budget / 2)
-        return forward, backward, both
+        return _medians(fused, budget)[0]
 
     def halves(self, rows: int, budget: float) -> tuple[float, float]:
         """What the two parts of a backward take, as multiples of one in one piece.
