@@ -19,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Only what is imported is compiled, when it first is: half of the time to install.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
+# And kept, or each import of TensorFlow takes four times as long.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Tests that start their own jobs do it the same way.
 export MPIRUN MPIRUN_FLAGS

@@ -90,7 +90,9 @@ class Job:
         path = self._folder / "spec.json"
         path.write_text(json.dumps(spec))
         command = [setup.python, str(Path(__file__).with_name("job.py")), str(path)]
-        if setup.kind != "plain":  # also one rank: without a launcher Keras alone trains
+        # Also one rank: hyparflow leaves to Keras what no launcher started, and one thread that no
+        # core is reserved for moves between them, and is slower.
+        if setup.kind != "plain" or setup.threads == 1:
             command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
         # Nothing of the shell that would make this job another.
         set_here = (*THREADS, "HYPARFLOW_SPIN")

@@ -240,7 +240,7 @@ def _replica_sums(options: Options, place: Place) -> MakeSum:
     if options.allreduce == "horovod" and place.grid.num_replicas > 1:
         from hyparflow.horovod_sum import horovod_sums
 
-        return horovod_sums(place.grid, place.reducing, options.compression)
+        return horovod_sums(place.grid, place.world, place.reducing, options.compression)
     return mpi_sums(place.reducing, options.compression)
 
 

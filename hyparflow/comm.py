@@ -19,7 +19,7 @@ from hyparflow.deadline import Deadline, StatusBoard, meet
 from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
 from hyparflow.recorder import Happening, Recorder
-from hyparflow.rounded_sum import rounded_sum
+from hyparflow.rounded_sum import Add, rounded_sum
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
@@ -218,10 +218,18 @@ class Communicator:
         pairs = zip(sources, parts, strict=True)
         yield from [self._comm.Iallreduce(source, part, self._mpi.SUM) for source, part in pairs]
 
-    def start_rounded_sum(self, array: np.ndarray, what: str, mine: np.ndarray) -> Pending:
+    def start_rounded_sum(
+        self, array: np.ndarray, what: str, mine: np.ndarray, add: Add
+    ) -> Pending:
         """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
 
         What travels is as small as the type, and all ranks get the same (`rounded_sum.py`).
+
+        Args:
+            array: where the sum goes.
+            what: names it in reports.
+            mine: what this rank adds.
+            add: adds up rows of this type.
         """
         if self._log is not None:
             self._log.sums(array)
@@ -229,7 +237,7 @@ class Communicator:
         tag = _FIRST_TAG + self._rounded % _FIRST_TAG
         self._rounded += 1
         pieces = zip(_chunks(array.reshape(-1)), _chunks(mine.reshape(-1)), strict=True)
-        return Pending(rounded_sum(self._comm, pieces, tag), self.poll, what)
+        return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""

@@ -7,14 +7,15 @@ one at a time and in one order on all ranks; deadlines and other ranks' errors a
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.comm import Communicator
+from hyparflow import guard
+from hyparflow.comm import Communicator, World
 from hyparflow.dense_sum import MakeSum
 from hyparflow.flat import carried_type
 from hyparflow.flat_call import FixedFunction
@@ -85,44 +86,69 @@ class HorovodSum:
         return [tf.cast(x, like.dtype) for x, like in zip(sums, tensors, strict=True)]
 
 
-def horovod_sums(grid: Grid, comm: Communicator, compression: str | None) -> MakeSum:
+def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str | None) -> MakeSum:
     """Makes sums over the replicas of this rank's partition. Collective over all ranks.
 
     Args:
         grid: the ranks.
-        comm: the ranks of this partition.
+        world: all of them.
+        comm: those of this partition.
         compression: "bf16", "fp16" or None.
 
     Raises:
-        ValueError: if there is no Horovod that can do it.
+        ValueError: on all ranks, if one of them has no Horovod that can do it.
     """
-    hvd = _started(grid)
+    hvd = _started(world)
     sets = [
-        _process_set(hvd, tuple(grid.rank(replica, p) for replica in range(grid.num_replicas)))
+        _process_set(
+            hvd, tuple(grid.rank(replica, p) for replica in range(grid.num_replicas)), world
+        )
         for p in range(grid.num_partitions)
     ]
-    mine = sets[grid.partition(hvd.rank())]
+    mine = sets[grid.partition(world.rank)]
     return lambda shapes, dtypes: HorovodSum(
         hvd, mine, _thread(), comm, shapes, dtypes, compression
     )
 
 
-def _started(grid: Grid) -> Any:
+def _started(world: World) -> Any:
     """Horovod's module, on as many ranks as there are."""
+    hvd, missing = _found()
+    _require(world, missing and f"{_NEEDED}Received: {missing}")
+    if not hvd.is_initialized():
+        _wait(world, functools.partial(hvd.init, process_sets="dynamic"), "Horovod's start")
+    others = None
+    if hvd.size() != world.size:
+        others = (
+            f"Horovod must run on the ranks of the job. Received: Horovod on {hvd.size()} of "
+            f"{world.size} ranks. Start Horovod and hyparflow with one MPI library."
+        )
+    _require(world, others)
+    return hvd
+
+
+def _found() -> tuple[Any, str | None]:
+    """Horovod's module, or what is missing."""
     try:
         import horovod.tensorflow as hvd
-    except ImportError as error:
-        raise ValueError(f"{_NEEDED}Received: {error}") from None
-    if not hvd.mpi_built():
-        raise ValueError(f"{_NEEDED}Received: a Horovod without MPI")
-    if not hvd.is_initialized():
-        hvd.init(process_sets="dynamic")
-    if hvd.size() != grid.size:
-        raise ValueError(
-            f"Horovod must run on the ranks of the job. Received: Horovod on {hvd.size()} of "
-            f"{grid.size} ranks. Start Horovod and hyparflow with one MPI library."
-        )
-    return hvd
+    except Exception as error:  # one built for another TensorFlow fails in ways of its own
+        return None, str(error)
+    return hvd, None if hvd.mpi_built() else "a Horovod without MPI"
+
+
+def _require(world: World, problem: str | None) -> None:
+    """Raise on all ranks what one of them has come upon."""
+    problems = world.all_gather_objects(problem, "whether all ranks have Horovod")
+    for rank, text in enumerate(problems):
+        if text is not None:
+            raise guard.everywhere(ValueError(f"{text} (rank {rank})"))
+
+
+def _wait(world: World, call: Callable[[], Any], what: str) -> Any:
+    """The result of a call of Horovod's that waits for other ranks."""
+    future = _thread().submit(call)
+    world.poll(future.done, what)
+    return future.result()
 
 
 @functools.cache
@@ -131,7 +157,23 @@ def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "horovod")
 
 
+def _process_set(hvd: Any, ranks: tuple[int, ...], world: World) -> Any:
+    """Horovod's name for these ranks."""
+    if len(ranks) == hvd.size():
+        return hvd.global_process_set
+    try:
+        return _wait(world, functools.partial(_new_set, hvd, ranks), "Horovod's process set")
+    except ValueError as error:
+        raise guard.everywhere(
+            ValueError(
+                'allreduce="horovod" with partitions needs process sets that Horovod makes while '
+                f"it runs. Received: {error} Leave hvd.init() to hyparflow, or call "
+                'hvd.init(process_sets="dynamic").'
+            )
+        ) from None
+
+
 @functools.cache
-def _process_set(hvd: Any, ranks: tuple[int, ...]) -> Any:
-    """Horovod's name for these ranks; made once, for it cannot be made twice."""
-    return hvd.global_process_set if len(ranks) == hvd.size() else hvd.add_process_set(ranks)
+def _new_set(hvd: Any, ranks: tuple[int, ...]) -> Any:
+    """A process set; made once, for it cannot be made twice."""
+    return hvd.add_process_set(ranks)

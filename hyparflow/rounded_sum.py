@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from hyparflow.pending import Together
 
-__all__ = ["rounded_sum"]
+__all__ = ["Add", "rounded_sum"]
+
+Add = Callable[[np.ndarray], np.ndarray]  # rows -> their sum, of the same type
 
 
 def rounded_sum(
-    comm: Any, pieces: Iterable[tuple[np.ndarray, np.ndarray]], tag: int
+    comm: Any, pieces: Iterable[tuple[np.ndarray, np.ndarray]], tag: int, add: Add
 ) -> Iterator[Together]:
     """The exchanges that add up pieces of an array, each begun when the one before is done.
 
-    Each rank adds up, in 32 bits, one part of a piece of all ranks, and gives the sum, rounded, to
-    the others: what travels is as small as the type, and all ranks get the same.
+    Each rank adds up one part of a piece of all ranks, and gives the sum to the others: what
+    travels is as small as the type, and all ranks get the same.
 
     These are messages with a tag of their own, not collective operations: of several sums under
     way, one rank may be the first to come to the second exchange of this one and another to that of
@@ -28,25 +30,26 @@ def rounded_sum(
         comm: an mpi4py communicator.
         pieces: (where the sum of a piece goes, this rank's piece), flat and of one size.
         tag: of no other sum that is under way, and the same on all ranks.
+        add: adds up what the ranks gave, and rounds once.
     """
     rank, size = comm.Get_rank(), comm.Get_size()
     for total, mine in pieces:
         each = -(-mine.size // size)
-        parts = np.zeros((size, each), mine.dtype)
-        parts.reshape(-1)[: mine.size] = mine
-        received = np.empty_like(parts)
-        yield _exchange(comm, list(parts), received, tag)
-        rounded = received.astype(np.float32).sum(0).astype(mine.dtype)
-        parts[rank] = rounded
-        yield _exchange(comm, [rounded] * size, parts, tag)
-        total[:] = parts.reshape(-1)[: mine.size]
+        parts = [slice(each * k, each * (k + 1)) for k in range(size)]
+        given = [mine[part] for part in parts]
+        received = np.empty((size, given[rank].size), mine.dtype)
+        yield _exchange(comm, given, list(received), tag)
+        sums = [total[part] for part in parts]
+        yield _exchange(comm, [add(received)] * size, sums, tag)
 
 
-def _exchange(comm: Any, mine: Sequence[np.ndarray], all_: np.ndarray, tag: int) -> Together:
-    """Begin to give each rank its part of `mine`, and to take in the parts for this one."""
+def _exchange(
+    comm: Any, given: Sequence[np.ndarray], taken: Sequence[np.ndarray], tag: int
+) -> Together:
+    """Begin to give each rank what is for it, and to take in what each has for this one."""
     rank, size = comm.Get_rank(), comm.Get_size()
-    all_[rank] = mine[rank]
+    taken[rank][...] = given[rank]
     peers = [peer for peer in range(size) if peer != rank]
-    handles = [comm.Irecv(all_[peer].view(np.uint8), peer, tag) for peer in peers]
-    handles += [comm.Isend(mine[peer].view(np.uint8), peer, tag) for peer in peers]
+    handles = [comm.Irecv(taken[peer].view(np.uint8), peer, tag) for peer in peers]
+    handles += [comm.Isend(given[peer].view(np.uint8), peer, tag) for peer in peers]
     return Together(handles)

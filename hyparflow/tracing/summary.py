@@ -73,7 +73,8 @@ class Shares:
 
     @property
     def hidden(self) -> float | None:
-        """The share of the sums' time that the rank did not wait for; None without sums."""
+        """Of the time in which sums are under way, the share in which the rank computes, 0 to 1;
+        None without sums."""
         if not self.under_way:
             return None
         return max(0.0, 1.0 - (self.sums + self.waiting_for_sums) / self.under_way)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from typing import Any
@@ -120,3 +121,16 @@ def test_ranks_must_agree(name: str, outcome: Outcome) -> None:
 @pytest.mark.parametrize("name", ["subclassed, data", "cut"])
 def test_same_job_trains_afterwards(name: str, outcome: Outcome) -> None:
     assert outcome("fine", name) == [None] * RANKS
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None,
+    reason="Horovod is not installed (scripts/install_horovod.sh)",
+)
+@pytest.mark.parametrize("sets", ["fixed", "dynamic"])
+def test_horovod_that_the_script_started(sets: str) -> None:
+    result = run(4, SCRIPTS / "own_horovod.py", sets)
+    assert result.code == 0, result.output
+    assert result.output.count("trained") == (4 if sets == "fixed" else 8), result.output
+    refused = result.output.count('call hvd.init(process_sets="dynamic")')
+    assert refused == (4 if sets == "fixed" else 0), result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from zoo import CASES, Case
 
 import hyparflow as hf
+from hyparflow.dense_sum import adder
 from hyparflow.ranks import world as all_ranks
 
 # On 4 ranks two partitions of two replicas each; what there is without partitions, 2 ranks show.
@@ -108,7 +110,8 @@ def test_rounded_sums(name: str, digits: int) -> None:
     for size in (1, world.size - 1, 1000, 4099):
         everyone = np.random.default_rng(size).normal(size=(world.size, size)).astype(np.float32)
         total = np.zeros(size, dtype)
-        world.start_rounded_sum(total, "the sum", everyone[world.rank].astype(dtype)).wait()
+        mine = everyone[world.rank].astype(dtype)
+        world.start_rounded_sum(total, "the sum", mine, adder(dtype)).wait()
         exact = everyone.astype(dtype).astype(np.float32).sum(0).astype(dtype)
         assert np.array_equal(total, exact)
         error = np.abs(total.astype(float) - everyone.sum(0))
@@ -126,7 +129,7 @@ def test_rounded_sums_under_way_together() -> None:
         totals = [np.zeros(size, dtype) for size in sizes]
         ones = [np.full(size, 1 + i + turn, dtype) for i, size in enumerate(sizes)]
         sums = [
-            world.start_rounded_sum(total, "the sum", one)
+            world.start_rounded_sum(total, "the sum", one, adder(one.dtype))
             for total, one in zip(totals, ones, strict=True)
         ]
         order = np.random.default_rng((turn, world.rank)).permutation(len(sizes))
@@ -177,6 +180,19 @@ def test_horovod_gives_the_same_sums(name: str, partitions: int) -> None:
     expected = on_leader(lambda: train(case, "float64"))
     actual = train(case, "float64", **hybrid(partitions, allreduce="horovod"))
     require_none(actual.compare(expected), f"{name} on {partitions} partitions")
+
+
+@several
+@with_horovod
+def test_horovod_that_one_rank_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other rank waits for it, and all can go on."""
+    last = WORLD.size - 1
+    with monkeypatch.context() as patch:
+        if WORLD.rank == last:
+            patch.setitem(sys.modules, "horovod.tensorflow", None)
+        with pytest.raises(ValueError, match=rf'"horovod" needs Horovod.*\(rank {last}\)'):
+            train(CASES["residual"], "float32", strategy="data", allreduce="horovod")
+    train(CASES["residual"], "float32", strategy="data", allreduce="horovod")
 
 
 @several
