@@ -114,7 +114,7 @@ def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str 
 def _started(world: World) -> Any:
     """Horovod's module, on as many ranks as there are."""
     hvd, missing = _found()
-    _require(world, missing and f"{_NEEDED}Received: {missing}")
+    _require(world, missing and f"{_NEEDED}Received on rank {world.rank}: {missing}")
     if not hvd.is_initialized():
         _wait(world, functools.partial(hvd.init, process_sets="dynamic"), "Horovod's start")
     others = None
@@ -138,10 +138,9 @@ def _found() -> tuple[Any, str | None]:
 
 def _require(world: World, problem: str | None) -> None:
     """Raise on all ranks what one of them has come upon."""
-    problems = world.all_gather_objects(problem, "whether all ranks have Horovod")
-    for rank, text in enumerate(problems):
+    for text in world.all_gather_objects(problem, "whether all ranks have Horovod"):
         if text is not None:
-            raise guard.everywhere(ValueError(f"{text} (rank {rank})"))
+            raise guard.everywhere(ValueError(text))
 
 
 def _wait(world: World, call: Callable[[], Any], what: str) -> Any:
