@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from hyparflow.comm import Communicator
-from hyparflow.flat import FlatBuffer, carried_type
+from hyparflow.flat import FlatBuffer, adder, carried_type
 from hyparflow.pending import Pending
-from hyparflow.rounded_sum import Add
 from hyparflow.tensor_memory import TensorBuffer
 
-__all__ = ["DenseSum", "MakeSum", "MpiSum", "adder", "mpi_sums"]
+__all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
 
 _WHAT = "the sum of gradients"
 _LARGE = 1 << 20  # bytes from which on copying a tensor costs more than a sum of its own
@@ -63,14 +61,11 @@ class MpiSum:
         self._comm = comm
         self._count = len(shapes)
         self._buffers: list[tuple[list[int], FlatBuffer]] = []
-        self._add: dict[np.dtype, Add] = {}
         for members in _buckets(shapes, dtypes):
             dtype = dtypes[members[0]]
             carried = carried_type(dtype, compression)
             buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
             self._buffers.append((members, buffer))
-            if carried.itemsize == 2 and carried not in self._add:
-                self._add[carried] = adder(carried)
         self._pending: list[tuple[Pending, TensorBuffer]] = []
         self.size = sum(buffer.size for _, buffer in self._buffers)
 
@@ -78,8 +73,8 @@ class MpiSum:
         """Begin to sum this rank's tensors; None counts as zeros."""
         for members, buffer in self._buffers:
             mine, total = buffer.pack([values[i] for i in members]), buffer.empty()
-            if add := self._add.get(mine.dtype):
-                pending = self._comm.start_rounded_sum(total.array, _WHAT, mine, add)
+            if mine.dtype.itemsize == 2:
+                pending = self._comm.start_rounded_sum(total.array, _WHAT, mine, adder(mine.dtype))
             else:
                 pending = self._comm.start_sum(total.array, _WHAT, mine)
             self._pending.append((pending, total))
@@ -98,17 +93,6 @@ class MpiSum:
                 result[i] = value
         self._pending.clear()
         return result
-
-
-def adder(dtype: np.dtype) -> Add:
-    """Adds up rows of 16 bits in 32; compiled, for NumPy takes several times as long."""
-
-    def trace(rows: Any) -> Any:
-        return tf.cast(tf.reduce_sum(tf.cast(rows, tf.float32), 0), dtype)
-
-    signature = [tf.TensorSpec([None, None], dtype)]
-    compiled = tf.function(trace, autograph=False, input_signature=signature)
-    return lambda rows: np.asarray(compiled(tf.convert_to_tensor(rows)))
 
 
 def _buckets(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> list[list[int]]:

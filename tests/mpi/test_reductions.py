@@ -14,7 +14,7 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from zoo import CASES, Case
 
 import hyparflow as hf
-from hyparflow.dense_sum import adder
+from hyparflow.flat import adder
 from hyparflow.ranks import world as all_ranks
 
 # On 4 ranks two partitions of two replicas each; what there is without partitions, 2 ranks show.
