@@ -7,7 +7,8 @@ Every setup is a job that stays alive and trains a few steps when it is its turn
 are stopped; so drift of the machine meets all alike, and ratios are taken turn by turn, among jobs
 that are in memory together. The baseline is the faster of plain model.fit with TensorFlow's default
 threads and with one; the limit is the number of cores times the best rate of one thread over
-several batch sizes, the best of which is found first. Writes results.json, table.rst and
+several batch sizes, the best of which is found first. Jobs too large to be in memory together start
+anew for each of two rounds, and ratios are taken round by round. Writes results.json, table.rst and
 throughput.png beside this file, or to --output.
 """
 
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,18 @@ FURTHER = {
 }
 ALL = SETUPS | FURTHER
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
-# what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time.
+# what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time; and of two
+# times two processes with the whole model, two.
 PLAIN, MODELS = ("plain", "plain1"), ("1f1b", "interleaved", "zero-bubble", "planned")
 FIRST = (*PLAIN, "one", "data", *MODELS)
 SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
 GROUPS = {
     "vgg16": (FIRST, (*SECOND, "stages")),  # its gradients take the longest
     "resnet434": (("plain1", "data", "horovod"), ("apart", "horovod")),
-    "resnet1001": (("plain1", "finer"), ("plain", "finer")),
+    "resnet1001": (("plain1", "finer"), ("plain", "finer"), ("data", "horovod")),
 }
+ALONE = {("resnet1001", ("data", "horovod"))}  # one job at a time is in memory
+ROUNDS = 2  # in which these start
 LARGE = ("resnet434", "resnet1001")  # of which no job more than asked for fits
 
 
@@ -128,10 +132,10 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     print(f"{model}, batch {batch}", flush=True)
     start = time.perf_counter()
     size = best_size(model, batch, args)
-    groups = [
-        compare(model, batch, size, chosen(names, args), args)
-        for names in ([args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)))
-    ]
+    groups = []
+    for names in [args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)):
+        take = take_rounds if (model, tuple(names)) in ALONE else take_turns
+        groups.append(compare(model, batch, size, chosen(names, args), args, take))
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     return {"model": model, "batch": batch, "machine": machine(), "groups": groups}
 
@@ -148,17 +152,22 @@ def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
 
 
 def compare(
-    model: str, batch: int, size: int, setups: list[Setup], args: argparse.Namespace
+    model: str,
+    batch: int,
+    size: int,
+    setups: list[Setup],
+    args: argparse.Namespace,
+    take: Callable[..., tuple[list[dict[str, Any]], list[list[float]]]],
 ) -> dict[str, Any]:
     """The limit, from one thread at `size` rows or `batch`, and a row for each setup.
 
-    All are in memory together, and their ratios are taken among them. Where few fit, no job is
+    Ratios are taken among those that `take` trains in one call. Where few fit in memory, no job is
     added for the limit.
     """
     asked = [(setup, batch) for setup in setups]
     if (SETUPS["plain1"], size) not in asked and model not in LARGE:
         asked.append((SETUPS["plain1"], size))
-    rows, rates = take_turns(model, asked, args.turns, args)
+    rows, rates = take(model, asked, args.turns, args)
     each = list(zip(asked, rates, strict=True))
     single = [found for (setup, _), found in each if setup == SETUPS["plain1"]]
     best = max(map(statistics.median, single), default=None)
@@ -197,6 +206,23 @@ def take_turns(
         for job in jobs:
             job.finish()
         return [row_of(job, found) for job, found in zip(jobs, rates, strict=True)], rates
+
+
+def take_rounds(
+    model: str, asked: list[tuple[Setup, int]], turns: int, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """The same for jobs that do not fit in memory together: one after the other, in rounds.
+
+    A row is that of the last round, with the rates of all.
+    """
+    rates: list[list[float]] = [[] for _ in asked]
+    for _ in range(ROUNDS):
+        rows = []
+        for one, found in zip(asked, rates, strict=True):
+            [row], [more] = take_turns(model, [one], -(-turns // ROUNDS), args)
+            found += more
+            rows.append(row | {"rates": found, "rate": statistics.median(found)})
+    return rows, rates
 
 
 def chosen(names: Sequence[str], args: argparse.Namespace) -> list[Setup]:
