@@ -3,9 +3,9 @@
     python job.py SPEC.json             (or by mpirun, for several ranks)
 
 SPEC.json names the model, the batch, how to train and a folder. The job trains a few steps, then a
-turn of several whenever a file "go-N" appears there, and writes "done-N" after it. At its end each
-rank writes "end-RANK": its peak memory above that of a bare import. A job of hyparflow writes a
-trace, "trace.json", if it is to.
+turn of several whenever a file "go-N" appears there, and writes "done-N" after it; the first step
+of a turn is not counted. At its end each rank writes "end-RANK": its peak memory above that of a
+bare import. A job of hyparflow writes a trace, "trace.json", if it is to.
 """
 
 import json
@@ -20,6 +20,8 @@ import psutil
 from models import build, data
 
 _WARM = 2  # steps before the first turn
+# Steps of each turn that are not counted: what ran before has left caches full of its own.
+_COLD = 1
 
 
 class Turns(keras.callbacks.Callback):
@@ -38,8 +40,15 @@ class Turns(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if batch < _WARM or (batch - _WARM) % self._steps:
-            return
+        step = (batch - _WARM) % (_COLD + self._steps)
+        if batch >= _WARM and step == 0:
+            self._change_turns()
+        if batch >= _WARM and step == _COLD:
+            self._wait_for_all()
+            self._started = time.perf_counter()
+
+    def _change_turns(self) -> None:
+        """End a turn, and wait for the next."""
         self._wait_for_all()
         if self._turn >= 0:
             seconds = time.perf_counter() - self._started
@@ -51,7 +60,6 @@ class Turns(keras.callbacks.Callback):
         while not go.exists():
             time.sleep(0.005)
         self._wait_for_all()
-        self._started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == 0:
@@ -103,7 +111,7 @@ def train_with_horovod(model: keras.Model, x: Any, y: Any, batch: int, turns: Tu
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     folder, batch, kind = Path(spec["folder"]), spec["batch"], spec["kind"]
-    steps = spec["steps"] * spec["turns"]
+    steps = (_COLD + spec["steps"]) * spec["turns"]
     rank, apart = 0, None
     if kind == "apart":
         from mpi4py import MPI
