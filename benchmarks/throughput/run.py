@@ -98,10 +98,14 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "results.json"
     results: list[dict[str, Any]] = json.loads(path.read_text())["cases"] if args.add else []
+    best: dict[str, int] = {}  # batch size of each model
     for case in args.cases:
         model, _, batch = case.partition(":")
+        if model not in best:
+            best[model] = best_size(model, int(batch), args)
+        found = examine(model, int(batch), best[model], args)
         others = [r for r in results if (r["model"], r["batch"]) != (model, int(batch))]
-        results = sorted([*others, examine(model, int(batch), args)], key=place)
+        results = sorted([*others, found], key=place)
         content = {"cases": results}
         path.write_text(json.dumps(content, indent=1) + "\n")
         (args.output / "table.rst").write_text(table(results) + "\n")
@@ -127,11 +131,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All setups of one case."""
+def examine(model: str, batch: int, size: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All setups of one case; one thread is fastest with batches of `size` rows."""
     print(f"{model}, batch {batch}", flush=True)
     start = time.perf_counter()
-    size = best_size(model, batch, args)
     groups = []
     for names in [args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)):
         take = take_rounds if (model, tuple(names)) in ALONE else take_turns
@@ -142,6 +145,7 @@ def examine(model: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
     """The batch size at which one thread is fastest; `batch` where others take too much memory."""
+    print(f"{model}, one thread", flush=True)
     sizes = [batch] if model in LARGE else args.sizes or [batch]
     if len(sizes) == 1:
         return int(sizes[0])
