@@ -22,6 +22,7 @@ def build() -> keras.Model:
     return model
 
 
+@pytest.mark.on_ranks(2)
 def test_fits_are_no_retracing(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("tensorflow")
     logger.addHandler(caplog.handler)
