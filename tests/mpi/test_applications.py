@@ -30,7 +30,6 @@ SIDES = {
 SLOW = (
     *("ConvNeXtTiny", "DenseNet121", "NASNetMobile"),
     *("InceptionV3", "Xception", "EfficientNetV2B0"),
-    "VGG16",  # which the examples train
 )
 
 pytestmark = pytest.mark.skipif(WORLD.size == 1, reason="a cut needs two ranks")

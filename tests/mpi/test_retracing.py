@@ -22,7 +22,7 @@ def build() -> keras.Model:
     return model
 
 
-@pytest.mark.on_ranks(2)
+@pytest.mark.on_ranks(2)  # for the time: each rank compiles the same on any number of them
 def test_fits_are_no_retracing(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("tensorflow")
     logger.addHandler(caplog.handler)
