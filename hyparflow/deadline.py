@@ -264,6 +264,9 @@ class Deadline:
         told = False
         while not barrier.Test():
             time.sleep(0.01)
+            # A Horovod that started MPI ends it on all ranks as soon as one has left.
+            if self._mpi.Is_finalized():
+                return
             if not told and time.monotonic() - start > 0.5:
                 told = True
                 self._tell(leaving=True, status="left", calls=self.calls)
