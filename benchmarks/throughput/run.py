@@ -34,10 +34,7 @@ from turns import Job, Setup, add_arguments
 from hyparflow.tracing.summary import shares
 
 HERE = Path(__file__).resolve().parent
-CASES = (
-    *("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64"),
-    *("resnet434:16", "resnet1001:16"),
-)
+CASES = ("resnet110:128", "resnet110:32", "vgg16:64", "transformer6:64", "resnet1001:16")
 SIZES = (16, 32, 64, 128)  # batch sizes among which one thread is fastest
 TRIAL_TURNS = 2  # to find the best of these sizes
 
@@ -83,12 +80,11 @@ FIRST = (*PLAIN, "one", "data", *MODELS)
 SECOND = (*PLAIN, "data", "gpipe", "apart", "horovod")
 GROUPS = {
     "vgg16": (FIRST, (*SECOND, "stages")),  # its gradients take the longest
-    "resnet434": (("plain1", "data", "horovod"), ("apart", "horovod")),
     "resnet1001": (("plain1", "finer"), ("plain", "finer"), ("data", "horovod")),
 }
 ALONE = {("resnet1001", ("data", "horovod"))}  # one job at a time is in memory
 ROUNDS = 2  # in which these start
-LARGE = ("resnet434", "resnet1001")  # of which no job more than asked for fits
+LARGE = ("resnet1001",)  # of which no job more than asked for fits
 
 
 def main() -> None:
