@@ -262,12 +262,10 @@ class Deadline:
         barrier = self._comm.Ibarrier()
         start = time.monotonic()
         told = False
-        while not barrier.Test():
-            time.sleep(0.01)
-            # A Horovod that started MPI ends it on all ranks as soon as one has left.
-            if self._mpi.Is_finalized():
-                return
+        # A Horovod that started MPI ends it on all ranks as soon as one has left.
+        while not (self._mpi.Is_finalized() or barrier.Test()):
             if not told and time.monotonic() - start > 0.5:
                 told = True
                 self._tell(leaving=True, status="left", calls=self.calls)
             self._hear()
+            time.sleep(0.01)

@@ -141,10 +141,10 @@ def examine(model: str, batch: int, size: int, args: argparse.Namespace) -> dict
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
     """The batch size at which one thread is fastest; `batch` where others take too much memory."""
-    print(f"{model}, one thread", flush=True)
     sizes = [batch] if model in LARGE else args.sizes or [batch]
     if len(sizes) == 1:
         return int(sizes[0])
+    print(f"{model}, one thread", flush=True)
     asked = [(SETUPS["plain1"], rows) for rows in sizes]
     _, rates = take_turns(model, asked, TRIAL_TURNS, args)
     best = max(range(len(sizes)), key=lambda number: statistics.median(rates[number]))
