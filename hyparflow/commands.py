@@ -24,7 +24,9 @@ class Call:
         options: the checked parallel arguments.
         sources: its arrays, by name.
         stream: its data where they are no arrays; only the leader reads it.
-        shards: streams of which each replica reads its own, with class weights, by name.
+        reading: Keras's arguments that say how the stream is read.
+        shards: streams of which each replica reads its own, with the arguments that say how, by
+            name.
         rows: rows of a full batch; None where a stream does not tell.
         arguments: what must be the same on all ranks beside model and data.
         trace: the trace that is wanted of it.
@@ -36,7 +38,8 @@ class Call:
     stream: Any
     rows: int | None
     arguments: dict[str, Any]
-    shards: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     trace: Wanted | None = None
 
     @property

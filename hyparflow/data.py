@@ -169,30 +169,21 @@ def specs(structure: Any) -> Any:
     return keras.tree.map_structure(spec, structure)
 
 
-def peek(x: Any) -> tuple[Any, Any, int | None]:
+def peek(x: Any, **arguments: Any) -> tuple[Any, Any, int | None]:
     """What to give Keras in place of the stream `x`, the specs of (x, y, sample weights), and the
-    rows of a batch, where they can be told.
+    rows of its first batch, where they can be told.
 
-    A dataset tells its types and a PyDataset gives its first batch; only from an iterator must
-    the first batch be taken out, and put back in front.
+    No batch is read that Keras would not read, nor twice: see `keras_internals.open_stream`.
+
+    Args:
+        x: the stream.
+        **arguments: those of Keras's method that say how it is read.
+
+    Raises:
+        ValueError: Keras's own, where `x` cannot be read.
     """
-    if hasattr(x, "element_spec"):
-        first = x.element_spec
-    elif isinstance(x, keras.utils.PyDataset):
-        first = x[0]
-    else:
-        iterator = iter(x)
-        first = next(iterator)
-        x = _again(first, iterator)
-    parts = keras_internals.unpack(first)
-    leaf = next(leaf for leaf in keras.tree.flatten(parts) if leaf is not None)
-    rows = leaf.shape[0] if len(leaf.shape) else None
-    return x, specs(parts), None if rows is None else int(rows)
-
-
-def _again(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest
+    stream = keras_internals.open_stream(x, **arguments)
+    return stream, specs(keras_internals.unpack(stream.spec)), stream.rows
 
 
 def _take(structure: Any, indices: np.ndarray) -> Any:

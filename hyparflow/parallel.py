@@ -157,9 +157,10 @@ class ParallelModel:
         rows = None  # a stream will tell
         if sources:
             rows = arguments.get("batch_size") or _batch_rows(sources["train"], steps)
-        call = Call(method, self.options, sources, x, rows, simple)
+        call = Call(method, self.options, sources, x, rows, simple, reading(method, arguments))
         if self.options.sharded_data:
-            call.shards["train"] = (x, arguments.pop("class_weight", None))
+            call.shards["train"] = (x, call.reading)
+            arguments.pop("class_weight", None)
             arguments["x"] = step_tickets("train")
         return call
 
@@ -173,7 +174,7 @@ class ParallelModel:
             numbers = row_numbers("validation", call.sources["validation"].num_samples)
             arguments["validation_data"] = (numbers,)
         elif self.options.sharded_data:
-            call.shards["validation"] = (data, None)
+            call.shards["validation"] = (data, {})
             arguments["validation_data"] = step_tickets("validation")
 
     def _trace(self, call: Call, trace: Any) -> None:
@@ -199,6 +200,12 @@ class ParallelModel:
         history.history, history.epoch = outcome["history"], outcome["epoch"]
         self.model.history = history
         return history
+
+
+def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Keras's `method` that say how it reads a stream."""
+    given = {name: arguments[name] for name in _DATA[1:] if name in arguments}
+    return given | {"shuffle": method == "fit" and arguments.get("shuffle", True)}
 
 
 def _batch_rows(source: ArraySource, steps: int | None) -> int:

@@ -79,7 +79,7 @@ class Session:
         if "train" in call.sources:
             stream, specs = None, call.sources["train"].specs()
         else:
-            stream, specs, rows = self._peek(call.stream)
+            stream, specs, rows = self._peek(call)
             shards = call.options.grid.num_replicas if call.shards else 1
             call.rows = None if rows is None else rows * shards
             if "train" in call.shards:  # Keras gets tickets, and the leader reads as others do
@@ -168,12 +168,12 @@ class Session:
         if not own:
             require_additive(self.model, part.losses.terms, part.losses.symbolic)
 
-    def _peek(self, stream: Any) -> tuple[Any, Any, int | None]:
+    def _peek(self, call: Call) -> tuple[Any, Any, int | None]:
         """What `peek` returns on the leader; on the others, without the stream. Collective."""
-        streams = [stream]
+        streams = [call.stream]
 
         def look() -> tuple[Any, Any]:
-            streams[0], specs, rows = peek(stream)
+            streams[0], specs, rows = peek(call.stream, **call.reading)
             return specs, rows
 
         specs, rows = led(self._world, look, "the types of the data")

@@ -33,11 +33,11 @@ class Shard:
 
     Args:
         stream: a dataset, a PyDataset, a generator or what else Keras takes as a stream.
-        class_weight: as for Keras's `fit`.
+        reading: Keras's arguments that say how it is read.
     """
 
-    def __init__(self, stream: Any, class_weight: Any = None) -> None:
-        self._adapter = keras_internals.stream_adapter(stream, class_weight)
+    def __init__(self, stream: Any, reading: dict[str, Any]) -> None:
+        self._adapter = keras_internals.open_stream(stream, **reading)
         self._batches: Iterator[Any] = iter(())
 
     def draw(self, is_first: bool) -> Any:

@@ -32,7 +32,7 @@ from hyparflow.keras_internals.data import (
     array_sources,
     is_array_data,
     is_ragged,
-    stream_adapter,
+    open_stream,
     unpack,
     untuned_datasets,
 )
@@ -98,7 +98,7 @@ __all__ = [
     "settable_learning_rates",
     "skip_overflowed_step",
     "standardize_inputs",
-    "stream_adapter",
+    "open_stream",
     "state_variables",
     "symbolic_batch",
     "symbolic_output",

@@ -13,7 +13,7 @@ __all__ = [
     "array_sources",
     "is_array_data",
     "is_ragged",
-    "stream_adapter",
+    "open_stream",
     "unpack",
     "untuned_datasets",
 ]
@@ -33,11 +33,11 @@ def is_ragged(value: Any) -> bool:
     return isinstance(value, tf.RaggedTensor)
 
 
-def stream_adapter(stream: Any, class_weight: Any) -> Any:
-    """What Keras reads a dataset, a PyDataset or a generator with."""
-    from keras.src.trainers.data_adapters import get_data_adapter
+def open_stream(x: Any, **arguments: Any) -> Any:
+    """What Keras reads a dataset, a PyDataset or a generator with, as an `OpenedStream`."""
+    from hyparflow.keras_internals.streams import OpenedStream
 
-    return get_data_adapter(x=_untuned(stream), class_weight=class_weight)
+    return x if isinstance(x, OpenedStream) else OpenedStream(x, **arguments)
 
 
 @contextlib.contextmanager
@@ -51,28 +51,20 @@ def untuned_datasets() -> Iterator[None]:
     """
     from keras.src.backend.tensorflow import trainer
 
+    from hyparflow.keras_internals.streams import untuned
+
     original = trainer.TFEpochIterator
 
     class Untuned(original):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._distributed_dataset: Any = _untuned(self._get_iterator())
+            self._distributed_dataset: Any = untuned(self._get_iterator())
 
     trainer.TFEpochIterator = Untuned
     try:
         yield
     finally:
         trainer.TFEpochIterator = original
-
-
-def _untuned(data: Any) -> Any:
-    import tensorflow as tf
-
-    if not isinstance(data, tf.data.Dataset) or data.options().autotune.enabled is not None:
-        return data
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return data.with_options(options)
 
 
 def array_sources(

@@ -203,31 +203,68 @@ def batches() -> list[Any]:
     return [(np.full((2, 3), i, "float32"), np.full(2, i, "int64")) for i in range(3)]
 
 
+def read_by_keras(stream: Any) -> list[Any]:
+    """The labels of an epoch, as Keras's loops read them."""
+    return [batch[1].numpy().tolist() for batch in datasets_of(stream)]
+
+
+LABELS = [[0, 0], [1, 1], [2, 2]]
+
+
 def test_peek_puts_the_first_batch_back() -> None:
-    stream, found, rows = peek(iter(batches()))
-    assert found == EXPECTED
-    assert rows == 2
-    assert [batch[1].tolist() for batch in stream] == [[0, 0], [1, 1], [2, 2]]
+    stream, found, rows = peek(element for element in batches())
+    assert (found, rows) == (EXPECTED, 2)
+    assert read_by_keras(stream) == LABELS
 
 
-def test_peek_at_a_dataset() -> None:
+def test_peek_at_a_dataset_begins_it_once() -> None:
     tf = pytest.importorskip("tensorflow")
-    dataset = tf.data.Dataset.from_tensor_slices(batches()[0]).batch(2)
-    assert peek(dataset) == (dataset, EXPECTED, None)
+    begun = []
+
+    def elements() -> Any:
+        begun.append(1)
+        yield from batches()
+
+    types = tf.nest.map_structure(tf.type_spec_from_value, batches()[0])
+    dataset = tf.data.Dataset.from_generator(elements, output_signature=types)
+    stream, found, rows = peek(dataset.unbatch().batch(2))
+    assert (found, rows) == (EXPECTED, 2)
+    assert read_by_keras(stream) == LABELS
+    assert len(begun) == 1
+    assert read_by_keras(stream) == LABELS  # anew
     full = dataset.unbatch().batch(2, drop_remainder=True)
-    assert peek(full) == (full, EXPECTED, 2)
+    assert peek(full)[1:] == (EXPECTED, 2)
+    assert len(begun) == 2
 
 
-def test_peek_at_a_py_dataset() -> None:
+def test_peek_at_a_dataset_without_batches() -> None:
+    tf = pytest.importorskip("tensorflow")
+    stream, _, rows = peek(tf.data.Dataset.from_tensor_slices(batches()[0]).take(0).batch(2))
+    assert rows is None
+    assert read_by_keras(stream) == []
+
+
+def test_peek_at_a_py_dataset_reads_what_keras_reads() -> None:
+    read = []
+
     class Data(keras.utils.PyDataset):  # type: ignore[misc, name-defined]
         def __len__(self) -> int:
             return 3
 
         def __getitem__(self, index: int) -> Any:
+            read.append(index)
             return batches()[index]
 
-    data = Data()
-    assert peek(data) == (data, EXPECTED, 2)
+    stream, found, rows = peek(Data())
+    assert (found, rows) == (EXPECTED, 2)
+    assert read == [0, 1]  # for their types
+    assert read_by_keras(stream) == LABELS
+    assert read == [0, 1, 0, 1, 2]
+
+
+def test_peek_refuses_what_keras_cannot_read() -> None:
+    with pytest.raises(ValueError, match="Unrecognized data type"):
+        peek(iter(batches()))
 
 
 def datasets_of(x: Any) -> Any:
@@ -259,5 +296,6 @@ def test_a_shard_is_not_tuned() -> None:
     tf = pytest.importorskip("tensorflow")
     from hyparflow import keras_internals
 
-    adapter = keras_internals.stream_adapter(tf.data.Dataset.range(4).batch(2), None)
+    adapter = keras_internals.open_stream(tf.data.Dataset.range(4).batch(2))
+    adapter.take_begun()
     assert adapter.get_tf_dataset().options().autotune.enabled is False

@@ -1,0 +1,193 @@
+"""A stream as Keras reads it, opened once: types and rows are known before anything is trained.
+
+Keras takes it in place of the stream and so reads every batch as often, and in the order, as it
+would have without hyparflow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+
+__all__ = ["OpenedStream", "untuned"]
+
+
+def untuned(data: Any) -> Any:
+    """`data`, if it is a dataset without tf.data's own tuning, unless its options ask for that."""
+    if not isinstance(data, tf.data.Dataset) or data.options().autotune.enabled is not None:
+        return data
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
+
+
+class OpenedStream(DataAdapter):  # type: ignore[misc]
+    """What Keras reads a dataset, a PyDataset or a generator with, and what it will read.
+
+    Keras itself looks at the first batches of a PyDataset or a generator for their types. The
+    first batch of a dataset that does not tell its rows is taken out, and put back in front.
+
+    Args:
+        x: the stream.
+        **arguments: further ones of `fit` that decide how it is read: y, sample_weight, shuffle,
+            class_weight.
+
+    Raises:
+        ValueError: Keras's own, where `x` cannot be read or the arguments do not go with it.
+
+    Attributes:
+        spec: the TensorFlow types of a batch, None where it has no part.
+        rows: the rows of the first batch, as far as they are known.
+    """
+
+    def __init__(self, x: Any, **arguments: Any) -> None:
+        self._adapter = data_adapters.get_data_adapter(x=untuned(x), **arguments)
+        self._sizes: list[int | None] = []
+        dataset = self._look()
+        self._begun: tuple[Any, Any] | None = None
+        self.spec = keras.tree.map_structure(
+            lambda spec: None if isinstance(spec, tf.OptionalSpec) else spec, dataset.element_spec
+        )
+        self.rows = self._sizes[0] if self._sizes else _rows(self.spec)
+        if self.rows is None and isinstance(x, tf.data.Dataset):
+            self.rows = self._begin(dataset)
+
+    def _look(self) -> Any:
+        """The dataset that Keras makes; what it reads for the types of a batch tells the rows."""
+        adapter = self._adapter
+        if not isinstance(adapter, PyDatasetAdapter):
+            first = getattr(adapter, "_first_batches", None)  # of a generator
+            self._sizes = [] if not first else [_rows(first[0])]
+            return adapter.get_tf_dataset()
+        standardize = adapter._standardize_batch
+
+        def noting(batch: Any) -> Any:
+            batch = standardize(batch)
+            self._sizes.append(_rows(batch))
+            return batch
+
+        vars(adapter)["_standardize_batch"] = noting
+        try:
+            return adapter.get_tf_dataset()
+        finally:
+            del vars(adapter)["_standardize_batch"]
+
+    def _begin(self, dataset: Any) -> int | None:
+        """The rows of the first batch, which is then the first that is read."""
+        iterator = iter(dataset)
+        first = next(iterator, None)
+        if first is None:
+            return None
+        self._begun = first, iterator
+        return _rows(first)
+
+    def get_tf_dataset(self) -> Any:
+        """What Keras iterates over, once an epoch."""
+        dataset = untuned(self._adapter.get_tf_dataset())
+        return dataset if self._begun is None else _Once(self, dataset)
+
+    def get_numpy_iterator(self) -> Iterator[Any]:
+        """The batches of an epoch as arrays."""
+        begun = self.take_begun()
+        if begun is None:
+            yield from self._adapter.get_numpy_iterator()
+            return
+        first, rest = begun
+        for batch in itertools.chain((first,), rest):
+            yield keras.tree.map_structure(
+                lambda x: None if x is None else keras.ops.convert_to_numpy(x), batch
+            )
+
+    def take_begun(self) -> tuple[Any, Any] | None:
+        """The first batch and the iterator after it, if they have not been taken."""
+        begun, self._begun = self._begun, None
+        return begun
+
+    def on_epoch_begin(self) -> None:
+        """Keras's own."""
+        self._adapter.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Keras's own."""
+        self._adapter.on_epoch_end()
+
+    @property
+    def num_batches(self) -> int | None:
+        """Keras's own."""
+        return self._adapter.num_batches  # type: ignore[no-any-return]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Keras's own."""
+        return self._adapter.batch_size  # type: ignore[no-any-return]
+
+    @property
+    def has_partial_batch(self) -> bool | None:
+        """Keras's own."""
+        return getattr(self._adapter, "has_partial_batch", None)
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        """Keras's own."""
+        return getattr(self._adapter, "partial_batch_size", None)
+
+
+class _Once:
+    """A dataset whose first iterator is the one that was begun."""
+
+    def __init__(self, stream: OpenedStream, dataset: Any) -> None:
+        self._stream = stream
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        begun = self._stream.take_begun()
+        return iter(self._dataset) if begun is None else _Begun(*begun)
+
+
+class _Begun(tf.data.Iterator):  # type: ignore[misc]
+    """An iterator of a dataset, with its first element put back in front."""
+
+    def __init__(self, first: Any, rest: Any) -> None:
+        self._first = [first]
+        self._rest = rest
+
+    def get_next(self) -> Any:
+        """The next element."""
+        return self._first.pop() if self._first else self._rest.get_next()
+
+    def get_next_as_optional(self) -> Any:
+        """The next element, or none at the end."""
+        if self._first:
+            return tf.experimental.Optional.from_value(self._first.pop())
+        return self._rest.get_next_as_optional()
+
+    def __next__(self) -> Any:
+        return self._first.pop() if self._first else next(self._rest)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    @property
+    def element_spec(self) -> Any:
+        """The types of an element."""
+        return self._rest.element_spec
+
+    @property
+    def _type_spec(self) -> Any:
+        return self._rest._type_spec
+
+
+def _rows(batch: Any) -> int | None:
+    """How many rows a batch, or its types, has; None if that is not told."""
+    for leaf in keras.tree.flatten(batch):
+        shape = getattr(leaf, "shape", None)
+        if shape is not None and len(shape):
+            return None if shape[0] is None else int(shape[0])
+    return None
