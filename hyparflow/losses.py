@@ -72,6 +72,8 @@ def _unique_names(entries: list[Any]) -> list[str]:
 
 
 def _reduction(loss: Any) -> str | None:
+    if keras_internals.has_own_call(loss):
+        return "own"  # reduces as it likes; what it is told to do may be ignored
     return getattr(loss, "reduction", "sum_over_batch_size")
 
 
@@ -124,23 +126,26 @@ class LossTerms:
         if self._compiled is not None and not self._compiled.built:
             self._compiled = None  # nothing is known of the labels; the model's own code has them
         entries = [] if self._compiled is None else keras_internals.loss_entries(self._compiled)
-        self._names = _unique_names(entries)
-        self._losses = [entry.loss for entry in entries]
+        self.names = _unique_names(entries)
+        self.losses = [entry.loss for entry in entries]
+        self.masked = masked
         self._masks = [False] * len(entries)  # which losses mask their own values
-        self.one_number: list[str] = []  # losses whose value is not a sum over rows
         self.unreduced: list[str] = []  # losses that are no number
+        self._one_number: set[int] = set()  # losses that give a number, a mean or a sum over rows
+        self._unknown: set[int] = set()  # those of which it is not known which
+        self._sums = {n for n, loss in enumerate(self.losses) if _reduction(loss) == "sum"}
         if symbolic is not None and entries:
             self._learn(symbolic)
         self._weighted = [
             _reduction(loss) == "mean_with_sample_weight"
             or (_reduction(loss) in _MEANS and (masked or masks))
-            for loss, masks in zip(self._losses, self._masks, strict=True)
+            for loss, masks in zip(self.losses, self._masks, strict=True)
         ]
         losses = [
             _FactoredLoss(loss, index, self.box)
-            if self._weighted[index] or _reduction(loss) == "sum"
+            if self._weighted[index] or index in self._sums or index in self._one_number
             else loss
-            for index, loss in enumerate(self._losses)
+            for index, loss in enumerate(self.losses)
         ]
         self._additive = self._compiled and keras_internals.copy_with_losses(
             self._compiled, losses, lambda metric: _SharedMean(metric, self.box)
@@ -150,15 +155,19 @@ class LossTerms:
         """Find the losses that mask values (`ignore_class`) or give one number for a batch."""
 
         def ask(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
-            index = next(i for i, other in enumerate(self._losses) if other is loss)
-            values = keras_internals.loss_values(loss, y_true, y_pred)
-            if values is None:
-                return
+            index = next(i for i, other in enumerate(self.losses) if other is loss)
+            own = keras_internals.has_own_call(loss)
+            if own:
+                values = ops.convert_to_tensor(loss(y_true, y_pred, sample_weight))
+            else:
+                values = keras_internals.loss_values(loss, y_true, y_pred)
             self._masks[index] = keras_internals.get_mask(values) is not None
-            if _reduction(loss) in (None, "none"):
-                self.unreduced.append(self._names[index])
-            elif len(values.shape) == 0:
-                self.one_number.append(self._names[index])
+            one_number = len(values.shape) == 0
+            if _reduction(loss) in (None, "none") or (own and not one_number):
+                self.unreduced.append(self.names[index])
+            elif one_number:
+                self._one_number.add(index)
+                self._unknown.add(index)
 
         def trace(y: Any, y_pred: Any, sample_weight: Any) -> Any:
             return self._probe(ask, y, y_pred, sample_weight)
@@ -166,13 +175,13 @@ class LossTerms:
         keras_internals.symbolic_output(trace, *symbolic)
 
     def _probe(self, ask: Callable[..., Any], y: Any, y_pred: Any, sample_weight: Any) -> Any:
-        probes = [_Probe(loss, ask) for loss in self._losses]
+        probes = [_Probe(loss, ask) for loss in self.losses]
         return keras_internals.copy_with_losses(self._compiled, probes)(y, y_pred, sample_weight)
 
     @property
     def count(self) -> int:
         """The number of losses."""
-        return len(self._losses)
+        return len(self.losses)
 
     @contextlib.contextmanager
     def used_by(self, model: Any, share: Any, factors: Any) -> Iterator[None]:
@@ -184,18 +193,31 @@ class LossTerms:
         with keras_internals.replaced_loss(model, self._additive):
             yield
 
-    def values(self, y: Any, y_pred: Any) -> dict[str, Any]:
-        """What each loss returns for a batch, before weights and reduction, where it tells."""
-        found: dict[str, Any] = {}
+    @property
+    def one_number(self) -> list[str]:
+        """Losses that give a number for a batch, not known to be a mean or a sum over rows."""
+        return [self.names[number] for number in sorted(self._unknown)]
 
-        def ask(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
-            index = next(i for i, other in enumerate(self._losses) if other is loss)
-            values = keras_internals.loss_values(loss, y_true, y_pred)
-            if values is not None:
-                found[self._names[index]] = values
+    def is_one_number(self, number: int) -> bool:
+        """Whether the loss of this number gives one number for a batch."""
+        return number in self._one_number
 
-        self._probe(ask, y, y_pred, None)
-        return found
+    def note(self, number: int, is_known: bool, is_sum: bool | None = None) -> None:
+        """Note of a loss that gives one number whether it is known, and is a sum, not a mean."""
+        (self._unknown.discard if is_known else self._unknown.add)(number)
+        if is_sum is not None:
+            (self._sums.add if is_sum else self._sums.discard)(number)
+
+    def alone(self, number: int, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        """What one of the losses returns for a batch."""
+        found: list[Any] = []
+
+        def ask(loss: Any, *batch: Any) -> None:
+            if loss is self.losses[number]:
+                found.append(loss(*batch))
+
+        self._probe(ask, y, y_pred, sample_weight)
+        return found[0]
 
     def tried(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """The summed losses of a batch that is no part of training."""
@@ -230,8 +252,8 @@ class LossTerms:
             part, whole: W of the micro-batch and of the global batch (where `need_weights`).
         """
         factors = []
-        for index, loss in enumerate(self._losses):
-            if _reduction(loss) == "sum":
+        for index in range(self.count):
+            if index in self._sums:
                 factors.append(global_rows / rows)
             elif part is not None and self._weighted[index] and whole[index] > 0:
                 factors.append((part[index] / rows) / (whole[index] / global_rows))

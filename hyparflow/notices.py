@@ -38,8 +38,8 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
     if terms.one_number:
         warnings.warn(
             f"The losses {_some(terms.one_number)} give a number for a batch that is not known to "
-            "be a mean over its rows; the mean over micro-batches and replicas is taken. Remedy: a "
-            "loss that returns one value per row.",
+            "be a mean or a sum over its rows; the mean over micro-batches and replicas is taken. "
+            "Remedy: a loss that returns one value per row.",
             stacklevel=users_stack_level(),
         )
 

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
-from hyparflow.additive import require_additive, require_weights
 from hyparflow.building import build_weights
 from hyparflow.checks import check_state, require_sums
 from hyparflow.comm import World
@@ -21,6 +20,7 @@ from hyparflow.leading import led
 from hyparflow.options import Options
 from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
+from hyparflow.sums_trial import require_additive, require_weights
 from hyparflow.survey import own_layers, survey
 from hyparflow.tracing.collect import traced
 from hyparflow.trainer import bridge

@@ -25,6 +25,7 @@ __all__ = [
     "compile_metrics",
     "copy_with_losses",
     "has_overridden",
+    "has_own_call",
     "inner_optimizer",
     "loss_entries",
     "loss_tracker",
@@ -175,7 +176,7 @@ def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
 
     Converts its arguments as Keras's losses do. `ignore_class` leaves a mask on the values.
     """
-    if not hasattr(loss, "call"):
+    if not hasattr(loss, "call") or has_own_call(loss):
         return None
 
     def convert(x: Any) -> Any:
@@ -184,6 +185,11 @@ def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
     return loss.call(
         keras.tree.map_structure(convert, y_true), keras.tree.map_structure(convert, y_pred)
     )
+
+
+def has_own_call(loss: Any) -> bool:
+    """Whether a loss has its own `__call__`, in which Keras reduces, and not only `call`."""
+    return has_overridden(loss, "__call__")
 
 
 def has_overridden(model: Any, method: str) -> bool:
