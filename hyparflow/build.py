@@ -50,7 +50,6 @@ class Part:
         statistics: what BatchNormalization layers normalize by and remember.
         own: the steps that the model's class has in place of Keras's.
         partitioning: the stages, and the tensors that cross from one to another.
-        comms: the communicators made for this part.
         losses: what belongs to loss and metrics; None for predictions only.
         learner: what belongs to the weights' update; None without an optimizer.
     """
@@ -61,7 +60,6 @@ class Part:
     statistics: BatchStatistics
     own: OwnSteps
     partitioning: Partitioning
-    comms: list[Communicator]
     losses: Losses | None
     learner: Learner | None
 
@@ -141,7 +139,7 @@ def build_part(
     bodies = [statistics.around(body) for body in bodies]
     engine = _engine(model, layout, place, bodies, head, jit_compile)
     table = layout.partitioning
-    return Part(engine, sync, pack, statistics, own, table, place.comms, losses, learner)
+    return Part(engine, sync, pack, statistics, own, table, losses, learner)
 
 
 def _engine(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from hyparflow.comm import Communicator, World
+from hyparflow.comm import World
 from hyparflow.grid import Grid
+from hyparflow.groups import groups_of
 from hyparflow.layout import Layout
 
 __all__ = ["Place"]
@@ -30,11 +31,10 @@ class Place:
         self.partition = grid.partition(world.rank)
         self.is_last = grid.is_last(world.rank)
         self.stages = grid.stages(self.partition, layout.partitioning.num_stages)
-        self.replica = world.group(grid.replica(world.rank))
-        self.peers = world.group(self.partition)
-        self.reducing = world.group(self.partition)
+        groups = groups_of(grid, world)
+        self.replica, self.peers, self.reducing = groups.replica, groups.peers, groups.reducing
         self.holders = _holders(model, layout, grid)
-        self.shared = _shared_comms(self.replica, self.holders, self.partition)
+        self.shared = groups.sharing(who for who in self.holders.values() if len(who) > 1)
         self.trained = [
             v for v in model.trainable_variables if self.partition in self.holders[id(v)]
         ]
@@ -69,11 +69,6 @@ class Place:
         """Whether this partition is the first that holds `variable`."""
         return self.holders[id(variable)][0] == self.partition
 
-    @property
-    def comms(self) -> list[Communicator]:
-        """All communicators that were made."""
-        return [self.replica, self.peers, self.reducing, *self.shared.values()]
-
 
 def _holders(model: Any, layout: Layout, grid: Grid) -> dict[int, tuple[int, ...]]:
     """For each variable (by id), the partitions that hold it; the first of them owns it.
@@ -93,17 +88,3 @@ def _holders(model: Any, layout: Layout, grid: Grid) -> dict[int, tuple[int, ...
     for variable in model.trainable_variables:
         holders.setdefault(id(variable), [0])
     return {key: tuple(partitions) for key, partitions in holders.items()}
-
-
-def _shared_comms(
-    replica: Communicator, holders: dict[int, tuple[int, ...]], partition: int
-) -> dict[tuple[int, ...], Communicator]:
-    """One communicator per set of partitions that hold a weight together, made in one order."""
-    comms = {}
-    for group in sorted({stages for stages in holders.values() if len(stages) > 1}):
-        comm = replica.group(int(partition in group))
-        if partition in group:
-            comms[group] = comm
-        else:
-            comm.free()
-    return comms

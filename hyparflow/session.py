@@ -214,8 +214,6 @@ class Session:
         )
         usable = self._part is not None and (self._part.losses is not None or not with_loss)
         if self._part is None or not usable or self._part_key != key:
-            for comm in self._part.comms if self._part else []:
-                comm.free()
             self._layout = make_layout(model, self.options)
             self._part = build.build_part(
                 model, self._layout, self.options, self._world, specs, with_loss

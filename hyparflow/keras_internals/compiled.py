@@ -289,10 +289,14 @@ def applying_part(
         attributes["_accumulated_gradients"] = [
             value if i in set(mine) else None for i, value in enumerate(sums)
         ]
+    # Keras sums over the replicas of a tf.distribute strategy, here one. TensorFlow registers that
+    # sum's gradient for ever, and with it the graph, the weights and the optimizer's state.
+    attributes["_all_reduce_sum_gradients"] = list
     if clip is not None:
         attributes["_clip_gradients"] = clip
     try:
         yield
     finally:
-        attributes.pop("_clip_gradients", None)
+        for name in ("_all_reduce_sum_gradients", "_clip_gradients"):
+            attributes.pop(name, None)
         attributes.update(saved)
