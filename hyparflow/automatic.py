@@ -17,6 +17,7 @@ from hyparflow.checks import check_model, require_compiled
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH
 from hyparflow.grid import LEADER
+from hyparflow.log import STATUS
 from hyparflow.planning import Cluster, Costs, Plan
 from hyparflow.plans import costs_of_model, plan
 from hyparflow.portable import portable
@@ -87,7 +88,7 @@ def plan_fit(
         else:
             known.plans[key] = None
             if show and world.rank == LEADER:
-                print(_NOTHING_TO_PLAN.format(name=model.name), flush=True)
+                STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
     if (best := known.plans[key]) is None:
         return parallel
     return parallel | _LEFT_OPEN | {"plan": best}  # what was decided stands in it
@@ -119,7 +120,7 @@ def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) ->
         raise guard.everywhere(error) from None
     world.broadcast_object((found, None), LEADER, _WHAT)
     if show:
-        print(f"hyparflow plans:\n{found}\n", flush=True)
+        STATUS.info(f"hyparflow plans:\n{found}\n")
     return found
 
 

@@ -1,13 +1,14 @@
-"""Prints each message that a rank starts, where HYPARFLOW_DEBUG=comm asks for it."""
+"""Logs each message that a rank starts, where HYPARFLOW_DEBUG=comm asks for it."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from hyparflow import log
 
 __all__ = ["MessageLog", "wants_messages"]
 
@@ -16,7 +17,7 @@ _KNOWN = ("comm",)
 
 
 def wants_messages(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment asks for messages to be printed.
+    """Whether the environment asks for messages to be logged.
 
     Raises:
         ValueError: if it asks for something else.
@@ -31,7 +32,7 @@ def wants_messages(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 class MessageLog:
-    """Prints the messages of one rank in one group.
+    """Logs the messages of one rank in one group.
 
     Args:
         ranks: the rank in the job of each member of the group.
@@ -40,28 +41,26 @@ class MessageLog:
 
     def __init__(self, ranks: Sequence[int], mine: int) -> None:
         self._ranks, self._mine = ranks, mine
+        log.configure()
+        log.MESSAGES.setLevel(logging.DEBUG)
 
     def sends(self, array: np.ndarray, peer: int, tag: int) -> None:
         """A message to another rank."""
-        self._print(f"sends to rank {self._ranks[peer]}, tag {tag}", array)
+        self._say(f"sends to rank {self._ranks[peer]}, tag {tag}", array)
 
     def receives(self, array: np.ndarray, peer: int, tag: int) -> None:
         """A message from another rank, for which this one makes room."""
-        self._print(f"receives from rank {self._ranks[peer]}, tag {tag}", array)
+        self._say(f"receives from rank {self._ranks[peer]}, tag {tag}", array)
 
     def broadcasts(self, array: np.ndarray, root: int) -> None:
         """A message from one rank of the group to all others."""
-        self._print(f"takes part in a broadcast of rank {self._ranks[root]}", array)
+        self._say(f"takes part in a broadcast of rank {self._ranks[root]}", array)
 
     def sums(self, array: np.ndarray) -> None:
         """A sum over the group."""
         among = ", ".join(map(str, self._ranks))
-        self._print(f"takes part in a sum of ranks {among}", array)
+        self._say(f"takes part in a sum of ranks {among}", array)
 
-    def _print(self, action: str, array: np.ndarray) -> None:
-        now = time.time()
-        clock = time.strftime("%H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1000):03d}"
+    def _say(self, action: str, array: np.ndarray) -> None:
         shape = f"{array.dtype.name} {tuple(array.shape)}"
-        # One write a line, so that lines of several ranks do not mix.
-        sys.stderr.write(f"{clock} hyparflow: rank {self._ranks[self._mine]} {action}: {shape}\n")
-        sys.stderr.flush()
+        log.MESSAGES.debug(f"hyparflow: rank {self._ranks[self._mine]} {action}: {shape}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from typing import Any
 
 from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
+from hyparflow.log import STATUS
 from hyparflow.losses import LossTerms
 from hyparflow.survey import Findings
 
@@ -20,17 +20,17 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
 
     Args:
         model: the user's model.
-        call: of `fit`; nothing is printed with ``verbose=0``.
+        call: of `fit`; nothing is said of it with ``verbose=0``.
         terms: the model's losses.
     """
     grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
     if call.arguments.get("verbose", "auto") != 0:
         parts = grid.num_replicas * num_microbatches
         size = "?" if rows is None else -(-rows // parts)
-        sys.stdout.write(
+        STATUS.info(
             f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions), "
             f"{call.options.schedule}; global batch {rows or '?'} = "
-            f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)\n"
+            f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
         )
     if grid.num_replicas * num_microbatches == 1:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from hyparflow import guard, launcher
+from hyparflow import guard, launcher, log
 
 if TYPE_CHECKING:
     from hyparflow.comm import World
@@ -17,11 +17,14 @@ __all__ = ["is_leader", "rank", "size", "world"]
 def world() -> World | None:
     """All ranks, or None in a process that no launcher started. Starts MPI."""
     if not launcher.is_launched():
+        log.configure()
         return None
     from hyparflow.comm import World, start_mpi
 
     guard.install()
-    return World(start_mpi())
+    mpi = start_mpi()
+    log.configure()  # after MPI has started, so that one rank reports what is wrong for all
+    return World(mpi)
 
 
 def rank() -> int:

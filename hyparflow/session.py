@@ -17,6 +17,7 @@ from hyparflow.data import peek
 from hyparflow.grid import LEADER
 from hyparflow.layout import Layout, make_layout
 from hyparflow.leading import led
+from hyparflow.log import STATUS
 from hyparflow.options import Options
 from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
@@ -72,6 +73,8 @@ class Session:
             ),
         )
         announce_cores(self._world)
+        who = self.options.grid.describe(self._world.rank)
+        STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
         with traced(self._world, call.trace):
             return self._run(call, lead)
 
@@ -214,6 +217,8 @@ class Session:
         )
         usable = self._part is not None and (self._part.losses is not None or not with_loss)
         if self._part is None or not usable or self._part_key != key:
+            who = self.options.grid.describe(self._world.rank)
+            STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
             self._layout = make_layout(model, self.options)
             self._part = build.build_part(
                 model, self._layout, self.options, self._world, specs, with_loss

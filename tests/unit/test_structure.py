@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,3 +152,16 @@ def test_first_line_and_public_names(module: str) -> None:
             if ast.unparse(target) == "__all__" and node.value is not None:
                 listed = ast.literal_eval(node.value)
     assert listed and set(listed) <= names
+
+
+def test_what_is_said_goes_through_the_logger() -> None:
+    """Others write where no logger may be in between: a report before the end, output of ranks."""
+    direct = {
+        module
+        for module in TREES
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Call)
+        and re.fullmatch(r"print|sys\.std(out|err)(\.buffer)?\.write", ast.unparse(node.func))
+    }
+    passed_on = {"launching", "running.rank", "planning.companion", "planning.crowd"}
+    assert direct == passed_on
