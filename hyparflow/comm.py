@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from hyparflow import launcher
-from hyparflow.deadline import Deadline, StatusBoard, meet
+from hyparflow import launcher, sentinel
+from hyparflow.deadline import Deadline, Waiting, meet, timeout_seconds
 from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
+from hyparflow.pieces import as_bytes, chunks
 from hyparflow.recorder import Happening, Recorder
 from hyparflow.rounded_sum import Add, rounded_sum
+from hyparflow.status_board import StatusBoard
+from hyparflow.watch import Watch
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
-_CHUNK = 1 << 28  # elements per message: counts above 2**31 - 1 overflow in MPI 3
 _FIRST_TAG = 1 << 14  # of rounded sums; every MPI allows tags up to 2**15 - 1
+_EAGER = 0.5  # seconds of a wait after which deadline and notices are looked at in any case
 _EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
 
 
@@ -93,14 +96,16 @@ class Communicator:
         if done():
             return
         start = time.monotonic()
+        waiting = Waiting()
         pause = 0.0
         while not done():
-            waited = time.monotonic() - start
+            waited = waiting.look()
             if waited < self._deadline.spin:
                 os.sched_yield()
             else:
                 pause = min(pause + 2e-5, 1e-3)
                 time.sleep(pause)
+            if waited >= min(self._deadline.spin, _EAGER):
                 self._deadline.check(waited, what)
         self.recorder.note(Happening.WAIT, start, what)
 
@@ -112,7 +117,7 @@ class Communicator:
             self._log.sends(array, peer, tag)
         return [
             Request(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
-            for part in _chunks(_as_bytes(array))
+            for part in chunks(as_bytes(array))
         ]
 
     def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
@@ -121,7 +126,7 @@ class Communicator:
             self._log.receives(array, peer, tag)
         return [
             Request(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
-            for part in _chunks(_as_bytes(array))
+            for part in chunks(as_bytes(array))
         ]
 
     def wait_all(self, requests: Sequence[Request], what: str) -> None:
@@ -149,7 +154,7 @@ class Communicator:
         """Copy `array` of rank `root` into `array` of all others, in place."""
         if self._log is not None:
             self._log.broadcasts(array, root)
-        for part in _chunks(_as_bytes(array)):
+        for part in chunks(as_bytes(array)):
             self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
 
     def broadcast_object(self, value: Any, root: int, what: str) -> Any:
@@ -186,7 +191,7 @@ class Communicator:
         rows = np.zeros(self.size, np.int64)
         self.wait(self._comm.Iallgather(np.array([len(array)], np.int64), rows), what)
         width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-        parts = self._gather_bytes(_as_bytes(array), rows * width, what)
+        parts = self._gather_bytes(as_bytes(array), rows * width, what)
         joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
         return joined.view(array.dtype).reshape(-1, *array.shape[1:])
 
@@ -211,10 +216,10 @@ class Communicator:
 
     def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
         """The operations of a sum; as long as it is not done, it keeps both arrays."""
-        parts = _chunks(array)
+        parts = chunks(array)
         sources = [self._mpi.IN_PLACE] * len(parts)
         if mine is not None:
-            sources = _chunks(mine.reshape(-1))
+            sources = chunks(mine.reshape(-1))
         pairs = zip(sources, parts, strict=True)
         yield from [self._comm.Iallreduce(source, part, self._mpi.SUM) for source, part in pairs]
 
@@ -236,7 +241,7 @@ class Communicator:
         # Ranks begin sums in one order, so they number them alike.
         tag = _FIRST_TAG + self._rounded % _FIRST_TAG
         self._rounded += 1
-        pieces = zip(_chunks(array.reshape(-1)), _chunks(mine.reshape(-1)), strict=True)
+        pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
         return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
@@ -250,7 +255,8 @@ class Communicator:
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""
         self.wait(self._comm.Ibarrier(), "all ranks to make their communicators")
-        comm = self._comm.Split(color, self.rank)
+        with self._deadline.watch.during(sentinel.BUILDING):
+            comm = self._comm.Split(color, self.rank)
         return Communicator(comm, self._mpi, self._deadline, self.recorder)
 
     def free(self) -> None:
@@ -266,13 +272,16 @@ class World(Communicator):
         ranks_per_node: how many ranks share this rank's node.
     """
 
-    def __init__(self, mpi: Any) -> None:
-        meet(mpi)
-        comm = mpi.COMM_WORLD.Dup()
-        node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
-        self.ranks_per_node = int(node.size)
-        self.board = StatusBoard(mpi, node)
-        deadline = Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board)
+    def __init__(self) -> None:
+        watch = Watch(timeout_seconds())
+        with watch.during(sentinel.STARTING):
+            mpi = start_mpi()
+            meet(mpi, watch)
+            comm = mpi.COMM_WORLD.Dup()
+            node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+            self.ranks_per_node = int(node.size)
+            self.board = StatusBoard(mpi, node)
+            deadline = Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board, watch)
         super().__init__(comm, mpi, deadline, Recorder())
         self._deadline.announce_exit()
 
@@ -283,15 +292,3 @@ class World(Communicator):
     def keep_cores_busy(self) -> None:
         """Let ranks that wait keep their cores busy, because no other rank wants them."""
         self._deadline.keep_core_busy()
-
-
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """A flat view of the bytes of a contiguous array."""
-    if array.size == 0:
-        return np.zeros(0, np.uint8)
-    return array.reshape(-1).view(np.uint8)
-
-
-def _chunks(flat: np.ndarray) -> list[np.ndarray]:
-    """`flat` in pieces that one MPI call can take; at least one piece, so that both ends agree."""
-    return [flat[i : i + _CHUNK] for i in range(0, max(1, flat.size), _CHUNK)]

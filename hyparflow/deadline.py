@@ -2,31 +2,29 @@
 
 When a wait passes its deadline (``HYPARFLOW_TIMEOUT`` seconds, default 600) the rank asks all
 others what they are doing. Ranks that wait themselves answer; one that is stopped or stuck does
-not. The lowest rank that answers prints one table and ends the job. The board lies in memory
-shared by the ranks of a machine, so that a stopped rank's last action is known to its neighbours.
+not. The lowest rank that answers prints one table and ends the job. Time in which this process did
+not run itself, as after Ctrl-Z, does not count.
 """
 
 from __future__ import annotations
 
 import atexit
 import math
-import mmap
 import os
-import sys
-import tempfile
 import time
 from typing import Any
 
-import numpy as np
+from hyparflow import guard, sentinel
+from hyparflow.status_board import StatusBoard
+from hyparflow.watch import Watch
 
-from hyparflow import guard
+__all__ = ["Deadline", "Waiting", "meet", "spin_seconds", "timeout_seconds"]
 
-__all__ = ["Deadline", "StatusBoard", "meet", "spin_seconds", "timeout_seconds"]
-
-_SLOT = 192  # bytes of text per rank
 _SPIN = 0.002  # seconds, where ranks may share cores
 _LONG_SPIN = 0.5  # where they do not: longer than a rank waits within a step
 _GRACE = 2.0  # seconds given to the other ranks for their answers
+_PAUSE = 1.0  # more than this between two looks is time in which this process did not run
+_SPARE = 10.0  # seconds after which a rank sees to what the process beside it should have seen to
 _NOTICE = 7  # tag of a notice on the deadline's own communicator
 
 
@@ -69,69 +67,39 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def meet(mpi: Any) -> None:
+class Waiting:
+    """How long a wait has lasted, without the time in which this process did not run."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds = 0.0
+
+    def look(self) -> float:
+        """The seconds so far; to be asked often."""
+        now = time.monotonic()
+        passed = now - self._last
+        if passed < _PAUSE:
+            self.seconds += passed
+        self._last = now
+        return self.seconds
+
+
+def meet(mpi: Any, watch: Watch) -> None:
     """Wait until all ranks have come here, or end the job at the deadline.
 
     What follows makes communicators, which MPI does only in calls that cannot be polled.
     """
     barrier = mpi.COMM_WORLD.Ibarrier()
-    end = time.monotonic() + timeout_seconds()
+    waiting = Waiting()
+    end = timeout_seconds() + (_SPARE if watch.is_kept else 0.0)
     while not barrier.Test():
         time.sleep(1e-3)
-        if time.monotonic() > end:
+        if waiting.look() > end:
             guard.say(
                 f"hyparflow: not all ranks called it within {timeout_seconds():g} s "
                 "(HYPARFLOW_TIMEOUT) of the first; all ranks are stopped.\n"
             )
             guard.abort(1)
-
-
-class StatusBoard:
-    """One line of text per rank of this machine, in shared memory.
-
-    Args:
-        mpi: the mpi4py.MPI module.
-        node: communicator of the ranks that share this machine's memory.
-    """
-
-    def __init__(self, mpi: Any, node: Any) -> None:
-        self.ranks: list[int] = node.allgather(mpi.COMM_WORLD.Get_rank())
-        self._lines = _shared_lines(node, len(self.ranks))
-        self._mine = self._lines[node.Get_rank()]
-        self.role = f"rank {mpi.COMM_WORLD.Get_rank()}"
-        self.write("started")
-
-    def write(self, text: str) -> None:
-        """Say what this rank does now."""
-        data = text.encode()[:_SLOT].ljust(_SLOT, b"\0")
-        self._mine[:] = np.frombuffer(data, np.uint8)
-
-    def read(self) -> dict[int, str]:
-        """What each rank of this machine said last."""
-        return {
-            rank: line.tobytes().rstrip(b"\0").decode(errors="replace")
-            for rank, line in zip(self.ranks, self._lines, strict=True)
-        }
-
-
-def _shared_lines(node: Any, count: int) -> list[np.ndarray]:
-    """Memory that all ranks of a machine see: a mapped file that has no name any more.
-
-    (MPI's shared windows would do, but Open MPI prints warnings when it makes one.)
-    """
-    path = ""
-    if node.Get_rank() == 0:
-        descriptor, path = tempfile.mkstemp(prefix="hyparflow-")
-        os.truncate(descriptor, count * _SLOT)
-        os.close(descriptor)
-    path = node.bcast(path)
-    with open(path, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), count * _SLOT)
-    node.Barrier()
-    if node.Get_rank() == 0:
-        os.unlink(path)
-    whole = np.frombuffer(memory, np.uint8)
-    return [whole[i * _SLOT : (i + 1) * _SLOT] for i in range(count)]
 
 
 class Deadline:
@@ -141,6 +109,7 @@ class Deadline:
         mpi: the mpi4py.MPI module.
         comm: a communicator of all ranks for notices only.
         board: this machine's status board.
+        watch: knows what ranks do that do not answer.
 
     Attributes:
         seconds: when a wait ends the job.
@@ -148,10 +117,11 @@ class Deadline:
         calls: how many calls this rank has begun in which all ranks take part.
     """
 
-    def __init__(self, mpi: Any, comm: Any, board: StatusBoard) -> None:
+    def __init__(self, mpi: Any, comm: Any, board: StatusBoard, watch: Watch) -> None:
         self._mpi = mpi
         self._comm = comm
         self._board = board
+        self.watch = watch
         self.seconds = timeout_seconds()
         self._chosen_spin = spin_seconds()
         self.spin = _SPIN if self._chosen_spin is None else self._chosen_spin
@@ -201,7 +171,8 @@ class Deadline:
     def _end(self, waited: float, what: str, notices: list[dict[str, Any]]) -> None:
         """Exchange what every waiting rank waits for; the lowest of them reports."""
         status = f"waits for {what}, {waited:.1f} s so far"
-        self._tell(leaving=False, status=status)
+        states = self._states()
+        self._tell(leaving=False, status=status, states=states)
         answers = {self._rank: status}
         boards = dict(self._board.read())
         end = time.monotonic() + _GRACE
@@ -209,6 +180,7 @@ class Deadline:
             for notice in notices:
                 if not notice["leaving"]:
                     answers[notice["rank"]] = notice["status"]
+                states.update({r: t for r, t in notice["states"].items() if r not in states})
                 boards.update({r: t for r, t in notice["board"].items() if r not in boards})
             if len(answers) == self._size:
                 break
@@ -217,10 +189,12 @@ class Deadline:
         if min(answers) != self._rank:
             time.sleep(_GRACE * 2)  # the reporter ends the job first
         else:
-            guard.say(self._table(answers, boards))
+            guard.say(self._table(answers, boards, states))
         guard.abort(1)
 
-    def _table(self, answers: dict[int, str], boards: dict[int, str]) -> str:
+    def _table(
+        self, answers: dict[int, str], boards: dict[int, str], states: dict[int, str]
+    ) -> str:
         silent = [rank for rank in range(self._size) if rank not in answers]
         head = (
             f"hyparflow: a wait passed its deadline of {self.seconds:g} s (HYPARFLOW_TIMEOUT). "
@@ -233,10 +207,11 @@ class Deadline:
         rows = [f"  {'rank':>4} | {'answers':7} | {'was in':40} | now"]
         for rank in range(self._size):
             answered = rank in answers
+            otherwise = states.get(rank, "is stopped, stuck or still computing")
             rows.append(
                 f"  {rank:>4} | {'yes' if answered else 'NO':7} | "
                 f"{boards.get(rank, 'unknown (another machine)'):40} | "
-                f"{answers.get(rank, 'stopped, stuck or still computing')}"
+                f"{answers.get(rank, otherwise)}"
             )
         return "\n".join([head, *rows, "hyparflow: all ranks are stopped.\n"])
 
@@ -250,22 +225,34 @@ class Deadline:
         )
         guard.abort(1)
 
+    def _states(self) -> dict[int, str]:
+        """What the system tells of the ranks of this machine that may not answer."""
+        stuck = f"runs, has {sentinel.STARTED}"
+        return {
+            rank: "is stuck or still computing" if text == stuck else text
+            for rank, text in self.watch.states().items()
+        }
+
     def announce_exit(self) -> None:
         """At the end of the script, wait for the others, and tell those who wait for this rank."""
         atexit.register(self._leave)
 
     def _leave(self) -> None:
+        guard.flush()
         if self._mpi.Is_finalized():
             return
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._board.write("the end of its script")
         barrier = self._comm.Ibarrier()
-        start = time.monotonic()
+        waiting = Waiting()
         told = False
         # A Horovod that started MPI ends it on all ranks as soon as one has left.
         while not (self._mpi.Is_finalized() or barrier.Test()):
-            if not told and time.monotonic() - start > 0.5:
+            waited = waiting.look()
+            if not told and waited > 0.5:
                 told = True
                 self._tell(leaving=True, status="left", calls=self.calls)
-            self._hear()
+            notices = [notice for notice in self._hear() if not notice["leaving"]]
+            if notices or waited > self.seconds:
+                self._end(waited, sentinel.PHASES[sentinel.ENDING], notices)
             time.sleep(0.01)
+        self.watch.enter(sentinel.ENDING)

@@ -8,15 +8,17 @@ the hook that was there before.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
 from types import TracebackType
 from typing import Any
 
-__all__ = ["abort", "everywhere", "fail", "install", "locate", "say"]
+__all__ = ["abort", "everywhere", "fail", "flush", "install", "locate", "say"]
 
 _LAST_WORDS = 0.2  # seconds for what this rank has said to get through
+_UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
 
 
@@ -41,8 +43,7 @@ def _running_mpi() -> Any | None:
 
 def abort(code: int = 1) -> None:
     """End the whole job now, if MPI runs with several ranks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     module = _running_mpi()
     if module is not None:
         time.sleep(_LAST_WORDS)  # some launchers stop at once what carries the output
@@ -52,8 +53,16 @@ def abort(code: int = 1) -> None:
 def say(text: str) -> None:
     """Write `text` where it is seen even if someone captures `sys.stderr`, for the job ends now."""
     for stream in {id(s): s for s in (sys.stderr, sys.__stderr__) if s is not None}.values():
-        stream.write(text)
-        stream.flush()
+        with contextlib.suppress(*_UNWRITABLE):
+            stream.write(text)
+            stream.flush()
+
+
+def flush() -> None:
+    """Let go what has been written, where somebody still takes it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, *_UNWRITABLE):
+            stream.flush()
 
 
 def report(

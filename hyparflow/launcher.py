@@ -13,6 +13,7 @@ __all__ = [
     "is_launched",
     "local_rank",
     "local_size",
+    "rank_variable",
     "set_thread_defaults",
     "set_threads",
     "usable_cores",
@@ -26,6 +27,10 @@ _SIZES = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "PALS_SIZE": "PALS",
 }
+_RANKS = (
+    *("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK"),
+    *("SLURM_PROCID", "PALS_RANKID"),
+)
 _LOCAL_RANKS = (
     *("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK"),
     *("PALS_LOCAL_RANKID", "SLURM_LOCALID"),
@@ -48,6 +53,11 @@ def expected_size(environ: Mapping[str, str] = os.environ) -> tuple[int, str]:
 def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher of parallel jobs started this process, or MPI already runs."""
     return "mpi4py.MPI" in sys.modules or bool(expected_size(environ)[1])
+
+
+def rank_variable(environ: Mapping[str, str] = os.environ) -> str:
+    """The variable in which the launcher tells a process its rank; "" if none does."""
+    return next((name for name in _RANKS if environ.get(name, "").isdigit()), "")
 
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int:

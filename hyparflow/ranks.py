@@ -19,12 +19,12 @@ def world() -> World | None:
     if not launcher.is_launched():
         log.configure()
         return None
-    from hyparflow.comm import World, start_mpi
+    from hyparflow.comm import World
 
     guard.install()
-    mpi = start_mpi()
+    ranks = World()
     log.configure()  # after MPI has started, so that one rank reports what is wrong for all
-    return World(mpi)
+    return ranks
 
 
 def rank() -> int:

@@ -49,10 +49,10 @@ def _leads() -> bool:
 
 
 def _measure(network: str) -> None:
-    from hyparflow.comm import World, start_mpi
+    from hyparflow.comm import World
     from hyparflow.planning.network import measure_network
 
-    world = World(start_mpi())
+    world = World()
     if world.size < 2:
         raise Refused(
             "The network is measured between ranks. Received: 1 rank. Start it with: "

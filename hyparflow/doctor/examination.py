@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hyparflow import launcher, running
-from hyparflow.comm import World, start_mpi
+from hyparflow.comm import World
 from hyparflow.doctor.finding import OK, PROBLEM, Finding
 from hyparflow.doctor.machine import Machine, check_machine
 from hyparflow.doctor.ranks import check_ranks
@@ -26,7 +26,7 @@ def examine() -> list[Finding]:
     if not launcher.is_launched():
         return [*mine, *_try_ranks()]
     try:
-        world = World(start_mpi())
+        world = World()
     except (ImportError, RuntimeError) as error:
         rule, _, fix = str(error).partition(". ")
         return [*mine, Finding("ranks", PROBLEM, rule, fix)]

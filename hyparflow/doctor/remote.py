@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from hyparflow.comm import World, start_mpi
+from hyparflow.comm import World
 from hyparflow.doctor.finding import as_values
 from hyparflow.doctor.ranks import check_ranks
 
@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 def main(file: Path) -> None:
     """Check the ranks; the leader writes the file."""
-    world = World(start_mpi())
+    world = World()
     findings = check_ranks(world)
     if world.rank == 0:
         file.write_text(json.dumps(as_values(findings)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -129,3 +130,25 @@ def test_fail_ends_the_job(
     guard.fail(ValueError("in the middle of a step"))
     assert mpi.codes == [1]
     assert "in the middle of a step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["none", "closed", "full"])
+def test_a_stream_that_takes_nothing_does_not_keep_the_job_from_ending(
+    kind: str, handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull, "w") as stream:
+        pass
+    full = _Full()
+    for name in ("stdout", "stderr", "__stderr__"):
+        monkeypatch.setattr(sys, name, {"none": None, "closed": stream, "full": full}[kind])
+    assert run_with(monkeypatch, FakeMPI(rank=1), ValueError("wrong rows")) == [1]
+
+
+class _Full:
+    """A stream to a full disk."""
+
+    def write(self, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        self.write("")
