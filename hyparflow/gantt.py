@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.actions import NAMES, Kind
+from hyparflow.writing import replacing
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Work
 
-__all__ = ["COLOURS", "check_picture", "draw_step", "new_figure", "whole_numbers"]
+__all__ = ["COLOURS", "check_picture", "draw_step", "new_figure", "save_picture", "whole_numbers"]
 
 # Colours that stay apart in grey and for the colour-blind (after Okabe and Ito).
 COLOURS = {
@@ -60,6 +61,14 @@ def new_figure(width: float, height: float) -> Any:
             'pip install "hyparflow[plot]"'
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_picture(figure: Any, path: str | Path) -> None:
+    """Write a figure into a file of a type that `check_picture` knows."""
+    check_picture(path)
+    kind = Path(path).suffix.removeprefix(".").lower()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=kind)
 
 
 def draw_step(

@@ -181,7 +181,7 @@ class ParallelModel:
         if wants_trace(trace):
             call.arguments["trace"] = True  # on all ranks or on none
             plan = None if self._plan is None else self._plan.to_values()
-            call.trace = Wanted(call.options, trace, plan)
+            call.trace = Wanted(call, trace, plan)
 
     @staticmethod
     def _ready(arguments: dict[str, Any], worker: Worker, stream: Any) -> dict[str, Any]:

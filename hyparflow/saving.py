@@ -1,4 +1,4 @@
-"""Files are complete or not there: written under a temporary name, synced, renamed.
+"""Models are saved complete or not at all, whichever ranks save them.
 
 After a parallel `fit`, a script's plain `model.save("m.keras")` runs on every rank. With a name
 of its own for each rank's temporary file, and a rename at the end, they cannot spoil each other's
@@ -7,10 +7,13 @@ file, whichever ranks call it.
 
 from __future__ import annotations
 
+import inspect
 import os
-import pathlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from hyparflow.writing import folder_beside, replacing
 
 __all__ = ["save_atomically", "use_atomic_saves"]
 
@@ -38,26 +41,35 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call `original` on a temporary name beside `filepath`, sync it and rename it.
+    """Call `original` on a temporary name beside `filepath`; what it wrote takes its place.
 
-    What is not a plain new file (a directory, several files that name each other, a prompt before
-    overwriting) is left to Keras.
+    What is no file here (a bucket, a stream), and a prompt before overwriting, is left to Keras.
     """
-    path = pathlib.Path(filepath) if isinstance(filepath, str | os.PathLike) else None
-    several = kwargs.get("zipped") is False or kwargs.get("max_shard_size") is not None
-    if path is None or args or not kwargs.get("overwrite", True) or several:
+    if not isinstance(filepath, str | bytes | os.PathLike) or "://" in os.fsdecode(filepath):
         return original(filepath, *args, **kwargs)
-    name = f".{path.name.split('.')[0]}-{os.uname().nodename}-{os.getpid()}"
-    suffix = path.name[len(path.name.split(".")[0]) :]
-    temporary = path.with_name(name + suffix)
-    try:
-        result = original(temporary, **kwargs)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = Path(os.fsdecode(filepath)).absolute()
+    if args:
+        kwargs = inspect.signature(original).bind(filepath, *args, **kwargs).arguments
+        kwargs |= kwargs.pop("kwargs", {})
+        del kwargs["filepath"]
+    if not kwargs.get("overwrite", True):
+        if os.path.lexists(path):
+            return original(filepath, **kwargs)
+        kwargs["overwrite"] = True  # of the temporary file
+    if kwargs.get("zipped") is False or kwargs.get("max_shard_size") is not None:
+        return _write_several(original, path, kwargs)
+    with replacing(path) as temporary:
+        return original(temporary, **kwargs)
+
+
+def _write_several(original: Callable[..., Any], path: Path, kwargs: dict[str, Any]) -> Any:
+    """Let `original` write files that name each other; the index of them comes last."""
+    with folder_beside(path) as folder:
+        result = original(folder / path.name, **kwargs)
+        made = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+        for file in sorted(made, key=lambda file: (file.suffix == ".json", file)):
+            place = path.parent / file.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as temporary:
+                os.replace(file, temporary)
     return result

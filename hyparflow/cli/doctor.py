@@ -9,6 +9,7 @@ import click
 
 from hyparflow import launcher
 from hyparflow.cli.refused import Refused
+from hyparflow.writing import require_writable
 
 __all__ = ["doctor"]
 
@@ -58,9 +59,18 @@ def _measure(network: str) -> None:
             "The network is measured between ranks. Received: 1 rank. Start it with: "
             f"mpirun -n 2 hyparflow doctor --network {network}"
         )
+    problem = _problem(network) if world.rank == 0 else None
+    problem = world.broadcast_object(problem, 0, "whether the file can be written")
+    if problem is not None:
+        if world.rank == 0:
+            raise Refused(problem)
+        sys.exit(Refused.exit_code)
     cluster = measure_network(world)
     if world.rank == 0:
-        cluster.save(network)
+        try:
+            cluster.save(network)
+        except (OSError, ValueError) as error:
+            raise Refused(str(error)) from error
         for name in ("within", "between"):
             link = getattr(cluster, name)
             known = "" if name == "within" or cluster.nodes > 1 else " (default: one node only)"
@@ -69,3 +79,12 @@ def _measure(network: str) -> None:
                 f"bandwidth {link.bandwidth / 1e9:.2f} GB/s{known}"
             )
         click.echo(f"sums: {cluster.sum_bandwidth / 1e9:.2f} GB/s")
+
+
+def _problem(network: str) -> str | None:
+    """Why the file cannot be written, before minutes of measuring; None if it can."""
+    try:
+        require_writable(network)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None

@@ -13,6 +13,7 @@ from hyparflow import launcher
 from hyparflow.cli.model_file import load_model
 from hyparflow.cli.refused import Refused
 from hyparflow.schedule import SCHEDULES
+from hyparflow.writing import require_writable
 
 if TYPE_CHECKING:
     from hyparflow.planning import Cluster
@@ -109,6 +110,7 @@ def _check_outputs(plot: str | None, *others: str | None) -> None:
     for path in filter(None, (plot, *others)):
         if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"Files are written into folders that exist. Received: {path}")
+        require_writable(path)
     if plot:
         check_picture(plot)
 

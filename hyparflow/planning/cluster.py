@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.files import read_values
+from hyparflow.writing import write_text
 
 __all__ = ["ALLREDUCES", "Cluster", "Link"]
 
@@ -133,7 +134,7 @@ class Cluster:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, for `load`."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> Cluster:

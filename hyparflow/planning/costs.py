@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow.files import read_values
+from hyparflow.writing import write_text
 
 __all__ = ["Costs", "Overheads", "Times", "Weight"]
 
@@ -199,7 +200,7 @@ class Costs:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
         values["overheads"] = asdict(self.overheads)
-        Path(path).write_text(json.dumps(values, default=_plain) + "\n")
+        write_text(path, json.dumps(values, default=_plain) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Costs:

@@ -17,6 +17,7 @@ from hyparflow.files import read_values
 from hyparflow.planning.memory import Memory
 from hyparflow.planning.sizes import size_text
 from hyparflow.text import aligned, counted
+from hyparflow.writing import write_text
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Work"]
 
@@ -165,7 +166,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, for `load`."""
-        Path(path).write_text(json.dumps(self.to_values(), indent=1) + "\n")
+        write_text(path, json.dumps(self.to_values(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

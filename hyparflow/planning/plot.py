@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyparflow.gantt import COLOURS, draw_step, new_figure, whole_numbers
+from hyparflow.gantt import COLOURS, draw_step, new_figure, save_picture, whole_numbers
 from hyparflow.text import counted
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def draw(plan: Plan, path: str | Path) -> None:
     draw_step(step, works, plan.num_partitions, what=what)
     _draw_time(plan, figure.add_subplot(grid[0]))
     _draw_memory(plan, figure.add_subplot(grid[1]))
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
 
 
 def _title(plan: Plan) -> str:

@@ -9,15 +9,18 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hyparflow.comm import World
 from hyparflow.grid import LEADER, Grid
 from hyparflow.leading import led
-from hyparflow.options import Options
 from hyparflow.recorder import Event
 from hyparflow.tracing.clocks import clock_offset
 from hyparflow.tracing.trace import RankTrace, Trace
+from hyparflow.writing import require_writable
+
+if TYPE_CHECKING:
+    from hyparflow.commands import Call
 
 __all__ = ["Wanted", "traced", "wants_trace"]
 
@@ -30,12 +33,12 @@ class Wanted:
     """A trace that is wanted of a call.
 
     Attributes:
-        options: the parallel arguments.
+        call: of which it is; once it runs, it knows its rows.
         file: where to write it; None for a new file in the folder HYPARFLOW_TRACE.
         plan: the plan that is followed, as JSON, or None.
     """
 
-    options: Options
+    call: Call
     file: Any = None
     plan: dict[str, Any] | None = None
 
@@ -73,32 +76,50 @@ def traced(world: World, wanted: Wanted | None) -> Iterator[None]:
         clocks.append(_read_clock(world))
         steps = [_by_leaders_clock(step, clocks) for step in recorder.steps]
         recorder.steps.clear()
-        ranks = _gather(world, wanted.options.grid, steps)
+        options = wanted.call.options
+        ranks = _gather(world, options.grid, steps)
         if world.rank == LEADER:
-            arguments = {k: v for k, v in vars(wanted.options).items() if k != "grid"}
-            _write(Trace(ranks, arguments | vars(wanted.options.grid), wanted.plan), path)
+            arguments = {k: v for k, v in vars(options).items() if k != "grid"}
+            arguments |= vars(options.grid) | {"batch_size": wanted.call.rows}
+            _write(Trace(ranks, arguments, wanted.plan), path)
 
 
 def _ready_file(trace: Any) -> Path:
-    """The file to write, in a folder that is there."""
-    folder = os.environ.get(_FOLDER, "")
-    if trace is not None:
+    """The file to write, in a folder that is there; refused before anything is trained."""
+    try:
+        if trace is None:
+            return _new_file(Path(os.environ[_FOLDER]).absolute())
         path = Path(trace).absolute()
-    else:
-        taken = {file.name for file in Path(folder).glob("fit-*.json")}
-        number = next(n for n in range(len(taken) + 1) if f"fit-{n}.json" not in taken)
-        path = Path(folder).absolute() / f"fit-{number}.json"
-    if path.is_dir():
-        raise ValueError(f"`trace` must be a file. Received: {path}, which is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(path)
+        return path
+    except (OSError, ValueError) as error:
+        if trace is None:
+            rule = f"{_FOLDER} must be a folder in which files can be written."
+            raise ValueError(f"{rule} Received: {os.environ[_FOLDER]} ({error})") from error
+        raise ValueError(
+            f"`trace` must be a file that can be written. Received: trace={trace!r} ({error})"
+        ) from error
+
+
+def _new_file(folder: Path) -> Path:
+    """An empty file under the next free name, which other jobs then do not take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        path = folder / f"fit-{number}.json"
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def _write(trace: Trace, path: Path) -> None:
     try:
         trace.save(path)
-    except OSError as error:  # what was learnt is worth more than the trace
+    except (OSError, ValueError) as error:  # what was learnt is worth more than the trace
         warnings.warn(f"The trace was not written: {error}", stacklevel=2)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.actions import NAMES
-from hyparflow.gantt import draw_step, new_figure
+from hyparflow.gantt import draw_step, new_figure, save_picture
 from hyparflow.planning.plan import Plan, Work
 from hyparflow.recorder import Event, Happening
 from hyparflow.tracing.summary import settled
@@ -43,7 +43,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
         draw_step(ax, rows, trace.arguments["num_partitions"], end, what)
         took = max(work.end for works in rows for work in works)
         ax.set_title(f"{title}: {took * 1e3:.0f} ms", pad=22, fontsize=11)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
 
 
 def _median_step(ranks: list[RankTrace]) -> list[list[Event]]:

@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hyparflow.actions import NAMES, Kind
 from hyparflow.files import read_values
 from hyparflow.recorder import Event, Happening
+from hyparflow.writing import replacing
 
 __all__ = ["RankTrace", "Trace"]
 
@@ -59,23 +59,18 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON in Chrome's trace format: complete or not at all."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}-{os.getpid()}")
         about: dict[str, Any] = {
             "made_by": _MADE_BY,
             "arguments": self.arguments,
             "plan": self.plan,
         }
         about["ranks"] = [[rank.name, rank.replica, rank.partition] for rank in self.ranks]
-        try:
-            with part.open("w") as file:
-                file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
-                file.write(', "traceEvents": [\n')
-                file.write(",\n".join(map(json.dumps, self._rows())))
-                file.write("\n]}\n")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
+            file.write(', "traceEvents": [\n')
+            for number, row in enumerate(self._rows()):
+                file.write((",\n" if number else "") + json.dumps(row))
+            file.write("\n]}\n")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         starts = [event.start for rank in self.ranks for step in rank.steps for event in step]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,7 @@ def test_a_trace_has_what_was_done(folder: Path) -> None:
     trace = load(folder / "new" / "trace.json")
     assert [rank.partition for rank in trace.ranks] == [0, 1] * (WORLD.size // 2)
     assert trace.arguments["schedule"] == "gpipe"
+    assert trace.arguments["batch_size"] == 8 * MICROBATCHES
     for rank in trace.ranks:
         assert len(rank.steps) == STEPS
         for step in rank.steps:
@@ -107,10 +110,48 @@ def test_a_folder_gets_a_file_for_each_call(folder: Path, monkeypatch: pytest.Mo
     assert WORLD.bcast(names) == ["fit-0.json", "fit-1.json"]
 
 
-@pytest.mark.parametrize("trace", [3, True, "folder"])
+@pytest.mark.parametrize("trace", [3, True, "folder", "pipe", "/dev/null", "file/below"])
 def test_what_is_no_file(folder: Path, trace: Any) -> None:
+    """Refused on all ranks, before training."""
+
+    def prepare() -> None:
+        os.mkfifo(folder / "pipe")
+        (folder / "file").touch()
+
+    on_leader(prepare)
+    if isinstance(trace, str):
+        trace = folder if trace == "folder" else folder / trace
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    before = model.get_weights()
     with pytest.raises(ValueError, match="`trace` must be"):
-        train(trace=folder if trace == "folder" else trace)
+        hf.fit(model, np.ones((8, 2)), np.ones((8, 1)), verbose=0, trace=trace)
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+    names = on_leader(lambda: sorted(path.name for path in folder.iterdir()))
+    assert WORLD.bcast(names) == ["file", "pipe"]
+
+
+def test_a_folder_that_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_leader((folder / "file").touch)
+    monkeypatch.setenv("HYPARFLOW_TRACE", str(folder / "file"))
+    with pytest.raises(ValueError, match="HYPARFLOW_TRACE must be a folder"):
+        train()
+
+
+def test_what_was_learnt_outlives_the_trace(folder: Path) -> None:
+    """The place is lost while it trains."""
+    path = folder / "new" / "trace.json"
+
+    def lose(epoch: int, logs: Any) -> None:
+        path.parent.rmdir()
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lose)
+    expected = train()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        require_none(train(trace=path, callbacks=[callback]).compare(expected, 1e-12), "trained")
+    said = [str(warning.message) for warning in caught]
+    assert any("The trace was not written" in text for text in said) == (WORLD.rank == 0)
 
 
 def test_a_trace_on_some_ranks_only(folder: Path) -> None:

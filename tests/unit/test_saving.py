@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,43 @@ def test_the_model_s_own_methods(method: str, tmp_path: Path) -> None:
     assert not hasattr(FakeModel.save, "__wrapped__") and model.save.__doc__ == "Keras's."
 
 
-@pytest.mark.parametrize("arguments", [{"overwrite": False}, {"zipped": False}])
-def test_what_is_no_plain_new_file_is_left_to_keras(
-    arguments: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_prompt_before_overwriting_is_left_to_keras(tmp_path: Path) -> None:
     model, path = FakeModel(), tmp_path / "m.keras"
-    save_atomically(model, path, **arguments)
-    assert model.paths == [path]
+    save_atomically(model, path, overwrite=False)
+    assert model.paths != [path]  # nothing is there to ask about
+    save_atomically(model, path, overwrite=False)
+    assert model.paths[-1] == path
+
+
+@pytest.mark.parametrize("give", [str, os.fsencode, Path, lambda path: os.path.relpath(path)])
+@pytest.mark.parametrize("positional", [(), (True,)])
+def test_paths_of_all_types(give: Any, positional: tuple[Any, ...], tmp_path: Path) -> None:
+    model, path = FakeModel(), tmp_path / "m.keras"
+    use_atomic_saves(model)
+    model.save(give(path), *positional)
+    assert path.read_text() == "new model"
+    assert model.paths[-1] != path and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_as_a_folder_keeps_what_else_is_there(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "tokens.txt").write_text("mine")
+    (tmp_path / "m" / "config.json").write_text("old")
+    save_atomically(model, tmp_path / "m", zipped=False)
+    names = {path.name for path in (tmp_path / "m").iterdir()}
+    assert names >= {"tokens.txt", "config.json", "model.weights.h5"}
+    assert (tmp_path / "m" / "config.json").read_text() != "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_error_names_the_users_file(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match=f"Received: filepath={tmp_path}/m.foo"):
+        save_atomically(model, tmp_path / "m.foo")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_real_model(tmp_path: Path) -> None:
