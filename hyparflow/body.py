@@ -41,6 +41,8 @@ def graph_body(
     layers = [layer for n in table.operations(stage) for layer in graph.calls[n].layers]
     metrics = keras_internals.layer_metrics(layers)
     sent_masks = [outputs.index(n) for n in masked_outputs(table, masked, stage)]
+    crossing = {edge.tensor for edge in table.edges if edge.producer == stage}
+    unmasked = [p for p, n in enumerate(outputs) if n in crossing and p not in sent_masks]
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
         graph.mode.training = training
@@ -51,14 +53,27 @@ def graph_body(
         else:
             tensors = list(values[: len(inputs)])
             for position, mask in zip(with_mask, values[len(inputs) :], strict=True):
-                tensors[position] = tf.identity(tensors[position])
-                keras_internals.set_mask(tensors[position], mask)
+                if mask is not None:  # it may come with some batches only
+                    tensors[position] = tf.identity(tensors[position])
+                    keras_internals.set_mask(tensors[position], mask)
         with weighting(metrics, share):
             results = function(tensors)
+        for position in unmasked:
+            if keras_internals.get_mask(results[position]) is not None:
+                raise _unforeseen_mask(graph.maker(outputs[position]))
         masks = [keras_internals.get_mask(results[position]) for position in sent_masks]
         return results + masks, graph.mode.losses
 
     return body
+
+
+def _unforeseen_mask(name: str) -> Exception:
+    return RuntimeError(
+        "A tensor that crosses a cut may have a Keras mask only where the model's symbolic call "
+        f"has one. Received: a mask on the output of '{name}', which has none when the layer is "
+        "called on symbolic tensors. Let its `compute_mask` return a mask there too, or cut the "
+        "model elsewhere, with `lpp`."
+    )
 
 
 def model_body(model: Any) -> Body:

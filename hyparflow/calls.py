@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from hyparflow import keras_internals
 
@@ -46,7 +47,9 @@ class Call(keras.Operation):
         """Call the operation on tensors."""
         if self._takes_training:
             kwargs["training"] = self.mode.training
-        outputs = self.operation(*args, **kwargs)
+        # Inside of a scope, as inside of a model: at the root TensorFlow takes fewer names.
+        with tf.name_scope("call"):
+            outputs = self.operation(*args, **kwargs)
         if isinstance(self.operation, keras.Layer):
             self.mode.losses += keras_internals.additional_losses(self.operation, self.mode.share)
         return outputs

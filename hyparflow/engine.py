@@ -274,7 +274,7 @@ class Engine:
         held = self._held[step.stage]
         (output, *_) = held.parts(self._saved[held.number, m].outputs, edge.tensor, False)
         what = f"the gradient of tensor {edge.tensor} of micro-batch {m} from stage {step.peer}"
-        gradient = self._transport.receive_gradient(step.edge, tag, tuple(output.shape), what)
+        gradient = self._transport.receive_gradient(step.edge, tag, output, what)
         self._add_output_gradient(edge, m, gradient)
 
     # --- the end of a step ---

@@ -7,7 +7,7 @@ They are joined, except those of rows that all samples have in common (`hyparflo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,11 +26,17 @@ class GradientSum:
     Args:
         common: returns the positions of weights of which all samples look up the same rows;
             asked only where sparse gradients are to be summed.
+        largest: positions of weights of which the largest "gradient" is kept instead of the sum.
     """
 
-    def __init__(self, common: Callable[[], frozenset[int]] = frozenset) -> None:
+    def __init__(
+        self,
+        common: Callable[[], frozenset[int]] = frozenset,
+        largest: Collection[int] = (),
+    ) -> None:
         self.values: list[Any] | None = None
         self.common = common
+        self._largest = frozenset(largest)
 
     def add(self, gradients: Sequence[Any]) -> None:
         """Add one micro-batch's gradients: tensors, `tf.IndexedSlices` or None."""
@@ -46,6 +52,8 @@ class GradientSum:
             elif all(isinstance(x, tf.IndexedSlices) for x in (gradient, total[index])):
                 combine = _overlay if index in self.common() else _concat
                 total[index] = combine(total[index], gradient)
+            elif index in self._largest:
+                total[index] = tf.maximum(total[index], gradient)
             else:
                 dense.append(index)
         if dense:

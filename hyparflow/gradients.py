@@ -1,12 +1,19 @@
 """Gradients: summed over micro-batches, over replicas and over the holders of shared weights.
 
 All three are plain sums; what makes them right stands in `hyparflow.losses`, [Note: One scale].
+But a "gradient" that is the next value of its variable (float8's scales and largest values) is no
+part of a sum: of these the largest is kept.
 The order of everything that follows the backward is fixed: sum over micro-batches, sum over
 replicas, sum over holders, add weight regularization, clip, apply.
 
 Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms and Adam's
 squares are taken over the values as they come, so densifying them first would give other numbers.
 They are joined, except those of rows that all samples have in common (`hyparflow.lookups`).
+
+[Note: Kinds] Which gradients there are, and which are sparse, decides what ranks send each other.
+They tell each other in the first step, and again in a step in which one of them has others than it
+told: a layer may take part in some steps only. That it has not is a number that is summed beside
+the gradients. Sums that began before are made again if they were of the wrong gradients.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from hyparflow.recorder import Happening
 __all__ = ["Reducer", "SharedGroup"]
 
 # Kinds of gradient, by rising precedence; -1 is not known yet.
-NONE, COMMON, SPARSE, DENSE = 0, 1, 2, 3
+NONE, COMMON, SPARSE, DENSE, LARGEST = 0, 1, 2, 3, 4
 _UNKNOWN = -1
 
 _Key = tuple[int, tuple[int, ...]]  # a group of ranks, and positions of weights
@@ -70,6 +77,7 @@ class Reducer:
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
+        self._overwritten = {n for n, v in enumerate(variables) if v.overwrite_with_gradient}
         everything = list(range(len(self._shapes)))
         self._groups = [(everything, replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
@@ -80,6 +88,7 @@ class Reducer:
         self._pieces: list[list[Sequence[int]]] = [[*self._early.values(), rest]]
         self._pieces += [[group.positions] for group in shared]
         self._kinds: list[dict[int, int] | None] = [None] * len(self._groups)  # by position
+        self._told: list[list[int] | None] = [None] * len(self._groups)  # kinds of this rank
         self._sums: dict[_Key, DenseSum] = {}
         self._started: dict[_Key, DenseSum] = {}  # in this step
         self._since: dict[_Key, float] = {}  # when those began that are not there yet
@@ -89,7 +98,7 @@ class Reducer:
         """Begin to sum the gradients of a stage over replicas. Collective, in their order.
 
         In the first step all begin with `reduce`, which finds out what kinds of gradients there
-        are.
+        are, [Note: Kinds].
 
         Args:
             stage: which is done.
@@ -129,27 +138,44 @@ class Reducer:
     ) -> None:
         """Put the sums over a group of ranks in place of their weights' `values`."""
         positions, comm = self._groups[group]
-        kinds = self._kinds[group]
-        if kinds is None:
-            mine = [_kind(values, p, common) if known else _UNKNOWN for p in positions]
-            everyone = comm.all_gather_objects(mine, "the kinds of gradients")
-            highest = [max(column) for column in zip(*everyone, strict=True)]
-            kinds = dict(zip(positions, highest, strict=True))
-            if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
-                self._kinds[group] = kinds
-        self._sum_dense(group, kinds, values)
+        mine = [self._kind(values, p, common) for p in positions] if known else None
+        changed = _Changed(comm, mine != self._told[group])
+        kinds, own = self._kinds[group], list(values)
+        if kinds is not None:
+            self._sum_dense(group, kinds, own, values)
+        if changed.anywhere() or kinds is None:
+            before, kinds = kinds, self._agree(group, mine)
+            if kinds != before:
+                self._sum_dense(group, kinds, own, values)
         for position, kind in kinds.items():
             if kind == NONE:
                 values[position] = None
             elif kind in (COMMON, SPARSE):
-                value = values[position]
+                value = own[position]
                 values[position] = self._gather_sparse(comm, position, value)
                 if kind == COMMON:
                     values[position] = _added_up(comm, values[position], value is not None)
+        self._keep_largest(comm, [p for p, kind in kinds.items() if kind == LARGEST], own, values)
 
-    def _sum_dense(self, group: int, kinds: dict[int, int], values: list[Any]) -> None:
-        """Sum dense gradients piece by piece, those that have not begun all at a time."""
-        known = dict(enumerate(values))
+    def _agree(self, group: int, mine: list[int] | None) -> dict[int, int]:
+        """The kinds that any rank has. Collective."""
+        positions, comm = self._groups[group]
+        told = [_UNKNOWN] * len(positions) if mine is None else mine
+        everyone = comm.all_gather_objects(told, "the kinds of gradients")
+        highest = [max(column) for column in zip(*everyone, strict=True)]
+        kinds = dict(zip(positions, highest, strict=True))
+        if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
+            self._kinds[group], self._told[group] = kinds, mine
+        return kinds
+
+    def _sum_dense(
+        self, group: int, kinds: dict[int, int], own: list[Any], values: list[Any]
+    ) -> None:
+        """Put sums of dense gradients in their places in `values`.
+
+        They are summed piece by piece, those that have not begun all at a time.
+        """
+        known = dict(enumerate(own))
         for piece in self._pieces[group]:
             self._start(group, piece, kinds, known)
         for key in [key for key in self._started if key[0] == group]:
@@ -181,6 +207,29 @@ class Reducer:
             self._sums[key] = self._makers[key[0]](shapes, dtypes)
         return self._sums[key]
 
+    def _kind(self, values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:
+        gradient = values[position]
+        if gradient is None:
+            return NONE
+        if position in self._overwritten:
+            return LARGEST
+        if isinstance(gradient, tf.IndexedSlices):
+            return COMMON if position in common() else SPARSE
+        return DENSE
+
+    def _keep_largest(
+        self, comm: Communicator, positions: list[int], own: list[Any], values: list[Any]
+    ) -> None:
+        """The largest of all ranks, in place of the values at `positions`; none is negative."""
+        if not positions:
+            return
+        zeros = {p: np.zeros(self._shapes[p], self._dtypes[p]) for p in positions}
+        mine = [np.ravel(zeros[p] if own[p] is None else np.asarray(own[p])) for p in positions]
+        all_ranks = comm.all_gather_rows(np.concatenate(mine)[None], "what is kept of gradients")
+        parts = np.split(all_ranks.max(axis=0), np.cumsum([part.size for part in mine])[:-1])
+        for p, part in zip(positions, parts, strict=True):
+            values[p] = tf.constant(part.reshape(self._shapes[p]), self._dtypes[p])
+
     def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:
         """Join the rows and values of all ranks, in rank order: plain Keras's order of rows."""
         shape, dtype = self._shapes[position], self._dtypes[position]
@@ -206,10 +255,20 @@ def _added_up(comm: Communicator, joined: Any, contributes: bool) -> Any:
     return tf.IndexedSlices(tf.reduce_sum(values, 0), rows, joined.dense_shape)
 
 
-def _kind(values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:
-    gradient = values[position]
-    if gradient is None:
-        return NONE
-    if isinstance(gradient, tf.IndexedSlices):
-        return COMMON if position in common() else SPARSE
-    return DENSE
+class _Changed:
+    """Whether a rank has other kinds of gradients than it told; begun here, known later.
+
+    Args:
+        comm: the ranks. Collective.
+        mine: whether this rank has.
+    """
+
+    def __init__(self, comm: Communicator, mine: bool) -> None:
+        self._count = np.zeros(1, np.int64)
+        what = "whether kinds of gradients changed"
+        self._pending = comm.start_sum(self._count, what, np.array([mine], np.int64))
+
+    def anywhere(self) -> bool:
+        """Whether any rank has."""
+        self._pending.wait()
+        return bool(self._count[0])

@@ -106,6 +106,12 @@ class FlatGraph:
         self._makes.append(tuple(self._number(x) for x in outputs))
         return outputs
 
+    def maker(self, tensor: int) -> str:
+        """The name of the call that makes a tensor."""
+        return next(
+            c.name for c, made in zip(self.calls, self._makes, strict=True) if tensor in made
+        )
+
     def function(
         self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]
     ) -> Callable[[list[Any]], list[Any]]:

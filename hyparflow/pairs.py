@@ -93,6 +93,10 @@ class CompiledPair:
         split, kept = saved
         return split.late(kept, finish)
 
+    def types(self, saved: Any) -> Any:
+        """The types of arguments that what `forward` saved was compiled for."""
+        return saved[0].arguments
+
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """Compile for arguments of these types, or like these; the second as one or in two."""
         self._splits.find(arguments).prepare(finish, in_two)

@@ -26,6 +26,9 @@ _WHOLE = (tf.int32, tf.int64, tf.bool)
 class Split:
     """Two functions of which the second continues the first.
 
+    Attributes:
+        arguments: their types.
+
     Args:
         first: (arguments) -> (outputs, state); the state goes to `second`.
         second: (state, further arguments) -> results. Where they are a pair, what the first half
@@ -48,6 +51,7 @@ class Split:
         finishes: Sequence[Callable[[Any], Any]] = (lambda results: results,),
         jit_compile: bool = False,
     ) -> None:
+        self.arguments = arguments
         self._finishes = finishes
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._trace(first, second, arguments, further, jit_compile)

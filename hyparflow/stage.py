@@ -22,7 +22,7 @@ from hyparflow.formulas import Formulas
 from hyparflow.gradient_sum import GradientSum
 from hyparflow.head import Head, Labels
 from hyparflow.lookups import common_lookups
-from hyparflow.pairs import Compiled, CompiledPair, EagerPair, any_rows
+from hyparflow.pairs import Compiled, CompiledPair, EagerPair
 
 __all__ = ["Saved", "Stage", "as_share", "as_tensors"]
 
@@ -70,8 +70,9 @@ class Stage:
         self._eager = eager
         self._types: Any = None
         self._common: frozenset[int] | None = None
-        self._known: dict[tuple[int, ...], Dependence] = {}
-        self._accumulator = Accumulator(weights)
+        self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
+        self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
+        self._accumulator = Accumulator(weights, self._largest)
         self.begin(several=False)
 
         def make(function: Callable[..., Any]) -> Any:
@@ -94,13 +95,14 @@ class Stage:
     def _add_up(self, results: Any) -> Any:
         """To be traced: add dense gradients of weights to those of the micro-batches before."""
         of_inputs, of_weights = results
-        return of_inputs, self._accumulator.add(of_weights)
+        return of_inputs, *self._accumulator.add(of_weights)
 
     def begin(self, several: bool) -> None:
         """Begin a training step, of `several` micro-batches or one."""
         self._adds = several and not self._eager  # inside the compiled backward
-        self._total = GradientSum(self.common_lookups)
-        self._reached: set[int] | None = set()  # weights with a gradient; None: as they come
+        self._total = GradientSum(self.common_lookups, self._largest)
+        self._added: set[int] = set()  # weights whose gradients the accumulator has
+        self._reached: set[int] = set()  # weights with a gradient
         if self._adds:
             self._accumulator.reset()
 
@@ -130,9 +132,8 @@ class Stage:
         alone.
         """
         values = self._total.values
-        if values is not None and self._adds:
-            self._accumulator.fill(values)
-        if values is not None and self._reached is not None:
+        if values is not None:
+            self._accumulator.fill(values, self._added)
             self._total.values = _only(values, [n in self._reached for n in range(len(values))])
         return self._total
 
@@ -191,24 +192,27 @@ class Stage:
             return (output_gradients, seed), None
         # A compiled backward takes all gradients; what depends on none of those given is known.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
-        return (full, seed), self._dependent(reached)
+        return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
 
     def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
         """Take the gradients of the weights; return those of the inputs."""
-        of_inputs, of_weights = results
+        of_inputs, of_weights, *added = results
         self._total.add(of_weights)
-        if depend is None:
-            self._reached = None
-        elif self._reached is not None:
-            self._reached.update(n for n, depends in enumerate(depend) if depends)
+        found = [n for n, gradient in enumerate(of_weights) if gradient is not None]
+        if added:
+            found += added[0]
+            self._added.update(added[0])
+        self._reached.update(found if depend is None else [n for n in found if depend[n]])
         return list(of_inputs)
 
-    def _dependent(self, positions: tuple[int, ...]) -> Dependence:
+    def _dependent(self, types: Any, positions: tuple[int, ...]) -> Dependence:
         """On which inputs and weights the outputs at `positions`, or added losses, depend.
 
         The gradient of a compiled call is zero where only its other outputs depend on a weight.
+        That is known for each of the traces, which are for arguments of other `types`.
         """
-        if positions not in self._known:
+        key = (id(types), positions)
+        if key not in self._known:
 
             def trace(inputs: Any, share: Any) -> None:
                 (outputs, _), state = self._formulas.forward(inputs, share)
@@ -217,14 +221,13 @@ class Stage:
                     for p in self._formulas.gradient_outputs
                 ]
                 of_inputs, of_weights = self._formulas.backward(state, gradients, share)
-                self._known[positions] = (
+                self._known[key] = (
                     [gradient is not None for gradient in of_inputs],
                     [gradient is not None for gradient in of_weights],
                 )
 
-            types = keras.tree.map_structure(any_rows, self._types)
             tf.function(trace, autograph=False).get_concrete_function(*types)
-        return self._known[positions]
+        return self._known[key]
 
     def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
         """Forward and backward of the last stage in one compiled call."""

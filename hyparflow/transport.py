@@ -1,9 +1,10 @@
 """Moves crossing tensors between the partitions of one replica.
 
 A message is the bytes of a tensor, then the bytes of its mask if it carries one. A header with
-type and shape goes before it: the types that Keras knows beforehand are not always those of the
-running model. Where the shape follows from the number of rows, both ends remember the header after
-the first message. MPI keeps messages of one tag in order, so header, tensor and mask share it.
+types and shapes goes before it: the types that Keras knows beforehand are not always those of the
+running model, and a mask may come with some batches only. Where the shape follows from the number
+of rows, both ends remember the header after the first message. MPI keeps messages of one tag in
+order, so header, tensor and mask share it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from hyparflow.tensor_memory import TensorBuffer
 __all__ = ["Transport"]
 
 _MAX_RANK = 16
-_HEADER = 1 + 2 * _MAX_RANK  # type of the tensor, shapes of tensor and mask
+_PART = 2 + _MAX_RANK  # type, number of axes, sizes
+_HEADER = 2 * _PART  # tensor and mask
+_MISSING = -1  # for the type of what there is not
 _TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
     *("float8_e4m3fn", "float8_e5m2"),
 )
 
+_Form = tuple[tuple[int, ...], np.dtype] | None  # shape and type of a part; None: there is none
+
 
 class _Incoming:
     """A message that is being received."""
 
-    def __init__(self, requests: list[Request], buffers: list[TensorBuffer] | None) -> None:
+    def __init__(self, requests: list[Request], buffers: list[TensorBuffer | None] | None) -> None:
         self.requests = requests
         self.buffers = buffers  # None while only the header is known to come
 
@@ -60,46 +65,47 @@ class Transport:
         self._edges = edges
         self._masked = masked
         self._fixed = fixed_shapes
-        self._dtypes: dict[int, np.dtype] = {}  # edge -> type of its tensor
-        self._shapes: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        self._forms: dict[tuple[int, int], list[_Form]] = {}  # by edge and rows, of all parts
         self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
         self._incoming: dict[int, _Incoming] = {}
         self._outgoing: list[Request] = []
         self.moved = 0  # bytes, sent and received
 
     def carries_mask(self, edge: int) -> bool:
-        """Whether a mask comes with the edge's tensor."""
+        """Whether a mask may come with the edge's tensor."""
         return self._masked[edge]
 
     # --- activations ---
 
     def send_activation(self, edge: int, rows: int, tag: int, parts: Sequence[Any]) -> None:
-        """Start to send a tensor (and its mask) of a micro-batch of `rows` rows."""
-        arrays = [np.asarray(part, order="C") for part in parts]
+        """Start to send a tensor (and its mask, or None) of a micro-batch of `rows` rows."""
+        arrays = [None if part is None else np.asarray(part, order="C") for part in parts]
         peer = self._edges[edge].consumer % self._comm.size
         key = (edge, rows)
-        shapes = [array.shape for array in arrays]
-        if self._fixed and self._shapes.get(key, shapes) != shapes:
+        forms: list[_Form] = [None if x is None else (x.shape, x.dtype) for x in arrays]
+        if self._fixed and self._forms.get(key, forms) != forms:
             raise RuntimeError(
-                "The shape of a tensor that crosses a cut must follow from the number of rows. "
-                f"Received: tensor {self._edges[edge].tensor} with shapes {self._shapes[key]} and "
-                f"{shapes} for {rows} rows. Cut the model elsewhere, with `lpp`."
+                "Shape and type of a tensor that crosses a cut, and of its mask, must follow from "
+                f"the number of rows. Received: tensor {self._edges[edge].tensor} of "
+                f"{_described(self._forms[key])}, and then of {_described(forms)}, for {rows} "
+                "rows. Cut the model elsewhere, with `lpp`."
             )
-        if not self._fixed or key not in self._shapes:
-            self._shapes[key] = shapes
-            self._dtypes[edge] = arrays[0].dtype
-            self._outgoing += self._comm.send(_header(arrays), peer, tag)
+        if not self._fixed or key not in self._forms:
+            self._forms[key] = forms
+            self._outgoing += self._comm.send(_header(forms), peer, tag)
         for array in arrays:
-            self._send(array, peer, tag)
+            if array is not None:
+                self._send(array, peer, tag)
 
     def post_activation(self, edge: int, rows: int, tag: int) -> None:
         """Start to receive, so that the message finds its buffer waiting."""
         if tag in self._incoming:
             return
         peer = self._edges[edge].producer % self._comm.size
-        if self._fixed and (edge, rows) in self._shapes:
-            buffers = self._buffers(edge, self._shapes[edge, rows])
-            requests = [r for b in buffers for r in self._comm.receive(b.array, peer, tag)]
+        if self._fixed and (edge, rows) in self._forms:
+            buffers = _buffers(self._forms[edge, rows])
+            arrays = [buffer.array for buffer in buffers if buffer is not None]
+            requests = [r for array in arrays for r in self._comm.receive(array, peer, tag)]
             self._incoming[tag] = _Incoming(requests, buffers)
         else:
             header = np.zeros(_HEADER, np.int64)
@@ -107,38 +113,42 @@ class Transport:
             self._incoming[tag].requests[0].keep = header
 
     def receive_activation(self, edge: int, rows: int, tag: int, what: str) -> list[Any]:
-        """The tensor (and its mask) that `send_activation` sent."""
+        """The tensor (and its mask, or None) that `send_activation` sent."""
         self.post_activation(edge, rows, tag)
         incoming = self._incoming.pop(tag)
         self._comm.wait_all(incoming.requests, what)
         if incoming.buffers is None:
-            self._dtypes[edge], shapes = _read(incoming.requests[0].keep)
-            shapes = self._shapes[edge, rows] = shapes[: 1 + self._masked[edge]]
+            forms = _read(incoming.requests[0].keep)[: 1 + self._masked[edge]]
+            self._forms[edge, rows] = forms
             peer = self._edges[edge].producer % self._comm.size
-            incoming.buffers = self._buffers(edge, shapes)
+            incoming.buffers = _buffers(forms)
             for buffer in incoming.buffers:
-                self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
-        self.moved += sum(buffer.array.nbytes for buffer in incoming.buffers)
-        return [buffer.tensor for buffer in incoming.buffers]
-
-    def _buffers(self, edge: int, shapes: Sequence[tuple[int, ...]]) -> list[TensorBuffer]:
-        dtypes = [self._dtypes[edge], np.dtype(bool)]
-        return [TensorBuffer(shape, kind) for shape, kind in zip(shapes, dtypes, strict=False)]
+                if buffer is not None:
+                    self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
+        self.moved += sum(buffer.array.nbytes for buffer in incoming.buffers if buffer is not None)
+        return [None if buffer is None else buffer.tensor for buffer in incoming.buffers]
 
     # --- gradients: the receiver made the tensor, so it knows type and shape ---
 
     def send_gradient(self, edge: int, tag: int, gradient: Any) -> None:
         """Start to send the gradient of a tensor back to its producer; None if it has none."""
         peer = self._edges[edge].producer % self._comm.size
+        reached = gradient is not None
+        if self._fixed and self._reached.get(edge, reached) != reached:
+            raise RuntimeError(
+                "A tensor that crosses a cut must have a gradient in each step, or in none. "
+                f"Received: tensor {self._edges[edge].tensor} {'with' if reached else 'without'} "
+                "one, unlike before. Cut the model elsewhere, with `lpp`, or compile it with "
+                "run_eagerly=True."
+            )
         if not self._fixed or edge not in self._reached:
-            self._reached[edge] = gradient is not None
-            flag = np.array([self._reached[edge]], np.int64)
-            self._outgoing += self._comm.send(flag, peer, tag)
-        if gradient is not None:
+            self._reached[edge] = reached
+            self._outgoing += self._comm.send(np.array([reached], np.int64), peer, tag)
+        if reached:
             self._send(np.asarray(gradient, order="C"), peer, tag)
 
-    def receive_gradient(self, edge: int, tag: int, shape: tuple[int, ...], what: str) -> Any:
-        """The gradient that the edge's consumer sent."""
+    def receive_gradient(self, edge: int, tag: int, like: Any, what: str) -> Any:
+        """The gradient that the edge's consumer sent, of a tensor `like` this."""
         peer = self._edges[edge].consumer % self._comm.size
         if not self._fixed or edge not in self._reached:
             flag = np.zeros(1, np.int64)
@@ -146,7 +156,8 @@ class Transport:
             self._reached[edge] = bool(flag[0])
         if not self._reached[edge]:
             return None
-        buffer = TensorBuffer(shape, self._dtypes[edge])
+        dtype = np.dtype(getattr(like.dtype, "as_numpy_dtype", like.dtype))
+        buffer = TensorBuffer(tuple(like.shape), dtype)
         self._comm.wait_all(self._comm.receive(buffer.array, peer, tag), what)
         self.moved += buffer.array.nbytes
         return buffer.tensor
@@ -167,22 +178,36 @@ class Transport:
         self._outgoing = [request for request in self._outgoing if not request.handle.Test()]
 
 
-def _header(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    header = np.zeros(_HEADER, np.int64)
-    if (name := arrays[0].dtype.name) not in _TYPES:
-        raise RuntimeError(
-            "A tensor that crosses a cut must hold numbers. "
-            f"Received: a tensor of type {name}. Cut the model elsewhere, with `lpp`."
-        )
-    header[0] = _TYPES.index(name)
-    for part, array in zip(header[1:].reshape(2, _MAX_RANK), arrays, strict=False):
-        part[0] = array.ndim
-        part[1 : 1 + array.ndim] = array.shape
-    return header
+def _header(forms: Sequence[_Form]) -> np.ndarray:
+    header = np.zeros((2, _PART), np.int64)
+    header[:, 0] = _MISSING
+    for part, form in zip(header, forms, strict=False):
+        if form is None:
+            continue
+        shape, dtype = form
+        if dtype.name not in _TYPES:
+            raise RuntimeError(
+                "A tensor that crosses a cut must hold numbers. "
+                f"Received: a tensor of type {dtype.name}. Cut the model elsewhere, with `lpp`."
+            )
+        part[:2] = _TYPES.index(dtype.name), len(shape)
+        part[2 : 2 + len(shape)] = shape
+    return header.reshape(-1)
 
 
-def _read(header: np.ndarray) -> tuple[np.dtype, list[tuple[int, ...]]]:
-    """Type and shapes of what `_header` described."""
-    parts = header[1:].reshape(2, _MAX_RANK)
-    shapes = [tuple(int(size) for size in part[1 : 1 + int(part[0])]) for part in parts]
-    return np.dtype(_TYPES[int(header[0])]), shapes
+def _read(header: np.ndarray) -> list[_Form]:
+    """What `_header` described."""
+    return [
+        None
+        if kind == _MISSING
+        else (tuple(int(size) for size in sizes[:count]), np.dtype(_TYPES[kind]))
+        for kind, count, *sizes in header.reshape(2, _PART)
+    ]
+
+
+def _buffers(forms: Sequence[_Form]) -> list[TensorBuffer | None]:
+    return [None if form is None else TensorBuffer(*form) for form in forms]
+
+
+def _described(forms: Sequence[_Form]) -> str:
+    return " and ".join("none" if form is None else f"{form[0]} {form[1]}" for form in forms)

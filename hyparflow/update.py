@@ -61,7 +61,8 @@ class Update:
         self._penalty = FixedFunction(self._trace_penalty)
         self._survey = FixedFunction(self._trace_survey)
         self._apply = FixedFunction(self._trace_apply)
-        self._touched: list[Any] = []
+        self._touched: dict[int, Any] = {}  # by id
+        self._seen: set[tuple[int, ...]] = set()  # which gradients there were in some step
 
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward, and gradients divided by here."""
@@ -104,13 +105,15 @@ class Update:
         self._apply(*arguments)
         if not present and self._trains:
             self._inner.iterations.assign_add(1)
-        elif present and not self._touched:
-            self._touched = list(self._apply.concrete(*arguments).graph.variables)
+        elif tuple(present) not in self._seen:  # a weight may have its first gradient late
+            self._seen.add(tuple(present))
+            used = self._apply.concrete(*arguments).graph.variables
+            self._touched |= {id(variable): variable for variable in used}
 
     @property
     def touched(self) -> list[Any]:
-        """The TensorFlow variables that the last step read or wrote: the state this rank owns."""
-        return self._touched
+        """The TensorFlow variables that a step read or wrote: the state this rank owns."""
+        return list(self._touched.values())
 
     def _trace_survey(self, values: list[Any], present: tuple[int, ...]) -> Any:
         """The sum of squares of what will be clipped, and the number of gradients with an
@@ -121,7 +124,7 @@ class Update:
         for value, index in zip(self._regularize(values, present), present, strict=True):
             finite = tf.reduce_all(tf.math.is_finite(_values(value)))
             overflows += tf.cast(tf.logical_not(finite), tf.float64)
-            if self._counted[index]:
+            if self._counted[index] and not self._variables[index].overwrite_with_gradient:
                 clipped = self._to_be_clipped(index, value, scale)
                 squares += tf.cast(ops.sum(ops.square(clipped)), tf.float64)
         return tf.stack([squares, overflows])

@@ -155,7 +155,7 @@ def test_gradient_goes_back(fixed_shapes: bool) -> None:
     before = wire.count
     for tag in (1, 2):
         second.send_gradient(0, tag, tensor(4, seed=tag))
-        received = first.receive_gradient(0, tag, (4, 3), "a gradient")
+        received = first.receive_gradient(0, tag, tensor(4), "a gradient")
         assert received is not None and np.array_equal(received, tensor(4, seed=tag))
     # Before the first, whether there is any; no shape, for the receiver made the tensor.
     assert wire.count - before == (3 if fixed_shapes else 4)
@@ -165,7 +165,7 @@ def test_no_gradient_sends_no_array() -> None:
     first, second, wire = pair(fixed_shapes=True)
     for tag in (1, 2):
         second.send_gradient(0, tag, None)
-        assert first.receive_gradient(0, tag, (4, 3), "a gradient") is None
+        assert first.receive_gradient(0, tag, tensor(4), "a gradient") is None
     assert wire.count == 1
 
 
@@ -178,6 +178,37 @@ def test_type_is_that_of_the_running_model() -> None:
         assert received.dtype == sent.dtype and np.array_equal(received, sent)
     with pytest.raises(RuntimeError, match="must hold numbers"):
         first.send_activation(0, 3, 1, [np.array(["a", "b", "c"], object)])
+
+
+def test_a_gradient_has_the_type_of_its_own_micro_batch() -> None:
+    first, second, _ = pair(fixed_shapes=False)
+    sent = [tensor(4).astype(name) for name in ("float64", "float32")]
+    for tag, x in enumerate(sent):  # both are under way before a gradient comes back
+        first.send_activation(0, 4, tag, [x])
+        second.receive_activation(0, 4, tag, "a tensor")
+    for tag, x in enumerate(sent):
+        second.send_gradient(0, tag, x)
+        received = first.receive_gradient(0, tag, x, "a gradient")
+        assert received.dtype == x.dtype and np.array_equal(received, x)
+
+
+def test_a_mask_may_come_with_some_batches_only() -> None:
+    first, second, _ = pair(fixed_shapes=False)
+    for tag, mask in enumerate([None, np.ones((4, 2), bool), None]):
+        first.send_activation(1, 4, tag, [tensor(4), mask])
+        received, its_mask = second.receive_activation(1, 4, tag, "a tensor")
+        assert np.array_equal(received, tensor(4))
+        assert its_mask is None if mask is None else np.array_equal(its_mask, mask)
+
+
+def test_what_is_remembered_may_not_change() -> None:
+    first, second, _ = pair(fixed_shapes=True)
+    first.send_activation(0, 4, 0, [tensor(4)])
+    with pytest.raises(RuntimeError, match="tensor 0 of .* float32, and then of .* float64"):
+        first.send_activation(0, 4, 1, [tensor(4).astype("float64")])
+    second.send_gradient(0, 0, tensor(4))
+    with pytest.raises(RuntimeError, match="tensor 0 without one, unlike before"):
+        second.send_gradient(0, 1, None)
 
 
 def test_nothing_is_left_over() -> None:
