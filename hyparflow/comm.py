@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from hyparflow import launcher, sentinel
-from hyparflow.deadline import Deadline, Waiting, meet, timeout_seconds
+from hyparflow.deadline import Deadline, meet
+from hyparflow.limits import Waiting, timeout_seconds
 from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
 from hyparflow.pieces import as_bytes, chunks

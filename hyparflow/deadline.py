@@ -9,79 +9,21 @@ not run itself, as after Ctrl-Z, does not count.
 from __future__ import annotations
 
 import atexit
-import math
-import os
 import time
 from typing import Any
 
 from hyparflow import guard, sentinel
+from hyparflow.limits import Waiting, spin_seconds, timeout_seconds
 from hyparflow.status_board import StatusBoard
 from hyparflow.watch import Watch
 
-__all__ = ["Deadline", "Waiting", "meet", "spin_seconds", "timeout_seconds"]
+__all__ = ["Deadline", "meet"]
 
 _SPIN = 0.002  # seconds, where ranks may share cores
 _LONG_SPIN = 0.5  # where they do not: longer than a rank waits within a step
 _GRACE = 2.0  # seconds given to the other ranks for their answers
-_PAUSE = 1.0  # more than this between two looks is time in which this process did not run
 _SPARE = 10.0  # seconds after which a rank sees to what the process beside it should have seen to
 _NOTICE = 7  # tag of a notice on the deadline's own communicator
-
-
-def timeout_seconds() -> float:
-    """The deadline of a wait: ``HYPARFLOW_TIMEOUT``, in seconds.
-
-    Raises:
-        ValueError: if the variable is not a positive number.
-    """
-    text = os.environ.get("HYPARFLOW_TIMEOUT", "600")
-    if not (seconds := _number(text)) > 0:
-        raise ValueError(
-            "HYPARFLOW_TIMEOUT must be a positive number of seconds. "
-            f"Received: HYPARFLOW_TIMEOUT={text!r}"
-        )
-    return seconds
-
-
-def spin_seconds() -> float | None:
-    """How long a rank that waits keeps its core busy: ``HYPARFLOW_SPIN``, in seconds, if it is set.
-
-    Raises:
-        ValueError: if the variable is not a number of seconds.
-    """
-    text = os.environ.get("HYPARFLOW_SPIN")
-    if text is None:
-        return None
-    if not (seconds := _number(text)) >= 0:
-        raise ValueError(
-            f"HYPARFLOW_SPIN must be a number of seconds. Received: HYPARFLOW_SPIN={text!r}"
-        )
-    return seconds
-
-
-def _number(text: str) -> float:
-    """The number that `text` is; NaN, which no comparison holds for, if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-class Waiting:
-    """How long a wait has lasted, without the time in which this process did not run."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds = 0.0
-
-    def look(self) -> float:
-        """The seconds so far; to be asked often."""
-        now = time.monotonic()
-        passed = now - self._last
-        if passed < _PAUSE:
-            self.seconds += passed
-        self._last = now
-        return self.seconds
 
 
 def meet(mpi: Any, watch: Watch) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hyparflow.limits import timeout_seconds
+from hyparflow.running.begin import begins_in_time
 from hyparflow.running.flags import Request, environment, flags, passed_on
 from hyparflow.running.mpi import OPEN_MPI, Mpi
 
@@ -133,8 +135,9 @@ def run_and_show(job: Job, show: Callable[[str], object]) -> int:
 
 
 def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
+    seconds = timeout_seconds(job.known)
     tied = [sys.executable, str(Path(__file__).with_name("tied.py")), str(os.getpid())]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*tied, *job.command(str(record))],
         env=job.known | job.added | _own_folder(job, record.parent),
         stdin=subprocess.DEVNULL,
@@ -142,6 +145,9 @@ def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
         start_new_session=True,
         **streams,
     )
+    if job.request.is_local:
+        begins_in_time(process, job.launcher, record, seconds, _stop)
+    return process
 
 
 def _own_folder(job: Job, folder: Path) -> dict[str, str]:

@@ -162,6 +162,8 @@ def main() -> int:
     launcher = os.getppid()
     output, record, *command = sys.argv[1:]
     rank = rank_number()
+    with contextlib.suppress(OSError):  # another machine than the one that started the job
+        Path(f"{record}.begun").touch()
     sink = Sink(rank, output, record)
     # The launcher's own channels to this process belong to the program.
     program = subprocess.Popen(

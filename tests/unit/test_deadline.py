@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyparflow.deadline import spin_seconds
+from hyparflow.limits import spin_seconds
 
 
 def test_how_long_a_waiting_rank_keeps_its_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:

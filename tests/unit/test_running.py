@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 
+from hyparflow.running import Job, run
 from hyparflow.running import flags as flags_module
 from hyparflow.running.flags import Request, environment, flags, passed_on
 from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, identify
@@ -84,3 +90,29 @@ def test_other_hosts_are_told_what_concerns_them() -> None:
     assert passed_on(OPEN, Request(2, "a:1,b:1"), names) == told
     assert passed_on(OPEN, Request(2), names) == []
     assert passed_on(HYDRA, Request(2, "a:1,b:1"), names) == []
+
+
+def test_a_launcher_that_starts_no_rank_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = tmp_path / "mpirun"
+    launcher.write_text("#!/bin/sh\nexec sleep 60\n")
+    launcher.chmod(0o755)
+    monkeypatch.setenv("HYPARFLOW_TIMEOUT", "0.5")
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), Request(1), [sys.executable, "-c", "pass"])
+    assert run(job) == 128 + signal.SIGTERM
+    assert said.getvalue() == (
+        f"hyparflow: {launcher} has started no rank within 0.5 s (HYPARFLOW_TIMEOUT); "
+        "all ranks are stopped.\n"
+    )
+
+
+def test_a_deadline_that_is_none_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPARFLOW_TIMEOUT", "soon")
+    job = Job(tmp_path / "mpirun", Mpi(OPEN_MPI, "5.0"), Request(1), ["true"])
+    with pytest.raises(ValueError, match="HYPARFLOW_TIMEOUT must be a positive number"):
+        run(job)

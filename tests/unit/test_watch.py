@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hyparflow import sentinel, status_board
-from hyparflow.deadline import Waiting
+from hyparflow.limits import Waiting
 from hyparflow.watch import Watch
 
 RANK = """
