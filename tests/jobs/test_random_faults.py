@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import re
 
 import pytest
 from jobs.random_faults import DEADLINE, OUTSIDE, TRAINING, Ending, Fault, draw, try_out
@@ -43,7 +44,7 @@ def test_ranks_that_are_missed_at_the_start_or_at_the_end() -> None:
     assert "     1 | has ended\n" in tables[0]
     assert "1 | is stopped, has not started MPI" in tables[1]
     assert "0 | runs, has not started MPI" in tables[2]
-    assert "0 | is stopped, waits for all ranks to start MPI" in tables[3]
+    assert re.search(r"0 \| (NO .*)?is stopped, ", tables[3])  # in MPI's start, or just after it
     assert "1 | NO      | " in endings[4].output and "is stopped" in endings[4].output
     assert [ending.how for ending in endings] == 7 * ["one report"] + ["passed"]
 
