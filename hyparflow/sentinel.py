@@ -1,12 +1,12 @@
 """A process beside a rank that ends the job when MPI's start or its end passes the deadline.
 
-    python -I -S sentinel.py RANK VARIABLE SECONDS RANKS
+    python -I -S sentinel.py PROCESS VARIABLE SECONDS RANKS LOCAL
 
 MPI starts and ends in calls during which no thread of a rank's Python runs, so nothing within the
-rank could. RANK is the rank's process, VARIABLE the environment variable with a rank's number,
-SECONDS the deadline, RANKS how many there are. What the rank does (`PHASES`) comes on standard
-input and becomes the name of this process, so that others can tell. Imports nothing of hyparflow:
-it starts at once. It ends with its rank.
+rank could. PROCESS is the rank's, VARIABLE the environment variable with a rank's number, SECONDS
+the deadline, RANKS how many there are, LOCAL how many on this machine. What the rank does, one of
+`PHASES`, comes on standard input and becomes the name of this process, so that others can tell.
+Imports nothing of hyparflow: it starts at once. It ends with its rank.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ _NAME = "hyparflow:"  # of this process, before the phase; Linux keeps 15 charac
 _LOOK = 0.2  # seconds from one look at the time to the next
 _PAUSE = 1.0  # more than this between two looks is time in which this process did not run either
 _GRACE = 3.0  # seconds for another report, or for the launcher to end the other ranks
+
+
+class Watched(NamedTuple):
+    """The rank that this process watches; see the words on the command line."""
+
+    process: int
+    variable: str
+    seconds: float
+    ranks: int
+    local: int
 
 
 class Process(NamedTuple):
@@ -134,23 +144,19 @@ def _describe(processes: list[Process], phase: str | None) -> str:
     return f"{text}, {ends}waits for {PHASES[phase]}"
 
 
-def _report(phase: str, seconds: float, rank: int, found: dict[int, str], size: int) -> str:
-    absent = "has ended" if size <= _local_size(found) else "has ended, or is on another machine"
-    lines = [f"  {n:>4} | {found.get(n, absent)}" for n in range(max(size, rank + 1))]
+def _report(rank: Watched, phase: str, found: dict[int, str]) -> str:
+    is_alone = rank.ranks <= max(rank.local, len(found))
+    absent = "has ended" if is_alone else "has ended, or is on another machine"
+    number = os.environ.get(rank.variable)
     return "\n".join(
         [
-            f"hyparflow: a wait passed its deadline of {seconds:g} s (HYPARFLOW_TIMEOUT): rank "
-            f"{rank} waits for {PHASES[phase]}.",
+            f"hyparflow: a wait passed its deadline of {rank.seconds:g} s (HYPARFLOW_TIMEOUT): "
+            f"rank {number} waits for {PHASES[phase]}.",
             "  rank | now",
-            *lines,
+            *(f"  {n:>4} | {found.get(n, absent)}" for n in range(rank.ranks)),
             "hyparflow: all ranks are stopped.\n",
         ]
     )
-
-
-def _local_size(found: dict[int, str]) -> int:
-    names = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
-    return next((int(os.environ[name]) for name in names if name in os.environ), len(found))
 
 
 def _is_first(launcher: int) -> bool:
@@ -166,23 +172,22 @@ def _is_first(launcher: int) -> bool:
     return True
 
 
-def _end(parent: int, variable: str, phase: str, seconds: float, size: int) -> None:
+def _end(rank: Watched, phase: str) -> None:
     """Report, and end this rank; the launcher ends the others, or else this does."""
-    launcher = _launcher(parent, variable, _processes())
-    found = states(parent, variable)
-    if 0 not in found and size > _local_size(found):
+    launcher = _launcher(rank.process, rank.variable, _processes())
+    found = states(rank.process, rank.variable)
+    if 0 not in found and rank.ranks > max(rank.local, len(found)):
         time.sleep(_GRACE)  # the machine of rank 0 reports first
     is_first = _is_first(launcher)
-    if os.getppid() != parent:  # another's report has ended this rank meanwhile
+    if os.getppid() != rank.process:  # another's report has ended this rank meanwhile
         return
     if is_first:
-        rank = int(os.environ.get(variable, 0))
         with contextlib.suppress(OSError):
-            os.write(2, _report(phase, seconds, rank, found, size).encode())
+            os.write(2, _report(rank, phase, found).encode())
         time.sleep(_LOOK)
-        _kill(parent, signal.SIGTERM)
-    _wait_for(lambda: not _left(launcher, variable))
-    for number in _left(launcher, variable) if is_first else [parent]:
+        _kill(rank.process, signal.SIGTERM)
+    _wait_for(lambda: not _left(launcher, rank.variable))
+    for number in _left(launcher, rank.variable) if is_first else [rank.process]:
         _kill(number, signal.SIGKILL)
 
 
@@ -211,18 +216,17 @@ def _name(phase: str) -> None:
 
 def main() -> None:
     """Watch until the rank has ended."""
-    parent, variable, seconds, size = (
-        kind(word) for kind, word in zip((int, str, float, int), sys.argv[1:], strict=True)
-    )
+    kinds = (int, str, float, int, int)
+    watched = Watched(*(kind(word) for kind, word in zip(kinds, sys.argv[1:], strict=True)))
     os.closerange(3, 4096)  # the launcher's channels to the rank are not for this process
     phase, waited = STARTING, 0.0
     _name(phase)
     events = select.poll()
     events.register(0, select.POLLIN)
     with contextlib.suppress(OSError, AttributeError):
-        events.register(os.pidfd_open(parent), select.POLLIN)  # ready when the rank has ended
+        events.register(os.pidfd_open(watched.process), select.POLLIN)  # ready at its end
     last = time.monotonic()
-    while os.getppid() == parent:
+    while os.getppid() == watched.process:
         ready = events.poll(1000 * (_LOOK if PHASES[phase] else _PAUSE))
         now = time.monotonic()
         if any(number == 0 for number, _ in ready):
@@ -232,11 +236,11 @@ def main() -> None:
             phase, waited = words[-1], 0.0
             _name(phase)
         elif PHASES[phase]:
-            rank = process(parent)
+            rank = process(watched.process)
             if rank is not None and not rank.is_stopped and now - last < _PAUSE:
                 waited += now - last
-            if waited > seconds:
-                return _end(parent, variable, phase, seconds, size)
+            if waited > watched.seconds:
+                return _end(watched, phase)
         last = now
 
 

@@ -64,7 +64,7 @@ class Watch:
 def _start(variable: str, seconds: float, size: int) -> int:
     """Start the process; where to write what it is to know."""
     ours, other = os.pipe()
-    words = (os.getpid(), variable, repr(seconds), size)
+    words = (os.getpid(), variable, repr(seconds), size, launcher.local_size())
     script = str(Path(sentinel.__file__).resolve())
     try:
         os.posix_spawn(
