@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 guard.install()
 launcher.set_thread_defaults()
+launcher.set_log_default()
 devices.choose_device()
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "rank_variable",
+    "set_log_default",
     "set_thread_defaults",
     "set_threads",
     "usable_cores",
@@ -96,6 +97,15 @@ def usable_cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
+
+
+def set_log_default(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keep what TensorFlow notices of each process from a rank's output, unless the user chose.
+
+    Warnings and errors stay. TensorFlow reads the variable when it is loaded.
+    """
+    if expected_size(environ)[1]:
+        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def set_thread_defaults(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -33,6 +34,12 @@ _ENDS = (b"\n", b"\r")
 # From here on a stream is shown, if it is the first with one: a launcher may stop this process
 # before the rank's end is known.
 _TRACEBACK = b"Traceback (most recent call last)"
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # environment variable: 0 shows all that TensorFlow notices
+# What TensorFlow 2.21 writes while it is loaded, twice in each process, before it knows that level.
+_NOTICES = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
+    rb"|I0000 .* port\.cc:\d+\] oneDNN custom operations are on\."
+)
 _INTERVAL = 1.0  # seconds from one look for the launcher to the next
 _PATIENCE = 5.0  # seconds for a program to end when it is told to
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
@@ -66,6 +73,7 @@ class Sink:
         self._rank, self._record = rank, record
         self._prefix = f"[{rank}] ".encode() if output == "all" else b""
         self._shown = output == "all" or rank == 0
+        self._quiet = os.environ.get(_LEVEL) != "0"
         self._last: collections.deque[bytes] = collections.deque(maxlen=_SHOWN)
         self._file: Any = None
         self._lock = threading.Lock()
@@ -94,6 +102,8 @@ class Sink:
         """Show lines, or keep the last of them."""
         with self._lock:
             for line in lines:
+                if self._quiet and stream.starts_line and _NOTICES.match(line):
+                    continue
                 if self._file is not None:
                     self._file.write(line)
                 if not stream.shown and line.startswith(_TRACEBACK) and self._is_first_error():
@@ -172,7 +182,7 @@ def main() -> int:
         stderr=subprocess.PIPE,
         close_fds=False,
         preexec_fn=die_with_parent,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env={_LEVEL: "1"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"},
     )
     threading.Thread(target=end_without, args=(launcher, program), daemon=True).start()
     for number in _FORWARDED:

@@ -12,6 +12,7 @@ from hyparflow.launcher import (
     expected_size,
     is_launched,
     local_size,
+    set_log_default,
     set_thread_defaults,
 )
 
@@ -99,3 +100,15 @@ def test_a_chosen_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nodes_of_a_batch_job() -> None:
     assert allocated_nodes({}) == 1
     assert allocated_nodes({"SLURM_JOB_NUM_NODES": "3"}) == 3
+
+
+def test_notices_of_tensorflow_are_the_users_choice() -> None:
+    alone: dict[str, str] = {}
+    set_log_default(alone)
+    assert alone == {}
+    rank = {"OMPI_COMM_WORLD_SIZE": "2"}
+    set_log_default(rank)
+    assert rank["TF_CPP_MIN_LOG_LEVEL"] == "1"
+    chosen = rank | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    set_log_default(chosen)
+    assert chosen["TF_CPP_MIN_LOG_LEVEL"] == "0"
