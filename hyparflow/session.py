@@ -47,6 +47,7 @@ class Session:
         self._part: build.Part | None = None
         self._part_key: Any = None
         self._checked_part: build.Part | None = None
+        self._known_part: build.Part | None = None  # of which the optimizer knows the weights
         self._checked_weights: set[str] = set()
         self._layout: Layout | None = None
 
@@ -91,6 +92,8 @@ class Session:
         self._check_state(call)
         self._check_inputs(specs)
         part = self._build(specs, with_loss=call.method != "predict")
+        if call.method == "fit":
+            self._check_optimizer(part)
         self._check_weights(part, specs)
         self._check_parts(part, call, specs)
         is_leader = self._world.rank == LEADER
@@ -128,6 +131,16 @@ class Session:
             keras_internals.check_inputs(self.model, zeros)
         except ValueError as error:
             raise guard.everywhere(error) from None
+
+    def _check_optimizer(self, part: build.Part) -> None:
+        """Once per part, as Keras does when it traces its step: does it know the weights?"""
+        if part.learner is None or part is self._known_part:
+            return
+        try:
+            keras_internals.check_known(self.model.optimizer, self.model.trainable_variables)
+        except ValueError as error:
+            raise guard.everywhere(error) from None
+        self._known_part = part
 
     def _check_weights(self, part: build.Part, specs: Any) -> None:
         """Once per kind of sample weights, and alike on all ranks."""
@@ -208,20 +221,42 @@ class Session:
         """
         model = self.model
         build_weights(model, specs[0])
-        compiled = model.compiled
-        key = (
-            id(model.optimizer) if compiled else 0,
-            id(keras_internals.compile_loss(model)) if compiled else 0,
-            id(keras_internals.compile_metrics(model)) if compiled else 0,
-            compiled and model.run_eagerly,
-        )
+        key = _part_key(model)
         usable = self._part is not None and (self._part.losses is not None or not with_loss)
         if self._part is None or not usable or self._part_key != key:
             who = self.options.grid.describe(self._world.rank)
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
+            if self._part is not None:
+                _require_same_weights(model, self._part_key, key)
             self._layout = make_layout(model, self.options)
             self._part = build.build_part(
                 model, self._layout, self.options, self._world, specs, with_loss
             )
             self._part_key = key
         return self._part
+
+
+def _part_key(model: Any) -> tuple[Any, ...]:
+    """What a part is built for: what `compile` made, and the weights.
+
+    Run eagerly, a model trains those weights that are trainable when a step begins.
+    """
+    weights = tuple(map(id, model.weights))
+    if not model.compiled:
+        return (), None, weights
+    made = (model.optimizer, keras_internals.compile_loss(model))
+    ids = tuple(map(id, (*made, keras_internals.compile_metrics(model))))
+    eager = bool(model.run_eagerly)
+    return (ids, eager), eager and tuple(map(id, model.trainable_variables)), weights
+
+
+def _require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
+    """Check that a model which is not compiled anew has the weights that it was compiled with."""
+    compiled = model.compiled and not model.run_eagerly
+    if compiled and before[0] == now[0] and before[2] != now[2]:
+        error = ValueError(
+            "A model whose layers or weights were exchanged must be compiled again. Received: "
+            f"model '{model.name}' with {len(now[2])} weights, of which there were "
+            f"{len(before[2])} in its last `fit` or `evaluate`. Call its `compile`."
+        )
+        raise guard.everywhere(error)

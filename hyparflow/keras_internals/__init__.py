@@ -59,6 +59,7 @@ from hyparflow.keras_internals.graph import (
     symbolic_output,
     takes_training,
 )
+from hyparflow.keras_internals.optimizer import check_known
 
 __all__ = [
     "accumulated_gradient",
@@ -69,6 +70,7 @@ __all__ = [
     "build_compiled",
     "call_model",
     "check_inputs",
+    "check_known",
     "compile_arguments",
     "compile_loss",
     "compile_metrics",
