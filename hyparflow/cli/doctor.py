@@ -14,7 +14,7 @@ from hyparflow.writing import require_writable
 __all__ = ["doctor"]
 
 
-@click.command()
+@click.command(short_help="Check what training over ranks needs.")
 @click.option("--network", type=click.Path(), help="Measure the network; write it to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Write what is found as JSON.")
 def doctor(network: str | None, as_json: bool) -> None:

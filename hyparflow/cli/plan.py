@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 
-@click.command()
+@click.command(short_help="Show the fastest layout of a model.")
 @click.argument("model")
 @click.option("--ranks", type=click.IntRange(1), help="Ranks to use.  [default: of the cluster]")
 @click.option("--batch-size", type=click.IntRange(1), required=True, help="The global batch.")

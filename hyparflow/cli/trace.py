@@ -9,7 +9,7 @@ from hyparflow.cli.refused import Refused
 __all__ = ["trace"]
 
 
-@click.command()
+@click.command(short_help="Say where the time of each rank went.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--plot", type=click.Path(), help="Draw a step, and the planned one, into this file.")
 @click.option("--plan", "plan_file", type=click.Path(exists=True), help="The plan to draw.")
