@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from hyparflow import launcher
-from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi
+from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, home
 from hyparflow.text import counted
 
-__all__ = ["Request", "environment", "flags", "physical_cores"]
+__all__ = ["Request", "environment", "flags", "has_shared_memory", "passed_on", "physical_cores"]
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 # What ranks on other hosts must be told; MPICH and Intel MPI tell them everything.
+_LOOPBACK = ("lo", "lo0")
+_SHARED = "/dev/shm"
+_SEGMENT = 32 << 20  # bytes of shared memory from which on a rank does without TCP
 _TOLD = ("HYPARFLOW_", "TF_", "OMP_", "KERAS_", "PYTHON", "CUDA_", "XLA_", "MPI4PY_")
+_HOSTS_RULE = "Hosts are written as names with numbers of ranks, 'a:2,b:2'"
+_LEAST_MEMORY = 16 << 20  # bytes that a rank takes, whatever it does
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,13 @@ class Request:
             )
         if self.hosts is None:
             return self.ranks if self.is_local else None
+        if not isinstance(self.hosts, str):
+            raise ValueError(f"{_HOSTS_RULE}. Received: {self.hosts!r}")
         counts = []
         for part in self.hosts.split(","):
             name, _, count = part.partition(":")
             if not name or (count and not (count.isdigit() and int(count))):
-                raise ValueError(
-                    "Hosts are written as names with numbers of ranks, 'a:2,b:2'. "
-                    f"Received: {self.hosts}"
-                )
+                raise ValueError(f"{_HOSTS_RULE}. Received: {self.hosts}")
             counts.append(int(count or 1))
         if sum(counts) < self.ranks:
             raise ValueError(
@@ -100,6 +106,12 @@ def cores_per_rank(request: Request) -> int | None:
             f"Each rank needs a core. Received: {request.ranks} ranks on "
             f"{counted(cores, 'core', 'cores')}. Start fewer, or allow it by --oversubscribe "
             "(in Python oversubscribe=True); ranks that share a core slow each other down."
+        )
+    memory = psutil.virtual_memory().total
+    if request.is_local and per_host > memory // _LEAST_MEMORY:
+        raise ValueError(
+            f"Ranks must fit in memory. Received: {request.ranks} ranks on a machine with "
+            f"{memory / 2**30:.0f} GiB. Start fewer."
         )
     return None
 
@@ -147,7 +159,34 @@ def environment(mpi: Mpi, request: Request, known: dict[str, str]) -> dict[str, 
     launcher.set_threads(found, cores or max(1, physical_cores() // per_host), keep=True)
     if mpi.vendor == OPEN_MPI and os.geteuid() == 0:
         found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if not known.get("HOME"):  # Open MPI does not start without
+        found["HOME"] = home()
+    if request.is_local:
+        found = _only_here(mpi, request, known) | found
     return {name: value for name, value in found.items() if known.get(name) != value}
+
+
+def _only_here(mpi: Mpi, request: Request, known: dict[str, str]) -> dict[str, str]:
+    """What keeps ranks of this machine from listening to others; what the user chose stays."""
+    names = [name for name in psutil.net_if_addrs() if name in _LOOPBACK]
+    if not names:
+        return {}
+    found = {"UCX_NET_DEVICES": names[0], "FI_TCP_IFACE": names[0], "FI_SOCKETS_IFACE": names[0]}
+    if mpi.vendor == OPEN_MPI and not any(name.startswith("OMPI_MCA_btl") for name in known):
+        # Its TCP listens on all interfaces, whichever it is to use; it is for want of memory only.
+        if has_shared_memory(request.ranks):
+            found["OMPI_MCA_btl"] = "^tcp"
+        else:
+            found["OMPI_MCA_btl_tcp_if_include"] = names[0]
+    return found
+
+
+def has_shared_memory(ranks: int) -> bool:
+    """Whether as many ranks can exchange messages through it."""
+    try:
+        return psutil.disk_usage(_SHARED).free >= ranks * _SEGMENT
+    except OSError:
+        return False
 
 
 def passed_on(mpi: Mpi, request: Request, names: Sequence[str]) -> list[str]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["INTEL", "MPICH", "OPEN_MPI", "Mpi", "find_launcher", "identify", "library", "matching"]
+__all__ = [
+    "INTEL",
+    "MPICH",
+    "OPEN_MPI",
+    "Mpi",
+    "find_launcher",
+    "home",
+    "identify",
+    "library",
+    "matching",
+]
 
 OPEN_MPI = "Open MPI"
 MPICH = "MPICH"
@@ -89,11 +102,26 @@ def find_launcher(wanted: Mpi, given: str | None = None) -> Path:
     )
 
 
+def home() -> str:
+    """The user's home; Open MPI's launcher does not start without the variable HOME."""
+    if found := os.environ.get("HOME"):
+        return found
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:  # a container's user of whom nothing is known
+        return tempfile.gettempdir()
+
+
 def matching(launcher: Path) -> Mpi | None:
     """Of which MPI a launcher is; None if it is none."""
     try:
         asked = subprocess.run(
-            [launcher, "--version"], capture_output=True, text=True, timeout=30, check=False
+            [launcher, "--version"],
+            env=os.environ | {"HOME": home()},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -67,13 +69,53 @@ def test_too_many_ranks() -> None:
     assert flags(OPEN, Request(32, "a:16,b:16"))  # hosts may have more cores than this machine
 
 
-def test_threads_match_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
+def added(mpi: Mpi, request: Request, names: tuple[str, ...], **known: str) -> dict[str, str]:
+    """What of these variables is set beside those that are known."""
+    found = environment(mpi, request, known)
+    return {name: value for name, value in found.items() if name in names}
+
+
+def test_threads_match_cores() -> None:
     threads = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    assert environment(OPEN, Request(4), {}) == dict.fromkeys(threads, "2")
-    assert environment(OPEN, Request(16, oversubscribe=True), {}) == dict.fromkeys(threads, "1")
-    chosen = environment(OPEN, Request(4), {"OMP_NUM_THREADS": "7"})
+    assert added(OPEN, Request(4), threads) == dict.fromkeys(threads, "2")
+    several = Request(16, oversubscribe=True)
+    assert added(OPEN, several, threads) == dict.fromkeys(threads, "1")
+    chosen = added(OPEN, Request(4), threads, OMP_NUM_THREADS="7")
     assert chosen == dict.fromkeys(threads[:2], "2")
+
+
+def test_ranks_of_this_machine_listen_to_it_only() -> None:
+    names = ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include", "UCX_NET_DEVICES", "FI_TCP_IFACE")
+    local = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"}
+    assert added(OPEN, Request(2), names) == local | {"OMPI_MCA_btl": "^tcp"}
+    assert added(HYDRA, Request(2), names) == local
+    for chosen in ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include"):
+        assert added(OPEN, Request(2), names, **{chosen: "mine"}) == local
+    assert added(HYDRA, Request(2), names, UCX_NET_DEVICES="eth0") == {"FI_TCP_IFACE": "lo"}
+    for elsewhere in (Request(2, "a:2"), Request(2, None, "hosts"), Request(2, is_allocated=True)):
+        assert not added(OPEN, elsewhere, names)
+
+
+def test_tcp_stays_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include")
+    monkeypatch.setattr(flags_module, "has_shared_memory", lambda ranks: False)
+    assert added(OPEN, Request(2), names) == {"OMPI_MCA_btl_tcp_if_include": "lo"}
+
+
+def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    assert added(OPEN, Request(2), ("HOME",)) == {"HOME": pwd.getpwuid(os.geteuid()).pw_dir}
+    assert not added(OPEN, Request(2), ("HOME",), HOME="/mine")
+
+
+def test_more_ranks_than_memory_holds() -> None:
+    with pytest.raises(ValueError, match="Ranks must fit in memory. Received: 1000000000 ranks"):
+        flags(OPEN, Request(10**9, oversubscribe=True))
+
+
+def test_hosts_are_text() -> None:
+    with pytest.raises(ValueError, match=r"'a:2,b:2'. Received: \['a'\]"):
+        flags(OPEN, Request(2, ["a"]))  # type: ignore[arg-type]
 
 
 def test_root_is_allowed_for_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
