@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def launch(
     kwargs: Mapping[str, Any] | None = None,
     *,
     num_ranks: int,
-    output: str = "leader",
+    output: str | os.PathLike[str] = "leader",
     oversubscribe: bool = False,
     hosts: str | None = None,
 ) -> Any:
@@ -44,7 +43,8 @@ def launch(
         args, kwargs: its arguments.
         num_ranks: how many processes.
         output: "leader" shows what rank 0 writes, as it writes it, and the last lines of a rank
-            that fails; "all" labels the lines of all ranks; a folder gets a file of each rank.
+            that fails; "all" labels the lines of all ranks; a folder, which is made, gets a file of
+            each rank.
         oversubscribe: whether there may be more ranks than cores.
         hosts: names with numbers of ranks, "a:2,b:2", that share this machine's temporary folder;
             this machine if not given.
@@ -63,20 +63,31 @@ def launch(
             "Call the function itself, or start this script without mpirun."
         )
     num_ranks = count_of("num_ranks", num_ranks)
+    _check(function, args, kwargs, oversubscribe)
+    output = running.checked_output("`output`", output)
+    mpi = running.library()
+    with running.job_folder() as folder:
+        write_call(folder, Call(function, tuple(args), dict(kwargs or {})))
+        program = [sys.executable, str(Path(running.__file__).with_name("remote.py")), str(folder)]
+        request = running.Request(num_ranks, hosts, None, oversubscribe)
+        job = running.Job(running.find_launcher(mpi), mpi, request, program, output)
+        end = running.run_and_show(job, _show, folder)
+        return _result(read_outcomes(folder), end.text)
+
+
+def _check(function: Any, args: Any, kwargs: Any, oversubscribe: Any) -> None:
     if not callable(function) or isinstance(args, str) or not isinstance(args, Iterable):
         raise ValueError(
             "`launch` takes a function and a list or tuple of its arguments. "
             f"Received: {function!r} and args={args!r}"
         )
-    mpi = running.library()
-    with tempfile.TemporaryDirectory(prefix="hyparflow-") as name:
-        folder = Path(name)
-        write_call(folder, Call(function, tuple(args), dict(kwargs or {})))
-        program = [sys.executable, str(Path(running.__file__).with_name("remote.py")), name]
-        request = running.Request(num_ranks, hosts, None, oversubscribe)
-        job = running.Job(running.find_launcher(mpi), mpi, request, program, output)
-        code = running.run_and_show(job, _show)
-        return _result(read_outcomes(folder), code)
+    is_mapping = kwargs is None or isinstance(kwargs, Mapping)
+    if not is_mapping or not all(isinstance(name, str) for name in kwargs or ()):
+        raise ValueError(f"`launch` takes kwargs as a dict with names. Received: kwargs={kwargs!r}")
+    if not isinstance(oversubscribe, bool):
+        raise ValueError(
+            f"`oversubscribe` must be True or False. Received: oversubscribe={oversubscribe!r}"
+        )
 
 
 def _show(text: str) -> None:
@@ -85,15 +96,18 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def _result(outcomes: Sequence[Outcome], code: int) -> Any:
+def _result(outcomes: Sequence[Outcome], ended: str) -> Any:
     failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
-    if failed is not None and failed.error is not None:
+    if failed is not None and isinstance(failed.error, Exception):
         raise failed.error from _RemoteTraceback(failed)
-    if code or not outcomes:
-        killed = code - 128 in signal.valid_signals()
-        by = f" ({signal.Signals(code - 128).name})" if killed else ""
+    if failed is not None:  # else it would end this process, too
         raise RuntimeError(
-            f"A rank ended without an exception. Received: exit status {code}{by}; what it wrote "
-            "stands above."
+            "A function that runs on ranks must return, or raise an exception. "
+            f"Received: {failed.error!r} on rank {failed.rank}"
+        ) from _RemoteTraceback(failed)
+    if ended or not outcomes:
+        raise RuntimeError(
+            "The ranks ended without a result and without an exception. "
+            f"Received: {ended or 'rank 0 ended with exit status 0'}. What they wrote stands above."
         )
     return outcomes[0].value

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
-from pathlib import Path
 
 import click
 
+from hyparflow.cli.program import command_of
 from hyparflow.cli.refused import Refused
 
 __all__ = ["run"]
 
+_STREAMS = (0, 1, 2)
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-n", "--ranks", type=click.IntRange(1), required=True, help="How many ranks.")
+
+@click.command(
+    short_help="Start a Python script on several ranks.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option(
+    *("-n", "-np", "--np", "--ranks", "ranks"),
+    type=click.IntRange(1),
+    required=True,
+    help="How many ranks.",
+)
 @click.option(
     "--output",
     default="all",
@@ -45,54 +55,44 @@ def run(
     """Start PROGRAM, a Python script with its arguments, on several ranks.
 
     The launcher is that of the MPI library that mpi4py loads; each rank gets its share of the
-    cores. Ends with the exit status of the first rank that failed.
+    cores. Rank 0 reads the standard input, that of the others is empty. Ends with the exit status
+    of the first rank that failed.
     """
     from hyparflow import launcher, running
 
+    _open_streams()
     try:
         several = launcher.allocated_nodes() > 1
         request = running.Request(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
         mpi = running.library()
-        words = _program(program, is_module)
-        job = running.Job(
-            running.find_launcher(mpi, mpirun), mpi, request, words, _output(output, dry_run)
-        )
+        words = command_of(program, is_module)
+        where = running.checked_output("--output", output, is_made=not dry_run)
+        job = running.Job(running.find_launcher(mpi, mpirun), mpi, request, words, where)
         line = job.describe()
+        if dry_run:
+            click.echo(line)
+            return
+        if job.is_allowed_root:
+            _say("you are root; Open MPI is told to allow it.")
+        end = running.run(job, _say)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    if dry_run:
-        click.echo(line)
+    if end.text:
+        _say(f"{end.text}.")
+    sys.exit(end.code)
+
+
+def _open_streams() -> None:
+    """What a shell has closed is empty: a file that is opened later must not take its place."""
+    for stream in _STREAMS:
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(2, f"hyparflow run: {text}\n".encode())  # also from a thread, and in one piece
+    except OSError:  # nobody is there to be told
         return
-    if job.is_allowed_root:
-        click.echo("hyparflow run: you are root; Open MPI is told to allow it.", err=True)
-    sys.exit(running.run(job))
-
-
-def _program(program: tuple[str, ...], is_module: bool) -> list[str]:
-    """The command of a rank: Python scripts and modules run by this Python."""
-    first = Path(program[0])
-    if is_module:
-        return [sys.executable, "-m", *program]
-    if program[0].startswith("-"):
-        raise ValueError(f"Options stand before PROGRAM. Received: {program[0]}, which is none")
-    if first.suffix == ".py" or (first / "__main__.py").exists():
-        if not first.exists():
-            raise ValueError(f"PROGRAM must be there. Received: {first}, which does not exist")
-        return [sys.executable, *program]
-    if shutil.which(program[0]) is None:
-        raise ValueError(
-            f"PROGRAM must be a Python script, or a program on the PATH. Received: {program[0]}"
-        )
-    return list(program)
-
-
-def _output(output: str, dry_run: bool) -> str:
-    """Where output goes; a folder is made."""
-    if output in ("all", "leader"):
-        return output
-    folder = Path(output).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f'--output takes "all", "leader" or a folder. Received: {output}, a file')
-    if not dry_run:
-        folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)

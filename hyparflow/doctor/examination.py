@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from hyparflow import launcher, running
 from hyparflow.comm import World
@@ -50,16 +48,16 @@ def _try_ranks() -> list[Finding]:
     said: list[str] = []
     try:
         mpi = running.library()
-        with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
-            file = Path(folder) / "findings"
+        with running.job_folder() as folder:
+            file = folder / "findings"
             program = [sys.executable, "-m", "hyparflow.doctor.remote", str(file)]
             request = running.Request(_TRIED, oversubscribe=physical_cores() < _TRIED)
             job = running.Job(running.find_launcher(mpi), mpi, request, program)
-            code = running.run_and_show(job, said.append)
-            if not code and file.exists():
+            end = running.run_and_show(job, said.append, folder)
+            if not end.code and file.exists():
                 return [Finding(**values) for values in json.loads(file.read_text())]
     except ValueError:  # said by the checks of the library and the launcher
         return []
     lines = "".join(said).strip().splitlines() or ["nothing was written"]
-    text = f"two ranks could not be started (exit status {code}): {lines[-1]}"
+    text = f"two ranks could not be started ({end.text}): {lines[-1]}"
     return [Finding("ranks", PROBLEM, text, f"look at what this says: {job.describe()}")]

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,13 @@ from typing import Any
 
 from hyparflow.limits import timeout_seconds
 from hyparflow.running.begin import begins_in_time
+from hyparflow.running.end import End, end_of
 from hyparflow.running.flags import Request, environment, flags, passed_on
+from hyparflow.running.folder import job_folder
 from hyparflow.running.mpi import OPEN_MPI, Mpi
+from hyparflow.running.shown import shown
+from hyparflow.running.stdin import handed_to_rank_0
+from hyparflow.running.words import as_one, sent
 
 __all__ = ["Job", "run", "run_and_show"]
 
@@ -63,18 +67,18 @@ class Job:
         told = passed_on(self.mpi, self.request, sorted(self.known | self.added))
         return [str(self.launcher), *flags(self.mpi, self.request), *told]
 
-    def command(self, record: str) -> list[str]:
+    def command(self, record: Path) -> list[str]:
         """The launcher's command line; `record` is where ranks note how they ended."""
         return [
             *self._starting,
-            *(sys.executable, str(Path(__file__).with_name("rank.py")), self.output, record),
-            *self.program,
+            *(sys.executable, str(Path(__file__).with_name("rank.py")), self.output, str(record)),
+            *sent(self.program, record.with_name("words")),
         ]
 
     def describe(self) -> str:
         """The same for a shell, without what shows the output."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.added.items())]
-        return " ".join([*settings, shlex.join([*self._starting, *self.program])])
+        return " ".join([*settings, shlex.join([*self._starting, *as_one(self.program)])])
 
     @property
     def is_allowed_root(self) -> bool:
@@ -82,69 +86,94 @@ class Job:
         return "OMPI_ALLOW_RUN_AS_ROOT" in self.added
 
 
-def run(job: Job) -> int:
-    """Run a job to its end; signals are passed on.
+def run(job: Job, say: Callable[[str], object]) -> End:
+    """Run a job to its end; signals are passed on, and rank 0 reads the standard input.
+
+    Args:
+        job: the job.
+        say: called with what happens to the output.
 
     Returns:
-        0, or the exit status of the first rank that failed (128 + the signal that killed it).
+        How it ended.
+
+    Raises:
+        ValueError: if it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
-        record = Path(folder) / "ended"
+    with job_folder() as folder, handed_to_rank_0(folder):
+        record = folder / "ended"
         received: list[int] = []
-        process = _start(job, record)
+        process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
         def forward(number: int, frame: FrameType | None) -> None:
             received.append(number)
             process.send_signal(number)
 
+        def lost(stream: int, error: OSError) -> None:
+            if isinstance(error, BrokenPipeError):
+                received.append(signal.SIGPIPE)
+                process.terminate()
+                say("nobody reads the output any more: the job is ended.")
+            else:
+                name = "stdout" if stream == 1 else "stderr"
+                say(f"{name} is lost from here on, for it cannot be written: {error.strerror}.")
+
         previous = {
             number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)
         }
         try:
-            with _ended_with_its_ranks(process, record):
+            with shown(process, lost), _ended_with_its_ranks(process, record):
                 code = process.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return _status(code, record, received)
+        return end_of(code, record, received)
 
 
-def run_and_show(job: Job, show: Callable[[str], object]) -> int:
+def run_and_show(job: Job, show: Callable[[str], object], folder: Path) -> End:
     """Run a job to its end, and show what it writes; an interrupt ends it.
 
     Args:
         job: the job.
         show: called with each piece of text, as it comes.
+        folder: the job's own; see `job_folder`.
 
     Returns:
-        As `run`.
+        How it ended.
+
+    Raises:
+        ValueError: if it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
-        record = Path(folder) / "ended"
-        process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        try:
-            with _ended_with_its_ranks(process, record):
-                while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
-                    show(decoder.decode(piece.replace(b"\0", b"")))  # Open MPI writes some
-            return _status(process.wait(), record, ())
-        finally:
-            _stop(process)
-            if process.stdout is not None:
-                process.stdout.close()
+    record = folder / "ended"
+    process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    try:
+        with _ended_with_its_ranks(process, record):
+            while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
+                show(decoder.decode(piece.replace(b"\0", b"")))  # Open MPI writes some
+        return end_of(process.wait(), record, ())
+    finally:
+        _stop(process)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
     seconds = timeout_seconds(job.known)
     tied = [sys.executable, str(Path(__file__).with_name("tied.py")), str(os.getpid())]
-    process = subprocess.Popen(
-        [*tied, *job.command(str(record))],
-        env=job.known | job.added | _own_folder(job, record.parent),
-        stdin=subprocess.DEVNULL,
-        # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
-        start_new_session=True,
-        **streams,
-    )
+    try:
+        process = subprocess.Popen(
+            [*tied, *job.command(record)],
+            env=job.known | job.added | _own_folder(job, record.parent),
+            stdin=subprocess.DEVNULL,
+            # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
+            start_new_session=True,
+            **streams,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"The launcher cannot be started. Received: {error.strerror}. If arguments are too "
+            "long, write them into a file that the script reads."
+        ) from error
     if job.request.is_local:
         begins_in_time(process, job.launcher, record, seconds, _stop)
     return process
@@ -192,13 +221,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _status(code: int, record: Path, received: Sequence[int]) -> int:
-    ended = [n for n in received if n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    if code and ended:
-        return 128 + ended[0]
-    if record.exists() and (first := record.read_text().split("\n")[0]):
-        failed = int(first.split()[1])
-        return failed if failed >= 0 else 128 - failed
-    return code if code >= 0 else 128 - code

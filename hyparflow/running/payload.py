@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyparflow.portable import portable
+from hyparflow.running.folder import room_needed
 from hyparflow.running.models import is_model, keras_settings, reduce_model
 
 __all__ = ["Call", "Outcome", "read_call", "read_outcomes", "write_call", "write_outcome"]
@@ -58,9 +59,11 @@ def write_call(folder: Path, call: Call) -> None:
     That is where this process is, where it looks for modules, and Keras's settings.
 
     Raises:
+        RuntimeError: if there is no room for it.
         ValueError: if something in it cannot be sent to another process.
     """
-    (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd(), keras_settings()]))
+    with room_needed(folder):
+        (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd(), keras_settings()]))
     _write(folder, _CALL, tuple(call))
 
 
@@ -71,12 +74,14 @@ def read_call(folder: Path) -> Call:
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write how a call ended; a value that cannot be sent is an error, too."""
+    name = _OUTCOME.format(outcome.rank)
     try:
-        _write(folder, _OUTCOME.format(outcome.rank), _as_sent(outcome))
-    except ValueError as error:
+        _write(folder, name, _as_sent(outcome))
+    except (RuntimeError, ValueError) as error:
+        for part in (*folder.glob(f"array-{name}-*"), *folder.glob(f"part-{name}")):
+            part.unlink()  # there may be room for the error then
         text = "".join(traceback.format_exception(error))
-        failed = Outcome(outcome.rank, error=error, text=text)
-        _write(folder, _OUTCOME.format(outcome.rank), _as_sent(failed))
+        _write(folder, name, _as_sent(Outcome(outcome.rank, error=error, text=text)))
 
 
 def _as_sent(outcome: Outcome) -> tuple[Any, ...]:
@@ -100,15 +105,18 @@ def _write(folder: Path, name: str, value: Any) -> None:
     """Pickle `value`: the file is complete or not there."""
     buffer = io.BytesIO()
     try:
-        _pickler(buffer, folder, name).dump(value)
+        with room_needed(folder):
+            _pickler(buffer, folder, name).dump(value)
+            part = folder / f"part-{name}"
+            part.write_bytes(buffer.getvalue())
+            part.replace(folder / name)
     except Exception as error:  # pickling runs the code of what is pickled
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, OSError):
+            raise
         raise ValueError(
             "What goes to the ranks and comes back must be possible to pickle. "
             f"Received: {type(error).__name__}: {error}"
         ) from error
-    part = folder / f"part-{name}"
-    part.write_bytes(buffer.getvalue())
-    part.replace(folder / name)
 
 
 def _read(folder: Path, name: str) -> Any:

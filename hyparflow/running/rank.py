@@ -1,10 +1,11 @@
 """Runs one rank's program, sends its output where it belongs, and notes how it ended.
 
-    python rank.py OUTPUT RECORD COMMAND...
+    python rank.py OUTPUT RECORD WORDS...
 
 OUTPUT is "all" (each line with the rank's number), "leader" (what others write is shown if they
 fail) or a folder (a file for each rank, and the leader's on the terminal too). RECORD is a file to
-which the rank's exit status is added if it fails. Imports nothing of hyparflow: it starts at once.
+which the rank's exit status is added if it fails. WORDS are the program and its arguments, as
+hyparflow.running.words writes them. Imports nothing of hyparflow: it starts at once.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import os
 import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+from urllib.parse import unquote_to_bytes
 
 __all__ = ["main"]
 
@@ -50,14 +53,22 @@ class Stream:
     """One of a rank's two streams on its way.
 
     Attributes:
-        target: where it is shown.
+        target: where it is shown; None once nobody takes it.
         shown: whether it is.
         starts_line: whether what comes next starts a line.
     """
 
-    target: IO[bytes]
+    target: int | None
     shown: bool
     starts_line: bool = True
+
+    def write(self, data: bytes) -> None:
+        """Show it. What nobody takes is dropped: the rank must not wait for them."""
+        try:
+            if self.target is not None:
+                write_whole(self.target, data)
+        except OSError:
+            self.target = None
 
 
 class Sink:
@@ -75,12 +86,15 @@ class Sink:
         self._shown = output == "all" or rank == 0
         self._quiet = os.environ.get(_LEVEL) != "0"
         self._last: collections.deque[bytes] = collections.deque(maxlen=_SHOWN)
-        self._file: Any = None
         self._lock = threading.Lock()
+        self._path, self._file = Path(output) / f"rank-{rank}.txt", None
         if output not in ("all", "leader"):
-            self._file = (Path(output) / f"rank-{rank}.txt").open("wb", buffering=0)
+            try:
+                self._file = open_file(self._path)
+            except OSError as error:
+                self._drop_file(error)
 
-    def take(self, source: IO[bytes], target: IO[bytes]) -> None:
+    def take(self, source: IO[bytes], target: int) -> None:
         """All that comes from `source`: whole lines, and what has waited for its end for long.
 
         Launchers may mix pieces of lines of several ranks.
@@ -101,28 +115,41 @@ class Sink:
     def _put(self, stream: Stream, lines: list[bytes]) -> None:
         """Show lines, or keep the last of them."""
         with self._lock:
+            if self._quiet and stream.starts_line:
+                lines = [line for line in lines if not _NOTICES.match(line)]
+            self._keep(b"".join(lines))
+            pieces = []
             for line in lines:
-                if self._quiet and stream.starts_line and _NOTICES.match(line):
-                    continue
-                if self._file is not None:
-                    self._file.write(line)
                 if not stream.shown and line.startswith(_TRACEBACK) and self._is_first_error():
-                    stream.target.write(f"--- rank {self._rank}:\n".encode())
+                    pieces.append(f"--- rank {self._rank}:\n".encode())
                     stream.shown = True
                 if stream.shown:
-                    stream.target.write(self._prefix + line if stream.starts_line else line)
+                    pieces.append(self._prefix + line if stream.starts_line else line)
                 else:
                     self._last.append(line)
                 stream.starts_line = line.endswith(_ENDS)
-            stream.target.flush()
+            stream.write(b"".join(pieces))
+
+    def _keep(self, data: bytes) -> None:
+        """Write it into the rank's file, as long as that can be written."""
+        try:
+            if self._file is not None:
+                write_whole(self._file, data)
+        except OSError as error:
+            self._drop_file(error)
+
+    def _drop_file(self, error: OSError) -> None:
+        """Go on without the file, and say so once."""
+        self._file = None
+        text = f"output is not written to {self._path} from here on: {error.strerror}"
+        Stream(2, True).write(f"hyparflow: rank {self._rank}'s {text}\n".encode())
 
     def explain(self, status: str) -> None:
         """Show how a rank ended that was not shown."""
         if not self._shown:
             lines = b"".join(self._last)
             head = f"--- rank {self._rank} {status}" + ("; its last lines:\n" if lines else "\n")
-            sys.stderr.buffer.write(head.encode() + lines)
-            sys.stderr.flush()
+            Stream(2, True).write(head.encode() + lines)
 
     def _is_first_error(self) -> bool:
         """Whether no other rank of this machine has shown one."""
@@ -133,6 +160,51 @@ class Sink:
             return False
         except OSError:  # another machine than the one that started the job
             return True
+
+
+def write_whole(file: int, data: bytes) -> None:
+    """Write all of it; a write may take a part only."""
+    while data:
+        try:
+            data = data[os.write(file, data) :]
+        except BlockingIOError:
+            if stat.S_ISFIFO(os.fstat(file).st_mode) and file > 2:  # a file nobody reads
+                raise
+            select.select([], [file], [])
+
+
+def open_file(path: Path) -> int:
+    """Open a file to write it anew; waits for nobody who would read it.
+
+    Raises:
+        OSError: if that cannot be.
+    """
+    if path.is_symlink() and path.lstat().st_uid not in (os.geteuid(), 0):
+        raise PermissionError(0, "another user's link is not followed")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+
+
+def decoded(words: list[str]) -> list[str]:
+    """The program and its arguments."""
+    if words[0][0] == "@":
+        words = Path(words[0][1:]).read_text().split("\n")
+    return [os.fsdecode(unquote_to_bytes(word[1:])) for word in words]
+
+
+def own_input(rank: int, record: str) -> int:
+    """What the program reads: the leader what is handed to it, the others nothing."""
+    if rank == 0:
+        import socket
+
+        with contextlib.suppress(OSError):  # on another machine, or there is none
+            place = os.open(Path(record).parent, os.O_RDONLY)
+            with socket.socket(socket.AF_UNIX) as peer:
+                near = f"/proc/self/fd/{place}"  # a folder's name may be too long for an address
+                folder = near if os.path.exists(near) else str(Path(record).parent)
+                peer.connect(f"{folder}/input")
+                _, files, _, _ = socket.recv_fds(peer, 1, 1)
+                return files[0] if files else subprocess.DEVNULL
+    return subprocess.DEVNULL
 
 
 def rank_number() -> int:
@@ -168,36 +240,54 @@ def end_without(launcher: int, program: subprocess.Popen[bytes]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # and with it the program
 
 
-def main() -> int:
-    launcher = os.getppid()
-    output, record, *command = sys.argv[1:]
-    rank = rank_number()
-    with contextlib.suppress(OSError):  # another machine than the one that started the job
-        Path(f"{record}.begun").touch()
-    sink = Sink(rank, output, record)
-    # The launcher's own channels to this process belong to the program.
-    program = subprocess.Popen(
+def start(command: list[str], rank: int, record: str) -> subprocess.Popen[bytes]:
+    """Start the rank's program; the launcher's own channels to this process belong to it."""
+    return subprocess.Popen(
         command,
+        stdin=own_input(rank, record),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         close_fds=False,
         preexec_fn=die_with_parent,
         env={_LEVEL: "1"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"},
     )
+
+
+def how(code: int) -> str:
+    """How a program ended, in words."""
+    if code >= 0:
+        return f"ended with exit status {code}"
+    known = -code in signal.valid_signals()
+    name = f" ({signal.Signals(-code).name})" if known and -code < signal.SIGRTMIN else ""
+    return f"was killed by signal {-code}{name}"
+
+
+def main() -> int:
+    launcher = os.getppid()
+    output, record, *words = sys.argv[1:]
+    rank, command = rank_number(), decoded(words)
+    with contextlib.suppress(OSError):  # another machine than the one that started the job
+        Path(f"{record}.begun").touch()
+    sink = Sink(rank, output, record)
+    try:
+        program = start(command, rank, record)
+    except OSError as error:
+        is_first(record, rank, 127)
+        Stream(2, True).write(f"hyparflow: {command[0]} cannot be started: {error}\n".encode())
+        return 127
     threading.Thread(target=end_without, args=(launcher, program), daemon=True).start()
     for number in _FORWARDED:
         signal.signal(number, lambda number, frame: program.send_signal(number))
-    pairs = ((program.stdout, sys.stdout.buffer), (program.stderr, sys.stderr.buffer))
+    pairs = ((program.stdout, 1), (program.stderr, 2))
     threads = [threading.Thread(target=sink.take, args=pair, daemon=True) for pair in pairs]
     for thread in threads:
         thread.start()
     code = program.wait()
+    first = bool(code) and is_first(record, rank, code)  # the others are stopped because of it
     for thread in threads:
         thread.join(2.0)  # a process that the program left behind may hold them open
-    if code:
-        status = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        if is_first(record, rank, code):  # the others are stopped because of it
-            sink.explain(status)
+    if first:
+        sink.explain(how(code))
     return code if code >= 0 else 128 - code
 
 

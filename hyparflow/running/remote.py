@@ -12,7 +12,9 @@ import json
 import os
 import sys
 import traceback
+from os import _exit as end_process
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -32,9 +34,17 @@ def main(folder: Path) -> None:
         value = function(*args, **kwargs)
     except BaseException as error:
         write_outcome(folder, Outcome(rank, error=error, text=traceback.format_exc()))
-        raise
+        _end(error)
     if rank == 0:
         write_outcome(folder, Outcome(rank, value))
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Show an error and end at once: at Python's own end MPI would wait for the other ranks."""
+    sys.excepthook(type(error), error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    end_process(1)
 
 
 if __name__ == "__main__":

@@ -154,11 +154,28 @@ try:
     hf.launch(lambda: os._exit(3), num_ranks=2, oversubscribe=True)
 except RuntimeError as error:
     print("caught", error)
+
+def leave():
+    if who().rank == 1:
+        sys.exit(0)
+    time.sleep(50)
+
+for function in (leave, lambda: sys.stdin.read()):
+    try:
+        print("read", repr(hf.launch(function, num_ranks=2, oversubscribe=True, output="new/logs")))
+    except RuntimeError as error:
+        print("caught", error)
 """,
         tmp_path,
     )
     assert code == 0, out
-    assert "caught A rank ended without an exception. Received: exit status 3" in out
+    assert "or raise an exception. Received: SystemExit(0) on rank 1" in out
+    assert "read ''" in out  # to its end, not for ever
+    assert (tmp_path / "new" / "logs" / "rank-1.txt").exists()
+    assert (
+        "caught The ranks ended without a result and without an exception. Received: rank " in out
+    )
+    assert " ended with exit status 3. " in out
 
 
 def test_the_launchers_files_go_with_the_job(tmp_path: pathlib.Path) -> None:
@@ -187,8 +204,12 @@ print("files:", found, bool(found) and os.path.exists(found))
 def test_ranks_end_with_the_process_that_started_them(
     tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
+    (tmp_path / "files").mkdir()
     process = start(
         """
+import tempfile
+tempfile.tempdir = "files"
+
 def train():
     open(f"at-{who().rank}", "w").close()
     time.sleep(300)
@@ -201,6 +222,10 @@ hf.launch(train, num_ranks=2, oversubscribe=True)
     process.send_signal(number)
     process.communicate(timeout=40)
     require_end(ranks)
+    end = time.monotonic() + 20
+    while list((tmp_path / "files").iterdir()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not list((tmp_path / "files").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -209,6 +234,12 @@ hf.launch(train, num_ranks=2, oversubscribe=True)
         ("hf.launch(who, (iter([1]) for _ in 'a'), num_ranks=2)", "takes 0 positional"),
         ("hf.launch(who, (i for i in [sys._getframe()]), num_ranks=2)", "possible to pickle"),
         ("hf.launch(who, num_ranks=1000)", "Each rank needs a core"),
+        ("hf.launch(who, num_ranks=10**9, oversubscribe=True)", "Ranks must fit in memory"),
+        ("hf.launch(who, num_ranks=True)", "must be a positive integer"),
+        ("hf.launch(who, kwargs=3, num_ranks=2)", "takes kwargs as a dict with names"),
+        ("hf.launch(who, num_ranks=2, hosts=['a'])", "'a:2,b:2'. Received: ['a']"),
+        ("hf.launch(who, num_ranks=2, output=None)", "or a folder. Received: None"),
+        ("hf.launch(who, num_ranks=1, oversubscribe='yes')", "must be True or False"),
         ("hf.launch(who, 'ab', num_ranks=2)", "takes a function and a list or tuple"),
         ("hf.launch(sys._getframe, num_ranks=1, oversubscribe=True)", "possible to pickle"),
     ],

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import IO
 
 import psutil
 import pytest
@@ -63,11 +65,18 @@ def python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv("MPI4PY_LIBMPI", raising=False)  # which would name the other
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+def start(
+    *arguments: object,
+    stdin: int | IO[str] | None = subprocess.DEVNULL,
+    stdout: int | IO[str] = subprocess.PIPE,
+    before: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
     known = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER)}
     known.pop("OMP_NUM_THREADS", None)
     return subprocess.Popen(
         [
+            *before,
             os.environ.get(CHOSEN, sys.executable),
             "-m",
             "hyparflow.cli",
@@ -75,7 +84,8 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
             *map(str, arguments),
         ],
         env=known | environment,
-        stdout=subprocess.PIPE,
+        stdin=stdin,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -96,13 +106,101 @@ def wait_for(path: pathlib.Path, ranks: int) -> None:
         time.sleep(0.05)
 
 
+# Says what it can read, and who listens to others than this machine.
+READS = """
+import sys
+import psutil
+from mpi4py import MPI
+
+text = sys.stdin.read()
+comm = MPI.COMM_WORLD
+comm.barrier()
+listens = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == "LISTEN"]
+inherited = [c.laddr for c in psutil.Process().parent().net_connections() if c.status == "LISTEN"]
+inherited = {at.ip for at in inherited}
+print("has read", len(text), "listens", sorted(set(listens) - inherited - {"127.0.0.1"}))
+comm.barrier()
+"""
+
+
+def test_rank_0_reads_to_the_end_and_nobody_listens_elsewhere(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "reads.py").write_text(READS)
+    long = tmp_path / ("x" * 100)  # longer than a socket's address may be
+    long.mkdir()
+    process = start(
+        "-n", 2, "--oversubscribe", tmp_path / "reads.py", stdin=subprocess.PIPE, TMPDIR=str(long)
+    )
+    out, err = process.communicate("line\n" * 100_000, timeout=60)
+    assert process.returncode == 0, err
+    said = ["[0] has read 500000 listens []", "[1] has read 0 listens []"]
+    assert sorted(out.splitlines()) == said
+    assert not list(long.iterdir())
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path: pathlib.Path, closed: str) -> None:
+    path = tmp_path / "reads.py"
+    path.write_text("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())")
+    shell = ["sh", "-c", f'"$@" {closed}', "sh"]
+    process = start("-n", 1, path, tmp_path / "read", before=shell)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (tmp_path / "read").read_text() == ""
+
+
+LOUD = "for k in range(20000): print('x' * 70, k)\nprint('END')"
+
+
+def test_output_that_nobody_takes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    (tmp_path / "rank-0.txt").symlink_to("/dev/full")
+    arguments = ("-n", 2, "--oversubscribe", "--output", tmp_path, tmp_path / "loud.py")
+    code, out, err = run(*arguments)
+    assert code == 0
+    assert out.endswith("END\n")
+    assert err.count("rank 0's output is not written") == 1
+    assert (tmp_path / "rank-1.txt").read_text().endswith("END\n")
+    with open("/dev/full", "w") as full:
+        process = start(*arguments, stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "hyparflow run: stdout is lost from here on" in err
+    process = start(*arguments)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    err = process.stderr.read()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert "hyparflow run: nobody reads the output any more: the job is ended." in err
+
+
+def test_without_a_home(script: pathlib.Path) -> None:
+    process = start("-n", 1, script, before=["env", "-u", "HOME"])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "rank 0 of 1" in out
+
+
+def test_a_launcher_that_is_killed(script: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    process = start("-n", 2, "--oversubscribe", script, "wait", tmp_path / "at")
+    wait_for(tmp_path / "at", 2)
+    names = ("prterun", "mpirun", "mpiexec", "mpiexec.hydra")
+    for child in psutil.Process(process.pid).children():
+        if child.name() in names:
+            child.kill()
+    _, err = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "hyparflow run: the launcher was killed by signal 9 (SIGKILL)" in err
+
+
 def test_each_line_tells_its_rank(script: pathlib.Path) -> None:
-    code, out, err = run("-n", 2, "--oversubscribe", script, "end", "--epochs", "3", "-n", "5")
+    # What a launcher, a shell or a shorter way would take for its own.
+    words = ["end", "--epochs", "3", "-n", "5", ":", "-n", "1", "touch", "", "--", "a\nb", "'", "é"]
+    code, out, err = run("-np", 2, "--oversubscribe", script, *words, "@f", "x" * 130_000)
     assert code == 0, err
     lines = sorted(line for line in out.splitlines() if "rank" in line)
-    assert lines == [
-        f"[{rank}] rank {rank} of 2: ['end', '--epochs', '3', '-n', '5']" for rank in range(2)
-    ]
+    given = [*words, "@f", "x" * 130_000]
+    assert lines == [f"[{rank}] rank {rank} of 2: {given}" for rank in range(2)]
 
 
 @pytest.mark.skipif((psutil.cpu_count(logical=False) or 1) < 2, reason="needs two cores")
@@ -143,6 +241,7 @@ def test_the_first_rank_that_fails_decides(
     assert code == 7
     assert "reason of 1" in err
     assert time.monotonic() - begin < 40  # the others, who sleep for 60 s, were stopped
+    assert "hyparflow run: rank 1 ended with exit status 7." in err
     if output == "leader":
         assert "--- rank 1 ended with exit status 7" in err
 
@@ -161,7 +260,8 @@ def test_a_rank_that_is_killed(script: pathlib.Path, tmp_path: pathlib.Path) -> 
         "-n", 2, "--oversubscribe", "--output", "leader", script, "kill", tmp_path / "at"
     )
     assert code == 128 + signal.SIGKILL
-    assert "--- rank 1 was killed by signal 9" in err
+    assert "--- rank 1 was killed by signal 9 (SIGKILL)" in err
+    assert "hyparflow run: rank 1 was killed by signal 9 (SIGKILL); the system does so when" in err
 
 
 def test_a_folder_gets_a_file_of_each_rank(script: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -199,11 +299,11 @@ def test_a_signal_for_the_script_reaches_it(script: pathlib.Path, tmp_path: path
 
 
 def test_a_dry_run_shows_what_a_shell_would_take(script: pathlib.Path) -> None:
-    code, out, _ = run("-n", 2, "--dry-run", "--oversubscribe", script, "a b")
+    code, out, _ = run("-n", 2, "--dry-run", "--oversubscribe", script, "a b", ":", "")
     assert code == 0
     shell = subprocess.run(out, shell=True, capture_output=True, text=True, timeout=60)
     assert shell.returncode == 0, shell.stderr
-    assert "rank 1 of 2: ['a b']" in shell.stdout
+    assert "rank 1 of 2: ['a b', ':', '']" in shell.stdout
 
 
 def test_root_is_said(script: pathlib.Path) -> None:
@@ -234,7 +334,9 @@ def path(script: pathlib.Path) -> str:
         (["-n", "2", "--hosts", "a:b", "train.py"], "'a:2,b:2'. Received: a:b"),
         (["-n", "4", "--hosts", "a:1,b:2", "train.py"], "4 ranks, 3 in a:1,b:2"),
         (["-n", "2", "--hosts", "a:2", "--hostfile", "/dev/null", "train.py"], "Received: both"),
-        (["-n", "2", "--np", "2", "train.py"], "Received: --np, which is none"),
+        (["-n", "2", "--nproc", "2", "train.py"], "Received: --nproc, which is none"),
+        (["-n", "2", "-"], "several ranks cannot read it from one standard input"),
+        (["-n", "2", "-m", "no_such_module"], "Received: no_such_module, which is not there"),
         (["-n", "2", "--output", "train.py", "train.py"], "Received: train.py, a file"),
         (["-n", "2", "--mpirun", "train.py", "train.py"], "Received: none"),
         (["-n", "2"], "Missing argument"),

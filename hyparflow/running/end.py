@@ -1,0 +1,64 @@
+"""How a job ended, and how that is said."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["End", "end_of"]
+
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: "; the system does so when memory runs out",
+    signal.SIGBUS: "; the system does so when a disk or /dev/shm runs out of room",
+}
+
+
+class End(NamedTuple):
+    """How a job ended.
+
+    Attributes:
+        code: 0, or the exit status of the first rank that failed (128 + the signal that killed it).
+        text: who failed and how; empty if nobody did, or a signal from outside ended the job.
+    """
+
+    code: int
+    text: str = ""
+
+
+def end_of(code: int, record: Path, received: Sequence[int]) -> End:
+    """How a job ended.
+
+    Args:
+        code: the launcher's exit status, as `subprocess` tells it.
+        record: where ranks of this machine noted how they failed.
+        received: the signals that were sent to the job.
+    """
+    ended = [
+        n for n in received if n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+    ]
+    if code and ended:
+        return End(128 + ended[0])
+    noted = record.read_text().split("\n")[0] if record.exists() else ""
+    rank, failed = map(int, noted.split()) if noted else (None, 0)
+    if failed and not (code < 0 and failed == -signal.SIGTERM):  # as ranks end without a launcher
+        return End(_as_status(failed), f"rank {rank} {_said(failed)}")
+    if code:
+        before = ", and no rank of this machine had failed before" if code > 0 else ""
+        return End(_as_status(code), f"the launcher {_said(code)}{before}")
+    return End(0)
+
+
+def _as_status(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def _said(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:  # one of the real-time signals
+        name = ""
+    return f"was killed by signal {-code}{name}{_HINTS.get(-code, '')}"

@@ -1,0 +1,65 @@
+"""Hands this process's standard input to rank 0, which reads it to its end.
+
+Launchers forward it, but Open MPI never tells a rank that it has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["NAME", "handed_to_rank_0"]
+
+NAME = "input"  # of the socket in the job's folder
+
+
+@contextlib.contextmanager
+def handed_to_rank_0(folder: Path) -> Iterator[None]:
+    """While open, whoever connects to the socket in `folder` is given the standard input.
+
+    The descriptor itself is given, so that nothing is read of it that the rank does not read. A
+    rank that finds no socket has an empty input.
+    """
+    if not _has_input():
+        yield
+        return
+    with socket.socket(socket.AF_UNIX) as server:
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            # Not by the folder's name, which may be longer than a socket's address.
+            server.bind(f"/proc/self/fd/{place}/{NAME}")
+        except OSError:  # another system than Linux
+            server.bind(str(folder / NAME))
+        finally:
+            os.close(place)
+        server.listen(1)
+        threading.Thread(target=_give, args=(server,), daemon=True).start()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # ends the wait for a rank
+
+
+def _give(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        peer, _ = server.accept()
+        with peer:
+            socket.send_fds(peer, [b"0"], [0])
+
+
+def _has_input() -> bool:
+    """Whether there is a standard input, and this process may read it now."""
+    if sys.__stdin__ is None:  # closed
+        return False
+    try:
+        os.fstat(0)
+        in_background = os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()
+    except OSError:  # a terminal that is not this process's own belongs to nobody's foreground
+        return sys.__stdin__ is not None and not sys.__stdin__.closed
+    return not in_background
