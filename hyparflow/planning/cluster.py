@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from numbers import Integral, Real
-from pathlib import Path
+from numbers import Real
 from typing import Any
 
-from hyparflow.files import read_values
+from hyparflow.files import Amount, Count, made, read, schema_of
+from hyparflow.options import count_of
 from hyparflow.writing import write_text
 
 __all__ = ["ALLREDUCES", "Cluster", "Link"]
@@ -19,8 +21,14 @@ ALLREDUCES = ("auto", "ring", "tree")
 _FILE = "A cluster is a file that Cluster.save or `hyparflow doctor --network` wrote."
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """As a plain float; None if it is no finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,18 @@ class Link:
         bandwidth: bytes per second, in one direction.
     """
 
-    latency: float
-    bandwidth: float
+    latency: Amount
+    bandwidth: Amount
 
     def __post_init__(self) -> None:
-        numbers = _is_number(self.latency) and _is_number(self.bandwidth)
-        if not numbers or self.latency < 0 or self.bandwidth <= 0:
+        latency, bandwidth = _number(self.latency), _number(self.bandwidth)
+        if latency is None or bandwidth is None or latency < 0 or bandwidth <= 0:
             raise ValueError(
                 "A link needs a latency of at least 0 s and a bandwidth above 0 bytes/s. "
                 f"Received: latency={self.latency!r}, bandwidth={self.bandwidth!r}"
             )
+        object.__setattr__(self, "latency", latency)
+        object.__setattr__(self, "bandwidth", bandwidth)
 
     def seconds(self, size: float) -> float:
         """The time of one message of `size` bytes."""
@@ -66,31 +76,31 @@ class Cluster:
         sum_bandwidth: bytes per second of what has arrived that a rank adds to its own.
     """
 
-    nodes: int = 1
-    ranks_per_node: int = 1
+    nodes: Count = 1
+    ranks_per_node: Count = 1
     within: Link = field(default_factory=lambda: Link(5e-6, 3e9))
     between: Link = field(default_factory=lambda: Link(30e-6, 1.2e9))  # 10 Gbit/s over TCP
-    speed: float = 1.0
+    speed: Amount = 1.0
     allreduce: str = "auto"
-    sum_bandwidth: float = 2e9
+    sum_bandwidth: Amount = 2e9
 
     def __post_init__(self) -> None:
-        counts = (self.nodes, self.ranks_per_node)
-        if not all(isinstance(n, Integral) and n >= 1 for n in counts):
-            raise ValueError(
-                "A cluster needs at least one node and one rank on each. "
-                f"Received: nodes={self.nodes!r}, ranks_per_node={self.ranks_per_node!r}"
-            )
+        for name in ("nodes", "ranks_per_node"):
+            object.__setattr__(self, name, count_of(name, getattr(self, name)))
         for name in ("within", "between"):
             if not isinstance(getattr(self, name), Link):
                 raise ValueError(
                     f"`{name}` must be a hyparflow.Link. Received: {name}={getattr(self, name)!r}"
                 )
         for name in ("speed", "sum_bandwidth"):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
-                raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")
-        if self.allreduce not in ALLREDUCES:
+            value = _number(getattr(self, name))
+            if value is None or value <= 0:
+                received = getattr(self, name)
+                raise ValueError(
+                    f"`{name}` must be a number above 0. Received: {name}={received!r}"
+                )
+            object.__setattr__(self, name, value)
+        if not isinstance(self.allreduce, str) or self.allreduce not in ALLREDUCES:
             raise ValueError(
                 f"`allreduce` must be one of {', '.join(map(repr, ALLREDUCES))}. "
                 f"Received: allreduce={self.allreduce!r}"
@@ -132,22 +142,19 @@ class Cluster:
         tree = levels * (2 * link.seconds(size) + size / self.sum_bandwidth)
         return {"ring": ring, "tree": tree, "auto": min(ring, tree)}[self.allreduce]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, for `load`."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, **changes: object) -> Cluster:
+    def load(cls, path: str | os.PathLike[str], **changes: object) -> Cluster:
         """What `save` or ``hyparflow doctor --network`` wrote, with `changes` to its attributes.
 
         Raises:
             ValueError: if the file holds no cluster.
         """
-        values = read_values(path, _FILE)
-        try:
-            links: dict[str, Any] = {
-                name: Link(**values[name]) for name in ("within", "between") if name in values
-            }
-            return cls(**(values | links | changes))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{_FILE} Received: {path} ({error})") from error
+
+        def changed(values: Any) -> Cluster:
+            return dataclasses.replace(made(values, cls), **changes)  # type: ignore[arg-type]
+
+        return read(path, schema_of(cls), _FILE, changed)

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sized
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hyparflow.files import read_values
+from hyparflow.files import Amount, Bytes, Count, Number, made, read, schema_of
+from hyparflow.text import counted
 from hyparflow.writing import write_text
 
 __all__ = ["Costs", "Overheads", "Times", "Weight"]
@@ -34,7 +36,7 @@ class Weight:
         trainable: whether it is trained.
     """
 
-    size: int
+    size: Bytes
     trainable: bool
 
 
@@ -61,21 +63,21 @@ class Overheads:
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
     """
 
-    call: float = 5e-4
-    step: float = 3e-3
-    message: float = 1e-4
-    accumulate: float = 5e-10
-    accumulate_weight: float = 4e-5
-    apply: float = 1e-9
-    apply_weight: float = 2e-5
-    reduce: float = 1e-9
-    reduce_weight: float = 3e-5
-    program: float = 16e3
-    program_in_two: float = 38e3
-    program_of_keras: float = 20e3
-    uncollected: float = 20e3
-    uncollected_most: float = 110e6
-    runtime: float = 50e6
+    call: Amount = 5e-4
+    step: Amount = 3e-3
+    message: Amount = 1e-4
+    accumulate: Amount = 5e-10
+    accumulate_weight: Amount = 4e-5
+    apply: Amount = 1e-9
+    apply_weight: Amount = 2e-5
+    reduce: Amount = 1e-9
+    reduce_weight: Amount = 3e-5
+    program: Amount = 16e3
+    program_in_two: Amount = 38e3
+    program_of_keras: Amount = 20e3
+    uncollected: Amount = 20e3
+    uncollected_most: Amount = 110e6
+    runtime: Amount = 50e6
 
     def program_bytes(self, whole: Any, in_two: Any) -> Any:
         """Bytes of memory for compiled operations, so many in one call and so many in two.
@@ -125,7 +127,7 @@ class Costs:
     """
 
     operations: tuple[str, ...]
-    rows: tuple[int, ...]
+    rows: tuple[Count, ...]
     forward: np.ndarray
     backward: np.ndarray
     fused: np.ndarray
@@ -134,10 +136,10 @@ class Costs:
     program: np.ndarray
     tensors: np.ndarray
     weights: tuple[Weight, ...]
-    used: tuple[tuple[int, ...], ...]
-    slots: float = 0.0
-    halves: tuple[float, float] = (0.5, 0.5)
-    crowd: int = 1
+    used: tuple[tuple[Number, ...], ...]
+    slots: Amount = 0.0
+    halves: tuple[Amount, Amount] = (0.5, 0.5)
+    crowd: Count = 1
     crowded: np.ndarray | None = None
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
@@ -195,7 +197,7 @@ class Costs:
         numbers = {number for index in operations for number in self.used[index]}
         return sum(self.weights[n].trainable for n in numbers)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, for `load`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
@@ -203,27 +205,60 @@ class Costs:
         write_text(path, json.dumps(values, default=_plain) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Costs:
+    def load(cls, path: str | os.PathLike[str]) -> Costs:
         """What `save` wrote.
 
         Raises:
             ValueError: if the file holds no costs.
         """
         rule = '`costs` must be "measure", "estimate", or a file that Costs.save wrote.'
-        values = read_values(path, rule)
-        try:
-            for name in _ARRAYS:
-                if values[name] is not None:
-                    values[name] = np.array(values[name], float)
-            values["weights"] = tuple(Weight(*pair) for pair in values["weights"])
-            values["used"] = tuple(map(tuple, values["used"]))
-            values["operations"] = tuple(values["operations"])
-            values["rows"] = tuple(values["rows"])
-            values["halves"] = tuple(values["halves"])
-            values["overheads"] = Overheads(**values["overheads"])
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
+        return read(path, _schema(), rule, _from_file)
+
+    def __repr__(self) -> str:
+        count = len(self.operations)
+        return f"Costs({counted(count, 'operation', 'operations')}, {self.source})"
+
+
+def _schema() -> Any:
+    """Of a file."""
+    row, matrix = tuple[Amount, ...], tuple[tuple[Amount, ...], ...]
+    others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "tensors"), row)
+    others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
+    weights = tuple[tuple[Bytes, bool], ...]
+    return schema_of(Costs, crowded=matrix | None, weights=weights, **others)
+
+
+def _from_file(content: Any) -> Costs:
+    """The costs that a file holds, if its fields fit each other.
+
+    Raises:
+        ValueError: naming the field that does not.
+    """
+    sizes, count = len(content.rows), len(content.operations)
+    _require_length("rows", content.rows, sizes if sizes else 1)
+    if any(low >= high for low, high in itertools.pairwise(content.rows)):
+        raise ValueError("Expected sizes in rising order - at `$.rows`")
+    for name in ("forward", "backward", "fused", "kept", "working", "program", "used"):
+        _require_length(name, getattr(content, name), count)
+    for name in ("forward", "backward", "fused", "crowded"):
+        if name == "crowded" and content.crowded is not None:
+            _require_length(name, content.crowded, 3)
+        for number, row in enumerate(getattr(content, name) or ()):
+            _require_length(f"{name}[{number}]", row, sizes)
+    for index, numbers in enumerate(content.used):
+        if any(number >= len(content.weights) for number in numbers):
+            raise ValueError(f"Expected `int` < {len(content.weights)} - at `$.used[{index}]`")
+    values = {f.name: getattr(content, f.name) for f in fields(Costs)}
+    for name in _ARRAYS:
+        values[name] = None if values[name] is None else np.array(values[name], float)
+    values["weights"] = tuple(Weight(*pair) for pair in content.weights)
+    values["overheads"] = made(content.overheads, Overheads)
+    return Costs(**values)
+
+
+def _require_length(name: str, found: Sized, expected: int) -> None:
+    if len(found) != expected:
+        raise ValueError(f"Expected `array` of length {expected}, got {len(found)} - at `$.{name}`")
 
 
 def _plain(value: Any) -> Any:

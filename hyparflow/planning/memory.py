@@ -6,6 +6,7 @@ import functools
 from dataclasses import astuple, dataclass
 
 from hyparflow.actions import Kind, Step
+from hyparflow.files import Bytes
 from hyparflow.grid import Grid
 from hyparflow.planning.candidate import Candidate
 from hyparflow.planning.costs import Costs
@@ -27,12 +28,12 @@ class Memory:
         program: the compiled partition itself, and what TensorFlow needs to run any.
     """
 
-    weights: int
-    gradients: int
-    slots: int
-    activations: int
-    buffers: int
-    program: int
+    weights: Bytes
+    gradients: Bytes
+    slots: Bytes
+    activations: Bytes
+    buffers: Bytes
+    program: Bytes
 
     @property
     def total(self) -> int:

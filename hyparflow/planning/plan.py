@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from hyparflow.actions import Kind
-from hyparflow.files import read_values
+from hyparflow.files import Amount, Bytes, Count, Number, Share, made, read, schema_of
 from hyparflow.planning.memory import Memory
+from hyparflow.planning.plan_check import check
 from hyparflow.planning.sizes import size_text
 from hyparflow.text import aligned, counted
 from hyparflow.writing import write_text
@@ -41,12 +45,12 @@ class PartitionPlan:
         sent: bytes sent in a step, by the partition that gets them.
     """
 
-    layers: tuple[str, ...]
-    parameters: int
-    forward: float
-    backward: float
+    layers: Annotated[tuple[str, ...], Meta(min_length=1)]
+    parameters: Bytes
+    forward: Amount
+    backward: Amount
     memory: Memory
-    sent: dict[int, int]
+    sent: dict[Number, Bytes]
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,10 @@ class Work:
     """
 
     kind: str
-    stage: int
-    microbatch: int
-    start: float
-    end: float
+    stage: Number
+    microbatch: Number
+    start: Amount
+    end: Amount
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Alternative:
     """Another layout, and what makes it worse."""
 
     name: str
-    step_seconds: float
+    step_seconds: Amount
     reason: str
 
 
@@ -94,18 +98,18 @@ class Plan:
 
     model: str
     fingerprint: str
-    batch_size: int
-    num_replicas: int
-    num_partitions: int
-    num_microbatches: int
+    batch_size: Count
+    num_replicas: Count
+    num_partitions: Count
+    num_microbatches: Count
     schedule: str
-    stages_per_partition: int
-    lpp: tuple[int, ...]
+    stages_per_partition: Count
+    lpp: tuple[Count, ...]
     partitions: tuple[PartitionPlan, ...]
-    step_seconds: float
-    single_seconds: float
-    idle_share: float
-    memory_limit: int | None
+    step_seconds: Annotated[float, Meta(gt=0)]
+    single_seconds: Amount
+    idle_share: Share
+    memory_limit: Bytes | None
     alternatives: tuple[Alternative, ...]
     work: tuple[tuple[Work, ...], ...]
     costs: str
@@ -154,33 +158,29 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Plan:
-        """What `to_values` made, also after it was JSON."""
-        made = {
-            "partitions": tuple(map(_partition, values["partitions"])),
-            "alternatives": tuple(Alternative(**a) for a in values["alternatives"]),
-            "work": tuple(tuple(Work(**w) for w in rank) for rank in values["work"]),
-            "lpp": tuple(values["lpp"]),
-        }
-        return cls(**(values | made))
+    def from_values(cls, values: Any) -> Plan:
+        """What `to_values` made, also after it was JSON.
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, for `load`."""
+        Raises:
+            ValueError: if a field is missing, unknown or wrong.
+        """
+        plan = made(values, cls)
+        check(plan)
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, for `load`: complete or not at all."""
         write_text(path, json.dumps(self.to_values(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
         """What `save` wrote.
 
         Raises:
-            ValueError: if the file holds no plan.
+            ValueError: if the file holds no plan; it names the field that is wrong.
         """
         rule = "A plan is a file that Plan.save wrote."
-        values = read_values(path, rule)
-        try:
-            return cls.from_values(values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
+        return read(path, schema_of(cls), rule, cls.from_values)
 
     def rows(self) -> tuple[str, list[Sequence[Work]]]:
         """What a picture has a row for, and what each does in a step: every rank.
@@ -268,11 +268,3 @@ class Plan:
             ]
             lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
         return lines
-
-
-def _partition(values: dict[str, Any]) -> PartitionPlan:
-    sent = {int(peer): size for peer, size in values["sent"].items()}
-    memory = Memory(**values["memory"])
-    return PartitionPlan(
-        **(values | {"sent": sent, "memory": memory, "layers": tuple(values["layers"])})
-    )

@@ -9,7 +9,7 @@ from hyparflow.actions import NAMES
 from hyparflow.gantt import draw_step, new_figure, save_picture
 from hyparflow.planning.plan import Plan, Work
 from hyparflow.recorder import Event, Happening
-from hyparflow.tracing.summary import settled
+from hyparflow.tracing.summary import settled, whole_step
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["draw"]
@@ -48,19 +48,23 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
 
 def _median_step(ranks: list[RankTrace]) -> list[list[Event]]:
     """Of each rank, the same step: the one that took the leader as long as half of them."""
+    steps = ranks[0].steps
+    kept = settled(steps)
     lengths = {}
-    for number, step in enumerate(ranks[0].steps):
-        if step in settled(ranks[0].steps):
-            whole = next(e for e in step if e.kind == Happening.TRAINING_STEP)
-            lengths[number] = whole.end - whole.start
+    for number in range(min(len(rank.steps) for rank in ranks)):
+        whole = [whole_step(rank.steps[number]) for rank in ranks]
+        if whole[0] is not None and all(whole) and steps[number] in kept:
+            lengths[number] = whole[0].end - whole[0].start
+    if not lengths:
+        raise ValueError("A trace must have a training step. Received: none that all ranks took")
     chosen = sorted(lengths, key=lengths.__getitem__)[len(lengths) // 2]
     return [_within(rank.steps[chosen]) for rank in ranks]
 
 
 def _within(step: list[Event]) -> list[Event]:
     """What is no part of the time between two steps."""
-    whole = next(e for e in step if e.kind == Happening.TRAINING_STEP)
-    return [event for event in step if event.end <= whole.end]
+    whole = whole_step(step)
+    return [event for event in step if whole is None or event.end <= whole.end]
 
 
 def _works(step: list[Event], zero: float) -> list[Work]:

@@ -12,7 +12,7 @@ from hyparflow.recorder import Event, Happening
 from hyparflow.text import aligned
 from hyparflow.tracing.trace import RankTrace, Trace
 
-__all__ = ["Shares", "describe", "means", "settled", "shares"]
+__all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
 
 _WARM = 2  # steps that compile, and measure nothing else
 _SAME = 1e-6  # seconds by which times in a file may be off
@@ -64,12 +64,12 @@ class Shares:
     @property
     def idle(self) -> float:
         """The share of the step in which the rank waited, 0 to 1."""
-        return (self.waiting + self.waiting_for_sums) / self.step
+        return (self.waiting + self.waiting_for_sums) / (self.step or 1.0)
 
     @property
     def communication(self) -> float:
         """The share of the step that went to messages and sums, 0 to 1, waiting included."""
-        return self.idle + (self.messages + self.sums) / self.step
+        return self.idle + (self.messages + self.sums) / (self.step or 1.0)
 
     @property
     def hidden(self) -> float | None:
@@ -82,7 +82,7 @@ class Shares:
 
 def settled(steps: Sequence[list[Event]]) -> list[list[Event]]:
     """The steps without those that compile; all, if there are no others."""
-    complete = [step for step in steps if _of(step) is not None]
+    complete = [step for step in steps if whole_step(step) is not None]
     return complete[_WARM:] or complete
 
 
@@ -104,14 +104,15 @@ def means(steps: Sequence[list[Event]]) -> Shares:
     for step in steps:
         for name, value in _split(step).items():
             sums[name] += value / len(steps)
-    spans = [span for step in steps if (span := _of(step)) is not None]
+    spans = [span for step in steps if (span := whole_step(step)) is not None]
     gaps = [b.start - a.end for a, b in zip(spans, spans[1:], strict=False)]
     # Not the mean: validation, at the end of an epoch, would be most of it.
     sums["between"] = statistics.median(gaps) if gaps else 0.0
     return Shares(**sums)
 
 
-def _of(step: Sequence[Event]) -> Event | None:
+def whole_step(step: Sequence[Event]) -> Event | None:
+    """The event that spans all of a training step; None if it was not finished."""
     return next((event for event in step if event.kind == Happening.TRAINING_STEP), None)
 
 
@@ -120,7 +121,7 @@ def _split(step: Sequence[Event]) -> dict[str, float]:
     found = dict.fromkeys(
         ("forward", "backward", "messages", "waiting", "sums", "waiting_for_sums", "optimizer"), 0.0
     ) | {"data": 0.0, "moved": 0.0}
-    whole = _of(step)
+    whole = whole_step(step)
     total = whole.end - whole.start if whole else 0.0
     inner = [event for event in step if whole is None or event.end <= whole.end + _SAME]
     waits: list[Event] = []  # since the last action; an event is noted when it ends

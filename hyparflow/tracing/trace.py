@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyparflow.actions import NAMES, Kind
-from hyparflow.files import read_values
+from hyparflow.files import read
+from hyparflow.planning.plan import Plan
 from hyparflow.recorder import Event, Happening
+from hyparflow.tracing.trace_file import Complete, TraceFile, check
 from hyparflow.writing import replacing
 
 __all__ = ["RankTrace", "Trace"]
@@ -93,19 +95,21 @@ class Trace:
             ValueError: if the file holds no trace of hyparflow's.
         """
         rule = "A trace is a file that hyparflow.fit(..., trace=...) wrote."
-        content = read_values(path, rule)
-        try:
-            about = content["otherData"]
-            ranks = [RankTrace(name, r, p, []) for name, r, p in about["ranks"]]
-            for row in content["traceEvents"]:
-                if row["ph"] == "X":
-                    steps = ranks[row["pid"]].steps
-                    index = row["args"]["step"]
-                    steps += [[] for _ in range(index + 1 - len(steps))]
-                    steps[index].append(_event(row))
-            return cls(ranks, about["arguments"], about["plan"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{rule} Received: {path}, which holds something else") from error
+        return read(path, TraceFile, rule, cls._from_file)
+
+    @classmethod
+    def _from_file(cls, content: TraceFile) -> Trace:
+        check(content)
+        about = content.otherData
+        ranks = [RankTrace(name, r, p, []) for name, r, p in about.ranks]
+        for row in content.traceEvents:
+            if isinstance(row, Complete):
+                steps, index = ranks[row.pid].steps, row.args.step
+                steps += [[] for _ in range(index + 1 - len(steps))]
+                steps[index].append(_event(row))
+        if about.plan is not None:
+            Plan.from_values(about.plan)
+        return cls(ranks, about.arguments, about.plan)
 
 
 def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:
@@ -130,8 +134,9 @@ def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:
     }
 
 
-def _event(row: dict[str, Any]) -> Event:
-    known, start = row["args"], row["ts"] / _MICRO
-    stage, microbatch, peer = (known.get(name, -1) for name in ("stage", "microbatch", "peer"))
-    end, moved, text = start + row["dur"] / _MICRO, known.get("bytes", 0), known.get("for", "")
-    return Event(known["kind"], start, end, stage, microbatch, peer, moved, text)
+def _event(row: Complete) -> Event:
+    known, start = row.args, row.ts / _MICRO
+    end = start + row.dur / _MICRO
+    return Event(
+        known.kind, start, end, known.stage, known.microbatch, known.peer, known.bytes, known.text
+    )

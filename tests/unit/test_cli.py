@@ -121,7 +121,7 @@ def test_more_mistakes(tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text("[]")
     shared = ("--batch-size", 8, "--costs", "estimate", "--ranks", 2)
     for name, options, text in (
-        ("model", ("--cluster", tmp_path / "none.json"), "which holds a list"),
+        ("model", ("--cluster", tmp_path / "none.json"), "Expected `object`, got `array`"),
         ("model", ("--set", "a=1"), "--set is for FILE.py:FUNCTION"),
         ("model", ("--plot", tmp_path / "no" / "plan.png"), "into folders that exist"),
         ("model", ("--costs", "guess"), '"measure", "estimate", or a file'),

@@ -319,13 +319,13 @@ def test_memory_counts_what_is_in_flight() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1}', "unexpected keyword argument 'a'"),
-        ("[]", "which holds a list"),
-        ('{"within": "fast"}', "must be a mapping"),
-        ('{"within": {"latency": "a", "bandwidth": 1}}', "latency='a'"),
-        ('{"nodes": "x"}', "nodes='x'"),
+        ('{"a": 1}', "unknown field `a`"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"within": "fast"}', "Expected `object`, got `str` - at `$.within`"),
+        ('{"within": {"latency": "a", "bandwidth": 1}}', "got `str` - at `$.within.latency`"),
+        ('{"nodes": "x"}', "Expected `int`, got `str` - at `$.nodes`"),
         ('{"speed": 0}', "speed=0"),
-        ("{", "Expecting property name"),
+        ("{", "truncated"),
     ],
 )
 def test_a_file_that_is_no_cluster(tmp_path: Path, text: str, message: str) -> None:

@@ -1,0 +1,107 @@
+"""The types of what a trace's file holds: JSON in Chrome's format, with hyparflow's own fields."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from hyparflow.actions import NAMES
+from hyparflow.files import Amount, Bytes, Count, Number
+from hyparflow.recorder import Happening
+
+__all__ = ["Complete", "TraceFile", "check"]
+
+_KINDS = {
+    *NAMES,
+    *(Happening.TRAINING_STEP, Happening.DATA, Happening.WAIT, Happening.SUM),
+}
+
+
+class _Arguments(msgspec.Struct):
+    """Those parallel arguments that readers of a trace need."""
+
+    num_partitions: Count
+    num_replicas: Count
+    batch_size: Count | None = None
+
+
+class _About(msgspec.Struct):
+    """What is hyparflow's own."""
+
+    arguments: dict[str, Any]
+    ranks: Annotated[list[tuple[str, Number, Number]], Meta(min_length=1)]
+    plan: dict[str, Any] | None = None
+
+
+class _Known(msgspec.Struct):
+    """What an event says beside its times."""
+
+    step: Number
+    kind: str
+    stage: Annotated[int, Meta(ge=-1, le=2**31)] = -1
+    microbatch: Annotated[int, Meta(ge=-1, le=2**31)] = -1
+    peer: Annotated[int, Meta(ge=-1, le=2**31)] = -1
+    bytes: Bytes = 0
+    text: str = msgspec.field(name="for", default="")
+
+
+class Complete(msgspec.Struct, tag_field="ph", tag="X"):
+    """An event with a begin and a length in microseconds."""
+
+    pid: Number
+    ts: float
+    dur: Amount
+    args: _Known
+
+
+class _Name(msgspec.Struct, tag_field="ph", tag="M"):
+    """A name of a rank or a row of the picture, for Perfetto."""
+
+
+class TraceFile(msgspec.Struct):
+    """The whole file."""
+
+    otherData: _About  # noqa: N815 - Chrome's name
+    traceEvents: list[Complete | _Name]  # noqa: N815
+
+
+def check(content: TraceFile) -> None:
+    """Refuse a trace that contradicts itself.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    about = content.otherData
+    try:
+        known = msgspec.convert(about.arguments, _Arguments)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error} - in `$.otherData.arguments`") from error
+    ranks = known.num_partitions * known.num_replicas
+    if len(about.ranks) != ranks:
+        count = len(about.ranks)
+        raise ValueError(
+            f"Expected `array` of length {ranks}, got {count} - at `$.otherData.ranks`"
+        )
+    for index, (_, replica, partition) in enumerate(about.ranks):
+        if replica >= known.num_replicas or partition >= known.num_partitions:
+            raise ValueError(f"Expected a rank of the grid - at `$.otherData.ranks[{index}]`")
+    _check_rows(content, ranks, known.num_partitions)
+
+
+def _check_rows(content: TraceFile, ranks: int, num_partitions: int) -> None:
+    counts = Counter(row.pid for row in content.traceEvents if isinstance(row, Complete))
+    for index, row in enumerate(content.traceEvents):
+        if not isinstance(row, Complete):
+            continue
+        where = f"`$.traceEvents[{index}]"
+        if row.pid >= ranks:
+            raise ValueError(f"Expected `int` < {ranks}, got {row.pid} - at {where}.pid`")
+        if row.args.kind not in _KINDS:
+            raise ValueError(f"Expected a kind of event, got {row.args.kind!r} - at {where}.kind`")
+        # A step has an event at least, so this many there can be.
+        if row.args.step >= counts[row.pid]:
+            most, step = counts[row.pid], row.args.step
+            raise ValueError(f"Expected `int` < {most}, got {step} - at {where}.args.step`")
