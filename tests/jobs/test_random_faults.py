@@ -21,7 +21,7 @@ KNOWN = [
     Fault("stop", "last", 1, "data", 2, "mpirun"),
     Fault("loop", "exit", 0, "data", 2, "run"),
     Fault("sleep", "before the end", 1, "data", 2, "mpirun"),
-    Fault("close stdout", "last", 1, "data", 2, "mpirun"),
+    Fault("close stdout", "exit", 1, "data", 2, "mpirun"),
 ]
 
 
