@@ -223,11 +223,13 @@ def main() -> None:
     _name(phase)
     events = select.poll()
     events.register(0, select.POLLIN)
+    idle: float | None = 1000 * _PAUSE
     with contextlib.suppress(OSError, AttributeError):
         events.register(os.pidfd_open(watched.process), select.POLLIN)  # ready at its end
+        idle = None
     last = time.monotonic()
     while os.getppid() == watched.process:
-        ready = events.poll(1000 * (_LOOK if PHASES[phase] else _PAUSE))
+        ready = events.poll(1000 * _LOOK if PHASES[phase] else idle)
         now = time.monotonic()
         if any(number == 0 for number, _ in ready):
             words = os.read(0, 4096).decode().split()

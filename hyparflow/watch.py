@@ -66,10 +66,12 @@ def _start(variable: str, seconds: float, size: int) -> int:
     ours, other = os.pipe()
     words = (os.getpid(), variable, repr(seconds), size, launcher.local_size())
     script = str(Path(sentinel.__file__).resolve())
+    # Nothing of the user's is imported; but some Pythons do not find their own without PYTHONHOME.
+    alone = "-s" if "PYTHONHOME" in os.environ else "-I"
     try:
         os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", script, *map(str, words)],
+            [sys.executable, alone, "-S", script, *map(str, words)],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, ours, 0)],
             setpgroup=0,  # out of the way of Ctrl-C

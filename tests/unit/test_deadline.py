@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from hyparflow.comm import Communicator
 from hyparflow.limits import spin_seconds
+from hyparflow.recorder import Recorder
 
 
 def test_how_long_a_waiting_rank_keeps_its_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +24,30 @@ def test_no_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
     monkeypatch.setenv("HYPARFLOW_SPIN", text)
     with pytest.raises(ValueError, match=rf"a number of seconds. .*HYPARFLOW_SPIN='{text}'"):
         spin_seconds()
+
+
+class Passed(Exception):
+    """The deadline was looked at."""
+
+
+@pytest.mark.parametrize("spin", [0.0, 1000.0])
+def test_a_wait_looks_at_the_deadline_however_long_it_spins(spin: float) -> None:
+    class Alone:
+        """A group of one rank, which waits for what does not come."""
+
+        def __init__(self) -> None:
+            self.spin = spin
+
+        def Get_rank(self) -> int:
+            return 0
+
+        def Get_size(self) -> int:
+            return 1
+
+        def check(self, waited: float, what: str) -> None:
+            raise Passed(what)
+
+    alone: Any = Alone()
+    comm = Communicator(alone, None, alone, Recorder())
+    with pytest.raises(Passed, match="what does not come"):
+        comm.poll(lambda: False, "what does not come")
