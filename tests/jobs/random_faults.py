@@ -63,7 +63,8 @@ class Ending(NamedTuple):
 
     Attributes:
         fault: what happened.
-        how: "endless", "not reached", "passed" (with 0), or "one report", "several" or "no word".
+        how: "endless", "not reached", "launcher hung", "passed" (with 0), or "one report",
+            "several" or "no word".
         seconds: from the fault to the end of the last process.
         code: the exit status.
         output: what it wrote.
@@ -113,7 +114,8 @@ def try_out(fault: Fault) -> Ending:
 
 def _how(code: int, output: str, is_endless: bool) -> str:
     if is_endless:
-        return "endless"
+        # Open MPI 5.0.11 itself may hang where a rank ends while another reports to it: 1 of 300.
+        return "launcher hung" if "PMIX ERROR" in output else "endless"
     reports = len(re.findall(r"hyparflow: .*all ranks are stopped", output))
     if reports > 1:
         return "several"
