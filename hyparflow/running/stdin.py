@@ -58,8 +58,6 @@ def _has_input() -> bool:
     if sys.__stdin__ is None:  # closed
         return False
     try:
-        os.fstat(0)
-        in_background = os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()
-    except OSError:  # a terminal that is not this process's own belongs to nobody's foreground
-        return sys.__stdin__ is not None and not sys.__stdin__.closed
-    return not in_background
+        return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()  # in the foreground
+    except OSError:  # a terminal that does not control this process
+        return True

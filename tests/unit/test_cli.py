@@ -141,3 +141,10 @@ def test_nodes_of_a_cluster_can_be_others(tmp_path: Path) -> None:
     result = command("plan", tmp_path / "model.keras", *cluster, *shared)
     assert "on 8 ranks" in result.output
     assert "of a model without an optimizer" in result.output
+
+
+def test_help_is_whole() -> None:
+    runner = CliRunner()
+    for arguments in (["--help"], *([name, "--help"] for name in main.commands)):
+        shown = runner.invoke(main, arguments, terminal_width=40).output
+        assert "..." not in shown.split("\n", 1)[1], shown
