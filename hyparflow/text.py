@@ -1,10 +1,12 @@
-"""Tables as text."""
+"""Tables as text: aligned columns for files and pipes, drawn by rich on a terminal."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["aligned", "counted"]
+__all__ = ["Page", "aligned", "counted", "shortened"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -16,6 +18,51 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Page:
+    """A table with lines above and below it.
+
+    Attributes:
+        head: lines above.
+        table: rows of cells; the first has the titles.
+        foot: lines below.
+    """
+
+    head: Sequence[str]
+    table: Sequence[Sequence[str]]
+    foot: Sequence[str] = ()
+
+    def plain(self) -> str:
+        """As text without colours or frames."""
+        below = ["", *self.foot] if self.foot else []
+        return "\n".join([*self.head, "", *aligned(self.table), *below])
+
+    def show(self) -> None:
+        """Write to the standard output: drawn on a terminal, plain elsewhere."""
+        if not sys.stdout.isatty():
+            sys.stdout.write(self.plain() + "\n")
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*self.table[0], box=box.SIMPLE_HEAD)
+        for row in self.table[1:]:
+            table.add_row(*map(Text, row))
+        console = Console()
+        console.print(*map(Text, self.head), table, *map(Text, self.foot), sep="\n")
+
+
 def counted(count: int, one: str, many: str) -> str:
     """ "1 rank", "2 ranks": the number and the word that goes with it."""
     return f"{count} {one if count == 1 else many}"
+
+
+def shortened(value: object, most: int = 100) -> str:
+    """`repr(value)`, with the middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 + 3 :]}"

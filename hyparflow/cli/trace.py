@@ -21,7 +21,7 @@ def trace(file: str, plot: str | None, plan_file: str | None) -> None:
 
     try:
         read = Trace.load(file)
-        click.echo(describe(read))
+        describe(read).show()
         if plot:
             from hyparflow.tracing.picture import draw
 

@@ -82,7 +82,9 @@ def _work(spans: Any) -> list[Work]:
 def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
     grid = other.candidate.grid
     parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
-    name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}, {other.candidate.schedule}"
+    name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
+    if grid.num_partitions > 1 or other.candidate.stages_per_partition > 1:
+        name += f", {other.candidate.schedule}"
     if other.candidate.stages_per_partition > 1:
         name += f" of {other.candidate.stages_per_partition} stages"
     totals = [memory.total for memory in other.memory]

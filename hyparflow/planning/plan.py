@@ -20,7 +20,7 @@ from hyparflow.files import Amount, Bytes, Count, Number, Share, made, read, sch
 from hyparflow.planning.memory import Memory
 from hyparflow.planning.plan_check import check
 from hyparflow.planning.sizes import size_text
-from hyparflow.text import aligned, counted
+from hyparflow.text import Page, aligned, counted
 from hyparflow.writing import write_text
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Work"]
@@ -94,6 +94,7 @@ class Plan:
         alternatives: the next best layouts.
         work: of each partition, what it does in a step.
         costs: where they come from, "measured" or "estimated".
+        cores: that the ranks share, if this machine has fewer than ranks; else None.
     """
 
     model: str
@@ -113,6 +114,7 @@ class Plan:
     alternatives: tuple[Alternative, ...]
     work: tuple[tuple[Work, ...], ...]
     costs: str
+    cores: Count | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -204,8 +206,27 @@ class Plan:
 
         draw(self, path)
 
+    @property
+    def pipeline(self) -> str:
+        """The schedule in words; empty where there is no pipeline to have one."""
+        if self.num_partitions == 1 and self.stages_per_partition == 1:
+            return ""
+        each = self.stages_per_partition
+        return self.schedule + (f", {each} stages per partition" if each > 1 else "")
+
+    def page(self) -> Page:
+        """What is shown: a head, a table of the partitions, and a summary."""
+        return Page(self._head(), self._table(), self._summary())
+
     def __str__(self) -> str:
-        return "\n".join([*self._head(), "", *self._table(), "", *self._summary()])
+        return self.page().plain()
+
+    def __repr__(self) -> str:
+        grid = f"{self.num_replicas} x {self.num_partitions} (replicas x partitions)"
+        parts = counted(self.num_microbatches, "micro-batch", "micro-batches")
+        schedule = f", {self.pipeline}" if self.pipeline else ""
+        step = f"{self.step_seconds * 1e3:.1f} ms a step of {self.batch_size} rows"
+        return f"<Plan of {self.model!r}: {grid}, {parts}{schedule}, {step}>"
 
     def _repr_html_(self) -> str:
         """For notebooks, which would break the lines of the table."""
@@ -213,16 +234,15 @@ class Plan:
 
     def _head(self) -> list[str]:
         rows = self.batch_size / self.num_replicas / self.num_microbatches
-        each = self.stages_per_partition
-        stages = f", {each} stages per partition" if each > 1 else ""
+        schedule = f", {self.pipeline}" if self.pipeline else ""
         return [
             f"{self.model} on {self.num_ranks} ranks: {self.num_replicas} x {self.num_partitions} "
-            f"(replicas x partitions), {self.schedule}{stages}",
+            f"(replicas x partitions){schedule}",
             f"global batch {self.batch_size} = {self.num_replicas} x {self.num_microbatches} x "
             f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {self.costs}",
         ]
 
-    def _table(self) -> list[str]:
+    def _table(self) -> list[Sequence[str]]:
         rows: list[Sequence[str]] = [_TITLES]
         for number, part in enumerate(self.partitions):
             memory = part.memory
@@ -242,7 +262,7 @@ class Plan:
                     sent or "-",
                 )
             )
-        return aligned(rows)
+        return rows
 
     def _stages(self, partition: int) -> str:
         """What the first stage of a partition holds, and how many more there are."""
@@ -262,6 +282,12 @@ class Plan:
         ]
         if self.speedup < 1 < self.num_ranks:
             lines.append("One process is faster: this is too little work for so many ranks.")
+        if self.cores is not None:
+            cores = counted(self.cores, "core", "cores")
+            lines.append(
+                f"This machine has {cores} for {self.num_ranks} ranks: ranks that share a core are "
+                "slower than this says."
+            )
         if self.alternatives:
             names = [
                 (a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in self.alternatives

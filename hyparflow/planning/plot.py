@@ -43,14 +43,14 @@ def draw(plan: Plan, path: str | Path) -> None:
 
 def _title(plan: Plan) -> str:
     replicas = f", each on {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""
-    each = plan.stages_per_partition
-    stages = f"{each} stages per partition (the later the paler), " if each > 1 else ""
+    several = " (the later the paler)" if plan.stages_per_partition > 1 else ""
+    schedule = f"{plan.pipeline}{several}, " if plan.pipeline else ""
     parts = counted(plan.num_microbatches, "micro-batch", "micro-batches")
     between = plan.between_seconds * 1e3
     step = f"{plan.step_seconds * 1e3:.{0 if plan.step_seconds > 1 else 1}f} ms"
     title = (
         f"{plan.model}: one step of {plan.batch_size} rows in {step}, {between:.1f} ms of it "
-        f"between steps; {plan.schedule}, {stages}{parts}{replicas}"
+        f"between steps; {schedule}{parts}{replicas}"
     )
     return textwrap.fill(title, _TITLE_WIDTH)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hyparflow.actions import NAMES
+from hyparflow.actions import NAMES, Kind
 from hyparflow.gantt import draw_step, new_figure, save_picture
 from hyparflow.planning.plan import Plan, Work
 from hyparflow.recorder import Event, Happening
@@ -13,6 +13,8 @@ from hyparflow.tracing.summary import settled, whole_step
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["draw"]
+
+_SUMS = (Kind.START_REDUCE, Kind.REDUCE)
 
 
 def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
@@ -30,7 +32,9 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
         plan = Plan.from_values(trace.plan)
     steps = _median_step(trace.ranks)
     zero = min(event.start for step in steps for event in step)
-    measured = [_works(step, zero) for step in steps]
+    alone = trace.arguments["num_replicas"] == 1  # whose sums, of nothing, take no time
+    summed = not alone or any(e.kind == Happening.SUM for step in steps for e in step)
+    measured = [_works(step, zero, summed) for step in steps]
     drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
     if plan is not None:
         what, rows = plan.rows()
@@ -67,12 +71,12 @@ def _within(step: list[Event]) -> list[Event]:
     return [event for event in step if whole is None or event.end <= whole.end]
 
 
-def _works(step: list[Event], zero: float) -> list[Work]:
-    """Actions without the waits in them: who waits is idle."""
+def _works(step: list[Event], zero: float, summed: bool) -> list[Work]:
+    """Actions without the waits in them: who waits is idle. With sums, if there are any."""
     works = []
     waits = [event for event in step if event.kind == Happening.WAIT]
     for event in step:
-        if event.kind not in NAMES:
+        if event.kind not in NAMES or (not summed and event.kind in _SUMS):
             continue
         start = event.start
         for wait in waits:

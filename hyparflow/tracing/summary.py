@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyparflow.actions import Kind
 from hyparflow.recorder import Event, Happening
-from hyparflow.text import aligned
+from hyparflow.text import Page
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
@@ -169,13 +169,46 @@ def _under_way(step: Sequence[Event]) -> float:
     return total
 
 
-def describe(trace: Trace) -> str:
+def describe(trace: Trace) -> Page:
     """A table: milliseconds of a step of each rank."""
-    rows = [_TITLES, *(_row(rank.name, shares(rank)) for rank in trace.ranks)]
-    kept = [n for n in range(len(_TITLES)) if any(row[n] not in _NOTHING for row in rows[1:])]
+    found = [shares(rank) for rank in trace.ranks]
+    titles: tuple[str, ...] = _TITLES
+    if trace.arguments.get("num_replicas") == 1:
+        found, titles = _without_replicas(found)
+    rows = [titles, *(_row(r.name, mine) for r, mine in zip(trace.ranks, found, strict=True))]
+    kept = [n for n in range(len(titles)) if any(row[n] not in _NOTHING for row in rows[1:])]
     count = len(settled(trace.ranks[0].steps))
-    head = f"milliseconds of a step, means over {count} steps"
-    return "\n".join([head, "", *aligned([[row[n] for n in kept] for row in rows])])
+    idle = f"idle {statistics.mean(mine.idle for mine in found):.1%}, mean over ranks"
+    whole = found[0].step + found[0].between
+    if (rows_of_batch := _batch_size(trace)) is not None and whole:
+        idle = f"{rows_of_batch / whole:.1f} samples/s, {idle}"
+    head = [f"milliseconds of a step, means over {count} steps", idle]
+    return Page(head, [[row[n] for n in kept] for row in rows])
+
+
+def _without_replicas(found: Sequence[Shares]) -> tuple[list[Shares], tuple[str, ...]]:
+    """One replica sums nothing over replicas, but the gradients of weights that ranks share.
+
+    Where there are none, what it took to find that out goes to `other`.
+    """
+    titles = tuple(title.replace("sums", "shared weights") for title in _TITLES)
+    shared = any(mine.under_way for mine in found)
+    changed = []
+    for mine in found:
+        mine = replace(mine, under_way=0.0)
+        if not shared:
+            other = mine.other + mine.sums + mine.waiting_for_sums
+            mine = replace(mine, sums=0.0, waiting_for_sums=0.0, other=other)
+        changed.append(mine)
+    return changed, titles
+
+
+def _batch_size(trace: Trace) -> int | None:
+    """Rows of a global batch, as far as the trace tells."""
+    rows = trace.arguments.get("batch_size")
+    if rows is None and trace.plan is not None:
+        rows = trace.plan["batch_size"]
+    return rows
 
 
 def _row(name: str, mine: Shares) -> tuple[str, ...]:

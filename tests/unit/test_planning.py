@@ -466,6 +466,8 @@ def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
 
 def test_wishes_that_no_layout_has_are_refused() -> None:
     with pytest.raises(ValueError, match="No layout"):
+        choose([1.0] * 4, 4, 32, num_partitions=4, num_microbatches=33)
+    with pytest.raises(ValueError, match="num_partitions=3, .* for num_ranks=4"):
         choose([1.0] * 4, 4, 32, num_partitions=3)
 
 
@@ -505,7 +507,7 @@ def test_a_plan_prints_its_partitions_and_alternatives() -> None:
     text = str(plan)
     assert "small on 4 ranks" in text
     assert f"step {plan.step_seconds * 1e3:.1f} ms" in text
-    alternatives = re.findall(r"^  \d x \d, (\d+) (micro-batch(?:es)?), ", text, re.MULTILINE)
+    alternatives = re.findall(r"^  \d x \d, (\d+) (micro-batch(?:es)?),? ", text, re.MULTILINE)
     assert len(alternatives) == 3
     assert all((count == "1") == (word == "micro-batch") for count, word in alternatives)
     for partition in plan.partitions:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from hyparflow.actions import Kind, Step
 from hyparflow.cli import main
 from hyparflow.recorder import Event, Happening, Recorder
 from hyparflow.tracing import RankTrace, Trace
-from hyparflow.tracing.summary import shares
+from hyparflow.tracing.summary import describe, shares
 
 
 def a_step(start: float) -> list[Event]:
@@ -129,6 +132,42 @@ def test_the_command(tmp_path: Path) -> None:
     assert "means over 3 steps" in lines[0]
     assert lines[-1].startswith("rank 1 (replica 0, partition 1)  10000.0")
     assert (tmp_path / "trace.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_summary_has_pace_and_idle_share() -> None:
+    trace = a_trace()
+    trace.arguments["batch_size"] = 24
+    head = describe(trace).plain().splitlines()[1]
+    assert head == "2.0 samples/s, idle 20.0%, mean over ranks"  # 24 rows in 10 + 2 s
+
+
+def test_one_replica_shows_no_sums_over_replicas() -> None:
+    trace = a_trace()  # of partitions that share weights
+    assert "sums" not in describe(trace).plain() and "shared weights" in describe(trace).plain()
+    for rank in trace.ranks:
+        rank.steps = [[e for e in step if e.kind != Happening.SUM] for step in rank.steps]
+    titles, *rows = describe(trace).table
+    assert not {"sums", "waiting for sums", "shared weights", "sums hidden"} & set(titles)
+    for row in rows:  # the columns still add up
+        found = dict(zip(titles, row, strict=True))
+        parts = ("backward", "messages", "waiting", "optimizer", "data", "other")
+        assert sum(float(found[name]) for name in parts) == pytest.approx(float(found["step"]))
+    trace.arguments |= {"num_replicas": 2, "num_partitions": 1}
+    assert "sums" in describe(trace).plain()
+
+
+def test_a_table_on_a_terminal_has_the_same_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    page, terminal = describe(a_trace()), Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "300")
+    page.show()
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert page.head[0] in shown and "\u2500" in shown
+    assert all(cell in shown for row in page.table for cell in row)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"traceEvents": [], "otherData": {}}', "\x00"])
