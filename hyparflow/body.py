@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -76,14 +76,19 @@ def _unforeseen_mask(name: str) -> Exception:
     )
 
 
-def model_body(model: Any) -> Body:
-    """The body of a stage that is the whole model: its own call, whatever its class."""
+def model_body(model: Any, sums: Collection[tuple[int, int]] = ()) -> Body:
+    """The body of a stage that is the whole model: its own call, whatever its class.
+
+    Args:
+        model: the model.
+        sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
+    """
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
         layers = keras_internals.all_layers(model, include_self=False)
         with weighting(keras_internals.layer_metrics(layers), share):
             outputs = keras_internals.call_model(model, values, training)
         body.structure = keras.tree.map_structure(lambda _: None, outputs)  # type: ignore[attr-defined]
-        return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share)
+        return keras.tree.flatten(outputs), keras_internals.additional_losses(model, share, sums)
 
     return body

@@ -249,11 +249,12 @@ def _has_layer_metrics(model: Any) -> bool:
 def _bodies(model: Any, layout: Layout, stages: Sequence[int]) -> tuple[list[Body], Pack]:
     """What this rank's stages compute, and how the model's flat outputs are packed."""
     if layout.graph is None:
-        body = model_body(model)
+        body = model_body(model, layout.sums)
         return [body], lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
     functional, table = layout.graph.functional, layout.partitioning
     count = len(table.stage_outputs[-1])
     bodies = [graph_body(layout.graph, table, number, layout.masked) for number in stages]
+    layout.graph.mode.sums = layout.sums
     return bodies, lambda flat: keras_internals.output_structure(functional, flat[:count])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,13 @@ class Mode:
         training: whether the model trains.
         share: the part of the global batch that passes through, n / B.
         losses: what the layers have added to the loss so far.
+        sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
     """
 
     training: bool = False
     share: Any = 1.0
     losses: list[Any] = field(default_factory=list)
+    sums: Collection[tuple[int, int]] = ()
 
 
 class Call(keras.Operation):
@@ -51,7 +53,9 @@ class Call(keras.Operation):
         with tf.name_scope("call"):
             outputs = self.operation(*args, **kwargs)
         if isinstance(self.operation, keras.Layer):
-            self.mode.losses += keras_internals.additional_losses(self.operation, self.mode.share)
+            self.mode.losses += keras_internals.additional_losses(
+                self.operation, self.mode.share, self.mode.sums
+            )
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:

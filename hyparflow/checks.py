@@ -8,7 +8,6 @@ import keras
 
 from hyparflow import keras_internals
 from hyparflow.options import Options
-from hyparflow.survey import Findings
 
 _STEPS = ("train_step", "test_step", "predict_step")
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
@@ -25,7 +24,6 @@ __all__ = [
     "check_shards",
     "check_state",
     "require_compiled",
-    "require_sums",
 ]
 
 
@@ -141,31 +139,6 @@ def check_state(model: Any, method: str, num_replicas: int, num_microbatches: in
         raise ValueError(
             "SpectralNormalization changes its kernel at each call, once per step in one process. "
             f"Received: {spectral} with {num_microbatches} micro-batches. Use num_microbatches=1."
-        )
-
-
-def require_sums(names: list[str], found: Findings) -> None:
-    """Check that what layers add to the loss, and their metrics, add up over parts of a batch.
-
-    Args:
-        names: layers that are not Keras's.
-        found: what they do.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    if found.added:
-        raise ValueError(
-            "What a layer adds by `add_loss` must be a mean over the rows of a batch, so that it "
-            f"adds up over the parts of a batch. Received: another number, from among {names}. "
-            "Take the mean over all rows, or train with one replica and num_microbatches=1 "
-            "(strategy='model')."
-        )
-    if found.metrics:
-        raise ValueError(
-            "A metric of a layer must keep sums and counts of rows, or be a Mean, so that it adds "
-            f"up over the parts of a batch. Received: metrics {found.metrics}, from among {names}. "
-            "Change them so, or train with one replica and num_microbatches=1 (strategy='model')."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyparflow.data import ArraySource, Rows, replica_rows
+from hyparflow.data import ArraySource, Rows, microbatch_rows, replica_rows
 from hyparflow.grid import Grid
 from hyparflow.options import Options, automatic_microbatches
 from hyparflow.tracing.collect import Wanted
@@ -50,6 +50,17 @@ class Call:
             return count
         rows, options = self.rows or DEFAULT_BATCH, self.options
         return automatic_microbatches(rows, options.grid, options.stages_per_partition)
+
+    @property
+    def part_rows(self) -> list[int]:
+        """How many rows the micro-batches of a full batch have, each number once."""
+        rows, grid = self.rows or 0, self.options.grid
+        parts = [
+            stop - start
+            for replica in range(grid.num_replicas)
+            for start, stop in microbatch_rows(rows, grid, replica, self.num_microbatches)
+        ]
+        return sorted(set(parts) - {0})
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hyparflow import keras_internals, masks
@@ -24,12 +24,15 @@ class Layout:
         operations: the graph as pure data (None without a graph).
         partitioning: stages and edges.
         masked: (tensor, stage) where a stage takes a tensor with a mask.
+        sums: (id of a layer, position) of losses that layers add, and that are sums over rows:
+            filled before a stage is traced.
     """
 
     graph: FlatGraph | None
     operations: OperationGraph | None
     partitioning: Partitioning
     masked: frozenset[tuple[int, int]]
+    sums: set[tuple[int, int]] = field(default_factory=set)
 
     def describe(self) -> str:
         """A table of the stages."""

@@ -68,6 +68,26 @@ def announce_layers(names: list[str], found: Findings) -> None:
             f"replica, not the global batch as in one process: results will differ. {remedy}",
             stacklevel=users_stack_level(),
         )
+    if found.branches:
+        warnings.warn(
+            f"Layers that branch, or loop, on values of the whole batch ({_some(found.branches)}) "
+            "see a micro-batch of one replica, not the global batch as in one process: parts may "
+            f"branch otherwise, and results differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    if found.hidden:
+        warnings.warn(
+            "With run_eagerly=True it cannot be seen whether layers branch on values of the whole "
+            f"batch (among {_some(names)}): if they do, results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    elif found.error:
+        warnings.warn(
+            f"It is not known what layers of one's own ({_some(names)}) do with the rows of a "
+            f"batch, for the model could not be tried on random rows: {found.error} If they mix "
+            f"rows, results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
     if found.state:
         warnings.warn(
             f"Variables that layers change in each call ({_some(found.state)}) change for each "

@@ -11,14 +11,15 @@ import tensorflow as tf
 __all__ = ["random_rows"]
 
 
-def random_rows(shape: Sequence[int], dtype: str) -> tf.Tensor:
+def random_rows(shape: Sequence[int], dtype: str, seed: int = 0) -> tf.Tensor:
     """The same numbers each time; whole ones are 0 or 1, which every embedding has.
 
     Args:
         shape: of the tensor.
         dtype: its type.
+        seed: another gives other numbers.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     dtype = keras.backend.standardize_dtype(dtype)
     if "float" in dtype:
         return tf.cast(random.normal(size=shape), dtype)

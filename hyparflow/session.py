@@ -9,12 +9,13 @@ import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.building import build_weights
-from hyparflow.checks import check_state, require_sums
+from hyparflow.checks import check_state
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.cores import announce_cores
 from hyparflow.data import peek
 from hyparflow.grid import LEADER
+from hyparflow.layer_checks import require_means, require_rows, require_sums
 from hyparflow.layout import Layout, make_layout
 from hyparflow.leading import led
 from hyparflow.log import STATUS
@@ -50,6 +51,8 @@ class Session:
         self._known_part: build.Part | None = None  # of which the optimizer knows the weights
         self._checked_weights: set[str] = set()
         self._layout: Layout | None = None
+        self._sums: set[tuple[int, int]] = set()  # see `Layout.sums`
+        self._traced: build.Part | None = None
 
     def layout(self) -> Layout:
         """How the model is cut."""
@@ -95,10 +98,11 @@ class Session:
         if call.method == "fit":
             self._check_optimizer(part)
         self._check_weights(part, specs)
-        self._check_parts(part, call, specs)
+        part = self._check_parts(part, call, specs)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
+        self._traced = part
         worker = Worker(self.model, part, call, self._world)
         try:
             worker.start()
@@ -155,25 +159,44 @@ class Session:
                 raise guard.everywhere(error) from None
         self._checked_weights.add(kind)
 
-    def _check_parts(self, part: build.Part, call: Call, specs: Any) -> None:
-        """Once per part, where batches are parted: refuse what does not add up. Collective."""
+    def _check_parts(self, part: build.Part, call: Call, specs: Any) -> build.Part:
+        """Once per part, where batches are parted: refuse what does not add up. Collective.
+
+        Returns:
+            The part, built anew where it was traced before this was known.
+        """
         split = call.options.grid.num_replicas * call.num_microbatches > 1
         if not split or part is self._checked_part:
-            return
+            return part
         try:
-            self._check_layers(specs)
+            self._check_layers(part, call, specs)
             self._check_sums(part)
         except ValueError as error:
             raise guard.everywhere(error) from None
+        if part is self._traced and not self._sums <= self.layout().sums:
+            self._part_key = None
+            part = self._build(specs, with_loss=part.losses is not None)
+        self.layout().sums.update(self._sums)
         self._checked_part = part
+        return part
 
-    def _check_layers(self, specs: Any) -> None:
+    def _check_layers(self, part: build.Part, call: Call, specs: Any) -> None:
         names = own_layers(self.model)
         if not names:
             return
-        found = survey(self.model, specs[0]) if self._world.rank == LEADER else None
+        found = None
+        if self._world.rank == LEADER:
+            found = survey(self.model, specs[0], call.rows, call.part_rows)
         found = self._world.broadcast_object(found, LEADER, "what layers do with rows")
+        replicas, count = call.options.grid.num_replicas, call.num_microbatches
+        parts = f"{replicas} replicas x {count} micro-batches"
+        require_rows(names, found, call.rows, parts)
         require_sums(names, found)
+        layers = keras_internals.all_layers(self.model)
+        own_loss = part.losses is not None and part.losses.head.own_loss
+        if own_loss or "train_step" in part.own or "test_step" in part.own:
+            require_means(found, [layer.name for layer in layers])
+        self._sums = {(id(layers[number]), position) for number, position in found.sums}
         if self._world.rank == LEADER:
             notices.announce_layers(names, found)
 

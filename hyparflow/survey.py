@@ -1,13 +1,16 @@
 """Tries a model out on a few rows, to learn what its layers do with the rows of a batch.
 
 Most layers treat each row alone, so that a batch may be parted. A layer of the user's own may not:
-it may mix rows, add to the loss what is no mean over rows, or count its calls. Nothing declares it,
-so the model runs on four random rows at once and two by two, and what differs is named.
+it may mix rows, branch on values of the whole batch, add to the loss what is no mean over rows,
+count its calls, or take one number of rows only. Nothing declares it, so the model runs on four
+random rows at once and in parts, or on as many as training will have, and what differs is named.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow import keras_internals
+from hyparflow.added_trial import added_losses
 from hyparflow.batchnorm import normalized_layers
-from hyparflow.body import Body, model_body
+from hyparflow.body import model_body
+from hyparflow.branches import branching_operations
+from hyparflow.mixing import mixes_rows
 from hyparflow.random_rows import random_rows
+from hyparflow.rows_trial import RowsTrial, open_trial
 
 __all__ = ["Findings", "own_layers", "survey"]
 
@@ -39,15 +46,27 @@ class Findings:
 
     Attributes:
         mixed: whether outputs for some rows depend on others.
-        added: whether what layers add to the loss is no mean over the rows.
+        branches: layers, or operations, that branch on values of the whole batch.
+        added: layers that add to the loss what is neither a mean nor a sum over the rows.
+        sums: (number of a layer, position among what it adds to the loss) of sums over rows.
         state: variables that change in each call.
         metrics: metrics of layers whose state does not add up over parts of a batch.
+        fixed: how many rows a call had that failed, though one with the whole batch did not.
+        failed: the layer in which that happened, or "".
+        error: the first line of the error; without `fixed`, why nothing else is known.
+        hidden: whether branches cannot be seen, for the model runs uncompiled.
     """
 
     mixed: bool = False
-    added: bool = False
+    branches: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    sums: list[tuple[int, int]] = field(default_factory=list)
     state: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
+    fixed: int | None = None
+    failed: str = ""
+    error: str = ""
+    hidden: bool = False
 
 
 def own_layers(model: Any) -> list[str]:
@@ -65,84 +84,99 @@ def own_layers(model: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def survey(model: Any, types: Any) -> Findings:
+def survey(model: Any, types: Any, rows: int | None = None, parts: Sequence[int] = ()) -> Findings:
     """Run `model` on random rows, whole and in parts; its variables end as they were.
 
     Args:
         model: a built model.
         types: shape and type of each input, in the user's structure.
+        rows: of a global batch, where known.
+        parts: how many rows the micro-batches of the replicas have.
 
     Returns:
-        What was found; nothing where the model cannot be run on random rows.
+        What was found.
     """
-    seeds = keras_internals.seed_states(model)
-    known = {id(v) for layer in normalized_layers(model) for v in layer.variables}
-    known |= {id(seed) for seed in seeds}
-    variables = list({id(v): v for v in [*model.non_trainable_variables, *seeds]}.values())
-    saved = [np.array(variable.numpy()) for variable in variables]
-    try:
-        return _survey(model, keras.tree.map_structure(_random, types), variables, saved, known)
-    except Exception:  # random rows may be no valid input; then nothing is known
-        return Findings()
-    finally:
-        for variable, value in zip(variables, saved, strict=True):
-            variable.assign(value)
-
-
-def _survey(
-    model: Any, inputs: Any, variables: Sequence[Any], saved: list[np.ndarray], known: set[int]
-) -> Findings:
-    body = model_body(model)
-
-    def run(start: int, stop: int) -> tuple[list[np.ndarray], float]:
-        rows = keras.tree.map_structure(lambda x: x[start:stop], inputs)
-        outputs, losses = body(rows, False, tf.ones([], tf.float64))
-        arrays = [np.asarray(x) for x in outputs if x is not None]
-        return arrays, sum(float(keras.ops.sum(loss)) for loss in losses)
-
-    half = _ROWS // 2
-    (whole, loss), (again, loss_again) = run(0, _ROWS), run(0, _ROWS)
-    (first, loss_first), (second, loss_second) = run(0, half), run(half, _ROWS)
     findings = Findings()
-    # What draws random numbers gives other outputs each time, and tells nothing.
-    if loss == loss_again and all(map(np.array_equal, whole, again)):
-        joined = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
-        findings.mixed = not all(map(_alike, whole, joined))
-        findings.added = not _alike(np.array([loss]), np.array([(loss_first + loss_second) / 2]))
-    findings.metrics = _odd_metrics(model, body, inputs)
-    body(inputs, True, tf.ones([], tf.float64))
-    findings.state = [
-        variable.path
-        for variable, value in zip(variables, saved, strict=True)
-        if id(variable) not in known and not np.array_equal(variable.numpy(), value)
-    ]
+    if keras_internals.opened_graph(model) is None and not keras_internals.has_overridden(
+        model, "call"
+    ):
+        return findings  # its own steps call its parts
+    try:
+        _survey(model, types, _ROWS, 1, findings)
+    except Exception as error:  # random rows may be no valid input, or four too few
+        findings = Findings(failed=_layer_of(error), error=_first_line(error))
+        if rows is not None and parts:
+            _survey_sizes(model, types, rows, parts, findings)
+    _find_branches(model, types, findings)
     return findings
 
 
-def _odd_metrics(model: Any, body: Body, inputs: Any) -> list[str]:
+def _survey_sizes(
+    model: Any, types: Any, rows: int, parts: Sequence[int], findings: Findings
+) -> None:
+    """Try the numbers of rows that training will have, for a model that cannot take any."""
+    try:
+        with open_trial(model, _random(types, rows), rows) as trial:
+            trial.call(trial.inputs, training=False)
+            for part in sorted(set(parts)):
+                _try_part(trial, part, findings)
+        if findings.fixed is None:
+            _survey(model, types, rows, parts[0], findings)
+            findings.error = ""
+    except Exception:  # the first error tells as much
+        return
+
+
+def _try_part(trial: RowsTrial, part: int, findings: Findings) -> None:
+    try:
+        outputs = trial.call(trial.take(0, part), training=False)
+        if any(x.ndim and x.shape[0] % part for x in outputs):
+            findings.fixed, findings.failed, findings.error = part, "", "rows are lost or made"
+    except Exception as error:
+        findings.fixed = part
+        findings.failed, findings.error = _layer_of(error), _first_line(error)
+
+
+def _survey(model: Any, types: Any, rows: int, cut: int, findings: Findings) -> None:
+    with open_trial(model, _random(types, rows), rows) as trial:
+        trial.cut = cut
+        layers = keras_internals.all_layers(model)
+        added = added_losses(trial)
+        others = [layers[loss.layer].name for loss in added if loss.kind == "other"]
+        findings.added = list(dict.fromkeys(others))
+        findings.sums = [(loss.layer, loss.position) for loss in added if loss.kind == "sum"]
+        findings.mixed = mixes_rows(trial)
+        findings.metrics = _odd_metrics(trial)
+        findings.state = _changed_state(trial)
+
+
+def _changed_state(trial: RowsTrial) -> list[str]:
+    """Paths of the variables that a call in training changes, without those that may."""
+    known = {id(v) for layer in normalized_layers(trial.model) for v in layer.variables}
+    known |= {id(v) for v in [*trial.seeds, *trial.metric_variables]}
+    trial.run(trial.inputs, training=True)
+    return [
+        variable.path
+        for variable, value in trial.state
+        if id(variable) not in known and not np.array_equal(variable.numpy(), value)
+    ]
+
+
+def _odd_metrics(trial: RowsTrial) -> list[str]:
     """Names of metrics of layers whose state after a batch is not what its parts add up to."""
-    layers = keras_internals.all_layers(model, include_self=False)
-    metrics = keras_internals.layer_metrics(layers)
 
     def after(*ends: int) -> list[list[np.ndarray]]:
-        for metric in metrics:
+        for metric in trial.metrics:
             metric.reset_state()
         for start, stop in itertools.pairwise((0, *ends)):
-            rows = keras.tree.map_structure(lambda x, a=start, b=stop: x[a:b], inputs)
-            body(rows, False, tf.constant((stop - start) / _ROWS, tf.float64))
-        return [[np.asarray(v) for v in metric.variables] for metric in metrics]
+            trial.call(trial.take(start, stop), False, (stop - start) / trial.rows)
+        return [[np.asarray(v) for v in metric.variables] for metric in trial.metrics]
 
-    try:
-        pairs = zip(metrics, after(_ROWS), after(1, _ROWS), strict=True)
-        return [m.name for m, whole, parts in pairs if not all(map(_alike, whole, parts))]
-    finally:
-        for metric in metrics:
-            metric.reset_state()
+    pairs = zip(trial.metrics, after(trial.rows), after(trial.cut, trial.rows), strict=True)
+    return [m.name for m, whole, parts in pairs if not all(map(_alike, whole, parts))]
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.shape != b.shape:
-        return False
     if a.dtype.kind != "f":
         return bool(np.array_equal(a, b)) or a.dtype.kind not in "biu"
     tolerance = _TOLERANCE.get(a.dtype.name, 0.05)
@@ -150,6 +184,50 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
 
 
-def _random(spec: Any) -> Any:
-    shape = [_ROWS, *(_LENGTH if size is None else size for size in spec.shape[1:])]
-    return random_rows(shape, spec.dtype)
+def _find_branches(model: Any, types: Any, findings: Findings) -> None:
+    """Name the layers that branch on the whole batch; their operations' names begin with theirs."""
+    body = model_body(model)
+
+    def function(inputs: Any) -> list[Any]:
+        outputs, losses = body(inputs, True, tf.ones([], tf.float64))
+        return [x for x in [*outputs, *losses] if x is not None]
+
+    names = branching_operations(function, types)
+    if names is None:
+        findings.hidden = bool(model.compiled and model.run_eagerly)
+        return
+    layers = [layer.name for layer in keras_internals.all_layers(model)]
+    for name in names:
+        # TensorFlow numbers a scope that is entered again.
+        scopes = [re.sub(r"_\d+$", "", part) for part in name.split("/")]
+        pairs = zip(name.split("/"), scopes, strict=True)
+        places = [x for pair in pairs for x in pair[::-1] if x in layers]
+        findings.branches.append(places[-1] if places else name.strip("/"))
+    findings.branches = list(dict.fromkeys(findings.branches))
+
+
+def _layer_of(error: BaseException) -> str:
+    """The name of the innermost layer in whose code `error` was raised, or ""."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.Layer) and not isinstance(owner, keras.Model):
+            found = owner.name
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    """What happened, without the layer's name and arguments that Keras writes around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Exception encountered"):
+        lines = lines[1:]
+    # Without colours, and what TensorFlow says about nodes and devices.
+    return re.sub(r"\x1b\[\dm|\{\{.*?\}\} ?| ?\[Op:.*?\]", "", lines[0]) if lines else repr(error)
+
+
+def _random(types: Any, rows: int) -> Any:
+    def draw(spec: Any) -> Any:
+        shape = [rows, *(_LENGTH if size is None else size for size in spec.shape[1:])]
+        return random_rows(shape, spec.dtype)
+
+    return keras.tree.map_structure(draw, types)

@@ -38,9 +38,11 @@ from hyparflow.keras_internals.data import (
     untuned_datasets,
 )
 from hyparflow.keras_internals.graph import (
+    added_losses,
     additional_losses,
     all_layers,
     call_model,
+    called_graph,
     check_inputs,
     execution_order,
     get_mask,
@@ -63,12 +65,14 @@ from hyparflow.keras_internals.optimizer import check_known
 
 __all__ = [
     "accumulated_gradient",
+    "added_losses",
     "additional_losses",
     "all_layers",
     "applying_part",
     "array_sources",
     "build_compiled",
     "call_model",
+    "called_graph",
     "check_inputs",
     "check_known",
     "compile_arguments",

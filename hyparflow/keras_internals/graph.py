@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
 
 __all__ = [
+    "added_losses",
     "additional_losses",
     "all_layers",
     "call_model",
+    "called_graph",
     "execution_order",
     "get_mask",
     "moment_weight",
@@ -105,6 +107,15 @@ def output_structure(functional: Any, flat: list[Any]) -> Any:
     return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
 
 
+def called_graph(graph: Any, function: str) -> Any | None:
+    """The graph that an operation of TensorFlow's `graph` calls by this name, or None.
+
+    TensorFlow has no public way from a name to a traced function with its shapes.
+    """
+    called = graph._get_function(function)
+    return getattr(called, "graph", None)
+
+
 def call_model(model: Any, inputs: Any, training: bool) -> Any:
     """Call `model` as plain `train_step` and `test_step` do."""
     if model._call_has_training_arg:
@@ -165,22 +176,33 @@ def set_mask(tensor: Any, mask: Any) -> None:
     tensor._keras_mask = mask
 
 
-def additional_losses(layer: Any, share: Any) -> list[Any]:
+def added_losses(model: Any) -> dict[tuple[int, int], Any]:
+    """What layers added to the loss in the last call: (number of the layer, position) -> value."""
+    return {
+        (number, position): loss
+        for number, sub in enumerate(all_layers(model))
+        for position, loss in enumerate(sub._get_own_losses())
+    }
+
+
+def additional_losses(layer: Any, share: Any, sums: Collection[tuple[int, int]]) -> list[Any]:
     """What the last call of `layer` added by `add_loss` and activity regularizers.
 
     The public `losses` mixes these with weight regularization, which is counted elsewhere.
 
     Args:
         layer: a layer that has been called.
-        share: the part of the global batch that it was called with. Some versions of Keras sum
-            activity regularizers over rows instead of averaging; divided by the share, a sum
-            counts as an average does.
+        share: the part of the global batch that it was called with. Divided by it, a sum over
+            rows counts as an average does. Some versions of Keras sum activity regularizers.
+        sums: (id of a layer, position among what it adds) of what is a sum over rows.
     """
     losses = []
     for sub in all_layers(layer):
         is_sum = sub.activity_regularizer is not None and _activity_is_summed()
-        for loss in sub._get_own_losses():
-            losses.append(loss / keras.ops.cast(share, loss.dtype) if is_sum else loss)
+        for position, loss in enumerate(sub._get_own_losses()):
+            if is_sum or (id(sub), position) in sums:
+                loss = keras.ops.sum(loss) / keras.ops.cast(share, loss.dtype)
+            losses.append(loss)
     return losses
 
 

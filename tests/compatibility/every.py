@@ -7,6 +7,7 @@ from compatibility import (  # noqa: F401
     callbacks,
     data_kinds,
     hub,
+    keras_io,
     losses,
     metrics,
     models,

@@ -225,20 +225,41 @@ works(MODELS, "activity regularizers")(
 )
 
 
-class AddsSum(layers.Layer):
-    """Adds to the loss a sum over the rows, not a mean."""
+class Adds(layers.Layer):
+    """Adds to the loss what functions make of its inputs."""
+
+    def __init__(self, *functions: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.functions = functions
 
     def call(self, x: Any) -> Any:
-        self.add_loss(0.1 * ops.sum(ops.square(x)))
+        for function in self.functions:
+            self.add_loss(function(x))
         return x
 
 
-@refused(MODELS, "add_loss of what is no mean over the rows", note="one replica, one micro-batch")
-def check_added_sums(runs: Runs) -> None:
-    def train(run: Any) -> Any:
-        return run.fit(between(AddsSum()), *arrays(), batch_size=20)
+works(MODELS, "add_loss of a sum over rows", "add_loss of a value for each row")(
+    fitting(
+        lambda: between(
+            Adds(
+                lambda x: 0.01 * ops.sum(ops.square(x)),
+                lambda x: 0.1 * ops.mean(ops.abs(x)),
+                lambda x: 0.01 * ops.mean(ops.abs(x), axis=-1),
+            ),
+            layers.Dense(4),
+            Adds(lambda x: 0.02 * ops.sum(x)),
+        )
+    )
+)
 
-    runs.refuse(train, "must be a mean over the rows")
+
+@refused(MODELS, "add_loss of what is neither", note="no row's value may depend on other rows")
+def check_added_others(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        adds = Adds(lambda x: 1e-3 * ops.max(x))
+        return run.fit(between(adds), *arrays(), batch_size=20)
+
+    runs.refuse(train, "must be a mean or a sum over the rows.*'adds'")
 
 
 class Watched(layers.Layer):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ROWS", "SECTIONS", "Row", "refused", "works"]
+__all__ = ["ROWS", "SECTIONS", "Row", "refused", "warned", "works"]
 
 SECTIONS = (
     "Arguments of fit",
@@ -28,6 +28,7 @@ SECTIONS = (
     "Callbacks",
     "What callbacks do",
     "Models",
+    "Patterns of keras.io",
     "Models of KerasHub",
     "BatchNormalization",
 )
@@ -40,7 +41,7 @@ class Row:
     Attributes:
         section: one of `SECTIONS`.
         name: the feature.
-        state: "works" or "refused".
+        state: "works", "refused" or "warned".
         note: for the table.
         check: takes a `Runs` (see `runs.py`) and fails if the state is not true.
     """
@@ -65,6 +66,11 @@ def works(section: str, *names: str, note: str = "") -> Callable[[Check], Check]
 def refused(section: str, *names: str, note: str) -> Callable[[Check], Check]:
     """Declare that these are refused with an error that names them; `note` says what to do."""
     return _declare(section, names, "refused", note)
+
+
+def warned(section: str, *names: str, note: str) -> Callable[[Check], Check]:
+    """Declare that these train otherwise, and that a warning at the start names them."""
+    return _declare(section, names, "warned", note)
 
 
 def _declare(section: str, names: tuple[str, ...], state: str, note: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,6 +174,16 @@ class Runs:
         texts = WORLD.allgather(str(caught.value))
         assert len(set(texts)) == 1, texts
         assert "Received" in texts[0], texts[0]
+
+    def warn(self, train: Train, match: str) -> None:
+        """Check that `train` warns on the leader, naming `match`."""
+        from contract import WORLD, float_type
+
+        with float_type("float64"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _run(train, Hyparflow(self.options))
+        text = WORLD.bcast(" ".join(str(warning.message) for warning in caught))
+        assert re.search(match, text), text
 
 
 def on_replicas() -> Runs:

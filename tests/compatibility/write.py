@@ -19,8 +19,8 @@ What of Keras works
 Each row has a test that runs it on several ranks, data-parallel and cut into partitions, with two
 micro-batches, and compares History, weights, optimizer state and files with plain Keras: to 1e-10
 in float64 where nothing else is said. "Refused" means an error at the start, the same on every
-rank, that names the feature and what to do. This page is written from the tests
-(``python tests/compatibility/write.py``); one of them fails when it is stale.
+rank, that names the feature and what to do; "warned" that a warning does. This page is written from
+the tests (``python tests/compatibility/write.py``); one of them fails when it is stale.
 """
 
 
