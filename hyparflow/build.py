@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -52,6 +52,7 @@ class Part:
         partitioning: the stages, and the tensors that cross from one to another.
         losses: what belongs to loss and metrics; None for predictions only.
         learner: what belongs to the weights' update; None without an optimizer.
+        traced: kinds and rows of steps that ran.
     """
 
     engine: Engine
@@ -62,6 +63,7 @@ class Part:
     partitioning: Partitioning
     losses: Losses | None
     learner: Learner | None
+    traced: set[tuple[str, int]] = field(default_factory=set)
 
     def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""

@@ -44,12 +44,22 @@ class OwnSteps:
         self._statistics = statistics
         self._order = OrderedCalls()
         self._terms: LossTerms | None = None
+        # Now, for on the leader Keras's loops run eagerly, whatever the steps do.
+        self._is_eager = bool(model.compiled and model.run_eagerly)
+        self._methods: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
         for name in _STEPS:
             if keras_internals.has_overridden(model, name):
-                # Gradients are exchanged between ranks within `train_step`: XLA is refused there.
-                by_xla = name != "train_step" and _wants_xla(model)
-                self._functions[name] = self._compiled(getattr(model, name), by_xla)
+                # Not the one that is in its place while a call runs.
+                self._methods[name] = getattr(model, name)
+                self.compile_anew(name)
+
+    def compile_anew(self, name: str) -> None:
+        """From now on, the step of this name, if there is one, reads Python's present values."""
+        if name in self._methods:
+            # Gradients are exchanged between ranks within `train_step`: XLA is refused there.
+            by_xla = name != "train_step" and _wants_xla(self._model)
+            self._functions[name] = self._compiled(self._methods[name], by_xla)
 
     def __contains__(self, name: str) -> bool:
         return name in self._functions
@@ -68,7 +78,7 @@ class OwnSteps:
         count = 0 if terms is None else terms.count
         scalars = [tf.TensorSpec([], tf.float64), tf.TensorSpec([count], tf.float64)]
         for name in ("train_step", "test_step"):
-            if name in self and not self._model.run_eagerly:
+            if name in self and not self._is_eager:
                 self._functions[name].get_concrete_function(_packed(*types), *scalars)
 
     def _compiled(self, step: Callable[[Any], Any], by_xla: bool) -> Callable[..., Any]:
@@ -76,7 +86,7 @@ class OwnSteps:
             with self._adapted(share, factors):
                 return step(data)
 
-        if self._model.compiled and self._model.run_eagerly:
+        if self._is_eager:
             return run
         return tf.function(run, autograph=False, reduce_retracing=True, jit_compile=by_xla or None)
 

@@ -140,6 +140,7 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
         try:
             model.run_eagerly = True
             _forget_functions(model)
+            worker.python.begin()
             yield
         finally:
             for name in replaced:

@@ -6,9 +6,10 @@ from typing import Any
 
 from hyparflow import keras_internals
 
-__all__ = ["Tuning", "take_over"]
+__all__ = ["SETTINGS", "Tuning", "take_over"]
 
-_SETTINGS, _RATES = "settings", "learning_rates"
+SETTINGS = "settings"
+_RATES = "learning_rates"
 
 
 class Tuning:
@@ -20,15 +21,18 @@ class Tuning:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._is_eager = model.compiled and model.run_eagerly
         self._rates: list[float] = []
         self._settings: dict[str, Any] | None = _settings(model)
 
     def changes(self) -> dict[str, Any]:
         """What has changed since the last step."""
         changed: dict[str, Any] = {}
-        if self._settings is not None:  # they are compiled with the first step
-            new = _settings(self._model).items() - self._settings.items()
-            changed[_SETTINGS], self._settings = dict(new), None
+        if self._settings is not None:
+            settings = _settings(self._model)
+            changed[SETTINGS] = dict(settings.items() - self._settings.items())
+            # Unless steps run eagerly, they are compiled with the first.
+            self._settings = settings if self._is_eager else None
         rates = [float(rate) for rate in keras_internals.settable_learning_rates(self._model)]
         if rates != self._rates:
             changed[_RATES] = self._rates = rates
@@ -37,7 +41,7 @@ class Tuning:
 
 def take_over(model: Any, changes: dict[str, Any]) -> None:
     """Change the optimizer as the leader's was."""
-    for name, value in changes.get(_SETTINGS, {}).items():
+    for name, value in changes.get(SETTINGS, {}).items():
         setattr(keras_internals.inner_optimizer(model.optimizer), name, value)
     if _RATES in changes:
         rates = keras_internals.settable_learning_rates(model)
@@ -50,5 +54,5 @@ def _settings(model: Any) -> dict[str, Any]:
     if getattr(model, "optimizer", None) is None:
         return {}
     config = keras_internals.inner_optimizer(model.optimizer).get_config()
-    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool)}
+    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool | None)}
     return {k: v for k, v in simple.items() if k != "learning_rate"}

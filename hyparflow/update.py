@@ -55,13 +55,22 @@ class Update:
         if not self._optimizer.built:
             _build(self._optimizer, model)
         self._trains = bool(model.trainable_variables)  # on some rank
-        self._clip = float(self._inner.global_clipnorm or 0.0)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
+        self._touched: dict[int, Any] = {}  # by id
+        self._penalties: dict[str, FixedFunction] = {}
+        self.compile_anew("train")
+
+    def compile_anew(self, step: str) -> None:
+        """From now on, this kind of step counts with the present settings of optimizer and
+        regularizers.
+        """
+        self._penalties.pop(step, None)
+        if step != "train":
+            return
+        self._clip = float(self._inner.global_clipnorm or 0.0)
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
-        self._penalty = FixedFunction(self._trace_penalty)
         self._survey = FixedFunction(self._trace_survey)
         self._apply = FixedFunction(self._trace_apply)
-        self._touched: dict[int, Any] = {}  # by id
         self._seen: set[tuple[int, ...]] = set()  # which gradients there were in some step
 
     def loss_scale(self) -> float:
@@ -73,9 +82,17 @@ class Update:
         """Whether this rank counts any weight regularization."""
         return any(self._counted[index] for index in self._regularized)
 
-    def penalty(self) -> float:
-        """The weight regularization that this rank counts, with the present weights."""
-        return float(self._penalty([])) if self.has_penalty else 0.0
+    def penalty(self, step: str) -> float:
+        """The weight regularization that this rank counts, with the present weights.
+
+        Args:
+            step: "train" or "test"; each is compiled when it is first run, as Keras's are.
+        """
+        if not self.has_penalty:
+            return 0.0
+        if step not in self._penalties:
+            self._penalties[step] = FixedFunction(self._trace_penalty)
+        return float(self._penalties[step]([]))
 
     def _trace_penalty(self, nothing: list[Any]) -> Any:
         counted = [index for index in self._regularized if self._counted[index]]

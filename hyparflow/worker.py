@@ -15,6 +15,7 @@ from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.data import Batch
 from hyparflow.feed import Data, Feed
+from hyparflow.following import PythonFollower
 from hyparflow.grid import LEADER
 from hyparflow.pace import Pace
 from hyparflow.predictions import Predictor
@@ -51,6 +52,7 @@ class Worker:
         self._programs: dict[tuple[str, int], Program] = {}
         self._stream: Data | None = None
         self.log = WriteLog(self._told_otherwise, self._is_behind)
+        self.python = PythonFollower(model, part.traced)
         self._watched: list[int] | None = None
         self._fresh = True  # the leader holds the present weights of all partitions
         self._stale = False  # statistics changed since the replicas agreed on them
@@ -70,7 +72,10 @@ class Worker:
         """Leader: announce `command` and carry out its own share; `data` goes with it."""
         self.send_writes()
         self._stream = data
-        return self._order(command)
+        self.python.send(command)
+        result = self._order(command)
+        self.python.sent()
+        return result
 
     def send_writes(self) -> None:
         """Leader: give all ranks what callbacks wrote to variables since the last command."""
@@ -91,9 +96,16 @@ class Worker:
         self.in_command = True
         with self.log.paused():
             self._world.broadcast_object(command, LEADER, "the leader's command")
-            result = getattr(self, command.name)(command)
+            result = self._carry_out(command)
         self.in_command = False
         return result
+
+    def _carry_out(self, command: Command) -> Any:
+        if self.python.compiles_anew(command):
+            self._part.own.compile_anew(f"{command.name}_step")
+            if self._part.learner is not None:
+                self._part.learner.update.compile_anew(command.name)
+        return getattr(self, command.name)(command)
 
     def release(self, name: str, **values: Any) -> None:
         """Leader: let the followers go: "stop" with a result, or "fail" with an error."""
@@ -111,7 +123,9 @@ class Worker:
                 make, arguments = command.values["error"]
                 raise guard.everywhere(make(*arguments))
             self.in_command = True
-            getattr(self, command.name)(command)
+            self.python.take(command)
+            take_over(self.model, command.values)
+            self._carry_out(command)
             self.in_command = False
 
     # --- steps ---
@@ -132,8 +146,6 @@ class Worker:
         return logs
 
     def _train(self, command: Command) -> dict[str, Any] | None:
-        if self._world.rank != LEADER:
-            take_over(self.model, command.values)
         self._stale = True
         self._fresh = False
         start = time.monotonic()
@@ -141,7 +153,7 @@ class Worker:
         self._world.recorder.note(Happening.DATA, start)
         if "train_step" in self._part.own:
             return self._own("train_step", batch)
-        penalty = self._penalty(batch.rows)
+        penalty = self._penalty(command)
         program = self._program("train", batch)
         scale = self._learner.update.loss_scale()
         labels = self._feed.labels(batch, scale)
@@ -159,7 +171,7 @@ class Worker:
         batch = self._feed.batch(command, self._stream)
         if "test_step" in self._part.own:
             return self._own("test_step", batch)
-        penalty = self._penalty(batch.rows)
+        penalty = self._penalty(command)
         program = self._program("forward", batch)
         self._part.engine.test(program, batch, self._feed.labels(batch))
         self._losses.metrics.collect(penalty + self._part.engine.added)
@@ -227,11 +239,11 @@ class Worker:
 
     # --- parts of a step ---
 
-    def _penalty(self, rows: int) -> float:
+    def _penalty(self, command: Command) -> float:
         """This rank's weight regularization times the batch's rows; counted by replica 0."""
         if self._part.learner is None or self._replica or self._losses.head.own_loss:
             return 0.0
-        return self._part.learner.update.penalty() * rows
+        return self._part.learner.update.penalty(command.name) * command.rows
 
     def _own(self, name: str, batch: Batch) -> dict[str, Any]:
         """The model's own step on this replica's rows."""
