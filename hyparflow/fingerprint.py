@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
+import types
 from typing import Any
 
 import keras
 
 from hyparflow import guard, keras_internals
 from hyparflow.comm import Communicator
+from hyparflow.comparable import comparable, is_empty
 from hyparflow.data import ArraySource
 from hyparflow.options import Options
+from hyparflow.python_values import names_read
+from hyparflow.reachable import is_users_own
 
-__all__ = ["collect", "compile_fingerprint", "digest", "model_fingerprint", "require_same"]
+__all__ = [
+    "collect",
+    "compile_fingerprint",
+    "digest",
+    "model_fingerprint",
+    "require_same",
+    "values_fingerprint",
+]
+
+_DEEPEST = 5  # functions within functions
+_COUNTED = (keras.Layer, keras.Loss, keras.Metric, keras.optimizers.Optimizer)  # named so
 
 
 def digest(value: Any) -> str:
@@ -40,29 +55,88 @@ def compile_fingerprint(model: Any) -> str:
     return digest(_describe(keras_internals.compile_arguments(model)))
 
 
+def values_fingerprint(model: Any) -> str:
+    """A hash of what the user's own layers read beside their settings: code, numbers and text."""
+    layers = keras_internals.all_layers(model)
+    return digest([_own_values(layer) for layer in layers if is_users_own(type(layer))])
+
+
+def _own_values(layer: Any) -> Any:
+    kinds = [kind for kind in type(layer).__mro__ if is_users_own(kind)]
+    methods = [f for kind in kinds for f in vars(kind).values() if inspect.isfunction(f)]
+    read = {name for method in methods for name in names_read(method)}
+    values = [
+        # Keras counts names.
+        (name, str(plain).replace(layer.name, ""))
+        for name, value in sorted(vars(layer).items())
+        if name in read and (plain := comparable(value)) is not None
+    ]
+    return values, [_code(method) for method in methods]
+
+
 def _describe_layer(layer: Any) -> Any:
-    if isinstance(layer, keras.Model | keras.layers.Lambda):
-        return type(layer).__name__  # its layers come themselves; code has no text to rely on
+    if isinstance(layer, keras.Model):
+        return type(layer).__name__  # its layers come themselves
+    if isinstance(layer, keras.layers.Lambda):
+        return type(layer).__name__, _describe(getattr(layer, "function", None))
     return _describe(layer)
 
 
 def _describe(value: Any) -> Any:
     """`value` as plain data.
 
-    Names count creations, and seeds may be drawn anew by each rank (the leader's random state is
-    given to all): both are left out.
+    Names of layers and their like count creations, and seeds may be drawn anew by each rank (the
+    leader's random state is given to all): both are left out.
     """
     if isinstance(value, str | int | float | bool | type(None)):
         return value
     if isinstance(value, dict):
-        return sorted((str(k), _describe(v)) for k, v in value.items() if k not in ("name", "seed"))
+        if isinstance(value.get("config"), dict) and "Policy" not in str(value.get("class_name")):
+            value = value | {"config": {k: v for k, v in value["config"].items() if k != "name"}}
+        return sorted((str(k), _describe(v)) for k, v in value.items() if k != "seed")
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
+    if inspect.isfunction(value):
+        return _code(value) if is_users_own(value) else value.__name__
     name = getattr(value, "__name__", type(value).__name__)
     try:
-        return name, _describe(value.get_config())
+        config = value.get_config()
     except Exception:  # it has no settings, or cannot tell them
-        return name
+        config = {}
+    if isinstance(value, _COUNTED):
+        config = {k: v for k, v in config.items() if k != "name"}
+    return name, _describe(config), _attributes(value)
+
+
+def _attributes(value: Any) -> Any:
+    """What an object of the user's own, such as a loss, holds of numbers and text."""
+    is_plain = not isinstance(value, keras.Layer | keras.Metric | keras.optimizers.Optimizer)
+    if not is_plain or not is_users_own(type(value)) or not hasattr(value, "__dict__"):
+        return []
+    pairs = ((name, comparable(part)) for name, part in sorted(vars(value).items()))
+    return [(n, str(plain)) for n, plain in pairs if plain is not None and n.strip("_") != "name"]
+
+
+def _code(function: Any, depth: int = 0) -> Any:
+    """What a function of the user's own computes: its code, and numbers and text around it."""
+    cells = [cell for cell in function.__closure__ or () if not is_empty(cell)]
+    around = [cell.cell_contents for cell in cells] + list(function.__defaults__ or ())
+    around += (function.__kwdefaults__ or {}).values()
+    described = []
+    for value in around:
+        if inspect.isfunction(value) and depth < _DEEPEST:
+            described.append(_code(value, depth + 1))
+        else:
+            described.append(str(comparable(value)))
+    return function.__qualname__, _instructions(function.__code__), described
+
+
+def _instructions(code: types.CodeType) -> Any:
+    constants = [
+        _instructions(c) if isinstance(c, types.CodeType) else str(comparable(c))
+        for c in code.co_consts
+    ]
+    return code.co_code.hex(), code.co_names, constants
 
 
 def collect(
@@ -90,6 +164,7 @@ def collect(
     }
     return {
         "model": model_fingerprint(model),
+        "values and code of layers": values_fingerprint(model),
         "optimizer and loss": compile_fingerprint(model),
         "method": method,
         "number of partitions and replicas": digest(options.grid),

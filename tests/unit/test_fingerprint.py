@@ -13,6 +13,7 @@ from hyparflow.fingerprint import (  # noqa: E402
     digest,
     model_fingerprint,
     require_same,
+    values_fingerprint,
 )
 
 
@@ -43,7 +44,13 @@ def test_same_structure_same_fingerprint() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"units": 4}, {"trainable": False}, {"features": 5}, {"dtype": "float64"}],
+    [
+        {"units": 4},
+        {"trainable": False},
+        {"features": 5},
+        {"dtype": "float64"},
+        {"dtype": "mixed_bfloat16"},
+    ],
     ids=str,
 )
 def test_other_structure(other: dict[str, Any]) -> None:
@@ -66,6 +73,68 @@ def test_compile_settings() -> None:
     assert compiled(keras.optimizers.Adam(1e-3), keras.losses.MeanSquaredError()) != compiled(
         keras.optimizers.Adam(1e-3), keras.losses.MeanAbsoluteError()
     )
+
+
+def loss_of(factor: float, constant: float = 1.0) -> Any:
+    def loss(y: Any, y_pred: Any) -> Any:
+        return factor * (y - y_pred) ** 2
+
+    return loss
+
+
+class Weighted(keras.losses.Loss):  # type: ignore[misc, name-defined]
+    """Has a number that its settings do not tell."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, y: Any, y_pred: Any) -> Any:
+        return self.factor * (y - y_pred) ** 2
+
+
+def test_what_losses_compute() -> None:
+    assert compiled("sgd", loss_of(1.0)) == compiled("sgd", loss_of(1.0))
+    assert compiled("sgd", loss_of(1.0)) != compiled("sgd", loss_of(2.0))
+    assert compiled("sgd", lambda y, p: 1 * (y - p)) != compiled("sgd", lambda y, p: 2 * (y - p))
+    assert compiled("sgd", Weighted(1.0)) == compiled("sgd", Weighted(1.0))
+    assert compiled("sgd", Weighted(1.0)) != compiled("sgd", Weighted(2.0))
+
+
+class Scaled(keras.layers.Layer):  # type: ignore[misc, name-defined]
+    """Reads numbers that its settings do not tell, and has one that no call reads."""
+
+    def __init__(self, factor: float, rank: int = 0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.rank = rank
+        self.label = f"{self.name}/x"
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.multiply(x, self.factor, **({} if self.label else {}))
+
+
+def test_what_own_layers_read() -> None:
+    def values(*args: Any) -> str:
+        return values_fingerprint(keras.Sequential([keras.Input((2,)), Scaled(*args)]))
+
+    assert values(1.0) == values(1.0) == values(1.0, 7)
+    assert values(1.0) != values(2.0)
+
+
+def test_policies_and_lambdas() -> None:
+    def wrapped(dtype: str) -> Any:
+        inner = keras.layers.Dense(2, dtype=dtype)
+        return keras.Sequential([keras.Input((3, 2)), keras.layers.TimeDistributed(inner)])
+
+    assert model_fingerprint(wrapped("float32")) == model_fingerprint(wrapped("float32"))
+    assert model_fingerprint(wrapped("float32")) != model_fingerprint(wrapped("mixed_float16"))
+
+    def function(factor: float) -> Any:
+        layer = keras.layers.Lambda(lambda x: x * factor)
+        return model_fingerprint(keras.Sequential([keras.Input((2,)), layer]))
+
+    assert function(1.0) == function(1.0) != function(2.0)
 
 
 def test_learning_rate_schedules() -> None:
