@@ -144,7 +144,7 @@ def test_a_launcher_that_starts_no_rank_is_stopped(
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
     job = Job(launcher, Mpi(OPEN_MPI, "5.0"), Request(1), [sys.executable, "-c", "pass"])
-    assert run(job) == 128 + signal.SIGTERM
+    assert run(job, lambda text: None).code == 128 + signal.SIGTERM
     assert said.getvalue() == (
         f"hyparflow: {launcher} has started no rank within 0.5 s (HYPARFLOW_TIMEOUT); "
         "all ranks are stopped.\n"
@@ -157,4 +157,4 @@ def test_a_deadline_that_is_none_is_refused_before_anything_starts(
     monkeypatch.setenv("HYPARFLOW_TIMEOUT", "soon")
     job = Job(tmp_path / "mpirun", Mpi(OPEN_MPI, "5.0"), Request(1), ["true"])
     with pytest.raises(ValueError, match="HYPARFLOW_TIMEOUT must be a positive number"):
-        run(job)
+        run(job, lambda text: None)
