@@ -22,6 +22,7 @@ __all__ = ["mixes_rows"]
 _CHANGES = ((1, 0.0), (0, 100.0), (-1, -100.0))
 _EPSILONS = {"float64": 2.3e-16, "float32": 1.2e-7, "float16": 1e-3, "bfloat16": 8e-3}
 _ROUNDINGS = 64  # what kernels may round differently, in units of the last place
+_REPEATS = 8  # of equal runs, before it is said that rows are mixed
 _NOISE = 100  # times what two equal runs differ by, where a layer draws numbers of its own
 
 
@@ -47,8 +48,23 @@ def _mixes(trial: RowsTrial, training: bool, changes: tuple[tuple[int, float], .
         changed = trial.run(_changed(trial.inputs, row, factor), training)
         for old, repeated, new in zip(base, again, changed, strict=True):
             if old.shape != new.shape or _others_differ(trial.rows, row, old, repeated, new):
-                return True
+                return _is_sure(trial, training, row, base, changed)
     return False
+
+
+def _is_sure(
+    trial: RowsTrial, training: bool, row: int, base: list[np.ndarray], changed: list[np.ndarray]
+) -> bool:
+    """Whether no equal run differs as the changed one does: what drops rows at random may."""
+    for _ in range(_REPEATS):
+        again = trial.run(trial.inputs, training)
+        triples = list(zip(base, again, changed, strict=True))
+        if not any(
+            old.shape != new.shape or _others_differ(trial.rows, row, old, repeated, new)
+            for old, repeated, new in triples
+        ):
+            return False
+    return True
 
 
 def _changed(inputs: Any, row: int, factor: float) -> Any:

@@ -119,7 +119,8 @@ def _survey_sizes(
         with open_trial(model, _random(types, rows), rows) as trial:
             trial.call(trial.inputs, training=False)
             for part in sorted(set(parts)):
-                _try_part(trial, part, findings)
+                if findings.fixed is None:
+                    _try_part(trial, part, findings)
         if findings.fixed is None:
             _survey(model, types, rows, parts[0], findings)
             findings.error = ""

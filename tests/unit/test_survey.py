@@ -1,0 +1,126 @@
+"""What a trial on a few rows finds, and that it leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+
+from hyparflow.survey import survey  # noqa: E402
+
+layers, ops = keras.layers, keras.ops
+
+
+class Own(layers.Layer):  # type: ignore[misc, name-defined]
+    """A layer that computes this function of inputs, `training` and itself."""
+
+    def __init__(self, function: Callable[[Any, bool, Any], Any]) -> None:
+        super().__init__(name="own")
+        self.function = function
+        self.seeds = keras.random.SeedGenerator(3)
+        self.seen = keras.metrics.Mean(name="seen")
+
+    def build(self, shape: Any) -> None:
+        self.gate = self.add_weight(shape=(), initializer="zeros", name="gate")
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        self.seen.update_state(x)
+        return self.function(x, training, self)
+
+
+def model_with(function: Callable[[Any, bool, Any], Any]) -> Any:
+    inputs = keras.Input((5,))
+    x = layers.BatchNormalization()(layers.Dense(6, "tanh")(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.3)(Own(function)(x))))
+
+
+def in_training(change: Callable[[Any], Any]) -> Callable[[Any, bool, Any], Any]:
+    return lambda x, training, own: change(x) if training else x
+
+
+MIXING = {
+    "mean": lambda x, training, own: x - 1e-4 * ops.mean(x, axis=0),
+    "halves": lambda x, training, own: x + 1e-3 * ops.roll(x, 2, axis=0),
+    "first row": lambda x, training, own: x - 1e-3 * x[:1],
+    "sum before": lambda x, training, own: x + 1e-3 * ops.flip(ops.cumsum(ops.flip(x, 0), 0), 0),
+    "behind a gate": lambda x, training, own: x + own.gate * ops.max(x, axis=0),
+    "in training": in_training(lambda x: x - ops.mean(x, axis=0)),
+    "shuffled": lambda x, training, own: x + keras.random.shuffle(x, 0, seed=own.seeds),
+    "sorted": lambda x, training, own: ops.sort(x, axis=0),
+}
+ALONE = {
+    "scaled": lambda x, training, own: x * own.scale,
+    "large": lambda x, training, own: 1e6 + x,
+    "noise": lambda x, training, own: x + keras.random.normal(ops.shape(x), seed=own.seeds),
+    "noise of TensorFlow": lambda x, training, own: x + tf.random.normal(tf.shape(x)),
+    "softmax of a row": lambda x, training, own: ops.softmax(1e3 * x, axis=-1),
+    "depth dropped": in_training(
+        lambda x: x * tf.floor(0.8 + tf.random.uniform([tf.shape(x)[0], 1]))
+    ),
+    "normalized": lambda x, training, own: x / ops.norm(x, axis=-1, keepdims=True),
+}
+TYPES = tf.TensorSpec([None, 5], "float32")
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixed_rows_are_found(name: str) -> None:
+    assert survey(model_with(MIXING[name]), TYPES).mixed
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_rows_alone_give_no_alarm(name: str) -> None:
+    found = survey(model_with(ALONE[name]), TYPES)
+    assert not found.mixed and not found.branches and not found.state and not found.error
+    assert not found.added and not found.sums and not found.metrics
+
+
+def adding(*functions: Callable[[Any], Any]) -> Any:
+    def add(x: Any, training: bool, own: Any) -> Any:
+        for function in functions:
+            own.add_loss(function(x))
+        return x
+
+    return model_with(add)
+
+
+def test_added_losses() -> None:
+    noisy = lambda x: x + 0.1 * tf.random.normal(tf.shape(x))  # noqa: E731
+    model = adding(ops.mean, ops.sum, lambda x: ops.sum(x, -1), lambda x: 0.1 + 0.0 * x[0, 0])
+    number = [layer.name for layer in model._flatten_layers()].index("own")
+    assert survey(model, TYPES).sums == [(number, 1), (number, 2)]
+    model = adding(lambda x: ops.sum(ops.square(noisy(x))), lambda x: ops.mean(noisy(x) ** 2))
+    assert survey(model, TYPES).sums == [(number, 0)]
+    assert survey(adding(ops.max), TYPES).added == ["own"]
+
+
+def test_it_leaves_no_trace() -> None:
+    model = model_with(MIXING["shuffled"])
+    model(np.ones((3, 5)), training=True)
+    own = model.get_layer("own")
+    kept = [*model.variables, *own.seen.variables, own.seeds.state]
+    before = [v.numpy() for v in kept]
+    random = np.random.get_state()[1].copy()
+    survey(model, TYPES)
+    for variable, value in zip(kept, before, strict=True):
+        assert np.array_equal(variable.numpy(), value), variable.path
+    assert np.array_equal(np.random.get_state()[1], random)
+
+
+def test_layers_of_one_number_of_rows() -> None:
+    fixed = lambda x, training, own: ops.reshape(ops.reshape(x, (48,)), (-1, 6))  # noqa: E731
+    found = survey(model_with(fixed), TYPES, 8, [3, 5])
+    assert (found.fixed, found.failed) == (3, "own")
+
+    def in_groups(x: Any, training: bool, own: Any) -> Any:
+        groups = ops.reshape(x, (ops.shape(x)[0] // 8, 8, 6))
+        return ops.reshape(groups - ops.mean(groups, axis=1, keepdims=True), (-1, 6))
+
+    found = survey(model_with(in_groups), TYPES, 16, [8])
+    assert found.mixed and not found.error
+    assert survey(model_with(fixed), TYPES).error
