@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hyparflow import keras_internals, lowering, masks
+from hyparflow import guard, keras_internals, lowering, masks
 from hyparflow.batchnorm import BatchStatistics
 from hyparflow.body import Body, graph_body, model_body
 from hyparflow.comm import Communicator, World
@@ -23,6 +23,7 @@ from hyparflow.layout import Layout
 from hyparflow.losses import LossTerms
 from hyparflow.metric_state import MetricState
 from hyparflow.options import Options
+from hyparflow.overwritten import require_one_holder
 from hyparflow.own_steps import OwnSteps
 from hyparflow.pairs import Compiled
 from hyparflow.partition import Partitioning
@@ -223,6 +224,10 @@ def _losses(
 def _learner(
     model: Any, layout: Layout, place: Place, options: Options, regularize: bool
 ) -> Learner:
+    try:
+        require_one_holder(model.trainable_variables, place.holders)
+    except ValueError as error:
+        raise guard.everywhere(error) from None
     counted = [place.owns(variable) for variable in place.trained]
     groups = [
         SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)

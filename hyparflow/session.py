@@ -20,6 +20,7 @@ from hyparflow.layout import Layout, make_layout
 from hyparflow.leading import led
 from hyparflow.log import STATUS
 from hyparflow.options import Options
+from hyparflow.overwritten import check_overwritten
 from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
 from hyparflow.sums_trial import require_additive, require_weights
@@ -121,6 +122,8 @@ class Session:
         replicas = call.options.grid.num_replicas
         try:
             check_state(self.model, call.method, replicas, call.num_microbatches)
+            if call.method == "fit":
+                check_overwritten(self.model, replicas * call.num_microbatches)
         except ValueError as error:
             raise guard.everywhere(error) from None
 

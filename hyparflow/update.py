@@ -19,6 +19,7 @@ from hyparflow import keras_internals
 from hyparflow.comm import Communicator
 from hyparflow.flat_call import FixedFunction
 from hyparflow.formulas import gradients_of
+from hyparflow.overwritten import require_one_call
 
 __all__ = ["Update"]
 
@@ -44,7 +45,7 @@ class Update:
         partitions: Communicator,
         regularize: bool = True,
     ) -> None:
-        self._optimizer = model.optimizer
+        self._model, self._optimizer = model, model.optimizer
         self._inner = keras_internals.inner_optimizer(model.optimizer)
         self._variables = list(variables)
         self._counted = list(counted)
@@ -55,6 +56,7 @@ class Update:
         if not self._optimizer.built:
             _build(self._optimizer, model)
         self._trains = bool(model.trainable_variables)  # on some rank
+        self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
         self._penalties: dict[str, FixedFunction] = {}
@@ -102,8 +104,16 @@ class Update:
         variable = self._variables[index]
         return ops.sum(variable.regularizer(variable))
 
-    def __call__(self, gradients: Sequence[Any]) -> None:
-        """Apply `gradients` (tensors, `tf.IndexedSlices` or None), one per weight."""
+    def __call__(self, gradients: Sequence[Any], parts: int = 1) -> None:
+        """Apply `gradients` (tensors, `tf.IndexedSlices` or None), one per weight.
+
+        Args:
+            gradients: summed over everything.
+            parts: of the batch, that they were summed over.
+        """
+        if self._unproved and parts > 1:
+            require_one_call(self._model, self._variables, gradients)
+            self._unproved = False
         present = [
             index
             for index in range(len(self._variables))

@@ -6,6 +6,7 @@ commands in `follow`. What a command does is the same code on all ranks.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -159,8 +160,10 @@ class Worker:
         labels = self._feed.labels(batch, scale)
         with self._losses.metrics.paused(batch.is_stand_in):
             self._part.statistics.begin()
-            learner = self._learner
-            self._part.engine.train(program, batch, labels, scale, learner.reducer, learner.update)
+            reducer, update = self._learner.reducer, self._learner.update
+            parts = self._grid.num_replicas * program.num_microbatches
+            apply = functools.partial(update, parts=parts)
+            self._part.engine.train(program, batch, labels, scale, reducer, apply)
             self._part.statistics.finish()
         self._losses.metrics.collect(penalty + self._part.engine.added)
         return None
