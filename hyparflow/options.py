@@ -18,7 +18,9 @@ __all__ = [
     "STRATEGIES",
     "Options",
     "automatic_microbatches",
+    "check_choice",
     "count_of",
+    "lpp_of",
     "resolve",
 ]
 
@@ -110,10 +112,10 @@ def resolve(
         ValueError: if an argument is not valid or the numbers do not fit `size`.
     """
     if strategy is not None:
-        _check_choice("strategy", strategy, STRATEGIES)
+        check_choice("strategy", strategy, STRATEGIES)
     if schedule != "auto":
-        _check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
-    _check_choice("batchnorm", batchnorm, BATCHNORM)
+        check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
+    check_choice("batchnorm", batchnorm, BATCHNORM)
     _check_sums(allreduce, compression)
     _check_flag("sharded_data", sharded_data)
     if num_microbatches != "auto":
@@ -123,7 +125,7 @@ def resolve(
     each = _stages_per_partition(schedule, stages_per_partition)
     grid = _grid(size, strategy, partitions, replicas, lpp, each)
     if lpp is not None:
-        lpp = _check_lpp(lpp)
+        lpp = lpp_of(lpp)
     schedule = "1f1b" if schedule == "auto" else schedule
     alone = stages_per_partition is None or grid.num_replicas == 1
     if grid.num_partitions == 1 and schedule == "interleaved" and alone:
@@ -145,8 +147,13 @@ def _stages_per_partition(schedule: str, wanted: int | None) -> int:
     return count
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
-    if value not in choices:
+def check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
+    """Refuse a value of the argument `name` that is none of `choices`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}{also}. "
             f"Received: {name}={value!r}"
@@ -154,9 +161,9 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "
 
 
 def _check_sums(allreduce: str, compression: str | None) -> None:
-    _check_choice("allreduce", allreduce, ALLREDUCE)
+    check_choice("allreduce", allreduce, ALLREDUCE)
     if compression is not None:
-        _check_choice("compression", compression, COMPRESSION, " or None")
+        check_choice("compression", compression, COMPRESSION, " or None")
     if allreduce == "horovod" and compression == "bf16":
         raise ValueError(
             "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
@@ -182,9 +189,17 @@ def count_of(name: str, value: Any) -> int:
     return int(value)
 
 
-def _check_lpp(lpp: Any) -> tuple[int, ...]:
+def lpp_of(lpp: Any) -> tuple[int, ...]:
+    """The value of the argument `lpp`, which must be a list of positive integers.
+
+    Raises:
+        ValueError: if it is not.
+    """
     parts = tuple(lpp) if isinstance(lpp, list | tuple) else ()
-    if not parts or not all(isinstance(part, numbers.Integral) and int(part) > 0 for part in parts):
+    if not parts or not all(
+        isinstance(part, numbers.Integral) and not isinstance(part, bool) and int(part) > 0
+        for part in parts
+    ):
         raise ValueError(
             "`lpp` (layers per partition) must be a list of positive integers, one per "
             f"partition, or per stage of an interleaved schedule. Received: lpp={lpp!r}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,8 @@ from hyparflow.fingerprint import model_fingerprint
 from hyparflow.graph import FlatGraph
 from hyparflow.grid import Grid
 from hyparflow.notices import users_stack_level
-from hyparflow.options import count_of
+from hyparflow.operations import OperationGraph
+from hyparflow.options import count_of, lpp_of
 from hyparflow.partition import make_partitioning
 from hyparflow.planning.candidate import Candidate, Problem
 from hyparflow.planning.cluster import Cluster
@@ -27,12 +30,14 @@ from hyparflow.planning.planner import best_of, consider
 from hyparflow.planning.predict import Prediction, predict
 from hyparflow.planning.sizes import parse_bytes
 from hyparflow.planning.tables import used_weights
-from hyparflow.planning.wishes import Wishes
+from hyparflow.planning.wishes import Wishes, limited
+from hyparflow.text import shortened
 from hyparflow.threads import intra_op_threads
 
 __all__ = ["costs_of_model", "plan"]
 
 _ALTERNATIVES = 3
+_MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
 
 
 def plan(
@@ -73,11 +78,10 @@ def plan(
         ValueError: if an argument is not valid, the model has no graph that can be cut, or no
             layout fits in `memory_limit`.
     """
-    _check(model, batch_size)
+    batch_size = _check(model, batch_size, costs)
+    here = cluster is None
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    graph = FlatGraph(model, keras_internals.opened_graph(model))
-    operations = graph.operation_graph(model.trainable_variables)
     wishes = Wishes(
         cluster.num_ranks,
         num_partitions,
@@ -85,9 +89,12 @@ def plan(
         num_microbatches,
         schedule,
         stages_per_partition,
-        None if lpp is None else tuple(lpp),
+        None if lpp is None else lpp_of(lpp),
         limit,
     )
+    graph = FlatGraph(model, keras_internals.opened_graph(model))
+    operations = graph.operation_graph(model.trainable_variables)
+    _check_lpp(wishes.lpp, operations)
     known = _costs_of(graph, costs, batch_size, cluster, say)
     problem = Problem(operations, known, cluster, batch_size)
     found = consider(problem, wishes)
@@ -103,12 +110,30 @@ def plan(
         _others(found, best),
         limit,
     )
+    if not math.isfinite(made.step_seconds):
+        raise ValueError(
+            "A plan needs costs and links by which a step takes a finite time. "
+            f"Received: {cluster} and costs by which it takes {made.step_seconds} s"
+        )
+    cores = len(launcher.usable_cores())
+    if here and cores < made.num_ranks:
+        made = dataclasses.replace(made, cores=cores)
     if model.compiled:
         return made
     return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
 
 
-def _check(model: Any, batch_size: int) -> None:
+def _check_lpp(lpp: tuple[int, ...] | None, operations: OperationGraph) -> None:
+    count = len(operations.operations)
+    if lpp is not None and sum(lpp) != count:
+        raise ValueError(
+            f"`lpp` of a plan must add up to the {count} operations of the model. "
+            f"Received: lpp={shortened(list(lpp))}, which adds up to {sum(lpp)}"
+        )
+
+
+def _check(model: Any, batch_size: int, costs: Any) -> int:
+    """The number of rows, if all these can be planned with."""
     check_model(model)
     check_can_cut(model)
     if not model.built:
@@ -116,12 +141,22 @@ def _check(model: Any, batch_size: int) -> None:
             "A plan needs a model that is built, so that its shapes are known. Received: "
             f"'{model.name}', which is not. Begin it with keras.Input, or call its `build`."
         )
-    count_of("batch_size", batch_size)
+    if not isinstance(costs, str | os.PathLike | Costs):
+        raise ValueError(
+            '`costs` must be "measure", "estimate", or a file that Costs.save wrote. '
+            f"Received: costs={shortened(costs)}"
+        )
+    return limited("batch_size", batch_size, _MOST_ROWS)
 
 
 def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Cluster:
     if num_ranks is not None:
         num_ranks = count_of("num_ranks", num_ranks)
+    if cluster is not None and not isinstance(cluster, str | os.PathLike | Cluster):
+        raise ValueError(
+            "`cluster` must be a hyparflow.Cluster, or a file that Cluster.save or `hyparflow "
+            f"doctor --network` wrote. Received: cluster={shortened(cluster)}"
+        )
     if cluster is None:
         if num_ranks is None:
             raise ValueError("A plan needs `num_ranks` or a `cluster`. Received: neither")
@@ -144,7 +179,7 @@ def costs_of_model(
     say: Callable[[str], None] = lambda text: None,
 ) -> Costs:
     """The costs of a model; arguments as for `plan`."""
-    _check(model, batch_size)
+    batch_size = _check(model, batch_size, costs)
     graph = FlatGraph(model, keras_internals.opened_graph(model))
     return _costs_of(graph, costs, batch_size, cluster, say)
 
@@ -170,14 +205,15 @@ def _costs_of(
     """
     model = graph.model
     optimizer = model.optimizer if model.compiled else None
-    if costs == "measure":
+    if isinstance(costs, str) and costs == "measure":
         _warn_of_threads(cluster.ranks_per_node)
         sizes = _sizes_to_measure(batch_size, cluster.num_ranks)
         return measure(graph, sizes, optimizer, ranks_per_node=cluster.ranks_per_node, say=say)
-    if costs == "estimate":
+    if isinstance(costs, str) and costs == "estimate":
         return estimate(graph, optimizer)
     known = costs if isinstance(costs, Costs) else Costs.load(costs)
-    if len(known.operations) != len(graph.calls) or known.used != used_weights(graph):
+    same = len(known.operations) == len(graph.calls) and known.used == used_weights(graph)
+    if not same or len(known.tensors) != len(graph.tensors):
         raise ValueError(
             "Costs must be of the model that is planned. Received: costs of "
             f"{len(known.operations)} operations with {len(known.weights)} weights for a model of "

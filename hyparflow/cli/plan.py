@@ -35,7 +35,9 @@ __all__ = ["plan"]
     help='"measure", "estimate", or a file of --save-costs.',
 )
 @click.option("--save-costs", type=click.Path(), help="Write the costs to this file.")
-@click.option("--threads", type=click.IntRange(1), help="Of each rank.  [default: cores / ranks]")
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Of each rank.  [default: cores / ranks]"
+)
 @click.option("--optimizer", help="For a model that is not compiled, for example adam.")
 @click.option("--set", "settings", multiple=True, help="NAME=VALUE for the function MODEL.")
 @click.option("--num-replicas", type=click.IntRange(1), help="Decided already.")
@@ -72,8 +74,14 @@ def _plan(
     save: str | None,
     **decided: Any,
 ) -> None:
+    from hyparflow.planning.sizes import parse_bytes
+    from hyparflow.planning.wishes import Wishes
+
     _check_outputs(plot, save, save_costs)
     machine = _machine(cluster, ranks, nodes)
+    Wishes(machine.num_ranks, **decided)  # refused before minutes of measuring
+    if memory_limit is not None:
+        parse_bytes(memory_limit)
     # Measured with the threads that a rank will have.
     cores = len(launcher.usable_cores())
     launcher.set_threads(os.environ, threads or max(1, cores // machine.ranks_per_node))
@@ -88,15 +96,17 @@ def _plan(
     click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
     if save_costs:
         known.save(save_costs)
+    elsewhere = cluster is not None or nodes is not None
     made = make_plan(
         built,
         batch_size=batch_size,
         memory_limit=memory_limit,
-        cluster=machine,
+        cluster=machine if elsewhere else None,
+        num_ranks=machine.num_ranks,
         costs=known,
         **decided,
     )
-    click.echo(str(made))
+    made.page().show()
     if save:
         made.save(save)
     if plot:

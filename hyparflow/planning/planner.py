@@ -35,8 +35,9 @@ def consider(problem: Problem, wishes: Wishes) -> list[Prediction]:
     layouts = list(_layouts(problem, wishes))
     if not layouts:
         raise ValueError(
-            "No layout has at least one row for every replica and one operation for every "
-            f"partition. Received: {wishes.num_ranks} ranks, a batch of {problem.batch_size} rows, "
+            "No layout has at least one row for every replica and micro-batch, and one operation "
+            f"for every stage. Received: {wishes.num_ranks} ranks, a batch of "
+            f"{problem.batch_size} rows, "
             f"a model of {len(problem.graph.operations)} operations{_decided(wishes)}"
         )
     divisions = Divisions(problem, wishes)
@@ -83,7 +84,10 @@ def _has_grid(tried: dict[Layout, list[Prediction]], layout: Layout) -> bool:
 
 def _decided(wishes: Wishes) -> str:
     """What the user fixed, as text."""
-    names = ("num_partitions", "num_replicas", "num_microbatches", "schedule", "lpp")
+    names = (
+        *("num_partitions", "num_replicas", "num_microbatches", "schedule"),
+        *("stages_per_partition", "lpp"),
+    )
     given = [f"{n}={getattr(wishes, n)}" for n in names if getattr(wishes, n) is not None]
     return f", and {', '.join(given)}" if given else ""
 
@@ -140,23 +144,22 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
 
 
 def _grids(problem: Problem, wishes: Wishes) -> Iterator[Grid]:
-    for partitions in range(1, wishes.num_ranks + 1):
+    for partitions in range(1, min(wishes.num_ranks, len(problem.graph.operations)) + 1):
         replicas = wishes.num_ranks // partitions
         if (
             replicas * partitions == wishes.num_ranks
             and wishes.num_partitions in (None, partitions)
             and wishes.num_replicas in (None, replicas)
             and replicas <= problem.batch_size
-            and partitions <= len(problem.graph.operations)
         ):
             yield Grid(num_partitions=partitions, num_replicas=replicas)
 
 
 def _microbatches(problem: Problem, wishes: Wishes, grid: Grid) -> list[int]:
     """Powers of two, up to one row each."""
-    if wishes.num_microbatches is not None:
-        return [wishes.num_microbatches]
     rows = problem.batch_size // grid.num_replicas
+    if wishes.num_microbatches is not None:
+        return [wishes.num_microbatches] if wishes.num_microbatches <= rows else []
     return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
 
 
