@@ -139,7 +139,8 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
         known: dict[int, tuple[Any, ...]] = {}
 
         def persistent_id(self, value: Any) -> Any:
-            if not isinstance(value, np.ndarray) or value.nbytes < _LARGE:
+            # Another class knows what else it has, as a mask, and pickles it.
+            if type(value) not in (np.ndarray, np.memmap) or value.nbytes < _LARGE:
                 return None
             if value.dtype.kind not in _PLAIN:
                 return None
@@ -158,12 +159,14 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
 
 
 def _as_file(array: np.ndarray, folder: Path, name: str) -> tuple[Any, ...]:
-    """The file of an array, and for one that is mapped from a file: offset, type and shape."""
+    """The file of an array, whether it is mapped, and where it is in another's file: offset, type
+    and shape.
+    """
     mapped = isinstance(array, np.memmap) and array.filename and array.mode in ("r", "r+")
     if mapped and array.flags.c_contiguous and not isinstance(array.base, np.ndarray):
-        return str(array.filename), array.offset, array.dtype.str, array.shape  # type: ignore[attr-defined]
-    np.save(folder / name, np.ascontiguousarray(array))
-    return (name,)
+        return str(array.filename), True, array.offset, array.dtype.str, array.shape  # type: ignore[attr-defined]
+    np.save(folder / name, array)  # which keeps Fortran's order
+    return name, isinstance(array, np.memmap)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -175,10 +178,11 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, key: Any) -> Any:
         # "c": what a rank writes stays its own.
         if key not in self._known:
-            name, *rest = key
+            name, is_mapped, *rest = key
             if rest:
                 offset, dtype, shape = rest
                 self._known[key] = np.memmap(name, dtype, "c", offset, shape)
             else:
-                self._known[key] = np.load(self._folder / name, mmap_mode="c")
+                array = np.load(self._folder / name, mmap_mode="c")
+                self._known[key] = array if is_mapped else array.view(np.ndarray)
         return self._known[key]
