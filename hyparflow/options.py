@@ -113,12 +113,12 @@ def resolve(
     """
     if strategy is not None:
         check_choice("strategy", strategy, STRATEGIES)
-    if schedule != "auto":
+    if not (isinstance(schedule, str) and schedule == "auto"):
         check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
     check_choice("batchnorm", batchnorm, BATCHNORM)
     _check_sums(allreduce, compression)
-    _check_flag("sharded_data", sharded_data)
-    if num_microbatches != "auto":
+    sharded_data = _flag("sharded_data", sharded_data)
+    if not (isinstance(num_microbatches, str) and num_microbatches == "auto"):
         num_microbatches = count_of("num_microbatches", num_microbatches)
     partitions = None if num_partitions is None else count_of("num_partitions", num_partitions)
     replicas = None if num_replicas is None else count_of("num_replicas", num_replicas)
@@ -171,9 +171,10 @@ def _check_sums(allreduce: str, compression: str | None) -> None:
         )
 
 
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
+def _flag(name: str, value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's is named like the latter
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
 
 
 def count_of(name: str, value: Any) -> int:

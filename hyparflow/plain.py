@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+import numbers
 import os
 import warnings
 from typing import Any
@@ -14,14 +15,31 @@ from hyparflow.options import resolve
 __all__ = ["PlainModel"]
 
 
-def _wanted_ranks(arguments: dict[str, Any]) -> int:
-    """The number of ranks that the parallel arguments ask for, as far as they are valid."""
-    lpp = arguments.get("lpp")
+def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
+    """The number of ranks that the parallel arguments ask for, as far as they are valid; None if
+    they only say how several would train.
+    """
+    lpp, each = arguments.get("lpp"), arguments.get("stages_per_partition")
     partitions = arguments.get("num_partitions")
     if partitions is None and isinstance(lpp, list | tuple):
-        partitions = len(lpp) // int(arguments.get("stages_per_partition") or 1)
-    counts = (partitions or 1, arguments.get("num_replicas") or 1)
-    return math.prod(n if isinstance(n, int) and n > 0 else 1 for n in counts)
+        partitions = len(lpp) // (each if isinstance(each, int) and each > 0 else 1)
+    counts = [n for n in (partitions, arguments.get("num_replicas")) if n is not None]
+    if not counts and _is_parallel(arguments):
+        return None
+    wanted = 1
+    for count in counts:
+        if isinstance(count, numbers.Integral):
+            wanted *= max(1, int(count))
+    return wanted
+
+
+def _is_parallel(arguments: dict[str, Any]) -> bool:
+    """Whether any of the parallel arguments was given."""
+    usual = inspect.signature(resolve).parameters
+    return any(
+        value is not usual[name].default and value != usual[name].default
+        for name, value in arguments.items()
+    )
 
 
 class PlainModel:
@@ -39,12 +57,13 @@ class PlainModel:
     def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
         self.model = model
         wanted = _wanted_ranks(arguments)
-        resolve(wanted, **arguments)
-        if wanted > 1:
+        resolve(wanted or 1, **arguments)
+        if wanted != 1:
+            asked = f"the {wanted} ranks asked for are" if wanted else "ranks, here 2, are"
             warnings.warn(
-                f"hyparflow trains in one process, for no launcher started several; the {wanted} "
-                f"ranks asked for are started with: {launcher.describe_command(wanted)}, or from "
-                "here with fit(..., launch=True)",
+                f"hyparflow trains in one process, for no launcher started several; {asked} "
+                f"started with: {launcher.describe_command(wanted or 2)}, or from here with "
+                f"fit(..., launch={True if wanted else {'num_ranks': 2}})",
                 stacklevel=users_stack_level(),
             )
 

@@ -236,3 +236,17 @@ def test_for_what_stages_are_better_not_equal(
     arguments: dict[str, Any], pace: tuple[str, int, int] | None
 ) -> None:
     assert resolve(4, **arguments).pace == pace
+
+
+@pytest.mark.parametrize("name", ["strategy", "schedule", "batchnorm", "num_microbatches"])
+def test_an_array_is_no_text(name: str) -> None:
+    np = pytest.importorskip("numpy")
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        resolve(2, **{name: np.array(["data"])})
+
+
+def test_numpys_flags_and_numbers_are_taken() -> None:
+    np = pytest.importorskip("numpy")
+    options = resolve(2, num_partitions=np.int64(2), sharded_data=np.bool_(False))
+    assert options.sharded_data is False
+    assert options.grid.num_partitions == 2
