@@ -20,6 +20,9 @@ __all__ = ["abort", "everywhere", "fail", "flush", "install", "locate", "say"]
 _LAST_WORDS = 0.2  # seconds for what this rank has said to get through
 _UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
+_ALIKE = 1.0  # the same, for an error of which it is not known whether other ranks have it
+_NEXT = 0.3  # further seconds for each rank before this one, up to so many ranks:
+_MOST = 10
 
 
 def everywhere(error: BaseException) -> BaseException:
@@ -75,14 +78,26 @@ def report(
     say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
 
 
+def _give_way(error: BaseException, mpi: Any) -> None:
+    """Let the first of the ranks that fail report: mostly all fail alike, for all run one script.
+
+    The report of a rank before this one ends the job, and this rank with it.
+    """
+    rank = mpi.COMM_WORLD.Get_rank()
+    if rank:
+        is_alike = getattr(error, "hyparflow_everywhere", False)
+        time.sleep(_GRACE if is_alike else _ALIKE + _NEXT * min(rank - 1, _MOST))
+
+
 def fail(error: BaseException) -> None:
-    """Report `error` and end the job at once; returns only if there is one rank.
+    """Report `error` and end the job; returns only if there is one rank.
 
     For errors in the middle of a step, after which no rank can go on, so that a `try` around
     the call in the user's script cannot leave the others waiting.
     """
     mpi = _running_mpi()
     if mpi is not None:
+        _give_way(error, mpi)
         report(type(error), error, error.__traceback__, mpi)
         abort(130 if isinstance(error, KeyboardInterrupt) else 1)
 
@@ -98,8 +113,7 @@ def install() -> None:
         if mpi is None:
             previous(kind, error, trace)
             return
-        if getattr(error, "hyparflow_everywhere", False) and mpi.COMM_WORLD.Get_rank() != 0:
-            time.sleep(_GRACE)  # the leader reports this same error and ends the job
+        _give_way(error, mpi)
         report(kind, error, trace, mpi)
         abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
