@@ -58,6 +58,10 @@ class _Sum:
 class BatchStatistics:
     """The statistics of the BatchNormalization layers of one stage.
 
+    Attributes:
+        order: of the exchanges between replicas within a compiled step.
+        alone: whether nothing is exchanged for now, as if all replicas had the same rows.
+
     Args:
         model: the user's model.
         batchnorm: one of the modes; a layer made with ``synchronized=True`` is synchronized in
@@ -72,7 +76,8 @@ class BatchStatistics:
         self._layers = layers if batchnorm != "local" else self._synced
         self._sums: dict[tuple[int, int], _Sum] = {}  # (layer, number of its call) -> sum
         self._calls: dict[int, int] = {}
-        self._order = OrderedCalls()
+        self.order = OrderedCalls()
+        self.alone = False
         self._remember = FixedFunction(self._trace_remember)
         self._read = FixedFunction(self._trace_read)
         self._write = FixedFunction(self._trace_write)
@@ -151,18 +156,22 @@ class BatchStatistics:
         @tf.custom_gradient
         def gather(values: Any) -> Any:
             def gradient(upstream: Any) -> Any:
-                return self._order(self._sum, upstream, shape)[self._peers.rank]
+                return self.order(self._sum, upstream, shape)[self._peers.rank]
 
-            return self._order(self._gather, values, shape), gradient
+            return self.order(self._gather, values, shape), gradient
 
         return gather(local)
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(values)[np.newaxis]
+        if self.alone:
+            return np.repeat(rows, self._peers.size, 0)
         return self._peers.all_gather_rows(rows, "the statistics of a synchronized layer")
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         total = np.array(values, order="C")
+        if self.alone:
+            return total * self._peers.size
         self._peers.sum(total, "the gradients of a synchronized layer's statistics")
         return total
 
@@ -172,6 +181,11 @@ class BatchStatistics:
         """Remember the moving statistics before a training step."""
         if self._sums:
             self._remember([], len(self._sums))
+
+    def forget(self) -> None:
+        """Leave out what was seen since the last step."""
+        for sums in self._sums.values():
+            sums.state.assign(tf.zeros_like(sums.state))
 
     def finish(self) -> None:
         """Move the moving statistics by those of the whole global batch. Collective."""

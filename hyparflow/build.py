@@ -212,9 +212,12 @@ def _losses(
     keras_internals.build_compiled(model, symbolic)
     terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
     own.prepare(specs, terms)
+    updates = place.is_last or _has_layer_metrics(model)
+    metrics = MetricState(model, place.world, updates, own.metrics)
+    own.attach(metrics)
     return Losses(
         terms,
-        MetricState(model, place.world, updates=place.is_last or _has_layer_metrics(model)),
+        metrics,
         Head(model, terms, pack, layout.graph is None),
         _weigher(model, terms) if terms.need_weights else None,
         symbolic,

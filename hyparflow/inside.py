@@ -25,12 +25,22 @@ class OrderedCalls:
         self, function: Callable[[np.ndarray], np.ndarray], values: Any, shape: Sequence[Any]
     ) -> Any:
         """What `function` makes of the tensor `values`: a tensor of its dtype and of `shape`."""
+        return self.several(lambda array: [function(array)], [values], [shape])[0]
+
+    def several(
+        self,
+        function: Callable[..., list[np.ndarray]],
+        values: Sequence[Any],
+        shapes: Sequence[Sequence[Any]],
+    ) -> list[Any]:
+        """What `function` makes of tensors: as many, of their dtypes and of `shapes`."""
         if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(np.asarray(values)))
+            return [tf.convert_to_tensor(x) for x in function(*(np.asarray(v) for v in values))]
         graph = tf.compat.v1.get_default_graph()
         before = [self._last] if self._last is not None and self._last.graph is graph else []
         with tf.control_dependencies(before):
-            result = tf.numpy_function(function, [values], values.dtype)
-        self._last = result
-        result.set_shape(shape)
-        return result
+            results = tf.numpy_function(function, list(values), [v.dtype for v in values])
+        self._last = results[0]
+        for result, shape in zip(results, shapes, strict=True):
+            result.set_shape(shape)
+        return list(results)

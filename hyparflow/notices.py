@@ -10,9 +10,17 @@ from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
 from hyparflow.log import STATUS
 from hyparflow.losses import LossTerms
+from hyparflow.step_findings import StepFindings
 from hyparflow.survey import Findings
 
-__all__ = ["announce", "announce_layers", "announce_other_batch", "users_stack_level"]
+__all__ = [
+    "announce",
+    "announce_changed",
+    "announce_layers",
+    "announce_other_batch",
+    "announce_step",
+    "users_stack_level",
+]
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
@@ -95,6 +103,42 @@ def announce_layers(names: list[str], found: Findings) -> None:
             f"{remedy}",
             stacklevel=users_stack_level(),
         )
+
+
+def announce_step(model: Any, found: StepFindings) -> None:
+    """Say what of a step of the model's own cannot be joined over replicas.
+
+    Args:
+        model: the user's model.
+        found: by a trial of that step.
+    """
+    if found.error:
+        warnings.warn(
+            f"The model's own `{found.step}` could not be tried on a few rows: its losses and "
+            "numbers are taken for means over the rows of a batch, which sums are not. Received: "
+            f"{found.error}. Remedy: a step that takes batches of any size.",
+            stacklevel=users_stack_level(),
+        )
+    coupled = found.coupled()
+    if coupled and not any(layer.trainable for layer in normalized_layers(model)):
+        shown = ", ".join(coupled[:4]) + (f" and {len(coupled) - 4} more" if coupled[4:] else "")
+        warnings.warn(
+            f"What the model's own `{found.step}` computes is neither a mean nor a sum over the "
+            f"rows of a batch ({shown}): each replica computes it of its own rows, so results will "
+            "differ from those of one process. Remedy: a loss that treats each row alone, or one "
+            "process.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_changed(names: list[str]) -> None:
+    """Say which variables, of no optimizer, the replicas' steps have changed differently."""
+    warnings.warn(
+        f"Variables that the model's own `train_step` changes ({_some(names)}) differ between "
+        "replicas: each has changed them by its own rows, and the leader's are kept. Remedy: one "
+        "process, if the model reads them in training or after it.",
+        stacklevel=users_stack_level(),
+    )
 
 
 def _announce_batchnorm(model: Any, call: Call) -> None:

@@ -20,7 +20,7 @@ from hyparflow.grid import LEADER, Grid
 from hyparflow.reachable import reachable_variables
 from hyparflow.tensor_memory import TensorBuffer
 
-__all__ = ["WeightSync"]
+__all__ = ["WeightSync", "checksum"]
 
 _LARGE = 1 << 22  # bytes of a variable that travels alone, and of a message of small ones, about
 _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
@@ -107,7 +107,7 @@ class WeightSync:
 
     def checksums(self) -> list[int]:
         """A number for each weight and slot of this rank, which changes when that does."""
-        return [_checksum(variable) for variable in [*self._weights, *self._slots]]
+        return [checksum(variable) for variable in [*self._weights, *self._slots]]
 
     def changed(self, before: Sequence[int]) -> list[Any]:
         """The weights and slots that have changed since `checksums` returned `before`."""
@@ -211,7 +211,7 @@ class WeightSync:
             variable.assign(part.view(value.dtype).reshape(value.shape))
 
 
-def _checksum(variable: Any) -> int:
+def checksum(variable: Any) -> int:
     """Of the variable's own memory: a copy of a large weight would be the step's peak."""
     value = np.asarray(tf.convert_to_tensor(variable), order="C")
     return zlib.crc32(value.reshape(-1).view(np.uint8).data)

@@ -10,7 +10,7 @@ import functools
 import time
 from typing import Any
 
-from hyparflow import guard, keras_internals
+from hyparflow import guard, keras_internals, notices
 from hyparflow.build import Learner, Losses, Part
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
@@ -65,7 +65,7 @@ class Worker:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
         self._part.sync.scatter()
         if self._part.losses is not None:
-            self._part.losses.metrics.reset()
+            self._part.losses.metrics.start()
 
     # --- telling and following ---
 
@@ -250,12 +250,20 @@ class Worker:
 
     def _own(self, name: str, batch: Batch) -> dict[str, Any]:
         """The model's own step on this replica's rows."""
-        labels = self._feed.labels(batch)(0)
+        own, labels = self._part.own, self._feed.labels(batch)(0)
+        x = as_tensors(batch.inputs(0))
+        found = own.try_out(name, x, labels)
+        if found is not None and self._world.rank == LEADER:
+            notices.announce_step(self.model, found)
         with self._losses.metrics.paused(batch.is_stand_in):
             self._part.statistics.begin()
-            logs = self._part.own.run(name, as_tensors(batch.inputs(0)), labels)
+            logs = own.run(name, x, labels)
             self._part.statistics.finish()
         self._losses.metrics.collect(0.0)
+        if name == "train_step":
+            changed = own.compare()
+            if changed and self._world.rank == LEADER:
+                notices.announce_changed(changed)
         return logs
 
     def _agree(self) -> None:

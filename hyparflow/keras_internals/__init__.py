@@ -61,6 +61,11 @@ from hyparflow.keras_internals.graph import (
     symbolic_output,
     takes_training,
 )
+from hyparflow.keras_internals.interception import (
+    given_variables,
+    metric_calls,
+    optimizer_calls,
+)
 from hyparflow.keras_internals.optimizer import check_known
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
     "copy_with_losses",
     "execution_order",
     "get_mask",
+    "given_variables",
     "has_overridden",
     "has_own_call",
     "inner_optimizer",
@@ -91,10 +97,12 @@ __all__ = [
     "loss_tracker",
     "loss_values",
     "masked_weight",
+    "metric_calls",
     "metric_function",
     "moment_weight",
     "moments",
     "opened_graph",
+    "optimizer_calls",
     "optimizers_of",
     "output_structure",
     "own_compute_loss",

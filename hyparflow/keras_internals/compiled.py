@@ -223,7 +223,10 @@ def optimizers_of(model: Any) -> list[Any]:
 
 def tracked_metrics(model: Any) -> list[Any]:
     """All metrics that a model holds, whether or not its `metrics` names them."""
-    found = [*model.metrics, model._loss_tracker, *model._metrics]
+    compiled = model._compile_metrics
+    layers = model._flatten_layers()
+    found = [*model.metrics, model._loss_tracker, *(m for x in layers for m in x._metrics)]
+    found += [] if compiled is None else compiled.metrics
     return list({id(metric): metric for metric in found if metric is not None}.values())
 
 

@@ -1,0 +1,181 @@
+"""A trial of a step: what it computes for some rows at once and for parts of them.
+
+A gradient, a number that a step returns, or what it adds to a metric, may be a mean over the rows
+of its batch, or a sum, or neither; nothing in a step says which. So it runs on a few of its first
+rows, on each half of them, and once more on one half. Where chance has a part in it, or rows do not
+stand alone, a half and sixteen copies of it tell a mean from a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+__all__ = ["MEAN", "NEITHER", "ROWS", "SUM", "UNKNOWN", "Seen", "Verdict", "agreed", "tried"]
+
+MEAN, SUM, ROWS, NEITHER, UNKNOWN = "mean", "sum", "rows", "neither", "unknown"
+_HALF = 4  # rows
+_COPIES = 16
+Key = tuple[Any, ...]
+_TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
+
+
+@dataclass
+class Seen:
+    """What one run of a step has computed.
+
+    Attributes:
+        values: by what they are: ("gradient", call, position), ("metric", variable), ("log", leaf).
+        rows: of sparse gradients, how many were looked up.
+    """
+
+    values: dict[Key, np.ndarray] = field(default_factory=dict)
+    rows: dict[Key, int] = field(default_factory=dict)
+
+
+@dataclass
+class Verdict:
+    """What a trial has found.
+
+    Attributes:
+        kinds: of each value.
+        common: sparse gradients that look up the same rows for all samples.
+        coupled: values that depend on rows together, as neither a mean nor a sum does.
+        of_results: values that the step makes of metrics' results.
+        error: why there was no trial.
+    """
+
+    kinds: dict[Key, str] = field(default_factory=dict)
+    common: set[Key] = field(default_factory=set)
+    coupled: set[Key] = field(default_factory=set)
+    of_results: set[Key] = field(default_factory=set)
+    error: str = ""
+
+
+# (batch, rows, rows of the whole that it is a part of, whether results of metrics are disturbed,
+# whether random generators go on from where they were) -> what was computed
+Run = Callable[[Any, int, int, bool, bool], Seen]
+
+
+def tried(run: Run, data: Any, dtype: str) -> Verdict:
+    """Run a step on a few rows.
+
+    Args:
+        run: runs it, and leaves everything as it was.
+        data: the replica's batch.
+        dtype: what the step computes in.
+    """
+    count = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
+    half = min(_HALF, max(1, count // 2))
+    one = _rows(data, range(half))
+    other = _rows(data, [min(half + n, count - 1) for n in range(half)])
+    both = _joined([one, other])
+    whole = run(both, 2 * half, 2 * half, False, False)
+    parts = [run(part, half, 2 * half, False, False) for part in (one, other)]
+    disturbed = run(one, half, 2 * half, True, False)
+    again = run(one, half, 2 * half, False, True)
+    verdict = Verdict()
+    limit = _TOLERANCES.get(dtype, 2e-2)
+    floors = _floors(whole, limit)
+    for key, value in whole.values.items():
+        parted = [part.values.get(key) for part in parts]
+        # Metrics, and what comes of them, may be of float32.
+        bound = limit if key[0] == "gradient" else max(limit, _TOLERANCES["float32"])
+        verdict.kinds[key] = _kind(value, parted, bound, floors.get(key, 0.0))
+    verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
+    verdict.of_results = _changed(parts[0], disturbed, 1e-9)
+    unclear = {key for key, kind in verdict.kinds.items() if kind == NEITHER}
+    if unclear:
+        copies = run(_joined([one] * _COPIES), half * _COPIES, half * _COPIES, False, False)
+        few = run(one, half, half * _COPIES, False, False)
+        for key in unclear:
+            verdict.kinds[key] = _by_size(few.values.get(key), copies.values.get(key))
+        by_chance = bool(_changed(parts[0], again, 1e-9))
+        verdict.coupled = set() if by_chance else unclear
+    return verdict
+
+
+def agreed(everyone: Iterable[Verdict]) -> Verdict:
+    """One verdict of those of all replicas: the first that knows."""
+    total = Verdict()
+    for verdict in everyone:
+        for key, kind in verdict.kinds.items():
+            if total.kinds.get(key, UNKNOWN) == UNKNOWN:
+                total.kinds[key] = kind
+        total.common |= verdict.common
+        total.coupled |= verdict.coupled
+        total.of_results |= verdict.of_results
+        total.error = total.error or verdict.error
+    return total
+
+
+def _floors(seen: Seen, limit: float) -> dict[Key, float]:
+    """For each gradient, the size up to which it is rounding beside the others of its call."""
+    gradients = {key: x for key, x in seen.values.items() if key[0] == "gradient"}
+    sizes = {key: float(np.linalg.norm(x)) for key, x in gradients.items()}
+    largest: dict[Any, float] = {}
+    for key, size in sizes.items():
+        call = key[1]
+        largest[call] = max(size, largest.get(call, 0.0))
+    return {key: largest[key[1]] * limit / 100 for key in sizes}
+
+
+def _kind(whole: np.ndarray, parts: list[np.ndarray | None], limit: float, floor: float) -> str:
+    """How the value for all rows follows from those for two halves."""
+    one, other = parts
+    if one is None or other is None:
+        return UNKNOWN
+    if whole.shape != one.shape:
+        grows = whole.ndim and one.ndim and whole.shape[0] == one.shape[0] + other.shape[0]
+        return ROWS if grows and whole.shape[1:] == one.shape[1:] else NEITHER
+    size = max(float(np.linalg.norm(x)) for x in (whole, one, other))
+    if not np.isfinite(size) or size <= floor:
+        return UNKNOWN
+    is_sum = float(np.linalg.norm(whole - (one + other))) <= limit * size
+    is_mean = float(np.linalg.norm(whole - (one + other) / 2)) <= limit * size
+    if is_sum and is_mean:
+        return UNKNOWN
+    return SUM if is_sum else MEAN if is_mean else NEITHER
+
+
+def _by_size(few: np.ndarray | None, copies: np.ndarray | None) -> str:
+    """A mean stays, or shrinks to a quarter where it is noise; a sum grows at least fourfold."""
+    if few is None or copies is None or few.shape != copies.shape:
+        return UNKNOWN
+    before, after = float(np.linalg.norm(few)), float(np.linalg.norm(copies))
+    if not np.isfinite(before + after) or before == 0:
+        return UNKNOWN
+    return SUM if after > 2 * before else MEAN
+
+
+def _changed(first: Seen, second: Seen, limit: float) -> set[Key]:
+    """The values that two runs do not have alike."""
+    return {
+        key
+        for key, value in first.values.items()
+        if key not in second.values
+        or value.shape != second.values[key].shape
+        or not np.allclose(value, second.values[key], rtol=limit, atol=0, equal_nan=True)
+    }
+
+
+def _rows(data: Any, numbers: Iterable[int]) -> Any:
+    chosen = list(numbers)
+    return _mapped(lambda x: keras.ops.take(x, chosen, axis=0), data)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return keras.tree.map_structure(
+        lambda *x: x[0] if x[0] is None or not len(x[0].shape) else keras.ops.concatenate(x, 0),
+        *parts,
+    )
+
+
+def _mapped(function: Callable[[Any], Any], data: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda x: x if x is None or not len(x.shape) else function(x), data
+    )
