@@ -17,7 +17,11 @@ import numpy as np
 
 __all__ = ["MEAN", "NEITHER", "ROWS", "SUM", "UNKNOWN", "Seen", "Verdict", "agreed", "tried"]
 
-MEAN, SUM, ROWS, NEITHER, UNKNOWN = "mean", "sum", "rows", "neither", "unknown"
+MEAN = "mean"
+SUM = "sum"
+ROWS = "rows"
+NEITHER = "neither"
+UNKNOWN = "unknown"
 _HALF = 4  # rows
 _COPIES = 16
 Key = tuple[Any, ...]
