@@ -27,6 +27,7 @@ from hyparflow.overwritten import require_one_holder
 from hyparflow.own_steps import OwnSteps
 from hyparflow.pairs import Compiled
 from hyparflow.partition import Partitioning
+from hyparflow.penalty import Penalty
 from hyparflow.place import Place
 from hyparflow.program import Program
 from hyparflow.schedule import forward_only, make_schedule
@@ -89,6 +90,7 @@ class Losses:
         head: the end of the last stage.
         weigh: (x, y, sample weights) -> W of each loss term, where that must be known.
         symbolic: symbolic (y, y_pred, sample weights), or None where there are no labels.
+        penalty: the weight regularization that this rank counts.
     """
 
     terms: LossTerms
@@ -96,6 +98,7 @@ class Losses:
     head: Head
     weigh: Callable[[Any, Any, Any], Any] | None
     symbolic: Any
+    penalty: Penalty
 
 
 @dataclass
@@ -215,12 +218,14 @@ def _losses(
     updates = place.is_last or _has_layer_metrics(model)
     metrics = MetricState(model, place.world, updates, own.metrics)
     own.attach(metrics)
+    counted = [v for v in place.trained if v.regularizer is not None and place.owns(v)]
     return Losses(
         terms,
         metrics,
         Head(model, terms, pack, layout.graph is None),
         _weigher(model, terms) if terms.need_weights else None,
         symbolic,
+        Penalty(counted),
     )
 
 

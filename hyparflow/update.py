@@ -20,6 +20,7 @@ from hyparflow.comm import Communicator
 from hyparflow.flat_call import FixedFunction
 from hyparflow.formulas import gradients_of
 from hyparflow.overwritten import require_one_call
+from hyparflow.penalty import regularization
 
 __all__ = ["Update"]
 
@@ -30,7 +31,7 @@ class Update:
     Args:
         model: the compiled model.
         variables: the weights that this rank trains.
-        counted: for each, whether this rank counts it in norms and penalties (the first of its
+        counted: for each, whether this rank counts it in norms (the first of its
             holders does).
         partitions: the ranks of this replica.
         regularize: whether weight regularization is added here (it is not where the model's
@@ -59,16 +60,10 @@ class Update:
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
-        self._penalties: dict[str, FixedFunction] = {}
-        self.compile_anew("train")
+        self.compile_anew()
 
-    def compile_anew(self, step: str) -> None:
-        """From now on, this kind of step counts with the present settings of optimizer and
-        regularizers.
-        """
-        self._penalties.pop(step, None)
-        if step != "train":
-            return
+    def compile_anew(self) -> None:
+        """From now on, steps count with the present settings of optimizer and regularizers."""
         self._clip = float(self._inner.global_clipnorm or 0.0)
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
         self._survey = FixedFunction(self._trace_survey)
@@ -78,31 +73,6 @@ class Update:
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward, and gradients divided by here."""
         return float(self._optimizer.scale_loss(1.0))
-
-    @property
-    def has_penalty(self) -> bool:
-        """Whether this rank counts any weight regularization."""
-        return any(self._counted[index] for index in self._regularized)
-
-    def penalty(self, step: str) -> float:
-        """The weight regularization that this rank counts, with the present weights.
-
-        Args:
-            step: "train" or "test"; each is compiled when it is first run, as Keras's are.
-        """
-        if not self.has_penalty:
-            return 0.0
-        if step not in self._penalties:
-            self._penalties[step] = FixedFunction(self._trace_penalty)
-        return float(self._penalties[step]([]))
-
-    def _trace_penalty(self, nothing: list[Any]) -> Any:
-        counted = [index for index in self._regularized if self._counted[index]]
-        return tf.add_n([self._regularization(index) for index in counted])
-
-    def _regularization(self, index: int) -> Any:
-        variable = self._variables[index]
-        return ops.sum(variable.regularizer(variable))
 
     def __call__(self, gradients: Sequence[Any], parts: int = 1) -> None:
         """Apply `gradients` (tensors, `tf.IndexedSlices` or None), one per weight.
@@ -179,7 +149,7 @@ class Update:
         scale = self._optimizer.scale_loss(1.0)
         positions = [p for p, index in enumerate(present) if index in self._regularized]
         gradients = gradients_of(
-            lambda: [self._regularization(present[p]) for p in positions],
+            lambda: [regularization(self._variables[present[p]]) for p in positions],
             [self._variables[present[p]].value for p in positions],
         )
         for position, gradient in zip(positions, gradients, strict=True):

@@ -104,8 +104,10 @@ class Worker:
     def _carry_out(self, command: Command) -> Any:
         if self.python.compiles_anew(command):
             self._part.own.compile_anew(f"{command.name}_step")
-            if self._part.learner is not None:
-                self._part.learner.update.compile_anew(command.name)
+            if self._part.losses is not None:
+                self._part.losses.penalty.compile_anew(command.name)
+            if self._part.learner is not None and command.name == "train":
+                self._part.learner.update.compile_anew()
         return getattr(self, command.name)(command)
 
     def release(self, name: str, **values: Any) -> None:
@@ -244,9 +246,9 @@ class Worker:
 
     def _penalty(self, command: Command) -> float:
         """This rank's weight regularization times the batch's rows; counted by replica 0."""
-        if self._part.learner is None or self._replica or self._losses.head.own_loss:
+        if self._replica or self._losses.head.own_loss:
             return 0.0
-        return self._part.learner.update.penalty(command.name) * command.rows
+        return self._losses.penalty(command.name) * command.rows
 
     def _own(self, name: str, batch: Batch) -> dict[str, Any]:
         """The model's own step on this replica's rows."""
