@@ -203,23 +203,30 @@ def fit(
         options = {} if launch is True else dict(launch)
         return fit_on_ranks(model, args, kwargs | parallel | {"trace": trace}, options)
     if strategy == "auto" and plan is None:
-        parallel = _automatic(model, args, kwargs, parallel)
+        parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
 
 
 def _automatic(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parallel: dict[str, Any]
-) -> dict[str, Any]:
-    """What strategy="auto" stands for; `parallel` itself where there is nothing to plan."""
+) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
+    """What strategy="auto" stands for, and the arguments of `fit`, in which a stream is opened.
+
+    All is as given where there is nothing to plan.
+    """
     ranks = world()
     if ranks is None or ranks.size == 1:
-        return parallel
+        return parallel, args, kwargs
     from hyparflow.automatic import Known, plan_fit
+    from hyparflow.checks import check_model
+    from hyparflow.parallel import bound
 
     try:
+        check_model(model)
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or Known()
-        return plan_fit(model, ranks, args, kwargs, parallel, sessions.known)
+        arguments = bound(model, "fit", args, kwargs)
+        return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
     except Exception as error:
         guard.everywhere(error)
         raise

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import psutil
 
 from hyparflow import guard, keras_internals
-from hyparflow.checks import check_model, require_compiled
+from hyparflow.checks import check_data, check_labels, require_compiled
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH
+from hyparflow.data import ArraySource
 from hyparflow.grid import LEADER
+from hyparflow.leading import led
 from hyparflow.log import STATUS
+from hyparflow.parallel import batch_rows, reading
 from hyparflow.planning import Cluster, Costs, Plan
 from hyparflow.plans import costs_of_model, plan
 from hyparflow.portable import portable
@@ -51,8 +52,7 @@ class Known:
 def plan_fit(
     model: Any,
     world: World,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    arguments: dict[str, Any],
     parallel: dict[str, Any],
     known: Known,
 ) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def plan_fit(
     Args:
         model: the user's model.
         world: all ranks.
-        args, kwargs: what the user gives to Keras's `fit`.
+        arguments: what the user gives to Keras's `fit`, by name. On the leader, a stream in it
+            is replaced by the opened one, so that no batch is drawn twice.
         parallel: the arguments of `hyparflow.parallelize`; what they decide stays as it is.
         known: from earlier calls; this one's is added.
 
@@ -70,18 +71,22 @@ def plan_fit(
         parallelism can train.
 
     Raises:
-        ValueError: on all ranks, if no layout agrees with `parallel`, or none fits in memory.
+        ValueError: on all ranks, if the data are none, no layout agrees with `parallel`, or none
+            fits in memory.
     """
-    check_model(model)
     require_compiled(model, "fit")
-    rows = _batch_size(model, args, kwargs)
     decided = {
         name: None if parallel[name] == left_open else parallel[name]
         for name, left_open in _LEFT_OPEN.items()
     }
+    rows = _batch_size(model, world, arguments)
+    if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
+        each = decided["num_partitions"] or 1
+        decided["num_replicas"] = decided["num_replicas"] or world.size // each
+        rows *= decided["num_replicas"]
     key = (rows, id(model.optimizer), repr(decided))
     if key not in known.plans:
-        show = kwargs.get("verbose", "auto") != 0
+        show = arguments.get("verbose", "auto") != 0
         planned = functools.partial(_plan, model, world, rows, decided, known.costs)
         if keras_internals.opened_graph(model) is not None:
             known.plans[key] = _plan_for_ranks(world, planned, show)
@@ -94,13 +99,23 @@ def plan_fit(
     return parallel | _LEFT_OPEN | {"plan": best}  # what was decided stands in it
 
 
-def _batch_size(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of the global batch that `fit` is called with."""
-    arguments = inspect.signature(model.fit).bind(*args, **kwargs).arguments
-    rows = arguments.get("batch_size")
-    if rows is None and hasattr(arguments.get("x"), "element_spec"):
-        rows = keras.tree.flatten(arguments["x"].element_spec)[0].shape[0]
-    return DEFAULT_BATCH if rows is None else int(rows)
+def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
+    """Rows of a batch that `fit` is called with, of one replica's where data are sharded."""
+    x = arguments.get("x")
+    check_data(x)
+    if keras_internals.is_array_data(x):
+        parts = [arguments.get(name) for name in ("y", "sample_weight", "class_weight")]
+        check_labels(model, parts[0])
+        source = ArraySource(x, *parts)  # Keras's own checks
+        rows = arguments.get("batch_size")
+        return int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
+
+    def look() -> int | None:
+        stream = keras_internals.open_stream(x, **reading("fit", arguments))
+        arguments["x"] = stream
+        return stream.rows  # type: ignore[no-any-return]
+
+    return led(world, look, "the rows of a batch") or DEFAULT_BATCH
 
 
 def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:

@@ -25,7 +25,7 @@ from hyparflow.worker import Worker
 if TYPE_CHECKING:
     from hyparflow.planning import Plan
 
-__all__ = ["ParallelModel"]
+__all__ = ["ParallelModel", "batch_rows", "bound", "reading"]
 
 _DATA = ("x", "y", "sample_weight", "class_weight")
 
@@ -69,7 +69,7 @@ class ParallelModel:
         Returns:
             The History, the same on every rank.
         """
-        arguments = self._bind("fit", args, kwargs)
+        arguments = bound(self.model, "fit", args, kwargs)
         checks.require_compiled(self.model, "fit")
         checks.check_optimizer(self.model.optimizer, self.options)
         checks.check_jit_compile(self.model, self.options)
@@ -88,7 +88,7 @@ class ParallelModel:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
-        arguments = self._bind("evaluate", args, kwargs)
+        arguments = bound(self.model, "evaluate", args, kwargs)
         checks.require_compiled(self.model, "evaluate")
         call = self._call("evaluate", arguments, arguments.get("steps"))
         return self._session.run(
@@ -98,7 +98,7 @@ class ParallelModel:
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as Keras's `predict` does; the result is the same on every rank."""
-        arguments = self._bind("predict", args, kwargs)
+        arguments = bound(self.model, "predict", args, kwargs)
         call = self._call("predict", arguments, arguments.get("steps"))
         return self._session.run(
             call,
@@ -134,12 +134,6 @@ class ParallelModel:
 
     # --- arguments ---
 
-    def _bind(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments by name, as the model's own `method` takes them; its errors else."""
-        bound = inspect.signature(getattr(self.model, method)).bind(*args, **kwargs)
-        arguments = dict(bound.arguments)
-        return arguments | arguments.pop("kwargs", {})
-
     def _call(self, method: str, arguments: dict[str, Any], steps: int | None) -> Call:
         """The call; arrays in `arguments` become sources, and row numbers take their place."""
         simple = {name: value for name, value in arguments.items() if name not in _DATA}
@@ -156,7 +150,7 @@ class ParallelModel:
         checks.check_shards(self.options, sources)
         rows = None  # a stream will tell
         if sources:
-            rows = arguments.get("batch_size") or _batch_rows(sources["train"], steps)
+            rows = arguments.get("batch_size") or batch_rows(sources["train"], steps)
         call = Call(method, self.options, sources, x, rows, simple, reading(method, arguments))
         if self.options.sharded_data:
             call.shards["train"] = (x, call.reading)
@@ -202,12 +196,18 @@ class ParallelModel:
         return history
 
 
+def bound(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, as the model's own `method` takes them; its errors else."""
+    arguments = dict(inspect.signature(getattr(model, method)).bind(*args, **kwargs).arguments)
+    return arguments | arguments.pop("kwargs", {})
+
+
 def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of Keras's `method` that say how it reads a stream."""
     given = {name: arguments[name] for name in _DATA[1:] if name in arguments}
     return given | {"shuffle": method == "fit" and arguments.get("shuffle", True)}
 
 
-def _batch_rows(source: ArraySource, steps: int | None) -> int:
+def batch_rows(source: ArraySource, steps: int | None) -> int:
     """The batch size that Keras chooses where none is given."""
     return math.ceil(source.num_samples / steps) if steps else DEFAULT_BATCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -168,3 +169,23 @@ def test_validation_data_are_read_as_keras_reads_them() -> None:
         lambda model, stream: hf.fit(model, stream, **arguments(stream)).history["val_loss"],
         Augmented,
     )
+
+
+@pytest.mark.parametrize("name", ["a generator", "a dataset of a generator"])
+def test_a_plan_is_for_the_batches_of_the_stream(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, arguments = STREAMS[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*The plan is for batches")
+        compare(
+            lambda model, stream: model.fit(stream, verbose=0, **arguments).history["loss"],
+            lambda model, stream: hf.fit(
+                model, stream, verbose=2, strategy="auto", **arguments
+            ).history["loss"],
+            make,
+        )
+    rows = {"a generator": 6, "a dataset of a generator": 4}[name]
+    lines = capfd.readouterr().out.splitlines()
+    batches = {line.partition("global batch ")[2].split()[0] for line in lines if "global" in line}
+    assert batches == ({str(rows)} if hf.is_leader() else set())
