@@ -67,10 +67,10 @@ class OwnState:
         if id(raw) not in self._values and raw.dtype != tf.resource:
             self._values[id(raw)] = raw, tf.identity(raw)
 
-    def add(self, optimizer: Any) -> None:
-        """Keep the variables of an optimizer that comes up."""
+    def add(self, holder: Any) -> None:
+        """Keep the variables of an optimizer or a metric that comes up."""
         with tf.init_scope():
-            for variable in optimizer.variables:
+            for variable in holder.variables:
                 self._keep(variable)
 
     def restore(self, without_seeds: bool) -> None:
@@ -89,7 +89,7 @@ class OwnState:
 
     def everything(self, optimizers: Sequence[Any], metrics: Sequence[Any]) -> list[Any]:
         """All variables that are known."""
-        holders = [*optimizers, *metrics]
+        holders = [*optimizers, *metrics, *keras_internals.tracked_metrics(self._model)]
         return [
             *self._model.variables,
             *keras_internals.seed_states(self._model),

@@ -147,7 +147,7 @@ class OwnSteps:
         data = _packed(x, labels.y, labels.sample_weight)
         verdict = Verdict()
         with self._state.kept(lambda: self._variables(name, data, labels)):
-            self._gradients.on_new = self._state.add
+            self._gradients.on_new = self._metrics.on_new = self._state.add
             self._metrics.tried = self._statistics.alone = True
             try:
                 dtype = str(self._model.compute_dtype)
@@ -156,7 +156,8 @@ class OwnSteps:
                 verdict.error = f"{type(error).__name__}: {str(error)[:200]}"
             finally:
                 self._metrics.tried = self._statistics.alone = False
-                self._gradients.watcher = self._gradients.on_new = None
+                self._gradients.watcher = None
+                self._gradients.on_new = self._metrics.on_new = None
         self._statistics.forget()
         if self._metrics.state is not None:
             self._metrics.state.include(self.metrics)

@@ -11,6 +11,7 @@ for all its rows. Which it is, a trial has found out (`hyparflow.step_trial`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,6 +33,7 @@ class StepMetrics:
         used: the metrics that steps update or read, by id.
         scalar: ids of those that were updated with one number for all rows.
         state: their variables, once they are known.
+        on_new: told of each metric that comes up, before it is used.
         tried: whether a trial runs, in which nothing is joined.
         disturbed: whether results are to be wrong, in a trial that looks for what depends on them.
 
@@ -48,6 +50,7 @@ class StepMetrics:
         self.used: dict[int, Any] = {}
         self.scalar: set[int] = set()
         self.state: MetricState | None = None
+        self.on_new: Callable[[Any], None] | None = None
         self.tried = False
         self.disturbed = False
 
@@ -55,7 +58,10 @@ class StepMetrics:
         self, name: str, call: Any, metric: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call a metric's method; a result is that of all replicas."""
-        self.used.setdefault(id(metric), metric)
+        if id(metric) not in self.used:
+            self.used[id(metric)] = metric
+            if self.on_new is not None:
+                self.on_new(metric)
         number = list(self.used).index(id(metric))
         if name == "update_state":
             given = [x for x in (*args, *kwargs.values()) if x is not None]
