@@ -82,8 +82,9 @@ def plan_fit(
     rows = _batch_size(model, world, arguments)
     if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
         each = decided["num_partitions"] or 1
-        decided["num_replicas"] = decided["num_replicas"] or world.size // each
-        rows *= decided["num_replicas"]
+        replicas: int = decided["num_replicas"] or world.size // each
+        decided["num_replicas"] = replicas
+        rows *= replicas
     key = (rows, id(model.optimizer), repr(decided))
     if key not in known.plans:
         show = arguments.get("verbose", "auto") != 0
