@@ -39,6 +39,8 @@ class Shard:
     def __init__(self, stream: Any, reading: dict[str, Any]) -> None:
         self._adapter = keras_internals.open_stream(stream, **reading)
         self._batches: Iterator[Any] = iter(())
+        self._is_reading = False
+        self._adapter.on_epoch_end()  # as Keras does before it reads
 
     def draw(self, is_first: bool) -> Any:
         """The next batch as (x, y, sample weights), or None after the last.
@@ -47,10 +49,16 @@ class Shard:
             is_first: whether to begin from the start, as far as the stream can.
         """
         if is_first:
+            if self._is_reading:  # the epoch before had fewer steps than batches
+                self._adapter.on_epoch_end()
+            self._is_reading = True
             self._adapter.on_epoch_begin()
             self._batches = iter(self._adapter.get_numpy_iterator())
         batch = next(self._batches, None)
         if batch is None:
+            if self._is_reading:
+                self._adapter.on_epoch_end()
+            self._is_reading = False
             return None
         parts = keras_internals.unpack(batch)
         return keras.tree.map_structure(lambda x: None if x is None else dense(x), parts)

@@ -189,3 +189,17 @@ def test_a_plan_is_for_the_batches_of_the_stream(
     lines = capfd.readouterr().out.splitlines()
     batches = {line.partition("global batch ")[2].split()[0] for line in lines if "global" in line}
     assert batches == ({str(rows)} if hf.is_leader() else set())
+
+
+def test_sharded_epochs_begin_and_end_as_keras_does() -> None:
+    arguments = {"epochs": 2, "shuffle": False, "verbose": 0}
+
+    def plain() -> list[Any]:
+        stream = Augmented()
+        build().fit(stream, **arguments)
+        return stream.read
+
+    expected = on_leader(plain)
+    stream = Augmented()
+    hf.fit(build(), stream, strategy="data", sharded_data=True, **arguments)
+    assert stream.read == expected
