@@ -188,12 +188,15 @@ def of_steps(flags: list[int]) -> np.ndarray:
     return np.repeat(np.array(flags, float), BATCH)[:, None]
 
 
-@pytest.mark.parametrize("when", FLAGS)
+@pytest.mark.parametrize(
+    "when", ["late", "in turns", pytest.param("early", marks=pytest.mark.slow)]
+)
 def test_weights_that_take_part_in_some_steps(when: str) -> None:
     """Else neither they nor their moments change, and no weight decays."""
     compare(adapter, of_steps(FLAGS[when]))
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("build", [table, half, padded, shared])
 def test_later_steps_differ(build: Callable[[], Any]) -> None:
     """A sparse gradient after a dense one; types; masks; a second use of a shared weight."""

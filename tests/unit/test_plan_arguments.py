@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,9 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", WRONG, ids=map(str, range(len(WRONG))))
 def test_what_is_wrong_is_refused_by_name(model: Any, changes: dict[str, Any]) -> None:
-    begun = time.monotonic()
     with pytest.raises(ValueError, match="Received: ") as raised:
         plan(model, **changes)
     assert len(str(raised.value)) < 700
-    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("speed", [float("nan"), float("inf"), -1, 0, True, "2", None, 10**400])
