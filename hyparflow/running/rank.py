@@ -253,6 +253,17 @@ def start(command: list[str], rank: int, record: str) -> subprocess.Popen[bytes]
     )
 
 
+def forward_signals(program: subprocess.Popen[bytes]) -> None:
+    """Let the program have each signal once, and this process outlive it.
+
+    Launchers (PRRTE, Hydra) give this process a group of its own and signal the group, so that the
+    program hears of it already. A second one would kill a program whose handler has led to its end.
+    """
+    hears_itself = os.getpgrp() == os.getpid()
+    for number in _FORWARDED:
+        signal.signal(number, lambda n, frame: None if hears_itself else program.send_signal(n))
+
+
 def how(code: int) -> str:
     """How a program ended, in words."""
     if code >= 0:
@@ -276,8 +287,7 @@ def main() -> int:
         Stream(2, True).write(f"hyparflow: {command[0]} cannot be started: {error}\n".encode())
         return 127
     threading.Thread(target=end_without, args=(launcher, program), daemon=True).start()
-    for number in _FORWARDED:
-        signal.signal(number, lambda number, frame: program.send_signal(number))
+    forward_signals(program)
     pairs = ((program.stdout, 1), (program.stderr, 2))
     threads = [threading.Thread(target=sink.take, args=pair, daemon=True) for pair in pairs]
     for thread in threads:
