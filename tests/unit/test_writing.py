@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -25,23 +27,23 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file grows beyond 4 KiB, as on a full disk."""
-    import signal
-
+    """No file grows beyond 4 KiB, as on a full disk; nor does one that shows pytest's output."""
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
-def test_the_older_file_stays_when_the_disk_is_full(tmp_path: Path, small_files: None) -> None:
+def test_the_older_file_stays_when_the_disk_is_full(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_text(path, "old")
-    with pytest.raises(OSError):
+    with small_files(), pytest.raises(OSError):
         write_text(path, "new" * 10_000)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["plan.json"]
