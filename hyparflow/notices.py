@@ -10,6 +10,7 @@ from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
 from hyparflow.log import STATUS
 from hyparflow.losses import LossTerms
+from hyparflow.schedule import in_words
 from hyparflow.step_findings import StepFindings
 from hyparflow.survey import Findings
 
@@ -35,9 +36,12 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
     if call.arguments.get("verbose", "auto") != 0:
         parts = grid.num_replicas * num_microbatches
         size = "?" if rows is None else -(-rows // parts)
+        options = call.options
+        words = in_words(options.schedule, grid.num_partitions, options.stages_per_partition)
+        schedule = f", {words}" if words else ""
         STATUS.info(
-            f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions), "
-            f"{call.options.schedule}; global batch {rows or '?'} = "
+            f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions)"
+            f"{schedule}; global batch {rows or '?'} = "
             f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
         )
     if grid.num_replicas * num_microbatches == 1:

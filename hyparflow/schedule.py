@@ -17,6 +17,7 @@ __all__ = [
     "forward_only",
     "gpipe",
     "group_size",
+    "in_words",
     "interleaved",
     "make_schedule",
     "one_forward_one_backward",
@@ -154,6 +155,20 @@ def forward_only(
 
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+
+
+def in_words(schedule: str, num_partitions: int, stages_per_partition: int) -> str:
+    """What to call a schedule; one partition is no pipeline, and has none.
+
+    Args:
+        schedule: one of `SCHEDULES`.
+        num_partitions: number of partitions.
+        stages_per_partition: several are named, for one partition too: their sums begin in turn.
+    """
+    words = [schedule] if num_partitions > 1 else []
+    if stages_per_partition > 1:
+        words.append(f"{stages_per_partition} stages per partition")
+    return ", ".join(words)
 
 
 def make_schedule(

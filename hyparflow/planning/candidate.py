@@ -9,6 +9,7 @@ from hyparflow.operations import OperationGraph
 from hyparflow.partition import Partitioning
 from hyparflow.planning.cluster import Cluster
 from hyparflow.planning.costs import Costs
+from hyparflow.schedule import in_words
 
 __all__ = ["Candidate", "Problem"]
 
@@ -51,6 +52,11 @@ class Candidate:
     def stages_per_partition(self) -> int:
         """V."""
         return self.partitioning.num_stages // self.grid.num_partitions
+
+    @property
+    def in_words(self) -> str:
+        """The schedule in words; empty where there is no pipeline to have one."""
+        return in_words(self.schedule, self.grid.num_partitions, self.stages_per_partition)
 
     @property
     def is_plain_keras(self) -> bool:

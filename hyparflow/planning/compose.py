@@ -83,10 +83,7 @@ def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) 
     grid = other.candidate.grid
     parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
     name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
-    if grid.num_partitions > 1 or other.candidate.stages_per_partition > 1:
-        name += f", {other.candidate.schedule}"
-    if other.candidate.stages_per_partition > 1:
-        name += f" of {other.candidate.stages_per_partition} stages"
+    name += f", {words}" if (words := other.candidate.in_words) else ""
     totals = [memory.total for memory in other.memory]
     if memory_limit is not None and max(totals) > memory_limit:
         worst = totals.index(max(totals))

@@ -20,6 +20,7 @@ from hyparflow.files import Amount, Bytes, Count, Number, Share, made, read, sch
 from hyparflow.planning.memory import Memory
 from hyparflow.planning.plan_check import check
 from hyparflow.planning.sizes import size_text
+from hyparflow.schedule import in_words
 from hyparflow.text import Page, aligned, counted
 from hyparflow.writing import write_text
 
@@ -209,10 +210,7 @@ class Plan:
     @property
     def pipeline(self) -> str:
         """The schedule in words; empty where there is no pipeline to have one."""
-        if self.num_partitions == 1 and self.stages_per_partition == 1:
-            return ""
-        each = self.stages_per_partition
-        return self.schedule + (f", {each} stages per partition" if each > 1 else "")
+        return in_words(self.schedule, self.num_partitions, self.stages_per_partition)
 
     def page(self) -> Page:
         """What is shown: a head, a table of the partitions, and a summary."""

@@ -119,6 +119,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     partition = totals.index(max(totals))
     memory, grid = nearest.memory[partition], nearest.candidate.grid
     fixed = memory.weights + memory.slots + memory.gradients + memory.program
+    schedule = f", {words}" if (words := nearest.candidate.in_words) else ""
     if fixed > limit:
         help_ = (
             f"A smaller batch would not help: without activations and buffers it needs "
@@ -134,7 +135,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
         "No layout fits in the memory limit. "
         f"Received: memory_limit={limit:,} bytes ({size_text(limit)}); the nearest layout, "
         f"{grid.num_replicas} x {grid.num_partitions} (replicas x partitions), micro-batches: "
-        f"{nearest.candidate.num_microbatches}, {nearest.candidate.schedule}, needs "
+        f"{nearest.candidate.num_microbatches}{schedule}, needs "
         f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
         f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
         f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, buffers "

@@ -106,6 +106,6 @@ def test_the_script_that_came_from_horovod(
     result = run(2, DOCS / "scripts" / "with_hyparflow.py")
     assert result.code == 0, result.output
     assert not result.left
-    layout = "hyparflow: 2 x 1 (replicas x partitions), 1f1b; global batch 64 = 2 x 1 x 32"
+    layout = "hyparflow: 2 x 1 (replicas x partitions); global batch 64 = 2 x 1 x 32"
     require_shown([layout, "Epoch 3/3"], result.output)
     assert {path.name for path in tmp_path.iterdir()} == {"last.keras", "digits.keras"}

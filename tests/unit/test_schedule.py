@@ -15,6 +15,7 @@ from hyparflow.schedule import (
     Schedule,
     forward_only,
     gpipe,
+    in_words,
     interleaved,
     make_schedule,
     one_forward_one_backward,
@@ -236,6 +237,14 @@ def test_zero_bubble_wastes_less_than_1f1b_and_keeps_no_more() -> None:
 def test_several_stages_need_the_interleaved_schedule() -> None:
     with pytest.raises(ValueError, match="Received: schedule='gpipe', stages_per_partition=2"):
         make_schedule("gpipe", 2, 4, 2)
+
+
+def test_one_partition_is_no_pipeline() -> None:
+    for schedule in SCHEDULES:
+        assert in_words(schedule, 1, 1) == ""
+        assert in_words(schedule, 2, 1) == schedule
+    assert in_words("interleaved", 2, 3) == "interleaved, 3 stages per partition"
+    assert in_words("interleaved", 1, 4) == "4 stages per partition"
 
 
 def test_unknown_schedule_lists_the_known() -> None:
