@@ -12,13 +12,14 @@ import json
 import operator
 import os
 import re
-import stat
 import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+
+from hyparflow.plain_files import kind_of
 
 __all__ = ["Amount", "Bytes", "Count", "Number", "Share", "made", "read", "schema_of"]
 
@@ -123,8 +124,8 @@ def _content(path: str | bytes | os.PathLike[str]) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("no plain file")
+        if kind := kind_of(found.st_mode):
+            raise ValueError(f"no plain file: it is {kind}")
         if found.st_size > _MOST_BYTES:
             raise ValueError(f"more than {_MOST_BYTES} bytes")
         return file.read(_MOST_BYTES)

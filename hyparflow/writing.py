@@ -21,19 +21,14 @@ from pathlib import Path
 
 import psutil
 
+from hyparflow.plain_files import kind_of
+
 __all__ = ["folder_beside", "replacing", "require_writable", "write_text"]
 
 _LONGEST = 255  # bytes of a file's name
 _MOST_LINKS = 40  # that Linux follows
 _ABANDONED = 24 * 3600.0  # seconds since another machine wrote to a temporary file of its own
 _TEMPORARY = re.compile(r"\.hyparflow-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{16}-(?P<name>.+)", re.S)
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def write_text(path: str | bytes | os.PathLike[str], text: str) -> None:
@@ -87,6 +82,9 @@ def folder_beside(path: Path) -> Iterator[Path]:
     folder.mkdir(0o700)
     try:
         yield folder
+    except BaseException as error:
+        _name_the_file(error, str(folder / path.name), str(path))
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -116,8 +114,7 @@ def _target(path: Path) -> Path:
     else:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(wanted))
     found = _stat(path)
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no plain file")
+    if found is not None and (kind := kind_of(found.st_mode)):
         raise ValueError(_refusal(wanted, f"which is {kind}"))
     if found is not None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "The older file may not be written", str(wanted))

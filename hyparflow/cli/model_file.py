@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hyparflow.plain_files import require_plain
+
 __all__ = ["load_model"]
 
 _REASON = 300  # letters of an error of Keras's, which may show whole models
@@ -45,6 +47,8 @@ def _saved(model: str) -> Any:
         raise ValueError(
             f"A Python file is given with its function. Received: {model}. Write {model}:FUNCTION."
         )
+    if not Path(model).is_dir():
+        require_plain(model, "MODEL must be a plain file, or FILE.py:FUNCTION.")
     try:
         return keras.models.load_model(model)
     except Exception as error:  # Keras raises many types, as do layers that it loads
@@ -78,6 +82,7 @@ def _built(model: str, file: Path, name: str, values: dict[str, Any]) -> Any:
 def _module(model: str, file: Path) -> Any:
     if not file.exists():
         raise ValueError(f"No file {file}. Received: {model}")
+    require_plain(file, "A Python file must be a plain one.")
     sys.path.insert(0, str(file.parent))  # as when Python runs the file
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:

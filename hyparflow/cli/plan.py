@@ -54,7 +54,7 @@ def plan(model: str, **options: Any) -> None:
     """
     try:
         _plan(model, **options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise Refused(str(error)) from error
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from hyparflow.plain_files import kind_of, require_plain
+
 __all__ = ["command_of"]
 
 
@@ -35,14 +37,28 @@ def command_of(program: Sequence[str], is_module: bool) -> list[str]:
         return [sys.executable, *program]
     if not name or shutil.which(name) is None:
         raise ValueError(
-            f"PROGRAM must be a Python script, or a program on the PATH. Received: {name}"
+            "PROGRAM must be a Python script, or a program on the PATH. "
+            f"Received: {name}{_why_not(name)}"
         )
     return list(program)
 
 
+def _why_not(name: str) -> str:
+    """What is no program about a file of this name, if there is one."""
+    if not name or not os.path.exists(name):
+        return ""
+    if os.path.isdir(name):
+        return ", a folder without __main__.py"
+    if kind := kind_of(os.stat(name).st_mode):
+        return f", which is {kind}"
+    if os.path.dirname(name):
+        return ", a file that may not be executed, and does not end with .py"
+    return f", which is not on the PATH. Name the file ./{name}, or with the ending .py"
+
+
 def _is_python(path: Path) -> bool:
     """Whether Python runs it: a script, or a folder or archive with a main program."""
-    if path.is_dir() and (path / "__main__.py").exists():
+    if path.is_dir() and (path / "__main__.py").is_file():
         return True
     if path.suffix in (".py", ".pyc", ".pyz"):
         if not path.exists():
@@ -51,6 +67,7 @@ def _is_python(path: Path) -> bool:
             raise ValueError(
                 f"PROGRAM must be a script. Received: {path}, a folder without __main__.py"
             )
+        require_plain(path, "PROGRAM must be a plain file: each rank reads it.")
         if not os.access(path, os.R_OK):
             raise ValueError(f"PROGRAM must be readable. Received: {path}, which is not")
         return True

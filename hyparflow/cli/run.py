@@ -9,6 +9,7 @@ import click
 
 from hyparflow.cli.program import command_of
 from hyparflow.cli.refused import Refused
+from hyparflow.plain_files import require_plain
 
 __all__ = ["run"]
 
@@ -69,6 +70,8 @@ def run(
         where = running.checked_output("--output", output, is_made=not dry_run)
         job = running.Job(running.find_launcher(mpi, mpirun), mpi, request, words, where)
         line = job.describe()
+        if hostfile is not None:
+            require_plain(hostfile, "--hostfile takes a plain file: the launcher reads it.")
         if dry_run:
             click.echo(line)
             return

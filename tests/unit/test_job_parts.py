@@ -214,7 +214,12 @@ def test_ends(
         ("--nprocs", "Received: --nprocs, which is none"),
         ("none.py", "none.py, which does not exist"),
         ("folder.py", "a folder without __main__.py"),
-        ("folder", "on the PATH. Received: folder"),
+        ("folder", "on the PATH. Received: folder, a folder without __main__.py"),
+        ("pipe.py", "a plain file: each rank reads it. Received: pipe.py, which is a named pipe"),
+        ("piped", "Received: piped, a folder without __main__.py"),
+        ("pipe", "Received: pipe, which is a named pipe"),
+        ("./text", "Received: ./text, a file that may not be executed, and does not end with .py"),
+        ("text", "which is not on the PATH. Name the file ./text, or with the ending .py"),
         ("", "on the PATH. Received: "),
     ],
 )
@@ -222,8 +227,11 @@ def test_no_program(
     name: str, message: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("folder", "folder.py"):
+    for folder in ("folder", "folder.py", "piped"):
         (tmp_path / folder).mkdir()
+    for pipe in ("pipe", "pipe.py", "piped/__main__.py"):
+        os.mkfifo(pipe)
+    (tmp_path / "text").write_text("print(1)")
     with pytest.raises(ValueError, match=message):
         command_of([name, "a"], False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from keras import layers, ops
 import hyparflow as hf
 from hyparflow import keras_internals
 from hyparflow.graph import FlatGraph
-from hyparflow.planning import sample
+from hyparflow.planning import crowd, sample
 from hyparflow.planning.crowd import companions_possible
 from hyparflow.planning.estimate import estimate
 from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
@@ -217,3 +219,19 @@ def test_a_model_without_a_graph_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Own"):
         hf.plan(Own(), batch_size=8, num_ranks=2)
+
+
+def test_a_process_beside_this_one_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPARFLOW_TIMEOUT", "0.5")
+    pipe = subprocess.PIPE
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(silent, stdin=pipe, stdout=pipe, text=True)
+    try:
+        with pytest.raises(RuntimeError, match=r"has not answered within 0.5 s"):
+            crowd._tell([process], 4)
+        process.kill()
+        with pytest.raises(RuntimeError, match="has ended"):
+            crowd._tell([process], 4)
+    finally:
+        process.kill()
+        process.communicate()

@@ -13,8 +13,9 @@ import pytest
 
 from hyparflow.running import Job, run
 from hyparflow.running import flags as flags_module
+from hyparflow.running import mpi as mpi_module
 from hyparflow.running.flags import Request, environment, flags, passed_on
-from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, identify
+from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, identify, library, matching
 
 OPEN, HYDRA, INTEL_MPI = Mpi(OPEN_MPI, "5.0.11"), Mpi(MPICH, "4.3.2"), Mpi(INTEL, "2021.17")
 
@@ -149,6 +150,28 @@ def test_a_launcher_that_starts_no_rank_is_stopped(
         f"hyparflow: {launcher} has started no rank within 0.5 s (HYPARFLOW_TIMEOUT); "
         "all ranks are stopped.\n"
     )
+
+
+def test_a_library_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_module, "_ASK", "import time; time.sleep(60)")
+    monkeypatch.setattr(mpi_module, "_PATIENCE", 0.5)
+    with pytest.raises(ValueError, match="must tell within 0.5 s which MPI .* it loads. Received"):
+        library()
+
+
+def test_launchers_read_nothing(tmp_path: Path) -> None:
+    launcher = tmp_path / "mpirun"
+    launcher.write_text("#!/bin/sh\ncat\necho 'mpirun (Open MPI) 5.0.11'\n")
+    launcher.chmod(0o755)
+    reading, writing = os.pipe()  # which never ends
+    kept = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        assert matching(launcher) == OPEN
+    finally:
+        os.dup2(kept, 0)
+        for descriptor in (reading, writing, kept):
+            os.close(descriptor)
 
 
 def test_a_deadline_that_is_none_is_refused_before_anything_starts(
