@@ -35,7 +35,7 @@ def doctor(network: str | None, as_json: bool) -> None:
         click.echo(json.dumps(as_values(findings), indent=1))
     else:
         # Open MPI gives rank 0 a terminal, whoever reads it.
-        show(findings, color=False if launcher.is_launched() else None)
+        show(findings, is_drawn=sys.stdout.isatty() and not launcher.is_launched())
     sys.exit(int(any(finding.status == PROBLEM for finding in findings)))
 
 

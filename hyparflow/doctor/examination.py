@@ -45,19 +45,23 @@ def _merged(everyone: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 def _try_ranks() -> list[Finding]:
     """Start two ranks here, and let them look."""
-    said: list[str] = []
     try:
         mpi = running.library()
+        launcher_ = running.find_launcher(mpi)
+    except ValueError:  # said by the checks of the library and the launcher
+        return []
+    said: list[str] = []
+    try:
         with running.job_folder() as folder:
             file = folder / "findings"
             program = [sys.executable, "-m", "hyparflow.doctor.remote", str(file)]
             request = running.Request(_TRIED, oversubscribe=physical_cores() < _TRIED)
-            job = running.Job(running.find_launcher(mpi), mpi, request, program)
+            job = running.Job(launcher_, mpi, request, program)
             end = running.run_and_show(job, said.append, folder)
             if not end.code and file.exists():
                 return [Finding(**values) for values in json.loads(file.read_text())]
-    except ValueError:  # said by the checks of the library and the launcher
-        return []
+    except (OSError, ValueError) as error:
+        return [Finding("ranks", PROBLEM, f"two ranks could not be started: {error}")]
     lines = "".join(said).strip().splitlines() or ["nothing was written"]
     text = f"two ranks could not be started ({end.text}): {lines[-1]}"
     return [Finding("ranks", PROBLEM, text, f"look at what this says: {job.describe()}")]

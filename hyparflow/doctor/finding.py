@@ -34,14 +34,37 @@ class Finding:
     fix: str = ""
 
 
-def show(findings: Sequence[Finding], color: bool | None = None) -> None:
-    """Print one line for each, and the fix below it; in colour if a terminal reads it."""
+def show(findings: Sequence[Finding], is_drawn: bool) -> None:
+    """Write one row for each, and the fix below it.
+
+    Args:
+        findings: what was found.
+        is_drawn: whether rich draws them as a table, for a terminal; plain lines otherwise.
+    """
+    if is_drawn:
+        _draw(findings)
+        return
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
-        status = click.style(f"{finding.status:7}", fg=_COLOURS[finding.status])
-        click.echo(f"{status}  {finding.check:{width}}  {finding.text}", color=color)
+        click.echo(f"{finding.status:7}  {finding.check:{width}}  {finding.text}")
         if finding.fix:
             click.echo(f"{'':7}  {'':{width}}  Fix: {finding.fix}")
+
+
+def _draw(findings: Sequence[Finding]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("status", "check", "found", box=box.SIMPLE_HEAD)
+    for finding in findings:
+        found = Text(finding.text)
+        if finding.fix:
+            found.append(f"\nFix: {finding.fix}")
+        status = Text(finding.status, style=_COLOURS[finding.status])
+        table.add_row(status, Text(finding.check), found)
+    Console().print(table)
 
 
 def as_values(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ import psutil
 
 from hyparflow import devices, launcher, running
 from hyparflow.doctor.finding import OK, PROBLEM, WARNING, Finding
+from hyparflow.plain_files import require_plain
 from hyparflow.running.flags import physical_cores
-from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi, matching
+from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi, home, matching
 
 __all__ = ["Machine", "check_machine", "may_read"]
 
@@ -55,7 +56,7 @@ class Machine(NamedTuple):
         return cls(
             os.environ,
             _SHARED,
-            Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json",
+            Path(os.environ.get("KERAS_HOME", Path(home()) / ".keras")) / "keras.json",
             os.geteuid() == 0,
             tuple(name for name, state in psutil.net_if_stats().items() if state.isup),
         )
@@ -113,10 +114,7 @@ def _backend(machine: Machine) -> Finding:
     chosen, source = machine.environ.get("KERAS_BACKEND", ""), "KERAS_BACKEND"
     if not chosen and machine.keras.exists():
         source = str(machine.keras)
-        try:
-            chosen = json.loads(machine.keras.read_text()).get("backend", "")
-        except (OSError, json.JSONDecodeError):
-            chosen = ""
+        chosen = _setting(machine.keras)
     if chosen in ("", "tensorflow"):
         return Finding("Keras's backend", OK, "tensorflow")
     return Finding(
@@ -125,6 +123,16 @@ def _backend(machine: Machine) -> Finding:
         f"{chosen}, by {source}; hyparflow trains with TensorFlow",
         "export KERAS_BACKEND=tensorflow",
     )
+
+
+def _setting(file: Path) -> str:
+    """The backend that Keras's settings file names; empty where it names none."""
+    try:
+        require_plain(file, "Keras's settings are a plain file.")
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("backend", "")) if isinstance(found, dict) else ""
 
 
 def _library() -> tuple[Mpi | None, Finding]:

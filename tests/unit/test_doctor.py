@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hyparflow.doctor import OK, PROBLEM, WARNING, Finding, machine
+from hyparflow.doctor import OK, PROBLEM, WARNING, Finding, examination, machine, show
 from hyparflow.doctor.examination import _merged
 from hyparflow.doctor.machine import Machine, check_machine
 from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi
@@ -51,7 +51,11 @@ def test_another_backend(tmp_path: Path) -> None:
     found = find("Keras's backend", tmp_path)
     assert "torch, by" in found.text
     assert found.fix == "export KERAS_BACKEND=tensorflow"
-    (tmp_path / "keras.json").write_text("{")
+    for text in ("{", "[]"):
+        (tmp_path / "keras.json").write_text(text)
+        assert find("Keras's backend", tmp_path).status == OK
+    (tmp_path / "keras.json").unlink()
+    os.mkfifo(tmp_path / "keras.json")
     assert find("Keras's backend", tmp_path).status == OK
 
 
@@ -162,6 +166,34 @@ def test_whether_memory_of_another_process_may_be_read() -> None:
     ended.wait()
     assert machine.may_read(os.getpid())
     assert not machine.may_read(ended.pid)
+
+
+def test_a_terminal_has_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [Finding("cores", OK, "8"), Finding("GPUs", WARNING, "[2] for 4", "start 2")]
+    monkeypatch.setenv("COLUMNS", "60")
+    show(findings, is_drawn=True)
+    drawn = capsys.readouterr().out
+    assert "\u2500" in drawn and all(len(line) <= 60 for line in drawn.splitlines())
+    show(findings, is_drawn=False)
+    plain = capsys.readouterr().out
+    assert plain == ("ok       cores  8\nwarning  GPUs   [2] for 4\n                Fix: start 2\n")
+    words = "status check found " + plain
+    assert drawn.replace("\u2500", "").split() == words.split()
+
+
+def test_a_job_that_cannot_be_started_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    (found,) = examination._try_ranks()
+    monkeypatch.chdir(tmp_path)
+    assert (found.check, found.status) == ("ranks", PROBLEM)
+    assert "could not be started: Ranks start in the working folder" in found.text
 
 
 def test_ranks_that_find_something_else() -> None:
