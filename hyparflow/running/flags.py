@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from hyparflow import launcher
-from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, home
+from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, home, temporary
 from hyparflow.text import counted
 
 __all__ = ["Request", "environment", "flags", "has_shared_memory", "passed_on", "physical_cores"]
@@ -161,6 +161,7 @@ def environment(mpi: Mpi, request: Request, known: dict[str, str]) -> dict[str, 
         found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if not known.get("HOME"):  # Open MPI does not start without
         found["HOME"] = home()
+    found |= temporary(known)
     if request.is_local:
         found = _only_here(mpi, request, known) | found
     return {name: value for name, value in found.items() if known.get(name) != value}

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     "identify",
     "library",
     "matching",
+    "temporary",
 ]
 
 OPEN_MPI = "Open MPI"
@@ -96,17 +97,26 @@ def find_launcher(wanted: Mpi, given: str | None = None) -> Path:
         ValueError: if there is none of this MPI.
     """
     paths = [Path(given)] if given else list(_candidates())
-    found = {path: launcher for path in paths if (launcher := matching(path)) is not None}
+    found = {path: matching(path) for path in paths}
     for path, launcher in found.items():
-        if launcher.vendor == wanted.vendor:
+        if launcher is not None and launcher.vendor == wanted.vendor:
             return path
-    said = ", ".join(f"{path} of {launcher}" for path, launcher in found.items()) or "none"
+    said = ", ".join(f"{path}{_what(path, launcher)}" for path, launcher in found.items()) or "none"
     raise ValueError(
         f"Ranks must be started by the launcher of the MPI library that mpi4py loads, {wanted}; "
         f"another's would start processes that each believe they are alone. Received: {said}. "
         "Put the right mpirun on the PATH, or name it by --mpirun, or set MPI4PY_LIBMPI to the "
         "library of the launcher that you have."
     )
+
+
+def _what(path: Path, launcher: Mpi | None) -> str:
+    """What is wrong with a launcher."""
+    if launcher is not None:
+        return f" of {launcher}"
+    if path.is_dir() or not os.access(path, os.X_OK):
+        return " (may not be executed)"
+    return " (says of no MPI that is known)"
 
 
 def home() -> str:
@@ -117,6 +127,13 @@ def home() -> str:
         return pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError:  # a container's user of whom nothing is known
         return tempfile.gettempdir()
+
+
+def temporary(known: Mapping[str, str]) -> dict[str, str]:
+    """Folders for temporary files in place of what is none, which Open MPI would open and read."""
+    names = ("TMPDIR", "TEMP", "TMP")
+    wrong = [name for name in names if known.get(name) and not os.path.isdir(known[name])]
+    return dict.fromkeys(wrong, tempfile.gettempdir() if wrong else "")
 
 
 def matching(launcher: Path) -> Mpi | None:
@@ -135,7 +152,7 @@ def _answer(command: Sequence[str], seconds: float) -> tuple[str, str] | None:
     """
     process = subprocess.Popen(
         command,
-        env=os.environ | {"HOME": home()},
+        env=os.environ | {"HOME": home()} | temporary(os.environ),
         stdin=subprocess.DEVNULL,  # else it would take what rank 0 is to read
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hyparflow.plain_files import kind_of
+
 __all__ = ["checked_output"]
 
 
@@ -26,7 +28,8 @@ def checked_output(name: str, output: Any, is_made: bool = True) -> str:
         raise ValueError(f'{name} takes "all", "leader" or a folder. Received: {output!r}')
     folder = Path(output).absolute()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f'{name} takes "all", "leader" or a folder. Received: {output}, a file')
+        kind = kind_of(folder.stat().st_mode) or "a file"
+        raise ValueError(f'{name} takes "all", "leader" or a folder. Received: {output}, {kind}')
     try:
         if is_made:
             folder.mkdir(parents=True, exist_ok=True)

@@ -338,7 +338,7 @@ def path(script: pathlib.Path) -> str:
         (["-n", "2", "-"], "several ranks cannot read it from one standard input"),
         (["-n", "2", "-m", "no_such_module"], "Received: no_such_module, which is not there"),
         (["-n", "2", "--output", "train.py", "train.py"], "Received: train.py, a file"),
-        (["-n", "2", "--mpirun", "train.py", "train.py"], "Received: none"),
+        (["-n", "2", "--mpirun", "train.py", "train.py"], "train.py (may not be executed)"),
         (["-n", "2"], "Missing argument"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import pwd
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from hyparflow.running import Job, run
 from hyparflow.running import flags as flags_module
 from hyparflow.running import mpi as mpi_module
 from hyparflow.running.flags import Request, environment, flags, passed_on
-from hyparflow.running.mpi import INTEL, MPICH, OPEN_MPI, Mpi, identify, library, matching
+from hyparflow.running.mpi import (
+    INTEL,
+    MPICH,
+    OPEN_MPI,
+    Mpi,
+    find_launcher,
+    identify,
+    library,
+    matching,
+)  # fmt: skip
 
 OPEN, HYDRA, INTEL_MPI = Mpi(OPEN_MPI, "5.0.11"), Mpi(MPICH, "4.3.2"), Mpi(INTEL, "2021.17")
 
@@ -107,6 +117,28 @@ def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     assert added(OPEN, Request(2), ("HOME",)) == {"HOME": pwd.getpwuid(os.geteuid()).pw_dir}
     assert not added(OPEN, Request(2), ("HOME",), HOME="/mine")
+
+
+def test_launchers_do_not_wait_for_a_folder_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    wrong = {"TMPDIR": str(tmp_path / "pipe"), "TMP": str(tmp_path / "none")}
+    found = added(OPEN, Request(2), ("TMPDIR", "TEMP", "TMP"), TEMP=str(tmp_path), **wrong)
+    assert found == dict.fromkeys(("TMPDIR", "TMP"), tempfile.gettempdir())
+    monkeypatch.setenv("TMPDIR", wrong["TMPDIR"])
+    assert find_launcher(library()).exists()
+
+
+def test_launchers_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "text").touch()
+    for path, reason in (
+        (tmp_path / "text", "may not be executed"),
+        (tmp_path, "may not be executed"),
+        (Path("/bin/true"), "says of no MPI that is known"),
+    ):
+        with pytest.raises(ValueError, match=rf"Received: {path} \({reason}\)"):
+            find_launcher(OPEN, str(path))
 
 
 def test_more_ranks_than_memory_holds() -> None:
