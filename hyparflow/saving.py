@@ -2,13 +2,16 @@
 
 After a parallel `fit`, a script's plain `model.save("m.keras")` runs on every rank. With a name
 of its own for each rank's temporary file, and a rename at the end, they cannot spoil each other's
-file, whichever ranks call it.
+file, whichever ranks call it. What a callback saves, and what a job leaves that is killed while it
+saves, is complete for the same reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from hyparflow.writing import folder_beside, replacing
 
 __all__ = ["save_atomically", "use_atomic_saves"]
 
-_METHODS = ("save", "save_weights")
+_LAST = (".json", ".pb")  # files that name others; a SavedModel's "saved_model.pb" comes last
 
 
 def save_atomically(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -26,15 +29,16 @@ def save_atomically(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> 
 
 
 def use_atomic_saves(model: Any) -> None:
-    """Let `save` and `save_weights` of this model object write atomically from now on."""
-    for name in _METHODS:
-        original = getattr(type(model), name).__get__(model)
-        vars(model)[name] = _atomic(original)
+    """Let `save`, `save_weights` and `export` of this model write atomically from now on."""
+    for name, write in (("save", _write), ("save_weights", _write), ("export", _export)):
+        if hasattr(type(model), name):
+            original = getattr(type(model), name).__get__(model)
+            vars(model)[name] = _atomic(original, write)
 
 
-def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
+def _atomic(original: Callable[..., Any], write: Callable[..., Any]) -> Callable[..., Any]:
     def save(filepath: Any, *args: Any, **kwargs: Any) -> Any:
-        return _write(original, filepath, *args, **kwargs)
+        return write(original, filepath, *args, **kwargs)
 
     save.__doc__ = original.__doc__
     return save
@@ -45,7 +49,7 @@ def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: An
 
     What is no file here (a bucket, a stream), and a prompt before overwriting, is left to Keras.
     """
-    if not isinstance(filepath, str | bytes | os.PathLike) or "://" in os.fsdecode(filepath):
+    if not _is_here(filepath):
         return original(filepath, *args, **kwargs)
     path = Path(os.fsdecode(filepath)).absolute()
     if args:
@@ -62,14 +66,61 @@ def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: An
         return original(temporary, **kwargs)
 
 
+def _is_here(filepath: Any) -> bool:
+    return isinstance(filepath, str | bytes | os.PathLike) and "://" not in os.fsdecode(filepath)
+
+
 def _write_several(original: Callable[..., Any], path: Path, kwargs: dict[str, Any]) -> Any:
     """Let `original` write files that name each other; the index of them comes last."""
     with folder_beside(path) as folder:
         result = original(folder / path.name, **kwargs)
-        made = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-        for file in sorted(made, key=lambda file: (file.suffix == ".json", file)):
-            place = path.parent / file.relative_to(folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(place) as temporary:
-                os.replace(file, temporary)
+        _move(folder, path.parent)
     return result
+
+
+def _move(folder: Path, parent: Path) -> None:
+    """Let what is in `folder` take its place in `parent`, file by file; what is there too stays."""
+    made: list[Path] = []
+    for root, _, names in os.walk(folder):
+        (parent / Path(root).relative_to(folder)).mkdir(parents=True, exist_ok=True)
+        made += [Path(root, name) for name in names]
+    for file in sorted(made, key=lambda file: (file.suffix in _LAST, file)):
+        with replacing(parent / file.relative_to(folder)) as temporary:
+            os.replace(file, temporary)
+
+
+def _export(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call Keras's `export` on a name in a folder beside `filepath`; what it wrote is moved.
+
+    A folder that is new appears at once, for those who watch for new ones.
+    """
+    if not _is_here(filepath):
+        return original(filepath, *args, **kwargs)
+    path = Path(os.fsdecode(filepath)).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)  # as TensorFlow does
+    with folder_beside(path) as folder:
+        made = folder / path.name
+        # Some formats look at the ending of a text.
+        given = made if isinstance(filepath, os.PathLike) else str(made)
+        told = _Renaming(sys.stdout, str(made), os.fsdecode(filepath))
+        with contextlib.redirect_stdout(told if sys.stdout else None):
+            result = original(given, *args, **kwargs)
+        if made.is_dir() and not os.path.lexists(path):
+            with contextlib.suppress(OSError):  # another rank was faster
+                os.rename(made, path)
+        _move(folder, path.parent)
+    return result
+
+
+class _Renaming:
+    """A stream in which Keras tells the name that the user knows."""
+
+    def __init__(self, stream: Any, old: str, new: str) -> None:
+        self._stream, self._old, self._new = stream, old, new
+
+    def write(self, text: str) -> Any:
+        """Write it with the other name."""
+        return self._stream.write(text.replace(self._old, self._new))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

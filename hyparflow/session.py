@@ -105,6 +105,7 @@ class Session:
             notices.announce(self.model, call, part.losses.terms)
         self._traced = part
         worker = Worker(self.model, part, call, self._world)
+        use_atomic_saves(self.model)  # by callbacks, and after the call
         try:
             worker.start()
             result = self._lead(worker, lead, stream) if is_leader else worker.follow()
@@ -115,7 +116,6 @@ class Session:
             raise
         finally:
             self._world.board.write("outside of hyparflow")
-        use_atomic_saves(self.model)
         return result
 
     def _check_state(self, call: Call) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -286,16 +288,30 @@ def test_saved_file_loads_in_plain_keras() -> None:
     """Every rank saves under one name at once; the file is whole and has the weights."""
     x, y = data()
     model = build()
-    hf.fit(model, x, y, verbose=0, **LAYOUT)
     folder = pathlib.Path(WORLD.bcast(tempfile.mkdtemp() if hf.is_leader() else None))
+    kept = folder / "first.keras"
+
+    class Saver(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.save(folder / "epoch.keras")
+            if epoch == 0:  # stays what it is only if the next file is not written into this one
+                (shutil.copy if WORLD.size == 1 else os.link)(folder / "epoch.keras", kept)
+
+    hf.fit(model, x, y, epochs=2, verbose=0, callbacks=[Saver()], **LAYOUT)
     model.save(folder / "m.keras")
+    model.export(folder / "exported", verbose=False)
     loaded = keras.models.load_model(folder / "m.keras")
-    faults = differences(
-        "predictions", loaded.predict(x, verbose=0), model.predict(x, verbose=0), 0
-    )
-    faults += differences("iterations", loaded.optimizer.iterations, model.optimizer.iterations, 0)
+    predicted = model.predict(x, verbose=0)
+    exported = tf.saved_model.load(folder / "exported")
+    faults = differences("predictions", loaded.predict(x, verbose=0), predicted, 0)
+    faults += differences("exported", exported.serve(x).numpy(), predicted, 1e-12)
+    steps = int(model.optimizer.iterations)
+    for file, count in (("m", steps), ("epoch", steps), ("first", steps // 2)):
+        saved = keras.models.load_model(folder / f"{file}.keras").optimizer.iterations
+        faults += differences(f"iterations in {file}", saved, count, 0)
     WORLD.Barrier()
-    assert [path.name for path in folder.iterdir()] == ["m.keras"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["epoch.keras", "exported", "first.keras", "m.keras"]
     require_none(faults, "saved model")
 
 

@@ -140,3 +140,34 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) > 2
     assert all(name.startswith("m") for name in names)
+
+
+def test_an_exported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Complete before it is there; named as the user named it; what else is there stays."""
+    keras = pytest.importorskip("keras")
+    tf = pytest.importorskip("tensorflow")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    use_atomic_saves(model)
+    path = tmp_path / "new" / "1"
+    model.export(str(path))
+    assert f"Saved artifact at '{path}'." in capsys.readouterr().out
+    (path / "mine.txt").touch()
+    model.layers[0].kernel.assign([[3.0], [4.0]])
+    model.export(path, verbose=False)
+    loaded = tf.saved_model.load(path)
+    assert float(loaded.serve(tf.ones((1, 2)))[0, 0]) == 7.0
+    assert {"assets", "mine.txt", "saved_model.pb"} <= {entry.name for entry in path.iterdir()}
+    assert [entry.name for entry in path.parent.iterdir()] == ["1"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    use_atomic_saves(model)
+    with pytest.raises(ValueError, match=f"Got: {tmp_path}/m.foo"):
+        model.export(str(tmp_path / "m.foo"), format="litert")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        model.export(tmp_path / "file", verbose=False)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
