@@ -12,10 +12,11 @@ import contextlib
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-__all__ = ["abort", "everywhere", "fail", "flush", "install", "locate", "say"]
+__all__ = ["abort", "everywhere", "fail", "flush", "install", "locate", "say", "witnessed"]
 
 _LAST_WORDS = 0.2  # seconds for what this rank has said to get through
 _UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
@@ -23,6 +24,7 @@ _GRACE = 5.0  # seconds in which another rank's report may end the job before th
 _ALIKE = 1.0  # the same, for an error of which it is not known whether other ranks have it
 _NEXT = 0.3  # further seconds for each rank before this one, up to so many ranks:
 _MOST = 10
+_witnesses: list[Callable[[BaseException], object]] = []
 
 
 def everywhere(error: BaseException) -> BaseException:
@@ -68,6 +70,16 @@ def flush() -> None:
             stream.flush()
 
 
+@contextlib.contextmanager
+def witnessed(witness: Callable[[BaseException], object]) -> Iterator[None]:
+    """While open, `witness` is told of an error that ends the job, before it does."""
+    _witnesses.append(witness)
+    try:
+        yield
+    finally:
+        _witnesses.remove(witness)
+
+
 def report(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, mpi: Any
 ) -> None:
@@ -76,6 +88,9 @@ def report(
     place = getattr(error, "hyparflow_place", f"rank {rank}")
     text = "".join(traceback.format_exception(kind, error, trace))
     say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
+    for witness in _witnesses:
+        with contextlib.suppress(Exception):  # what it does must not keep the job from its end
+            witness(error)
 
 
 def _give_way(error: BaseException, mpi: Any) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 __all__ = ["End", "end_of"]
 
 _HINTS: dict[int, str] = {
+    signal.SIGTERM: "; launchers do so, and hyparflow at a deadline: why stands above",
     signal.SIGKILL: "; the system does so when memory runs out",
     signal.SIGBUS: "; the system does so when a disk or /dev/shm runs out of room",
 }

@@ -23,17 +23,24 @@ def main(folder: Path) -> None:
     """Call the function; the leader tells what it returns, and any rank what it raises."""
     sys.path[:], directory, settings = json.loads((folder / "place.json").read_text())
     os.chdir(directory)
+    from hyparflow import guard
     from hyparflow.running.models import use_keras_settings
     from hyparflow.running.payload import Outcome, read_call, write_outcome
     from hyparflow.running.rank import rank_number
 
     rank = rank_number()
+
+    def tell(error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        write_outcome(folder, Outcome(rank, error=error, text=text))
+
     try:
         use_keras_settings(settings)
         function, args, kwargs = read_call(folder)
-        value = function(*args, **kwargs)
+        with guard.witnessed(tell):  # of what ends the job in the middle of a step
+            value = function(*args, **kwargs)
     except BaseException as error:
-        write_outcome(folder, Outcome(rank, error=error, text=traceback.format_exc()))
+        tell(error)
         _end(error)
     if rank == 0:
         write_outcome(folder, Outcome(rank, value))

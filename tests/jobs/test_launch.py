@@ -139,12 +139,27 @@ try:
 except Mine as error:
     print("caught", error)
     print("cause", "in train" in str(error.__cause__), "on rank 1" in str(error.__cause__))
+
+def step():  # an error there ends the job at once
+    from hyparflow import guard
+    try:
+        if who().rank == 1:
+            raise Mine("in a step", 4)
+        time.sleep(50)
+    except Mine as error:
+        guard.fail(error)
+
+try:
+    hf.launch(step, num_ranks=2, oversubscribe=True)
+except Mine as error:
+    print("also", error, "in step" in str(error.__cause__), "on rank 1" in str(error.__cause__))
 """,
         tmp_path,
     )
     assert code == 0, out
     assert "no luck 3" in out.split("caught")[1]
     assert "cause True True" in out
+    assert "also in a step 4 True True" in out
 
 
 def test_a_rank_that_dies(tmp_path: pathlib.Path) -> None:

@@ -184,6 +184,7 @@ def test_output_that_cannot_be_shown_is_said(monkeypatch: pytest.MonkeyPatch) ->
         (137, "1 -9\n", [], 137, "rank 1 was killed by signal 9 (SIGKILL); the system does so "),
         (135, "0 -7\n", [], 135, "rank 0 was killed by signal 7 (SIGBUS); the system does so "),
         (139, "0 -11\n", [], 139, "rank 0 was killed by signal 11 (SIGSEGV)"),
+        (143, "0 -15\n", [], 143, "rank 0 was killed by signal 15 (SIGTERM); launchers do so, "),
         (-9, "1 5\n", [], 5, "rank 1 ended with exit status 5"),
         (-9, None, [], 137, "the launcher was killed by signal 9 (SIGKILL)"),
         (-9, "0 -15\n", [], 137, "the launcher was killed by signal 9 (SIGKILL)"),
