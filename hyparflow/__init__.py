@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyparflow import devices, guard, launcher
 from hyparflow.api import evaluate, fit, parallelize, predict
+from hyparflow.early import watch_start_of_mpi
 from hyparflow.ranks import is_leader, rank, size
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ guard.install()
 launcher.set_thread_defaults()
 launcher.set_log_default()
 devices.choose_device()
+watch_start_of_mpi()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,14 +16,14 @@ import numpy as np
 
 from hyparflow import launcher, sentinel
 from hyparflow.deadline import Deadline, meet
-from hyparflow.limits import Waiting, timeout_seconds
+from hyparflow.limits import Waiting
 from hyparflow.message_log import MessageLog, wants_messages
 from hyparflow.pending import Pending, Request
 from hyparflow.pieces import as_bytes, chunks
 from hyparflow.recorder import Happening, Recorder
 from hyparflow.rounded_sum import Add, rounded_sum
 from hyparflow.status_board import StatusBoard
-from hyparflow.watch import Watch
+from hyparflow.watch import own_watch
 
 __all__ = ["Communicator", "World", "start_mpi"]
 
@@ -274,7 +274,7 @@ class World(Communicator):
     """
 
     def __init__(self) -> None:
-        watch = Watch(timeout_seconds())
+        watch = own_watch()
         with watch.during(sentinel.STARTING):
             mpi = start_mpi()
             meet(mpi, watch)

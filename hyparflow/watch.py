@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from hyparflow import launcher, sentinel
+from hyparflow.limits import timeout_seconds
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "own_watch"]
 
 
 class Watch:
@@ -28,6 +30,7 @@ class Watch:
         size = launcher.expected_size()[0]
         self._variable = launcher.rank_variable()
         self._channel: int | None = None
+        self._phase = sentinel.RUNNING
         if size > 1 and self._variable and sys.executable and os.path.exists("/proc/self/stat"):
             with contextlib.suppress(OSError):  # no more processes are allowed
                 self._channel = _start(self._variable, seconds, size)
@@ -39,18 +42,20 @@ class Watch:
 
     def enter(self, phase: str) -> None:
         """The rank does something else from now on: one of `sentinel.PHASES`."""
+        self._phase = phase
         if self._channel is not None:
             with contextlib.suppress(OSError):  # somebody has killed it
                 os.write(self._channel, f"{phase}\n".encode())
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Do something in this phase, and run on."""
+        """Do something in this phase, and go on with what was done before."""
+        before = self._phase
         self.enter(phase)
         try:
             yield
         finally:
-            self.enter(sentinel.RUNNING)
+            self.enter(before)
 
     def states(self) -> dict[int, str]:
         """What the ranks of this machine do, as far as the system tells."""
@@ -59,6 +64,16 @@ class Watch:
         with contextlib.suppress(OSError):
             return sentinel.states(os.getpid(), self._variable)
         return {}
+
+
+@functools.cache
+def own_watch() -> Watch:
+    """The one of this process, with a process beside it from the first time on it is asked for.
+
+    Raises:
+        ValueError: if HYPARFLOW_TIMEOUT is not valid.
+    """
+    return Watch(timeout_seconds())
 
 
 def _start(variable: str, seconds: float, size: int) -> int:

@@ -21,6 +21,8 @@ KNOWN = [
     Fault("stop", "last", 1, "data", 2, "mpirun"),
     Fault("loop", "exit", 0, "data", 2, "run"),
     Fault("sleep", "before the end", 1, "data", 2, "mpirun"),
+    Fault("sleep", "mpi", 1, "data", 2, "mpirun"),
+    Fault("_exit 0", "mpi", 1, "data", 2, "launch"),
     Fault("close stdout", "exit", 1, "data", 2, "mpirun"),
 ]
 
@@ -48,7 +50,7 @@ def test_ranks_that_are_missed_at_the_start_or_at_the_end() -> None:
     assert "0 | runs, has not started MPI" in tables[2]
     assert re.search(r"0 \| (NO .*)?is stopped, ", tables[3])  # in MPI's start, or just after it
     assert "1 | NO      | " in endings[4].output and "is stopped" in endings[4].output
-    assert [ending.how for ending in endings] == 7 * ["one report"] + ["passed"]
+    assert [ending.how for ending in endings] == 9 * ["one report"] + ["passed"]
 
 
 @pytest.mark.slow

@@ -111,6 +111,10 @@ def begin(fault: Fault) -> Any:
     fault.at("import")
     import hyparflow as hf
 
+    if fault.place == "mpi":
+        fault.at("mpi")
+        from mpi4py import MPI  # noqa: F401
+
     atexit.register(fault.at, "before the end")  # runs when all ranks have come to their end
     fault.at("first")
     if fault.is_here and fault.place == "init":
