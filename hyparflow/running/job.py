@@ -121,12 +121,12 @@ def run(job: Job, say: Callable[[str], object]) -> End:
             number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)
         }
         try:
-            with shown(process, lost), _ended_with_its_ranks(process, record):
+            with shown(process, lost), _ended_with_its_ranks(process, record, job) as stopped:
                 code = process.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return end_of(code, record, received)
+        return end_of(0 if stopped else code, record, received)
 
 
 def run_and_show(job: Job, show: Callable[[str], object], folder: Path) -> End:
@@ -147,10 +147,11 @@ def run_and_show(job: Job, show: Callable[[str], object], folder: Path) -> End:
     process = _start(job, record, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        with _ended_with_its_ranks(process, record):
+        with _ended_with_its_ranks(process, record, job) as stopped:
             while process.stdout and (piece := os.read(process.stdout.fileno(), 1 << 16)):
                 show(decoder.decode(piece.replace(b"\0", b"")))  # Open MPI writes some
-        return end_of(process.wait(), record, ())
+        code = process.wait()
+        return end_of(0 if stopped else code, record, ())
     finally:
         _stop(process)
         if process.stdout is not None:
@@ -191,23 +192,32 @@ def _own_folder(job: Job, folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _ended_with_its_ranks(process: subprocess.Popen[bytes], record: Path) -> Iterator[None]:
-    """While open, stop a launcher that outlives a rank that failed.
+def _ended_with_its_ranks(
+    process: subprocess.Popen[bytes], record: Path, job: Job
+) -> Iterator[list[str]]:
+    """While open, stop a launcher that outlives a rank that failed, or all of its ranks.
 
-    One that has lost another host waits for the processes there for many minutes.
+    One that has lost another host waits for the processes there for many minutes, and Open MPI's
+    may hang at its end. Gives a list, which is not empty if that was after all had ended well.
     """
-    over = threading.Event()
+    over, stopped = threading.Event(), list[str]()
+
+    def have_all_ended() -> bool:
+        ended = Path(f"{record}.well")
+        return job.request.is_local and ended.exists() and ended.stat().st_size >= job.request.ranks
 
     def watch() -> None:
         while not over.wait(_INTERVAL):
-            if record.exists():
+            if record.exists() or have_all_ended():
                 if not over.wait(_PATIENCE):
+                    if not record.exists():
+                        stopped.append("all ranks had ended well")
                     _stop(process)
                 return
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield stopped
     finally:
         over.set()
 

@@ -296,6 +296,9 @@ def main() -> int:
     first = bool(code) and is_first(record, rank, code)  # the others are stopped because of it
     for thread in threads:
         thread.join(2.0)  # a process that the program left behind may hold them open
+    if not code:
+        with contextlib.suppress(OSError), open(f"{record}.well", "a") as file:
+            file.write(".")  # as many as there are ranks: all have ended well
     if first:
         sink.explain(how(code))
     return code if code >= 0 else 128 - code

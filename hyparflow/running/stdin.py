@@ -47,10 +47,17 @@ def handed_to_rank_0(folder: Path) -> Iterator[None]:
 
 
 def _give(server: socket.socket) -> None:
+    """Give it to the first; another that believes to be rank 0 is told that there is none."""
+    is_given = False
     with contextlib.suppress(OSError):
-        peer, _ = server.accept()
-        with peer:
-            socket.send_fds(peer, [b"0"], [0])
+        while True:
+            peer, _ = server.accept()
+            with peer:
+                if is_given:
+                    peer.sendall(b"0")
+                else:
+                    socket.send_fds(peer, [b"0"], [0])
+                is_given = True
 
 
 def _has_input() -> bool:

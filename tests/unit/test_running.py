@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.running import Job, run
+from hyparflow.running import Job, run, run_and_show
 from hyparflow.running import flags as flags_module
+from hyparflow.running import job as job_module
 from hyparflow.running import mpi as mpi_module
 from hyparflow.running.flags import Request, environment, flags, passed_on
 from hyparflow.running.mpi import (
@@ -182,6 +183,22 @@ def test_a_launcher_that_starts_no_rank_is_stopped(
         f"hyparflow: {launcher} has started no rank within 0.5 s (HYPARFLOW_TIMEOUT); "
         "all ranks are stopped.\n"
     )
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_launcher_that_outlives_its_ranks_is_stopped(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = tmp_path / "mpirun"
+    skip = f'while [ "$1" != {sys.executable} ]; do shift; done'
+    launcher.write_text(f'#!/bin/sh\n{skip}\n"$@"\n"$@"\nexec sleep 60\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(job_module, "_PATIENCE", 0.5)
+    program = [sys.executable, "-c", f"raise SystemExit({code})"]
+    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), Request(2), program)
+    for end in (run(job, lambda text: None), run_and_show(job, lambda text: None, tmp_path)):
+        assert end.code == code
+        assert bool(end.text) == bool(code)
 
 
 def test_a_library_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
