@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Page", "aligned", "counted", "shortened"]
+__all__ = ["Page", "aligned", "brief", "counted", "shortened"]
+
+_LONGEST = 48  # letters of a name in a table
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -44,14 +46,22 @@ class Page:
             return
         from rich import box
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
-        table = Table(*self.table[0], box=box.SIMPLE_HEAD)
+        # Folded where there is no room: a number without its end would be another.
+        columns = [Column(title, overflow="fold") for title in self.table[0]]
+        table = Table(*columns, box=box.SIMPLE_HEAD)
         for row in self.table[1:]:
             table.add_row(*map(Text, row))
         console = Console()
         console.print(*map(Text, self.head), table, *map(Text, self.foot), sep="\n")
+
+
+def brief(name: str) -> str:
+    """A name on one line, with the middle left out where it is too long for a table."""
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 3 :]}"
 
 
 def counted(count: int, one: str, many: str) -> str:

@@ -54,16 +54,18 @@ def show(findings: Sequence[Finding], is_drawn: bool) -> None:
 def _draw(findings: Sequence[Finding]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("status", "check", "found", box=box.SIMPLE_HEAD)
+    # What is too long for a line is folded, for it may be the path that matters.
+    found = Column("found", overflow="fold")
+    table = Table("status", "check", found, box=box.SIMPLE_HEAD)
     for finding in findings:
-        found = Text(finding.text)
+        text = Text(finding.text)
         if finding.fix:
-            found.append(f"\nFix: {finding.fix}")
+            text.append(f"\nFix: {finding.fix}")
         status = Text(finding.status, style=_COLOURS[finding.status])
-        table.add_row(status, Text(finding.check), found)
+        table.add_row(status, Text(finding.check), text)
     Console().print(table)
 
 

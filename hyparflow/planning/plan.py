@@ -21,7 +21,7 @@ from hyparflow.planning.memory import Memory
 from hyparflow.planning.plan_check import check
 from hyparflow.planning.sizes import size_text
 from hyparflow.schedule import in_words
-from hyparflow.text import Page, aligned, counted
+from hyparflow.text import Page, aligned, brief, counted
 from hyparflow.writing import write_text
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Work"]
@@ -267,7 +267,7 @@ class Plan:
         layers, first = self.partitions[partition].layers, self.lpp[partition]
         each = self.stages_per_partition
         more = f" and {counted(each - 1, 'more stage', 'more stages')}" if each > 1 else ""
-        return f"{layers[0]} to {layers[first - 1]}{more}"
+        return f"{brief(layers[0])} to {brief(layers[first - 1])}{more}"
 
     def _summary(self) -> list[str]:
         sums, between = self._sums_share, self.between_seconds / self.step_seconds

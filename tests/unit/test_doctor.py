@@ -181,6 +181,8 @@ def test_a_terminal_has_a_table(
     assert plain == ("ok       cores  8\nwarning  GPUs   [2] for 4\n                Fix: start 2\n")
     words = "status check found " + plain
     assert drawn.replace("\u2500", "").split() == words.split()
+    show([Finding("Python", OK, "/" + "z" * 100)], is_drawn=True)
+    assert capsys.readouterr().out.count("z") == 100
 
 
 def test_a_job_that_cannot_be_started_is_a_problem(

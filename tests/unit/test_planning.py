@@ -514,6 +514,14 @@ def test_a_plan_prints_its_partitions_and_alternatives() -> None:
         assert f"{partition.layers[0]} to {partition.layers[-1]}" in text
 
 
+def test_odd_names_of_layers_do_not_break_the_table() -> None:
+    plan = some_plan()
+    first = dataclasses.replace(plan.partitions[0], layers=("a" * 300, "b\nc"), sent={})
+    odd = dataclasses.replace(plan, partitions=(first, *plan.partitions[1:]), lpp=(2,) * 9)
+    (line,) = (line for line in str(odd).split("\n") if line.startswith("0: aaa"))
+    assert "... to b c" in re.sub("a{3,}", "", line) and len(line) < 250
+
+
 def test_notebooks_do_not_break_the_lines_of_a_plan() -> None:
     shown = some_plan()._repr_html_()
     assert shown.startswith("<pre")

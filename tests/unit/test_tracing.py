@@ -168,6 +168,10 @@ def test_a_table_on_a_terminal_has_the_same_cells(monkeypatch: pytest.MonkeyPatc
     shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
     assert page.head[0] in shown and "\u2500" in shown
     assert all(cell in shown for row in page.table for cell in row)
+    terminal.truncate(0)
+    monkeypatch.setenv("COLUMNS", "60")
+    page.show()
+    assert "\u2026" not in terminal.getvalue()  # nothing is left out for want of room
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"traceEvents": [], "otherData": {}}', "\x00"])
