@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hyparflow.actions import Kind
 from hyparflow.recorder import Event, Happening
-from hyparflow.text import Page
+from hyparflow.text import Page, counted
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
@@ -182,7 +182,8 @@ def describe(trace: Trace) -> Page:
     whole = found[0].step + found[0].between
     if (rows_of_batch := _batch_size(trace)) is not None and whole:
         idle = f"{rows_of_batch / whole:.1f} samples/s, {idle}"
-    head = [f"milliseconds of a step, means over {count} steps", idle]
+    steps = counted(count, "step", "steps")
+    head = [f"milliseconds of a step, means over {steps}", idle]
     return Page(head, [[row[n] for n in kept] for row in rows])
 
 
