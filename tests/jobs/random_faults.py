@@ -26,7 +26,7 @@ __all__ = ["Ending", "Fault", "draw", "try_out"]
 
 DEADLINE = 4  # HYPARFLOW_TIMEOUT
 LIMIT = 90.0  # seconds after which a job is endless; one takes up to 40 on a slow machine
-OUTSIDE = ("import", "first", "init", "last", "exit", "before the end")
+OUTSIDE = ("import", "first", "mpi", "init", "last", "exit", "before the end")
 TRAINING = ("data", "callback", "step", "save", "evaluate", "between")
 SIGNALS = ("kill", "stop", "segv", "term", "quit")
 KINDS = (
