@@ -45,6 +45,9 @@ class _Finder:
 
 
 def _watch(loader: Any) -> None:
+    """Have the loader keep the time while it loads, if it can be told to."""
+    if not isinstance(getattr(loader, "__dict__", None), dict):  # of some other import hook
+        return
     original = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
