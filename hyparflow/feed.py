@@ -91,6 +91,11 @@ class Feed:
             batch.microbatches, batch.is_stand_in = [(0, 1)], True
         return batch
 
+    def epoch(self, command: Command) -> None:
+        """Tell this replica's stream that an epoch begins or ends."""
+        if self._is_reader:
+            self._shards[command.source or ""].epoch(command.values["event"])
+
     def draw(self, command: Command) -> list[int]:
         """Take this replica's next batch of its stream; the rows of each replica. Collective."""
         drawn = None

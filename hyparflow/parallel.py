@@ -81,7 +81,7 @@ class ParallelModel:
             notices.announce_other_batch(self._plan.batch_size, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
-            history = self.model.fit(**self._ready(arguments, worker, stream))
+            history = self.model.fit(**self._ready(call, arguments, worker, stream))
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
         return self._history(self._session.run(call, train))
@@ -93,7 +93,9 @@ class ParallelModel:
         call = self._call("evaluate", arguments, arguments.get("steps"))
         return self._session.run(
             call,
-            lambda worker, stream: self.model.evaluate(**self._ready(arguments, worker, stream)),
+            lambda worker, stream: self.model.evaluate(
+                **self._ready(call, arguments, worker, stream)
+            ),
         )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +104,9 @@ class ParallelModel:
         call = self._call("predict", arguments, arguments.get("steps"))
         return self._session.run(
             call,
-            lambda worker, stream: self.model.predict(**self._ready(arguments, worker, stream)),
+            lambda worker, stream: self.model.predict(
+                **self._ready(call, arguments, worker, stream)
+            ),
         )
 
     @property
@@ -155,7 +159,6 @@ class ParallelModel:
         if self.options.sharded_data:
             call.shards["train"] = (x, call.reading)
             arguments.pop("class_weight", None)
-            arguments["x"] = step_tickets("train")
         return call
 
     def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
@@ -169,7 +172,6 @@ class ParallelModel:
             arguments["validation_data"] = (numbers,)
         elif self.options.sharded_data:
             call.shards["validation"] = (data, {})
-            arguments["validation_data"] = step_tickets("validation")
 
     def _trace(self, call: Call, trace: Any) -> None:
         if wants_trace(trace):
@@ -178,9 +180,14 @@ class ParallelModel:
             call.trace = Wanted(call, trace, plan)
 
     @staticmethod
-    def _ready(arguments: dict[str, Any], worker: Worker, stream: Any) -> dict[str, Any]:
+    def _ready(
+        call: Call, arguments: dict[str, Any], worker: Worker, stream: Any
+    ) -> dict[str, Any]:
         """What the leader gives to Keras."""
         ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
+        for name, argument in (("train", "x"), ("validation", "validation_data")):
+            if name in call.shards:
+                ready[argument] = step_tickets(name, worker)
         return ready if stream is None else ready | {"x": stream}
 
     # --- results ---

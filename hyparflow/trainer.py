@@ -53,9 +53,13 @@ def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
     return {_PREFIX + source: np.arange(count)}
 
 
-def step_tickets(source: str) -> Any:
+def step_tickets(source: str, worker: Worker) -> Any:
     """What Keras's `fit` gets in place of streams that each replica reads itself."""
-    return tickets(_TICKET + source)
+
+    def tell(event: str) -> None:
+        worker.order(Command("epoch", source, values={"event": event}))
+
+    return tickets(_TICKET + source, tell)
 
 
 class WeightsIn(keras.callbacks.Callback):

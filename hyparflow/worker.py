@@ -133,6 +133,10 @@ class Worker:
 
     # --- steps ---
 
+    def epoch(self, command: Command) -> None:
+        """Tell each replica's stream that an epoch begins or ends."""
+        self._feed.epoch(command)
+
     def draw(self, command: Command) -> list[int]:
         """Let each replica take the next batch of its stream; the rows of each."""
         return self._feed.draw(command)

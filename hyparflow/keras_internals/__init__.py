@@ -34,6 +34,7 @@ from hyparflow.keras_internals.data import (
     is_array_data,
     is_ragged,
     open_stream,
+    told_of_epochs,
     unpack,
     untuned_datasets,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "symbolic_batch",
     "symbolic_output",
     "takes_training",
+    "told_of_epochs",
     "tracked_metrics",
     "unpack",
     "untuned_datasets",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ __all__ = [
     "is_array_data",
     "is_ragged",
     "open_stream",
+    "told_of_epochs",
     "unpack",
     "untuned_datasets",
 ]
@@ -38,6 +39,13 @@ def open_stream(x: Any, **arguments: Any) -> Any:
     from hyparflow.keras_internals.streams import OpenedStream
 
     return x if isinstance(x, OpenedStream) else OpenedStream(x, **arguments)
+
+
+def told_of_epochs(dataset: Any, tell: Callable[[str], object]) -> Any:
+    """`dataset` for Keras's loops; `tell` is called with "begins" and "ends" of their epochs."""
+    from hyparflow.keras_internals.streams import ToldDataset
+
+    return ToldDataset(dataset, tell)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ would have without hyparflow.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -15,8 +15,9 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
-__all__ = ["OpenedStream", "untuned"]
+__all__ = ["OpenedStream", "ToldDataset", "untuned"]
 
 
 def untuned(data: Any) -> Any:
@@ -137,6 +138,27 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
     def partial_batch_size(self) -> int | None:
         """Keras's own."""
         return getattr(self._adapter, "partial_batch_size", None)
+
+
+class ToldDataset(TFDatasetAdapter):  # type: ignore[misc]
+    """A dataset that passes on what Keras tells it of epochs.
+
+    Args:
+        dataset: what Keras reads.
+        tell: called with "begins" or "ends".
+    """
+
+    def __init__(self, dataset: Any, tell: Callable[[str], object]) -> None:
+        super().__init__(dataset)
+        self._tell = tell
+
+    def on_epoch_begin(self) -> None:
+        """Called by Keras before it reads."""
+        self._tell("begins")
+
+    def on_epoch_end(self) -> None:
+        """Called by Keras when it has read, and once before."""
+        self._tell("ends")
 
 
 class _Once:

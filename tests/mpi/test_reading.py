@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -191,15 +192,28 @@ def test_a_plan_is_for_the_batches_of_the_stream(
     assert batches == ({str(rows)} if hf.is_leader() else set())
 
 
-def test_sharded_epochs_begin_and_end_as_keras_does() -> None:
-    arguments = {"epochs": 2, "shuffle": False, "verbose": 0}
+@pytest.mark.parametrize("steps", [None, 2])
+def test_sharded_epochs_begin_and_end_as_keras_does(steps: int | None) -> None:
+    """At the same points between the calls of a callback; batches may be read ahead."""
 
-    def plain() -> list[Any]:
-        stream = Augmented()
-        build().fit(stream, **arguments)
-        return stream.read
+    def observe(fit: Callable[..., Any]) -> list[Any]:
+        stream, valid, events = Augmented(), Augmented(2), []
+        stream.read = valid.read = events
+        noting = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: events.append("training"),
+            on_train_batch_end=lambda batch, logs: events.append("step"),
+            on_test_end=lambda logs: events.append("validated"),
+            on_epoch_end=lambda epoch, logs: events.append("epoch"),
+        )
+        arguments = {"shuffle": False, "verbose": 0, "validation_data": valid}
+        fit(build(), stream, epochs=4, steps_per_epoch=steps, callbacks=[noting], **arguments)
+        return [event for event in events if isinstance(event, str)]
 
-    expected = on_leader(plain)
-    stream = Augmented()
-    hf.fit(build(), stream, strategy="data", sharded_data=True, **arguments)
-    assert stream.read == expected
+    expected = on_leader(lambda: observe(keras.Model.fit))
+    sharded = functools.partial(hf.fit, strategy="data", sharded_data=True)
+    found = observe(sharded)
+    if hf.is_leader():
+        assert found == expected
+    ours = ("begin", "end")
+    counts = WORLD.allgather([event for event in found if event in ours])
+    assert counts == [counts[0]] * WORLD.size
