@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hyparflow import guard, launcher
+from hyparflow.arguments import named
 from hyparflow.options import resolve
 from hyparflow.ranks import world
+from hyparflow.text import shortened
 
 if TYPE_CHECKING:
     from hyparflow.automatic import Known
@@ -20,9 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "fit", "parallelize", "predict"]
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
 
 
+def _collective(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """One that all ranks call: MPI is started before it fails, so that one reports it for all."""
+    return named(function, before=world)
+
+
+@_collective
 def parallelize(
     model: Any,
     *,
@@ -93,18 +103,18 @@ def parallelize(
         "allreduce": allreduce,
         "compression": compression,
     }
-    try:
+    from hyparflow.checks import check_model
+
+    with guard.alike():
+        ranks = world()  # first of all, so that one rank reports what is wrong for all
+        check_model(model)
         if plan is not None:
             from hyparflow.planned import as_plan, planned
 
             plan = as_plan(plan)
-            ranks = world()
             num_ranks = None if ranks is None else ranks.size
             arguments = planned(arguments, plan, model, num_ranks)
         return _parallelize(model, arguments, plan)
-    except Exception as error:
-        guard.everywhere(error)
-        raise
 
 
 def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> Any:
@@ -147,6 +157,7 @@ class _Sessions:
         self.known: Known | None = None  # of plans
 
 
+@_collective
 def fit(
     model: Any,
     *args: Any,
@@ -197,14 +208,29 @@ def fit(
     """
     given = locals()
     parallel = {name: given[name] for name in _PARALLEL}
-    if launch and not launcher.is_launched():
+    options = _launch_options(launch)
+    if options is not None and not launcher.is_launched():
         from hyparflow.launched import fit_on_ranks
 
-        options = {} if launch is True else dict(launch)
-        return fit_on_ranks(model, args, kwargs | parallel | {"trace": trace}, options)
-    if strategy == "auto" and plan is None:
+        return fit_on_ranks(model, args, kwargs, parallel | {"trace": trace}, options)
+    if isinstance(strategy, str) and strategy == "auto" and plan is None:
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
+
+
+def _launch_options(launch: Any) -> dict[str, Any] | None:
+    """What `hyparflow.launch` is to be given; None if it is not to be called."""
+    if isinstance(launch, Mapping):
+        return dict(launch) or None
+    if launch is not None and type(launch).__name__ not in ("bool", "bool_"):  # NumPy's
+        world()  # so that one rank reports it for all
+        raise guard.everywhere(
+            ValueError(
+                "`launch` must be True, False, or a dict of hyparflow.launch's arguments. "
+                f"Received: launch={shortened(launch)}"
+            )
+        )
+    return {} if launch else None
 
 
 def _automatic(
@@ -214,24 +240,25 @@ def _automatic(
 
     All is as given where there is nothing to plan.
     """
-    ranks = world()
+    with guard.alike():
+        ranks = world()
     if ranks is None or ranks.size == 1:
         return parallel, args, kwargs
-    from hyparflow.automatic import Known, plan_fit
+    from hyparflow.automatic import LEFT_OPEN, Known, plan_fit
     from hyparflow.checks import check_model
-    from hyparflow.parallel import bound
+    from hyparflow.given import bound
 
-    try:
+    with guard.alike():
         check_model(model)
+        fixed = {name: value for name, value in parallel.items() if name not in LEFT_OPEN}
+        resolve(ranks.size, **{name: value for name, value in fixed.items() if name != "plan"})
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or Known()
         arguments = bound(model, "fit", args, kwargs)
         return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
-    except Exception as error:
-        guard.everywhere(error)
-        raise
 
 
+@_collective
 def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Evaluate `model` over the ranks of this job, as Keras's ``model.evaluate``.
 
@@ -246,6 +273,7 @@ def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
     return parallelize(model, **parallel).evaluate(*args, **kwargs)
 
 
+@_collective
 def predict(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Predict with `model` over the ranks of this job, as Keras's ``model.predict``.
 

@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 
 from hyparflow import guard, keras_internals
-from hyparflow.checks import check_data, check_labels, require_compiled
+from hyparflow.checks import check_labels, require_compiled
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH
-from hyparflow.data import ArraySource
+from hyparflow.given import array_source, check_data
 from hyparflow.grid import LEADER
 from hyparflow.leading import led
 from hyparflow.log import STATUS
@@ -23,7 +23,7 @@ from hyparflow.planning import Cluster, Costs, Plan
 from hyparflow.plans import costs_of_model, plan
 from hyparflow.portable import portable
 
-__all__ = ["Known", "plan_fit"]
+__all__ = ["LEFT_OPEN", "Known", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
@@ -31,7 +31,7 @@ _NOTHING_TO_PLAN = (
     "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
     "Functional or not built; each rank trains a replica"
 )
-_LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
+LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
     "num_partitions": None,
     "num_replicas": None,
     "num_microbatches": "auto",
@@ -76,8 +76,8 @@ def plan_fit(
     """
     require_compiled(model, "fit")
     decided = {
-        name: None if parallel[name] == left_open else parallel[name]
-        for name, left_open in _LEFT_OPEN.items()
+        name: None if isinstance(given := parallel[name], str) and given == left_open else given
+        for name, left_open in LEFT_OPEN.items()
     }
     rows = _batch_size(model, world, arguments)
     if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
@@ -97,17 +97,17 @@ def plan_fit(
                 STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
     if (best := known.plans[key]) is None:
         return parallel
-    return parallel | _LEFT_OPEN | {"plan": best}  # what was decided stands in it
+    return parallel | LEFT_OPEN | {"plan": best}  # what was decided stands in it
 
 
 def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
     """Rows of a batch that `fit` is called with, of one replica's where data are sharded."""
     x = arguments.get("x")
-    check_data(x)
+    check_data("x", x)
     if keras_internals.is_array_data(x):
         parts = [arguments.get(name) for name in ("y", "sample_weight", "class_weight")]
-        check_labels(model, parts[0])
-        source = ArraySource(x, *parts)  # Keras's own checks
+        check_labels(model, parts[0], "fit")
+        source = array_source(x, *parts)  # with all checks
         rows = arguments.get("batch_size")
         return int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
 

@@ -15,7 +15,6 @@ _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 __all__ = [
     "check_batch",
     "check_can_cut",
-    "check_data",
     "check_jit_compile",
     "check_labels",
     "check_model",
@@ -155,29 +154,19 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_data(x: Any) -> None:
-    """Check that there are data.
-
-    Raises:
-        ValueError: if `x` is missing or an array without rows.
-    """
-    if x is None:
-        raise ValueError("Training and evaluation need data. Received: x=None")
-    empty = keras_internals.is_array_data(x) and any(
-        leaf.shape[0] == 0 for leaf in keras.tree.flatten(x) if hasattr(leaf, "shape")
-    )
-    if empty:
-        raise ValueError("`x` must have at least one row. Received: an array with no rows")
-
-
-def check_labels(model: Any, y: Any) -> None:
-    """Check that there are labels where `model` has a loss.
+def check_labels(model: Any, y: Any, method: str, within: str | None = None) -> None:
+    """Check that there are labels where Keras's step of `method` needs them for a loss.
 
     Raises:
         ValueError: if there are none.
     """
-    if y is None and keras_internals.compile_loss(model) is not None:
-        raise ValueError("A model that was compiled with a loss needs labels. Received: y=None")
+    own = ("compute_loss", "train_step" if method == "fit" else "test_step")
+    has_own = any(keras_internals.has_overridden(model, name) for name in own)
+    if y is None and keras_internals.compile_loss(model) is not None and not has_own:
+        raise ValueError(
+            "A model that was compiled with a loss needs labels. Received: y=None"
+            f"{f' in `{within}`' if within else ''}. Pass `y` as well, or compile it without loss."
+        )
 
 
 def check_batch(options: Options, rows: int | None) -> None:

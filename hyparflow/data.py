@@ -182,7 +182,16 @@ def peek(x: Any, **arguments: Any) -> tuple[Any, Any, int | None]:
     Raises:
         ValueError: Keras's own, where `x` cannot be read.
     """
-    stream = keras_internals.open_stream(x, **arguments)
+    try:
+        stream = keras_internals.open_stream(x, **arguments)
+    except ValueError as error:
+        if not str(error).startswith("Invalid dtype"):
+            raise
+        raise ValueError(
+            "Over several ranks, data must be dense arrays of numbers. Received: a stream of type "
+            f"{type(x).__name__} whose batches have another type ({error}). "
+            "Turn strings and objects into numbers first."
+        ) from error
     return stream, specs(keras_internals.unpack(stream.spec)), stream.rows
 
 
@@ -195,12 +204,15 @@ def _take(structure: Any, indices: np.ndarray) -> Any:
     return keras.tree.map_structure(take, structure)
 
 
-def dense(value: Any, convert: Callable[[Any], Any] | None = None) -> np.ndarray:
+def dense(
+    value: Any, convert: Callable[[Any], Any] | None = None, what: str | None = None
+) -> np.ndarray:
     """`value` as an array of numbers.
 
     Args:
         value: anything that Keras takes as a batch of one input.
         convert: makes it an array; Keras's `convert_to_numpy` if None.
+        what: the argument that it comes from, for messages.
 
     Raises:
         ValueError: if it is ragged, or holds strings or other objects.
@@ -211,10 +223,12 @@ def dense(value: Any, convert: Callable[[Any], Any] | None = None) -> np.ndarray
         array = np.asarray((convert or keras.ops.convert_to_numpy)(value))
     # Converting pads ragged rows, which a layer for ragged tensors would see.
     ragged = keras_internals.is_ragged(value)
-    if ragged or array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+    is_number = array.dtype.kind in "biufcV" and not array.dtype.names  # V: bfloat16 and its like
+    if ragged or not is_number:
         raise ValueError(
             "Over several ranks, data must be dense arrays of numbers. "
-            f"Received: {type(value).__name__} of dtype {array.dtype}. "
+            f"Received: {f'{what}, ' if what else ''}{type(value).__name__} of dtype "
+            f"{array.dtype}. "
             "Pad ragged rows and turn strings into numbers first."
         )
     return array

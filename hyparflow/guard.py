@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-__all__ = ["abort", "everywhere", "fail", "flush", "install", "locate", "say", "witnessed"]
+__all__ = [
+    "abort",
+    "alike",
+    "everywhere",
+    "fail",
+    "flush",
+    "install",
+    "locate",
+    "say",
+    "witnessed",
+]
 
 _LAST_WORDS = 0.2  # seconds for what this rank has said to get through
 _UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
@@ -31,6 +41,16 @@ def everywhere(error: BaseException) -> BaseException:
     """Mark `error` as one that every rank raises alike, so that only the leader reports it."""
     error.__dict__["hyparflow_everywhere"] = True
     return error
+
+
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """Within it, what is wrong is wrong on every rank: all are given the same."""
+    try:
+        yield
+    except Exception as error:
+        everywhere(error)
+        raise
 
 
 def locate(error: BaseException, place: str) -> None:

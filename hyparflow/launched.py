@@ -15,8 +15,11 @@ import tensorflow as tf
 
 from hyparflow import keras_internals
 from hyparflow.building import build_weights
+from hyparflow.checks import check_model
 from hyparflow.data import ArraySource
+from hyparflow.given import bound
 from hyparflow.launching import launch
+from hyparflow.options import count_of, resolve
 from hyparflow.planned import as_plan
 
 __all__ = ["fit_on_ranks"]
@@ -41,13 +44,18 @@ class Trained(NamedTuple):
 
 
 def fit_on_ranks(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    own: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> Any:
     """Train `model` on fresh ranks, and give it what they learnt.
 
     Args:
         model: a compiled Keras model.
-        args, kwargs: for `hyparflow.fit`.
+        args, kwargs: Keras's, for `hyparflow.fit`.
+        own: its other arguments.
         options: keyword arguments of `hyparflow.launch`. How many ranks follows from the numbers of
             partitions and replicas if it is not among them.
 
@@ -57,17 +65,23 @@ def fit_on_ranks(
     Raises:
         ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
     """
+    check_model(model)
+    bound(model, "fit", args, kwargs)
     _check_options(options)
-    ranks = {"num_ranks": _num_ranks(kwargs)} | dict(options)
+    ranks = {"num_ranks": _num_ranks(own)} | dict(options)
     if ranks["num_ranks"] is None:
         raise ValueError(
             "`launch` must know how many ranks to start. Received: no number of them. Pass "
             "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
         )
+    if own["plan"] is None:
+        names = list(inspect.signature(resolve).parameters)[1:]
+        count = count_of("num_ranks", ranks["num_ranks"])
+        resolve(count, **{name: own[name] for name in names})
     x = args[0] if args else kwargs.get("x")
     _check_data(x, kwargs.get("validation_data"))
     _build(model, x)
-    trained = launch(_train, (model, args, kwargs, _randomness()), **ranks)
+    trained = launch(_train, (model, args, kwargs | own, _randomness()), **ranks)
     return _take_over(model, trained)
 
 
@@ -89,11 +103,11 @@ def _check_data(*data: Any) -> None:
             )
 
 
-def _num_ranks(kwargs: dict[str, Any]) -> int | None:
-    if (plan := kwargs.get("plan")) is not None:
+def _num_ranks(own: dict[str, Any]) -> int | None:
+    if (plan := own["plan"]) is not None:
         return as_plan(plan).num_ranks
-    counts = [kwargs.get(name) for name in ("num_partitions", "num_replicas")]
-    given = [count for count in counts if isinstance(count, int)]
+    names = ("num_partitions", "num_replicas")
+    given = [count_of(name, own[name]) for name in names if own[name] is not None]
     return math.prod(given) if given else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow import launcher, running
+from hyparflow.arguments import named
 from hyparflow.options import count_of
 from hyparflow.running.payload import Call, Outcome, read_outcomes, write_call
 
@@ -22,6 +23,7 @@ class _RemoteTraceback(Exception):
         super().__init__(f"on rank {outcome.rank}\n\n{outcome.text}")
 
 
+@named
 def launch(
     function: Callable[..., Any],
     args: Sequence[Any] = (),

@@ -10,6 +10,7 @@ from typing import Any
 from hyparflow import launcher
 from hyparflow.grid import Grid
 from hyparflow.schedule import SCHEDULES
+from hyparflow.text import shortened
 
 __all__ = [
     "ALLREDUCE",
@@ -28,6 +29,7 @@ STRATEGIES = ("data", "model", "hybrid", "auto")
 BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.batchnorm`
 ALLREDUCE = ("mpi", "horovod")
 COMPRESSION = ("bf16", "fp16")
+_LARGEST = 2**31 - 1  # what MPI counts to
 _SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
 
 
@@ -156,7 +158,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = ""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}{also}. "
-            f"Received: {name}={value!r}"
+            f"Received: {name}={shortened(value)}"
         )
 
 
@@ -173,7 +175,7 @@ def _check_sums(allreduce: str, compression: str | None) -> None:
 
 def _flag(name: str, value: Any) -> bool:
     if type(value).__name__ not in ("bool", "bool_"):  # NumPy's is named like the latter
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={shortened(value)}")
     return bool(value)
 
 
@@ -184,9 +186,12 @@ def count_of(name: str, value: Any) -> int:
         ValueError: if it is not.
     """
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not (is_integer and int(value) > 0):
+    if not (is_integer and 0 < int(value) <= _LARGEST):
         also = ' or "auto"' if name == "num_microbatches" else ""
-        raise ValueError(f"`{name}` must be a positive integer{also}. Received: {name}={value!r}")
+        also += " below 2**31" if is_integer and int(value) > 0 else ""
+        raise ValueError(
+            f"`{name}` must be a positive integer{also}. Received: {name}={shortened(value)}"
+        )
     return int(value)
 
 
@@ -203,7 +208,7 @@ def lpp_of(lpp: Any) -> tuple[int, ...]:
     ):
         raise ValueError(
             "`lpp` (layers per partition) must be a list of positive integers, one per "
-            f"partition, or per stage of an interleaved schedule. Received: lpp={lpp!r}"
+            f"partition, or per stage of an interleaved schedule. Received: lpp={shortened(lpp)}"
         )
     return tuple(int(part) for part in parts)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from hyparflow import checks, keras_internals, notices
+from hyparflow import checks, guard, keras_internals, notices
 from hyparflow.comm import World
 from hyparflow.commands import DEFAULT_BATCH, Call
 from hyparflow.data import ArraySource
+from hyparflow.given import array_source, bound, check_data, validation_parts
 from hyparflow.grid import LEADER
 from hyparflow.leading import led
 from hyparflow.options import Options
@@ -25,7 +25,7 @@ from hyparflow.worker import Worker
 if TYPE_CHECKING:
     from hyparflow.planning import Plan
 
-__all__ = ["ParallelModel", "batch_rows", "bound", "reading"]
+__all__ = ["ParallelModel", "batch_rows", "reading"]
 
 _DATA = ("x", "y", "sample_weight", "class_weight")
 
@@ -69,14 +69,15 @@ class ParallelModel:
         Returns:
             The History, the same on every rank.
         """
-        arguments = bound(self.model, "fit", args, kwargs)
-        checks.require_compiled(self.model, "fit")
-        checks.check_optimizer(self.model.optimizer, self.options)
-        checks.check_jit_compile(self.model, self.options)
-        call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
-        self._take_validation_data(call, arguments)
-        self._trace(call, trace)
-        checks.check_batch(self.options, call.rows)
+        with guard.alike():
+            arguments = bound(self.model, "fit", args, kwargs)
+            checks.require_compiled(self.model, "fit")
+            checks.check_optimizer(self.model.optimizer, self.options)
+            checks.check_jit_compile(self.model, self.options)
+            call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
+            self._take_validation_data(call, arguments)
+            self._trace(call, trace)
+            checks.check_batch(self.options, call.rows)
         if self._plan is not None and self._world.rank == LEADER:
             notices.announce_other_batch(self._plan.batch_size, call.rows)
 
@@ -88,9 +89,10 @@ class ParallelModel:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
-        arguments = bound(self.model, "evaluate", args, kwargs)
-        checks.require_compiled(self.model, "evaluate")
-        call = self._call("evaluate", arguments, arguments.get("steps"))
+        with guard.alike():
+            arguments = bound(self.model, "evaluate", args, kwargs)
+            checks.require_compiled(self.model, "evaluate")
+            call = self._call("evaluate", arguments, arguments.get("steps"))
         return self._session.run(
             call,
             lambda worker, stream: self.model.evaluate(
@@ -100,8 +102,9 @@ class ParallelModel:
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as Keras's `predict` does; the result is the same on every rank."""
-        arguments = bound(self.model, "predict", args, kwargs)
-        call = self._call("predict", arguments, arguments.get("steps"))
+        with guard.alike():
+            arguments = bound(self.model, "predict", args, kwargs)
+            call = self._call("predict", arguments, arguments.get("steps"))
         return self._session.run(
             call,
             lambda worker, stream: self.model.predict(
@@ -143,13 +146,13 @@ class ParallelModel:
         simple = {name: value for name, value in arguments.items() if name not in _DATA}
         x = arguments.get("x")
         checks.check_own_steps(self.model, self.options)
-        checks.check_data(x)
+        check_data("x", x)
         sources: dict[str, ArraySource] = {}
         if keras_internals.is_array_data(x):
             parts = [arguments.pop(name, None) for name in _DATA[1:]]
             if method != "predict":
-                checks.check_labels(self.model, parts[0])
-            sources["train"] = ArraySource(x, *parts)
+                checks.check_labels(self.model, parts[0], method)
+            sources["train"] = array_source(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
         checks.check_shards(self.options, sources)
         rows = None  # a stream will tell
@@ -164,10 +167,10 @@ class ParallelModel:
     def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
         if (data := arguments.get("validation_data")) is None:
             return
-        parts = keras_internals.unpack(data)
+        parts = validation_parts(data)
         if keras_internals.is_array_data(parts[0]):
-            checks.check_labels(self.model, parts[1])
-            call.sources["validation"] = ArraySource(*parts)
+            checks.check_labels(self.model, parts[1], "evaluate", within="validation_data")
+            call.sources["validation"] = array_source(*parts, within="validation_data")
             numbers = row_numbers("validation", call.sources["validation"].num_samples)
             arguments["validation_data"] = (numbers,)
         elif self.options.sharded_data:
@@ -201,12 +204,6 @@ class ParallelModel:
         history.history, history.epoch = outcome["history"], outcome["epoch"]
         self.model.history = history
         return history
-
-
-def bound(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, as the model's own `method` takes them; its errors else."""
-    arguments = dict(inspect.signature(getattr(model, method)).bind(*args, **kwargs).arguments)
-    return arguments | arguments.pop("kwargs", {})
 
 
 def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:

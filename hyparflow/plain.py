@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from hyparflow import launcher
+from hyparflow.given import bound
 from hyparflow.notices import users_stack_level
 from hyparflow.options import resolve
 
@@ -75,15 +76,15 @@ class PlainModel:
                 f"Received: trace={trace!r}. Start several ranks, or use Keras's TensorBoard.",
                 stacklevel=users_stack_level(),
             )
-        return self.model.fit(*args, **kwargs)
+        return self.model.fit(**bound(self.model, "fit", args, kwargs))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`."""
-        return self.model.evaluate(*args, **kwargs)
+        return self.model.evaluate(**bound(self.model, "evaluate", args, kwargs))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict`."""
-        return self.model.predict(*args, **kwargs)
+        return self.model.predict(**bound(self.model, "predict", args, kwargs))
 
     @property
     def num_replicas(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow import keras_internals, launcher
+from hyparflow.arguments import named
 from hyparflow.checks import check_can_cut, check_model
 from hyparflow.fingerprint import model_fingerprint
 from hyparflow.graph import FlatGraph
@@ -40,6 +41,7 @@ _ALTERNATIVES = 3
 _MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
 
 
+@named
 def plan(
     model: Any,
     *,

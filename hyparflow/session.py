@@ -9,7 +9,7 @@ import keras
 
 from hyparflow import build, fingerprint, guard, keras_internals, notices
 from hyparflow.building import build_weights
-from hyparflow.checks import check_state
+from hyparflow.checks import check_labels, check_state
 from hyparflow.comm import World
 from hyparflow.commands import Call, Command
 from hyparflow.cores import announce_cores
@@ -94,7 +94,10 @@ class Session:
                 call.shards["train"] = (stream, call.shards["train"][1])
                 stream = None
         self._check_state(call)
+        self._check_labels(call, specs)
         self._check_inputs(specs)
+        if "validation" in call.sources:
+            self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
         part = self._build(specs, with_loss=call.method != "predict")
         if call.method == "fit":
             self._check_optimizer(part)
@@ -127,7 +130,13 @@ class Session:
         except ValueError as error:
             raise guard.everywhere(error) from None
 
-    def _check_inputs(self, specs: Any) -> None:
+    def _check_labels(self, call: Call, specs: Any) -> None:
+        """Of streams, whose parts are known by now."""
+        if specs[1] is None and call.method != "predict":
+            with guard.alike():
+                check_labels(self.model, None, call.method)
+
+    def _check_inputs(self, specs: Any, where: str = "") -> None:
         """Before any message, and alike on all ranks: do the data fit the model?"""
         inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
         unknown = any(None in s.shape[1:] or s.dtype == "string" for s in inputs)
@@ -137,7 +146,8 @@ class Session:
             zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
             keras_internals.check_inputs(self.model, zeros)
         except ValueError as error:
-            raise guard.everywhere(error) from None
+            found = ValueError(f"{where}{error}") if where else error
+            raise guard.everywhere(found) from None
 
     def _check_optimizer(self, part: build.Part) -> None:
         """Once per part, as Keras does when it traces its step: does it know the weights?"""

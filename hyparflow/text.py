@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,4 +76,5 @@ def shortened(value: object, most: int = 100) -> str:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # which is another on each rank
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 + 3 :]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "array_sources",
     "is_array_data",
     "is_ragged",
+    "is_stream",
     "open_stream",
     "told_of_epochs",
     "unpack",
@@ -25,6 +27,15 @@ def is_array_data(x: Any) -> bool:
     from keras.src.trainers.data_adapters import array_data_adapter
 
     return x is not None and array_data_adapter.can_convert_arrays(x)
+
+
+def is_stream(x: Any) -> bool:
+    """Whether Keras would read `x` batch by batch: a dataset, a PyDataset, a generator."""
+    from keras.src.trainers import data_adapters
+
+    kinds = (keras.utils.PyDataset, data_adapters.data_adapter.DataAdapter, types.GeneratorType)
+    readers = ("is_tf_dataset", "is_torch_dataloader", "is_grain_dataset")
+    return isinstance(x, kinds) or any(getattr(data_adapters, is_one)(x) for is_one in readers)
 
 
 def is_ragged(value: Any) -> bool:

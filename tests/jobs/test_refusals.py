@@ -134,3 +134,32 @@ def test_horovod_that_the_script_started(sets: str) -> None:
     assert result.output.count("trained") == (4 if sets == "fixed" else 8), result.output
     refused = result.output.count('call hvd.init(process_sets="dynamic")')
     assert refused == (4 if sets == "fixed" else 0), result.output
+
+
+CALL = """
+import keras, numpy as np
+import hyparflow as hf
+
+x = np.ones((8, 4))
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ("hf.fit(model, x, x, bogus=1)", "TypeError: `fit` has no argument `bogus`. Received: "),
+        ("hf.parallelize(model, bogus=1)", "TypeError: `parallelize` has no argument `bogus`"),
+        ("hf.fit(model, x, x, callbacks=[3])", "Received: 3 of type int among callbacks=[3]"),
+    ],
+)
+def test_what_is_not_caught_is_reported_once(call: str, message: str) -> None:
+    """As the first call of hyparflow in a script, which starts MPI."""
+    result = run(RANKS, "-c", CALL.format(call), HYPARFLOW_TIMEOUT="60")
+    assert result.code == 1, result.output
+    assert result.output.count("Traceback (most recent call last)") == 1, result.output
+    assert result.output.count(message) == 1, result.output
+    assert "hyparflow: " in result.output and "on rank 0; all ranks are stopped." in result.output
+    assert not result.left
