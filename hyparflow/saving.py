@@ -9,8 +9,10 @@ saves, is complete for the same reason.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from hyparflow.writing import folder_beside, replacing
 
 __all__ = ["save_atomically", "use_atomic_saves"]
 
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _LAST = (".json", ".pb")  # files that name others; a SavedModel's "saved_model.pb" comes last
 
 
@@ -90,14 +93,17 @@ def _move(folder: Path, parent: Path) -> None:
 
 
 def _export(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call Keras's `export` on a name in a folder beside `filepath`; what it wrote is moved.
+    """Call Keras's `export` on a name in a folder beside `filepath`; what it wrote takes its place.
 
-    A folder that is new appears at once, for those who watch for new ones.
+    A folder does so as a whole: its files belong together, and are not mixed with those of another
+    rank. Nor does it replace what another rank has put there since this one began.
     """
     if not _is_here(filepath):
         return original(filepath, *args, **kwargs)
     path = Path(os.fsdecode(filepath)).absolute()
+    path = path.resolve() if path.is_dir() else path
     path.parent.mkdir(parents=True, exist_ok=True)  # as TensorFlow does
+    before = _identity(path)
     with folder_beside(path) as folder:
         made = folder / path.name
         # Some formats look at the ending of a text.
@@ -105,11 +111,49 @@ def _export(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: A
         told = _Renaming(sys.stdout, str(made), os.fsdecode(filepath))
         with contextlib.redirect_stdout(told if sys.stdout else None):
             result = original(given, *args, **kwargs)
-        if made.is_dir() and not os.path.lexists(path):
-            with contextlib.suppress(OSError):  # another rank was faster
-                os.rename(made, path)
-        _move(folder, path.parent)
+        if not made.is_dir():
+            _move(folder, path.parent)
+        elif _identity(path) == before:
+            _put(made, path)
     return result
+
+
+def _identity(path: Path) -> int | None:
+    """What tells a folder from another that takes its place; None if there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _put(made: Path, path: Path) -> None:
+    """Let a folder take the place of one that may be there; what only that one has stays."""
+    if not path.is_dir():
+        try:
+            os.rename(made, path)
+        except OSError:
+            if not path.is_dir():  # else another rank was faster
+                raise
+        return
+    for root, _, names in os.walk(path):
+        place = made / Path(root).relative_to(path)
+        place.mkdir(exist_ok=True)
+        shutil.copymode(root, place)
+        for name in names:
+            copy = shutil.copymode if os.path.lexists(place / name) else shutil.copy2
+            copy(Path(root, name), place / name, follow_symlinks=False)
+    if not _exchange(made, path):
+        os.rename(path, made.with_name(f"{made.name}.older"))
+        os.rename(made, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; whether the system can."""
+    words = (_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    try:
+        return bool(ctypes.CDLL(None).renameat2(*words) == 0)
+    except AttributeError:
+        return False
 
 
 class _Renaming:

@@ -302,6 +302,7 @@ def test_saved_file_loads_in_plain_keras() -> None:
     model.export(folder / "exported", verbose=False)
     loaded = keras.models.load_model(folder / "m.keras")
     predicted = model.predict(x, verbose=0)
+    WORLD.Barrier()  # another rank may put its own there while this one reads
     exported = tf.saved_model.load(folder / "exported")
     faults = differences("predictions", loaded.predict(x, verbose=0), predicted, 0)
     faults += differences("exported", exported.serve(x).numpy(), predicted, 1e-12)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hyparflow import saving
 from hyparflow.saving import save_atomically, use_atomic_saves
 
 
@@ -142,8 +143,13 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     assert all(name.startswith("m") for name in names)
 
 
-def test_an_exported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("can", [True, False])
+def test_an_exported_model(
+    can: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Complete before it is there; named as the user named it; what else is there stays."""
+    if not can:
+        monkeypatch.setattr(saving, "_exchange", lambda one, other: False)
     keras = pytest.importorskip("keras")
     tf = pytest.importorskip("tensorflow")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -152,12 +158,42 @@ def test_an_exported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     model.export(str(path))
     assert f"Saved artifact at '{path}'." in capsys.readouterr().out
     (path / "mine.txt").touch()
+    path.chmod(0o700)
+    (path / "saved_model.pb").chmod(0o600)
     model.layers[0].kernel.assign([[3.0], [4.0]])
     model.export(path, verbose=False)
     loaded = tf.saved_model.load(path)
     assert float(loaded.serve(tf.ones((1, 2)))[0, 0]) == 7.0
     assert {"assets", "mine.txt", "saved_model.pb"} <= {entry.name for entry in path.iterdir()}
     assert [entry.name for entry in path.parent.iterdir()] == ["1"]
+    modes = [entry.stat().st_mode & 0o777 for entry in (path, path / "saved_model.pb")]
+    assert modes == [0o700, 0o600]
+
+
+def test_an_export_replaces_none_that_came_meanwhile(tmp_path: Path) -> None:
+    class Model:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def save(self, filepath: Any) -> None: ...
+
+        def export(self, filepath: Any, first: Any = None) -> None:
+            Path(filepath).mkdir()
+            if first is not None:  # another rank, which is faster
+                first.export(tmp_path / "m")
+            for name in ("a", "b"):
+                (Path(filepath) / name).write_text(self.text)
+
+    one, other = Model("one"), Model("other")
+    for model in (one, other):
+        use_atomic_saves(model)
+    for expected in ("other", "one", "other"):
+        if expected == "one":
+            one.export(tmp_path / "m")
+        else:
+            one.export(tmp_path / "m", first=other)
+        assert {path.read_text() for path in (tmp_path / "m").iterdir()} == {expected}
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
