@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from hyparflow.plain_files import kind_of
+from hyparflow.text import path_text
 
 __all__ = ["Amount", "Bytes", "Count", "Number", "Share", "made", "read", "schema_of"]
 
@@ -53,7 +54,7 @@ def read(
     Raises:
         ValueError: if the file cannot be read, or holds something else.
     """
-    data = b""
+    data, name = b"", path_text(path)
     try:
         data = _content(path)
         content = msgspec.json.decode(data, type=schema)
@@ -66,7 +67,7 @@ def read(
             at = int(match[1])
             near = data[max(0, at - _SHOWN) : at + _SHOWN].decode(errors="backslashreplace")
             reason += f", near {near!r}"
-        raise ValueError(f"{rule} Received: {os.fsdecode(path)} ({reason})") from error
+        raise ValueError(f"{rule} Received: {name} ({reason})") from error
 
 
 def made(values: Any, kind: type[_T]) -> _T:

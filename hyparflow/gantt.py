@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.actions import NAMES, Kind
+from hyparflow.text import path_text
 from hyparflow.writing import replacing
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_picture(path: str | Path) -> None:
         ValueError: if `path` is one.
     """
     known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
-    if Path(path).suffix.removeprefix(".").lower() not in known:
+    if Path(path_text(path)).suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"A picture's file ends with one of {', '.join(known)}. Received: {path}")
 
 
@@ -66,7 +67,7 @@ def new_figure(width: float, height: float) -> Any:
 def save_picture(figure: Any, path: str | Path) -> None:
     """Write a figure into a file of a type that `check_picture` knows."""
     check_picture(path)
-    kind = Path(path).suffix.removeprefix(".").lower()
+    kind = Path(path_text(path)).suffix.removeprefix(".").lower()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format=kind)
 

@@ -48,6 +48,11 @@ def bound(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     check_data("x", x)
     is_stream = not keras_internals.is_array_data(x)
     given = arguments.check_values(given, is_stream)
+    if not is_stream:
+        for name in ("x", "y", "sample_weight"):
+            _require_rows(f"`{name}`", given.get(name))
+    if (data := given.get("validation_data")) is not None:
+        validation_parts(data)
     if is_stream and given.get("validation_split") and given.get("validation_data") is None:
         raise ValueError(
             "`validation_split` parts arrays, and no streams. Received: "
@@ -120,11 +125,11 @@ def array_source(
         raise ValueError(f"In `{within}`: {error}") from error
 
 
-def _require_numbers(name: str, part: Any) -> None:
-    """Check one of the arguments that are to be arrays.
+def _require_rows(name: str, part: Any) -> None:
+    """Check one of the arguments that are to be arrays, as Keras does.
 
     Raises:
-        ValueError: if it is something else, or the arrays have no rows or no numbers.
+        ValueError: if it is something else, or the arrays have no rows.
     """
     if part is None:
         return
@@ -139,6 +144,16 @@ def _require_numbers(name: str, part: Any) -> None:
                 f"{name} must have a row for each sample. Received: {shortened(leaf)}, an array "
                 "without dimensions"
             )
+
+
+def _require_numbers(name: str, part: Any) -> None:
+    """Check one of the arguments that are to be arrays which several ranks can be dealt.
+
+    Raises:
+        ValueError: if it is something else, or the arrays have no rows or no numbers.
+    """
+    _require_rows(name, part)
+    for leaf in keras.tree.flatten(part):
         if isinstance(leaf, np.ndarray) or hasattr(leaf, "iloc"):
             dense(np.asarray(leaf[:0]), what=name)
         elif leaf is not None and keras_internals.is_ragged(leaf):

@@ -21,6 +21,7 @@ from hyparflow.given import bound
 from hyparflow.launching import launch
 from hyparflow.options import count_of, resolve
 from hyparflow.planned import as_plan
+from hyparflow.tracing.collect import wants_trace
 
 __all__ = ["fit_on_ranks"]
 
@@ -67,6 +68,7 @@ def fit_on_ranks(
     """
     check_model(model)
     bound(model, "fit", args, kwargs)
+    wants_trace(own["trace"])
     _check_options(options)
     ranks = {"num_ranks": _num_ranks(own)} | dict(options)
     if ranks["num_ranks"] is None:

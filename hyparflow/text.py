@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Page", "aligned", "brief", "counted", "shortened"]
+__all__ = ["Page", "aligned", "brief", "counted", "path_text", "shortened"]
 
 _LONGEST = 48  # letters of a name in a table
 
@@ -78,3 +79,18 @@ def shortened(value: object, most: int = 100) -> str:
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
     text = re.sub(r" at 0x[0-9a-f]+", "", text)  # which is another on each rank
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 + 3 :]}"
+
+
+def path_text(path: object) -> str:
+    """The path of a file as text.
+
+    Raises:
+        ValueError: if it is something else, or has a character that no path has.
+    """
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "\0"
+    if "\0" in text:
+        raise ValueError(
+            "A file is named by its path, as text or a pathlib.Path. "
+            f"Received: {shortened(path)} of type {type(path).__name__}"
+        )
+    return text

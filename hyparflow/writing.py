@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from hyparflow.plain_files import kind_of
+from hyparflow.text import path_text
 
 __all__ = ["folder_beside", "replacing", "require_writable", "write_text"]
 
@@ -57,7 +58,7 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[Path]:
             put into a folder for all.
         OSError: if it cannot be written.
     """
-    wanted = Path(os.fsdecode(path)).absolute()
+    wanted = Path(path_text(path)).absolute()
     target = _target(wanted)
     older = _stat(target)
     _remove_abandoned(target)
@@ -95,7 +96,7 @@ def require_writable(path: str | bytes | os.PathLike[str]) -> None:
     Raises:
         ValueError, OSError: as `replacing`.
     """
-    wanted = Path(os.fsdecode(path)).absolute()
+    wanted = Path(path_text(path)).absolute()
     target = _target(wanted)
     _create(wanted, target, 0o600).unlink(missing_ok=True)
 

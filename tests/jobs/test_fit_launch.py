@@ -106,7 +106,9 @@ REFUSED = {
     "hf.fit(build(), x, y, launch={'num_ranks': 0})": "Received: num_ranks=0",
     "hf.fit(build(), x, y, launch={'ranks': 2})": "output, oversubscribe, hosts. Received: 'ranks'",
     "hf.fit(build(), (i for i in []), num_replicas=2, **ranks)": "Received: a generator",
-    "hf.fit(build(), x, y, callbacks=[sys._getframe()], num_replicas=2, **ranks)": "to pickle",
+    "hf.fit(build(), x, y, callbacks=[3], num_replicas=2, **ranks)": "`callbacks` must be",
+    "hf.fit(build(), x, y, num_replicas=2, **ranks, "
+    "callbacks=keras.callbacks.LambdaCallback(frame=sys._getframe()))": "to pickle",
     "hf.fit(build(), x, y[:3], num_replicas=2, **ranks)": "Data cardinality is ambiguous",
 }
 
