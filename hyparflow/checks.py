@@ -8,6 +8,7 @@ import keras
 
 from hyparflow import keras_internals
 from hyparflow.options import Options
+from hyparflow.text import shortened
 
 _STEPS = ("train_step", "test_step", "predict_step")
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
@@ -150,7 +151,8 @@ def check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(
             "hyparflow trains Keras 3 models. "
-            f"Received: model={model!r} of type {type(model).__name__}. Pass a keras.Model."
+            f"Received: model={shortened(model)} of type {type(model).__name__}. "
+            "Pass a keras.Model."
         )
 
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.fingerprint import model_fingerprint
+from hyparflow.text import shortened
 
 if TYPE_CHECKING:
     from hyparflow.planning import Plan
@@ -29,7 +30,7 @@ def as_plan(plan: Any) -> Plan:
         return Plan.load(os.fspath(plan))
     raise ValueError(
         "`plan` must be what hyparflow.plan returned, or a file that Plan.save wrote. "
-        f"Received: plan={plan!r}"
+        f"Received: plan={shortened(plan)}"
     )
 
 
