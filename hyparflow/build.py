@@ -103,10 +103,17 @@ class Losses:
 
 @dataclass
 class Learner:
-    """What turns one rank's gradients into new weights."""
+    """What turns one rank's gradients into new weights.
+
+    Attributes:
+        reducer: sums gradients over ranks.
+        update: the optimizer's step.
+        compared: whether all ranks know which of the model's weights have a gradient.
+    """
 
     reducer: Reducer
     update: Update
+    compared: bool = False
 
 
 def build_part(

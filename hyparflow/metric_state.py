@@ -123,12 +123,16 @@ class MetricState:
 
     # --- after a step ---
 
-    def collect(self, added_loss: float) -> None:
+    def collect(self, added_loss: float, gradients: int = 0) -> int:
         """Add up the states of all ranks on the leader. Collective.
 
         Args:
             added_loss: what this rank adds to the sum of losses times rows: regularization and
                 the losses that layers of earlier stages add.
+            gradients: how many this rank's optimizer was given; their sum needs no further message.
+
+        Returns:
+            The gradients of all ranks, on the leader.
         """
         is_leader = self._world.rank == LEADER
         if self._weights is not None:
@@ -141,11 +145,13 @@ class MetricState:
             state = np.zeros_like(self._initial)
         state[self._loss_total] += added_loss
         self._weights = None
+        state = np.append(state, gradients)
         self._world.sum_to(state, LEADER, "the sum of metric states")
         if is_leader:
-            self._write(tf.convert_to_tensor(state))
+            self._write(tf.convert_to_tensor(state[:-1]))
         elif self._updates:
             self.reset()
+        return int(state[-1])
 
     def results(self, logs: dict[str, Any] | None = None) -> dict[str, Any]:
         """The present value of every metric by name, as Keras's `get_metrics_result`.

@@ -56,7 +56,10 @@ class Update:
         ]
         if not self._optimizer.built:
             _build(self._optimizer, model)
-        self._trains = bool(model.trainable_variables)  # on some rank
+        self.given: list[int] = []  # numbers of the model's weights that had a gradient
+        numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
+        self._numbers = [numbers[id(v)] for v in variables]
+        self._trains = bool(numbers)  # on some rank
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
@@ -89,6 +92,7 @@ class Update:
             for index in range(len(self._variables))
             if gradients[index] is not None or index in self._regularized
         ]
+        self.given = [self._numbers[index] for index in present]
         values = [gradients[index] for index in present]
         norm = 0.0
         if self._clip or self._may_skip:

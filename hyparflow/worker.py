@@ -18,6 +18,7 @@ from hyparflow.data import Batch
 from hyparflow.feed import Data, Feed
 from hyparflow.following import PythonFollower
 from hyparflow.grid import LEADER
+from hyparflow.missing_gradients import compare_gradients, require_gradients
 from hyparflow.pace import Pace
 from hyparflow.predictions import Predictor
 from hyparflow.program import Program
@@ -60,6 +61,7 @@ class Worker:
         self.in_command = False
         self._predictor = Predictor(part, self._grid, world)
         self._pace: Pace | None = None
+        self._gradients = 0  # of all ranks in the last step, on the leader
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
@@ -76,6 +78,8 @@ class Worker:
         self.python.send(command)
         result = self._order(command)
         self.python.sent()
+        if command.name == "train" and "train_step" not in self._part.own:
+            require_gradients(self.model, self._gradients)
         return result
 
     def send_writes(self) -> None:
@@ -171,7 +175,10 @@ class Worker:
             apply = functools.partial(update, parts=parts)
             self._part.engine.train(program, batch, labels, scale, reducer, apply)
             self._part.statistics.finish()
-        self._losses.metrics.collect(penalty + self._part.engine.added)
+        given = self._learner.update.given
+        total = self._losses.metrics.collect(penalty + self._part.engine.added, len(given))
+        compare_gradients(self.model, self._world, self._learner)
+        self._gradients = total
         return None
 
     def test(self, command: Command) -> dict[str, Any] | None:
@@ -266,10 +273,8 @@ class Worker:
             logs = own.run(name, x, labels)
             self._part.statistics.finish()
         self._losses.metrics.collect(0.0)
-        if name == "train_step":
-            changed = own.compare()
-            if changed and self._world.rank == LEADER:
-                notices.announce_changed(changed)
+        if name == "train_step" and (changed := own.compare()) and self._world.rank == LEADER:
+            notices.announce_changed(changed)
         return logs
 
     def _agree(self) -> None:

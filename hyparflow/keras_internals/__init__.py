@@ -68,7 +68,7 @@ from hyparflow.keras_internals.interception import (
     metric_calls,
     optimizer_calls,
 )
-from hyparflow.keras_internals.optimizer import check_known
+from hyparflow.keras_internals.optimizer import check_given, check_known
 
 __all__ = [
     "accumulated_gradient",
@@ -80,6 +80,7 @@ __all__ = [
     "build_compiled",
     "call_model",
     "called_graph",
+    "check_given",
     "check_inputs",
     "check_known",
     "compile_arguments",
