@@ -46,7 +46,7 @@ def check_jit_compile(model: Any, options: Options) -> None:
     Raises:
         ValueError: if it would have to.
     """
-    asked = keras_internals.compile_arguments(model).get("jit_compile") is True
+    asked = keras_internals.asked_for_xla(model)
     if asked and keras_internals.has_overridden(model, "train_step"):
         raise ValueError(
             "XLA cannot compile a model's own `train_step` over several ranks, which exchanges "

@@ -6,6 +6,7 @@ them. What it sees is decided by the environment, the first time it looks.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def choose_device(
     environ.setdefault(_GROWTH, "true")
     if _VISIBLE in environ:
         seen = [device for device in environ[_VISIBLE].split(",") if device.strip()]
+        # As CUDA reads it: -1 ends the list.
+        seen = list(itertools.takewhile(lambda device: not device.strip().startswith("-"), seen))
     else:
         count = count_devices() if available is None else available
         seen = [str(number) for number in range(count)]

@@ -263,7 +263,7 @@ class OwnSteps:
 
 
 def _wants_xla(model: Any) -> bool:
-    return keras_internals.compile_arguments(model).get("jit_compile") is True
+    return keras_internals.asked_for_xla(model)
 
 
 def _packed(x: Any, y: Any, sample_weight: Any) -> Any:

@@ -126,9 +126,9 @@ def nested_data(rng: np.random.Generator) -> dict[str, Any]:
 def sequences() -> Any:
     inputs = keras.Input((None,), dtype="int32")
     x = layers.Embedding(11, 6, mask_zero=True)(inputs)
-    x = layers.LSTM(4, return_sequences=True)(x)
+    x = layers.LSTM(4, return_sequences=True, use_cudnn=False)(x)
     x = layers.Dense(6, activation="tanh")(x)
-    x = layers.GRU(5, return_sequences=True)(x)
+    x = layers.GRU(5, return_sequences=True, use_cudnn=False)(x)
     outputs = layers.Dense(4)(x)
     model = keras.Model(inputs, outputs)
     model.compile(

@@ -9,6 +9,7 @@ from hyparflow.keras_internals.callbacks import write_scalars
 from hyparflow.keras_internals.compiled import (
     accumulated_gradient,
     applying_part,
+    asked_for_xla,
     build_compiled,
     compile_arguments,
     compile_loss,
@@ -77,6 +78,7 @@ __all__ = [
     "all_layers",
     "applying_part",
     "array_sources",
+    "asked_for_xla",
     "build_compiled",
     "call_model",
     "called_graph",

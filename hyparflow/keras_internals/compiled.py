@@ -19,6 +19,7 @@ from hyparflow.keras_internals.graph import (
 __all__ = [
     "accumulated_gradient",
     "applying_part",
+    "asked_for_xla",
     "build_compiled",
     "compile_arguments",
     "compile_loss",
@@ -117,6 +118,16 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     """What `compile` was called with."""
     config = getattr(model, "_compile_config", None)
     return {} if config is None else config.config
+
+
+def asked_for_xla(model: Any) -> bool:
+    """Whether `compile` was given jit_compile=True, where "auto" would not have meant the same.
+
+    Keras keeps what "auto" came to, not the word: on GPUs it is True for nearly all models, and
+    nobody has asked for what cannot be done then.
+    """
+    is_on = compile_arguments(model).get("jit_compile") is True
+    return is_on and not model._resolve_auto_jit_compile()
 
 
 def build_compiled(model: Any, symbolic: Any) -> None:

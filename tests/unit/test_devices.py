@@ -30,7 +30,13 @@ def test_devices_that_the_batch_system_gave() -> None:
     assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-7"
 
 
-@pytest.mark.parametrize("seen", ["3", "", "-1"])
+def test_devices_end_where_cuda_ends_the_list() -> None:
+    environ = environment(2, CUDA_VISIBLE_DEVICES="4,5,-1,6")
+    choose_device(environ, available=8)
+    assert environ["CUDA_VISIBLE_DEVICES"] == "4"
+
+
+@pytest.mark.parametrize("seen", ["3", "", "-1", "3,-1,4"])
 def test_one_device_or_none_is_kept(seen: str) -> None:
     environ = environment(1, CUDA_VISIBLE_DEVICES=seen)
     choose_device(environ, available=8)

@@ -103,10 +103,10 @@ def arrays() -> tuple[Any, Any, Any]:
     return x, y, y_pred
 
 
-def checked(loss: Any, weights: Any = None) -> tuple[Any, Any]:
+def checked(loss: Any, weights: Any = None, dtype: str = "float64") -> tuple[Any, Any]:
     """A model compiled with `loss`, and its terms after the trial."""
     inputs = keras.Input((6, 2))
-    model = keras.Model(inputs, keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(4, dtype=dtype)(inputs))
     model.compile("sgd", loss)
     x, y, _ = arrays()
     symbolic = keras_internals.symbolic_batch(model, specs((x, y, weights)))
@@ -183,3 +183,16 @@ def test_losses_that_change_variables() -> None:
     with pytest.raises(ValueError, match="must not change variables.*remembering"):
         checked(loss)
     assert float(loss.average) == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_outputs_of_16_bits(dtype: str) -> None:
+    """What they are rounded to is no reason to take a loss for one that mixes rows."""
+    for loss in (
+        "mse",
+        "kl_divergence",
+        lambda y, p: ops.mean(ops.square(y - ops.cast(p, "float64"))),
+    ):
+        checked(loss, dtype=dtype)
+    with pytest.raises(ValueError, match="must not depend on other rows"):
+        checked(BAD["contrastive"](), dtype=dtype)
