@@ -74,6 +74,7 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
     assert "milliseconds of a step" in written
 
 
+@pytest.mark.slow
 def test_a_cluster_of_engines(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("ipyparallel")
     cells = [nbformat.v4.new_code_cell(text.strip()) for text in ENGINES.split("---")]

@@ -76,7 +76,7 @@ def test_scripts_differ_in_an_import_and_a_call(name: str) -> None:
     [
         ("digits_convnet", 2, 1),
         ("wine_features", 2, 2),
-        ("speakers_transformer", 4, 2),
+        pytest.param("speakers_transformer", 4, 2, marks=pytest.mark.slow),
     ],
 )
 def test_scripts_give_the_same_numbers(

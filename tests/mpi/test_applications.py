@@ -28,7 +28,7 @@ SIDES = {
     "NASNetMobile": 32,
 }
 SLOW = (
-    *("ConvNeXtTiny", "DenseNet121", "NASNetMobile"),
+    *("VGG16", "ConvNeXtTiny", "DenseNet121", "NASNetMobile"),
     *("InceptionV3", "Xception", "EfficientNetV2B0"),
 )
 

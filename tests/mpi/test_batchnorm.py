@@ -17,7 +17,6 @@ import hyparflow as hf
 GRIDS = [grid for grid in grids(WORLD.size) if grid[1] > 1 and WORLD.size in (2, grid[0] * 2)]
 GRIDS = GRIDS or [(1, 1)]
 pytestmark = pytest.mark.usefixtures("in_float64")
-on_two = pytest.mark.on_ranks(1, 2)  # for the time; on 4 ranks 2 x 2 of the other parameter
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -86,7 +85,7 @@ def plain(model: Any, *args: Any, **kwargs: Any) -> Any:
     return model.fit(*args, **kwargs)
 
 
-@pytest.mark.parametrize("build", [images, pytest.param(sequences, marks=on_two)])
+@pytest.mark.parametrize("build", [images, pytest.param(sequences, marks=pytest.mark.slow)])
 def test_sync_is_what_one_process_sees(build: Callable[[], Any]) -> None:
     expected = on_leader(lambda: train(build, plain))
     for partitions, replicas in GRIDS:
@@ -100,7 +99,7 @@ def first_statistics(model: Any) -> Any:
     return np.stack([layer.moving_mean.numpy(), layer.moving_variance.numpy()])
 
 
-@pytest.mark.parametrize("batchnorm", ["deferred", pytest.param("sync", marks=on_two)])
+@pytest.mark.parametrize("batchnorm", ["deferred", pytest.param("sync", marks=pytest.mark.slow)])
 def test_moving_statistics_are_those_of_the_global_batch(batchnorm: str) -> None:
     """The first layer's statistics do not depend on how the data are normalized."""
 

@@ -123,8 +123,9 @@ def half_stopped() -> Any:
 
 BUILDS = [
     *(padded_bytes, cropped_integers, lambdas),
-    *(masked_attention, encoder, two_readers),
-    pytest.param(recurrent_attention, marks=pytest.mark.slow),  # two RNNs; much as masked_attention
+    *(encoder, two_readers),
+    # Much as others: attention under a mask, with and without two RNNs.
+    *(pytest.param(f, marks=pytest.mark.slow) for f in (masked_attention, recurrent_attention)),
     *(stopped, half_stopped),
 ]
 

@@ -69,7 +69,7 @@ def test_float8(build: Callable[[], Any]) -> None:
         require_none(actual.compare(expected, 1e-4), f"{build.__name__} {name}")
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "lora"])
+@pytest.mark.parametrize("mode", ["int8", pytest.param("int4", marks=pytest.mark.slow), "lora"])
 def test_other_quantized_models(mode: str) -> None:
     expected = on_leader(lambda: train(dense, mode))
     for name, layout in ONCE.items():

@@ -189,7 +189,8 @@ def of_steps(flags: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "when", ["late", "in turns", pytest.param("early", marks=pytest.mark.slow)]
+    "when",
+    ["in turns", *(pytest.param(when, marks=pytest.mark.slow) for when in ("late", "early"))],
 )
 def test_weights_that_take_part_in_some_steps(when: str) -> None:
     """Else neither they nor their moments change, and no weight decays."""
@@ -198,11 +199,11 @@ def test_weights_that_take_part_in_some_steps(when: str) -> None:
 
 @pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("build", [table, half, padded, shared])
-def test_later_steps_differ(build: Callable[[], Any]) -> None:
+def test_later_steps_differ(build: Callable[[], Any], request: pytest.FixtureRequest) -> None:
     """A sparse gradient after a dense one; types; masks; a second use of a shared weight."""
-    names = [name for name in LAYOUTS if name not in ("1f1b", "zero-bubble")]
-    for when in ("late", "in turns"):
-        compare(build, of_steps(FLAGS[when]), names)
+    everything = request.config.getoption("--everything")
+    for when in ("late", "in turns") if everything else ("in turns",):
+        compare(build, of_steps(FLAGS[when]), None if everything else ("data", "interleaved"))
 
 
 def test_parts_of_a_batch_differ() -> None:

@@ -141,8 +141,16 @@ def train(own: bool, eager: bool, fit: Callable[..., Any]) -> list[Any]:
     return [*history["loss"], *history["val_loss"], *map(np.sum, model.get_weights())]
 
 
-@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
-@pytest.mark.parametrize("strategy", ["data", "model", "own step"])
+@pytest.mark.parametrize(
+    ("strategy", "eager"),
+    [
+        *(("data", False), ("model", True), ("own step", False)),
+        *(
+            pytest.param(strategy, eager, marks=pytest.mark.slow)
+            for strategy, eager in (("data", True), ("model", False), ("own step", True))
+        ),
+    ],
+)
 def test_what_a_callback_changes_counts_on_all_ranks(strategy: str, eager: bool) -> None:
     own = strategy == "own step"
     expected = on_leader(lambda: train(own, eager, lambda model, *a, **k: model.fit(*a, **k)))
