@@ -136,7 +136,7 @@ def build_part(
     losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
     learner = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
-        learner = _learner(model, layout, place, options, regularize=not losses.head.own_loss)
+        learner = _learner(model, layout, place, options)
     sync = WeightSync(
         model,
         place.grid,
@@ -229,16 +229,14 @@ def _losses(
     return Losses(
         terms,
         metrics,
-        Head(model, terms, pack, layout.graph is None),
+        Head(model, terms, pack),
         _weigher(model, terms) if terms.need_weights else None,
         symbolic,
         Penalty(counted),
     )
 
 
-def _learner(
-    model: Any, layout: Layout, place: Place, options: Options, regularize: bool
-) -> Learner:
+def _learner(model: Any, layout: Layout, place: Place, options: Options) -> Learner:
     try:
         require_one_holder(model.trainable_variables, place.holders)
     except ValueError as error:
@@ -251,7 +249,7 @@ def _learner(
     sums = _replica_sums(options, place)
     return Learner(
         Reducer(place.trained, place.peers, groups, sums, place.pieces(layout)),
-        Update(model, place.trained, counted, place.replica, regularize),
+        Update(model, place.trained, counted, place.replica),
     )
 
 

@@ -47,10 +47,10 @@ def check_jit_compile(model: Any, options: Options) -> None:
         ValueError: if it would have to.
     """
     asked = keras_internals.asked_for_xla(model)
-    if asked and keras_internals.has_overridden(model, "train_step"):
+    if asked and (own := keras_internals.own_step(model, "train_step")):
         raise ValueError(
-            "XLA cannot compile a model's own `train_step` over several ranks, which exchanges "
-            "gradients between them. Received: jit_compile=True and model of class "
+            f"XLA cannot compile a model's own `{own}` over several ranks, which exchange "
+            "gradients within the step. Received: jit_compile=True and model of class "
             f"'{type(model).__name__}'. Compile the model with jit_compile=False."
         )
     normalizing = [
@@ -74,7 +74,7 @@ def check_own_steps(model: Any, options: Options) -> None:
         ValueError: if the model is cut, or its batches are parted on one rank.
     """
     name = type(model).__name__
-    own = [step for step in _STEPS if keras_internals.has_overridden(model, step)]
+    own = [own for step in _STEPS if (own := keras_internals.own_step(model, step))]
     functions = [make for make in _MAKERS if keras_internals.has_overridden(model, make)]
     if functions:
         raise ValueError(
@@ -91,7 +91,7 @@ def check_own_steps(model: Any, options: Options) -> None:
         )
     if own and (options.compression or options.allreduce != "mpi"):
         raise ValueError(
-            "A model with its own `train_step` has its gradients summed by MPI, as they are. "
+            f"A model with its own `{own[0]}` has its gradients summed by MPI, as they are. "
             f"Received: model of class '{name}' with allreduce={options.allreduce!r}, "
             f"compression={options.compression!r}. Leave them out."
         )

@@ -84,9 +84,7 @@ class Formulas:
     def loss(self, inputs: Any, labels: Labels, training: bool) -> Any:
         """The micro-batch's loss, times its seed; metrics are updated."""
         outputs, losses = self._body(inputs, training, labels.share)
-        loss = self._head.loss(  # type: ignore[union-attr]
-            inputs, outputs, _total(losses), labels, training
-        )
+        loss = self._head.loss(outputs, _total(losses), labels)  # type: ignore[union-attr]
         return loss * tf.cast(labels.seed, loss.dtype)
 
     def infer_loss(self, inputs: Any, labels: Labels) -> Any:

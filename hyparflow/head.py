@@ -45,8 +45,6 @@ class Head:
         model: the compiled model.
         terms: its losses, additive over micro-batches.
         pack: flat outputs -> the structure that the model's call returns.
-        is_whole_model: whether the stage holds the whole model; then the model's own
-            `compute_loss` and `compute_metrics` are called where its class has them.
     """
 
     def __init__(
@@ -54,48 +52,26 @@ class Head:
         model: Any,
         terms: LossTerms,
         pack: Callable[[list[Any]], Any],
-        is_whole_model: bool,
     ) -> None:
         self._model = model
         self._terms = terms
         self._pack = pack
-        self.own_loss = is_whole_model and keras_internals.has_overridden(model, "compute_loss")
         self._metrics = AdditiveMetrics(model)
-        self.own_metrics = is_whole_model and keras_internals.has_overridden(
-            model, "compute_metrics"
-        )
 
-    def loss(
-        self, inputs: Any, outputs: list[Any], added: Any, labels: Labels, training: bool
-    ) -> Any:
+    def loss(self, outputs: list[Any], added: Any, labels: Labels) -> Any:
         """The micro-batch's loss as a scalar tensor; to be traced.
 
         Args:
-            inputs: the stage's inputs (the user's `x` where the stage is the whole model).
             outputs: the model's flat outputs.
             added: what the stage's layers added to the loss, or None.
             labels: labels, weights and shares.
-            training: whether the model trains.
         """
         y_pred = self._pack(outputs)
         self._terms.box.share = labels.share
         self._terms.box.factors = labels.factors
-        if self.own_loss:
-            loss = keras_internals.own_compute_loss(
-                self._model, inputs, labels.y, y_pred, labels.sample_weight, training
-            )
-        else:
-            loss = self._terms.value(labels.y, y_pred, labels.sample_weight)
-            parts = [part for part in (loss, added) if part is not None]
-            loss = sum(parts) if parts else ops.zeros(())
+        loss = self._terms.value(labels.y, y_pred, labels.sample_weight)
+        parts = [part for part in (loss, added) if part is not None]
+        loss = sum(parts) if parts else ops.zeros(())
         keras_internals.loss_tracker(self._model).update_state(loss, sample_weight=labels.rows)
-        self._update_metrics(inputs, y_pred, labels)
-        return ops.sum(loss)
-
-    def _update_metrics(self, inputs: Any, y_pred: Any, labels: Labels) -> None:
-        if self.own_metrics:
-            self._model.compute_metrics(
-                x=inputs, y=labels.y, y_pred=y_pred, sample_weight=labels.sample_weight
-            )
-            return
         self._metrics.update(labels.y, y_pred, labels.sample_weight, labels.share)
+        return ops.sum(loss)

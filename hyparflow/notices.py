@@ -6,6 +6,7 @@ import inspect
 import warnings
 from typing import Any
 
+from hyparflow import keras_internals
 from hyparflow.batchnorm import normalized_layers
 from hyparflow.commands import Call
 from hyparflow.log import STATUS
@@ -116,9 +117,10 @@ def announce_step(model: Any, found: StepFindings) -> None:
         model: the user's model.
         found: by a trial of that step.
     """
+    own = keras_internals.own_step(model, found.step) or found.step
     if found.error:
         warnings.warn(
-            f"The model's own `{found.step}` could not be tried on a few rows: its losses and "
+            f"The model's own `{own}` could not be tried on a few rows: its losses and "
             "numbers are taken for means over the rows of a batch, which sums are not. Received: "
             f"{found.error}. Remedy: a step that takes batches of any size.",
             stacklevel=users_stack_level(),
@@ -127,7 +129,7 @@ def announce_step(model: Any, found: StepFindings) -> None:
     if coupled and not any(layer.trainable for layer in normalized_layers(model)):
         shown = ", ".join(coupled[:4]) + (f" and {len(coupled) - 4} more" if coupled[4:] else "")
         warnings.warn(
-            f"What the model's own `{found.step}` computes is neither a mean nor a sum over the "
+            f"What the model's own `{own}` computes is neither a mean nor a sum over the "
             f"rows of a batch ({shown}): each replica computes it of its own rows, so results will "
             "differ from those of one process. Remedy: a loss that treats each row alone, or one "
             "process.",

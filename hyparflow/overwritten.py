@@ -32,7 +32,7 @@ def check_overwritten(model: Any, parts: int) -> None:
     if not found or parts == 1:
         return
     known = {id(v) for layer, *_ in _float8(model) for v in layer.trainable_variables}
-    own_step = keras_internals.has_overridden(model, "train_step")
+    own_step = keras_internals.own_step(model, "train_step")
     unknown = [v.path for v in found if own_step or id(v) not in known]
     if unknown:
         raise ValueError(

@@ -41,7 +41,8 @@ _MORE = 8  # steps in which a trial waits for gradients that are applied every f
 
 
 class OwnSteps:
-    """The steps that a model's class has in place of Keras's.
+    """The steps that a model's class has in place of Keras's, or changes by its `compute_loss` or
+    `compute_metrics`.
 
     Args:
         model: the user's model.
@@ -66,7 +67,7 @@ class OwnSteps:
         self._functions: dict[str, Any] = {}
         self._returned: list[str] = []  # names of what a step returns
         for name in _STEPS:
-            if keras_internals.has_overridden(model, name):
+            if keras_internals.own_step(model, name):
                 # Not the one that is in its place while a call runs.
                 self._methods[name] = getattr(model, name)
                 self.compile_anew(name)

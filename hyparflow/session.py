@@ -165,7 +165,7 @@ class Session:
         if specs[2] is None or part.losses is None or kind in self._checked_weights:
             return
         symbolic = keras_internals.symbolic_batch(self.model, specs)
-        if symbolic is not None and not part.losses.head.own_loss:
+        if symbolic is not None and not keras_internals.has_overridden(self.model, "compute_loss"):
             try:
                 require_weights(part.losses.terms, symbolic)
             except ValueError as error:
@@ -206,18 +206,14 @@ class Session:
         require_rows(names, found, call.rows, parts)
         require_sums(names, found)
         layers = keras_internals.all_layers(self.model)
-        own_loss = part.losses is not None and part.losses.head.own_loss
-        if own_loss or "train_step" in part.own or "test_step" in part.own:
+        if "train_step" in part.own or "test_step" in part.own:
             require_means(found, [layer.name for layer in layers])
         self._sums = {(id(layers[number]), position) for number, position in found.sums}
         if self._world.rank == LEADER:
             notices.announce_layers(names, found)
 
     def _check_sums(self, part: build.Part) -> None:
-        if part.losses is None:
-            return
-        own = part.losses.head.own_metrics or part.losses.head.own_loss or "train_step" in part.own
-        if not own:
+        if part.losses is not None and "train_step" not in part.own:
             require_additive(self.model, part.losses.terms, part.losses.symbolic)
 
     def _peek(self, call: Call) -> tuple[Any, Any, int | None]:

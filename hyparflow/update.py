@@ -34,8 +34,6 @@ class Update:
         counted: for each, whether this rank counts it in norms (the first of its
             holders does).
         partitions: the ranks of this replica.
-        regularize: whether weight regularization is added here (it is not where the model's
-            own `compute_loss` has it already).
     """
 
     def __init__(
@@ -44,7 +42,6 @@ class Update:
         variables: Sequence[Any],
         counted: Sequence[bool],
         partitions: Communicator,
-        regularize: bool = True,
     ) -> None:
         self._model, self._optimizer = model, model.optimizer
         self._inner = keras_internals.inner_optimizer(model.optimizer)
@@ -52,7 +49,7 @@ class Update:
         self._counted = list(counted)
         self._partitions = partitions
         self._regularized = [
-            index for index, v in enumerate(variables) if regularize and v.regularizer is not None
+            index for index, v in enumerate(variables) if v.regularizer is not None
         ]
         if not self._optimizer.built:
             _build(self._optimizer, model)

@@ -257,7 +257,7 @@ class Worker:
 
     def _penalty(self, command: Command) -> float:
         """This rank's weight regularization times the batch's rows; counted by replica 0."""
-        if self._replica or self._losses.head.own_loss:
+        if self._replica:
             return 0.0
         return self._losses.penalty(command.name) * command.rows
 

@@ -34,6 +34,7 @@ __all__ = [
     "masked_weight",
     "metric_function",
     "optimizers_of",
+    "own_step",
     "replaced_loss",
     "settable_learning_rates",
     "skip_overflowed_step",
@@ -209,6 +210,19 @@ def has_overridden(model: Any, method: str) -> bool:
         if method in vars(cls):
             return not cls.__module__.startswith("keras.")
     return False
+
+
+def own_step(model: Any, step: str) -> str | None:
+    """The method by which the class of `model` makes a step its own; None if the step is Keras's.
+
+    That is the step itself, or what Keras's `train_step` and `test_step` call.
+
+    Args:
+        model: a Keras model.
+        step: "train_step", "test_step" or "predict_step".
+    """
+    called = () if step == "predict_step" else ("compute_loss", "compute_metrics")
+    return next((name for name in (step, *called) if has_overridden(model, name)), None)
 
 
 @contextlib.contextmanager

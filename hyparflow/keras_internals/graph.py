@@ -20,7 +20,6 @@ __all__ = [
     "moments",
     "opened_graph",
     "output_structure",
-    "own_compute_loss",
     "replace_moments",
     "restore_moments",
     "seed_states",
@@ -121,15 +120,6 @@ def call_model(model: Any, inputs: Any, training: bool) -> Any:
     if model._call_has_training_arg:
         return model(inputs, training=training)
     return model(inputs)
-
-
-def own_compute_loss(
-    model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
-) -> Any:
-    """The model's own `compute_loss`, with or without its `training` argument."""
-    return model._compute_loss(
-        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-    )
 
 
 def takes_training(operation: Any) -> bool:

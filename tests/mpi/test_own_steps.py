@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -228,6 +229,24 @@ class Partial(Own):
         return {"mae": self.mae.result()}
 
 
+class OwnLoss(Own):
+    """Keras's step with a loss of its own, with and without Keras's, and one more log."""
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        return 2.0 * super().compute_loss(x, y, y_pred) + ops.mean(ops.abs(y_pred))
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        return logs | {"twice": 2 * logs["loss"], "output": ops.mean(y_pred)}
+
+
 KINDS: dict[str, tuple[type[Own], Callable[[], Any]]] = {
     "metrics that are not named": (Unnamed, lambda: SGD(0.1)),
     "optimizers anywhere": (SeveralOptimizers, lambda: None),
@@ -241,6 +260,7 @@ KINDS: dict[str, tuple[type[Own], Callable[[], Any]]] = {
     "lookups, clipped values": (Lookups, lambda: SGD(0.1, clipvalue=0.001)),
     "lookups, clipped norm": (Lookups, lambda: SGD(0.1, global_clipnorm=0.01)),
     "a siamese network": (Siamese, lambda: Adam(0.01)),
+    "a loss and logs of its own": (OwnLoss, lambda: Adam(0.01)),
     "steps of both kinds": (Partial, lambda: Adam(0.01)),
 }
 
@@ -258,14 +278,14 @@ def train(
     make, optimizer = KINDS[kind]
     model, (x, y) = make(), data()
     model(x[:1])
-    losses = "mse" if make in (Distilled, Partial) else None
+    losses = "mse" if make in (Distilled, OwnLoss, Partial) else None
     model.compile(optimizer() or "sgd", losses, run_eagerly=eager)
     seen: list[Any] = []
     note = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(keras.tree.map_structure(float, logs))
     )
     arguments: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "verbose": 0, "shuffle": False}
-    if make is Partial:
+    if make in (OwnLoss, Partial):
         arguments["validation_data"] = (x[:13], y[:13])
     history = fit(model, x, y, callbacks=[note], **arguments, **layout).history
     return history, seen, [np.array(w) for w in model.get_weights()]
@@ -333,3 +353,43 @@ def test_what_replicas_do_apart_is_refused(kind: type[Own], eager: bool, words: 
     model.compile(SGD(0.1), run_eagerly=eager)
     with pytest.raises(ValueError, match=words):
         hf.fit(model, x, y, batch_size=BATCH, shuffle=False, verbose=0, strategy="data")
+
+
+class SumOfLoss(Own):
+    """A loss of its own that is a sum over the rows."""
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return ops.sum(ops.square(y - y_pred))
+
+
+class RootOfLoss(Own):
+    """A loss of its own that no parts of a batch add up to."""
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return ops.sqrt(ops.mean(ops.square(y - y_pred)))
+
+
+def fitted(kind: type[Own], fit: Callable[..., Any], **layout: Any) -> list[np.ndarray]:
+    keras.utils.set_random_seed(5)
+    model, (x, y) = kind(), data()
+    model(x[:1])
+    model.compile(SGD(0.001))
+    fit(model, x, y, batch_size=BATCH, shuffle=False, verbose=0, **layout)
+    return [np.array(weight) for weight in model.get_weights()]
+
+
+def test_an_own_loss_that_is_a_sum() -> None:
+    expected = on_leader(lambda: fitted(SumOfLoss, keras.Model.fit))
+    found = fitted(SumOfLoss, hf.fit, strategy="data")
+    for number, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
+        require_none(differences(f"weight {number}", actual, wanted, 1e-10), "sum")
+
+
+def test_an_own_loss_that_does_not_add_up() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(RootOfLoss, hf.fit, strategy="data")
+    said = [str(w.message) for w in caught if "own `compute_loss` computes" in str(w.message)]
+    assert len(said) == (WORLD.rank == 0)
+    with pytest.raises(ValueError, match="own `compute_loss` takes a replica's rows at once"):
+        fitted(RootOfLoss, hf.fit, strategy="data", num_microbatches=2)
