@@ -24,6 +24,7 @@ __all__ = [
     "flush",
     "install",
     "locate",
+    "locate_layer",
     "say",
     "witnessed",
 ]
@@ -56,6 +57,12 @@ def alike() -> Iterator[None]:
 def locate(error: BaseException, place: str) -> None:
     """Note on `error` where it happened (rank, partition, action), unless noted before."""
     error.__dict__.setdefault("hyparflow_place", place)
+
+
+def locate_layer(error: BaseException, layer: str) -> None:
+    """Note on `error` in which layer it happened, if that is known."""
+    if layer:
+        error.__dict__.setdefault("hyparflow_layer", f", layer '{layer}'")
 
 
 def _running_mpi() -> Any | None:
@@ -105,7 +112,9 @@ def report(
 ) -> None:
     """Print the one report of `error`."""
     rank = mpi.COMM_WORLD.Get_rank()
-    place = getattr(error, "hyparflow_place", f"rank {rank}")
+    place = getattr(error, "hyparflow_place", f"rank {rank}") + getattr(
+        error, "hyparflow_layer", ""
+    )
     text = "".join(traceback.format_exception(kind, error, trace))
     say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
     for witness in _witnesses:

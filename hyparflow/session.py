@@ -16,6 +16,7 @@ from hyparflow.cores import announce_cores
 from hyparflow.data import peek
 from hyparflow.grid import LEADER
 from hyparflow.layer_checks import require_means, require_rows, require_sums
+from hyparflow.layer_names import layer_that_failed
 from hyparflow.layout import Layout, make_layout
 from hyparflow.leading import led
 from hyparflow.log import STATUS
@@ -115,6 +116,8 @@ class Session:
         except BaseException as error:
             if not getattr(error, "hyparflow_everywhere", False):
                 guard.locate(error, self.options.grid.describe(self._world.rank))
+                layers = keras_internals.all_layers(self.model)
+                guard.locate_layer(error, layer_that_failed(error, layers))
                 guard.fail(error)
             raise
         finally:

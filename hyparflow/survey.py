@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from hyparflow.added_trial import added_losses
 from hyparflow.batchnorm import normalized_layers
 from hyparflow.body import model_body
 from hyparflow.branches import branching_operations
+from hyparflow.layer_names import layer_of, layer_of_operation
 from hyparflow.mixing import mixes_rows
 from hyparflow.random_rows import random_rows
 from hyparflow.rows_trial import RowsTrial, open_trial
@@ -104,7 +104,7 @@ def survey(model: Any, types: Any, rows: int | None = None, parts: Sequence[int]
     try:
         _survey(model, types, _ROWS, 1, findings)
     except Exception as error:  # random rows may be no valid input, or four too few
-        findings = Findings(failed=_layer_of(error), error=_first_line(error))
+        findings = Findings(failed=layer_of(error), error=_first_line(error))
         if rows is not None and parts:
             _survey_sizes(model, types, rows, parts, findings)
     _find_branches(model, types, findings)
@@ -135,7 +135,7 @@ def _try_part(trial: RowsTrial, part: int, findings: Findings) -> None:
             findings.fixed, findings.failed, findings.error = part, "", "rows are lost or made"
     except Exception as error:
         findings.fixed = part
-        findings.failed, findings.error = _layer_of(error), _first_line(error)
+        findings.failed, findings.error = layer_of(error), _first_line(error)
 
 
 def _survey(model: Any, types: Any, rows: int, cut: int, findings: Findings) -> None:
@@ -199,22 +199,8 @@ def _find_branches(model: Any, types: Any, findings: Findings) -> None:
         return
     layers = [layer.name for layer in keras_internals.all_layers(model)]
     for name in names:
-        # TensorFlow numbers a scope that is entered again.
-        scopes = [re.sub(r"_\d+$", "", part) for part in name.split("/")]
-        pairs = zip(name.split("/"), scopes, strict=True)
-        places = [x for pair in pairs for x in pair[::-1] if x in layers]
-        findings.branches.append(places[-1] if places else name.strip("/"))
+        findings.branches.append(layer_of_operation(name, layers) or name.strip("/"))
     findings.branches = list(dict.fromkeys(findings.branches))
-
-
-def _layer_of(error: BaseException) -> str:
-    """The name of the innermost layer in whose code `error` was raised, or ""."""
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.Layer) and not isinstance(owner, keras.Model):
-            found = owner.name
-    return found
 
 
 def _first_line(error: BaseException) -> str:

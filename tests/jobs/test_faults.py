@@ -47,8 +47,8 @@ def reports(output: str) -> list[str]:
     ("what", "rank", "place"),
     [
         ("before", 1, "rank 1"),
-        ("forward", 1, "rank 1 (replica 0, partition 1), action 1FB"),
-        ("forward", 0, "rank 0 (replica 0, partition 0), action 0F"),
+        ("forward", 1, "rank 1 (replica 0, partition 1), action 1FB0, layer 'faulty_1'"),
+        ("forward", 0, "rank 0 (replica 0, partition 0), action 0F0, layer 'faulty'"),
         ("data", 0, "rank 0 (replica 0, partition 0)"),
         slow("backward", 0, "rank 0 (replica 0, partition 0), action 0B"),
         slow("callback", 0, "rank 0 (replica 0, partition 0)"),

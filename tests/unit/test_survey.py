@@ -11,6 +11,7 @@ import pytest
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
+from hyparflow.layer_names import layer_of_operation, layer_that_failed  # noqa: E402
 from hyparflow.survey import survey  # noqa: E402
 
 layers, ops = keras.layers, keras.ops
@@ -124,3 +125,37 @@ def test_layers_of_one_number_of_rows() -> None:
     found = survey(model_with(in_groups), TYPES, 16, [8])
     assert found.mixed and not found.error
     assert survey(model_with(fixed), TYPES).error
+
+
+class Reads(layers.Layer):  # type: ignore[misc, name-defined]
+    """Fails in TensorFlow's graph, or in Python's code."""
+
+    def __init__(self, in_python: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.in_python = in_python
+
+    def call(self, x: Any) -> Any:
+        if self.in_python:
+            raise KeyError("missing")
+        return tf.debugging.check_numerics(x, "not finite")
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+def test_the_layer_that_failed(in_python: bool) -> None:
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.Dense(1)(Reads(in_python, name="reads")(inputs)))
+    with pytest.raises((KeyError, tf.errors.OpError)) as caught:
+        tf.function(model)(tf.constant(np.full((2, 5), np.nan)))
+    assert layer_that_failed(caught.value, model.layers) == "reads"
+    assert layer_that_failed(ValueError("of nobody"), model.layers) == ""
+
+
+def test_a_scope_that_two_layers_may_have() -> None:
+    names = {"dense", "dense_1", "block"}
+    assert layer_of_operation("model/block/dense_1_1/Add", names) == "dense_1"
+    assert layer_of_operation("model/block_2/Add", names) == "block"
+    assert layer_of_operation("model/dense_1/Add", names) == "dense' or 'dense_1"
+    assert layer_of_operation("loss/Mean", names) == ""
