@@ -74,9 +74,16 @@ class RowsTrial:
 
     @contextlib.contextmanager
     def unit_weights(self) -> Iterator[None]:
-        """While open, weights are random and of unit size: none hides by being small or zero."""
+        """While open, weights are random and of unit size: none hides by being small or zero.
+
+        Random generators begin elsewhere: what is drawn is another thing than with the weights as
+        they are.
+        """
         draw = np.random.default_rng(1)
         saved = []
+        state = self.state
+        seeds = {id(variable) for variable in self.seeds}
+        self.state = [(v, value + 1 if id(v) in seeds else value) for v, value in state]
         try:
             for variable in self.model.trainable_variables:
                 shape = tuple(variable.shape)
@@ -91,6 +98,7 @@ class RowsTrial:
                 variable.assign(values)
             yield
         finally:
+            self.state = state
             for variable, value in saved:
                 variable.assign(value)
 

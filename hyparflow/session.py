@@ -22,10 +22,11 @@ from hyparflow.leading import led
 from hyparflow.log import STATUS
 from hyparflow.options import Options
 from hyparflow.overwritten import check_overwritten
+from hyparflow.own_layers import own_layers
 from hyparflow.portable import is_faithful, portable
 from hyparflow.saving import use_atomic_saves
 from hyparflow.sums_trial import require_additive, require_weights
-from hyparflow.survey import own_layers, survey
+from hyparflow.survey import survey
 from hyparflow.tracing.collect import traced
 from hyparflow.trainer import bridge
 from hyparflow.worker import Worker

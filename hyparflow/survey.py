@@ -28,15 +28,10 @@ from hyparflow.mixing import mixes_rows
 from hyparflow.random_rows import random_rows
 from hyparflow.rows_trial import RowsTrial, open_trial
 
-__all__ = ["Findings", "own_layers", "survey"]
+__all__ = ["Findings", "survey"]
 
 _ROWS = 4
 _LENGTH = 5  # in place of a dimension of unknown size
-_OVER_ROWS = frozenset(  # operations of keras.ops that may join the rows
-    ["Mean", "Sum", "Max", "Min", "Std", "Var", "Norm", "Prod", "Cumsum", "Cumprod", "Average"]
-    + ["Median", "Quantile", "Softmax", "LogSoftmax", "Moments", "Sort", "Argsort", "Flip", "Roll"]
-    + ["Matmul", "Einsum", "Tensordot", "Transpose", "Reshape", "Logsumexp", "CountNonzero"]
-)
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 
 
@@ -67,21 +62,6 @@ class Findings:
     failed: str = ""
     error: str = ""
     hidden: bool = False
-
-
-def own_layers(model: Any) -> list[str]:
-    """Names of the layers and operations of `model` that may do more than treat each row alone."""
-    found = []
-    for layer in keras_internals.all_layers(model):
-        kind = type(layer)
-        is_keras = kind.__module__.partition(".")[0] in ("keras", "keras_hub")
-        graph = keras_internals.opened_graph(layer)
-        if graph is None and (not is_keras or kind.__name__ == "Lambda"):
-            found.append(layer.name)
-        for operation in () if graph is None else graph.operations:
-            if not isinstance(operation, keras.Layer) and type(operation).__name__ in _OVER_ROWS:
-                found.append(operation.name)
-    return list(dict.fromkeys(found))
 
 
 def survey(model: Any, types: Any, rows: int | None = None, parts: Sequence[int] = ()) -> Findings:

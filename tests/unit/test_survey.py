@@ -12,6 +12,7 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 from hyparflow.layer_names import layer_of_operation, layer_that_failed  # noqa: E402
+from hyparflow.own_layers import own_layers  # noqa: E402
 from hyparflow.survey import survey  # noqa: E402
 
 layers, ops = keras.layers, keras.ops
@@ -125,6 +126,31 @@ def test_layers_of_one_number_of_rows() -> None:
     found = survey(model_with(in_groups), TYPES, 16, [8])
     assert found.mixed and not found.error
     assert survey(model_with(fixed), TYPES).error
+
+
+def tried(*stack: Any) -> list[str]:
+    """Which of these layers of Keras are tried out."""
+    keras.utils.clear_session(free_memory=False)  # names are counted anew
+    return own_layers(keras.Sequential([keras.Input((5, 4)), *stack]))
+
+
+def test_layers_of_keras_that_may_join_rows() -> None:
+    def own(x: Any) -> Any:
+        return x - ops.mean(x, axis=0)
+
+    assert tried(layers.Softmax(axis=0, name="a")) == ["a"]
+    assert tried(layers.Softmax(axis=[-3, 2], name="a")) == ["a"]
+    assert tried(layers.Activation(own, name="a")) == ["a"]
+    assert tried(layers.SimpleRNN(3, activation=own)) == ["simple_rnn_cell"]
+    assert tried(layers.Dense(3, activity_regularizer=own, name="a")) == ["a"]
+    assert tried(layers.TimeDistributed(layers.Dense(3, own), name="a")) == ["dense"]
+    assert tried(layers.MixUp(name="a")) == ["a"]
+
+
+def test_layers_of_keras_that_may_not() -> None:
+    known = [layers.Softmax(), layers.Dense(3, "gelu"), layers.Dense(3, keras.activations.relu)]
+    known += [layers.Dense(3, layers.LeakyReLU(), activity_regularizer="l2"), layers.LSTM(3)]
+    assert tried(*known) == []
 
 
 class Reads(layers.Layer):  # type: ignore[misc, name-defined]
