@@ -14,7 +14,9 @@ from compatibility import (  # noqa: F401
     normalization,
     optimizers,
     own_callbacks,
+    patterns,
     transformers,
+    whole_batch,
 )
 from compatibility.rows import ROWS
 

@@ -185,6 +185,16 @@ class Runs:
         text = WORLD.bcast(" ".join(str(warning.message) for warning in caught))
         assert re.search(match, text), text
 
+    def quiet(self, train: Train) -> None:
+        """Check that `train` works and warns of nothing."""
+        from contract import WORLD, float_type
+
+        with float_type("float64"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _run(train, Hyparflow(self.options))
+        texts = WORLD.bcast([str(w.message) for w in caught if w.category is UserWarning])
+        assert not texts, texts
+
 
 def on_replicas() -> Runs:
     """Runs with a replica on every rank, for what cannot be cut."""
