@@ -7,6 +7,7 @@ rows are tried, with and without training, with the weights as they are and of u
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
@@ -69,11 +70,12 @@ def _is_sure(
 
 def _changed(inputs: Any, row: int, factor: float) -> Any:
     """`inputs` with other numbers in one row."""
+    seeds = itertools.count(1, 2)
 
     def change(x: Any) -> Any:
         values = x.numpy()
         if x.dtype.is_floating:
-            fresh = random_rows(x.shape, x.dtype.name, seed=1).numpy()[row]
+            fresh = random_rows(x.shape, x.dtype.name, next(seeds)).numpy()[row]
             values[row] = np.abs(fresh) * factor if factor else fresh
         elif x.dtype == tf.bool:
             values[row] = ~values[row]

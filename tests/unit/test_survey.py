@@ -185,3 +185,10 @@ def test_a_scope_that_two_layers_may_have() -> None:
     assert layer_of_operation("model/block_2/Add", names) == "block"
     assert layer_of_operation("model/dense_1/Add", names) == "dense' or 'dense_1"
     assert layer_of_operation("loss/Mean", names) == ""
+
+
+def test_inputs_of_one_shape_differ() -> None:
+    """What a layer makes of two inputs is not hidden by their being alike."""
+    a, b = keras.Input((5,)), keras.Input((5,))
+    model = keras.Model([a, b], Own(lambda x, training, own: x + ops.max(x, 0))(a - b))
+    assert survey(model, [TYPES, TYPES]).mixed
