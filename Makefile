@@ -129,7 +129,7 @@ $(BIN)/python:
 $(VENV)/.demo: EXTRAS := cpu,examples
 $(VENV)/.test: EXTRAS := cpu,test
 # KerasHub for its models, without its tools for texts, which need a second TensorFlow.
-$(VENV)/.test: ALONE := keras-hub
+$(VENV)/.test: ALONE := keras-hub tokenizers
 $(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
 	@echo "Installing hyparflow[$(EXTRAS)] into $(VENV); the first time takes some minutes."
 	@$(PIP) -e '.[$(EXTRAS)]'
