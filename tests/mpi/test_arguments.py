@@ -39,7 +39,9 @@ def model() -> Any:
 
 def build() -> Any:
     keras.utils.set_random_seed(1)
-    made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    # Named: messages show names, and Keras counts what one rank alone has made.
+    dense = [keras.layers.Dense(size, name=name) for size, name in ((3, "a"), (1, "b"))]
+    made = keras.Sequential([keras.Input((4,)), *dense], name="model")
     made.compile("sgd", "mse")
     return made
 
