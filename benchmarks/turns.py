@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from hyparflow.tracing import Trace
+from hyparflow.tracing.trace import Trace
 
 __all__ = ["THREADS", "Job", "Setup", "add_arguments"]
 

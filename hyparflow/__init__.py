@@ -1,21 +1,45 @@
 """hyparflow: train any Keras 3 model on MPI ranks, with the numbers of plain ``model.fit``.
 
 Importing it starts no MPI and imports no TensorFlow.
+
+The rooms, each importing only from those below it::
+
+    api.py, cli/      what users call: hyparflow.fit; the command hyparflow
+    training/         one call of fit on all ranks: the leader runs Keras, the others follow
+    tracing/          what ranks did and when: recorded, written, summed up, drawn
+    planning/         which layout is fastest: costs, search, plans
+    engine/           one training step on one rank      launching/   starts ranks
+    model/            the user's Keras model as operations; private uses of Keras
+    options.py        the parallel arguments
+    pipeline/         pure: partitions, schedules, lowering, simulator
+    comm/             communicators, deadlines, notices of failure
+    formats/          text, tables, sizes, JSON records, whole files
+
+The route of one training step, from the call to one compiled forward::
+
+    fit (api.py) -> ParallelModel.fit (training/parallel_model.py) -> Session.run
+    (training/session.py) -> bridge (training/keras_bridge.py) -> Keras's own fit ->
+    Worker.train (training/worker.py) -> Engine.train (engine/engine.py) ->
+    Stage.forward (engine/stages/stage.py) -> CompiledPair.forward (engine/compiled/functions.py)
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from hyparflow import devices, guard, launcher
 from hyparflow.api import evaluate, fit, parallelize, predict
-from hyparflow.early import watch_start_of_mpi
-from hyparflow.ranks import is_leader, rank, size
+from hyparflow.comm import abort, launcher
+from hyparflow.comm.ranks import is_leader, rank, size
+from hyparflow.comm.start_of_mpi import watch_start_of_mpi
+from hyparflow.launching import devices
 
 if TYPE_CHECKING:
-    from hyparflow.launching import launch
-    from hyparflow.planning import Cluster, Costs, Link, Plan
-    from hyparflow.plans import plan
+    from hyparflow.launching.function import launch
+    from hyparflow.planning.costs.cluster import Cluster, Link
+    from hyparflow.planning.costs.costs import Costs
+    from hyparflow.planning.plan import Plan
+    from hyparflow.planning.plan_model import plan
 
 __all__ = [
     "Cluster",
@@ -34,7 +58,17 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-guard.install()
+# What needs numpy or TensorFlow is imported when it is asked for.
+_LATE = {
+    "Cluster": "hyparflow.planning.costs.cluster",
+    "Costs": "hyparflow.planning.costs.costs",
+    "Link": "hyparflow.planning.costs.cluster",
+    "Plan": "hyparflow.planning.plan",
+    "launch": "hyparflow.launching.function",
+    "plan": "hyparflow.planning.plan_model",
+}
+
+abort.install()
 launcher.set_thread_defaults()
 launcher.set_log_default()
 devices.choose_device()
@@ -42,17 +76,7 @@ watch_start_of_mpi()
 
 
 def __getattr__(name: str) -> Any:
-    """What plans need, which imports numpy and TensorFlow, when it is asked for."""
-    if name == "plan":
-        from hyparflow.plans import plan
-
-        return plan
-    if name == "launch":
-        from hyparflow.launching import launch
-
-        return launch
-    if name in ("Cluster", "Costs", "Link", "Plan"):
-        from hyparflow import planning
-
-        return getattr(planning, name)
-    raise AttributeError(f"module 'hyparflow' has no attribute '{name}'")
+    """A public name that is imported late."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'hyparflow' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LATE[name]), name)

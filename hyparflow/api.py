@@ -8,17 +8,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from hyparflow import guard, launcher
-from hyparflow.arguments import named
+from hyparflow.comm import abort, launcher
+from hyparflow.comm.ranks import world
+from hyparflow.formats.text import shortened
+from hyparflow.model.arguments import named
 from hyparflow.options import resolve
-from hyparflow.ranks import world
-from hyparflow.text import shortened
 
 if TYPE_CHECKING:
-    from hyparflow.automatic import Known
-    from hyparflow.parallel import ParallelModel
-    from hyparflow.planning import Plan
-    from hyparflow.session import Session
+    from hyparflow.planning.plan import Plan
+    from hyparflow.training.auto import PlanCache
+    from hyparflow.training.parallel_model import ParallelModel
+    from hyparflow.training.session import Session
 
 __all__ = ["evaluate", "fit", "parallelize", "predict"]
 
@@ -103,13 +103,13 @@ def parallelize(
         "allreduce": allreduce,
         "compression": compression,
     }
-    from hyparflow.checks import check_model
+    from hyparflow.model.checks import check_model
 
-    with guard.alike():
+    with abort.alike():
         ranks = world()  # first of all, so that one rank reports what is wrong for all
         check_model(model)
         if plan is not None:
-            from hyparflow.planned import as_plan, planned
+            from hyparflow.planning.as_arguments import as_plan, planned
 
             plan = as_plan(plan)
             num_ranks = None if ranks is None else ranks.size
@@ -118,7 +118,7 @@ def parallelize(
 
 
 def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> Any:
-    from hyparflow.plain import PlainModel
+    from hyparflow.training.plain_model import PlainModel
 
     ranks = world()
     if ranks is None:
@@ -128,9 +128,9 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
         return PlainModel(model, {})
     import keras
 
-    from hyparflow.checks import check_can_cut, check_model
-    from hyparflow.parallel import ParallelModel
-    from hyparflow.session import Session
+    from hyparflow.model.checks import check_can_cut, check_model
+    from hyparflow.training.parallel_model import ParallelModel
+    from hyparflow.training.session import Session
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -154,7 +154,7 @@ class _Sessions:
 
     def __init__(self) -> None:
         self.by_layout: dict[Any, Session] = {}
-        self.known: Known | None = None  # of plans
+        self.known: PlanCache | None = None  # of plans
 
 
 @_collective
@@ -210,9 +210,9 @@ def fit(
     parallel = {name: given[name] for name in _PARALLEL}
     options = _launch_options(launch)
     if options is not None and not launcher.is_launched():
-        from hyparflow.launched import fit_on_ranks
+        from hyparflow.training.fit_on_ranks import fit_on_ranks
 
-        return fit_on_ranks(model, args, kwargs, parallel | {"trace": trace}, options)
+        return fit_on_ranks(fit, model, args, kwargs, parallel | {"trace": trace}, options)
     if isinstance(strategy, str) and strategy == "auto" and plan is None:
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
@@ -224,7 +224,7 @@ def _launch_options(launch: Any) -> dict[str, Any] | None:
         return dict(launch) or None
     if launch is not None and type(launch).__name__ not in ("bool", "bool_"):  # NumPy's
         world()  # so that one rank reports it for all
-        raise guard.everywhere(
+        raise abort.mark_collective(
             ValueError(
                 "`launch` must be True, False, or a dict of hyparflow.launch's arguments. "
                 f"Received: launch={shortened(launch)}"
@@ -240,20 +240,20 @@ def _automatic(
 
     All is as given where there is nothing to plan.
     """
-    with guard.alike():
+    with abort.alike():
         ranks = world()
     if ranks is None or ranks.size == 1:
         return parallel, args, kwargs
-    from hyparflow.automatic import LEFT_OPEN, Known, plan_fit
-    from hyparflow.checks import check_model
-    from hyparflow.given import bound
+    from hyparflow.model.checks import check_model
+    from hyparflow.training.auto import LEFT_OPEN, PlanCache, plan_fit
+    from hyparflow.training.data_arguments import bound
 
-    with guard.alike():
+    with abort.alike():
         check_model(model)
         fixed = {name: value for name, value in parallel.items() if name not in LEFT_OPEN}
         resolve(ranks.size, **{name: value for name, value in fixed.items() if name != "plan"})
         sessions = vars(model).setdefault(_CACHE, _Sessions())
-        sessions.known = sessions.known or Known()
+        sessions.known = sessions.known or PlanCache()
         arguments = bound(model, "fit", args, kwargs)
         return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyparflow import launcher
-from hyparflow.grid import Grid
-from hyparflow.schedule import SCHEDULES
-from hyparflow.text import shortened
+from hyparflow.comm import launcher
+from hyparflow.formats.text import shortened
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.schedules import SCHEDULES
 
 __all__ = [
     "ALLREDUCE",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 STRATEGIES = ("data", "model", "hybrid", "auto")
-BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.batchnorm`
+BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
 ALLREDUCE = ("mpi", "horovod")
 COMPRESSION = ("bf16", "fp16")
 _LARGEST = 2**31 - 1  # what MPI counts to
@@ -40,7 +40,7 @@ class Options:
     Attributes:
         grid: partitions and replicas.
         num_microbatches: a number, or "auto".
-        schedule: one of `hyparflow.schedule.SCHEDULES`.
+        schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`.
         lpp: layers per partition, or None.
         batchnorm: one of `BATCHNORM`.
         sharded_data: whether each replica reads a stream of its own.

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from mpi4py import MPI
 
-from hyparflow.keras_internals import seed_states
+from hyparflow.model.keras_internals.layers import seed_states
 
 TOLERANCE = 1e-10  # relative, in float64
 WORLD = MPI.COMM_WORLD

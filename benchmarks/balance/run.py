@@ -4,9 +4,9 @@
     python benchmarks/balance/run.py --cases resnet110:128 vgg16:64
 
 Each model trains a few steps on two ranks, interleaved, with a trace. The times of its stages are
-compared with their costs as `hyparflow.work` counts them, and all models' together are fitted by
-what was counted, which is where the numbers there come from. Writes table.rst beside this file, or
-to --output.
+compared with their costs as `hyparflow.model.operation_cost` counts them, and all models' together
+are fitted by what was counted, which is where the numbers there come from. Writes table.rst beside
+this file, or to --output.
 """
 
 import argparse
@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build
 from turns import Job, Setup, add_arguments
 
-from hyparflow import keras_internals
-from hyparflow.actions import Kind
-from hyparflow.balance import balance
-from hyparflow.graph import FlatGraph
-from hyparflow.partition import allowed_cuts
-from hyparflow.tracing import Trace
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.balance import balance
+from hyparflow.pipeline.partition import allowed_cuts
+from hyparflow.tracing.trace import Trace
 
 HERE = Path(__file__).resolve().parent
 CASES = ("resnet110:128", "resnet218:32", "densenet121:64", "vgg16:64", "transformer6:64")
@@ -101,7 +101,7 @@ def seconds(trace: Trace | None, num_stages: int) -> np.ndarray:
 def counted(name: str, num_stages: int, rows: float) -> tuple[np.ndarray, np.ndarray]:
     """Costs of the stages that the load balancer makes, and what they are made of."""
     model = build(name)
-    graph = FlatGraph(model, keras_internals.opened_graph(model))
+    graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     works = [graph.work(index) for index in range(len(graph.calls))]
     costs = np.array([work.cost for work in works])

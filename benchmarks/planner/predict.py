@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import hyparflow as hf
-from hyparflow.planning import Costs
-from hyparflow.plans import costs_of_model
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.plan_model import costs_of_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

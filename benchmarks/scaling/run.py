@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 import hyparflow as hf
-from hyparflow.operations import Operation, OperationGraph
-from hyparflow.planning.candidate import Problem
-from hyparflow.planning.planner import consider
-from hyparflow.planning.wishes import Wishes
+from hyparflow.pipeline.operations import Operation, OperationGraph
+from hyparflow.planning.search.layouts import consider
+from hyparflow.planning.search.problem import Constraints, Problem
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -78,13 +77,13 @@ def known(args: argparse.Namespace) -> tuple[OperationGraph, hf.Costs]:
         sys.path.insert(0, str(EXAMPLES))
         import cifar10_resnet
 
-        from hyparflow import keras_internals
-        from hyparflow.graph import FlatGraph
-        from hyparflow.planning.measure import measure
+        from hyparflow.model.graph import FlatGraph
+        from hyparflow.model.keras_internals.layers import opened_graph
+        from hyparflow.planning.costs.measure import measure
 
         model = cifar10_resnet.build(args.depth, version=2)
         model.compile("sgd", "sparse_categorical_crossentropy")
-        flat = FlatGraph(model, keras_internals.opened_graph(model))
+        flat = FlatGraph(model, opened_graph(model))
         start = time.perf_counter()
         costs = measure(flat, (1, 4, 16), model.optimizer)
         print(f"measured in {time.perf_counter() - start:.0f} s", flush=True)
@@ -106,14 +105,14 @@ def read_graph(path: Path) -> OperationGraph:
     return OperationGraph(operations, tuple(inputs), tuple(outputs), frozenset(gradients))
 
 
-def wishes_of(strategy: str, cluster: hf.Cluster, batch: int) -> Wishes | None:
+def wishes_of(strategy: str, cluster: hf.Cluster, batch: int) -> Constraints | None:
     """What to ask the planner for; None where a strategy cannot use so many ranks."""
     ranks = cluster.num_ranks
     if strategy == "data":
-        return Wishes(ranks, num_partitions=1) if ranks <= batch else None
+        return Constraints(ranks, num_partitions=1) if ranks <= batch else None
     if strategy == "model":
-        return Wishes(ranks, num_replicas=1, schedule="1f1b") if ranks <= 250 else None
-    return Wishes(ranks, num_partitions=cluster.ranks_per_node, schedule="1f1b")
+        return Constraints(ranks, num_replicas=1, schedule="1f1b") if ranks <= 250 else None
+    return Constraints(ranks, num_partitions=cluster.ranks_per_node, schedule="1f1b")
 
 
 def scale(

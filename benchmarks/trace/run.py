@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build, data
 
 import hyparflow as hf
-from hyparflow.recorder import Recorder
+from hyparflow.comm.recorder import Recorder
 
 MODEL, BATCH = "resnet20", 64
 BLOCK, BLOCKS, WARM = 5, 241, 5  # steps of a block, blocks, and steps before the first

@@ -1,6 +1,6 @@
 """``python -m hyparflow.cli``."""
 
-from hyparflow.cli import main
+from hyparflow.cli.main import main
 
 __all__ = ["main"]
 

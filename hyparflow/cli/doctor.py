@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from hyparflow import launcher
 from hyparflow.cli.refused import Refused
-from hyparflow.writing import require_writable
+from hyparflow.comm import launcher
+from hyparflow.formats.writing import require_writable
 
 __all__ = ["doctor"]
 
@@ -26,7 +26,8 @@ def doctor(network: str | None, as_json: bool) -> None:
     if network is not None:
         _measure(network)
         return
-    from hyparflow.doctor import PROBLEM, as_values, examine, show
+    from hyparflow.launching.doctor.examination import examine
+    from hyparflow.launching.doctor.finding import PROBLEM, as_values, show
 
     findings = examine()
     if launcher.is_launched() and not _leads():
@@ -41,7 +42,7 @@ def doctor(network: str | None, as_json: bool) -> None:
 
 def _leads() -> bool:
     """Whether this rank speaks for all: the first, or each where ranks do not see each other."""
-    from hyparflow.comm import start_mpi
+    from hyparflow.comm.world import start_mpi
 
     try:
         return bool(start_mpi().COMM_WORLD.Get_rank() == 0)
@@ -50,8 +51,8 @@ def _leads() -> bool:
 
 
 def _measure(network: str) -> None:
-    from hyparflow.comm import World
-    from hyparflow.planning.network import measure_network
+    from hyparflow.comm.world import World
+    from hyparflow.planning.costs.measure_network import measure_network
 
     world = World()
     if world.size < 2:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyparflow.plain_files import require_plain
+from hyparflow.formats.plain_files import require_plain
 
 __all__ = ["load_model"]
 

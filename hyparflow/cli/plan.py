@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyparflow import launcher
 from hyparflow.cli.model_file import load_model
 from hyparflow.cli.refused import Refused
-from hyparflow.schedule import SCHEDULES
-from hyparflow.writing import require_writable
+from hyparflow.comm import launcher
+from hyparflow.formats.writing import require_writable
+from hyparflow.pipeline.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from hyparflow.planning import Cluster
+    from hyparflow.planning.costs.cluster import Cluster
 
 __all__ = ["plan"]
 
@@ -74,12 +74,12 @@ def _plan(
     save: str | None,
     **decided: Any,
 ) -> None:
-    from hyparflow.planning.sizes import parse_bytes
-    from hyparflow.planning.wishes import Wishes
+    from hyparflow.formats.sizes import parse_bytes
+    from hyparflow.planning.search.problem import Constraints
 
     _check_outputs(plot, save, save_costs)
     machine = _machine(cluster, ranks, nodes)
-    Wishes(machine.num_ranks, **decided)  # refused before minutes of measuring
+    Constraints(machine.num_ranks, **decided)  # refused before minutes of measuring
     if memory_limit is not None:
         parse_bytes(memory_limit)
     # Measured with the threads that a rank will have.
@@ -89,8 +89,8 @@ def _plan(
     if optimizer is not None and not built.compiled:
         built.compile(optimizer)
 
-    from hyparflow.plans import costs_of_model
-    from hyparflow.plans import plan as make_plan
+    from hyparflow.planning.plan_model import costs_of_model
+    from hyparflow.planning.plan_model import plan as make_plan
 
     known = costs_of_model(built, costs, batch_size, machine, _say)
     click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
@@ -115,7 +115,7 @@ def _plan(
 
 def _check_outputs(plot: str | None, *others: str | None) -> None:
     """Refuse what cannot be written, before minutes of measuring."""
-    from hyparflow.gantt import check_picture
+    from hyparflow.planning.gantt import check_picture
 
     for path in filter(None, (plot, *others)):
         if not Path(path).absolute().parent.is_dir():
@@ -126,7 +126,7 @@ def _check_outputs(plot: str | None, *others: str | None) -> None:
 
 
 def _machine(cluster: str | None, ranks: int | None, nodes: int | None) -> Cluster:
-    from hyparflow.planning import Cluster
+    from hyparflow.planning.costs.cluster import Cluster
 
     if cluster is not None:
         return Cluster.load(cluster, **_shape(ranks, nodes))

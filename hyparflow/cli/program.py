@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from hyparflow.plain_files import kind_of, require_plain
+from hyparflow.formats.plain_files import kind_of, require_plain
 
 __all__ = ["command_of"]
 

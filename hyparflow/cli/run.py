@@ -9,7 +9,7 @@ import click
 
 from hyparflow.cli.program import command_of
 from hyparflow.cli.refused import Refused
-from hyparflow.plain_files import require_plain
+from hyparflow.formats.plain_files import require_plain
 
 __all__ = ["run"]
 
@@ -59,16 +59,21 @@ def run(
     cores. Rank 0 reads the standard input, that of the others is empty. Ends with the exit status
     of the first rank that failed.
     """
-    from hyparflow import launcher, running
+    from hyparflow.comm import launcher
+    from hyparflow.launching.flags import LaunchRequest
+    from hyparflow.launching.job import Job
+    from hyparflow.launching.job import run as run_job
+    from hyparflow.launching.mpi_library import find_launcher, library
+    from hyparflow.launching.output import checked_output
 
     _open_streams()
     try:
         several = launcher.allocated_nodes() > 1
-        request = running.Request(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
-        mpi = running.library()
+        request = LaunchRequest(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
+        mpi = library()
         words = command_of(program, is_module)
-        where = running.checked_output("--output", output, is_made=not dry_run)
-        job = running.Job(running.find_launcher(mpi, mpirun), mpi, request, words, where)
+        where = checked_output("--output", output, is_made=not dry_run)
+        job = Job(find_launcher(mpi, mpirun), mpi, request, words, where)
         line = job.describe()
         if hostfile is not None:
             require_plain(hostfile, "--hostfile takes a plain file: the launcher reads it.")
@@ -77,7 +82,7 @@ def run(
             return
         if job.is_allowed_root:
             _say("you are root; Open MPI is told to allow it.")
-        end = running.run(job, _say)
+        end = run_job(job, _say)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     if end.text:

@@ -15,9 +15,9 @@ __all__ = ["trace"]
 @click.option("--plan", "plan_file", type=click.Path(exists=True), help="The plan to draw.")
 def trace(file: str, plot: str | None, plan_file: str | None) -> None:
     """Say where the time of each rank went in FILE, which hyparflow.fit(trace=FILE) wrote."""
-    from hyparflow.planning import Plan
-    from hyparflow.tracing import Trace
+    from hyparflow.planning.plan import Plan
     from hyparflow.tracing.summary import describe
+    from hyparflow.tracing.trace import Trace
 
     try:
         read = Trace.load(file)

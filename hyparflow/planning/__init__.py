@@ -1,9 +1,4 @@
-"""Plans: what a layout would cost on a machine, and which layout is best."""
+"""Which layout is fastest: what a plan is, and how one is made, drawn and followed.
 
-from __future__ import annotations
-
-from hyparflow.planning.cluster import Cluster, Link
-from hyparflow.planning.costs import Costs
-from hyparflow.planning.plan import Plan
-
-__all__ = ["Cluster", "Costs", "Link", "Plan"]
+Imports engine, model, launching, pipeline, comm and formats.
+"""

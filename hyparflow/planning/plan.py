@@ -15,16 +15,16 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from hyparflow.actions import Kind
-from hyparflow.files import Amount, Bytes, Count, Number, Share, made, read, schema_of
-from hyparflow.planning.memory import Memory
+from hyparflow.formats.records import Amount, Bytes, Count, Number, Share, made, read, schema_of
+from hyparflow.formats.sizes import size_text
+from hyparflow.formats.text import Page, aligned, brief, counted
+from hyparflow.formats.writing import write_text
+from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.schedules import in_words
 from hyparflow.planning.plan_check import check
-from hyparflow.planning.sizes import size_text
-from hyparflow.schedule import in_words
-from hyparflow.text import Page, aligned, brief, counted
-from hyparflow.writing import write_text
+from hyparflow.planning.search.predict_memory import Memory
 
-__all__ = ["Alternative", "PartitionPlan", "Plan", "Work"]
+__all__ = ["Alternative", "PartitionPlan", "Plan", "Bar"]
 
 _TITLES = (
     *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
@@ -55,10 +55,10 @@ class PartitionPlan:
 
 
 @dataclass(frozen=True)
-class Work:
+class Bar:
     """What a partition does from `start` to `end` (seconds).
 
-    `kind`, `stage` and `microbatch` are those of a `hyparflow.actions.Step`.
+    `kind`, `stage` and `microbatch` are those of a `hyparflow.pipeline.actions.Step`.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class Plan:
 
     Attributes:
         model: its name.
-        fingerprint: a hash of its structure (`hyparflow.fingerprint.model_fingerprint`).
+        fingerprint: a hash of its structure (`hyparflow.model.fingerprint.model_fingerprint`).
         batch_size: rows of the global batch.
         num_replicas, num_partitions, num_microbatches, schedule, stages_per_partition, lpp:
             arguments of `hyparflow.fit`.
@@ -113,7 +113,7 @@ class Plan:
     idle_share: Share
     memory_limit: Bytes | None
     alternatives: tuple[Alternative, ...]
-    work: tuple[tuple[Work, ...], ...]
+    work: tuple[tuple[Bar, ...], ...]
     costs: str
     cores: Count | None = None
 
@@ -185,7 +185,7 @@ class Plan:
         rule = "A plan is a file that Plan.save wrote."
         return read(path, schema_of(cls), rule, cls.from_values)
 
-    def rows(self) -> tuple[str, list[Sequence[Work]]]:
+    def rows(self) -> tuple[str, list[Sequence[Bar]]]:
         """What a picture has a row for, and what each does in a step: every rank.
 
         Or, of many, every partition: all replicas do the same.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hyparflow.actions import NAMES
-from hyparflow.schedule import SCHEDULES
+from hyparflow.pipeline.actions import NAMES
+from hyparflow.pipeline.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyparflow.gantt import COLOURS, draw_step, new_figure, save_picture, whole_numbers
-from hyparflow.text import counted
+from hyparflow.formats.text import counted
+from hyparflow.planning.gantt import COLOURS, draw_step, new_figure, save_picture, whole_numbers
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan

@@ -1,5 +1,4 @@
-"""What the ranks did in the last steps of a training: recorded, written, read, summed up, drawn."""
+"""What ranks did in the last steps of a training: recorded, written, summed up, drawn.
 
-from hyparflow.tracing.trace import RankTrace, Trace
-
-__all__ = ["RankTrace", "Trace"]
+Imports planning (to draw a plan beside it), pipeline, comm and formats.
+"""

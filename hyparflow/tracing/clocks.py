@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from hyparflow.comm import Communicator
-from hyparflow.grid import LEADER
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.leader import LEADER
 
 __all__ = ["clock_offset"]
 

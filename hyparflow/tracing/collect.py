@@ -9,27 +9,36 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from hyparflow.comm import World
-from hyparflow.grid import LEADER, Grid
-from hyparflow.leading import led
-from hyparflow.recorder import Event
+from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.recorder import Event
+from hyparflow.comm.world import World
+from hyparflow.formats.writing import require_writable
+from hyparflow.pipeline.grid import Grid
 from hyparflow.tracing.clocks import clock_offset
 from hyparflow.tracing.trace import RankTrace, Trace
-from hyparflow.writing import require_writable
 
-if TYPE_CHECKING:
-    from hyparflow.commands import Call
-
-__all__ = ["Wanted", "traced", "wants_trace"]
+__all__ = ["TraceRequest", "traced", "wants_trace"]
 
 _FOLDER = "HYPARFLOW_TRACE"  # environment variable: a trace of each call goes into this folder
 _TAG = 4  # of events on their way to the leader
 
 
+class TracedCall(Protocol):
+    """What a trace tells of a call.
+
+    Attributes:
+        options: the checked parallel arguments.
+        rows: rows of a full batch; None where a stream does not tell.
+    """
+
+    options: Any
+    rows: int | None
+
+
 @dataclass
-class Wanted:
+class TraceRequest:
     """A trace that is wanted of a call.
 
     Attributes:
@@ -38,7 +47,7 @@ class Wanted:
         plan: the plan that is followed, as JSON, or None.
     """
 
-    call: Call
+    call: TracedCall
     file: Any = None
     plan: dict[str, Any] | None = None
 
@@ -55,7 +64,7 @@ def wants_trace(trace: Any) -> bool:
 
 
 @contextlib.contextmanager
-def traced(world: World, wanted: Wanted | None) -> Iterator[None]:
+def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
     """While open, all ranks record what they do, if that is wanted; then the leader writes it.
 
     Collective.
@@ -64,7 +73,7 @@ def traced(world: World, wanted: Wanted | None) -> Iterator[None]:
         yield
         return
     what = "the leader to make the file of the trace"
-    path = led(world, lambda: _ready_file(wanted.file), what)
+    path = on_leader(world, lambda: _ready_file(wanted.file), what)
     recorder = world.recorder
     clocks = [_read_clock(world)]
     recorder.steps.clear()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hyparflow.actions import NAMES, Kind
-from hyparflow.gantt import draw_step, new_figure, save_picture
-from hyparflow.planning.plan import Plan, Work
-from hyparflow.recorder import Event, Happening
+from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.pipeline.actions import NAMES, Kind
+from hyparflow.planning.gantt import draw_step, new_figure, save_picture
+from hyparflow.planning.plan import Bar, Plan
 from hyparflow.tracing.summary import settled, whole_step
 from hyparflow.tracing.trace import RankTrace, Trace
 
@@ -33,7 +33,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
     steps = _median_step(trace.ranks)
     zero = min(event.start for step in steps for event in step)
     alone = trace.arguments["num_replicas"] == 1  # whose sums, of nothing, take no time
-    summed = not alone or any(e.kind == Happening.SUM for step in steps for e in step)
+    summed = not alone or any(e.kind == EventKind.SUM for step in steps for e in step)
     measured = [_works(step, zero, summed) for step in steps]
     drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
     if plan is not None:
@@ -71,10 +71,10 @@ def _within(step: list[Event]) -> list[Event]:
     return [event for event in step if whole is None or event.end <= whole.end]
 
 
-def _works(step: list[Event], zero: float, summed: bool) -> list[Work]:
+def _works(step: list[Event], zero: float, summed: bool) -> list[Bar]:
     """Actions without the waits in them: who waits is idle. With sums, if there are any."""
     works = []
-    waits = [event for event in step if event.kind == Happening.WAIT]
+    waits = [event for event in step if event.kind == EventKind.WAIT]
     for event in step:
         if event.kind not in NAMES or (not summed and event.kind in _SUMS):
             continue
@@ -87,5 +87,5 @@ def _works(step: list[Event], zero: float, summed: bool) -> list[Work]:
     return works
 
 
-def _work(event: Event, start: float, end: float) -> Work:
-    return Work(event.kind, event.stage, event.microbatch, start, end)
+def _work(event: Event, start: float, end: float) -> Bar:
+    return Bar(event.kind, event.stage, event.microbatch, start, end)

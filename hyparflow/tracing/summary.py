@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hyparflow.actions import Kind
-from hyparflow.recorder import Event, Happening
-from hyparflow.text import Page, counted
+from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.formats.text import Page, counted
+from hyparflow.pipeline.actions import Kind
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
@@ -113,7 +113,7 @@ def means(steps: Sequence[list[Event]]) -> Shares:
 
 def whole_step(step: Sequence[Event]) -> Event | None:
     """The event that spans all of a training step; None if it was not finished."""
-    return next((event for event in step if event.kind == Happening.TRAINING_STEP), None)
+    return next((event for event in step if event.kind == EventKind.TRAINING_STEP), None)
 
 
 def _split(step: Sequence[Event]) -> dict[str, float]:
@@ -126,10 +126,10 @@ def _split(step: Sequence[Event]) -> dict[str, float]:
     inner = [event for event in step if whole is None or event.end <= whole.end + _SAME]
     waits: list[Event] = []  # since the last action; an event is noted when it ends
     for event in inner:
-        if event.kind == Happening.WAIT:
+        if event.kind == EventKind.WAIT:
             waits.append(event)
             continue
-        if event.kind in (Happening.SUM, Happening.TRAINING_STEP):
+        if event.kind in (EventKind.SUM, EventKind.TRAINING_STEP):
             continue
         inside = [w for w in waits if w.start >= event.start - _SAME]
         waited = sum(w.end - w.start for w in inside)
@@ -152,7 +152,7 @@ def _add(found: dict[str, float], event: Event, waited: float) -> None:
         found["moved"] += event.moved
     elif event.kind == Kind.APPLY:
         found["optimizer"] += took
-    elif event.kind == Happening.DATA:
+    elif event.kind == EventKind.DATA:
         found["data"] += took
     else:
         found["messages"] += took - waited
@@ -163,7 +163,7 @@ def _add(found: dict[str, float], event: Event, waited: float) -> None:
 def _under_way(step: Sequence[Event]) -> float:
     """How long at least one sum was under way."""
     total, until = 0.0, float("-inf")
-    for start, end in sorted((e.start, e.end) for e in step if e.kind == Happening.SUM):
+    for start, end in sorted((e.start, e.end) for e in step if e.kind == EventKind.SUM):
         total += max(0.0, end - max(start, until))
         until = max(until, end)
     return total

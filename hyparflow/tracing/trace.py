@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hyparflow.actions import NAMES, Kind
-from hyparflow.files import read
+from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.formats.records import read
+from hyparflow.formats.writing import replacing
+from hyparflow.pipeline.actions import NAMES, Kind
 from hyparflow.planning.plan import Plan
-from hyparflow.recorder import Event, Happening
 from hyparflow.tracing.trace_file import Complete, TraceFile, check
-from hyparflow.writing import replacing
 
 __all__ = ["RankTrace", "Trace"]
 
 _MADE_BY = "hyparflow"
 _MICRO = 1e6  # the format counts microseconds
 _LANES = {"steps": 0, "actions": 1, "sums over replicas": 2}  # of a rank, from above
-_LANE_OF = {Happening.TRAINING_STEP: 0, Happening.SUM: 2}  # the others are actions
+_LANE_OF = {EventKind.TRAINING_STEP: 0, EventKind.SUM: 2}  # the others are actions
 _WORDS = NAMES | {
-    Happening.TRAINING_STEP: "training step",
-    Happening.DATA: "data",
-    Happening.WAIT: "wait",
-    Happening.SUM: "sum over replicas",
+    EventKind.TRAINING_STEP: "training step",
+    EventKind.DATA: "data",
+    EventKind.WAIT: "wait",
+    EventKind.SUM: "sum over replicas",
 }
 
 

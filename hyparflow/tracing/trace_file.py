@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from hyparflow.actions import NAMES
-from hyparflow.files import Amount, Bytes, Count, Number
-from hyparflow.recorder import Happening
+from hyparflow.comm.recorder import EventKind
+from hyparflow.formats.records import Amount, Bytes, Count, Number
+from hyparflow.pipeline.actions import NAMES
 
 __all__ = ["Complete", "TraceFile", "check"]
 
 _KINDS = {
     *NAMES,
-    *(Happening.TRAINING_STEP, Happening.DATA, Happening.WAIT, Happening.SUM),
+    *(EventKind.TRAINING_STEP, EventKind.DATA, EventKind.WAIT, EventKind.SUM),
 }
 
 

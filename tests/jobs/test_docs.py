@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import pytest
 from jobs.jobs import run
 
-from hyparflow.running.flags import physical_cores
+from hyparflow.launching.flags import physical_cores
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

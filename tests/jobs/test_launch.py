@@ -141,13 +141,13 @@ except Mine as error:
     print("cause", "in train" in str(error.__cause__), "on rank 1" in str(error.__cause__))
 
 def step():  # an error there ends the job at once
-    from hyparflow import guard
+    from hyparflow.comm import abort
     try:
         if who().rank == 1:
             raise Mine("in a step", 4)
         time.sleep(50)
     except Mine as error:
-        guard.fail(error)
+        abort.fail(error)
 
 try:
     hf.launch(step, num_ranks=2, oversubscribe=True)

@@ -11,9 +11,9 @@ from contract import WORLD, Outcome, State, float_type, grids, on_leader, requir
 from zoo import CASES, Case
 
 import hyparflow as hf
-from hyparflow import keras_internals
-from hyparflow.graph import FlatGraph
-from hyparflow.schedule import SCHEDULES
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.pipeline.schedules import SCHEDULES
 
 # Partitions, micro-batches and schedule, on so many ranks. For the time, a case has the first and
 # one of the others, in turn; --everything has all numbers and schedules.
@@ -76,7 +76,7 @@ def test_fit_equals_plain(name: str, request: pytest.FixtureRequest) -> None:
     with float_type("float64"):
         model, data, start = prepare(case)
         expected = on_leader(lambda: run_plain(model, data, case))
-        graph = keras_internals.opened_graph(model)
+        graph = opened_graph(model)
         operations = 0 if graph is None else len(FlatGraph(model, graph).calls)
         for partitions, microbatches, schedule in layouts(name, operations, everything):
             start.restore(model)

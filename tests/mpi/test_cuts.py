@@ -12,8 +12,8 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from keras import layers, ops
 
 import hyparflow as hf
-from hyparflow.graph import FlatGraph
-from hyparflow.keras_internals import opened_graph
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
 
 pytestmark = pytest.mark.skipif(WORLD.size != 2, reason="cuts models in two")
 ROWS = 12

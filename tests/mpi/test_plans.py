@@ -14,7 +14,7 @@ from contract import WORLD, Outcome, State, on_leader, require_none
 from keras import layers
 
 import hyparflow as hf
-from hyparflow import automatic
+from hyparflow.training import auto
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 
@@ -113,7 +113,7 @@ def test_automatic_trains_a_model_without_a_graph(capfd: pytest.CaptureFixture[s
 
 @pytest.mark.skipif(WORLD.size != 2, reason="measures: for nothing alone, and for long on 4 ranks")
 def test_all_ranks_hear_that_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "_SHARE", 1e-8)
+    monkeypatch.setattr(auto, "_SHARE", 1e-8)
     with pytest.raises(ValueError, match="No layout fits in the memory limit") as caught:
         hf.fit(build(), *data(), batch_size=20, verbose=0, strategy="auto")
     assert len(set(WORLD.allgather(str(caught.value)))) == 1

@@ -14,8 +14,8 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from zoo import CASES, Case
 
 import hyparflow as hf
-from hyparflow.flat import adder
-from hyparflow.ranks import world as all_ranks
+from hyparflow.comm.ranks import world as all_ranks
+from hyparflow.engine.gradients.flat_buffer import adder
 
 # On 4 ranks two partitions of two replicas each; what there is without partitions, 2 ranks show.
 PARTITIONS = (1,) if WORLD.size < 4 else (2,)

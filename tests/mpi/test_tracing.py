@@ -18,11 +18,11 @@ from contract import WORLD, Outcome, State, on_leader, require_none
 from keras import layers
 
 import hyparflow as hf
-from hyparflow.actions import Kind
-from hyparflow.recorder import Event, Happening
-from hyparflow.tracing import Trace
+from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.pipeline.actions import Kind
 from hyparflow.tracing.clocks import clock_offset
 from hyparflow.tracing.summary import shares
+from hyparflow.tracing.trace import Trace
 
 pytestmark = [
     pytest.mark.usefixtures("in_float64"),
@@ -72,11 +72,11 @@ def test_a_trace_has_what_was_done(folder: Path) -> None:
         assert len(rank.steps) == STEPS
         for step in rank.steps:
             counts = Counter(event.kind for event in step)
-            assert counts[Happening.TRAINING_STEP] == counts[Happening.DATA] == 1
+            assert counts[EventKind.TRAINING_STEP] == counts[EventKind.DATA] == 1
             assert counts[Kind.APPLY] == counts[Kind.REDUCE] == 1
             computations = sum(counts[kind] for kind in (Kind.FORWARD, Kind.BACKWARD))
             assert computations + 2 * counts[Kind.FUSED] == 2 * MICROBATCHES
-            assert (counts[Happening.SUM] > 0) == (WORLD.size > 2)
+            assert (counts[EventKind.SUM] > 0) == (WORLD.size > 2)
         assert shares(rank).moved > 0
 
 
@@ -160,7 +160,7 @@ def test_a_trace_on_some_ranks_only(folder: Path) -> None:
 
 
 def test_clocks_of_one_node() -> None:
-    from hyparflow.ranks import world as all_ranks
+    from hyparflow.comm.ranks import world as all_ranks
 
     world = all_ranks()
     assert world is not None

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from hyparflow.actions import Action, Kind, Step
+from hyparflow.pipeline.actions import Action, Kind, Step
 
 
 @pytest.mark.parametrize(

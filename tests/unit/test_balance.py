@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from hyparflow.partition import balance
+from hyparflow.pipeline.partition import balance
 
 
 def slowest(costs: Sequence[float], boundaries: Sequence[int]) -> float:

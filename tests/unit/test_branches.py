@@ -9,7 +9,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from hyparflow.branches import branching_operations  # noqa: E402
+from hyparflow.engine.trials.branches import branching_operations  # noqa: E402
 
 ROWS = tf.TensorSpec([None, 6])
 

@@ -8,8 +8,8 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from hyparflow.checks import check_jit_compile  # noqa: E402
 from hyparflow.options import resolve  # noqa: E402
+from hyparflow.training.checks import check_jit_compile  # noqa: E402
 
 
 class OwnStep(keras.Model):  # type: ignore[misc, name-defined]

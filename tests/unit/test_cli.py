@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import hyparflow as hf
-from hyparflow.cli import main
+from hyparflow.cli.main import main
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10_resnet.py"
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyparflow.claims import Claim, crowded
+from hyparflow.launching.cores import Claim, crowded
 
 
 def claims(*wanted: tuple[tuple[int, ...], int], node: str = "a") -> list[Claim]:

@@ -12,18 +12,9 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from hyparflow.data import (  # noqa: E402
-    ArraySource,
-    Batch,
-    Spec,
-    microbatch_rows,
-    peek,
-    replica_rows,
-    slice_rows,
-    specs,
-    split,
-)
-from hyparflow.grid import Grid  # noqa: E402
+from hyparflow.engine.batch import Batch, microbatch_rows, replica_rows, slice_rows, split  # noqa: E402
+from hyparflow.pipeline.grid import Grid  # noqa: E402
+from hyparflow.training.data.array_source import ArraySource, Spec, peek, specs  # noqa: E402
 
 
 def covers(parts: list[tuple[int, int]], start: int, stop: int) -> bool:
@@ -277,13 +268,13 @@ def datasets_of(x: Any) -> Any:
 
 def test_only_datasets_that_ask_for_it_are_tuned() -> None:
     tf = pytest.importorskip("tensorflow")
-    from hyparflow import keras_internals
+    from hyparflow.model.keras_internals.data import untuned_datasets
 
     asking = tf.data.Options()
     asking.autotune.enabled = True
     dataset = tf.data.Dataset.range(4).map(lambda x: 2 * x, tf.data.AUTOTUNE).batch(2)
     cases = [(np.arange(4), False), (dataset, False), (dataset.with_options(asking), True)]
-    with keras_internals.untuned_datasets():
+    with untuned_datasets():
         for data, is_tuned in cases:
             found = datasets_of(data)
             assert found.options().autotune.enabled is is_tuned
@@ -294,8 +285,8 @@ def test_only_datasets_that_ask_for_it_are_tuned() -> None:
 
 def test_a_shard_is_not_tuned() -> None:
     tf = pytest.importorskip("tensorflow")
-    from hyparflow import keras_internals
+    from hyparflow.model.keras_internals.data import open_stream
 
-    adapter = keras_internals.open_stream(tf.data.Dataset.range(4).batch(2))
+    adapter = open_stream(tf.data.Dataset.range(4).batch(2))
     adapter.take_begun()
     assert adapter.get_tf_dataset().options().autotune.enabled is False

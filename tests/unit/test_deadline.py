@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hyparflow.comm import Communicator
-from hyparflow.limits import spin_seconds
-from hyparflow.recorder import Recorder
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.recorder import Recorder
+from hyparflow.comm.timeout import spin_seconds
 
 
 def test_how_long_a_waiting_rank_keeps_its_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:

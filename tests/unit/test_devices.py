@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.devices import choose_device, count_devices
+from hyparflow.launching.devices import choose_device, count_devices
 
 
 def environment(local_rank: int, **more: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 import hyparflow as hf
-from hyparflow.cli import main
+from hyparflow.cli.main import main
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

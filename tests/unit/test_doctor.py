@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from hyparflow.doctor import OK, PROBLEM, WARNING, Finding, examination, machine, show
-from hyparflow.doctor.examination import _merged
-from hyparflow.doctor.machine import Machine, check_machine
-from hyparflow.running.mpi import MPICH, OPEN_MPI, Mpi
+from hyparflow.launching.doctor import examination, machine
+from hyparflow.launching.doctor.examination import _merged
+from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding, show
+from hyparflow.launching.doctor.machine import Machine, check_machine
+from hyparflow.launching.mpi_library import MPICH, OPEN_MPI, Mpi
 
 OPEN = Mpi(OPEN_MPI, "5.0.11")
 
@@ -24,8 +25,8 @@ OPEN = Mpi(OPEN_MPI, "5.0.11")
 def open_mpi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with Open MPI and its launcher."""
     path = tmp_path / "mpirun"
-    monkeypatch.setattr(machine.running, "library", lambda: OPEN)
-    monkeypatch.setattr(machine.running, "find_launcher", lambda mpi: path)
+    monkeypatch.setattr(machine, "library", lambda: OPEN)
+    monkeypatch.setattr(machine, "find_launcher", lambda mpi: path)
     monkeypatch.setattr(machine.shutil, "which", lambda name: str(path))
     monkeypatch.setattr(machine, "matching", lambda path: OPEN)
     monkeypatch.setattr(machine, "_may_read_others", lambda: True)
@@ -78,7 +79,7 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Mpi:
         raise ValueError("mpi4py must load Open MPI, MPICH or Intel MPI. Received: nothing.")
 
-    monkeypatch.setattr(machine.running, "library", none)
+    monkeypatch.setattr(machine, "library", none)
     assert find("MPI library", tmp_path).status == PROBLEM
 
 
@@ -97,7 +98,7 @@ def test_launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(mpi: Mpi) -> Path:
         raise ValueError("Ranks must be started by the launcher of the library")
 
-    monkeypatch.setattr(machine.running, "find_launcher", none)
+    monkeypatch.setattr(machine, "find_launcher", none)
     assert find("launcher", tmp_path).status == PROBLEM
 
 

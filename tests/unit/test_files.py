@@ -12,15 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 import hyparflow as hf
-from hyparflow.actions import Kind
-from hyparflow.cli import main
-from hyparflow.planned import as_plan
-from hyparflow.planning import Costs
-from hyparflow.planning.costs import Weight
-from hyparflow.planning.memory import Memory
-from hyparflow.planning.plan import Alternative, PartitionPlan, Plan, Work
-from hyparflow.recorder import Event, Happening
-from hyparflow.tracing import RankTrace, Trace
+from hyparflow.cli.main import main
+from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.pipeline.actions import Kind
+from hyparflow.planning.as_arguments import as_plan
+from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
+from hyparflow.planning.search.predict_memory import Memory
+from hyparflow.tracing.trace import RankTrace, Trace
 
 LOADS: dict[str, Callable[[Any], Any]] = {
     "plan": Plan.load,
@@ -33,7 +32,7 @@ LOADS: dict[str, Callable[[Any], Any]] = {
 def a_plan() -> Plan:
     memory = Memory(*[1] * 6)
     parts = [PartitionPlan((f"layer{n}",), 4, 0.1, 0.2, memory, {1 - n: 8}) for n in range(2)]
-    work = tuple((Work(Kind.FORWARD, n, 0, 0.0, 0.5),) for n in range(2))
+    work = tuple((Bar(Kind.FORWARD, n, 0, 0.0, 0.5),) for n in range(2))
     return Plan(
         "small", "0", 16, 1, 2, 2, "1f1b", 1, (1, 1), tuple(parts), 1.0, 2.0, 0.1, None,
         (Alternative("other", 2.0, "waiting"),), work, "estimated",
@@ -51,7 +50,7 @@ def some_costs() -> Costs:
 
 
 def a_trace() -> Trace:
-    step = [Event(Kind.FORWARD, 0.0, 1.0, 0, 0), Event(Happening.TRAINING_STEP, 0.0, 1.0)]
+    step = [Event(Kind.FORWARD, 0.0, 1.0, 0, 0), Event(EventKind.TRAINING_STEP, 0.0, 1.0)]
     ranks = [RankTrace(f"rank {n}", 0, n, [step, step]) for n in range(2)]
     return Trace(ranks, {"num_partitions": 2, "num_replicas": 1}, a_plan().to_values())
 

@@ -8,13 +8,13 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from hyparflow.fingerprint import (  # noqa: E402
+from hyparflow.model.fingerprint import (  # noqa: E402
     compile_fingerprint,
     digest,
     model_fingerprint,
-    require_same,
     values_fingerprint,
 )
+from hyparflow.training.agreement import require_same  # noqa: E402
 
 
 class FakeWorld:

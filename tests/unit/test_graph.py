@@ -14,21 +14,25 @@ pytest.importorskip("tensorflow")
 from keras import layers, ops  # noqa: E402
 from zoo import CASES  # noqa: E402
 
-from hyparflow import keras_internals  # noqa: E402
-from hyparflow.graph import FlatGraph  # noqa: E402
-from hyparflow.partition import divide  # noqa: E402
+from hyparflow.model.graph import FlatGraph  # noqa: E402
+from hyparflow.model.keras_internals.layers import (  # noqa: E402
+    opened_graph,
+    output_structure,
+    standardize_inputs,
+)
+from hyparflow.pipeline.partition import divide  # noqa: E402
 
 STAGES = (2, 3, 4)
 
 
 def flat_graph(model: Any) -> FlatGraph:
-    return FlatGraph(model, keras_internals.opened_graph(model))
+    return FlatGraph(model, opened_graph(model))
 
 
 def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
     """The outputs of `model`, computed stage by stage from what the edges bring."""
     table = divide(graph.operation_graph(model.trainable_variables), stages)
-    entries = keras_internals.standardize_inputs(graph.functional, x)
+    entries = standardize_inputs(graph.functional, x)
     mail = {(tensor, 0): value for tensor, value in zip(graph.inputs, entries, strict=True)}
     for stage in range(stages):
         takes, gives = table.stage_inputs[stage], table.stage_outputs[stage]
@@ -39,7 +43,7 @@ def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
         for edge in table.edges:
             if edge.producer == stage:
                 mail[edge.tensor, edge.consumer] = made[edge.tensor]
-    return keras_internals.output_structure(graph.functional, list(values))
+    return output_structure(graph.functional, list(values))
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:
@@ -190,8 +194,8 @@ def test_a_model_with_its_own_call_has_no_graph() -> None:
             return super().call(x) + 1
 
     inputs = keras.Input((4,))
-    assert keras_internals.opened_graph(Own()) is None
-    assert keras_internals.opened_graph(OwnFunctional(inputs, layers.Dense(2)(inputs))) is None
+    assert opened_graph(Own()) is None
+    assert opened_graph(OwnFunctional(inputs, layers.Dense(2)(inputs))) is None
 
 
 def test_a_nested_model_with_its_own_call_is_kept_whole() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hyparflow.grid import LEADER, Grid
+from hyparflow.comm.leader import LEADER
+from hyparflow.pipeline.grid import Grid
 
 GRIDS = [Grid(p, r) for p, r in itertools.product(range(1, 6), range(1, 6))]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hyparflow import guard
+from hyparflow.comm import abort
 
 
 class FakeMPI:
@@ -41,7 +41,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     given: list[BaseException] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: given.append(error))
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    guard.install()
+    abort.install()
     return given
 
 
@@ -69,7 +69,7 @@ def test_with_one_rank_too(
 
 def test_install_once(handed_over: list[BaseException]) -> None:
     hook = sys.excepthook
-    guard.install()
+    abort.install()
     assert sys.excepthook is hook
 
 
@@ -93,8 +93,8 @@ def test_the_first_place_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = ValueError("wrong rows")
-    guard.locate(error, "rank 1 (replica 0, partition 1), action 1F3")
-    guard.locate(error, "rank 1, somewhere")
+    abort.locate(error, "rank 1 (replica 0, partition 1), action 1F3")
+    abort.locate(error, "rank 1, somewhere")
     run_with(monkeypatch, FakeMPI(rank=1), error)
     report = capsys.readouterr().err
     assert "ValueError on rank 1 (replica 0, partition 1), action 1F3; all ranks" in report
@@ -106,20 +106,20 @@ def test_keyboard_interrupt_has_its_own_code(
     assert run_with(monkeypatch, FakeMPI(), KeyboardInterrupt()) == [130]
 
 
-@pytest.mark.parametrize("rank, waits", [(0, []), (1, [guard._GRACE])])
+@pytest.mark.parametrize("rank, waits", [(0, []), (1, [abort._GRACE])])
 def test_followers_leave_the_report_to_the_leader(
     rank: int, waits: list[float], handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
-    error = guard.everywhere(ValueError("on all ranks alike"))
+    error = abort.mark_collective(ValueError("on all ranks alike"))
     assert run_with(monkeypatch, FakeMPI(rank=rank), error) == [1]
-    assert slept == [*waits, guard._LAST_WORDS]
+    assert slept == [*waits, abort._LAST_WORDS]
 
 
 def test_fail_returns_with_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    guard.fail(ValueError("mine"))
+    abort.fail(ValueError("mine"))
 
 
 def test_fail_ends_the_job(
@@ -127,7 +127,7 @@ def test_fail_ends_the_job(
 ) -> None:
     mpi = FakeMPI(rank=1)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)  # type: ignore[arg-type]
-    guard.fail(ValueError("in the middle of a step"))
+    abort.fail(ValueError("in the middle of a step"))
     assert mpi.codes == [1]
     assert "in the middle of a step" in capsys.readouterr().err
 

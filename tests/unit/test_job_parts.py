@@ -12,12 +12,12 @@ import time
 import pytest
 
 from hyparflow.cli.program import command_of
-from hyparflow.running import checked_output, job_folder
-from hyparflow.running.end import end_of
-from hyparflow.running.folder import room_needed
-from hyparflow.running.rank import Sink, Stream, decoded
-from hyparflow.running.shown import shown
-from hyparflow.running.words import as_one, sent
+from hyparflow.launching.end import end_of
+from hyparflow.launching.folder import job_folder, room_needed
+from hyparflow.launching.output import checked_output
+from hyparflow.launching.rank_process import Sink, Stream, decoded
+from hyparflow.launching.relay import shown
+from hyparflow.launching.words import as_one, sent
 
 WORDS = ["a", ":", "", " ", "-n", "--", "@f", "=", "+", "%41", "l\n2", "q'\"", "é", "\udcff", "*"]
 
@@ -47,7 +47,10 @@ def test_a_folder_is_private_and_goes(tmp_path: pathlib.Path, tmpdir_of_job: Non
     assert not list(tmp_path.iterdir())
 
 
-MAKE = "from hyparflow.running import job_folder\nwith job_folder() as f: print(f, flush=True); {}"
+MAKE = """
+from hyparflow.launching.folder import job_folder
+with job_folder() as f: print(f, flush=True); {}
+"""
 
 
 def test_what_a_killed_process_left_goes(tmp_path: pathlib.Path, tmpdir_of_job: None) -> None:

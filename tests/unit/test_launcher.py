@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from hyparflow.launcher import (
+from hyparflow.comm.launcher import (
     allocated_nodes,
     describe_command,
     expected_size,

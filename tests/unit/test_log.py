@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow import log
+from hyparflow.comm import log
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from hyparflow import keras_internals  # noqa: E402
-from hyparflow.data import specs  # noqa: E402
-from hyparflow.losses import LossTerms  # noqa: E402
-from hyparflow.sums_trial import require_additive  # noqa: E402
+from hyparflow.engine.loss.terms import LossTerms  # noqa: E402
+from hyparflow.engine.trials.sums import require_additive  # noqa: E402
+from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch  # noqa: E402
+from hyparflow.training.data.array_source import specs  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -109,8 +109,8 @@ def checked(loss: Any, weights: Any = None, dtype: str = "float64") -> tuple[Any
     model = keras.Model(inputs, keras.layers.Dense(4, dtype=dtype)(inputs))
     model.compile("sgd", loss)
     x, y, _ = arrays()
-    symbolic = keras_internals.symbolic_batch(model, specs((x, y, weights)))
-    keras_internals.build_compiled(model, symbolic)
+    symbolic = symbolic_batch(model, specs((x, y, weights)))
+    build_compiled(model, symbolic)
     terms = LossTerms(model, False, symbolic)
     require_additive(model, terms, symbolic)
     return model, terms

@@ -11,10 +11,12 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from hyparflow import keras_internals  # noqa: E402
-from hyparflow.data import microbatch_rows, slice_rows, specs  # noqa: E402
-from hyparflow.grid import Grid  # noqa: E402
-from hyparflow.losses import LossTerms  # noqa: E402
+from hyparflow.engine.batch import microbatch_rows, slice_rows  # noqa: E402
+from hyparflow.engine.loss.terms import LossTerms  # noqa: E402
+from hyparflow.model.keras_internals.compiled import build_compiled, compile_loss, symbolic_batch  # noqa: E402
+from hyparflow.model.keras_internals.layers import set_mask  # noqa: E402
+from hyparflow.pipeline.grid import Grid  # noqa: E402
+from hyparflow.training.data.array_source import specs  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -27,7 +29,7 @@ class OwnMask(keras.losses.Loss):  # type: ignore[misc, name-defined]
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         values = keras.ops.mean(keras.ops.square(y_pred - y_true), axis=-1)
-        keras_internals.set_mask(values, keras.ops.all(y_true >= -0.5, axis=-1))
+        set_mask(values, keras.ops.all(y_true >= -0.5, axis=-1))
         return values
 
 
@@ -45,9 +47,9 @@ def model_for(loss: Any, **compile_arguments: Any) -> Any:
 
 
 def terms_of(model: Any, x: Any, y: Any, sample_weight: Any, masked: bool = False) -> LossTerms:
-    """The additive losses, built as `hyparflow.build` does it."""
-    symbolic = keras_internals.symbolic_batch(model, specs((x, y, sample_weight)))
-    keras_internals.build_compiled(model, symbolic)
+    """The additive losses, built as `hyparflow.engine.assembly` does it."""
+    symbolic = symbolic_batch(model, specs((x, y, sample_weight)))
+    build_compiled(model, symbolic)
     return LossTerms(model, masked, symbolic)
 
 
@@ -67,7 +69,7 @@ def outputs(y_pred: Any, mask: Any, start: int, stop: int) -> Any:
     def rows(x: Any) -> Any:
         tensor = keras.ops.convert_to_tensor(x[start:stop])
         if mask is not None:
-            keras_internals.set_mask(tensor, keras.ops.convert_to_tensor(mask[start:stop]))
+            set_mask(tensor, keras.ops.convert_to_tensor(mask[start:stop]))
         return tensor
 
     return keras.tree.map_structure(rows, y_pred)
@@ -275,12 +277,12 @@ def test_each_output_s_loss_metric(split: tuple[int, int]) -> None:
     tf = pytest.importorskip("tensorflow")
 
     def results(model: Any) -> dict[str, float]:
-        return {m.name: float(m.result()) for m in keras_internals.compile_loss(model).metrics}
+        return {m.name: float(m.result()) for m in compile_loss(model).metrics}
 
     plain, model = many_outputs(), many_outputs()
     x, y, y_pred, sample_weight = many_arrays()
-    symbolic = keras_internals.symbolic_batch(plain, specs((x, y, sample_weight)))
-    keras_internals.build_compiled(plain, symbolic)
+    symbolic = symbolic_batch(plain, specs((x, y, sample_weight)))
+    build_compiled(plain, symbolic)
     terms = terms_of(model, x, y, sample_weight)
     for compiled in (plain, model):
         compiled.reset_metrics()

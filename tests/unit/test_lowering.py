@@ -8,10 +8,15 @@ from collections import Counter
 
 import pytest
 
-from hyparflow.actions import Edge, Kind, Step
-from hyparflow.lowering import lower, prove, tag
-from hyparflow.schedule import forward_only, gpipe, make_schedule, one_forward_one_backward
-from hyparflow.simulate import Lowered
+from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.lowering import lower, prove, tag
+from hyparflow.pipeline.schedules import (
+    forward_only,
+    gpipe,
+    make_schedule,
+    one_forward_one_backward,
+)
+from hyparflow.pipeline.simulator import Lowered
 
 
 def text(lowered: Lowered) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from hyparflow.message_log import MessageLog, wants_messages
+from hyparflow.comm.message_log import MessageLog, wants_messages
 
 
 def test_a_line_for_each_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hyparflow.grid import Grid
 from hyparflow.options import Options, automatic_microbatches, resolve
+from hyparflow.pipeline.grid import Grid
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from hyparflow.actions import Edge
-from hyparflow.operations import Operation, OperationGraph
-from hyparflow.partition import (
-    Partitioning,
-    allowed_cuts,
-    divide,
-    verify,
-)
+from hyparflow.pipeline.actions import Edge
+from hyparflow.pipeline.operations import Operation, OperationGraph
+from hyparflow.pipeline.partition import Partitioning, allowed_cuts, divide, verify
 
 # --- a small graph with everything in it ---
 

@@ -9,7 +9,7 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("cloudpickle")
 
-from hyparflow.running.payload import Call, read_call, write_call  # noqa: E402
+from hyparflow.launching.payload import RemoteCall, read_call, write_call  # noqa: E402
 
 
 def test_arrays_arrive_as_they_were(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_arrays_arrive_as_they_were(tmp_path: Path) -> None:
         large.view(np.recarray),
         large,
     ]
-    write_call(tmp_path, Call(print, (arrays,), {}))
+    write_call(tmp_path, RemoteCall(print, (arrays,), {}))
     (found,) = read_call(tmp_path).args
     for array, twin in zip(arrays, found, strict=True):
         assert type(twin) is type(array)

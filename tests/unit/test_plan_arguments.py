@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import hyparflow as hf
-from hyparflow import launcher
-from hyparflow.cli import main
+from hyparflow.cli.main import main
+from hyparflow.comm import launcher
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyparflow.actions import Kind
-from hyparflow.grid import Grid
-from hyparflow.operations import Operation, OperationGraph
-from hyparflow.partition import make_partitioning
-from hyparflow.planning import Cluster, Costs, Link, Plan, planner
-from hyparflow.planning.candidate import Candidate, Problem
-from hyparflow.planning.compose import make_plan
-from hyparflow.planning.costs import Overheads, Weight
-from hyparflow.planning.divisions import Divisions
-from hyparflow.planning.planner import best_of, consider
-from hyparflow.planning.predict import Prediction, predict
-from hyparflow.planning.sizes import parse_bytes
-from hyparflow.planning.wishes import Wishes
+from hyparflow.formats.sizes import parse_bytes
+from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.operations import Operation, OperationGraph
+from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.planning.costs.cluster import Cluster, Link
+from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.make_plan import make_plan
+from hyparflow.planning.plan import Plan
+from hyparflow.planning.search import layouts
+from hyparflow.planning.search.divisions import Divisions
+from hyparflow.planning.search.layouts import best_of, consider
+from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
 FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
 MEGABYTE = 2**20
@@ -261,7 +262,7 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     """Eight equal operations on four ranks, four micro-batches: 19 rounds of 4 stages are less
     than 7 of 1; with slow messages they are not."""
     quick = Problem(chain(8), costs([1.0] * 8), FAST, 4)
-    wishes = Wishes(4, num_partitions=4, num_microbatches=4)
+    wishes = Constraints(4, num_partitions=4, num_microbatches=4)
     best = consider(quick, wishes)[0]
     assert (best.candidate.schedule, best.candidate.stages_per_partition) == ("interleaved", 2)
     slow = dataclasses.replace(
@@ -391,7 +392,7 @@ def test_the_parts_of_a_backward_take_what_was_measured() -> None:
 
 def choose(seconds: list[float], ranks: int, batch: int, **wishes: Any) -> Any:
     problem = Problem(chain(len(seconds)), costs(seconds), FAST, batch)
-    asked = Wishes(ranks, **wishes)
+    asked = Constraints(ranks, **wishes)
     return best_of(consider(problem, asked), asked.memory_limit)
 
 
@@ -405,7 +406,7 @@ def test_cuts_avoid_large_tensors() -> None:
     table = costs([1.0] * 4, tensors=np.array([1.0, 1, 100, 1, 1]) * MEGABYTE)
     slow = Cluster(1, 2, within=Link(0.0, 2 * MEGABYTE), sum_bandwidth=INSTANT)
     problem = Problem(graph, table, slow, 4)
-    found = best_of(consider(problem, Wishes(2, num_partitions=2)), None)
+    found = best_of(consider(problem, Constraints(2, num_partitions=2)), None)
     assert found.candidate.partitioning.boundaries != (0, 2, 4)
 
 
@@ -418,7 +419,7 @@ def test_no_division_is_predicted_to_be_much_faster(seed: int) -> None:
     problem = Problem(
         graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE), sum_bandwidth=INSTANT), 16
     )
-    wishes = Wishes(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
+    wishes = Constraints(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
     found = consider(problem, wishes)[0].step_seconds
     everything = [
         predict(problem, candidate(graph, (0, *inner, count), 8)).step_seconds
@@ -446,12 +447,12 @@ def test_layouts_that_are_not_tried_are_not_better(
     problem = Problem(chain(count), costs(seconds, kept=kept), network, 16)
 
     def chosen(limit: int | None) -> Prediction:
-        return best_of(consider(problem, Wishes(4, memory_limit=limit)), limit)
+        return best_of(consider(problem, Constraints(4, memory_limit=limit)), limit)
 
     largest = max(memory.total for memory in chosen(None).memory)
     limits = [None, int(0.9 * largest), int(0.7 * largest)]
     found = [chosen(limit).step_seconds for limit in limits]
-    monkeypatch.setattr(planner, "_FAR", np.inf)
+    monkeypatch.setattr(layouts, "_FAR", np.inf)
     monkeypatch.setattr(Divisions, "too_large", lambda *_: False)
     assert found == [chosen(limit).step_seconds for limit in limits]
 
@@ -485,7 +486,7 @@ def test_lpp_is_kept() -> None:
 
 def some_plan(**wishes: Any) -> Plan:
     problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
-    found = consider(problem, Wishes(4, **wishes))
+    found = consider(problem, Constraints(4, **wishes))
     single = predict(problem, candidate(problem.graph, (0, 6), 1))
     return make_plan("small", "hash", problem, found[0], single, found[1:4], 2**31)
 

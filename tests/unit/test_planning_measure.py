@@ -15,18 +15,18 @@ import tensorflow as tf
 from keras import layers, ops
 
 import hyparflow as hf
-from hyparflow import keras_internals
-from hyparflow.graph import FlatGraph
-from hyparflow.planning import crowd, sample
-from hyparflow.planning.crowd import companions_possible
-from hyparflow.planning.estimate import estimate
-from hyparflow.planning.kinds import has_kernel, operation_kinds, tensor_types
-from hyparflow.planning.measure import measure
-from hyparflow.planning.segments import alike, segments
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.planning.costs import contention, sample
+from hyparflow.planning.costs.contention import companions_possible
+from hyparflow.planning.costs.estimate import estimate
+from hyparflow.planning.costs.measure import measure
+from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
+from hyparflow.planning.costs.segments import alike, segments
 
 
 def flat(model: Any) -> FlatGraph:
-    return FlatGraph(model, keras_internals.opened_graph(model))
+    return FlatGraph(model, opened_graph(model))
 
 
 def blocks(count: int, width: int = 8) -> Any:
@@ -228,10 +228,10 @@ def test_a_process_beside_this_one_must_answer(monkeypatch: pytest.MonkeyPatch) 
     process = subprocess.Popen(silent, stdin=pipe, stdout=pipe, text=True)
     try:
         with pytest.raises(RuntimeError, match=r"has not answered within 0.5 s"):
-            crowd._tell([process], 4)
+            contention._tell([process], 4)
         process.kill()
         with pytest.raises(RuntimeError, match="has ended"):
-            crowd._tell([process], 4)
+            contention._tell([process], 4)
     finally:
         process.kill()
         process.communicate()

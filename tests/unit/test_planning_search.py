@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from hyparflow.planning.boundaries import StageSeconds, candidates
-from hyparflow.planning.search import Division, Search, rounds_of
+from hyparflow.planning.search.boundaries import StageSeconds, candidates
+from hyparflow.planning.search.cuts import Division, Search, rounds_of
 
 Reads = list[tuple[int, list[int], float]]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.running.rank import Sink
+from hyparflow.launching.rank_process import Sink
 
 HEAD = b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
 ONEDNN = (

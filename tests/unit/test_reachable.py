@@ -10,7 +10,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from hyparflow.reachable import reachable_variables
+from hyparflow.model.reachable_variables import reachable_variables
 
 GLOBAL = tf.Variable(1.0)
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hyparflow.actions import Edge, Kind, Step
-from hyparflow.balance import balance
-from hyparflow.lowering import lower
-from hyparflow.refine import refine, step_lengths
-from hyparflow.schedule import SCHEDULES, make_schedule
-from hyparflow.simulate import play
+from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.balance import balance
+from hyparflow.pipeline.lowering import lower
+from hyparflow.pipeline.refine import refine, step_lengths
+from hyparflow.pipeline.schedules import SCHEDULES, make_schedule
+from hyparflow.pipeline.simulator import play
 
 FUSED = 0.9  # of the last stage's cost
 PACE = "interleaved", 2, 2

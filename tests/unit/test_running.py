@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.running import Job, run, run_and_show
-from hyparflow.running import flags as flags_module
-from hyparflow.running import job as job_module
-from hyparflow.running import mpi as mpi_module
-from hyparflow.running.flags import Request, environment, flags, passed_on
-from hyparflow.running.mpi import (
+from hyparflow.launching import flags as flags_module
+from hyparflow.launching import job as job_module
+from hyparflow.launching import mpi_library as mpi_module
+from hyparflow.launching.flags import LaunchRequest, environment, flags, passed_on
+from hyparflow.launching.job import Job, run, run_and_show
+from hyparflow.launching.mpi_library import (
     INTEL,
     MPICH,
     OPEN_MPI,
@@ -26,7 +26,7 @@ from hyparflow.running.mpi import (
     identify,
     library,
     matching,
-)  # fmt: skip
+)
 
 OPEN, HYDRA, INTEL_MPI = Mpi(OPEN_MPI, "5.0.11"), Mpi(MPICH, "4.3.2"), Mpi(INTEL, "2021.17")
 
@@ -57,31 +57,37 @@ def test_what_a_library_or_a_launcher_says(text: str, mpi: Mpi | None) -> None:
 @pytest.mark.parametrize(
     ("mpi", "request_", "expected"),
     [
-        (OPEN, Request(4), "-n 4 --map-by slot:PE=2 --bind-to core"),
-        (OPEN, Request(3), "-n 3 --map-by slot:PE=2 --bind-to core"),
-        (OPEN, Request(9, oversubscribe=True), "-n 9 --map-by :OVERSUBSCRIBE --bind-to none"),
-        (OPEN, Request(4, "a:2,b:2"), "-n 4 --host a:2,b:2 --map-by slot:PE=4 --bind-to core"),
-        (OPEN, Request(4, None, "hosts"), "-n 4 --hostfile hosts --bind-to none"),
-        (OPEN, Request(99, is_allocated=True), "-n 99 --bind-to none"),
-        (HYDRA, Request(4), "-n 4 -bind-to core:2"),
-        (HYDRA, Request(9, oversubscribe=True), "-n 9 -bind-to none"),
-        (HYDRA, Request(4, "a:2,b:2"), "-n 4 -hosts a:2,b:2 -bind-to core:4"),
-        (HYDRA, Request(4, None, "hosts"), "-n 4 -f hosts -bind-to none"),
-        (INTEL_MPI, Request(4), "-n 4 -genv I_MPI_PIN_DOMAIN 2"),
-        (INTEL_MPI, Request(9, oversubscribe=True), "-n 9 -genv I_MPI_PIN off"),
+        (OPEN, LaunchRequest(4), "-n 4 --map-by slot:PE=2 --bind-to core"),
+        (OPEN, LaunchRequest(3), "-n 3 --map-by slot:PE=2 --bind-to core"),
+        (OPEN, LaunchRequest(9, oversubscribe=True), "-n 9 --map-by :OVERSUBSCRIBE --bind-to none"),
+        (
+            OPEN,
+            LaunchRequest(4, "a:2,b:2"),
+            "-n 4 --host a:2,b:2 --map-by slot:PE=4 --bind-to core",
+        ),
+        (OPEN, LaunchRequest(4, None, "hosts"), "-n 4 --hostfile hosts --bind-to none"),
+        (OPEN, LaunchRequest(99, is_allocated=True), "-n 99 --bind-to none"),
+        (HYDRA, LaunchRequest(4), "-n 4 -bind-to core:2"),
+        (HYDRA, LaunchRequest(9, oversubscribe=True), "-n 9 -bind-to none"),
+        (HYDRA, LaunchRequest(4, "a:2,b:2"), "-n 4 -hosts a:2,b:2 -bind-to core:4"),
+        (HYDRA, LaunchRequest(4, None, "hosts"), "-n 4 -f hosts -bind-to none"),
+        (INTEL_MPI, LaunchRequest(4), "-n 4 -genv I_MPI_PIN_DOMAIN 2"),
+        (INTEL_MPI, LaunchRequest(9, oversubscribe=True), "-n 9 -genv I_MPI_PIN off"),
     ],
 )
-def test_flags(mpi: Mpi, request_: Request, expected: str) -> None:
+def test_flags(mpi: Mpi, request_: LaunchRequest, expected: str) -> None:
     assert " ".join(flags(mpi, request_)) == expected
 
 
 def test_too_many_ranks() -> None:
     with pytest.raises(ValueError, match="9 ranks on 8 cores"):
-        flags(OPEN, Request(9))
-    assert flags(OPEN, Request(32, "a:16,b:16"))  # hosts may have more cores than this machine
+        flags(OPEN, LaunchRequest(9))
+    assert flags(
+        OPEN, LaunchRequest(32, "a:16,b:16")
+    )  # hosts may have more cores than this machine
 
 
-def added(mpi: Mpi, request: Request, names: tuple[str, ...], **known: str) -> dict[str, str]:
+def added(mpi: Mpi, request: LaunchRequest, names: tuple[str, ...], **known: str) -> dict[str, str]:
     """What of these variables is set beside those that are known."""
     found = environment(mpi, request, known)
     return {name: value for name, value in found.items() if name in names}
@@ -89,35 +95,39 @@ def added(mpi: Mpi, request: Request, names: tuple[str, ...], **known: str) -> d
 
 def test_threads_match_cores() -> None:
     threads = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    assert added(OPEN, Request(4), threads) == dict.fromkeys(threads, "2")
-    several = Request(16, oversubscribe=True)
+    assert added(OPEN, LaunchRequest(4), threads) == dict.fromkeys(threads, "2")
+    several = LaunchRequest(16, oversubscribe=True)
     assert added(OPEN, several, threads) == dict.fromkeys(threads, "1")
-    chosen = added(OPEN, Request(4), threads, OMP_NUM_THREADS="7")
+    chosen = added(OPEN, LaunchRequest(4), threads, OMP_NUM_THREADS="7")
     assert chosen == dict.fromkeys(threads[:2], "2")
 
 
 def test_ranks_of_this_machine_listen_to_it_only() -> None:
     names = ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include", "UCX_NET_DEVICES", "FI_TCP_IFACE")
     local = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"}
-    assert added(OPEN, Request(2), names) == local | {"OMPI_MCA_btl": "^tcp"}
-    assert added(HYDRA, Request(2), names) == local
+    assert added(OPEN, LaunchRequest(2), names) == local | {"OMPI_MCA_btl": "^tcp"}
+    assert added(HYDRA, LaunchRequest(2), names) == local
     for chosen in ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include"):
-        assert added(OPEN, Request(2), names, **{chosen: "mine"}) == local
-    assert added(HYDRA, Request(2), names, UCX_NET_DEVICES="eth0") == {"FI_TCP_IFACE": "lo"}
-    for elsewhere in (Request(2, "a:2"), Request(2, None, "hosts"), Request(2, is_allocated=True)):
+        assert added(OPEN, LaunchRequest(2), names, **{chosen: "mine"}) == local
+    assert added(HYDRA, LaunchRequest(2), names, UCX_NET_DEVICES="eth0") == {"FI_TCP_IFACE": "lo"}
+    for elsewhere in (
+        LaunchRequest(2, "a:2"),
+        LaunchRequest(2, None, "hosts"),
+        LaunchRequest(2, is_allocated=True),
+    ):
         assert not added(OPEN, elsewhere, names)
 
 
 def test_tcp_stays_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include")
     monkeypatch.setattr(flags_module, "has_shared_memory", lambda ranks: False)
-    assert added(OPEN, Request(2), names) == {"OMPI_MCA_btl_tcp_if_include": "lo"}
+    assert added(OPEN, LaunchRequest(2), names) == {"OMPI_MCA_btl_tcp_if_include": "lo"}
 
 
 def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
-    assert added(OPEN, Request(2), ("HOME",)) == {"HOME": pwd.getpwuid(os.geteuid()).pw_dir}
-    assert not added(OPEN, Request(2), ("HOME",), HOME="/mine")
+    assert added(OPEN, LaunchRequest(2), ("HOME",)) == {"HOME": pwd.getpwuid(os.geteuid()).pw_dir}
+    assert not added(OPEN, LaunchRequest(2), ("HOME",), HOME="/mine")
 
 
 def test_launchers_do_not_wait_for_a_folder_that_is_none(
@@ -125,7 +135,7 @@ def test_launchers_do_not_wait_for_a_folder_that_is_none(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     wrong = {"TMPDIR": str(tmp_path / "pipe"), "TMP": str(tmp_path / "none")}
-    found = added(OPEN, Request(2), ("TMPDIR", "TEMP", "TMP"), TEMP=str(tmp_path), **wrong)
+    found = added(OPEN, LaunchRequest(2), ("TMPDIR", "TEMP", "TMP"), TEMP=str(tmp_path), **wrong)
     assert found == dict.fromkeys(("TMPDIR", "TMP"), tempfile.gettempdir())
     monkeypatch.setenv("TMPDIR", wrong["TMPDIR"])
     assert find_launcher(library()).exists()
@@ -144,28 +154,28 @@ def test_launchers_that_are_none(tmp_path: Path) -> None:
 
 def test_more_ranks_than_memory_holds() -> None:
     with pytest.raises(ValueError, match="Ranks must fit in memory. Received: 1000000000 ranks"):
-        flags(OPEN, Request(10**9, oversubscribe=True))
+        flags(OPEN, LaunchRequest(10**9, oversubscribe=True))
 
 
 def test_hosts_are_text() -> None:
     with pytest.raises(ValueError, match=r"'a:2,b:2'. Received: \['a'\]"):
-        flags(OPEN, Request(2, ["a"]))  # type: ignore[arg-type]
+        flags(OPEN, LaunchRequest(2, ["a"]))  # type: ignore[arg-type]
 
 
 def test_root_is_allowed_for_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert environment(OPEN, Request(2), {})["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
-    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(HYDRA, Request(2), {})
+    assert environment(OPEN, LaunchRequest(2), {})["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(HYDRA, LaunchRequest(2), {})
     both = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(OPEN, Request(2), both)
+    assert "OMPI_ALLOW_RUN_AS_ROOT" not in environment(OPEN, LaunchRequest(2), both)
 
 
 def test_other_hosts_are_told_what_concerns_them() -> None:
     names = ["HOME", "HYPARFLOW_TIMEOUT", "PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL"]
     told = ["-x", "HYPARFLOW_TIMEOUT", "-x", "PYTHONPATH", "-x", "TF_CPP_MIN_LOG_LEVEL"]
-    assert passed_on(OPEN, Request(2, "a:1,b:1"), names) == told
-    assert passed_on(OPEN, Request(2), names) == []
-    assert passed_on(HYDRA, Request(2, "a:1,b:1"), names) == []
+    assert passed_on(OPEN, LaunchRequest(2, "a:1,b:1"), names) == told
+    assert passed_on(OPEN, LaunchRequest(2), names) == []
+    assert passed_on(HYDRA, LaunchRequest(2, "a:1,b:1"), names) == []
 
 
 def test_a_launcher_that_starts_no_rank_is_stopped(
@@ -177,7 +187,7 @@ def test_a_launcher_that_starts_no_rank_is_stopped(
     monkeypatch.setenv("HYPARFLOW_TIMEOUT", "0.5")
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
-    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), Request(1), [sys.executable, "-c", "pass"])
+    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), LaunchRequest(1), [sys.executable, "-c", "pass"])
     assert run(job, lambda text: None).code == 128 + signal.SIGTERM
     assert said.getvalue() == (
         f"hyparflow: {launcher} has started no rank within 0.5 s (HYPARFLOW_TIMEOUT); "
@@ -195,7 +205,7 @@ def test_a_launcher_that_outlives_its_ranks_is_stopped(
     launcher.chmod(0o755)
     monkeypatch.setattr(job_module, "_PATIENCE", 0.5)
     program = [sys.executable, "-c", f"raise SystemExit({code})"]
-    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), Request(2), program)
+    job = Job(launcher, Mpi(OPEN_MPI, "5.0"), LaunchRequest(2), program)
     for end in (run(job, lambda text: None), run_and_show(job, lambda text: None, tmp_path)):
         assert end.code == code
         assert bool(end.text) == bool(code)
@@ -227,6 +237,6 @@ def test_a_deadline_that_is_none_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYPARFLOW_TIMEOUT", "soon")
-    job = Job(tmp_path / "mpirun", Mpi(OPEN_MPI, "5.0"), Request(1), ["true"])
+    job = Job(tmp_path / "mpirun", Mpi(OPEN_MPI, "5.0"), LaunchRequest(1), ["true"])
     with pytest.raises(ValueError, match="HYPARFLOW_TIMEOUT must be a positive number"):
         run(job, lambda text: None)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hyparflow import saving
-from hyparflow.saving import save_atomically, use_atomic_saves
+from hyparflow.model import saving
+from hyparflow.model.saving import save_atomically, use_atomic_saves
 
 
 class FakeModel:

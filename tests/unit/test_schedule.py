@@ -8,9 +8,9 @@ import statistics
 
 import pytest
 
-from hyparflow.actions import Action, Edge
-from hyparflow.lowering import lower, prove
-from hyparflow.schedule import (
+from hyparflow.pipeline.actions import Action, Edge
+from hyparflow.pipeline.lowering import lower, prove
+from hyparflow.pipeline.schedules import (
     SCHEDULES,
     Schedule,
     forward_only,
@@ -182,7 +182,9 @@ def test_interleaved_ranks_wait_less_than_as_published(
         return statistics.median(seconds(made, 0.5, seed) for seed in range(9))
 
     ours = median()
-    monkeypatch.setattr("hyparflow.schedule.group_size", lambda num_partitions: num_partitions)
+    monkeypatch.setattr(
+        "hyparflow.pipeline.schedules.group_size", lambda num_partitions: num_partitions
+    )
     assert ours < 0.98 * median()
 
 

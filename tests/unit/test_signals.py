@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-import hyparflow.running.rank
+import hyparflow.launching.rank_process
 
 PROGRAM = """
 import signal, sys, time
@@ -34,7 +34,12 @@ def test_who_passes_a_signal_on(tmp_path: pathlib.Path, leads_group: bool, heard
     """Only this process is signalled here, so the program hears what is passed on."""
     (tmp_path / "program.py").write_text(PROGRAM)
     words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "ready")]
-    rank = [sys.executable, hyparflow.running.rank.__file__, "all", str(tmp_path / "record")]
+    rank = [
+        sys.executable,
+        hyparflow.launching.rank_process.__file__,
+        "all",
+        str(tmp_path / "record"),
+    ]
     process = subprocess.Popen(
         [*rank, *(f"={word}" for word in words)],
         stdout=subprocess.PIPE,

@@ -6,10 +6,15 @@ import itertools
 
 import pytest
 
-from hyparflow.actions import Edge, Kind, Step
-from hyparflow.lowering import lower, prove
-from hyparflow.schedule import forward_only, gpipe, make_schedule, one_forward_one_backward
-from hyparflow.simulate import Lowered, peaks_in_flight, play
+from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.lowering import lower, prove
+from hyparflow.pipeline.schedules import (
+    forward_only,
+    gpipe,
+    make_schedule,
+    one_forward_one_backward,
+)
+from hyparflow.pipeline.simulator import Lowered, peaks_in_flight, play
 
 SIZES = [*itertools.product(range(1, 6), range(1, 8)), (8, 3), (4, 32)]
 

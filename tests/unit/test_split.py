@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from hyparflow.pairs import CompiledPair
-from hyparflow.split import Split
+from hyparflow.engine.compiled.functions import CompiledPair
+from hyparflow.engine.compiled.split_function import Split
 
 
 class Counter(layers.Layer):

@@ -14,17 +14,36 @@ import hyparflow
 
 ROOT = Path(hyparflow.__file__).parent
 
+# Each layer imports only from those above it in this list; rooms of one layer do not know each
+# other. What stands alone is a file.
+LAYERS = (
+    ("formats",),
+    ("pipeline", "comm"),
+    ("options",),
+    ("model",),
+    ("engine", "launching"),
+    ("planning",),
+    ("tracing",),
+    ("training",),
+    ("api", "cli"),
+    ("hyparflow",),
+)
+LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+PURE = ("formats", "pipeline", "options")  # neither MPI nor Keras nor TensorFlow
+FRAMEWORKS = ("mpi4py", "keras", "tensorflow")
+
 
 def name_of(path: Path) -> str:
-    """The dotted name of a module inside of hyparflow; "__init__" is the package's own."""
+    """The dotted name of a module below hyparflow; the package's own is "hyparflow"."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    return name.removesuffix(".__init__")
+    return name.removesuffix(".__init__").replace("__init__", "hyparflow")
 
 
 TREES = {
     name_of(path): ast.parse(path.read_text(), str(path)) for path in sorted(ROOT.rglob("*.py"))
 }
-INTERNALS = {name for name in TREES if name.split(".")[0] == "keras_internals"}
+PACKAGES = {name_of(path) for path in ROOT.rglob("__init__.py")} - {"hyparflow"}
+INTERNALS = {name for name in TREES if name.startswith("model.keras_internals")}
 
 
 def for_types_only(node: ast.AST) -> bool:
@@ -54,6 +73,29 @@ def imports(module: str) -> set[str]:
     return found
 
 
+def own_imports(module: str) -> set[str]:
+    """The modules of hyparflow that `module` imports."""
+    found = imports(module)
+    names = {name.removeprefix("hyparflow.") for name in found} & set(TREES)
+    # ``from hyparflow import x`` names the package beside x; that counts where x is no module.
+    if not any(name.startswith("hyparflow.") for name in found):
+        return names
+    taken = {name.removeprefix("hyparflow.") for name in found if name.count(".") == 1}
+    if taken <= set(TREES):
+        names.discard("hyparflow")
+    return names - PACKAGES | {name for name in names & PACKAGES if not within(name, names)}
+
+
+def within(package: str, names: set[str]) -> bool:
+    """Whether one of `names` lies in `package`, so that the package is named on the way to it."""
+    return any(name.startswith(f"{package}.") for name in names)
+
+
+def room_of(module: str) -> str:
+    """The package, or lone file, at the top that `module` lies in."""
+    return module.split(".")[0]
+
+
 def modules_that_import(package: str) -> set[str]:
     return {
         module
@@ -75,22 +117,96 @@ def attributes(module: str) -> Iterator[tuple[int, str, str]]:
                 yield node.lineno, ast.unparse(node.args[0]), str(name.value)
 
 
+def cycle_of(graph: dict[str, set[str]]) -> list[str]:
+    """A circle in `graph`, or nothing."""
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def test_the_modules_were_found() -> None:
-    assert {"__init__", "comm", "stage", "keras_internals", "trainer"} <= set(TREES)
+    known = {"hyparflow", "comm.world", "engine.engine", "model.keras_internals.layers"}
+    assert known <= set(TREES)
+    assert {room_of(module) for module in TREES} == set(LEVELS)
+
+
+def test_the_top_has_few_rooms() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 3
+    assert len({package for package in PACKAGES if "." not in package}) <= 10
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_go_down(module: str) -> None:
+    """Also those inside functions: they are there to be late, not to hide a way up."""
+    room = room_of(module)
+    up = {
+        name
+        for name in own_imports(module)
+        if room_of(name) != room and LEVELS[room_of(name)] >= LEVELS[room]
+    }
+    assert not up, f"{module} imports {sorted(up)}"
+
+
+def test_a_way_up_is_seen() -> None:
+    """``import hyparflow`` counts, and so does what a function imports."""
+    for text in ("import hyparflow", "def f():\n    from hyparflow.api import fit"):
+        TREES["training.example"] = ast.parse(text)
+        try:
+            with pytest.raises(AssertionError, match=r"training\.example imports"):
+                test_imports_go_down("training.example")
+        finally:
+            del TREES["training.example"]
+
+
+def test_files_form_no_circle() -> None:
+    graph = {module: own_imports(module) for module in TREES}
+    assert graph["engine.engine"] >= {"pipeline.actions", "engine.stages.local_stage"}
+    assert cycle_of(graph) == []
+
+
+def test_packages_form_no_circle() -> None:
+    """Packages within packages neither."""
+
+    def folder(module: str) -> str:
+        return module if module in PACKAGES else module.rpartition(".")[0] or module
+
+    graph: dict[str, set[str]] = {}
+    for module in TREES:
+        mine = folder(module)
+        others = {folder(name) for name in own_imports(module)}
+        graph.setdefault(mine, set()).update(others - {mine})
+    assert cycle_of(graph) == []
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_begins_with_words_alone(package: str) -> None:
+    """What lives here, and what it may import; users of a name import it from its own file."""
+    tree = TREES[package]
+    words = ast.get_docstring(tree) or ""
+    assert len(tree.body) == 1
+    assert 2 <= len([line for line in words.splitlines() if line]) <= 4
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if room_of(name) in PURE])
+def test_pure_rooms(module: str) -> None:
+    frameworks = {name for name in imports(module) if name.split(".")[0] in FRAMEWORKS}
+    assert not frameworks
 
 
 def test_one_file_knows_mpi() -> None:
-    assert modules_that_import("mpi4py") == {"comm"}
+    assert modules_that_import("mpi4py") == {"comm.world"}
 
 
 def test_mpi_is_imported_inside_functions() -> None:
     """Importing mpi4py.MPI starts MPI."""
-    for node in TREES["comm"].body:
+    for node in TREES["comm.world"].body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert "mpi4py" not in ast.unparse(node)
 
 
-def test_one_file_calls_gradients() -> None:
+def test_two_files_ask_for_gradients() -> None:
     found = {
         module
         for module in TREES
@@ -98,10 +214,10 @@ def test_one_file_calls_gradients() -> None:
         if name in ("GradientTape", "ForwardAccumulator")
         or (name == "gradients" and owner.startswith("tf"))
     }
-    assert found == {"formulas"}
+    assert found == {"engine.compiled.gradients_of", "engine.stages.stage_functions"}
 
 
-def test_one_file_imports_keras_src() -> None:
+def test_one_room_imports_keras_src() -> None:
     assert modules_that_import("keras.src") <= INTERNALS
     for module in set(TREES) - INTERNALS:
         assert not [line for line, owner, name in attributes(module) if name == "src"]
@@ -109,7 +225,7 @@ def test_one_file_imports_keras_src() -> None:
 
 @pytest.mark.parametrize("module", sorted(set(TREES) - INTERNALS))
 def test_private_names_are_the_module_s_own(module: str) -> None:
-    """Private attributes of others' objects, Keras's above all, are for keras_internals.py."""
+    """Private attributes of others' objects, Keras's above all, are for model/keras_internals."""
     foreign = [
         f"{module}.py:{line}: {owner}.{name}"
         for line, owner, name in attributes(module)
@@ -121,18 +237,7 @@ def test_private_names_are_the_module_s_own(module: str) -> None:
     assert not foreign, "\n".join(foreign)
 
 
-def test_imports_form_no_cycle() -> None:
-    """Also those inside functions: they are there to be late, not to hide a cycle."""
-    graph = {
-        module: {name.removeprefix("hyparflow.") for name in imports(module)} & set(TREES)
-        for module in TREES
-    }
-    assert graph["engine"] >= {"actions", "stage", "transport"}
-    order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert order.index("actions") < order.index("schedule") < order.index("lowering")
-
-
-@pytest.mark.parametrize("module", [name for name in TREES if name != "__init__"])
+@pytest.mark.parametrize("module", sorted(set(TREES) - PACKAGES - {"hyparflow"}))
 def test_first_line_and_public_names(module: str) -> None:
     """Every file says what it is for and what is public, and has it."""
     tree = TREES[module]
@@ -154,6 +259,16 @@ def test_first_line_and_public_names(module: str) -> None:
     assert listed and set(listed) <= names
 
 
+def test_class_names_are_told_once() -> None:
+    """No two public classes have one name."""
+    where: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
+
+
 def test_what_is_said_goes_through_the_logger() -> None:
     """Others write what users asked for, a table or the output of ranks, not what is done."""
     direct = {
@@ -163,5 +278,10 @@ def test_what_is_said_goes_through_the_logger() -> None:
         if isinstance(node, ast.Call)
         and re.fullmatch(r"print|sys\.std(out|err)(\.buffer)?\.write", ast.unparse(node.func))
     }
-    passed_on = {"launching", "planning.companion", "planning.crowd", "text"}
+    passed_on = {
+        "formats.text",
+        "launching.function",
+        "planning.costs.contention",
+        "planning.costs.contention_process",
+    }
     assert direct == passed_on

@@ -11,9 +11,9 @@ import pytest
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
-from hyparflow.layer_names import layer_of_operation, layer_that_failed  # noqa: E402
-from hyparflow.own_layers import own_layers  # noqa: E402
-from hyparflow.survey import survey  # noqa: E402
+from hyparflow.engine.trials.row_findings import find_row_faults  # noqa: E402
+from hyparflow.model.layer_names import layer_of_operation, layer_that_failed  # noqa: E402
+from hyparflow.model.own_layers import own_layers  # noqa: E402
 
 layers, ops = keras.layers, keras.ops
 
@@ -72,12 +72,12 @@ TYPES = tf.TensorSpec([None, 5], "float32")
 
 @pytest.mark.parametrize("name", MIXING)
 def test_mixed_rows_are_found(name: str) -> None:
-    assert survey(model_with(MIXING[name]), TYPES).mixed
+    assert find_row_faults(model_with(MIXING[name]), TYPES).mixed
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_rows_alone_give_no_alarm(name: str) -> None:
-    found = survey(model_with(ALONE[name]), TYPES)
+    found = find_row_faults(model_with(ALONE[name]), TYPES)
     assert not found.mixed and not found.branches and not found.state and not found.error
     assert not found.added and not found.sums and not found.metrics
 
@@ -95,10 +95,10 @@ def test_added_losses() -> None:
     noisy = lambda x: x + 0.1 * tf.random.normal(tf.shape(x))  # noqa: E731
     model = adding(ops.mean, ops.sum, lambda x: ops.sum(x, -1), lambda x: 0.1 + 0.0 * x[0, 0])
     number = [layer.name for layer in model._flatten_layers()].index("own")
-    assert survey(model, TYPES).sums == [(number, 1), (number, 2)]
+    assert find_row_faults(model, TYPES).sums == [(number, 1), (number, 2)]
     model = adding(lambda x: ops.sum(ops.square(noisy(x))), lambda x: ops.mean(noisy(x) ** 2))
-    assert survey(model, TYPES).sums == [(number, 0)]
-    assert survey(adding(ops.max), TYPES).added == ["own"]
+    assert find_row_faults(model, TYPES).sums == [(number, 0)]
+    assert find_row_faults(adding(ops.max), TYPES).added == ["own"]
 
 
 def test_it_leaves_no_trace() -> None:
@@ -108,7 +108,7 @@ def test_it_leaves_no_trace() -> None:
     kept = [*model.variables, *own.seen.variables, own.seeds.state]
     before = [v.numpy() for v in kept]
     random = np.random.get_state()[1].copy()
-    survey(model, TYPES)
+    find_row_faults(model, TYPES)
     for variable, value in zip(kept, before, strict=True):
         assert np.array_equal(variable.numpy(), value), variable.path
     assert np.array_equal(np.random.get_state()[1], random)
@@ -116,16 +116,16 @@ def test_it_leaves_no_trace() -> None:
 
 def test_layers_of_one_number_of_rows() -> None:
     fixed = lambda x, training, own: ops.reshape(ops.reshape(x, (48,)), (-1, 6))  # noqa: E731
-    found = survey(model_with(fixed), TYPES, 8, [3, 5])
+    found = find_row_faults(model_with(fixed), TYPES, 8, [3, 5])
     assert (found.fixed, found.failed) == (3, "own")
 
     def in_groups(x: Any, training: bool, own: Any) -> Any:
         groups = ops.reshape(x, (ops.shape(x)[0] // 8, 8, 6))
         return ops.reshape(groups - ops.mean(groups, axis=1, keepdims=True), (-1, 6))
 
-    found = survey(model_with(in_groups), TYPES, 16, [8])
+    found = find_row_faults(model_with(in_groups), TYPES, 16, [8])
     assert found.mixed and not found.error
-    assert survey(model_with(fixed), TYPES).error
+    assert find_row_faults(model_with(fixed), TYPES).error
 
 
 def tried(*stack: Any) -> list[str]:
@@ -191,4 +191,4 @@ def test_inputs_of_one_shape_differ() -> None:
     """What a layer makes of two inputs is not hidden by their being alike."""
     a, b = keras.Input((5,)), keras.Input((5,))
     model = keras.Model([a, b], Own(lambda x, training, own: x + ops.max(x, 0))(a - b))
-    assert survey(model, [TYPES, TYPES]).mixed
+    assert find_row_faults(model, [TYPES, TYPES]).mixed

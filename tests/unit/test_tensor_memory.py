@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hyparflow.tensor_memory import TensorBuffer
+from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 
 TYPES = ("bool", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 

@@ -13,28 +13,28 @@ import pytest
 from click.testing import CliRunner, Result
 
 import hyparflow as hf
-from hyparflow.actions import Kind, Step
-from hyparflow.cli import main
-from hyparflow.recorder import Event, Happening, Recorder
-from hyparflow.tracing import RankTrace, Trace
+from hyparflow.cli.main import main
+from hyparflow.comm.recorder import Event, EventKind, Recorder
+from hyparflow.pipeline.actions import Kind
 from hyparflow.tracing.summary import describe, shares
+from hyparflow.tracing.trace import RankTrace, Trace
 
 
 def a_step(start: float) -> list[Event]:
     """Ten seconds of one rank, in the order in which they end."""
     rows = [
-        Event(Happening.DATA, 0, 1),
-        Event(Happening.WAIT, 1, 2, text="an activation"),
+        Event(EventKind.DATA, 0, 1),
+        Event(EventKind.WAIT, 1, 2, text="an activation"),
         Event(Kind.RECEIVE_ACTIVATION, 1, 2.5, 1, 0, 0, moved=800),
         Event(Kind.FUSED, 2.5, 6, 1, 0),
         Event(Kind.START_REDUCE, 6, 6.25, 1),
-        Event(Happening.WAIT, 7, 7.5, text="the sum of gradients"),
-        Event(Happening.SUM, 6.25, 7.5, moved=400),
+        Event(EventKind.WAIT, 7, 7.5, text="the sum of gradients"),
+        Event(EventKind.SUM, 6.25, 7.5, moved=400),
         Event(Kind.REDUCE, 6.75, 8, 1),
         Event(Kind.APPLY, 8, 9, 1),
-        Event(Happening.WAIT, 9.25, 9.75, text="its last messages to be taken"),
-        Event(Happening.TRAINING_STEP, 0, 10),
-        Event(Happening.WAIT, 10, 11, text="the leader's command"),
+        Event(EventKind.WAIT, 9.25, 9.75, text="its last messages to be taken"),
+        Event(EventKind.TRAINING_STEP, 0, 10),
+        Event(EventKind.WAIT, 10, 11, text="the leader's command"),
         Event(Kind.FORWARD, 11, 11.5, 1, 0),  # of validation
     ]
     return [event._replace(start=event.start + start, end=event.end + start) for event in rows]
@@ -104,8 +104,8 @@ def test_the_file_is_what_chrome_reads(tmp_path: Path) -> None:
 def test_a_recorder_that_is_off_notes_nothing() -> None:
     recorder = Recorder()
     recorder.begin_step()
-    recorder.note(Happening.DATA, 0.0)
-    recorder.note_step(Step(0, Kind.FORWARD), 0.0, 0)
+    recorder.note(EventKind.DATA, 0.0)
+    recorder.note_step(Kind.FORWARD, 0, 0, -1, 0.0, 0)
     assert not recorder.steps
 
 
@@ -114,7 +114,7 @@ def test_a_recorder_keeps_the_last_steps() -> None:
     recorder.on = True
     for number in range(1000):
         recorder.begin_step()
-        recorder.note(Happening.WAIT, 0.0, str(number))
+        recorder.note(EventKind.WAIT, 0.0, str(number))
     kept = [step[0].text for step in recorder.steps]
     assert kept == [str(number) for number in range(800, 1000)]
 
@@ -145,7 +145,7 @@ def test_one_replica_shows_no_sums_over_replicas() -> None:
     trace = a_trace()  # of partitions that share weights
     assert "sums" not in describe(trace).plain() and "shared weights" in describe(trace).plain()
     for rank in trace.ranks:
-        rank.steps = [[e for e in step if e.kind != Happening.SUM] for step in rank.steps]
+        rank.steps = [[e for e in step if e.kind != EventKind.SUM] for step in rank.steps]
     titles, *rows = describe(trace).table
     assert not {"sums", "waiting for sums", "shared weights", "sums hidden"} & set(titles)
     for row in rows:  # the columns still add up

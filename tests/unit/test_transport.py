@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyparflow.actions import Edge
-from hyparflow.comm import Request
-from hyparflow.transport import Transport
+from hyparflow.comm.communicator import SentMessage
+from hyparflow.engine.transport import Transport
+from hyparflow.pipeline.actions import Edge
 
 EDGES = [Edge(0, 0, 1, True), Edge(1, 0, 1, False)]  # the second carries a mask
 
@@ -42,16 +42,16 @@ class FakeCommunicator:
         self.rank, self.wire = rank, wire
         self.posted: dict[tuple[int, int, int], deque[np.ndarray]] = defaultdict(deque)
 
-    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
         self.wire.messages[self.rank, peer, tag].append(array.tobytes())
         self.wire.count += 1
-        return [Request(Done(), array)]
+        return [SentMessage(Done(), array)]
 
-    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Request]:
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
         self.posted[peer, self.rank, tag].append(array)
-        return [Request(Done(), array)]
+        return [SentMessage(Done(), array)]
 
-    def wait_all(self, requests: list[Request], what: str) -> None:
+    def wait_all(self, requests: list[SentMessage], what: str) -> None:
         for key, buffers in self.posted.items():
             while buffers and self.wire.messages[key]:
                 data, buffer = self.wire.messages[key].popleft(), buffers.popleft()

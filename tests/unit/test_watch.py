@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from hyparflow import sentinel, status_board
-from hyparflow.limits import Waiting
-from hyparflow.watch import Watch
+from hyparflow.comm import sentinel, status_board
+from hyparflow.comm.timeout import Waiting
+from hyparflow.comm.watch import Watch
 
 RANK = """
 import sys, time
-from hyparflow.watch import Watch
+from hyparflow.comm.watch import Watch
 watch = Watch(float(sys.argv[1]))
 for phase in sys.argv[2:]:
     watch.enter(phase)

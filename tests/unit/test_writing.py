@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.planning import Cluster
-from hyparflow.tracing import Trace
-from hyparflow.writing import folder_beside, replacing, require_writable, write_text
+from hyparflow.formats.writing import folder_beside, replacing, require_writable, write_text
+from hyparflow.planning.costs.cluster import Cluster
+from hyparflow.tracing.trace import Trace
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
@@ -198,7 +198,7 @@ def test_a_relative_path_is_where_it_was_when_writing_began(
 
 KILLED = """
 import os, pathlib, signal, sys
-from hyparflow.writing import folder_beside, replacing
+from hyparflow.formats.writing import folder_beside, replacing
 path = pathlib.Path(sys.argv[1])
 with replacing(path) as temporary, folder_beside(path):
     temporary.write_text("half")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import hyparflow as hf
-from hyparflow.comm import World
+from hyparflow.comm.world import World
 
 _receive = World.receive_object
 

@@ -1,0 +1,22 @@
+"""The command `hyparflow` itself: the group of all its commands."""
+
+from __future__ import annotations
+
+import click
+
+from hyparflow.cli.doctor import doctor
+from hyparflow.cli.plan import plan
+from hyparflow.cli.run import run
+from hyparflow.cli.trace import trace
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hyparflow")
+def main() -> None:
+    """Train Keras 3 models over MPI ranks."""
+
+
+for command in (run, plan, trace, doctor):
+    main.add_command(command)

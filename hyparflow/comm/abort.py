@@ -1,0 +1,165 @@
+"""What happens when something goes wrong on one rank: one report, and the job ends.
+
+A rank that dies while others wait for it would leave them waiting for ever (mpi4py issue 290).
+The hook installed here prints the first error once, with the rank and what it was doing, and
+aborts the job. It starts nothing: without a running MPI of several ranks it only hands over to
+the hook that was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+__all__ = [
+    "abort",
+    "alike",
+    "mark_collective",
+    "fail",
+    "flush",
+    "install",
+    "locate",
+    "locate_layer",
+    "say",
+    "witnessed",
+]
+
+_LAST_WORDS = 0.2  # seconds for what this rank has said to get through
+_UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
+_GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
+_ALIKE = 1.0  # the same, for an error of which it is not known whether other ranks have it
+_NEXT = 0.3  # further seconds for each rank before this one, up to so many ranks:
+_MOST = 10
+_witnesses: list[Callable[[BaseException], object]] = []
+
+
+def mark_collective(error: BaseException) -> BaseException:
+    """Mark `error` as one that every rank raises alike, so that only the leader reports it."""
+    error.__dict__["hyparflow_everywhere"] = True
+    return error
+
+
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """Within it, what is wrong is wrong on every rank: all are given the same."""
+    try:
+        yield
+    except Exception as error:
+        mark_collective(error)
+        raise
+
+
+def locate(error: BaseException, place: str) -> None:
+    """Note on `error` where it happened (rank, partition, action), unless noted before."""
+    error.__dict__.setdefault("hyparflow_place", place)
+
+
+def locate_layer(error: BaseException, layer: str) -> None:
+    """Note on `error` in which layer it happened, if that is known."""
+    if layer:
+        error.__dict__.setdefault("hyparflow_layer", f", layer '{layer}'")
+
+
+def _running_mpi() -> Any | None:
+    """The MPI module if MPI runs with several ranks in this process."""
+    module = sys.modules.get("mpi4py.MPI")
+    if module is None or not module.Is_initialized() or module.Is_finalized():
+        return None
+    return module if module.COMM_WORLD.Get_size() > 1 else None
+
+
+def abort(code: int = 1) -> None:
+    """End the whole job now, if MPI runs with several ranks."""
+    flush()
+    module = _running_mpi()
+    if module is not None:
+        time.sleep(_LAST_WORDS)  # some launchers stop at once what carries the output
+        module.COMM_WORLD.Abort(code)
+
+
+def say(text: str) -> None:
+    """Write `text` where it is seen even if someone captures `sys.stderr`, for the job ends now."""
+    for stream in {id(s): s for s in (sys.stderr, sys.__stderr__) if s is not None}.values():
+        with contextlib.suppress(*_UNWRITABLE):
+            stream.write(text)
+            stream.flush()
+
+
+def flush() -> None:
+    """Let go what has been written, where somebody still takes it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, *_UNWRITABLE):
+            stream.flush()
+
+
+@contextlib.contextmanager
+def witnessed(witness: Callable[[BaseException], object]) -> Iterator[None]:
+    """While open, `witness` is told of an error that ends the job, before it does."""
+    _witnesses.append(witness)
+    try:
+        yield
+    finally:
+        _witnesses.remove(witness)
+
+
+def report(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, mpi: Any
+) -> None:
+    """Print the one report of `error`."""
+    rank = mpi.COMM_WORLD.Get_rank()
+    place = getattr(error, "hyparflow_place", f"rank {rank}") + getattr(
+        error, "hyparflow_layer", ""
+    )
+    text = "".join(traceback.format_exception(kind, error, trace))
+    say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
+    for witness in _witnesses:
+        with contextlib.suppress(Exception):  # what it does must not keep the job from its end
+            witness(error)
+
+
+def _give_way(error: BaseException, mpi: Any) -> None:
+    """Let the first of the ranks that fail report: mostly all fail alike, for all run one script.
+
+    The report of a rank before this one ends the job, and this rank with it.
+    """
+    rank = mpi.COMM_WORLD.Get_rank()
+    if rank:
+        is_alike = getattr(error, "hyparflow_everywhere", False)
+        time.sleep(_GRACE if is_alike else _ALIKE + _NEXT * min(rank - 1, _MOST))
+
+
+def fail(error: BaseException) -> None:
+    """Report `error` and end the job; returns only if there is one rank.
+
+    For errors in the middle of a step, after which no rank can go on, so that a `try` around
+    the call in the user's script cannot leave the others waiting.
+    """
+    mpi = _running_mpi()
+    if mpi is not None:
+        _give_way(error, mpi)
+        report(type(error), error, error.__traceback__, mpi)
+        abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def install() -> None:
+    """Put the hook in front of the present `sys.excepthook` (once)."""
+    previous = sys.excepthook
+    if getattr(previous, "hyparflow", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        mpi = _running_mpi()
+        if mpi is None:
+            previous(kind, error, trace)
+            return
+        _give_way(error, mpi)
+        report(kind, error, trace, mpi)
+        abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    hook.hyparflow = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,235 @@
+"""Communicators: messages, collectives, waiting.
+
+Every wait polls, so that Ctrl-C works, deadlines hold and other ranks' notices are heard; all
+operations underneath are nonblocking. Everything runs on communicators of our own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hyparflow.comm import sentinel
+from hyparflow.comm.byte_chunks import as_bytes, chunks
+from hyparflow.comm.deadline import Deadline
+from hyparflow.comm.half_precision_sum import Add, rounded_sum
+from hyparflow.comm.message_log import MessageLog, wants_messages
+from hyparflow.comm.recorder import EventKind, Recorder
+from hyparflow.comm.requests import Pending, SentMessage
+from hyparflow.comm.timeout import Waiting
+
+__all__ = ["Communicator"]
+
+_FIRST_TAG = 1 << 14  # of rounded sums; every MPI allows tags up to 2**15 - 1
+_EAGER = 0.5  # seconds of a wait after which deadline and notices are looked at in any case
+_EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
+
+
+class Communicator:
+    """A group of ranks that talk to each other.
+
+    Args:
+        comm: an mpi4py communicator of our own.
+        mpi: the mpi4py.MPI module.
+        deadline: limits every wait.
+        recorder: notes every wait.
+    """
+
+    def __init__(self, comm: Any, mpi: Any, deadline: Deadline, recorder: Recorder) -> None:
+        self._comm = comm
+        self._mpi = mpi
+        self._deadline = deadline
+        self.recorder = recorder
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self._rounded = 0  # sums begun so far
+        self._log: MessageLog | None = None
+        if wants_messages():
+            ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
+            self._log = MessageLog(ranks, self.rank)
+
+    # --- waiting ---
+
+    def wait(self, handle: Any, what: str) -> None:
+        """Wait until `handle` is done; `what` names it in the deadline's report."""
+        self.poll(handle.Test, what)
+
+    def poll(self, done: Callable[[], bool], what: str) -> None:
+        """Poll `done` until it holds: first eagerly, then with short sleeps.
+
+        A core that has slept computes more slowly for a while; see `World.keep_cores_busy`.
+        """
+        if done():
+            return
+        start = time.monotonic()
+        waiting = Waiting()
+        pause = 0.0
+        while not done():
+            waited = waiting.look()
+            if waited < self._deadline.spin:
+                os.sched_yield()
+            else:
+                pause = min(pause + 2e-5, 1e-3)
+                time.sleep(pause)
+            if waited >= min(self._deadline.spin, _EAGER):
+                self._deadline.check(waited, what)
+        self.recorder.note(EventKind.WAIT, start, what)
+
+    # --- messages between two ranks ---
+
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+        """Start to send a contiguous `array`, which must not change until the requests are done."""
+        if self._log is not None:
+            self._log.sends(array, peer, tag)
+        return [
+            SentMessage(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
+            for part in chunks(as_bytes(array))
+        ]
+
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+        """Start to receive into a contiguous `array`."""
+        if self._log is not None:
+            self._log.receives(array, peer, tag)
+        return [
+            SentMessage(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
+            for part in chunks(as_bytes(array))
+        ]
+
+    def wait_all(self, requests: Sequence[SentMessage], what: str) -> None:
+        """Wait for all `requests`."""
+        for request in requests:
+            self.wait(request.handle, what)
+
+    def send_object(self, value: Any, peer: int, tag: int) -> list[SentMessage]:
+        """Start to send any picklable `value`."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        size = np.array([data.size], np.int64)
+        return self.send(size, peer, tag) + self.send(data, peer, tag)
+
+    def receive_object(self, peer: int, tag: int, what: str) -> Any:
+        """Receive what `send_object` sent."""
+        size = np.zeros(1, np.int64)
+        self.wait_all(self.receive(size, peer, tag), what)
+        data = np.empty(int(size[0]), np.uint8)
+        self.wait_all(self.receive(data, peer, tag), what)
+        return pickle.loads(data.tobytes())
+
+    # --- collectives ---
+
+    def broadcast(self, array: np.ndarray, root: int, what: str) -> None:
+        """Copy `array` of rank `root` into `array` of all others, in place."""
+        if self._log is not None:
+            self._log.broadcasts(array, root)
+        for part in chunks(as_bytes(array)):
+            self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
+
+    def broadcast_object(self, value: Any, root: int, what: str) -> Any:
+        """The `value` of rank `root`, on all ranks."""
+        header = np.zeros(8 + _EMBEDDED, np.uint8)
+        data = b""
+        if self.rank == root:
+            data = pickle.dumps(value, protocol=5)
+            header[:8] = np.frombuffer(len(data).to_bytes(8, "little"), np.uint8)
+            head = data[:_EMBEDDED]
+            header[8 : 8 + len(head)] = np.frombuffer(head, np.uint8)
+        self.broadcast(header, root, what)
+        size = int.from_bytes(header[:8].tobytes(), "little")
+        rest = np.zeros(max(0, size - _EMBEDDED), np.uint8)
+        if rest.size:
+            if self.rank == root:
+                rest[:] = np.frombuffer(data[_EMBEDDED:], np.uint8)
+            self.broadcast(rest, root, what)
+        if self.rank == root:
+            return value
+        return pickle.loads(header[8 : 8 + min(size, _EMBEDDED)].tobytes() + rest.tobytes())
+
+    def all_gather_objects(self, value: Any, what: str) -> list[Any]:
+        """The `value` of every rank, in rank order, on all ranks."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        mine = np.array([data.size], np.int64)
+        self.wait(self._comm.Iallgather(mine, sizes), what)
+        parts = self._gather_bytes(data, sizes, what)
+        return [pickle.loads(part.tobytes()) for part in parts]
+
+    def all_gather_rows(self, array: np.ndarray, what: str) -> np.ndarray:
+        """The arrays of all ranks joined along their first axis, in rank order."""
+        rows = np.zeros(self.size, np.int64)
+        self.wait(self._comm.Iallgather(np.array([len(array)], np.int64), rows), what)
+        width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        parts = self._gather_bytes(as_bytes(array), rows * width, what)
+        joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+        return joined.view(array.dtype).reshape(-1, *array.shape[1:])
+
+    def _gather_bytes(self, data: np.ndarray, sizes: np.ndarray, what: str) -> list[np.ndarray]:
+        """Each rank's bytes on all ranks, one broadcast each (sizes may exceed 2**31 - 1)."""
+        parts = []
+        for root, size in enumerate(sizes):
+            part = data if root == self.rank else np.empty(int(size), np.uint8)
+            self.broadcast(part, root, what)
+            parts.append(part)
+        return parts
+
+    def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
+        """Add `array`, or `mine` where it is given, of all ranks into `array` on all ranks."""
+        self.start_sum(array, what, mine).wait()
+
+    def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
+        """Begin what `sum` does; neither array may change until it is done."""
+        if self._log is not None:
+            self._log.sums(array)
+        return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
+
+    def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
+        """The operations of a sum; as long as it is not done, it keeps both arrays."""
+        parts = chunks(array)
+        sources = [self._mpi.IN_PLACE] * len(parts)
+        if mine is not None:
+            sources = chunks(mine.reshape(-1))
+        pairs = zip(sources, parts, strict=True)
+        yield from [self._comm.Iallreduce(source, part, self._mpi.SUM) for source, part in pairs]
+
+    def start_rounded_sum(
+        self, array: np.ndarray, what: str, mine: np.ndarray, add: Add
+    ) -> Pending:
+        """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
+
+        What travels is as small as the type, and all ranks get the same (`rounded_sum.py`).
+
+        Args:
+            array: where the sum goes.
+            what: names it in reports.
+            mine: what this rank adds.
+            add: adds up rows of this type.
+        """
+        if self._log is not None:
+            self._log.sums(array)
+        # Ranks begin sums in one order, so they number them alike.
+        tag = _FIRST_TAG + self._rounded % _FIRST_TAG
+        self._rounded += 1
+        pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
+        return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
+
+    def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
+        """Add `array` of all ranks, in place, on rank `root` only."""
+        if self._log is not None:
+            self._log.sums(array)
+        send = self._mpi.IN_PLACE if self.rank == root else array
+        receive = array if self.rank == root else None
+        self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)
+
+    def group(self, color: int) -> Communicator:
+        """A communicator of the ranks that give the same `color`. Collective."""
+        self.wait(self._comm.Ibarrier(), "all ranks to make their communicators")
+        with self._deadline.watch.during(sentinel.BUILDING):
+            comm = self._comm.Split(color, self.rank)
+        return Communicator(comm, self._mpi, self._deadline, self.recorder)
+
+    def free(self) -> None:
+        """Give the communicator back to MPI. Collective."""
+        self._comm.Free()

@@ -1,0 +1,72 @@
+"""What one rank does and when, noted while it happens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+__all__ = ["Event", "EventKind", "Recorder"]
+
+_KEPT = 200  # steps; the last ones, and with them what a training of days ends with
+
+
+class EventKind:
+    """The kinds of an `Event` beside those of the steps in the lowered list."""
+
+    TRAINING_STEP = "step"  # all of one
+    DATA = "data"  # its rows
+    WAIT = "wait"  # for another rank
+    SUM = "sum"  # over replicas, from its begin until all parts are there
+
+
+class Event(NamedTuple):
+    """Something that took a rank from `start` to `end` (seconds of its own clock).
+
+    Attributes:
+        kind: that of a step in the lowered list, or one of `EventKind`.
+        stage, microbatch, peer: those of a step, or -1.
+        moved: bytes that it sent or received.
+        text: for what a rank waited.
+    """
+
+    kind: str
+    start: float
+    end: float
+    stage: int = -1
+    microbatch: int = -1
+    peer: int = -1
+    moved: int = 0
+    text: str = ""
+
+
+class Recorder:
+    """Notes events of the last training steps while it is on.
+
+    Attributes:
+        on: whether it is; what would be noted is lost else.
+        steps: the events of each step.
+    """
+
+    def __init__(self) -> None:
+        self.on = False
+        self.steps: deque[list[Event]] = deque(maxlen=_KEPT)
+
+    def begin_step(self) -> None:
+        """What follows belongs to the next training step."""
+        if self.on:
+            self.steps.append([])
+
+    def note(self, kind: str, start: float, text: str = "", moved: int = 0) -> None:
+        """Something of this kind has gone on since `start`, until now."""
+        if self.on and self.steps:
+            event = Event(kind, start, time.monotonic(), text=text, moved=moved)
+            self.steps[-1].append(event)
+
+    def note_step(
+        self, kind: str, stage: int, microbatch: int, peer: int, start: float, moved: int
+    ) -> None:
+        """A step of the lowered list has gone on since `start`, until now."""
+        if self.on and self.steps:
+            event = Event(kind, start, time.monotonic(), stage, microbatch, peer, moved)
+            self.steps[-1].append(event)

@@ -1,0 +1,57 @@
+"""What is under way between ranks while they do other work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Pending", "SentMessage", "Together"]
+
+
+@dataclass
+class SentMessage:
+    """A message under way; `keep` holds its buffer alive until it is done."""
+
+    handle: Any
+    keep: Any
+
+
+class Together:
+    """Operations that are done when all of them are; tested like one."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = list(handles)
+
+    def Test(self) -> bool:
+        """Let MPI go on; whether all are done."""
+        self._handles = [handle for handle in self._handles if not handle.Test()]
+        return not self._handles
+
+
+class Pending:
+    """An exchange between ranks that goes on while its rank does other work.
+
+    MPI gets on with it only while it is called: `advance` now and then lets it.
+
+    Args:
+        handles: of one nonblocking operation after the other, each begun when it is asked for.
+        poll: polls a condition until it holds; the text names the wait in the deadline's report.
+        what: that text.
+    """
+
+    def __init__(
+        self, handles: Iterator[Any], poll: Callable[[Callable[[], bool], str], None], what: str
+    ) -> None:
+        self._handles, self._poll, self._what = handles, poll, what
+        self._handle = next(handles, None)
+
+    def advance(self) -> bool:
+        """Go on as far as the other ranks have come; whether it is done."""
+        while self._handle is not None and self._handle.Test():
+            self._handle = next(self._handles, None)
+        return self._handle is None
+
+    def wait(self) -> None:
+        """Wait until it is done."""
+        self._poll(self.advance, self._what)

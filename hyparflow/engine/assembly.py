@@ -1,0 +1,245 @@
+"""Builds what one rank needs to train its part of a model: stage, edges, update, state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.comm import abort
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.world import World
+from hyparflow.engine.compiled.functions import Compiled
+from hyparflow.engine.custom_steps.steps import CustomSteps
+from hyparflow.engine.engine import Engine
+from hyparflow.engine.gradients.mpi_sum import MakeSum, mpi_sums
+from hyparflow.engine.gradients.overwritten import require_one_holder
+from hyparflow.engine.gradients.reducer import Reducer, SharedGroup
+from hyparflow.engine.loss.head import LossHead
+from hyparflow.engine.loss.metric_state import MetricState
+from hyparflow.engine.loss.penalty import Penalty
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.optimizer_step import OptimizerStep
+from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
+from hyparflow.engine.stages.batchnorm import BatchStatistics
+from hyparflow.engine.stages.local_stage import LocalStage
+from hyparflow.engine.stages.stage import Stage
+from hyparflow.engine.stages.stage_call import StageCall, graph_body, model_body
+from hyparflow.engine.transport import Transport
+from hyparflow.engine.weights.ownership import Ownership
+from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.model import masks
+from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch
+from hyparflow.model.keras_internals.layers import (
+    all_layers,
+    call_model,
+    opened_graph,
+    output_structure,
+)
+from hyparflow.model.layout import ModelCut
+from hyparflow.options import Options
+
+__all__ = ["build_rank_engine"]
+
+
+def build_rank_engine(
+    model: Any, layout: ModelCut, options: Options, world: World, specs: Any, with_loss: bool
+) -> RankEngine:
+    """Build this rank's part. Collective: every rank calls it with the same layout.
+
+    Args:
+        model: the user's model, built and, for training, compiled.
+        layout: from `make_layout`.
+        options: the checked parallel arguments.
+        world: all ranks.
+        specs: types of (x, y, sample weights).
+        with_loss: whether loss and metrics are wanted, that is, not for predictions only.
+    """
+    place = Ownership(model, layout, options.grid, world)
+    statistics = BatchStatistics(model, options.batchnorm, place.peers)
+    bodies, pack = _bodies(model, layout, place.stages)
+    own = CustomSteps(model, place.peers, statistics)
+    losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
+    learner = None
+    if losses is not None and model.optimizer is not None and "train_step" not in own:
+        learner = _learner(model, layout, place, options)
+    sync = WeightSync(
+        model,
+        place.grid,
+        world,
+        place.replica,
+        place.peers,
+        {key: holders[0] for key, holders in place.holders.items()},
+        (lambda: []) if learner is None else (lambda: learner.update.touched),
+    )
+    head = losses.head if losses is not None and place.is_last else None
+    # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
+    jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
+    bodies = [statistics.around(body) for body in bodies]
+    engine = _engine(model, layout, place, bodies, head, jit_compile)
+    table = layout.partitioning
+    return RankEngine(engine, sync, pack, statistics, own, table, losses, learner)
+
+
+def _engine(
+    model: Any,
+    layout: ModelCut,
+    place: Ownership,
+    bodies: Sequence[StageCall],
+    head: LossHead | None,
+    jit_compile: bool,
+) -> Engine:
+    eager = model.compiled and bool(model.run_eagerly)
+    held = [
+        _held(layout, place, number, body, head, eager, jit_compile)
+        for number, body in zip(place.stages, bodies, strict=True)
+    ]
+    return Engine(
+        held,
+        layout.partitioning.edges,
+        _transport(layout, place.replica, eager),
+        len(place.trained),
+        place.grid.describe(place.rank),
+        place.world.board.write,
+        place.world.recorder,
+    )
+
+
+def _held(
+    layout: ModelCut,
+    place: Ownership,
+    number: int,
+    body: StageCall,
+    head: LossHead | None,
+    eager: bool,
+    jit_compile: bool,
+) -> LocalStage:
+    """One of this rank's stages."""
+    table = layout.partitioning
+    weights = place.trained_by(number, layout)
+    stage = Stage(
+        body,
+        [place.trained[position] for position in weights],
+        [table.stage_inputs[number].index(edge.tensor) for edge in table.gradient_inputs(number)],
+        [table.stage_outputs[number].index(tensor) for tensor in table.gradient_outputs(number)],
+        head if number == table.num_stages - 1 else None,
+        eager=eager,
+        jit_compile=jit_compile,
+    )
+    masked = masks.masked_outputs(table, layout.masked, number)
+    return LocalStage(number, stage, table, masked, weights, _input_types(layout, number))
+
+
+def _input_types(layout: ModelCut, stage: int) -> list[Any] | None:
+    """Types of what a later stage takes; None for the first, or where masks come with it."""
+    if stage == 0 or layout.graph is None:
+        return None
+    numbers = layout.partitioning.stage_inputs[stage]
+    if any((number, stage) in layout.masked for number in numbers):
+        return None
+    tensors = [layout.graph.tensors[number] for number in numbers]
+    return [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in tensors]
+
+
+def _losses(
+    model: Any, layout: ModelCut, place: Ownership, specs: Any, pack: Pack, own: CustomSteps
+) -> Losses:
+    symbolic = symbolic_batch(model, specs)
+    build_compiled(model, symbolic)
+    terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
+    own.prepare(specs, terms)
+    updates = place.is_last or _has_layer_metrics(model)
+    metrics = MetricState(model, place.world, updates, own.metrics)
+    own.attach(metrics)
+    counted = [v for v in place.trained if v.regularizer is not None and place.owns(v)]
+    return Losses(
+        terms,
+        metrics,
+        LossHead(model, terms, pack),
+        _weigher(model, terms) if terms.need_weights else None,
+        symbolic,
+        Penalty(counted),
+    )
+
+
+def _learner(model: Any, layout: ModelCut, place: Ownership, options: Options) -> Learner:
+    try:
+        require_one_holder(model.trainable_variables, place.holders)
+    except ValueError as error:
+        raise abort.mark_collective(error) from None
+    counted = [place.owns(variable) for variable in place.trained]
+    groups = [
+        SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
+        for who, comm in place.shared.items()
+    ]
+    sums = _replica_sums(options, place)
+    return Learner(
+        Reducer(place.trained, place.peers, groups, sums, place.pieces(layout)),
+        OptimizerStep(model, place.trained, counted, place.replica),
+    )
+
+
+def _replica_sums(options: Options, place: Ownership) -> MakeSum:
+    """What makes the sums of dense gradients over replicas."""
+    if options.allreduce == "horovod" and place.grid.num_replicas > 1:
+        from hyparflow.engine.gradients.horovod_sum import horovod_sums
+
+        return horovod_sums(place.grid, place.world, place.reducing, options.compression)
+    return mpi_sums(place.reducing, options.compression)
+
+
+def _has_layer_metrics(model: Any) -> bool:
+    return any(layer.metrics for layer in all_layers(model, include_self=False))
+
+
+def _bodies(model: Any, layout: ModelCut, stages: Sequence[int]) -> tuple[list[StageCall], Pack]:
+    """What this rank's stages compute, and how the model's flat outputs are packed."""
+    if layout.graph is None:
+        body = model_body(model, layout.sums)
+        return [body], lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
+    functional, table = layout.graph.functional, layout.partitioning
+    count = len(table.stage_outputs[-1])
+    bodies = [graph_body(layout.graph, table, number, layout.masked) for number in stages]
+    layout.graph.mode.sums = layout.sums
+    return bodies, lambda flat: output_structure(functional, flat[:count])
+
+
+def _transport(layout: ModelCut, replica: Communicator, eager: bool) -> Transport:
+    edges = layout.partitioning.edges
+    if layout.graph is None:
+        return Transport(replica, edges, [], fixed_shapes=True)
+    tensors = layout.graph.tensors
+    crossing = {e.tensor for e in edges} | set(layout.graph.inputs)
+    fixed = (
+        not eager
+        and layout.graph.shapes_follow_rows()
+        and all(None not in tensors[n].shape[1:] for n in crossing)
+    )
+    return Transport(
+        replica, edges, [(e.tensor, e.consumer) in layout.masked for e in edges], fixed
+    )
+
+
+def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
+    """A compiled function (x, y, sample weights) -> W of each loss term.
+
+    Where masks may reach the losses it calls the whole model for them; TensorFlow prunes
+    everything that the masks do not depend on, which leaves a comparison or two on the inputs.
+    """
+    functional = opened_graph(model)
+    shapes = [] if functional is None else [x.shape[1:] for x in functional.outputs]
+    stand_in = functional is not None and not any(None in shape for shape in shapes)
+    stand_in = stand_in and not masks.may_make_masks([model])
+
+    def weigh(x: Any, y: Any, sample_weight: Any) -> Any:
+        if stand_in:
+            rows = tf.shape(keras.tree.flatten(y)[0])[0]
+            zeros = [tf.zeros([rows, *shape], keras.config.floatx()) for shape in shapes]
+            y_pred = output_structure(functional, zeros)
+        else:
+            y_pred = call_model(model, x, False)
+        return terms.weights(y, y_pred, sample_weight)
+
+    return Compiled(weigh, jit_compile=False)

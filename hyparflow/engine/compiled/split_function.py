@@ -1,0 +1,232 @@
+"""A computation that is traced as one and run as two: a forward, and what follows it later.
+
+TensorFlow compiles a forward and its backward as two calls only through an eager tape. Traced as
+one graph and cut here they cost less: the backward can add up gradients itself, and what goes from
+one to the other is chosen. Of a tensor of which the backward needs only the shape, the shape is
+kept; what a weight alone gives is read again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.engine.compiled.subgraph import GraphParts
+
+__all__ = ["Split"]
+
+_SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
+_VIEWS = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")  # cheap to make again
+_WHOLE = (tf.int32, tf.int64, tf.bool)
+
+
+class Split:
+    """Two functions of which the second continues the first.
+
+    Attributes:
+        arguments: their types.
+
+    Args:
+        first: (arguments) -> (outputs, state); the state goes to `second`.
+        second: (state, further arguments) -> results. Where they are a pair, what the first half
+            needs can run before the rest (`early`, `late`).
+        arguments: types of the arguments, nested; `tf.TensorSpec` where there are tensors.
+        further: (outputs) -> the further arguments, nested; tensors like those to come.
+        constant: variables that nothing but the optimizer changes.
+        finishes: what may be done with the results inside the second call; its return value is
+            returned.
+        jit_compile: whether XLA compiles.
+    """
+
+    def __init__(
+        self,
+        first: Callable[..., tuple[Any, Any]],
+        second: Callable[..., Any],
+        arguments: Any,
+        further: Callable[[Any], Any] = lambda outputs: (),
+        constant: Sequence[Any] = (),
+        finishes: Sequence[Callable[[Any], Any]] = (lambda results: results,),
+        jit_compile: bool = False,
+    ) -> None:
+        self.arguments = arguments
+        self._finishes = finishes
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._trace(first, second, arguments, further, jit_compile)
+        again = self._cheap_again({id(v.handle) for v in constant})
+        self._behind = self._first_part() - again
+        results = [x.op for x in self._results]
+        effects = [op for op in self._parts.effects if op not in self._behind]
+        self._kept = self._parts.needed([*results, *effects], self._behind)
+        self._kept += [x for x in self._results if x.op in self._behind]
+        self._kept = _unique(self._kept)
+        self._again = again
+        made = [*self._outputs, *self._kept]
+        start = [x.op for x in made] + [op for op in self._parts.effects if op in self._behind]
+        self._forward = self._parts.compile(self._given, made, self._parts.upstream(start))
+
+    # --- what users call ---
+
+    def forward(self, arguments: Any) -> tuple[Any, list[Any]]:
+        """Run the first function: its outputs, and what `backward` or `early` needs."""
+        made = self._forward(*_tensors(arguments))
+        count = len(self._outputs)
+        return _pack(self._outputs_like, made[:count]), made[count:]
+
+    def backward(self, kept: list[Any], further: Any = (), finish: int = 0) -> Any:
+        """Run the second function, and one of `finishes` on its results."""
+        return self._made(self._whole, finish)(*kept, *_tensors(further))
+
+    def early(self, kept: list[Any], further: Any = ()) -> tuple[Any, list[Any]]:
+        """Run what the first half of the results needs: that half, and what `late` needs."""
+        made = self._made(self._first_half, None)(*kept, *_tensors(further))
+        like = self._results_like[0]
+        count = len(_tensors(like))
+        return _pack(like, made[:count]), made[count:]
+
+    def late(self, kept: list[Any], finish: int = 0) -> Any:
+        """Run the rest, and one of `finishes` on the results, the first half left empty."""
+        return self._made(self._second_half, finish)(*kept)
+
+    def prepare(self, finish: int, in_two: bool = False) -> None:
+        """Compile what follows the first function, as one or in two."""
+        if in_two:
+            self._made(self._first_half, None)
+            self._made(self._second_half, finish)
+        else:
+            self._made(self._whole, finish)
+
+    def _made(self, make: Callable[[Any], Callable[..., Any]], finish: int | None) -> Any:
+        key = (make.__name__, finish)
+        if key not in self._compiled:
+            self._compiled[key] = make(None if finish is None else self._finishes[finish])
+        return self._compiled[key]
+
+    # --- parts of the second function ---
+
+    def _whole(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+        start = [x.op for x in self._results]
+        start += [op for op in self._parts.effects if op not in self._behind]
+        return self._parts.compile(
+            [*self._kept, *self._further],
+            self._results,
+            self._parts.upstream(start, self._behind),
+            lambda results: finish(_pack(self._results_like, results)),
+        )
+
+    @functools.cached_property
+    def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
+        """Tensors of the first half; those that the second needs of it; operations before it."""
+        early, late = map(_tensors, self._results_like)
+        before = self._parts.upstream([x.op for x in early], self._behind) - self._again
+        before |= self._behind | {x.op for x in self._further}
+        effects = [op for op in self._parts.effects if op not in before]
+        kept = self._parts.needed([*(x.op for x in late), *effects], before)
+        kept += [x for x in late if x.op in before]
+        return early, _unique(kept), before
+
+    def _first_half(self, finish: None) -> Callable[..., Any]:
+        early, kept, _ = self._halves
+        wanted = [*early, *kept]
+        operations = self._parts.upstream([x.op for x in wanted], self._behind)
+        return self._parts.compile([*self._kept, *self._further], wanted, operations)
+
+    def _second_half(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+        _, kept, before = self._halves
+        like = self._results_like[1]
+        start = [x.op for x in _tensors(like)]
+        start += [op for op in self._parts.effects if op not in before]
+        return self._parts.compile(
+            kept,
+            _tensors(like),
+            self._parts.upstream(start, before),
+            lambda results: finish(([], _pack(like, results))),
+        )
+
+    # --- tracing ---
+
+    def _trace(
+        self, first: Any, second: Any, arguments: Any, further: Any, jit_compile: bool
+    ) -> None:
+        def both(*arguments: Any) -> list[Any]:
+            outputs, state = first(*arguments)
+            self._boundary = len(tf.compat.v1.get_default_graph().get_operations())
+            more = tf.nest.map_structure(_placeholder, further(outputs))
+            results = second(state, *more)
+            self._outputs_like, self._results_like = outputs, results
+            self._further = _tensors(more)
+            return _tensors((outputs, results))
+
+        traced = tf.function(both, autograph=False).get_concrete_function(*arguments)
+        self._parts = GraphParts(traced, jit_compile)
+        self._given = [x for x in traced.inputs if x.name not in self._parts.captured]
+        self._outputs, self._results = _tensors(self._outputs_like), _tensors(self._results_like)
+
+    def _first_part(self) -> set[Any]:
+        """The operations of the first function, and those after it that need only shapes."""
+        operations = self._parts.operations
+        front = set(operations[: self._boundary])
+        small: set[Any] = set()
+        for operation in operations[self._boundary :]:
+            inputs = [x.op for x in operation.inputs]
+            if operation.type in _SHAPES:
+                moves = all(op in front or op.type == "Const" for op in inputs)
+            else:
+                whole = all(x.dtype in _WHOLE for x in operation.outputs)
+                moves = whole and any(op in small for op in inputs)
+                moves = moves and all(op in small or op.type == "Const" for op in inputs)
+            if moves and operation.outputs:
+                small.add(operation)
+                front.add(operation)
+        return front
+
+    def _cheap_again(self, constant: Collection[int]) -> set[Any]:
+        """Operations of the first function that the second does better again than be given."""
+        captured = self._parts.captured
+        handles = {name for name, outer in captured.items() if id(outer) in constant}
+        front = self._parts.operations[: self._boundary]
+        changed = {
+            x.name
+            for operation in front
+            if operation.type != "ReadVariableOp"
+            for x in operation.inputs
+            if x.dtype == tf.resource
+        }
+        again: set[Any] = set()
+        for operation in front:
+            inputs = list(operation.inputs)
+            reads = operation.type == "ReadVariableOp" and inputs[0].name in handles - changed
+            view = operation.type in _VIEWS and inputs[0].op in again
+            view = view and all(x.op in again or x.op.type == "Const" for x in inputs)
+            if reads or view or operation.type == "Const":
+                again.add(operation)
+        return again
+
+
+def _unique(tensors: Sequence[Any]) -> list[Any]:
+    return list({x.ref(): x for x in tensors}.values())
+
+
+def _placeholder(like: Any) -> Any:
+    """Stands in for an argument that comes later."""
+    if not isinstance(like, tf.Tensor | tf.TensorSpec):
+        return like
+    return tf.compat.v1.placeholder(like.dtype, like.shape)
+
+
+def _tensors(structure: Any) -> list[Any]:
+    """The tensors in `structure`, those of composite ones too."""
+    flat = tf.nest.flatten(structure, expand_composites=True)
+    return [x for x in flat if isinstance(x, tf.Tensor | tf.TensorSpec)]
+
+
+def _pack(structure: Any, tensors: Sequence[Any]) -> Any:
+    """`structure` with these in place of its tensors."""
+    following = iter(tensors)
+    flat = [
+        next(following) if isinstance(x, tf.Tensor) else x
+        for x in tf.nest.flatten(structure, expand_composites=True)
+    ]
+    return tf.nest.pack_sequence_as(structure, flat, expand_composites=True)

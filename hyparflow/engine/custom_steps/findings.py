@@ -1,0 +1,111 @@
+"""What a trial of a step means for its gradients, its metrics and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hyparflow.engine.custom_steps.gradients import StepGradients
+from hyparflow.engine.custom_steps.metrics import StepMetrics
+from hyparflow.engine.custom_steps.trial import MEAN, SUM, UNKNOWN, Verdict
+
+__all__ = ["StepFindings"]
+
+
+class StepFindings:
+    """How what a step computes is joined over replicas.
+
+    Attributes:
+        step: its name.
+        sums: (call, position) of gradients that are sums over rows.
+        common: (call, position) of sparse gradients that look up the same rows for all samples.
+        log_kinds: of the leaves that it returns.
+        error: why there was no trial.
+
+    Args:
+        step: its name.
+        verdict: of all replicas.
+        gradients, metrics: what the step gave and used.
+        returned: names of what it returns.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        verdict: Verdict,
+        gradients: StepGradients,
+        metrics: StepMetrics,
+        returned: Sequence[str],
+    ) -> None:
+        self.step = step
+        self.error = verdict.error
+        self._verdict = verdict
+        self._gradients = gradients
+        self._metrics = metrics
+        self._returned = list(returned)
+        kinds = verdict.kinds
+        self.common = {(key[0], key[1]) for key in verdict.common}
+        self.sums = self._summed()
+        self.log_kinds: list[str] = []
+        logs = [key[1] for key in kinds if key[0] == "log"]
+        for leaf in range(max(logs, default=-1) + 1):
+            key = ("log", leaf)
+            known = kinds.get(key, UNKNOWN)
+            self.log_kinds.append(MEAN if key in verdict.of_results else known)
+        self._by_variable = self._metric_kinds()
+
+    def _summed(self) -> set[tuple[int, int]]:
+        """Gradients that are sums; those that are zero are as the others of their call."""
+        found = set()
+        for call, variables in self._gradients.variables.items():
+            positions = range(len(variables))
+            kinds = [self._verdict.kinds.get(("gradient", call, n), UNKNOWN) for n in positions]
+            known = set(kinds) - {UNKNOWN}
+            found |= {
+                (call, n)
+                for n, kind in enumerate(kinds)
+                if kind == SUM or (kind == UNKNOWN and known == {SUM})
+            }
+        return found
+
+    def _metric_kinds(self) -> dict[int, str]:
+        """For each variable of a metric, whether what a batch adds is a mean over its rows."""
+        used = list(self._metrics.used.values())
+        numbers = {id(v): v for metric in used for v in metric.variables}
+        place = {key: n for n, key in enumerate(numbers)}
+        found: dict[int, str] = {}
+        for metric in used:
+            kinds = [
+                self._verdict.kinds.get(("metric", place[id(v)]), UNKNOWN) for v in metric.variables
+            ]
+            known = set(kinds) - {UNKNOWN}
+            one_number = not known and id(metric) in self._metrics.scalar
+            guess = MEAN if known == {MEAN} or one_number else SUM
+            for variable, kind in zip(metric.variables, kinds, strict=True):
+                found[id(variable)] = guess if kind == UNKNOWN else kind
+        return found
+
+    def weights(self, share: float) -> list[float]:
+        """By what each variable of the metrics' state counts, on a replica with this share."""
+        counts = 1.0 if share else 0.0
+        variables: Sequence[Any] = self._metrics.state.variables  # type: ignore[union-attr]
+        return [share if self._by_variable.get(id(v)) == MEAN else counts for v in variables]
+
+    def coupled(self) -> list[str]:
+        """Names of what is neither a mean over rows nor a sum."""
+        names = []
+        metric_names = [
+            metric.name
+            for metric in self._metrics.used.values()
+            for _ in {id(v): v for v in metric.variables}
+        ]
+        for key in sorted(self._verdict.coupled, key=str):
+            kind, *place = key
+            if kind == "gradient":
+                variable = self._gradients.variables[place[0]][place[1]]
+                names.append(f"the gradient of '{getattr(variable, 'path', variable.name)}'")
+            elif kind == "metric":
+                names.append(f"metric '{metric_names[place[0]]}'")
+            elif key not in self._verdict.of_results:
+                names.append(f"'{self._returned[place[0]]}', which it returns")
+        return list(dict.fromkeys(names))

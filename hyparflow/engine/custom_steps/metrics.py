@@ -1,0 +1,97 @@
+"""The metrics that a step of the model's own updates and reads, over all replicas.
+
+A step may return a metric's result under any name, or what it makes of several results. So `result`
+itself, called within a step, gives the result of all replicas: their states are joined there and
+then, and whatever the step makes of it is right.
+
+What a batch adds to a variable of a metric is weighted: by 1 where batches' rows are counted or
+added up, by the replica's share of the batch where a step updates a metric with one number, a mean,
+for all its rows. Which it is, a trial has found out (`hyparflow.engine.custom_steps.trial`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.compiled.ordered_calls import OrderedCalls
+from hyparflow.engine.custom_steps.same_calls import Exchange, SameCalls
+from hyparflow.engine.loss.metric_state import MetricState
+
+__all__ = ["StepMetrics"]
+
+
+class StepMetrics:
+    """Joins the metrics of a step.
+
+    Attributes:
+        used: the metrics that steps update or read, by id.
+        scalar: ids of those that were updated with one number for all rows.
+        state: their variables, once they are known.
+        on_new: told of each metric that comes up, before it is used.
+        tried: whether a trial runs, in which nothing is joined.
+        disturbed: whether results are to be wrong, in a trial that looks for what depends on them.
+
+    Args:
+        peers: the replicas.
+        order: of the calls in compiled steps.
+        same: compares what replicas give.
+    """
+
+    def __init__(self, peers: Communicator, order: OrderedCalls, same: SameCalls) -> None:
+        self._peers = peers
+        self._order = order
+        self._same = same
+        self.used: dict[int, Any] = {}
+        self.scalar: set[int] = set()
+        self.state: MetricState | None = None
+        self.on_new: Callable[[Any], None] | None = None
+        self.tried = False
+        self.disturbed = False
+
+    def around(
+        self, name: str, call: Any, metric: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a metric's method; a result is that of all replicas."""
+        if id(metric) not in self.used:
+            self.used[id(metric)] = metric
+            if self.on_new is not None:
+                self.on_new(metric)
+        number = list(self.used).index(id(metric))
+        if name == "update_state":
+            given = [x for x in (*args, *kwargs.values()) if x is not None]
+            if all(np.ndim(x) == 0 if not hasattr(x, "shape") else not len(x.shape) for x in given):
+                self.scalar.add(id(metric))
+        if name != "result" or not metric.variables:
+            return call(*args, **kwargs)
+        variables = list(metric.variables)
+        exchange = Exchange("reads the metric", [metric.name], [f"{number}"])
+
+        def joined(values: np.ndarray) -> np.ndarray:
+            return self._joined(variables, exchange, values)
+
+        flat = [tf.reshape(tf.cast(v.value, tf.float64), [-1]) for v in variables]
+        sizes = [int(np.prod(v.shape, dtype=np.int64)) for v in variables]
+        total = self._order(joined, tf.concat(flat, 0), [sum(sizes)])
+        pairs = zip(variables, tf.split(total, sizes), strict=True)
+        mapping = [(v, tf.cast(tf.reshape(part, v.shape), v.dtype)) for v, part in pairs]
+        with keras.StatelessScope(state_mapping=mapping):
+            result = call(*args, **kwargs)
+            return keras.tree.map_structure(
+                lambda x: x.value if isinstance(x, keras.Variable) else x, result
+            )
+
+    def _joined(self, variables: list[Any], exchange: Exchange, values: np.ndarray) -> np.ndarray:
+        """The state of all replicas, from this one's. Collective, but not in a trial."""
+        if self.tried:
+            return values * 1.7 + np.linspace(0.3, 0.9, len(values)) if self.disturbed else values
+        self._same.require(exchange)
+        state: MetricState = self.state  # type: ignore[assignment]
+        total = state.contribution(variables, values)
+        self._peers.sum(total, "the sum of a metric's state")
+        return total

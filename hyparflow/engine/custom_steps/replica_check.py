@@ -1,0 +1,79 @@
+"""Whether replicas still hold the same weights after the first steps of the model's own.
+
+What a step does to weights without an optimizer (``w.assign_sub(rate * g)``) nobody sees; but
+replicas that each do it with gradients of their own have other weights after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm import abort
+from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.weights.sync import checksum
+
+__all__ = ["ReplicaCheck"]
+
+_STEPS = frozenset((1, 3, 10))  # gradients may be applied every few steps only
+_UNITS = 16  # of the last place, by which machines of other kinds may differ
+
+
+class ReplicaCheck:
+    """Compares variables after the first steps, once each.
+
+    Args:
+        peers: the replicas.
+    """
+
+    def __init__(self, peers: Communicator) -> None:
+        self._peers = peers
+        self._steps = 0
+
+    def after_step(self, variables: Callable[[], Sequence[Any]]) -> list[Any]:
+        """After a step: the variables that differ between replicas. Collective.
+
+        Args:
+            variables: returns those to compare, the same on all replicas.
+        """
+        self._steps += 1
+        if self._steps not in _STEPS or self._peers.size == 1:
+            return []
+        compared = list(variables())
+        mine = np.array([[checksum(v) for v in compared]], np.int64)
+        everyone = self._peers.all_gather_rows(mine, "the comparison of weights")
+        return [
+            v
+            for v, column in zip(compared, everyone.T, strict=True)
+            if (column != column[0]).any() and self._differs(v)
+        ]
+
+    def _differs(self, variable: Any) -> bool:
+        """Whether a variable differs by more than the rounding of other machines. Collective."""
+        value = np.array(tf.convert_to_tensor(variable))
+        leaders = value.copy()
+        self._peers.broadcast(leaders, 0, "the comparison of a weight")
+        worst, limit = 1.0, 0.0
+        if value.dtype.kind == "f":
+            worst = float(np.max(np.abs(value - leaders), initial=0.0))
+            unit = _UNITS * float(np.finfo(value.dtype).eps)
+            limit = unit * float(np.max(np.abs(leaders), initial=0.0))
+        odd = np.array([int(not worst <= limit and not np.array_equal(value, leaders))])
+        self._peers.sum(odd, "the comparison of a weight")
+        return bool(odd[0])
+
+    def error(self, names: Sequence[str]) -> Exception:
+        """What ends the job: these weights differ."""
+        shown = ", ".join(f"'{name}'" for name in names[:4])
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        error = ValueError(
+            "Replicas must hold the same weights after each step of a model's own. Received: after "
+            f"step {self._steps} they differ in {shown}{more}. The step changes them by something "
+            "else than gradients that it gives to a Keras optimizer, or by random numbers of each "
+            "replica. Give the gradients to an optimizer (`optimizer.apply`), or train in one "
+            "process."
+        )
+        return abort.mark_collective(error)  # type: ignore[return-value]

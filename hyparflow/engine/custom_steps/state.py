@@ -1,0 +1,141 @@
+"""The variables that steps of a model's own lead to; kept as they are while a step is tried."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.model.keras_internals.compiled import tracked_metrics
+from hyparflow.model.keras_internals.layers import seed_states
+from hyparflow.model.normalization import normalized_layers
+from hyparflow.model.reachable_variables import reachable_variables
+
+__all__ = ["OwnState"]
+
+_DRAWS = frozenset(  # operations with a generator of their own, which nobody can set back
+    ["RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal"]
+    + ["ParameterizedTruncatedNormal", "RandomShuffle", "RandomGamma", "RandomPoissonV2"]
+    + ["Multinomial"]
+)
+_SIMPLE = (bool, int, float, str, type(None))
+
+
+class OwnState:
+    """The variables of a model, its optimizers and metrics, and of what its code leads to.
+
+    Attributes:
+        draws_numbers: whether a step draws random numbers that no variable decides.
+
+    Args:
+        model: the user's model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._values: dict[int, tuple[Any, Any]] = {}
+        self._seeds: set[int] = set()
+        self._weights: set[int] = set()
+        self.draws_numbers = False
+
+    # --- kept as it is ---
+
+    @contextlib.contextmanager
+    def kept(self, variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
+        """Leave everything as it was at the start."""
+        self._seeds = {id(_raw(v)) for v in seed_states(self._model)}
+        self._values = {}
+        simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
+        python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        for variable in variables():
+            self._keep(variable)
+        try:
+            yield
+        finally:
+            self.restore(without_seeds=False)
+            self._values = {}
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+            vars(self._model).update(simple)
+
+    def _keep(self, variable: Any) -> None:
+        raw = _raw(variable)
+        if id(raw) not in self._values and raw.dtype != tf.resource:
+            self._values[id(raw)] = raw, tf.identity(raw)
+
+    def add(self, holder: Any) -> None:
+        """Keep the variables of an optimizer or a metric that comes up."""
+        with tf.init_scope():
+            for variable in holder.variables:
+                self._keep(variable)
+
+    def restore(self, without_seeds: bool) -> None:
+        """Set everything back; random generators too, or not."""
+        for number, (raw, value) in self._values.items():
+            if not (without_seeds and number in self._seeds):
+                raw.assign(value)
+
+    def look_at(self, graph: Any) -> None:
+        """Note what a compiled step does: whether it draws numbers."""
+        definition = graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        self.draws_numbers = any(node.op in _DRAWS for node in nodes)
+
+    # --- the variables ---
+
+    def everything(self, optimizers: Sequence[Any], metrics: Sequence[Any]) -> list[Any]:
+        """All variables that are known."""
+        holders = [*optimizers, *metrics, *tracked_metrics(self._model)]
+        return [
+            *self._model.variables,
+            *seed_states(self._model),
+            *(v for holder in holders for v in holder.variables),
+            *reachable_variables([self._model]),
+        ]
+
+    def of_metrics(self, metrics: Sequence[Any]) -> dict[int, np.ndarray]:
+        """The present values of metrics' variables, by their number."""
+        variables = {id(v): v for metric in metrics for v in metric.variables}
+        return {n: np.array(v.value, float) for n, v in enumerate(variables.values())}
+
+    def of_training(self, optimizers: Sequence[Any]) -> list[Any]:
+        """The variables that replicas should have alike, in an order that all share."""
+        optimizers = [optimizer for optimizer in optimizers if optimizer.built]
+        own = {
+            id(v): v
+            for v in reachable_variables([self._model])
+            if v.dtype not in (tf.resource, tf.variant)
+        }
+        weights = [
+            *self._model.trainable_variables,
+            *(v for optimizer in optimizers for v in optimizer.variables),
+            *(v for v in own.values() if v.trainable),
+        ]
+        self._weights = {id(_raw(v)) for v in weights}
+        left_out = [
+            *seed_states(self._model),
+            *(v for m in tracked_metrics(self._model) for v in m.variables),
+            *(v for x in normalized_layers(self._model) for v in x.non_trainable_variables),
+        ]
+        skip = {id(_raw(v)) for v in left_out} - self._weights
+        known = [*weights, *self._model.variables, *own.values()]
+        unique = {id(_raw(v)): v for v in reversed(known)}
+        return [v for number, v in reversed(unique.items()) if number not in skip]
+
+    def is_weight(self, variable: Any) -> bool:
+        """Whether a variable of `of_training` is a weight or an optimizer's."""
+        return id(_raw(variable)) in self._weights
+
+    def name(self, variable: Any) -> str:
+        """What to call a variable in messages."""
+        return str(getattr(variable, "path", variable.name))
+
+
+def _raw(variable: Any) -> Any:
+    """TensorFlow's variable inside a Keras one."""
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -1,0 +1,4 @@
+"""Gradients summed over micro-batches and over replicas.
+
+Imports engine.compiled, model and comm.
+"""

@@ -1,0 +1,275 @@
+"""Gradients: summed over micro-batches, over replicas and over the holders of shared weights.
+
+All three are plain sums; what makes them right stands in `hyparflow.engine.loss.terms`, [Note: One
+scale]. But a "gradient" that is the next value of its variable (float8's scales and largest values)
+is no part of a sum: of these the largest is kept. The order of everything that follows the backward
+is fixed: sum over micro-batches, sum over replicas, sum over holders, add weight regularization,
+clip, apply.
+
+Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms and Adam's
+squares are taken over the values as they come, so densifying them first would give other numbers.
+They are joined, except those of rows that all samples have in common
+(`hyparflow.engine.gradients.common_lookups`).
+
+[Note: Kinds] Which gradients there are, and which are sparse, decides what ranks send each other.
+They tell each other in the first step, and again in a step in which one of them has others than it
+told: a layer may take part in some steps only. That it has not is a number that is summed beside
+the gradients. Sums that began before are made again if they were of the wrong gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.recorder import EventKind
+from hyparflow.engine.gradients.microbatch_sum import GradientSum
+from hyparflow.engine.gradients.mpi_sum import DenseSum, MakeSum, mpi_sums
+
+__all__ = ["Reducer", "SharedGroup"]
+
+# Kinds of gradient, by rising precedence; -1 is not known yet.
+NONE, COMMON, SPARSE, DENSE, LARGEST = 0, 1, 2, 3, 4
+_UNKNOWN = -1
+
+_Key = tuple[int, tuple[int, ...]]  # a group of ranks, and positions of weights
+
+
+@dataclass
+class SharedGroup:
+    """Weights that several partitions hold, with the ranks of one replica that hold them.
+
+    Attributes:
+        positions: where they stand in this rank's list of trained weights.
+        comm: the holders.
+    """
+
+    positions: list[int]
+    comm: Communicator
+
+
+class Reducer:
+    """Sums one rank's gradients over the ranks that train the same weights.
+
+    The sums over replicas of a stage that is done can begin while others still compute (`start`).
+
+    Args:
+        variables: the weights that this rank trains.
+        replicas: the ranks that own the same partition, one per replica.
+        shared: groups of weights held by other partitions too.
+        sums: makes what sums dense gradients over `replicas`; by MPI if it is not given.
+        pieces: stage -> the weights that are summed when it is done, apart from the others; in the
+            order in which stages are done, on all replicas the same. The rest come last.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        replicas: Communicator,
+        shared: Sequence[SharedGroup],
+        sums: MakeSum | None = None,
+        pieces: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        self._shapes = [tuple(variable.shape) for variable in variables]
+        self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
+        self._overwritten = {n for n, v in enumerate(variables) if v.overwrite_with_gradient}
+        everything = list(range(len(self._shapes)))
+        self._groups = [(everything, replicas)]
+        self._groups += [(group.positions, group.comm) for group in shared]
+        self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
+        self._early = dict(pieces or {})
+        apart = {position for piece in self._early.values() for position in piece}
+        rest = [position for position in everything if position not in apart]
+        self._pieces: list[list[Sequence[int]]] = [[*self._early.values(), rest]]
+        self._pieces += [[group.positions] for group in shared]
+        self._kinds: list[dict[int, int] | None] = [None] * len(self._groups)  # by position
+        self._told: list[list[int] | None] = [None] * len(self._groups)  # kinds of this rank
+        self._sums: dict[_Key, DenseSum] = {}
+        self._started: dict[_Key, DenseSum] = {}  # in this step
+        self._since: dict[_Key, float] = {}  # when those began that are not there yet
+        self._recorder = replicas.recorder
+
+    def start(self, stage: int, positions: Sequence[int], values: Sequence[Any] | None) -> None:
+        """Begin to sum the gradients of a stage over replicas. Collective, in their order.
+
+        In the first step all begin with `reduce`, which finds out what kinds of gradients there
+        are, [Note: Kinds].
+
+        Args:
+            stage: which is done.
+            positions: its weights; those that other stages have too are left for `reduce`.
+            values: their gradients; None if this replica had no rows in this step.
+        """
+        kinds = self._kinds[0]
+        if kinds is not None and self._groups[0][1].size > 1:
+            known = dict(zip(positions, values or (), strict=False))
+            self._start(0, self._early[stage], kinds, known)
+
+    def advance(self) -> None:
+        """Let sums that have begun go on."""
+        for key, started in self._started.items():
+            if started.advance():
+                self._note_done(key)
+
+    def reduce(self, gradients: GradientSum) -> list[Any]:
+        """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
+
+        Args:
+            gradients: this rank's sum; empty if its replica had no rows in this step.
+        """
+        total = gradients.values
+        values: list[Any] = [None] * len(self._shapes) if total is None else list(total)
+        known = total is not None
+        for group, (positions, comm) in enumerate(self._groups):
+            if comm.size > 1 and positions:
+                # The other partitions that hold a weight look up something else.
+                common = gradients.common if group == 0 else frozenset
+                self._reduce_group(group, values, known, common)
+            known = True
+        return values
+
+    def _reduce_group(
+        self, group: int, values: list[Any], known: bool, common: Callable[[], frozenset[int]]
+    ) -> None:
+        """Put the sums over a group of ranks in place of their weights' `values`."""
+        positions, comm = self._groups[group]
+        mine = [self._kind(values, p, common) for p in positions] if known else None
+        changed = _Changed(comm, mine != self._told[group])
+        kinds, own = self._kinds[group], list(values)
+        if kinds is not None:
+            self._sum_dense(group, kinds, own, values)
+        if changed.anywhere() or kinds is None:
+            before, kinds = kinds, self._agree(group, mine)
+            if kinds != before:
+                self._sum_dense(group, kinds, own, values)
+        for position, kind in kinds.items():
+            if kind == NONE:
+                values[position] = None
+            elif kind in (COMMON, SPARSE):
+                value = own[position]
+                values[position] = self._gather_sparse(comm, position, value)
+                if kind == COMMON:
+                    values[position] = _added_up(comm, values[position], value is not None)
+        self._keep_largest(comm, [p for p, kind in kinds.items() if kind == LARGEST], own, values)
+
+    def _agree(self, group: int, mine: list[int] | None) -> dict[int, int]:
+        """The kinds that any rank has. Collective."""
+        positions, comm = self._groups[group]
+        told = [_UNKNOWN] * len(positions) if mine is None else mine
+        everyone = comm.all_gather_objects(told, "the kinds of gradients")
+        highest = [max(column) for column in zip(*everyone, strict=True)]
+        kinds = dict(zip(positions, highest, strict=True))
+        if any(_UNKNOWN not in rank_kinds for rank_kinds in everyone):
+            self._kinds[group], self._told[group] = kinds, mine
+        return kinds
+
+    def _sum_dense(
+        self, group: int, kinds: dict[int, int], own: list[Any], values: list[Any]
+    ) -> None:
+        """Put sums of dense gradients in their places in `values`.
+
+        They are summed piece by piece, those that have not begun all at a time.
+        """
+        known = dict(enumerate(own))
+        for piece in self._pieces[group]:
+            self._start(group, piece, kinds, known)
+        for key in [key for key in self._started if key[0] == group]:
+            sums = self._started[key].finish()
+            self._note_done(key)
+            del self._started[key]
+            for position, value in zip(key[1], sums, strict=True):
+                values[position] = value
+
+    def _note_done(self, key: _Key) -> None:
+        since = self._since.pop(key, None)
+        if since is not None:
+            self._recorder.note(EventKind.SUM, since, moved=self._started[key].size)
+
+    def _start(
+        self, group: int, piece: Sequence[int], kinds: dict[int, int], values: dict[int, Any]
+    ) -> None:
+        """Begin the sum of a piece, unless it has begun."""
+        key = (group, tuple(position for position in piece if kinds[position] == DENSE))
+        if key[1] and key not in self._started:
+            self._started[key] = self._sum(key)
+            self._since[key] = time.monotonic()
+            self._started[key].start([values.get(position) for position in key[1]])
+
+    def _sum(self, key: _Key) -> DenseSum:
+        if key not in self._sums:
+            shapes = [self._shapes[position] for position in key[1]]
+            dtypes = [self._dtypes[position] for position in key[1]]
+            self._sums[key] = self._makers[key[0]](shapes, dtypes)
+        return self._sums[key]
+
+    def _kind(self, values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:
+        gradient = values[position]
+        if gradient is None:
+            return NONE
+        if position in self._overwritten:
+            return LARGEST
+        if isinstance(gradient, tf.IndexedSlices):
+            return COMMON if position in common() else SPARSE
+        return DENSE
+
+    def _keep_largest(
+        self, comm: Communicator, positions: list[int], own: list[Any], values: list[Any]
+    ) -> None:
+        """The largest of all ranks, in place of the values at `positions`; none is negative."""
+        if not positions:
+            return
+        zeros = {p: np.zeros(self._shapes[p], self._dtypes[p]) for p in positions}
+        mine = [np.ravel(zeros[p] if own[p] is None else np.asarray(own[p])) for p in positions]
+        all_ranks = comm.all_gather_rows(np.concatenate(mine)[None], "what is kept of gradients")
+        parts = np.split(all_ranks.max(axis=0), np.cumsum([part.size for part in mine])[:-1])
+        for p, part in zip(positions, parts, strict=True):
+            values[p] = tf.constant(part.reshape(self._shapes[p]), self._dtypes[p])
+
+    def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:
+        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows."""
+        shape, dtype = self._shapes[position], self._dtypes[position]
+        if value is None:
+            rows, values = np.zeros(0, np.int64), np.zeros((0, *shape[1:]), dtype)
+        else:
+            rows = np.asarray(value.indices).astype(np.int64)
+            values = np.asarray(value.values, order="C")
+        what = "the rows of a sparse gradient"
+        return tf.IndexedSlices(
+            tf.convert_to_tensor(comm.all_gather_rows(values, what)),
+            tf.convert_to_tensor(comm.all_gather_rows(rows, what)),
+            tf.constant(shape, tf.int64),
+        )
+
+
+def _added_up(comm: Communicator, joined: Any, contributes: bool) -> Any:
+    """The sum of the values that ranks, with the same rows each, have `joined`."""
+    parts = np.array([int(contributes)])
+    comm.sum(parts, "the number of ranks with a sparse gradient")
+    values = tf.reshape(joined.values, [int(parts[0]), -1, *joined.values.shape[1:]])
+    rows = joined.indices[: values.shape[1]]
+    return tf.IndexedSlices(tf.reduce_sum(values, 0), rows, joined.dense_shape)
+
+
+class _Changed:
+    """Whether a rank has other kinds of gradients than it told; begun here, known later.
+
+    Args:
+        comm: the ranks. Collective.
+        mine: whether this rank has.
+    """
+
+    def __init__(self, comm: Communicator, mine: bool) -> None:
+        self._count = np.zeros(1, np.int64)
+        what = "whether kinds of gradients changed"
+        self._pending = comm.start_sum(self._count, what, np.array([mine], np.int64))
+
+    def anywhere(self) -> bool:
+        """Whether any rank has."""
+        self._pending.wait()
+        return bool(self._count[0])

@@ -1,0 +1,83 @@
+"""The metrics of `compile`, made to add up over micro-batches and replicas.
+
+A metric's state after a batch must be the sum of what its micro-batches add to it. Keras's own
+metrics keep sums, counts and confusion matrices. A function that gives one number for a batch is
+weighted by the micro-batch's share of it, which makes a mean over rows exact. What does not add up
+is found by trying it (`hyparflow.engine.trials.sums`), and refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+
+from hyparflow.model.keras_internals.compiled import compile_metrics, metric_function
+
+__all__ = ["AdditiveMetrics", "weighted_by", "weighting"]
+
+
+class AdditiveMetrics:
+    """The metrics of a compiled model, updated one micro-batch at a time.
+
+    Args:
+        model: the compiled model, its metrics built.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._compiled = compile_metrics(model)
+        self.metrics = [] if self._compiled is None else list(self._compiled.metrics)
+        self._of_functions = [m for m in self.metrics if metric_function(m)]
+
+    def update(self, y: Any, y_pred: Any, sample_weight: Any, share: Any) -> None:
+        """Update all with a micro-batch that is the part `share` of a global batch."""
+        if self._compiled is None:
+            return
+        with weighting(self._of_functions, share):
+            self._compiled.update_state(y, y_pred, sample_weight)
+
+
+@contextlib.contextmanager
+def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:
+    """While open, the means among `metrics` are `weighted_by` this share."""
+    with contextlib.ExitStack() as stack:
+        for metric in metrics:
+            if isinstance(metric, keras.metrics.Mean):
+                stack.enter_context(weighted_by(metric, share))
+        yield
+
+
+@contextlib.contextmanager
+def weighted_by(metric: Any, share: Any) -> Iterator[None]:
+    """While open, `metric`, a mean, counts a single number by `share` instead of by 1."""
+    function = metric_function(metric)
+    original = metric.update_state
+
+    def update(*args: Any, **kwargs: Any) -> None:
+        values, weights = _single_number(function, args, kwargs)
+        if values is None or weights is not None or len(values.shape):
+            return original(*args, **kwargs)
+        return keras.metrics.Mean.update_state(metric, values, sample_weight=share)
+
+    vars(metric)["update_state"] = update
+    try:
+        yield
+    finally:
+        del vars(metric)["update_state"]
+
+
+def _single_number(
+    function: Callable[[Any, Any], Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The values that a mean is updated with, and their weights."""
+    given = dict(zip(("y_true", "y_pred", "sample_weight"), args, strict=False)) | kwargs
+    if function is None:  # a plain mean, updated with values
+        given = dict(zip(("values", "sample_weight"), args, strict=False)) | kwargs
+        values = given.get("values")
+    else:
+        values = function(given["y_true"], given["y_pred"])
+    if values is not None:
+        values = keras.ops.convert_to_tensor(values)
+    return values, given.get("sample_weight")

@@ -1,0 +1,103 @@
+"""All that one rank trains its partition with: plain data that `assembly.py` fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyparflow.engine.custom_steps.steps import CustomSteps
+from hyparflow.engine.engine import Engine
+from hyparflow.engine.gradients.reducer import Reducer
+from hyparflow.engine.loss.head import LossHead
+from hyparflow.engine.loss.metric_state import MetricState
+from hyparflow.engine.loss.penalty import Penalty
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.optimizer_step import OptimizerStep
+from hyparflow.engine.stages.batchnorm import BatchStatistics
+from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.pipeline import lowering
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.partition import Partitioning
+from hyparflow.pipeline.program import Program
+from hyparflow.pipeline.schedules import forward_only, make_schedule
+
+__all__ = ["Pack", "RankEngine", "Losses", "Learner"]
+
+
+Pack = Callable[[list[Any]], Any]
+
+
+@dataclass
+class RankEngine:
+    """Everything one rank uses to train its partition.
+
+    Attributes:
+        engine: executes the steps.
+        sync: moves weights between ranks.
+        pack: flat outputs -> the structure that the model's call returns.
+        statistics: what BatchNormalization layers normalize by and remember.
+        own: the steps that the model's class has in place of Keras's.
+        partitioning: the stages, and the tensors that cross from one to another.
+        losses: what belongs to loss and metrics; None for predictions only.
+        learner: what belongs to the weights' update; None without an optimizer.
+        traced: kinds and rows of steps that ran.
+    """
+
+    engine: Engine
+    sync: WeightSync
+    pack: Pack
+    statistics: BatchStatistics
+    own: CustomSteps
+    partitioning: Partitioning
+    losses: Losses | None
+    learner: Learner | None
+    traced: set[tuple[str, int]] = field(default_factory=set)
+
+    def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
+        """The proved list of one step of `count` micro-batches: "train" or "forward"."""
+        edges = self.partitioning.edges
+        each = self.partitioning.num_stages // grid.num_partitions
+        if kind == "train":
+            computation = make_schedule(schedule, grid.num_partitions, count, each)
+        else:
+            computation = forward_only(grid.num_partitions, count, each)
+        lowered = lowering.lower(computation, edges, training=kind == "train")
+        lowering.prove(lowered, edges)
+        return Program(lowered[partition], max(1, count))
+
+
+@dataclass
+class Losses:
+    """The losses and metrics of a compiled model, on one rank.
+
+    Attributes:
+        terms: the losses, additive over micro-batches.
+        metrics: the metrics' state.
+        head: the end of the last stage.
+        weigh: (x, y, sample weights) -> W of each loss term, where that must be known.
+        symbolic: symbolic (y, y_pred, sample weights), or None where there are no labels.
+        penalty: the weight regularization that this rank counts.
+    """
+
+    terms: LossTerms
+    metrics: MetricState
+    head: LossHead
+    weigh: Callable[[Any, Any, Any], Any] | None
+    symbolic: Any
+    penalty: Penalty
+
+
+@dataclass
+class Learner:
+    """What turns one rank's gradients into new weights.
+
+    Attributes:
+        reducer: sums gradients over ranks.
+        update: the optimizer's step.
+        compared: whether all ranks know which of the model's weights have a gradient.
+    """
+
+    reducer: Reducer
+    update: OptimizerStep
+    compared: bool = False

@@ -1,0 +1,235 @@
+"""BatchNormalization over micro-batches and replicas.
+
+============  ======================================  =========================================
+mode          normalizes over                         moving statistics
+============  ======================================  =========================================
+"local"       a micro-batch of one replica            of each micro-batch; replicas agree on
+                                                      their mean before the model is used
+"deferred"    a micro-batch of one replica            of the whole global batch, once per step
+"sync"        a micro-batch of all replicas           of the whole global batch, once per step
+============  ======================================  =========================================
+
+Sources: deferred statistics are those of GPipe (Huang et al., 2019, section 2.3); synchronized
+ones those of Peng et al., "MegDet" (2018), section 4.2. Replicas exchange count, sum and squared
+deviations, which gives the exact statistics without the cancellation of a mean of squares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.compiled.fast_call import FixedFunction
+from hyparflow.engine.compiled.ordered_calls import OrderedCalls
+from hyparflow.engine.stages.stage_call import StageCall
+from hyparflow.model.keras_internals.layers import moment_weight, replace_moments, restore_moments
+from hyparflow.model.keras_internals.layers import moments as keras_moments
+from hyparflow.model.normalization import normalized_layers
+
+__all__ = ["BatchStatistics"]
+
+
+class _Sum:
+    """What one call of one layer adds up over the micro-batches of a step.
+
+    Attributes:
+        state: (weight, sum, sum of squares) of the values of each channel.
+        mean, variance: the layer's moving statistics before the step.
+    """
+
+    def __init__(self, layer: Any, epsilon: float) -> None:
+        self.layer = layer
+        self.epsilon = epsilon
+        self.state = tf.Variable(tf.zeros([3, *layer.moving_mean.shape], tf.float64))
+        self.mean = tf.Variable(layer.moving_mean.value)
+        self.variance = tf.Variable(layer.moving_variance.value)
+
+
+class BatchStatistics:
+    """The statistics of the BatchNormalization layers of one stage.
+
+    Attributes:
+        order: of the exchanges between replicas within a compiled step.
+        alone: whether nothing is exchanged for now, as if all replicas had the same rows.
+
+    Args:
+        model: the user's model.
+        batchnorm: one of the modes; a layer made with ``synchronized=True`` is synchronized in
+            any case.
+        peers: the ranks with the same partition.
+    """
+
+    def __init__(self, model: Any, batchnorm: str, peers: Communicator) -> None:
+        self._peers = peers
+        layers = normalized_layers(model)
+        self._synced = [x for x in layers if batchnorm == "sync" or x.synchronized]
+        self._layers = layers if batchnorm != "local" else self._synced
+        self._sums: dict[tuple[int, int], _Sum] = {}  # (layer, number of its call) -> sum
+        self._calls: dict[int, int] = {}
+        self.order = OrderedCalls()
+        self.alone = False
+        self._remember = FixedFunction(self._trace_remember)
+        self._read = FixedFunction(self._trace_read)
+        self._write = FixedFunction(self._trace_write)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do beside what the layers do themselves."""
+        return bool(self._layers)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether replicas exchange statistics in the middle of a stage."""
+        return bool(self._synced) and self._peers.size > 1
+
+    # --- while a stage is traced ---
+
+    def around(self, body: StageCall) -> StageCall:
+        """`body`, with its BatchNormalization layers reporting to this object."""
+        if not self.active:
+            return body
+
+        def watched(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+            with self.observed(share):
+                return body(values, training, share)
+
+        return watched
+
+    @contextlib.contextmanager
+    def observed(self, share: Any) -> Iterator[None]:
+        """While open, the layers report to this object; `share` is the micro-batch's part."""
+        self._calls = {}
+        for layer in self._layers:
+            replace_moments(layer, self._moments(layer, share))
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                restore_moments(layer)
+
+    def _moments(self, layer: Any, share: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+        original = keras_moments(layer)
+        is_synced = any(layer is other for other in self._synced)
+
+        def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
+            mean, variance = original(inputs, mask)
+            mean, variance = tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
+            epsilon = 0.0 if mask is None else keras.config.epsilon()  # as Keras divides
+            # A stand-in for a replica without rows has share 0 and must not count.
+            weight = moment_weight(layer, inputs, mask)
+            counts = tf.cast(share > 0, weight.dtype)
+            total = (weight + epsilon) * counts
+            local = tf.stack([weight * counts, mean * total, variance * total, mean])
+            self._add(layer, epsilon, local)
+            if not is_synced or self._peers.size == 1:
+                return mean, variance
+            return _joined(self._gathered(local), epsilon)
+
+        return moments
+
+    def _add(self, layer: Any, epsilon: float, local: Any) -> None:
+        """Add one call's (weight, sum, squared deviations, mean) to what its step has seen."""
+        if layer.renorm:
+            return  # its statistics correct each other from batch to batch
+        call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
+        if (id(layer), call) not in self._sums:
+            with tf.init_scope():
+                self._sums[id(layer), call] = _Sum(layer, epsilon)
+        weight, total, deviations, mean = tf.unstack(tf.cast(local, tf.float64))
+        squares = deviations + mean * (2.0 * total - weight * mean)
+        self._sums[id(layer), call].state.assign_add(tf.stack([weight, total, squares]))
+
+    def _gathered(self, local: Any) -> Any:
+        """`local` of all replicas, on a new first axis; its gradient is summed over them."""
+        shape = [self._peers.size, *local.shape]
+
+        @tf.custom_gradient
+        def gather(values: Any) -> Any:
+            def gradient(upstream: Any) -> Any:
+                return self.order(self._sum, upstream, shape)[self._peers.rank]
+
+            return self.order(self._gather, values, shape), gradient
+
+        return gather(local)
+
+    def _gather(self, values: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(values)[np.newaxis]
+        if self.alone:
+            return np.repeat(rows, self._peers.size, 0)
+        return self._peers.all_gather_rows(rows, "the statistics of a synchronized layer")
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        total = np.array(values, order="C")
+        if self.alone:
+            return total * self._peers.size
+        self._peers.sum(total, "the gradients of a synchronized layer's statistics")
+        return total
+
+    # --- before and after a step ---
+
+    def begin(self) -> None:
+        """Remember the moving statistics before a training step."""
+        if self._sums:
+            self._remember([], len(self._sums))
+
+    def forget(self) -> None:
+        """Leave out what was seen since the last step."""
+        for sums in self._sums.values():
+            sums.state.assign(tf.zeros_like(sums.state))
+
+    def finish(self) -> None:
+        """Move the moving statistics by those of the whole global batch. Collective."""
+        if not self._sums:
+            return
+        flat = np.array(self._read([], len(self._sums)))
+        self._peers.sum(flat, "the statistics of the global batch")
+        self._write([tf.convert_to_tensor(flat)], len(self._sums))
+
+    # Traced again when there are more layers, which a count as an argument brings about.
+
+    def _trace_remember(self, nothing: list[Any], count: int) -> None:
+        for sums in self._sums.values():
+            sums.mean.assign(sums.layer.moving_mean.value)
+            sums.variance.assign(sums.layer.moving_variance.value)
+
+    def _trace_read(self, nothing: list[Any], count: int) -> Any:
+        return tf.concat([tf.reshape(sums.state, [-1]) for sums in self._sums.values()], 0)
+
+    def _trace_write(self, tensors: list[Any], count: int) -> None:
+        sizes = [sums.state.shape.num_elements() for sums in self._sums.values()]
+        moved: dict[int, tuple[Any, Any]] = {}
+        for sums, part in zip(self._sums.values(), tf.split(tensors[0], sizes), strict=True):
+            layer = sums.layer
+            mean, variance = moved.get(id(layer), (sums.mean.value(), sums.variance.value()))
+            weight, total, squares = tf.unstack(tf.reshape(part, sums.state.shape))
+            new_mean = total / (weight + sums.epsilon)
+            deviations = squares + new_mean * (weight * new_mean - 2.0 * total)
+            new_variance = tf.maximum(deviations, 0.0) / (weight + sums.epsilon)
+            seen = weight > 0  # a frozen layer is not called for its statistics
+            moved[id(layer)] = (
+                tf.where(seen, _moved(mean, new_mean, layer.momentum), mean),
+                tf.where(seen, _moved(variance, new_variance, layer.momentum), variance),
+            )
+            layer.moving_mean.assign(moved[id(layer)][0])
+            layer.moving_variance.assign(moved[id(layer)][1])
+            sums.state.assign(tf.zeros_like(sums.state))
+
+
+def _joined(parts: Any, epsilon: float) -> tuple[Any, Any]:
+    """Mean and variance over all replicas from (weight, sum, squared deviations, mean) of each."""
+    weight, total, deviations, mean = (parts[:, i] for i in range(4))
+    divisor = tf.reduce_sum(weight, 0) + epsilon
+    joined = tf.reduce_sum(total, 0) / divisor
+    shift = mean - joined
+    deviations += shift * (2.0 * (total - weight * mean) + weight * shift)
+    return joined, tf.reduce_sum(deviations, 0) / divisor
+
+
+def _moved(old: Any, new: Any, momentum: float) -> Any:
+    return old * momentum + tf.cast(new, old.dtype) * (1.0 - momentum)

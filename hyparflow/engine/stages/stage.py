@@ -1,0 +1,270 @@
+"""One stage: compiled forward and backward of a micro-batch.
+
+A stage in the middle runs its forward, and later its backward
+(`hyparflow.engine.compiled.functions`); the last stage, which needs nothing between the two, runs
+both as one compiled call. The gradients of weights are added up over the micro-batches of a step
+where they are computed (`hyparflow.engine.compiled.accumulator`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.engine.compiled.accumulator import Accumulator
+from hyparflow.engine.compiled.functions import Compiled, CompiledPair, EagerPair
+from hyparflow.engine.gradients.common_lookups import common_lookups
+from hyparflow.engine.gradients.microbatch_sum import GradientSum
+from hyparflow.engine.loss.head import Labels, LossHead
+from hyparflow.engine.stages.stage_call import StageCall
+from hyparflow.engine.stages.stage_functions import StageFunctions
+from hyparflow.pipeline.actions import Kind
+
+__all__ = ["Saved", "Stage"]
+
+
+# On which inputs, and on which weights, some outputs depend.
+Dependence = tuple[list[bool], list[bool]]
+
+
+@dataclass
+class Saved:
+    """What a stage keeps of a micro-batch from its forward to its backward."""
+
+    outputs: list[Any]
+    loss: Any = None
+    pair: Any = None  # the forward and backward, compiled
+    state: Any = None  # what goes from one to the other
+    depend: Dependence | None = None  # where the backward is in two parts
+
+
+class Stage:
+    """The compiled calls of one stage.
+
+    Args:
+        body: the computation.
+        trainable: the variables that the stage trains.
+        gradient_inputs: positions of the inputs that need a gradient.
+        gradient_outputs: positions of the outputs whose gradient comes back.
+        head: loss and metrics, on the last stage only.
+        eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
+        jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
+    """
+
+    def __init__(
+        self,
+        body: StageCall,
+        trainable: Sequence[Any],
+        gradient_inputs: Sequence[int] = (),
+        gradient_outputs: Sequence[int] = (),
+        head: LossHead | None = None,
+        eager: bool = False,
+        jit_compile: bool = False,
+    ) -> None:
+        weights = [variable.value for variable in trainable]
+        self._formulas = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
+        self._eager = eager
+        self._types: Any = None
+        self._common: frozenset[int] | None = None
+        self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
+        self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
+        self._accumulator = Accumulator(weights, self._largest)
+        self.begin(several=False)
+
+        def make(function: Callable[..., Any]) -> Any:
+            return function if eager else Compiled(function, jit_compile)
+
+        def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Any:
+            finishes = (_as_they_are, self._add_up)
+            if eager:
+                return EagerPair(first, second, finishes)
+            return CompiledPair(first, second, finishes, further, weights, jit_compile)
+
+        formulas = self._formulas
+        self._pair = pair(formulas.forward, formulas.backward, formulas.gradients_like)
+        self._loss_pair = pair(formulas.forward_loss, formulas.backward_loss)
+        self._fused = make(formulas.fused)
+        self._fused_add = make(lambda *args: self._add_up(formulas.fused(*args)))
+        self._infer = make(formulas.infer)
+        self._loss_infer = make(formulas.infer_loss)
+
+    def _add_up(self, results: Any) -> Any:
+        """To be traced: add dense gradients of weights to those of the micro-batches before."""
+        of_inputs, of_weights = results
+        return of_inputs, *self._accumulator.add(of_weights)
+
+    def begin(self, several: bool) -> None:
+        """Begin a training step, of `several` micro-batches or one."""
+        self._adds = several and not self._eager  # inside the compiled backward
+        self._total = GradientSum(self.common_lookups, self._largest)
+        self._added: set[int] = set()  # weights whose gradients the accumulator has
+        self._reached: set[int] = set()  # weights with a gradient
+        if self._adds:
+            self._accumulator.reset()
+
+    def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
+        """Compile what training calls, while other ranks compile theirs.
+
+        Args:
+            inputs: types of the inputs, as far as they are known; where they prove wrong, it is
+                compiled again.
+            rest: the share, or labels, of a micro-batch.
+            kinds: of the steps that it will run.
+        """
+        if self._eager:
+            return
+        with contextlib.suppress(Exception):  # the first step will tell
+            if Kind.FUSED in kinds:
+                (self._fused_add if self._adds else self._fused).prepare(inputs, rest)
+            else:
+                pair = self._loss_pair if isinstance(rest, Labels) else self._pair
+                in_two = Kind.INPUT_BACKWARD in kinds
+                pair.prepare((inputs, rest), self._adds, in_two)
+
+    def gradients(self) -> GradientSum:
+        """The gradients of the weights, summed over the micro-batches of the step.
+
+        None where nothing depends on one, as in plain Keras, whose optimizers leave such weights
+        alone.
+        """
+        values = self._total.values
+        if values is not None:
+            self._accumulator.fill(values, self._added)
+            self._total.values = _only(values, [n in self._reached for n in range(len(values))])
+        return self._total
+
+    def forward(self, inputs: Any, share: Any) -> Saved:
+        """Forward of a stage that is not the last, of the part `share` of a global batch."""
+        (outputs, loss), state = self._pair.forward((inputs, share))
+        self._note_types(inputs, share)
+        return Saved(outputs, loss, self._pair, state)
+
+    def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
+        """Forward of the last stage when its backward does not follow at once."""
+        _, state = self._loss_pair.forward((inputs, labels))
+        self._note_types(inputs, labels.share)
+        return Saved([], pair=self._loss_pair, state=state)
+
+    def backward(
+        self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
+    ) -> list[Any]:
+        """Backward of a micro-batch; the last stage's takes nothing but what was saved.
+
+        Args:
+            saved: what the forward returned.
+            output_gradients: gradients of the outputs in `gradient_outputs`, summed over
+                their consumers; None where no consumer depends on one.
+            seed: n / B times the loss scale, for what the stage's layers added to the loss.
+
+        Returns:
+            Gradients of the inputs in `gradient_inputs`; None where nothing depends on one.
+        """
+        further, depend = self._backward_arguments(saved, output_gradients, seed)
+        results = saved.pair.backward(saved.state, further, self._adds)
+        return _only(self._add(results, depend and depend[1]), depend and depend[0])
+
+    def input_backward(
+        self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
+    ) -> list[Any]:
+        """The part of `backward` that gives the gradients of the inputs."""
+        further, saved.depend = self._backward_arguments(saved, output_gradients, seed)
+        of_inputs, saved.state = saved.pair.early(saved.state, further)
+        return _only(of_inputs, saved.depend and saved.depend[0])
+
+    def weight_backward(self, saved: Saved) -> None:
+        """The rest of a backward: the gradients of the weights."""
+        results = saved.pair.late(saved.state, self._adds)
+        self._add(results, saved.depend and saved.depend[1])
+
+    def _backward_arguments(
+        self, saved: Saved, output_gradients: Sequence[Any], seed: Any
+    ) -> tuple[tuple[Any, ...], Dependence | None]:
+        """What a backward takes; and what depends on the gradients given, if they are not all."""
+        if saved.pair is self._loss_pair:
+            return (), None
+        given = list(zip(self._formulas.gradient_outputs, output_gradients, strict=True))
+        reached = tuple(position for position, gradient in given if gradient is not None)
+        if self._eager or len(reached) == len(given):
+            return (output_gradients, seed), None
+        # A compiled backward takes all gradients; what depends on none of those given is known.
+        full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
+        return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
+
+    def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
+        """Take the gradients of the weights; return those of the inputs."""
+        of_inputs, of_weights, *added = results
+        self._total.add(of_weights)
+        found = [n for n, gradient in enumerate(of_weights) if gradient is not None]
+        if added:
+            found += added[0]
+            self._added.update(added[0])
+        self._reached.update(found if depend is None else [n for n in found if depend[n]])
+        return list(of_inputs)
+
+    def _dependent(self, types: Any, positions: tuple[int, ...]) -> Dependence:
+        """On which inputs and weights the outputs at `positions`, or added losses, depend.
+
+        The gradient of a compiled call is zero where only its other outputs depend on a weight.
+        That is known for each of the traces, which are for arguments of other `types`.
+        """
+        key = (id(types), positions)
+        if key not in self._known:
+
+            def trace(inputs: Any, share: Any) -> None:
+                (outputs, _), state = self._formulas.forward(inputs, share)
+                gradients = [
+                    tf.ones_like(outputs[p]) if p in positions else None
+                    for p in self._formulas.gradient_outputs
+                ]
+                of_inputs, of_weights = self._formulas.backward(state, gradients, share)
+                self._known[key] = (
+                    [gradient is not None for gradient in of_inputs],
+                    [gradient is not None for gradient in of_weights],
+                )
+
+            tf.function(trace, autograph=False).get_concrete_function(*types)
+        return self._known[key]
+
+    def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
+        """Forward and backward of the last stage in one compiled call."""
+        self._note_types(inputs, labels.share)
+        return self._add((self._fused_add if self._adds else self._fused)(inputs, labels))
+
+    def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
+        """Outputs without training, and what the layers add to the loss."""
+        return self._infer(inputs, share)
+
+    def infer_loss(self, inputs: Any, labels: Labels) -> None:
+        """Update loss and metrics without training."""
+        self._loss_infer(inputs, labels)
+
+    def common_lookups(self) -> frozenset[int]:
+        """Positions of the weights of which all samples look up the same rows."""
+        if self._common is None:
+            self._common = common_lookups(self._formulas.weight_gradients, self._types)
+        return self._common
+
+    def _note_types(self, inputs: Any, share: Any) -> None:
+        if self._types is None:
+            self._types = keras.tree.map_structure(_type_of, (inputs, share))
+
+
+def _as_they_are(results: Any) -> Any:
+    return results
+
+
+def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:
+    """`gradients`, with None for those that are not wanted; None wants all."""
+    if wanted is None:
+        return list(gradients)
+    return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
+
+
+def _type_of(value: Any) -> Any:
+    """The type of a tensor."""
+    return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, tf.Tensor) else value

@@ -1,0 +1,141 @@
+"""What a stage computes: its forward, its backward, its loss, as functions to be traced or run.
+
+The only file that calls TensorFlow's gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.engine.compiled.gradients_of import _differentiable, gradients_of
+from hyparflow.engine.loss.head import Labels, LossHead
+from hyparflow.engine.stages.stage_call import StageCall
+
+__all__ = ["StageFunctions"]
+
+
+class StageFunctions:
+    """The computations of one stage.
+
+    A forward returns its outputs and a state; a backward takes that state, and returns the
+    gradients of the inputs and of the weights, None where nothing depends on one.
+
+    Args:
+        body: the computation.
+        weights: the variables (TensorFlow's) that the stage trains.
+        gradient_inputs: positions of the inputs that need a gradient.
+        gradient_outputs: positions of the outputs whose gradient comes back.
+        head: loss and metrics, on the last stage only.
+    """
+
+    def __init__(
+        self,
+        body: StageCall,
+        weights: Sequence[Any],
+        gradient_inputs: Sequence[int],
+        gradient_outputs: Sequence[int],
+        head: LossHead | None,
+    ) -> None:
+        self._body = body
+        self.weights = list(weights)
+        self._gradient_inputs = list(gradient_inputs)
+        self.gradient_outputs = list(gradient_outputs)
+        self._head = head
+
+    def forward(self, inputs: Any, share: Any) -> tuple[Any, Any]:
+        """Outputs and what the layers added to the loss, of a stage that is not the last."""
+        sources = self._sources(inputs)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(_differentiable(sources))
+            outputs, losses = self._body(inputs, True, share)
+            loss = _total(losses)
+        return (outputs, loss), (tape, sources, outputs, loss)
+
+    def backward(self, state: Any, gradients: Sequence[Any], seed: Any) -> Any:
+        """The backward of `forward`, from the gradients of the outputs.
+
+        Args:
+            state: from `forward`.
+            gradients: of the outputs in `gradient_outputs`, or None.
+            seed: of what the layers added to the loss.
+        """
+        tape, sources, outputs, loss = state
+        given = zip(self.gradient_outputs, gradients, strict=True)
+        pairs = [(outputs[p], gradient) for p, gradient in given if gradient is not None]
+        if loss is not None:
+            pairs.append((loss, tf.cast(seed, loss.dtype)))
+        targets, seeds = [t for t, _ in pairs], [s for _, s in pairs]
+        return self._gradients(tape, targets, sources, seeds)
+
+    def gradients_like(self, outputs: Any) -> Any:
+        """Types of `gradients` and `seed`, for outputs of `forward`."""
+        values, _ = outputs
+        types = [tf.TensorSpec(values[p].shape, values[p].dtype) for p in self.gradient_outputs]
+        return types, tf.TensorSpec((), tf.float64)
+
+    def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
+        """Outputs without training, and what the layers add to the loss."""
+        outputs, losses = self._body(inputs, False, share)
+        return outputs, _total(losses)
+
+    def loss(self, inputs: Any, labels: Labels, training: bool) -> Any:
+        """The micro-batch's loss, times its seed; metrics are updated."""
+        outputs, losses = self._body(inputs, training, labels.share)
+        loss = self._head.loss(outputs, _total(losses), labels)  # type: ignore[union-attr]
+        return loss * tf.cast(labels.seed, loss.dtype)
+
+    def infer_loss(self, inputs: Any, labels: Labels) -> Any:
+        """The loss without training."""
+        return self.loss(inputs, labels, training=False)
+
+    def forward_loss(self, inputs: Any, labels: Labels) -> tuple[Any, Any]:
+        """The forward of the last stage, which gives nothing but a state."""
+        sources = self._sources(inputs)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(_differentiable(sources))
+            loss = self.loss(inputs, labels, training=True)
+        return (), (tape, sources, loss)
+
+    def backward_loss(self, state: Any) -> Any:
+        """The backward of `forward_loss`."""
+        tape, sources, loss = state
+        return self._gradients(tape, [loss], sources, None)
+
+    def fused(self, inputs: Any, labels: Labels) -> Any:
+        """Forward and backward of the last stage."""
+        _, state = self.forward_loss(inputs, labels)
+        return self.backward_loss(state)
+
+    def weight_gradients(self, inputs: Any, share: Any) -> list[Any]:
+        """The gradients of the weights, whatever the gradients of the outputs may be."""
+
+        def targets() -> list[Any]:
+            outputs, losses = self._body(inputs, True, share)
+            return [x for x in [*outputs, *losses] if x is not None and x.dtype.is_floating]
+
+        return gradients_of(targets, self.weights)
+
+    def _sources(self, inputs: Any) -> list[Any]:
+        flat = keras.tree.flatten(inputs)
+        return [flat[position] for position in self._gradient_inputs] + self.weights
+
+    def _gradients(
+        self, tape: Any, targets: list[Any], sources: list[Any], seeds: list[Any] | None
+    ) -> tuple[list[Any], list[Any]]:
+        cut = len(self._gradient_inputs)
+        if not targets or not sources:
+            return [None] * cut, [None] * len(self.weights)
+        gradients = tape.gradient(targets, sources, output_gradients=seeds)
+        of_inputs = [None if g is None else tf.convert_to_tensor(g) for g in gradients[:cut]]
+        return of_inputs, list(gradients[cut:])
+
+
+def _total(losses: list[Any]) -> Any | None:
+    """The sum of what the layers added, or None if they added nothing."""
+    if not losses:
+        return None
+    return keras.ops.sum([keras.ops.sum(loss) for loss in losses])

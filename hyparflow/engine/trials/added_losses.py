@@ -1,0 +1,102 @@
+"""What layers add to the loss: a mean over the rows of a batch, a sum, or neither.
+
+Keras adds up what a layer adds that is no single number. So a value for each row is a sum over the
+rows, as `reduce_sum` is. What does not depend on the rows counts as a mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hyparflow.engine.trials.rows_trial import RowsTrial
+from hyparflow.model.keras_internals.layers import added_losses as keras_added_losses
+
+__all__ = ["AddedLoss", "added_losses"]
+
+_TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
+_DRAWS = 4  # of what is random
+
+
+class AddedLoss(NamedTuple):
+    """A loss that a layer adds.
+
+    Attributes:
+        layer: number of the layer in the model.
+        position: among what that layer adds.
+        kind: "mean", "sum", or "other".
+    """
+
+    layer: int
+    position: int
+    kind: str
+
+
+def added_losses(trial: RowsTrial) -> list[AddedLoss]:
+    """What each loss is that layers add to the loss, with and without training.
+
+    Args:
+        trial: an open trial.
+    """
+    kinds: dict[tuple[int, int], set[str]] = {}
+    for training in (True, False):
+        for key, kind in _kinds(trial, training).items():
+            kinds.setdefault(key, set()).add(kind)
+    with trial.unit_weights():
+        for key, kind in _kinds(trial, True).items():
+            kinds.setdefault(key, set()).add(kind)
+    found = []
+    for (layer, position), names in kinds.items():
+        names.discard("zero")  # nothing can be told
+        kind = "mean" if not names else names.pop() if len(names) == 1 else "other"
+        found.append(AddedLoss(layer, position, kind))
+    return found
+
+
+Losses = dict[tuple[int, int], np.ndarray]
+
+
+def _losses(trial: RowsTrial, start: int, stop: int, training: bool) -> Losses:
+    trial.call(trial.take(start, stop), training)
+    added = keras_added_losses(trial.model)
+    return {key: np.sum(np.asarray(loss)) for key, loss in added.items()}
+
+
+def _kinds(trial: RowsTrial, training: bool) -> dict[tuple[int, int], str]:
+    trial.restore()
+    rows = trial.rows
+    with np.errstate(all="ignore"):
+        whole, again = (_losses(trial, 0, rows, training) for _ in range(2))
+        parts = (_losses(trial, 0, trial.cut, training), _losses(trial, trial.cut, rows, training))
+        kinds = {}
+        for key, value in whole.items():
+            if any(key not in part for part in (again, *parts)):
+                kinds[key] = "other"
+            elif value == again[key]:
+                first, second = (part[key] for part in parts)
+                kinds[key] = _kind(value, first, second, trial.cut / rows)
+            else:
+                kinds[key] = _random_kind(trial, key, training)
+    return kinds
+
+
+def _kind(whole: np.ndarray, first: np.ndarray, second: np.ndarray, share: float) -> str:
+    tolerance = _TOLERANCE.get(whole.dtype.name, 0.05)
+    size = float(max(abs(whole), abs(first), abs(second)))
+    if not np.isfinite(size) or size == 0:
+        return "zero"
+    expected = {"mean": share * first + (1 - share) * second, "sum": first + second}
+    alike = [kind for kind, x in expected.items() if abs(float(whole - x)) <= tolerance * size]
+    return alike[0] if alike else "other"
+
+
+def _random_kind(trial: RowsTrial, key: tuple[int, int], training: bool) -> str:
+    """Of what draws random numbers: does it grow with the number of rows?"""
+    wholes = [_losses(trial, 0, trial.rows, training)[key] for _ in range(_DRAWS)]
+    starts = list(range(0, trial.rows, trial.cut)) * _DRAWS
+    parts = [_losses(trial, n, n + trial.cut, training)[key] for n in starts[:_DRAWS]]
+    whole, part = (float(np.mean(np.abs(values))) for values in (wholes, parts))
+    if not part:
+        return "zero"
+    return "sum" if whole > part * (trial.rows / trial.cut) ** 0.5 else "mean"

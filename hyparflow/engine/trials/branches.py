@@ -1,0 +1,169 @@
+"""Which layers branch, or loop, on values of the whole batch: seen in the traced graph.
+
+A condition is one value. If it depends on values of the inputs, all rows were joined for it, and
+parts of a batch may branch otherwise. It counts if what is computed depends on it: a check that
+only may raise an error does not. Inside a loop over the rows (`map_fn`) each row has a condition of
+its own. A loop until a whole number is reached, as over the longest sequence, goes over steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.model.keras_internals.layers import called_graph
+
+__all__ = ["branching_operations"]
+
+_ROWS = 1009  # a prime: a dimension that it divides has the rows of the batch in it
+_LENGTH = 5  # in place of a dimension of unknown size
+_BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
+_LOOPS = frozenset(["While", "StatelessWhile"])
+_CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+_ASK_NO_VALUES = frozenset(
+    ["Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "TensorListLength"]
+    + ["TensorListElementShape", "BroadcastGradientArgs"]
+)
+
+
+class _Of(IntEnum):
+    """What of the inputs a tensor depends on."""
+
+    NOTHING = 0
+    ROW = 1  # on one row, as an element of a loop over the rows does
+    ROWS = 2  # each of its rows on one
+    COUNT = 3  # a whole number, on many rows
+    BATCH = 4  # on many rows
+
+
+def branching_operations(function: Callable[[Any], Sequence[Any]], types: Any) -> list[str] | None:
+    """Names of the operations of `function` that branch on values of the whole batch.
+
+    Args:
+        function: takes the inputs; returns tensors. It is traced, and not run.
+        types: shape and type of each input; the first dimension has the rows.
+
+    Returns:
+        The names; None where it cannot be traced.
+    """
+    specs = keras.tree.map_structure(
+        lambda s: tf.TensorSpec(
+            [_ROWS, *(_LENGTH if size is None else size for size in s.shape[1:])], s.dtype
+        ),
+        types,
+    )
+    try:
+        traced = tf.function(function, autograph=False).get_concrete_function(specs)
+    except Exception:  # it must run uncompiled, or takes other inputs
+        return None
+    captured = {inner.ref() for _, inner in traced.graph.captures}
+    search = _Search()
+    search.graph(
+        traced.graph, {x.ref(): _Of.ROWS for x in traced.inputs if x.ref() not in captured}, ""
+    )
+    return list(dict.fromkeys(search.found))
+
+
+class _Search:
+    """Follows values through a graph and through those that its operations call."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def graph(self, graph: Any, values: dict[Any, _Of], place: str) -> list[_Of]:
+        """What the outputs of `graph` depend on, from what its inputs do."""
+        needed = _upstream(graph)
+        for operation in graph.get_operations():
+            given = [values.get(x.ref(), _Of.NOTHING) for x in operation.inputs]
+            if not any(given) or operation.type in _ASK_NO_VALUES:
+                continue
+            name = f"{place}/{operation.name}"
+            results = self._results(graph, operation, given, name, operation in needed)
+            values.update(zip((x.ref() for x in operation.outputs), results, strict=True))
+        return [values.get(x.ref(), _Of.NOTHING) for x in graph.outputs]
+
+    def _results(
+        self, graph: Any, operation: Any, given: list[_Of], name: str, needed: bool
+    ) -> list[_Of]:
+        kind, count = operation.type, len(operation.outputs)
+        if kind in _LOOPS:
+            return self._loop(graph, operation, given, name, needed)
+        if kind in _BRANCHES:
+            if needed and given[0] >= _Of.COUNT:
+                self.found.append(name)
+            if "Case" in kind:
+                branches = [branch.name for branch in operation.get_attr("branches")]
+            else:
+                branches = [operation.get_attr(f"{way}_branch").name for way in ("then", "else")]
+            results = [self._call(graph, branch, given[1:], name, count) for branch in branches]
+            return [max(of) for of in zip(*results, strict=True)]
+        if kind in _CALLS:
+            return self._call(graph, operation.get_attr("f").name, given, name, count)
+        return [_depends(x, operation, given) for x in operation.outputs]
+
+    def _loop(
+        self, graph: Any, operation: Any, given: list[_Of], name: str, needed: bool
+    ) -> list[_Of]:
+        """Of a loop: its variables depend on what they do after as many rounds as it takes."""
+        while True:
+            body = operation.get_attr("body").name
+            results = self._call(graph, body, given, name, len(given))
+            joined = [max(pair) for pair in zip(given, results, strict=True)]
+            if joined == given:
+                break
+            given = joined
+        goes_on = self._call(graph, operation.get_attr("cond").name, given, name, 1)
+        if needed and goes_on[0] == _Of.BATCH:
+            self.found.append(name)
+        return given
+
+    def _call(
+        self, graph: Any, function: str, given: Sequence[_Of], place: str, count: int
+    ) -> list[_Of]:
+        """What the `count` results of a function depend on."""
+        inner = called_graph(graph, function)
+        if inner is None:  # not of Python's making
+            return [max(given, default=_Of.NOTHING)] * count
+        values = {x.ref(): of for x, of in zip(inner.inputs, given, strict=True)}
+        return self.graph(inner, values, place)
+
+
+def _upstream(graph: Any) -> set[Any]:
+    """The operations whose results the outputs are made of."""
+    found: set[Any] = set()
+    stack = [x.op for x in graph.outputs]
+    while stack:
+        operation = stack.pop()
+        if operation not in found:
+            found.add(operation)
+            stack += [x.op for x in operation.inputs]
+    return found
+
+
+def _depends(output: Any, operation: Any, given: Sequence[_Of]) -> _Of:
+    """What an output of an ordinary operation depends on."""
+    if _Of.BATCH in given:
+        return _Of.BATCH
+    if _Of.ROWS not in given:
+        of = max(given)
+        return _Of.ROWS if of == _Of.ROW and _has_rows(output) else of
+    if operation.type == "TensorListFromTensor":
+        first = operation.inputs[0].shape
+        over_rows = first.rank and first[0] and first[0] % _ROWS == 0
+        return _Of.ROW if over_rows else _Of.ROWS
+    if output.dtype == tf.variant or _has_rows(output) is not False:
+        return _Of.ROWS
+    return _Of.COUNT if output.dtype.is_integer else _Of.BATCH
+
+
+def _has_rows(tensor: Any) -> bool | None:
+    """Whether a dimension of `tensor` has the rows of the batch in it; None if not known."""
+    if tensor.shape.rank is None:
+        return None
+    if any(size and size % _ROWS == 0 for size in tensor.shape):
+        return True
+    return None if None in tensor.shape else False

@@ -1,0 +1,158 @@
+"""Tries each loss on a few rows, whole and in parts: is it, and its gradient, the sum of its parts?
+
+What training would make of the parts is compared with what Keras makes of the whole, values and
+gradients: so it holds for any loss, a class with a `__call__` of its own too. A loss that gives one
+number for a batch may be a mean over its rows, or a sum; which of the two is found here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow.engine.compiled.gradients_of import gradients_of
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.model.keras_internals.layers import set_mask
+from hyparflow.model.reachable_variables import reachable_variables
+
+__all__ = ["LossFindings", "try_losses"]
+
+_ENDS = (0, 3, 10)  # of the parts, of two sizes: a sum and a mean must not look alike
+_TOLERANCE = 1e-4  # relative, in float32
+_NOTHING = 1e-10  # of numbers that are rounding alone
+
+
+@dataclass
+class LossFindings:
+    """Names of losses that do not add up.
+
+    Attributes:
+        coupled: their value, or its gradient, is not the sum of those of parts of the batch.
+        changing: they change variables at each call.
+    """
+
+    coupled: list[str] = field(default_factory=list)
+    changing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Tried:
+    """What a loss gives for some rows."""
+
+    value: float
+    gradients: list[np.ndarray]  # in the order of the outputs
+    weight: Any  # W of each loss, where that must be known
+    rows: int
+
+
+def try_losses(terms: LossTerms, batch: Any) -> LossFindings:
+    """Try `terms` on a batch of ten rows, and teach them which single numbers are sums or means.
+
+    Losses that cannot take these data are let pass.
+
+    Args:
+        terms: the losses.
+        batch: (y, y_pred, sample weights or None).
+    """
+    findings = LossFindings()
+    for number, name in enumerate(terms.names):
+        variables = [v for v in reachable_variables([terms.losses[number]]) if not _is_seed(v)]
+        before = [v.numpy() for v in variables]
+        try:
+            with np.errstate(all="ignore"):
+                adds_up = _try_loss(terms, number, batch)
+        except Exception:  # training then fails as in plain Keras, if it does
+            continue
+        finally:
+            pairs = list(zip(variables, before, strict=True))
+            changed = [(v, old) for v, old in pairs if not np.array_equal(v, old)]
+            for variable, old in changed:
+                variable.assign(old)
+        if changed:
+            findings.changing.append(name)
+        elif not adds_up:
+            findings.coupled.append(name)
+    return findings
+
+
+def _is_seed(variable: Any) -> bool:
+    return "seed_generator" in str(getattr(variable, "path", ""))
+
+
+def _try_loss(terms: LossTerms, number: int, batch: Any) -> bool:
+    """Whether a loss is the sum of its parts; of one number, as a mean or as a sum over rows."""
+    tried, again = _try(terms, number, batch), _try(terms, number, batch)
+    pairs = zip(tried, again, strict=True)
+    if any(a.value != b.value and np.isfinite(a.value) for a, b in pairs):
+        return True  # it draws random numbers, and nothing can be told
+    if not terms.is_one_number(number):
+        return _sums(terms, number, tried)
+    for is_sum in (False, True):
+        terms.note(number, is_known=True, is_sum=is_sum)
+        if _sums(terms, number, tried):
+            break
+    else:
+        terms.note(number, is_known=False, is_sum=False)
+        return False
+    # A mean over all values is none over those that a mask leaves.
+    mask = np.arange(_ENDS[-1]) % 4 != 1
+    if terms.masked and not _sums(terms, number, _try(terms, number, batch, mask)):
+        terms.note(number, is_known=False)
+    return True
+
+
+def _try(terms: LossTerms, number: int, batch: Any, mask: Any = None) -> list[_Tried]:
+    """The whole batch, and its parts."""
+    pieces = [(0, _ENDS[-1]), *zip(_ENDS[:-1], _ENDS[1:], strict=True)]
+    return [_try_rows(terms, number, batch, mask, slice(*piece)) for piece in pieces]
+
+
+def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice) -> _Tried:
+    y, y_pred, sample_weight = keras.tree.map_structure(
+        lambda x: None if x is None else x[rows], batch
+    )
+    outputs = [x for x in keras.tree.flatten(y_pred) if x is not None]
+    for x in () if mask is None else outputs:
+        shape = (len(mask), *x.shape[1:-1])
+        flags = np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape)[rows]
+        set_mask(x, keras.ops.convert_to_tensor(flags.copy()))
+    found: list[Any] = []
+
+    def value() -> list[Any]:
+        found.append(terms.alone(number, y, y_pred, sample_weight))
+        return found
+
+    floats = [x for x in outputs if x.dtype.is_floating]
+    pairs = zip(gradients_of(value, floats), floats, strict=True)
+    gradients = [np.zeros(x.shape) if g is None else np.array(g, float) for g, x in pairs]
+    weight = np.asarray(terms.weights(y, y_pred, sample_weight)) if terms.need_weights else None
+    return _Tried(float(found[0]), gradients, weight, rows.stop - rows.start)
+
+
+def _sums(terms: LossTerms, number: int, tried: list[_Tried]) -> bool:
+    """Whether value and gradients are what training would make of the parts."""
+    whole, *parts = tried
+    scales = [
+        terms.factors(part.rows, whole.rows, part.weight, whole.weight)[number]
+        * (part.rows / whole.rows)
+        for part in parts
+    ]
+    scaled = list(zip(scales, parts, strict=True))
+    size = max(abs(part.value) for part in tried)
+    total = sum(scale * part.value for scale, part in scaled)
+    if not _near(np.array(whole.value), np.array(total), size):
+        return False
+    for position, gradient in enumerate(whole.gradients):
+        pieces = np.concatenate([scale * part.gradients[position] for scale, part in scaled])
+        size = float(np.max(np.abs(gradient), initial=0.0))
+        if not _near(gradient, pieces, size):
+            return False
+    return True
+
+
+def _near(actual: np.ndarray, expected: np.ndarray, size: float) -> bool:
+    limit = _TOLERANCE * (size if np.isfinite(size) else 1.0) + _NOTHING
+    return bool(np.allclose(actual, expected, rtol=_TOLERANCE, atol=limit, equal_nan=True))

@@ -1,0 +1,189 @@
+"""Tries losses and metrics on a few rows, whole and in parts: do they add up?
+
+The losses are tried in `hyparflow.engine.trials.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.trials.losses import try_losses
+
+__all__ = ["require_additive", "require_weights"]
+
+_ROWS = 10  # of the batch on which metrics are tried
+_TOLERANCE = 1e-4  # relative, for states in float32
+
+
+def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
+    """Try losses and metrics on a small batch, whole and in two parts.
+
+    Those that cannot take these data (small random numbers) are let pass.
+
+    Args:
+        model: the compiled model, its metrics built.
+        terms: its losses.
+        symbolic: symbolic (y, y_pred, sample weights), or None where nothing is known.
+
+    Raises:
+        ValueError: naming the losses or metrics that do not add up.
+    """
+    if symbolic is None:
+        return
+    if terms.unreduced:
+        raise ValueError(
+            "A loss must be reduced to a number: without, its gradient is a sum over the rows of a "
+            "batch, but its value a mean. Received: reduction='none', or a `__call__` that returns "
+            f"no single number, of the losses {terms.unreduced}. Use "
+            "reduction='sum_over_batch_size' or 'sum', return the mean, or train with one replica "
+            "and num_microbatches=1 (strategy='model')."
+        )
+    batch = _example(symbolic)
+    parts = [_rows(batch, 0, _ROWS // 2), _rows(batch, _ROWS // 2, _ROWS)]
+    losses = try_losses(terms, batch)
+    metrics = _found(lambda: _odd_metrics(model, batch, parts))
+    weighted = " and their sample weights" if symbolic[2] is not None else ""
+    rules = {
+        "the value of a loss for a row must not depend on other rows"
+        f"{weighted} (losses {losses.coupled})": losses.coupled,
+        f"a loss must not change variables (losses {losses.changing})": losses.changing,
+        f"a metric must keep sums and counts of rows (metrics {metrics})": metrics,
+    }
+    broken = [rule for rule, names in rules.items() if names]
+    if broken:
+        raise ValueError(
+            "Losses and metrics must add up over the parts of a batch. "
+            f"Received: {' and '.join(broken)}. Change them so (a loss: one value per row, or a "
+            "mean or a sum over rows; with sample weights: one value per row), or train with one "
+            "replica and num_microbatches=1 (strategy='model'), where a batch has one part."
+        )
+
+
+def require_weights(terms: LossTerms, symbolic: Any) -> None:
+    """Check that sample weights fit the losses, by trying both on a few rows.
+
+    Args:
+        terms: the losses.
+        symbolic: symbolic (y, y_pred, sample weights).
+
+    Raises:
+        ValueError: if the losses can be computed without the weights, but not with them.
+    """
+    y, y_pred, weights = _example(symbolic)
+    try:
+        terms.tried(y, y_pred, None)
+    except Exception:  # not with these data; training will tell
+        return
+    try:
+        terms.tried(y, y_pred, weights)
+    except Exception as error:
+        shapes = keras.tree.map_structure(
+            lambda x: None if x is None else (None, *x.shape[1:]), symbolic[2]
+        )
+        raise ValueError(
+            "`sample_weight` must have one number for each row, or for each value of the loss. "
+            f"Received: sample weights of shape {shapes} ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _found(find: Callable[[], list[str]]) -> list[str]:
+    """The names that `find` returns; none where the data are not for what it tries."""
+    try:
+        with np.errstate(all="ignore"):
+            return find()
+    except Exception:  # training then fails as in plain Keras, if it does
+        return []
+
+
+def _odd_metrics(model: Any, batch: Any, parts: list[Any]) -> list[str]:
+    """Metrics whose state after a batch is not the sum of what its parts add."""
+    metrics = AdditiveMetrics(model)
+    try:
+        start = _state_after(metrics, [])
+        whole = _state_after(metrics, [(batch, 1.0)])
+        first, second = (_state_after(metrics, [(part, 0.5)]) for part in parts)
+        both = _state_after(metrics, [(part, 0.5) for part in parts])
+    finally:
+        model.reset_metrics()
+    return [
+        metric.name
+        for index, metric in enumerate(metrics.metrics)
+        if not _same(whole[index], both[index])
+        or not _same(whole[index], _sum(first[index], second[index], start[index]))
+    ]
+
+
+State = list[np.ndarray]
+
+
+def _state_after(metrics: AdditiveMetrics, batches: list[tuple[Any, float]]) -> list[State]:
+    """The state of each metric after these batches, each with its share."""
+    for metric in metrics.metrics:
+        metric.reset_state()
+    for (y, y_pred, sample_weight), share in batches:
+        metrics.update(y, y_pred, sample_weight, keras.ops.convert_to_tensor(share))
+    return [
+        [keras.ops.convert_to_numpy(v).astype(float) for v in metric.variables]
+        for metric in metrics.metrics
+    ]
+
+
+def _sum(first: State, second: State, start: State) -> State:
+    return [a + b - c for a, b, c in zip(first, second, start, strict=True)]
+
+
+def _same(actual: State, expected: State) -> bool:
+    return all(
+        np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        for a, b in zip(actual, expected, strict=True)
+    )
+
+
+def _example(symbolic: Any) -> Any:
+    """Labels 0 and 1, predictions that are probabilities, weights between 0 and 1."""
+    random = np.random.default_rng(0)
+    labels, outputs, weights = symbolic
+
+    def draw(make: Callable[[tuple[int, ...]], np.ndarray]) -> Callable[[Any], Any]:
+        def one(spec: Any) -> Any:
+            if spec is None:
+                return None
+            shape = (_ROWS, *(3 if size is None else size for size in spec.shape[1:]))
+            return keras.ops.convert_to_tensor(make(shape), dtype=_in_full(spec.dtype))
+
+        return one
+
+    def zeros_and_ones(shape: tuple[int, ...]) -> np.ndarray:
+        limits = np.linspace(0.2, 0.9, _ROWS).reshape(-1, *[1] * (len(shape) - 1))
+        return (random.random(shape) < limits).astype(int)  # the later rows have more ones
+
+    def probabilities(shape: tuple[int, ...]) -> np.ndarray:
+        values = random.uniform(0.05, 0.95, shape)
+        several = len(shape) > 1 and shape[-1] > 1
+        return values / values.sum(-1, keepdims=True) if several else values
+
+    return (
+        keras.tree.map_structure(draw(zeros_and_ones), labels),
+        keras.tree.map_structure(draw(probabilities), outputs),
+        keras.tree.map_structure(draw(lambda shape: random.uniform(0, 1, shape)), weights),
+    )
+
+
+def _in_full(dtype: Any) -> str:
+    """A type in which sums can be compared: Keras's losses compute in it, whatever comes in."""
+    name = keras.backend.standardize_dtype(dtype)
+    return "float32" if name in ("float16", "bfloat16") else name
+
+
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    return keras.tree.map_structure(lambda x: None if x is None else x[start:stop], batch)

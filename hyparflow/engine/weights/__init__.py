@@ -1,0 +1,4 @@
+"""Who holds which weights, and how they move between ranks.
+
+Imports model, pipeline and comm.
+"""

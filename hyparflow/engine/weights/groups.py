@@ -1,0 +1,67 @@
+"""The groups of ranks that talk to each other: made once for a layout, and used by all models.
+
+MPI has a limited number of communicators, and giving one back is something that all its ranks do
+together, while Python collects a model on each rank at a moment of its own. So none is given back:
+a job has as many as it has layouts, whatever the number of models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.world import World
+from hyparflow.pipeline.grid import Grid
+
+__all__ = ["Groups", "groups_of"]
+
+
+class Groups:
+    """The groups that one rank belongs to. Making it is collective.
+
+    Calls run one after the other, in one order on all ranks, and each ends with its messages taken;
+    so models that share a communicator do not get each other's.
+
+    Args:
+        grid: the ranks.
+        world: all of them.
+
+    Attributes:
+        replica: the ranks of its replica.
+        peers: those with its partition.
+        reducing: those with its partition again, for sums that go on while others are made.
+    """
+
+    def __init__(self, grid: Grid, world: World) -> None:
+        self.partition = grid.partition(world.rank)
+        self.replica = world.group(grid.replica(world.rank))
+        self.peers = world.group(self.partition)
+        self.reducing = world.group(self.partition)
+        self._sharing: dict[tuple[int, ...], Communicator | None] = {}
+
+    def sharing(self, sets: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Communicator]:
+        """A communicator for each set of partitions that this rank is in. Collective.
+
+        Args:
+            sets: sets of partitions that hold weights together, the same on all ranks.
+        """
+        wanted = sorted(set(sets))
+        for partitions in wanted:
+            if partitions not in self._sharing:
+                self._sharing[partitions] = self._made(partitions)
+        found = {partitions: self._sharing[partitions] for partitions in wanted}
+        return {partitions: comm for partitions, comm in found.items() if comm is not None}
+
+    def _made(self, partitions: tuple[int, ...]) -> Communicator | None:
+        comm = self.replica.group(int(self.partition in partitions))
+        if self.partition in partitions:
+            return comm
+        comm.free()
+        return None
+
+
+@functools.cache
+def groups_of(grid: Grid, world: World) -> Groups:
+    """The groups of a layout, made once. Collective."""
+    return Groups(grid, world)

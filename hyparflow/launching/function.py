@@ -1,0 +1,120 @@
+"""`launch`: run a function on ranks that are started for it, from a notebook or a script."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyparflow.comm import launcher
+from hyparflow.launching.flags import LaunchRequest
+from hyparflow.launching.folder import job_folder
+from hyparflow.launching.job import Job, run_and_show
+from hyparflow.launching.mpi_library import find_launcher, library
+from hyparflow.launching.output import checked_output
+from hyparflow.launching.payload import Outcome, RemoteCall, read_outcomes, write_call
+from hyparflow.model.arguments import named
+from hyparflow.options import count_of
+
+__all__ = ["launch"]
+
+
+class _RemoteTraceback(Exception):
+    """Shows, above an error that came from a rank, where it was raised there."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"on rank {outcome.rank}\n\n{outcome.text}")
+
+
+@named
+def launch(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    num_ranks: int,
+    output: str | os.PathLike[str] = "leader",
+    oversubscribe: bool = False,
+    hosts: str | None = None,
+) -> Any:
+    """Call `function` on `num_ranks` fresh processes, and return what rank 0 returns.
+
+    They are started by the launcher of the MPI library that mpi4py loads, never forked, and this
+    process starts no MPI. The function, which may be defined in a notebook, and its arguments are
+    sent with cloudpickle; arrays of a megabyte or more as files that the ranks map into memory.
+
+    Args:
+        function: what to call; it calls `hyparflow.fit`, for example.
+        args, kwargs: its arguments.
+        num_ranks: how many processes.
+        output: "leader" shows what rank 0 writes, as it writes it, and the last lines of a rank
+            that fails; "all" labels the lines of all ranks; a folder, which is made, gets a file of
+            each rank.
+        oversubscribe: whether there may be more ranks than cores.
+        hosts: names with numbers of ranks, "a:2,b:2", that share this machine's temporary folder;
+            this machine if not given.
+
+    Returns:
+        What the function returns on rank 0.
+
+    Raises:
+        Exception: what the function raises on a rank, with the traceback from there.
+        RuntimeError: if a rank dies without an exception.
+        ValueError: if an argument is not valid or cannot be sent.
+    """
+    if launcher.is_launched():
+        raise RuntimeError(
+            "hyparflow.launch starts ranks of its own. Received: a process that is a rank already. "
+            "Call the function itself, or start this script without mpirun."
+        )
+    num_ranks = count_of("num_ranks", num_ranks)
+    _check(function, args, kwargs, oversubscribe)
+    output = checked_output("`output`", output)
+    mpi = library()
+    with job_folder() as folder:
+        write_call(folder, RemoteCall(function, tuple(args), dict(kwargs or {})))
+        program = [sys.executable, str(Path(__file__).with_name("remote_call.py")), str(folder)]
+        request = LaunchRequest(num_ranks, hosts, None, oversubscribe)
+        job = Job(find_launcher(mpi), mpi, request, program, output)
+        end = run_and_show(job, _show, folder)
+        return _result(read_outcomes(folder), end.text)
+
+
+def _check(function: Any, args: Any, kwargs: Any, oversubscribe: Any) -> None:
+    if not callable(function) or isinstance(args, str) or not isinstance(args, Iterable):
+        raise ValueError(
+            "`launch` takes a function and a list or tuple of its arguments. "
+            f"Received: {function!r} and args={args!r}"
+        )
+    is_mapping = kwargs is None or isinstance(kwargs, Mapping)
+    if not is_mapping or not all(isinstance(name, str) for name in kwargs or ()):
+        raise ValueError(f"`launch` takes kwargs as a dict with names. Received: kwargs={kwargs!r}")
+    if not isinstance(oversubscribe, bool):
+        raise ValueError(
+            f"`oversubscribe` must be True or False. Received: oversubscribe={oversubscribe!r}"
+        )
+
+
+def _show(text: str) -> None:
+    """Where Jupyter looks for it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _result(outcomes: Sequence[Outcome], ended: str) -> Any:
+    failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+    if failed is not None and isinstance(failed.error, Exception):
+        raise failed.error from _RemoteTraceback(failed)
+    if failed is not None:  # else it would end this process, too
+        raise RuntimeError(
+            "A function that runs on ranks must return, or raise an exception. "
+            f"Received: {failed.error!r} on rank {failed.rank}"
+        ) from _RemoteTraceback(failed)
+    if ended or not outcomes:
+        raise RuntimeError(
+            "The ranks ended without a result and without an exception. "
+            f"Received: {ended or 'rank 0 ended with exit status 0'}. What they wrote stands above."
+        )
+    return outcomes[0].value

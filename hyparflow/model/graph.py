@@ -1,0 +1,222 @@
+"""A Keras model as one flat, ordered list of calls.
+
+`FlatGraph` walks the model as its own `call` would, opens nested models, and records every call as
+a `GraphCall` (`hyparflow.model.graph_call`). The user's own graph is left as it is; a layer that is
+called twice becomes two calls of the same layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from hyparflow.model.graph_call import GraphCall, Mode, Standardize
+from hyparflow.model.keras_internals.layers import (
+    all_layers,
+    execution_order,
+    opened_graph,
+    state_variables,
+)
+from hyparflow.model.operation_cost import OperationWork, crossing_cost, work_of
+from hyparflow.pipeline.operations import Operation, OperationGraph
+
+__all__ = ["FlatGraph"]
+
+
+class FlatGraph:
+    """The calls of a model in execution order, with their tensors numbered.
+
+    Attributes:
+        model: the user's model.
+        functional: its Keras graph.
+        calls: the calls, each a `keras.Operation` of its own.
+        tensors: symbolic tensors by number; the model's inputs come first.
+        arguments: of each call, args and kwargs, with symbolic tensors in them.
+        inputs, outputs: numbers of the model's flat inputs and outputs.
+        mode: shared by all calls; set it before a stage is traced.
+    """
+
+    def __init__(self, model: Any, functional: Any) -> None:
+        self.model = model
+        self.functional = functional
+        self.mode = Mode()
+        self.calls: list[GraphCall] = []
+        self.tensors: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._calls_of: dict[str, int] = {}
+        self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._reads: list[tuple[int, ...]] = []
+        self._makes: list[tuple[int, ...]] = []
+        entries = [_like(x) for x in functional.inputs]
+        self.inputs = tuple(self._number(x) for x in entries)
+        outputs = self._expand(functional, entries)
+        self.outputs = tuple(self._numbers[id(x)] for x in outputs)
+
+    def _number(self, tensor: Any) -> int:
+        self._numbers[id(tensor)] = len(self.tensors)
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def _unique(self, name: str) -> str:
+        """A name for one more call of the operation `name`; Keras wants them all different."""
+        times = self._calls_of[name] = self._calls_of.get(name, 0) + 1
+        return name if times == 1 else self._unique(f"{name}_call{times}")
+
+    def _expand(self, functional: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Record the calls of `functional` on `inputs`; return its flat outputs."""
+        values = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
+        for node in execution_order(functional):
+            if any(id(x) not in values for x in node.input_tensors):
+                continue  # not computable from the inputs: Keras skips it too
+            args, kwargs = node.arguments.fill_in(values)
+            nested = self._openable(node.operation, args, kwargs)
+            if nested is None:
+                outputs = self._record(node.operation, node.outputs, args, kwargs)
+            else:
+                outputs = self._expand(nested, self._enter(nested, args[0]))
+            values.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
+        return [values[id(x)] for x in functional.outputs]
+
+    @staticmethod
+    def _openable(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+        """The graph of a nested model, if the call passes it inputs and nothing else."""
+        plain = len(args) == 1 and all(
+            name == "training" or all(leaf is None for leaf in keras.tree.flatten(value))
+            for name, value in kwargs.items()  # masks come as one None per input
+        )
+        return opened_graph(operation) if plain else None
+
+    def _enter(self, nested: Any, argument: Any) -> list[Any]:
+        """The nested model's inputs for `argument`, standardized only where it makes a change."""
+        flat = keras.tree.flatten(argument)
+        same_order = not isinstance(argument, dict)
+        if same_order and len(flat) == len(nested.inputs):
+            pairs = zip(flat, nested.inputs, strict=True)
+            if all(a.dtype == b.dtype and len(a.shape) == len(b.shape) for a, b in pairs):
+                return flat
+        standardize = Standardize(nested)
+        return self._record(standardize, standardize.compute_output_spec(argument), (argument,), {})
+
+    def _record(
+        self, operation: Any, specs: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        call = GraphCall(operation, specs, self.mode, self._unique(operation.name))
+        outputs = keras.tree.flatten(call(*args, **kwargs))
+        reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        self.calls.append(call)
+        self.arguments.append((args, kwargs))
+        self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
+        self._makes.append(tuple(self._number(x) for x in outputs))
+        return outputs
+
+    def maker(self, tensor: int) -> str:
+        """The name of the call that makes a tensor."""
+        return next(
+            c.name for c, made in zip(self.calls, self._makes, strict=True) if tensor in made
+        )
+
+    def function(
+        self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]
+    ) -> Callable[[list[Any]], list[Any]]:
+        """What `operations` make of tensors `inputs`: the tensors `outputs`, all by number.
+
+        It is a `keras.Function` over inputs of its own, since not every version of Keras can cut
+        a graph at tensors in its middle. An output that is an input is passed on as it is.
+        """
+        entries = {n: _like(self.tensors[n]) for n in inputs}
+        values = {id(self.tensors[n]): entry for n, entry in entries.items()}
+        read: set[int] = set()
+        for index in operations:
+            call = self.calls[index]
+            args, kwargs = keras.tree.map_structure(
+                lambda x: values.get(id(x), x), self.arguments[index]
+            )
+            twin = GraphCall(call.operation, call.output_specs, self.mode, call.name)
+            results = keras.tree.flatten(twin(*args, **kwargs))
+            for n, result in zip(self._makes[index], results, strict=True):
+                values[id(self.tensors[n])] = result
+            read.update(self._reads[index])
+        taken = [position for position, n in enumerate(inputs) if n in read]
+        made = [n for n in outputs if n not in entries]
+        function = keras.Function(
+            [entries[inputs[position]] for position in taken],
+            [values[id(self.tensors[n])] for n in made],
+        )
+
+        def run(tensors: list[Any]) -> list[Any]:
+            known = dict(zip(inputs, tensors, strict=True))
+            known.update(zip(made, function([tensors[p] for p in taken]), strict=True))
+            return [known[n] for n in outputs]
+
+        return run
+
+    def shapes_follow_rows(self) -> bool:
+        """Whether no operation is known that could choose sizes by the values of its inputs.
+
+        Keras's layers do not; the user's own code may (`boolean_mask`), and so do `nonzero` and
+        indexing with a tensor.
+        """
+        for call, reads in zip(self.calls, self._reads, strict=True):
+            kind = type(call.operation).__name__
+            own = any(not type(sub).__module__.startswith("keras.") for sub in _parts(call))
+            if own or kind in ("Lambda", "Nonzero", "NonZero"):
+                return False
+            if kind == "GetItem" and len(reads) > 1:
+                return False
+        return True
+
+    def variables(self, operations: range | Sequence[int]) -> list[Any]:
+        """The distinct variables of these operations' layers, in order."""
+        found: dict[int, Any] = {}
+        for index in operations:
+            for layer in self.calls[index].layers:
+                found.update({id(variable): variable for variable in layer.variables})
+        return list(found.values())
+
+    def operation_graph(self, trainable: Sequence[Any]) -> OperationGraph:
+        """The graph as pure data, for `hyparflow.pipeline.partition`.
+
+        Args:
+            trainable: the variables that will be trained; tensors that depend on none of them
+                need no gradient.
+        """
+        trained = {id(variable) for variable in trainable}
+        needs: set[int] = set()
+        operations = []
+        edges = zip(self._reads, self._makes, strict=True)
+        for index, (call, (reads, makes)) in enumerate(zip(self.calls, edges, strict=True)):
+            variables = [v for layer in call.layers for v in layer.variables]
+            if needs.intersection(reads) or any(id(v) in trained for v in variables):
+                needs.update(n for n in makes if "float" in self.tensors[n].dtype)
+            state = [v for layer in call.layers for v in state_variables(layer)]
+            operations.append(
+                Operation(
+                    call.name,
+                    reads,
+                    makes,
+                    self.work(index).cost,
+                    frozenset(id(v) for v in state),
+                    tuple(crossing_cost(self.tensors[n]) for n in makes),
+                )
+            )
+        return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))
+
+    def work(self, index: int) -> OperationWork:
+        """What a call computes."""
+        read = [self.tensors[n] for n in self._reads[index]]
+        made = [self.tensors[n] for n in self._makes[index]]
+        return work_of(self.calls[index], read, made)
+
+
+def _parts(call: GraphCall) -> list[Any]:
+    """The operation of a call and every layer inside it, without hyparflow's own."""
+    if isinstance(call.operation, Standardize):
+        return []
+    return [sub for layer in call.layers for sub in all_layers(layer)] or [call.operation]
+
+
+def _like(tensor: Any) -> Any:
+    """A new input of the shape and dtype of `tensor`."""
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse)

@@ -1,0 +1,145 @@
+"""Adds communication to a schedule: sends, receives, reductions; and proves the result.
+
+A schedule says what to compute. `lower` turns it into the flat list that the engine executes:
+around every computation stand the messages of the edges that touch its stage. One function
+places both ends of a message, so they cannot disagree. `prove` plays the lists with rendezvous
+sends before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.schedules import Schedule
+from hyparflow.pipeline.simulator import Lowered, Timeline, play
+
+__all__ = ["is_local", "lower", "prove", "tag"]
+
+
+def tag(step: Step, num_microbatches: int) -> int:
+    """The MPI tag of a message: unique per edge, micro-batch and direction."""
+    is_activation, edge, microbatch = step.message
+    return (edge * num_microbatches + microbatch) * 2 + int(is_activation)
+
+
+def is_local(edge: Edge, num_partitions: int) -> bool:
+    """Whether both ends of `edge` are stages of one partition, so that no message is needed."""
+    return edge.producer % num_partitions == edge.consumer % num_partitions
+
+
+def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -> Lowered:
+    """Add the messages of `edges` to `schedule`, and, in training, the reduction and the update.
+
+    Args:
+        schedule: computation, one list of actions per partition; stage s stands in the list of
+            partition s modulo P.
+        edges: the table of crossing tensors.
+        training: whether to end with the gradient reduction and the optimizer step.
+
+    Returns:
+        One list of steps per partition.
+    """
+    last = max((action.stage for actions in schedule for action in actions), default=0)
+    messages = _messages(edges, len(schedule))
+    lowered = []
+    for partition, actions in enumerate(schedule):
+        steps: list[Step] = []
+        for stage, kind, m in actions:
+            before, after = messages.get((stage, kind), ((), ()))
+            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in before]
+            steps.append(Step(stage, kind, m))
+            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in after]
+        if training:
+            steps = _start_reductions(_fuse(steps, last))
+            steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]
+        lowered.append(steps)
+    return lowered
+
+
+# The messages before and after a computation: their kinds, edges and peers.
+_Messages = list[tuple[str, int, int]]
+
+
+def _messages(
+    edges: Sequence[Edge], num_partitions: int
+) -> dict[tuple[int, str], tuple[_Messages, _Messages]]:
+    """What each stage receives before a computation of each kind, and sends after it."""
+    around: dict[tuple[int, str], tuple[_Messages, _Messages]] = defaultdict(lambda: ([], []))
+    for index, edge in enumerate(edges):
+        if is_local(edge, num_partitions):
+            continue
+        producer, consumer = edge.producer, edge.consumer
+        around[producer, Kind.FORWARD][1].append((Kind.SEND_ACTIVATION, index, consumer))
+        around[consumer, Kind.FORWARD][0].append((Kind.RECEIVE_ACTIVATION, index, producer))
+        for kind in Kind.BACKWARDS if edge.carries_gradient else ():
+            around[producer, kind][0].append((Kind.RECEIVE_GRADIENT, index, consumer))
+            around[consumer, kind][1].append((Kind.SEND_GRADIENT, index, producer))
+    return around
+
+
+def _fuse(steps: list[Step], last: int) -> list[Step]:
+    """Join a forward of the last stage and its backward where one follows the other.
+
+    The last stage receives nothing between the two, so they can be one compiled call, which
+    is cheaper and keeps no activations.
+    """
+    fused: list[Step] = []
+    for step in steps:
+        previous = fused[-1] if fused else None
+        if (
+            step.kind == Kind.BACKWARD
+            and step.stage == last
+            and previous == Step(step.stage, Kind.FORWARD, step.microbatch)
+        ):
+            fused[-1] = previous._replace(kind=Kind.FUSED)
+        else:
+            fused.append(step)
+    return fused
+
+
+def _start_reductions(steps: list[Step]) -> list[Step]:
+    """Begin the reduction of each stage that is done while others still compute.
+
+    A stage's gradients are complete with its last backward. The one that is done last gets none:
+    the reduction follows at once.
+    """
+    kinds = (Kind.BACKWARD, Kind.WEIGHT_BACKWARD, Kind.FUSED)
+    done = {step.stage: index for index, step in enumerate(steps) if step.kind in kinds}
+    ends = {index: stage for stage, index in done.items() if index < max(done.values())}
+    started: list[Step] = []
+    for index, step in enumerate(steps):
+        started.append(step)
+        if index in ends:
+            started.append(Step(ends[index], Kind.START_REDUCE))
+    return started
+
+
+def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
+    """Play `lowered` on all ranks with rendezvous sends, or say who waits for whom.
+
+    Also checks that each message has exactly one sender and one receiver.
+
+    Raises:
+        RuntimeError: if the lists deadlock or an end of a message is missing. This is a defect
+            of a schedule, never of the user's script.
+    """
+    sends = _ends(lowered, Kind.SENDS)
+    receives = _ends(lowered, Kind.RECEIVES)
+    if sends != receives:
+        odd = sorted((sends - receives) | (receives - sends))[:5]
+        raise RuntimeError(
+            "Every message of a lowered schedule needs one sender and one receiver. "
+            f"Received: messages with one end only: {odd}"
+        )
+    if any(count > 1 for count in sends.values()):
+        raise RuntimeError("A message stands twice in the lowered schedule.")
+    for edge in edges:
+        if edge.producer >= edge.consumer:
+            raise RuntimeError(f"An edge must lead to a later stage. Received: {edge}")
+    return play(lowered)
+
+
+def _ends(lowered: Lowered, kinds: tuple[str, str]) -> Counter[tuple[bool, int, int]]:
+    return Counter(step.message for steps in lowered for step in steps if step.kind in kinds)

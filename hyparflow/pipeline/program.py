@@ -1,0 +1,34 @@
+"""A lowered list with what can be known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hyparflow.pipeline.actions import Kind, Step
+from hyparflow.pipeline.lowering import tag
+
+__all__ = ["Program"]
+
+
+class Program:
+    """What an engine executes.
+
+    Args:
+        steps: this rank's steps.
+        num_microbatches: M, which makes tags unique.
+    """
+
+    def __init__(self, steps: Sequence[Step], num_microbatches: int) -> None:
+        self.steps = list(steps)
+        self.num_microbatches = num_microbatches
+        self.names = [str(step) for step in steps]
+        self.tags = [tag(step, num_microbatches) if step.edge >= 0 else -1 for step in steps]
+        # Receives are posted one computation ahead: while a micro-batch is computed, the next
+        # one's tensors find their buffers waiting.
+        self.post: list[list[int]] = [[] for _ in steps]
+        computation = 0
+        for index, step in enumerate(steps):
+            if step.kind == Kind.RECEIVE_ACTIVATION:
+                self.post[computation].append(index)
+            elif step.edge < 0:
+                computation = index

@@ -1,0 +1,132 @@
+"""How much slower a rank computes while the others of its node do the same.
+
+Cores share caches and memory. A piece of the model is timed alone and beside processes that run the
+same piece, in turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from hyparflow.comm import launcher
+from hyparflow.comm.timeout import Waiting, timeout_seconds
+from hyparflow.launching.cores import intra_op_threads
+from hyparflow.planning.costs.sample import Sample
+
+__all__ = ["companions_possible", "measure_crowd"]
+
+_PROCESS = 600 << 20  # bytes of memory of a process with TensorFlow and a piece of a model
+_TURNS = 4
+_LOOK = 0.5  # seconds from one look at the time to the next
+# What launchers set for their ranks; a companion is none.
+_LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
+
+
+def companions_possible(ranks_per_node: int) -> int:
+    """How many processes can compute beside this one: as many as a node has other ranks, as far
+    as this machine has cores and memory for them."""
+    cores = len(launcher.usable_cores() | _other_cores()) // intra_op_threads()
+    memory = psutil.virtual_memory().available // 2 // _PROCESS
+    return int(max(0, min(ranks_per_node - 1, cores - 1, memory)))
+
+
+def _other_cores() -> set[int]:
+    """Cores that other ranks of this job are bound to."""
+    if not launcher.is_launched():
+        return set()
+    return set(range(os.cpu_count() or 1)) - launcher.usable_cores()
+
+
+def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float) -> np.ndarray:
+    """How many times longer a sample takes beside `count` processes that run it as well.
+
+    Args:
+        sample: a piece of the model.
+        rows: sizes of micro-batches.
+        count: how many processes.
+        budget: seconds to spend on each size and turn.
+
+    Returns:
+        The factors, [(forward, backward, fused), size]: the same for all three, for they differ by
+        less than by chance.
+
+    Raises:
+        RuntimeError: if such a process cannot run it, or does not answer within the deadline.
+    """
+    factors = []
+    with tempfile.TemporaryDirectory() as folder, _companions(sample, folder, count) as processes:
+        for size in rows:
+            alone, crowded = [], []
+            for _ in range(_TURNS):
+                alone.append(sample.fused_seconds(size, budget))
+                _tell(processes, size)
+                crowded.append(sample.fused_seconds(size, budget))
+                _tell(processes, 0)
+            # The fastest turns, for a machine that others share is slow for seconds at a time.
+            factors.append([min(crowded) / min(alone)] * 3)
+    return np.maximum(1.0, np.array(factors).T)
+
+
+@contextlib.contextmanager
+def _companions(sample: Sample, folder: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """`count` processes that can run the sample."""
+    sample.save(folder)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
+    launcher.set_threads(environment, intra_op_threads())
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, str(Path(__file__).with_name("contention_process.py")), folder]
+    processes = []
+    try:
+        for _ in range(count):
+            processes.append(_start(command, environment))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    if others := _other_cores():
+        psutil.Process(process.pid).cpu_affinity(list(others))
+    return process
+
+
+def _tell(processes: Sequence[subprocess.Popen[str]], rows: int) -> None:
+    """Let all run with `rows`, and wait until they do; 0 lets them pause."""
+    for process in processes:
+        with contextlib.suppress(BrokenPipeError):  # said below
+            print(rows, file=process.stdin, flush=True)
+    for process in processes:
+        _require_answer(process)
+
+
+def _require_answer(process: subprocess.Popen[str]) -> None:
+    """Wait for a line, of which each process writes one for each that it is told."""
+    answers, seconds, waiting = process.stdout, timeout_seconds(), Waiting()
+    while answers is not None and not select.select([answers], [], [], _LOOK)[0]:
+        if waiting.look() > seconds:
+            raise RuntimeError(
+                f"A process that computes beside this one has not answered within {seconds:g} s "
+                "(HYPARFLOW_TIMEOUT)."
+            )
+    if answers is None or not answers.readline():
+        raise RuntimeError("A process that computes beside this one has ended.")

@@ -1,0 +1,279 @@
+"""What each operation of a model costs: time forward and backward, and memory. Pure data.
+
+`hyparflow.planning.costs.measure` fills it by measuring, `hyparflow.planning.costs.estimate` by
+counting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sized
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hyparflow.formats.records import Amount, Bytes, Count, Number, made, read, schema_of
+from hyparflow.formats.text import counted
+from hyparflow.formats.writing import write_text
+
+__all__ = ["Costs", "Overheads", "Times", "Weight"]
+
+_ARRAYS = (
+    *("forward", "backward", "fused", "crowded"),
+    *("kept", "working", "program", "tensors"),
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A variable of the model.
+
+    Attributes:
+        size: bytes.
+        trainable: whether it is trained.
+    """
+
+    size: Bytes
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What a step costs beside its operations, in seconds, but the last three.
+
+    Attributes:
+        call: each compiled call of a stage.
+        step: each step, whatever the model.
+        message: each message, at either end.
+        accumulate: each byte of gradients that is added to those of other micro-batches.
+        accumulate_weight: each weight's gradient that is added, whatever its size.
+        apply: each byte of weights that the optimizer updates.
+        apply_weight: each weight that the optimizer updates, whatever its size.
+        reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
+        reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
+        program: bytes of memory for each compiled operation of TensorFlow, where forward and
+            backward are one call.
+        program_in_two: the same where they are two, which are traced as one.
+        program_of_keras: what plain Keras takes more.
+        uncollected: bytes of Python objects that compiling each operation leaves behind, until
+            there are `uncollected_most`, and Python collects them.
+        runtime: bytes of memory that TensorFlow takes when it first trains anything.
+    """
+
+    call: Amount = 5e-4
+    step: Amount = 3e-3
+    message: Amount = 1e-4
+    accumulate: Amount = 5e-10
+    accumulate_weight: Amount = 4e-5
+    apply: Amount = 1e-9
+    apply_weight: Amount = 2e-5
+    reduce: Amount = 1e-9
+    reduce_weight: Amount = 3e-5
+    program: Amount = 16e3
+    program_in_two: Amount = 38e3
+    program_of_keras: Amount = 20e3
+    uncollected: Amount = 20e3
+    uncollected_most: Amount = 110e6
+    runtime: Amount = 50e6
+
+    def program_bytes(self, whole: Any, in_two: Any) -> Any:
+        """Bytes of memory for compiled operations, so many in one call and so many in two.
+
+        Numbers, or arrays of them.
+        """
+        left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
+        return self.program * whole + self.program_in_two * in_two + left_behind
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every operation for micro-batches of one size.
+
+    Attributes:
+        forward, backward: as two calls with the activations kept between them.
+        fused: both as one call, as the last stage runs them.
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    fused: np.ndarray
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of all operations of a model, in execution order.
+
+    Attributes:
+        operations: their names.
+        rows: the sizes of micro-batches that `forward`, `backward` and `fused` are known for.
+        forward, backward, fused: seconds, [operation, size]; see `Times`.
+        kept: bytes per row that an operation keeps from its forward to its backward.
+        working: bytes per row that it needs beside those while it runs.
+        program: operations of TensorFlow that it is compiled to, backward included.
+        tensors: bytes per row of each tensor, by number.
+        weights: the model's variables.
+        used: per operation, the numbers of its variables.
+        slots: bytes of optimizer state per byte of trained weights.
+        halves: what the two parts of a backward, that of inputs and that of weights, take, as
+            multiples of a backward in one piece.
+        crowd: how many ranks of a node computed at a time when `crowded` was measured.
+        crowded: how many times longer each then took, [(forward, backward, fused), size].
+        overheads: what a step costs beside its operations.
+        source: "measured" or "estimated".
+        machine: where and how, for the reader.
+    """
+
+    operations: tuple[str, ...]
+    rows: tuple[Count, ...]
+    forward: np.ndarray
+    backward: np.ndarray
+    fused: np.ndarray
+    kept: np.ndarray
+    working: np.ndarray
+    program: np.ndarray
+    tensors: np.ndarray
+    weights: tuple[Weight, ...]
+    used: tuple[tuple[Number, ...], ...]
+    slots: Amount = 0.0
+    halves: tuple[Amount, Amount] = (0.5, 0.5)
+    crowd: Count = 1
+    crowded: np.ndarray | None = None
+    overheads: Overheads = field(default_factory=Overheads)
+    source: str = "measured"
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def times(self, rows: float, at_once: float = 1.0) -> Times:
+        """The seconds of every operation for a micro-batch of `rows` rows.
+
+        Between sizes that are known, and beyond them, times follow straight lines. But fewer rows
+        than were measured are not cheaper each: a line through noise may say so, and a plan would
+        cut batches into single rows.
+
+        Args:
+            rows: of a micro-batch.
+            at_once: how many ranks compute on a node at a time, on average.
+        """
+        at = _line(self.rows, rows)
+        slower = self._slower(at_once)
+        known = (self.forward, self.backward, self.fused)
+        times = [x @ (at * factors) for x, factors in zip(known, slower, strict=True)]
+        # At least the part of what the fewest rows that were measured take.
+        part = rows / self.rows[0] if rows < self.rows[0] else 0.0
+        least = [part * x[:, 0] * factors[0] for x, factors in zip(known, slower, strict=True)]
+        return Times(*(np.maximum(low, x) for low, x in zip(least, times, strict=True)))
+
+    def _slower(self, at_once: float) -> np.ndarray:
+        """How many times longer a rank computes beside others, [(F, B, FB), size].
+
+        Each further rank slows the others alike, up to as many as were tried.
+        """
+        if self.crowded is None or self.crowd < 2:
+            return np.ones((3, len(self.rows)))
+        share = np.clip((at_once - 1) / (self.crowd - 1), 0.0, 1.0)
+        return 1 + share * (self.crowded - 1)
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Bytes of all weights and of the optimizer's state, which every rank holds."""
+        return self.weight_bytes(range(len(self.operations))) + self.slot_bytes
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        """Bytes of the optimizer's state of all weights."""
+        trained = self.weight_bytes(range(len(self.operations)), trainable=True)
+        return round(trained * self.slots)
+
+    def weight_bytes(self, operations: Iterable[int], trainable: bool = False) -> int:
+        """Bytes of the variables of these operations, each once; only of those trained, if so."""
+        numbers = {number for index in operations for number in self.used[index]}
+        chosen = [self.weights[n] for n in numbers]
+        return sum(weight.size for weight in chosen if weight.trainable or not trainable)
+
+    def weight_count(self, operations: Iterable[int]) -> int:
+        """How many trained variables these operations have."""
+        numbers = {number for index in operations for number in self.used[index]}
+        return sum(self.weights[n].trainable for n in numbers)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, for `load`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
+        values["overheads"] = asdict(self.overheads)
+        write_text(path, json.dumps(values, default=_plain) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Costs:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: if the file holds no costs.
+        """
+        rule = '`costs` must be "measure", "estimate", or a file that Costs.save wrote.'
+        return read(path, _schema(), rule, _from_file)
+
+    def __repr__(self) -> str:
+        count = len(self.operations)
+        return f"Costs({counted(count, 'operation', 'operations')}, {self.source})"
+
+
+def _schema() -> Any:
+    """Of a file."""
+    row, matrix = tuple[Amount, ...], tuple[tuple[Amount, ...], ...]
+    others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "tensors"), row)
+    others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
+    weights = tuple[tuple[Bytes, bool], ...]
+    return schema_of(Costs, crowded=matrix | None, weights=weights, **others)
+
+
+def _from_file(content: Any) -> Costs:
+    """The costs that a file holds, if its fields fit each other.
+
+    Raises:
+        ValueError: naming the field that does not.
+    """
+    sizes, count = len(content.rows), len(content.operations)
+    _require_length("rows", content.rows, sizes if sizes else 1)
+    if any(low >= high for low, high in itertools.pairwise(content.rows)):
+        raise ValueError("Expected sizes in rising order - at `$.rows`")
+    for name in ("forward", "backward", "fused", "kept", "working", "program", "used"):
+        _require_length(name, getattr(content, name), count)
+    for name in ("forward", "backward", "fused", "crowded"):
+        if name == "crowded" and content.crowded is not None:
+            _require_length(name, content.crowded, 3)
+        for number, row in enumerate(getattr(content, name) or ()):
+            _require_length(f"{name}[{number}]", row, sizes)
+    for index, numbers in enumerate(content.used):
+        if any(number >= len(content.weights) for number in numbers):
+            raise ValueError(f"Expected `int` < {len(content.weights)} - at `$.used[{index}]`")
+    values = {f.name: getattr(content, f.name) for f in fields(Costs)}
+    for name in _ARRAYS:
+        values[name] = None if values[name] is None else np.array(values[name], float)
+    values["weights"] = tuple(Weight(*pair) for pair in content.weights)
+    values["overheads"] = made(content.overheads, Overheads)
+    return Costs(**values)
+
+
+def _require_length(name: str, found: Sized, expected: int) -> None:
+    if len(found) != expected:
+        raise ValueError(f"Expected `array` of length {expected}, got {len(found)} - at `$.{name}`")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist()
+
+
+def _line(known: tuple[int, ...], rows: float) -> np.ndarray:
+    """Weights of the known sizes that give the value at `rows`, on straight lines."""
+    at = np.zeros(len(known))
+    if len(known) == 1:
+        at[0] = rows / known[0]
+        return at
+    right = int(np.clip(np.searchsorted(known, rows), 1, len(known) - 1))
+    low, high = known[right - 1], known[right]
+    at[right] = (rows - low) / (high - low)
+    at[right - 1] = 1 - at[right]
+    return at

@@ -1,0 +1,64 @@
+"""Costs by counting, for a machine that one is not on: operations of arithmetic and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.model.graph import FlatGraph
+from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.tensor_sizes import (
+    bytes_per_row,
+    size_of,
+    slots_per_byte,
+    used_weights,
+)
+
+__all__ = ["estimate"]
+
+_FLOPS = 3e10  # of one core, in float32, as convolutions of a deep learning library reach them
+_BYTES = 5e9  # per second, written and read by one core
+_TRACED_PER_OPERATION = 50  # operations of TensorFlow for one of Keras, backward included
+
+
+def estimate(
+    graph: FlatGraph, optimizer: Any = None, flops: float = _FLOPS, bandwidth: float = _BYTES
+) -> Costs:
+    """Costs of a model's operations, counted.
+
+    A forward multiplies and adds each weight at every position, and writes its outputs; the
+    backward does it twice, for the inputs and for the weights.
+
+    Args:
+        graph: the model's graph.
+        optimizer: the one it trains with, for its slots.
+        flops: additions and multiplications per second of a rank.
+        bandwidth: bytes per second of a rank.
+    """
+    model = graph.model
+    operations = graph.operation_graph(model.trainable_variables)
+    tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
+    written = np.array([sum(tensors[n] for n in op.outputs) for op in operations.operations])
+    works = [graph.work(index) for index in range(len(graph.calls))]
+    arithmetic = 2.0 * np.array([work.multiplications for work in works])
+    forward = (arithmetic / flops + 2 * written / bandwidth)[:, None]
+    trained = {id(v) for v in model.trainable_variables}
+    return Costs(
+        tuple(op.name for op in operations.operations),
+        (1,),
+        forward,
+        2 * forward,
+        3 * forward,
+        kept=written,
+        working=2 * written,
+        program=np.full(len(written), float(_TRACED_PER_OPERATION)),
+        tensors=tensors,
+        weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
+        used=used_weights(graph),
+        slots=slots_per_byte(model.trainable_variables, optimizer),
+        overheads=Overheads(),
+        source="estimated",
+        machine={"flops": flops, "bandwidth": bandwidth, "tensorflow": tf.__version__},
+    )

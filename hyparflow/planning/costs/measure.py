@@ -1,0 +1,256 @@
+"""Measures what the operations of a model cost on this machine.
+
+Each kind of segment (`hyparflow.planning.costs.segments`) runs as a stage does, at the sizes of
+micro-batches in question; its time is dealt out to its operations in proportion to their
+estimates. One long piece of the model is measured too: what it takes beyond the sum of its
+segments (activations that leave the caches, memory that must be found) scales them all.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.launching.cores import intra_op_threads
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.planning.costs.contention import companions_possible, measure_crowd
+from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
+from hyparflow.planning.costs.overheads import measure_overheads
+from hyparflow.planning.costs.sample import TRACED_ROWS, Sample, SampleMemory
+from hyparflow.planning.costs.segments import Segment, alike, cut_out, segments
+from hyparflow.planning.costs.tensor_sizes import (
+    bytes_per_row,
+    size_of,
+    slots_per_byte,
+    used_weights,
+)
+
+__all__ = ["measure"]
+
+_PIECE = 8  # segments of the long piece
+_ROUNDS = 3
+
+
+def measure(
+    graph: FlatGraph,
+    rows: Sequence[int],
+    optimizer: Any = None,
+    budget: float = 0.1,
+    ranks_per_node: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> Costs:
+    """Measure a model's operations, with the threads that TensorFlow has in this process.
+
+    The model is left as it was.
+
+    Args:
+        graph: its graph.
+        rows: sizes of micro-batches to measure.
+        optimizer: the one it trains with, for its slots and its time.
+        budget: seconds to spend on each kind of segment and size, beside compiling.
+        ranks_per_node: how many ranks will compute on a node at a time; what that costs them is
+            measured with as many of them as this machine has cores for.
+        say: called with a line of progress.
+
+    Returns:
+        The costs.
+    """
+    model = graph.model
+    state = [v for v in model.variables if not v.trainable]
+    saved = [v.numpy() for v in state]
+    try:
+        return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say)
+    finally:
+        for variable, value in zip(state, saved, strict=True):
+            variable.assign(value)
+
+
+def _measure(
+    graph: FlatGraph,
+    rows: tuple[int, ...],
+    optimizer: Any,
+    budget: float,
+    ranks_per_node: int,
+    say: Callable[[str], None],
+) -> Costs:
+    trained = graph.model.trainable_variables
+    operations = graph.operation_graph(trained)
+    found = segments(operations, has_kernel(graph))
+    groups = alike(operations, found, operation_kinds(graph), tensor_types(graph))
+    piece = _long_piece(operations, found)
+    trials = [
+        Trial(
+            f"{operations.operations[group[0].operations.start].name}, {len(group)} times",
+            Sample(graph, operations, group[0], trained),
+            budget,
+        )
+        for group in groups.values()
+    ]
+    trials.append(Trial("a longer piece", Sample(graph, operations, piece, trained), 4 * budget))
+    call = _call_seconds(budget)
+    seconds = np.maximum(_fastest(trials, rows, say) - call, 1e-7)
+    table = CostTable(graph, operations, rows)
+    for group, trial, times in zip(groups.values(), trials, seconds, strict=False):
+        memory = trial.sample.memory()
+        for segment in group:
+            table.enter(segment, times, memory)
+    table.scale(piece, seconds[-1])
+    say("a backward in two parts")
+    halves = trials[-1].sample.halves(rows[len(rows) // 2], 4 * budget)
+    crowd, crowded = _crowd(trials[-1].sample, rows, ranks_per_node, budget, say)
+    return table.costs(
+        measure_overheads(trained, optimizer, call[2]),
+        slots_per_byte(trained, optimizer),
+        halves,
+        crowd,
+        crowded,
+    )
+
+
+class Trial(NamedTuple):
+    """Something to measure: what to call it, and the seconds to spend on each size."""
+
+    name: str
+    sample: Sample
+    budget: float
+
+
+def _fastest(
+    trials: Sequence[Trial], rows: Sequence[int], say: Callable[[str], None]
+) -> np.ndarray:
+    """Seconds, [trial, size, (forward, backward, fused)], of the fastest of several rounds.
+
+    A machine that others share is slow for seconds at a time, so each trial comes up more than
+    once, with all others in between.
+    """
+    rounds = []
+    for number in range(_ROUNDS):
+        found = []
+        for index, (name, sample, budget) in enumerate(trials):
+            say(f"{index + 1}/{len(trials)} ({number + 1} of {_ROUNDS}): {name}")
+            found.append([sample.seconds(size, budget / _ROUNDS) for size in rows])
+        rounds.append(found)
+    return np.min(rounds, axis=0)
+
+
+def _crowd(
+    sample: Sample,
+    rows: tuple[int, ...],
+    ranks_per_node: int,
+    budget: float,
+    say: Callable[[str], None],
+) -> tuple[int, np.ndarray]:
+    """How many ranks of a node were tried at a time, and how much slower each was."""
+    count = companions_possible(ranks_per_node)
+    if count:
+        say(f"{count + 1} processes at a time")
+        try:
+            return count + 1, measure_crowd(sample, rows, count, budget)
+        except Exception as error:  # a layer that another process cannot load, for example
+            say(f"{count + 1} processes at a time: not possible ({error})")
+    return 1, np.ones((3, len(rows)))
+
+
+class CostTable:
+    """The costs of all operations, filled segment by segment."""
+
+    def __init__(self, graph: FlatGraph, operations: OperationGraph, rows: tuple[int, ...]) -> None:
+        count = len(operations.operations)
+        self._graph, self._operations, self._rows = graph, operations, rows
+        self.times = np.zeros((3, count, len(rows)))  # forward, backward, fused
+        self._kept = np.zeros(count)
+        self._working = np.zeros(count)
+        self._program = np.zeros(count)
+        self._makers = {n: i for i, op in enumerate(operations.operations) for n in op.outputs}
+        self._tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
+        self._known: set[int] = set()
+
+    def enter(self, segment: Segment, seconds: np.ndarray, memory: SampleMemory) -> None:
+        """Deal out what a segment took, [size, (forward, backward, fused)], to its operations."""
+        inside = list(segment.operations)
+        weights = np.array([self._operations.operations[i].cost for i in inside]) + 1.0
+        share = weights / weights.sum()
+        self.times[:, inside, :] = seconds.T[:, None, :] * share[None, :, None]
+        self._working[inside] = memory.working / TRACED_ROWS
+        self._program[inside] = share * memory.operations
+        self._kept[inside] += share * memory.kept.inside / TRACED_ROWS
+        self._enter_edge(segment.inputs, memory.kept.inputs)
+        self._enter_edge(segment.outputs, memory.kept.outputs)
+
+    def _enter_edge(self, tensors: Sequence[int], kept: Sequence[bool]) -> None:
+        """Tensors between segments are kept once, whoever keeps them."""
+        for number, is_kept in zip(tensors, kept, strict=True):
+            if is_kept and number not in self._known and number in self._makers:
+                self._known.add(number)
+                self._kept[self._makers[number]] += self._tensors[number]
+
+    def scale(self, piece: Segment, seconds: np.ndarray) -> None:
+        """Scale all times so that a long `piece` takes these, [size, (F, B, FB)]."""
+        inside = slice(piece.operations.start, piece.operations.stop)
+        factors = seconds.T / np.maximum(self.times[:, inside].sum(1), 1e-7)
+        self.times *= factors[:, None, :]
+
+    def costs(
+        self,
+        overheads: Overheads,
+        slots: float,
+        halves: tuple[float, float],
+        crowd: int,
+        crowded: np.ndarray,
+    ) -> Costs:
+        """The finished table; arguments as the attributes of `Costs`."""
+        model = self._graph.model
+        trained = {id(v) for v in model.trainable_variables}
+        return Costs(
+            tuple(op.name for op in self._operations.operations),
+            self._rows,
+            forward=self.times[0],
+            backward=self.times[1],
+            fused=self.times[2],
+            kept=self._kept,
+            working=self._working,
+            program=self._program,
+            tensors=self._tensors,
+            weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
+            used=used_weights(self._graph),
+            slots=slots,
+            halves=halves,
+            crowd=crowd,
+            crowded=crowded,
+            overheads=overheads,
+            source="measured",
+            machine={
+                "machine": platform.machine(),
+                "node": platform.node(),
+                "threads": intra_op_threads(),
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+            },
+        )
+
+
+def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
+    """Several segments of the model's middle as one."""
+    count = min(len(found), _PIECE)
+    first = (len(found) - count) // 2
+    start, end = found[first].operations.start, found[first + count - 1].operations.stop
+    return cut_out(operations, [start, end])[0]
+
+
+def _call_seconds(budget: float) -> np.ndarray:
+    """What a compiled call takes that computes nothing: [(forward, backward, fused)]."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.ops.negative(keras.ops.negative(inputs)))
+    graph = FlatGraph(model, opened_graph(model))
+    operations = graph.operation_graph([])
+    (piece,) = cut_out(operations, [0, len(operations.operations)])
+    sample = Sample(graph, operations, piece, [])
+    return np.array(sample.seconds(2, budget))

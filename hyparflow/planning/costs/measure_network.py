@@ -1,0 +1,89 @@
+"""Measures the network between ranks, with the MPI that training uses."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import numpy as np
+
+from hyparflow.comm.world import World
+from hyparflow.planning.costs.cluster import Cluster, Link
+
+__all__ = ["measure_network"]
+
+_TAG = 3
+# Bytes of messages that show latency and bandwidth, and of a sum; caches hold no such sum.
+_SMALL, _LARGE, _SUMMED = 8, 1 << 25, 1 << 25
+_LEAST = 0.1  # of the time of a sum goes to adding up
+_TIMES = 25
+
+
+def measure_network(world: World) -> Cluster:
+    """The cluster that `world` runs on, with measured links. Collective.
+
+    Rank 0 and one rank of its node, and one of another node, send messages to and fro, and the
+    former two sum; what has no such rank keeps its default.
+
+    Args:
+        world: all ranks.
+
+    Returns:
+        The cluster, the same on every rank.
+    """
+    names = world.all_gather_objects(platform.node(), "the names of the nodes")
+    nodes = list(dict.fromkeys(names))
+    default = Cluster()
+    links = {}
+    for kind, same in (("within", True), ("between", False)):
+        peers = [r for r in range(1, world.size) if (names[r] == names[0]) is same]
+        link = _measure(world, peers[0]) if peers else getattr(default, kind)
+        links[kind] = world.broadcast_object(link, 0, "the measured link")
+    adding = default.sum_bandwidth
+    mates = [r for r in range(1, world.size) if names[r] == names[0]]
+    if mates:
+        adding = world.broadcast_object(
+            _measure_sum(world, mates[0], links["within"]), 0, "the measured sum"
+        )
+    per_node = max(names.count(name) for name in nodes)
+    return Cluster(len(nodes), per_node, links["within"], links["between"], sum_bandwidth=adding)
+
+
+def _measure_sum(world: World, peer: int, link: Link) -> float | None:
+    """How many bytes per second rank 0 adds up while `peer` does the same; known on rank 0."""
+    pair = world.group(int(world.rank in (0, peer)))
+    found = []
+    if world.rank in (0, peer):
+        mine, total = np.ones(_SUMMED // 4, np.float32), np.empty(_SUMMED // 4, np.float32)
+        for _ in range(_TIMES // 3):
+            start = time.perf_counter()
+            pair.sum(total, "a sum that measures", mine)
+            found.append(time.perf_counter() - start)
+    pair.free()
+    if world.rank != 0:
+        return None
+    half, fastest = _SUMMED / 2, min(found)  # each of the two sends a half, twice, and adds one
+    return half / max(fastest - 2 * link.seconds(half), _LEAST * fastest)
+
+
+def _measure(world: World, peer: int) -> Link | None:
+    """The link between rank 0 and `peer`; known on rank 0."""
+    latency = _one_way(world, peer, _SMALL)
+    long = _one_way(world, peer, _LARGE)
+    return Link(latency, _LARGE / max(long - latency, 1e-9)) if world.rank == 0 else None
+
+
+def _one_way(world: World, peer: int, size: int) -> float:
+    """Half of the least time of a message of `size` bytes to `peer` and back."""
+    data = np.zeros(size, np.uint8)
+    found = []
+    for _ in range(_TIMES if world.rank in (0, peer) else 0):
+        start = time.perf_counter()
+        for first in (True, False):
+            if (world.rank == 0) is first:
+                requests = world.send(data, peer if world.rank == 0 else 0, _TAG)
+            else:
+                requests = world.receive(data, peer if world.rank == 0 else 0, _TAG)
+            world.wait_all(requests, "a message that measures the network")
+        found.append((time.perf_counter() - start) / 2)
+    return min(found, default=0.0)

@@ -1,0 +1,189 @@
+"""A part of a model that can be run, to measure its time and what it keeps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.engine.compiled.gradients_of import gradients_of
+from hyparflow.engine.compiled.tensors import as_share
+from hyparflow.engine.stages.stage import Stage
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.random_rows import random_rows
+from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.planning.costs.segments import Segment
+from hyparflow.planning.costs.tensor_lifetimes import Kept, kept_between, working_bytes
+from hyparflow.planning.costs.tensor_sizes import known_shape
+
+__all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
+
+TRACED_ROWS = 13  # memory is counted for so many
+
+
+@dataclass
+class SampleMemory:
+    """What a segment needs, for `TRACED_ROWS` rows.
+
+    Attributes:
+        kept: what is kept between a forward and its backward.
+        working: bytes that live beside that.
+        operations: how many operations were traced.
+    """
+
+    kept: Kept
+    working: int
+    operations: int
+
+
+class Sample:
+    """A segment of a model that can be run.
+
+    Args:
+        graph: the model's graph.
+        operations: the same as pure data.
+        segment: which part.
+        trained: the model's trainable variables.
+    """
+
+    def __init__(
+        self, graph: FlatGraph, operations: OperationGraph, segment: Segment, trained: Sequence[Any]
+    ) -> None:
+        self._graph, self._segment = graph, segment
+        self._specs = [graph.tensors[n] for n in segment.inputs]
+        function = graph.function(segment.inputs, segment.outputs, list(segment.operations))
+
+        def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+            graph.mode.training, graph.mode.share, graph.mode.losses = training, share, []
+            return function(list(values)), graph.mode.losses
+
+        known = {id(v) for v in graph.variables(segment.operations)}
+        self._weights = [v for v in trained if id(v) in known]
+        needing = operations.gradient_tensors
+        self._sources = [i for i, n in enumerate(segment.inputs) if n in needing]
+        self._targets = [i for i, n in enumerate(segment.outputs) if n in needing]
+        self._body = body
+        self._stage = Stage(body, self._weights, self._sources, self._targets)
+        self._fused = tf.function(self._both, autograph=False, reduce_retracing=True)
+        self._forward_size = 0
+        self._traced: list[Any] = []
+
+    def inputs(self, rows: int) -> list[Any]:
+        """Random inputs of `rows` rows."""
+        return [random_rows((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
+
+    def _both(self, inputs: list[Any]) -> Any:
+        """Outputs and gradients; to be traced."""
+        outputs: list[Any] = []
+
+        def targets() -> list[Any]:
+            made, losses = self._body(inputs, True, tf.constant(1.0, tf.float64))
+            outputs.extend(made)
+            graph = tf.compat.v1.get_default_graph()
+            self._traced = list(made)
+            self._forward_size = len(graph.get_operations())
+            return [x for x in [*made, *losses] if x.dtype.is_floating]
+
+        sources = [inputs[i] for i in self._sources] + [v.value for v in self._weights]
+        return outputs, gradients_of(targets, sources)
+
+    def memory(self) -> SampleMemory:
+        """What it keeps and needs, for `TRACED_ROWS` rows."""
+        specs = [
+            tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
+        ]
+        traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
+        operations, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
+        working = working_bytes(operations, self._forward_size, inputs, self._traced)
+        kept = kept_between(operations, self._forward_size, inputs, self._traced)
+        return SampleMemory(kept, working, len(operations))
+
+    def save(self, folder: str) -> None:
+        """Write a SavedModel with a function `run` of a number of rows, for other processes."""
+        module = tf.Module()
+        module.variables_ = [v.value for v in self._graph.variables(self._segment.operations)]
+        shapes = [(known_shape(x.shape[1:]), x.dtype) for x in self._specs]
+
+        def run(rows: Any) -> Any:
+            inputs = [tf.ones(tf.concat([[rows], shape], 0), dtype) for shape, dtype in shapes]
+            for x, (shape, _) in zip(inputs, shapes, strict=True):
+                x.set_shape((None, *shape))
+            return tf.nest.flatten(self._both(inputs), expand_composites=True)
+
+        module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # or it says where it wrote what nobody asked for
+        try:
+            tf.saved_model.save(module, folder)
+        finally:
+            logger.setLevel(level)
+
+    def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
+        """Medians of forward, backward and both as one call, measured for about `budget` s."""
+        inputs, share = self.inputs(rows), as_share(1.0)
+        outputs = self._stage.forward(inputs, share).outputs
+        seeds = [tf.ones_like(outputs[i]) for i in self._targets]
+
+        def split() -> list[float]:
+            start = time.perf_counter()
+            saved = self._stage.forward(inputs, share)
+            middle = time.perf_counter()
+            if self._weights or self._sources:
+                self._stage.backward(saved, seeds, share)
+                self._stage.begin(several=False)  # let go of the gradients
+            return [middle - start, time.perf_counter() - middle]
+
+        forward, backward = _medians(split, budget / 2)
+        return forward, backward, self.fused_seconds(rows, budget / 2)
+
+    def fused_seconds(self, rows: int, budget: float) -> float:
+        """The median of forward and backward as one call, measured for about `budget` s."""
+        inputs = self.inputs(rows)
+
+        def fused() -> list[float]:
+            start = time.perf_counter()
+            self._fused(inputs)
+            return [time.perf_counter() - start]
+
+        return _medians(fused, budget)[0]
+
+    def halves(self, rows: int, budget: float) -> tuple[float, float]:
+        """What the two parts of a backward take, as multiples of one in one piece.
+
+        Measured in turns for about `budget` s; halves where there are no two parts.
+        """
+        if not (self._weights and self._sources):
+            return 0.5, 0.5
+        inputs, share = self.inputs(rows), as_share(1.0)
+        outputs = self._stage.forward(inputs, share).outputs
+        seeds = [tf.ones_like(outputs[i]) for i in self._targets]
+
+        def run() -> list[float]:
+            saved = [self._stage.forward(inputs, share) for _ in range(2)]
+            times = [time.perf_counter()]
+            self._stage.backward(saved[0], seeds, share)
+            times.append(time.perf_counter())
+            self._stage.input_backward(saved[1], seeds, share)
+            times.append(time.perf_counter())
+            self._stage.weight_backward(saved[1])
+            times.append(time.perf_counter())
+            self._stage.begin(several=False)  # let go of the gradients
+            return [end - start for start, end in zip(times, times[1:], strict=False)]
+
+        whole, of_inputs, of_weights = _medians(run, budget)
+        return of_inputs / whole, of_weights / whole
+
+
+def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
+    """The medians of what `run` returns, after a run that compiles."""
+    run()
+    found: list[list[float]] = []
+    end = time.perf_counter() + budget
+    while not found or (time.perf_counter() < end and len(found) < 50):
+        found.append(run())
+    return [statistics.median(column) for column in zip(*found, strict=True)]

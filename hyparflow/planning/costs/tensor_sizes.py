@@ -1,0 +1,51 @@
+"""Sizes of a Keras model's tensors and variables, as the planner's tables hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.model.graph import FlatGraph
+
+__all__ = ["bytes_per_row", "known_shape", "size_of", "slots_per_byte", "used_weights"]
+
+_UNKNOWN_LENGTH = 32  # in place of a dimension of unknown size
+
+
+def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:
+    """`shape` with a number in place of each unknown one."""
+    return tuple(_UNKNOWN_LENGTH if size is None else size for size in shape)
+
+
+def bytes_per_row(tensor: Any) -> int:
+    """Bytes of one row of a symbolic tensor."""
+    return int(np.prod(known_shape(tensor.shape[1:]))) * tf.as_dtype(tensor.dtype).size
+
+
+def size_of(variable: Any) -> int:
+    """Bytes of a variable."""
+    return int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size
+
+
+def used_weights(graph: FlatGraph) -> tuple[tuple[int, ...], ...]:
+    """For each call, the numbers of its variables in the model's list."""
+    numbers = {id(v): n for n, v in enumerate(graph.model.variables)}
+    return tuple(
+        tuple(numbers[id(v)] for v in graph.variables([index]) if id(v) in numbers)
+        for index in range(len(graph.calls))
+    )
+
+
+def slots_per_byte(trained: Sequence[Any], optimizer: Any) -> float:
+    """Bytes of optimizer state per byte of trained weights."""
+    if optimizer is None or not trained:
+        return 0.0
+    if not optimizer.built:
+        optimizer = type(optimizer).from_config(optimizer.get_config())
+        optimizer.build(list(trained))
+    own = {id(v) for v in trained}
+    slots = [v for v in optimizer.variables if id(v) not in own]
+    return sum(map(size_of, slots)) / sum(map(size_of, trained))

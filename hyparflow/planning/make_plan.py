@@ -1,0 +1,123 @@
+"""From predictions to a plan: the chosen one in full, the next best with what makes them worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hyparflow.formats.sizes import size_text
+from hyparflow.formats.text import counted
+from hyparflow.pipeline.actions import Kind
+from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
+from hyparflow.planning.search.predict import Prediction
+from hyparflow.planning.search.problem import Problem
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    model: str,
+    fingerprint: str,
+    problem: Problem,
+    best: Prediction,
+    single: Prediction,
+    others: Sequence[Prediction],
+    memory_limit: int | None,
+) -> Plan:
+    """The plan of the prediction `best`.
+
+    Args:
+        model: its name.
+        fingerprint: a hash of its structure.
+        problem: what was planned.
+        best: the chosen prediction.
+        single: that of one process.
+        others: the next best.
+        memory_limit: bytes per rank, or None.
+    """
+    candidate = best.candidate
+    table = candidate.partitioning
+    partitions = []
+    for partition in range(candidate.grid.num_partitions):
+        numbers = candidate.operations(partition)
+        partitions.append(
+            PartitionPlan(
+                tuple(problem.graph.operations[i].name for i in numbers),
+                problem.costs.weight_bytes(numbers),
+                best.forward[partition],
+                best.backward[partition],
+                best.memory[partition],
+                best.sent[partition],
+            )
+        )
+    return Plan(
+        model,
+        fingerprint,
+        problem.batch_size,
+        candidate.grid.num_replicas,
+        candidate.grid.num_partitions,
+        candidate.num_microbatches,
+        candidate.schedule,
+        candidate.stages_per_partition,
+        tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
+        tuple(partitions),
+        best.step_seconds,
+        single.step_seconds,
+        best.idle_share,
+        memory_limit,
+        tuple(_alternative(other, best, memory_limit) for other in others),
+        tuple(tuple(_work(spans)) for spans in best.timeline.spans),
+        problem.costs.source,
+    )
+
+
+def _work(spans: Any) -> list[Bar]:
+    return [
+        Bar(span.step.kind, span.step.stage, span.step.microbatch, span.start, span.end)
+        for span in spans
+        if span.end > span.start
+    ]
+
+
+def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
+    grid = other.candidate.grid
+    parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
+    name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
+    name += f", {words}" if (words := other.candidate.in_words) else ""
+    totals = [memory.total for memory in other.memory]
+    if memory_limit is not None and max(totals) > memory_limit:
+        worst = totals.index(max(totals))
+        return Alternative(
+            name, other.step_seconds, f"partition {worst} needs {size_text(max(totals))}"
+        )
+    return Alternative(name, other.step_seconds, _reason(other, best))
+
+
+def _reason(other: Prediction, best: Prediction) -> str:
+    """The part of the step that grows most."""
+    parts, reference = _parts(other), _parts(best)
+    growth = {name: parts[name] - reference[name] for name in parts}
+    worst = max(growth, key=lambda name: growth[name])
+    return f"{worst} +{growth[worst] * 1e3:.1f} ms" if growth[worst] > 0 else "as fast"
+
+
+def _parts(prediction: Prediction) -> dict[str, float]:
+    """The seconds of the rank that computes most."""
+    spans = prediction.timeline.spans
+    computing = [_seconds(rank, Kind.COMPUTATIONS) for rank in spans]
+    busiest = computing.index(max(computing))
+    rank = spans[busiest]
+    messages = _seconds(rank, (*Kind.SENDS, *Kind.RECEIVES))
+    known = computing[busiest] + messages
+    known += prediction.reduce[busiest] + prediction.apply[busiest]
+    return {
+        "computing": computing[busiest],
+        "messages": messages,
+        "summing gradients over replicas": prediction.reduce[busiest],
+        "optimizer": prediction.apply[busiest],
+        "waiting": prediction.step_seconds - known,
+    }
+
+
+def _seconds(spans: Any, kinds: tuple[str, ...]) -> float:
+    return float(sum(span.end - span.start for span in spans if span.step.kind in kinds))

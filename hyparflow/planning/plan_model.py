@@ -1,0 +1,263 @@
+"""`hyparflow.plan`: from a model and a machine to a plan. Needs no MPI."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyparflow.comm import launcher
+from hyparflow.comm.log import users_stack_level
+from hyparflow.formats.sizes import parse_bytes
+from hyparflow.formats.text import shortened
+from hyparflow.launching.cores import intra_op_threads
+from hyparflow.model.arguments import named
+from hyparflow.model.checks import check_can_cut, check_model
+from hyparflow.model.fingerprint import model_fingerprint
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.options import count_of, lpp_of
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.planning.costs.cluster import Cluster
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.costs.estimate import estimate
+from hyparflow.planning.costs.measure import measure
+from hyparflow.planning.costs.tensor_sizes import used_weights
+from hyparflow.planning.make_plan import make_plan
+from hyparflow.planning.plan import Plan
+from hyparflow.planning.search.layouts import best_of, consider
+from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.problem import Candidate, Constraints, Problem, limited
+
+__all__ = ["costs_of_model", "plan"]
+
+_ALTERNATIVES = 3
+_MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
+
+
+@named
+def plan(
+    model: Any,
+    *,
+    batch_size: int,
+    num_ranks: int | None = None,
+    memory_limit: str | int | None = None,
+    cluster: Cluster | str | Path | None = None,
+    costs: str | Path | Costs = "measure",
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_microbatches: int | None = None,
+    schedule: str | None = None,
+    stages_per_partition: int | None = None,
+    lpp: Sequence[int] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The fastest layout of a model that fits in memory. Needs no MPI.
+
+    Args:
+        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
+        batch_size: rows of the global batch.
+        num_ranks: ranks to use, on one node; or give a `cluster`.
+        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
+            or as text: "8GiB".
+        cluster: the machine, or the file of one; as many ranks as it has are used.
+        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
+            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
+        num_partitions, num_replicas, num_microbatches, schedule, stages_per_partition, lpp: what
+            is already decided.
+        say: called with a line of progress while costs are measured.
+
+    Returns:
+        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
+
+    Raises:
+        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
+            layout fits in `memory_limit`.
+    """
+    batch_size = _check(model, batch_size, costs)
+    here = cluster is None
+    cluster = _cluster(cluster, num_ranks)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
+    wishes = Constraints(
+        cluster.num_ranks,
+        num_partitions,
+        num_replicas,
+        num_microbatches,
+        schedule,
+        stages_per_partition,
+        None if lpp is None else lpp_of(lpp),
+        limit,
+    )
+    graph = FlatGraph(model, opened_graph(model))
+    operations = graph.operation_graph(model.trainable_variables)
+    _check_lpp(wishes.lpp, operations)
+    known = _costs_of(graph, costs, batch_size, cluster, say)
+    problem = Problem(operations, known, cluster, batch_size)
+    found = consider(problem, wishes)
+    best = best_of(found, limit)
+    whole = make_partitioning(operations, (0, len(operations.operations)))
+    single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
+    made = make_plan(
+        model.name,
+        model_fingerprint(model),
+        problem,
+        best,
+        single,
+        _others(found, best),
+        limit,
+    )
+    if not math.isfinite(made.step_seconds):
+        raise ValueError(
+            "A plan needs costs and links by which a step takes a finite time. "
+            f"Received: {cluster} and costs by which it takes {made.step_seconds} s"
+        )
+    cores = len(launcher.usable_cores())
+    if here and cores < made.num_ranks:
+        made = dataclasses.replace(made, cores=cores)
+    if model.compiled:
+        return made
+    return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
+
+
+def _check_lpp(lpp: tuple[int, ...] | None, operations: OperationGraph) -> None:
+    count = len(operations.operations)
+    if lpp is not None and sum(lpp) != count:
+        raise ValueError(
+            f"`lpp` of a plan must add up to the {count} operations of the model. "
+            f"Received: lpp={shortened(list(lpp))}, which adds up to {sum(lpp)}"
+        )
+
+
+def _check(model: Any, batch_size: int, costs: Any) -> int:
+    """The number of rows, if all these can be planned with."""
+    check_model(model)
+    check_can_cut(model)
+    if not model.built:
+        raise ValueError(
+            "A plan needs a model that is built, so that its shapes are known. Received: "
+            f"'{model.name}', which is not. Begin it with keras.Input, or call its `build`."
+        )
+    if not isinstance(costs, str | os.PathLike | Costs):
+        raise ValueError(
+            '`costs` must be "measure", "estimate", or a file that Costs.save wrote. '
+            f"Received: costs={shortened(costs)}"
+        )
+    return limited("batch_size", batch_size, _MOST_ROWS)
+
+
+def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Cluster:
+    if num_ranks is not None:
+        num_ranks = count_of("num_ranks", num_ranks)
+    if cluster is not None and not isinstance(cluster, str | os.PathLike | Cluster):
+        raise ValueError(
+            "`cluster` must be a hyparflow.Cluster, or a file that Cluster.save or `hyparflow "
+            f"doctor --network` wrote. Received: cluster={shortened(cluster)}"
+        )
+    if cluster is None:
+        if num_ranks is None:
+            raise ValueError("A plan needs `num_ranks` or a `cluster`. Received: neither")
+        return Cluster(nodes=1, ranks_per_node=num_ranks)
+    if not isinstance(cluster, Cluster):
+        cluster = Cluster.load(cluster)
+    if num_ranks not in (None, cluster.num_ranks):
+        raise ValueError(
+            "`num_ranks` must be the ranks of the cluster, nodes x ranks_per_node, or be left "
+            f"out. Received: num_ranks={num_ranks} for a cluster of {cluster.num_ranks} ranks"
+        )
+    return cluster
+
+
+def costs_of_model(
+    model: Any,
+    costs: str | Path | Costs,
+    batch_size: int,
+    cluster: Cluster,
+    say: Callable[[str], None] = lambda text: None,
+) -> Costs:
+    """The costs of a model; arguments as for `plan`."""
+    batch_size = _check(model, batch_size, costs)
+    graph = FlatGraph(model, opened_graph(model))
+    return _costs_of(graph, costs, batch_size, cluster, say)
+
+
+def _costs_of(
+    graph: FlatGraph,
+    costs: str | Path | Costs,
+    batch_size: int,
+    cluster: Cluster,
+    say: Callable[[str], None],
+) -> Costs:
+    """The costs that `plan` was told to use.
+
+    Args:
+        graph: the model's graph.
+        costs: "measure", "estimate", a file that `Costs.save` wrote, or costs.
+        batch_size: rows of the global batch.
+        cluster: the machine.
+        say: called with a line of progress.
+
+    Raises:
+        ValueError: if they are of another model.
+    """
+    model = graph.model
+    optimizer = model.optimizer if model.compiled else None
+    if isinstance(costs, str) and costs == "measure":
+        _warn_of_threads(cluster.ranks_per_node)
+        sizes = _sizes_to_measure(batch_size, cluster.num_ranks)
+        return measure(graph, sizes, optimizer, ranks_per_node=cluster.ranks_per_node, say=say)
+    if isinstance(costs, str) and costs == "estimate":
+        return estimate(graph, optimizer)
+    known = costs if isinstance(costs, Costs) else Costs.load(costs)
+    same = len(known.operations) == len(graph.calls) and known.used == used_weights(graph)
+    if not same or len(known.tensors) != len(graph.tensors):
+        raise ValueError(
+            "Costs must be of the model that is planned. Received: costs of "
+            f"{len(known.operations)} operations with {len(known.weights)} weights for a model of "
+            f"{len(graph.calls)} with {len(model.variables)}"
+        )
+    return known
+
+
+def _warn_of_threads(ranks_per_node: int) -> None:
+    threads, cores = intra_op_threads(), len(launcher.usable_cores())
+    if not launcher.is_launched() and threads > max(1, cores // ranks_per_node):
+        warnings.warn(
+            f"Costs are measured with {threads} threads, but {ranks_per_node} ranks on {cores} "
+            "cores would have fewer each. Set TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS and "
+            "OMP_NUM_THREADS before TensorFlow starts, or use the command `hyparflow plan`, which "
+            "does it.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
+    """Sizes of micro-batches that bracket those in question, at most a factor of 8 apart.
+
+    A single row is one of them: a line through two larger sizes says little of it, and is wrong by
+    as much as their times are.
+    """
+    sizes = [batch_size]
+    while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
+        sizes.append(max(1, sizes[-1] // 4))
+    return sorted({1, *sizes})
+
+
+def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
+    """The next best: of other grids first, then with other numbers of micro-batches."""
+    grids = {best.candidate.grid}
+    others: list[Prediction] = []
+    rest: list[Prediction] = []
+    for prediction in found:
+        if prediction is best:
+            continue
+        fresh = prediction.candidate.grid not in grids
+        (others if fresh else rest).append(prediction)
+        grids.add(prediction.candidate.grid)
+    chosen = (others + rest)[:_ALTERNATIVES]
+    return sorted(chosen, key=lambda prediction: prediction.step_seconds)

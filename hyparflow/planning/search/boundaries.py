@@ -1,0 +1,223 @@
+"""Where a model may be cut, and what stages between such places take of time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hyparflow.pipeline.crossing import Reads, crossing_sums, reads_of
+from hyparflow.pipeline.partition import allowed_cuts
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.search.cuts import Fits
+from hyparflow.planning.search.problem import Problem
+
+__all__ = ["Boundaries", "Load", "StageSeconds", "candidates"]
+
+# Boundaries that a search looks at, about: so many for each rank, but not fewer or more than these.
+_PER_RANK, _FEWEST, _MOST = 64, 512, 1024
+
+
+class Load(NamedTuple):
+    """What the stages of a layout have to hold, wherever it is cut.
+
+    Attributes:
+        rows: of a micro-batch.
+        copies: how many gradients of a weight there are at a time.
+        in_flight: of each stage, how many micro-batches' activations it keeps.
+        stages_per_partition: V.
+    """
+
+    rows: float
+    copies: int
+    in_flight: Sequence[int]
+    stages_per_partition: int
+
+
+class Boundaries:
+    """The places where a problem's model may be cut.
+
+    Args:
+        problem: what is to be planned.
+        rows: of a typical micro-batch, to choose places by.
+
+    Attributes:
+        positions: numbers of operations that a stage may start with, and that of all.
+    """
+
+    def __init__(self, problem: Problem, rows: float) -> None:
+        self._problem = problem
+        count = len(problem.graph.operations)
+        self._reads, self._tensors = reads_of(problem.graph)
+        sizes = problem.costs.tensors[self._tensors]
+        crossing = crossing_sums(self._reads, sizes, count)
+        allowed = allowed_cuts(problem.graph)
+        limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
+        self.positions = candidates(self.operation_seconds(rows), crossing, allowed, limit)
+        self._crossing = crossing[self.positions]
+        self._gradients = _trained_bytes(problem.costs)
+        self._stages = StageSeconds(self._reads, self.positions)
+
+    def operation_seconds(self, rows: float) -> np.ndarray:
+        """What the forward and backward of each operation take for a micro-batch."""
+        times = self._problem.costs.times(rows)
+        return (times.forward + times.backward) / self._problem.cluster.speed
+
+    def seconds(self, rows: float) -> np.ndarray:
+        """What the forward and backward of a stage take for a micro-batch, as a matrix [a, b]."""
+        cluster, over = self._problem.cluster, self._problem.costs.overheads
+        seconds = self.operation_seconds(rows)
+        call = 2 * over.call / cluster.speed
+        return self._stages.matrix(seconds, self._prices(rows)) + call
+
+    def fused_share(self, rows: float) -> float:
+        """The part of a forward's and a backward's time that both take in one call."""
+        times = self._problem.costs.times(rows)
+        return float(times.fused.sum() / max(1e-30, (times.forward + times.backward).sum()))
+
+    def crossing_seconds(self, rows: float) -> np.ndarray:
+        """What sending takes of all tensors that cross each boundary 0..n, and their gradients."""
+        count = len(self._problem.graph.operations)
+        return crossing_sums(self._reads, self._prices(rows), count)
+
+    def _prices(self, rows: float) -> np.ndarray:
+        """What it takes to send each tensor, and its gradient, of a micro-batch."""
+        cluster, over = self._problem.cluster, self._problem.costs.overheads
+        link = cluster.within if cluster.ranks_per_node > 1 else cluster.between
+        size = self._problem.costs.tensors[self._tensors] * rows
+        price = link.latency + size / link.bandwidth + 2 * over.message / cluster.speed
+        needing = self._problem.graph.gradient_tensors
+        return np.asarray(price * [2.0 if n in needing else 1.0 for n in self._tensors])
+
+    def fits(self, load: Load, limit: int) -> Fits | None:
+        """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
+
+        A little less than `partition_memory` counts, or more: a weight counts where it is used
+        first, a tensor that several stages read crosses once.
+
+        Args:
+            load: what the stages have to hold. Each of a partition's may have an equal part of what
+                is left.
+            limit: bytes.
+        """
+        if self._plainly_too_large(load, limit):
+            return None
+        costs = self._problem.costs
+        rows, copies, in_flight, stages_per_partition = load
+        fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
+        gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
+        activations = self._before(costs.kept)
+        buffers = 2 * rows * self._crossing
+        share = (limit - fixed) / stages_per_partition
+
+        def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+            before = gradients + in_flight[stage] * rows * activations
+            needed = (before + buffers)[end] - (before - buffers)[start]
+            count = compiled[end] - compiled[start]
+            split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
+            return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
+
+        return fit
+
+    def _plainly_too_large(self, load: Load, limit: int) -> bool:
+        """Whether the partitions together cannot hold the model, wherever it is cut."""
+        costs = self._problem.costs
+        rows, copies, in_flight, stages_per_partition = load
+        others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
+        share = limit - costs.fixed_bytes - costs.overheads.runtime
+        partitions = len(in_flight) // stages_per_partition
+        # A partition holds activations in what its other needs leave. Even if those that keep the
+        # most micro-batches had all the others, this much would have to hold all activations.
+        fewest = [min(in_flight[number::partitions]) for number in range(partitions)]
+        room = sum(share / kept for kept in fewest) - others / max(in_flight)
+        return bool(room < rows * costs.kept.sum())
+
+    def _before(self, values: np.ndarray) -> np.ndarray:
+        """The sum of `values` before each position."""
+        return np.concatenate([[0.0], np.cumsum(values)])[self.positions]
+
+
+class StageSeconds:
+    """The times of stages between given positions, for any times of operations and messages.
+
+    Args:
+        reads: who makes and who reads each tensor.
+        positions: boundaries that may be used, from 0 to the number of operations.
+    """
+
+    def __init__(self, reads: Reads, positions: np.ndarray) -> None:
+        self._positions = positions
+        cells: list[np.ndarray] = [np.zeros(0, int)]
+        tensors: list[np.ndarray] = [np.zeros(0, int)]
+        for number, (maker, readers) in enumerate(reads):
+            if readers:
+                found = self._receives(maker, readers)
+                cells.append(found)
+                tensors.append(np.full(len(found), number))
+        self._cells = np.concatenate(cells)
+        self._cell_tensors = np.concatenate(tensors)
+
+    def _receives(self, maker: int, readers: Sequence[int]) -> np.ndarray:
+        """The cells [a, b] from which on a stage receives a tensor, as flat indices.
+
+        A tensor is received once by a stage that starts after its maker and holds a reader of it:
+        from the first reader in the stage on, whatever else the stage holds.
+        """
+        low = int(np.searchsorted(self._positions, maker, side="right"))
+        ends = np.searchsorted(self._positions, readers, side="right")
+        starts = np.arange(low, int(ends[-1]))
+        following = ends[np.searchsorted(ends - 1, starts)]
+        return starts * (len(self._positions) + 1) + following
+
+    def matrix(self, seconds: np.ndarray, prices: np.ndarray) -> np.ndarray:
+        """What a stage from candidate a to candidate b takes, [a, b]; infinite if b <= a.
+
+        Args:
+            seconds: of each operation.
+            prices: of each tensor, the seconds that sending it to another stage takes.
+        """
+        count = len(self._positions)
+        before = np.concatenate([[0.0], np.cumsum(seconds)])[self._positions]
+        received = np.bincount(
+            self._cells, weights=prices[self._cell_tensors], minlength=count * (count + 1)
+        ).reshape(count, count + 1)
+        cost = before[None, :] - before[:, None] + np.cumsum(received, axis=1)[:, :-1]
+        cost[np.tril_indices(count)] = np.inf
+        return cost
+
+
+def candidates(
+    seconds: np.ndarray, crossing: np.ndarray, allowed: Sequence[bool], limit: int
+) -> np.ndarray:
+    """The boundaries worth looking at: all allowed ones, or `limit` of them.
+
+    In a model of thousands of operations most take next to no time. Neighbours that are less than
+    1 / `limit` of the model apart are represented by the one that the fewest bytes cross.
+
+    Args:
+        seconds: of each of n operations.
+        crossing: bytes that cross each boundary 0..n.
+        allowed: whether a cut may stand at each boundary 0..n.
+        limit: how many to return at most, about.
+    """
+    count = len(seconds)
+    inner = np.flatnonzero(np.asarray(allowed)[1:count]) + 1
+    if len(inner) > limit:
+        before = np.concatenate([[0.0], np.cumsum(seconds)])
+        bins = np.floor(before[inner] / max(before[-1], 1e-30) * limit).astype(int)
+        order = np.lexsort((crossing[inner], bins))  # cheapest of each bin first
+        _, first = np.unique(bins[order], return_index=True)
+        inner = np.sort(inner[order[first]])
+    return np.concatenate([[0], inner, [count]])
+
+
+def _trained_bytes(costs: Costs) -> np.ndarray:
+    """Bytes of the trained weights of each operation that no earlier one uses."""
+    seen: set[int] = set()
+    sizes = []
+    for numbers in costs.used:
+        fresh = [costs.weights[number] for number in set(numbers) - seen]
+        sizes.append(float(sum(weight.size for weight in fresh if weight.trainable)))
+        seen.update(numbers)
+    return np.array(sizes)

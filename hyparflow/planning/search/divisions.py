@@ -1,0 +1,147 @@
+"""The divisions of a layout into stages that are worth a simulation."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.partition import allowed_cuts, divide, make_partitioning
+from hyparflow.pipeline.refine import refine
+from hyparflow.pipeline.schedules import make_schedule
+from hyparflow.pipeline.simulator import peaks_in_flight
+from hyparflow.planning.search.boundaries import Boundaries, Load
+from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
+from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.predict_memory import gradient_copies
+from hyparflow.planning.search.problem import Candidate, Constraints, Problem
+
+__all__ = ["Divisions", "LayoutCandidate"]
+
+_SIMULATED = 6  # divisions of a layout that are simulated at most
+
+
+class LayoutCandidate(NamedTuple):
+    """A candidate without its cuts."""
+
+    grid: Grid
+    num_microbatches: int
+    schedule: str
+    stages_per_partition: int
+
+    @property
+    def num_stages(self) -> int:
+        return self.grid.num_partitions * self.stages_per_partition
+
+
+class Divisions:
+    """The divisions of each layout that are worth a simulation: those that fit, if there are any.
+
+    Args:
+        problem: what is to be planned.
+        wishes: what the user fixed.
+    """
+
+    def __init__(self, problem: Problem, wishes: Constraints) -> None:
+        self._problem, self._wishes = problem, wishes
+        rows = max(1.0, problem.batch_size / wishes.num_ranks)
+        self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
+        self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
+        self._search_once = functools.cache(self._search_freely)
+        self._fitting = functools.cache(self._search_fitting)
+        self._of = functools.cache(self._divide)
+
+    def count(self, layout: LayoutCandidate) -> int:
+        """How many there are."""
+        return len(self._of(layout))
+
+    def bound(self, layout: LayoutCandidate) -> float:
+        """Seconds that a step takes at least, about: without sums, whatever the memory."""
+        if self._wishes.lpp is not None:
+            return 0.0
+        free = self._free(layout)
+        return free[0].value(_rounds(layout)) if free else 0.0
+
+    def too_large(self, layout: LayoutCandidate) -> bool:
+        """Whether no division of a layout seems to fit in memory."""
+        chosen = self._wishes.lpp is not None or layout.num_stages == 1
+        return not (chosen or self._fitting(layout))
+
+    def predict(self, layout: LayoutCandidate, number: int) -> Prediction:
+        """What the division `number` of a layout takes; 0 is the one that should be fastest."""
+        partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
+        candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
+        return predict(self._problem, candidate)
+
+    def _divide(self, layout: LayoutCandidate) -> list[tuple[int, ...]]:
+        graph, stages = self._problem.graph, layout.num_stages
+        if self._wishes.lpp is not None:
+            return [divide(graph, stages, self._wishes.lpp).boundaries]
+        if stages == 1:
+            return [(0, len(graph.operations))]
+        found = self._fitting(layout) or self._free(layout)
+        positions = self._boundaries().positions
+        if not found:  # too few places to cut at: say so
+            return [divide(graph, stages).boundaries]
+        divisions = [
+            tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
+        ]
+        if layout.stages_per_partition > 1:
+            divisions.append(self._refined(divisions[0], layout))
+        return list(dict.fromkeys(divisions))
+
+    def _refined(self, division: tuple[int, ...], layout: LayoutCandidate) -> tuple[int, ...]:
+        """Cuts moved to where the layout's schedule ends sooner."""
+        grid, count, schedule, _ = layout
+        boundaries, rows = self._boundaries(), self._rows(layout)
+        costs = boundaries.operation_seconds(rows), boundaries.crossing_seconds(rows) / 2
+        allowed = allowed_cuts(self._problem.graph)
+        fused = boundaries.fused_share(rows)
+        return refine(division, *costs, allowed, schedule, grid.num_partitions, count, fused)
+
+    def _free(self, layout: LayoutCandidate) -> list[Division]:
+        """The divisions that are best without a limit of memory, whatever the schedule."""
+        return self._search_once(layout._replace(schedule=""))
+
+    def _search_freely(self, layout: LayoutCandidate) -> list[Division]:
+        return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout))
+
+    def _search_fitting(self, layout: LayoutCandidate) -> list[Division]:
+        """The best divisions that fit in memory."""
+        free = self._free(layout)
+        if self._wishes.memory_limit is None or not free:
+            return free
+        fits = self._whether_fits(layout, self._wishes.memory_limit)
+        if fits is None:
+            return []
+        if _all_fit(free[0], fits):
+            return free
+        return self._search(self._rows(layout)).best(layout.num_stages, _rounds(layout), fits)
+
+    def _rows(self, layout: LayoutCandidate) -> float:
+        return self._problem.batch_size / layout.grid.num_replicas / layout.num_microbatches
+
+    def _new_search(self, rows: float) -> Search:
+        return Search(self._boundaries().seconds(rows))
+
+    def _whether_fits(self, layout: LayoutCandidate, limit: int) -> Fits | None:
+        """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
+        grid, count, schedule, each = layout
+        in_flight = peaks_in_flight(make_schedule(schedule, grid.num_partitions, count, each))
+        most = [in_flight[stage] for stage in range(layout.num_stages)]
+        load = Load(self._rows(layout), gradient_copies(grid, count), most, each)
+        return self._boundaries().fits(load, limit)
+
+
+def _rounds(layout: LayoutCandidate) -> int:
+    return rounds_of(
+        layout.grid.num_partitions, layout.num_microbatches, layout.stages_per_partition
+    )
+
+
+def _all_fit(division: Division, fits: Fits) -> bool:
+    pairs = enumerate(itertools.pairwise(division.boundaries))
+    return all(fits(stage, np.array(start), np.array(end)) for stage, (start, end) in pairs)

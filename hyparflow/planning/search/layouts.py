@@ -1,0 +1,192 @@
+"""Which layout: all pairs of replicas and partitions, micro-batches, schedules and cuts.
+
+For each grid and number of micro-batches the best divisions come from dynamic programming
+(`hyparflow.planning.search.cuts`), under the memory limit; a simulation of each with each schedule
+(`hyparflow.planning.search.predict`) chooses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hyparflow.formats.sizes import size_text
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.schedules import SCHEDULES
+from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
+from hyparflow.planning.search.predict import Prediction
+from hyparflow.planning.search.problem import Constraints, Problem
+
+__all__ = ["best_of", "consider"]
+
+_STAGES = (2, 4, 8, 16)  # per partition of an interleaved schedule
+_FAR = 1.5  # layouts are left out whose best division cannot be less than this much slower
+_NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
+
+
+def consider(problem: Problem, wishes: Constraints) -> list[Prediction]:
+    """The predictions of all layouts worth a simulation, fastest first, whether they fit or not.
+
+    Raises:
+        ValueError: if no layout agrees with `wishes`.
+    """
+    layouts = list(_layouts(problem, wishes))
+    if not layouts:
+        raise ValueError(
+            "No layout has at least one row for every replica and micro-batch, and one operation "
+            f"for every stage. Received: {wishes.num_ranks} ranks, a batch of "
+            f"{problem.batch_size} rows, "
+            f"a model of {len(problem.graph.operations)} operations{_decided(wishes)}"
+        )
+    divisions = Divisions(problem, wishes)
+    tried = _try_promising(layouts, divisions, wishes)
+    near = _NEAR * min(_rank(first, wishes) for (first,) in tried.values())[1]
+    for layout, found in tried.items():
+        if found[0].step_seconds <= near and not divisions.too_large(layout):
+            others = range(1, divisions.count(layout))
+            found += [divisions.predict(layout, number) for number in others]
+    best = [min(found, key=lambda p: _rank(p, wishes)) for found in tried.values()]
+    return sorted(best, key=lambda prediction: prediction.step_seconds)
+
+
+def _try_promising(
+    layouts: Sequence[LayoutCandidate], divisions: Divisions, wishes: Constraints
+) -> dict[LayoutCandidate, list[Prediction]]:
+    """The first prediction of each layout that may be among the best, and of one of each grid."""
+    tried: dict[LayoutCandidate, list[Prediction]] = {}
+    best = np.inf
+    put_off = []
+    bounds = {layout: divisions.bound(layout) for layout in layouts}
+    for layout in sorted(layouts, key=bounds.__getitem__):
+        if bounds[layout] > _FAR * best and _has_grid(tried, layout):
+            continue
+        if divisions.too_large(layout):
+            put_off.append(layout)
+            continue
+        tried[layout] = [divisions.predict(layout, 0)]
+        too_large, seconds = _rank(tried[layout][0], wishes)
+        if not too_large:
+            best = min(best, seconds)
+    for layout in put_off:
+        # Each of a rank's stages was allowed an equal part of its memory; they may fit after all.
+        if bounds[layout] < best or not _has_grid(tried, layout):
+            tried[layout] = [divisions.predict(layout, 0)]
+            too_large, seconds = _rank(tried[layout][0], wishes)
+            best = best if too_large else min(best, seconds)
+    return tried
+
+
+def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCandidate) -> bool:
+    return any(other.grid == layout.grid for other in tried)
+
+
+def _decided(wishes: Constraints) -> str:
+    """What the user fixed, as text."""
+    names = (
+        *("num_partitions", "num_replicas", "num_microbatches", "schedule"),
+        *("stages_per_partition", "lpp"),
+    )
+    given = [f"{n}={getattr(wishes, n)}" for n in names if getattr(wishes, n) is not None]
+    return f", and {', '.join(given)}" if given else ""
+
+
+def _rank(prediction: Prediction, wishes: Constraints) -> tuple[bool, float]:
+    """What is less is better: those that fit first, the fastest of them before."""
+    limit = wishes.memory_limit
+    return limit is not None and _peak(prediction) > limit, prediction.step_seconds
+
+
+def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
+    """The fastest of those that fit in memory.
+
+    Raises:
+        ValueError: if none fits; it names the layout that comes nearest, and what would help.
+    """
+    for prediction in predictions:
+        if memory_limit is None or _peak(prediction) <= memory_limit:
+            return prediction
+    raise ValueError(_does_not_fit(min(predictions, key=_peak), memory_limit or 0))
+
+
+def _peak(prediction: Prediction) -> int:
+    return max(memory.total for memory in prediction.memory)
+
+
+def _does_not_fit(nearest: Prediction, limit: int) -> str:
+    totals = [memory.total for memory in nearest.memory]
+    partition = totals.index(max(totals))
+    memory, grid = nearest.memory[partition], nearest.candidate.grid
+    fixed = memory.weights + memory.slots + memory.gradients + memory.program
+    schedule = f", {words}" if (words := nearest.candidate.in_words) else ""
+    if fixed > limit:
+        help_ = (
+            f"A smaller batch would not help: without activations and buffers it needs "
+            f"{size_text(fixed)}. A larger limit is needed"
+        )
+    else:
+        share = (limit - fixed) / max(1, memory.total - fixed)
+        help_ = (
+            f"A batch of about {max(0.01, share):.0%} of this size would fit, or more partitions, "
+            "or more micro-batches"
+        )
+    return (
+        "No layout fits in the memory limit. "
+        f"Received: memory_limit={limit:,} bytes ({size_text(limit)}); the nearest layout, "
+        f"{grid.num_replicas} x {grid.num_partitions} (replicas x partitions), micro-batches: "
+        f"{nearest.candidate.num_microbatches}{schedule}, needs "
+        f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
+        f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
+        f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, buffers "
+        f"{size_text(memory.buffers)}, compiled program {size_text(memory.program)}. "
+        f"{help_}."
+    )
+
+
+def _grids(problem: Problem, wishes: Constraints) -> Iterator[Grid]:
+    for partitions in range(1, min(wishes.num_ranks, len(problem.graph.operations)) + 1):
+        replicas = wishes.num_ranks // partitions
+        if (
+            replicas * partitions == wishes.num_ranks
+            and wishes.num_partitions in (None, partitions)
+            and wishes.num_replicas in (None, replicas)
+            and replicas <= problem.batch_size
+        ):
+            yield Grid(num_partitions=partitions, num_replicas=replicas)
+
+
+def _microbatches(problem: Problem, wishes: Constraints, grid: Grid) -> list[int]:
+    """Powers of two, up to one row each."""
+    rows = problem.batch_size // grid.num_replicas
+    if wishes.num_microbatches is not None:
+        return [wishes.num_microbatches] if wishes.num_microbatches <= rows else []
+    return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
+
+
+def _schedules(wishes: Constraints, grid: Grid, num_microbatches: int) -> Iterator[tuple[str, int]]:
+    """Schedules, and how many stages a partition has with each."""
+    if grid.num_partitions == 1:
+        yield ("1f1b", 1)
+        return
+    for schedule in SCHEDULES:
+        if wishes.schedule not in (None, schedule):
+            continue
+        if schedule == "zero-bubble" and wishes.schedule is None:
+            continue  # its backwards in two parts are not measured
+        if schedule == "gpipe" and wishes.schedule is None:
+            continue  # takes as long as 1f1b, and more memory
+        if schedule != "interleaved":
+            yield (schedule, 1)
+        elif num_microbatches >= grid.num_partitions or wishes.schedule:
+            several = (wishes.stages_per_partition,) if wishes.stages_per_partition else _STAGES
+            yield from ((schedule, each) for each in several)
+
+
+def _layouts(problem: Problem, wishes: Constraints) -> Iterator[LayoutCandidate]:
+    most = len(problem.graph.operations)
+    for grid in _grids(problem, wishes):
+        for count in _microbatches(problem, wishes, grid):
+            for schedule, each in _schedules(wishes, grid, count):
+                num_stages = each * grid.num_partitions
+                if num_stages <= most and (not wishes.lpp or len(wishes.lpp) == num_stages):
+                    yield LayoutCandidate(grid, count, schedule, each)

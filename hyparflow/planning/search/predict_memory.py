@@ -1,0 +1,103 @@
+"""How much memory a rank of each partition needs in a training step."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import astuple, dataclass
+
+from hyparflow.formats.records import Bytes
+from hyparflow.pipeline.actions import Kind, Step
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.simulator import Timeline
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.search.problem import Candidate
+
+__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a step.
+
+    Attributes:
+        weights: of the whole model, which every rank holds.
+        gradients: of this partition's weights: the sums, and what becomes of them.
+        slots: the optimizer's state, of the whole model.
+        activations: of the micro-batches in flight, and what the current one needs beside.
+        buffers: tensors on their way to or from other partitions.
+        program: the compiled partition itself, and what TensorFlow needs to run any.
+    """
+
+    weights: Bytes
+    gradients: Bytes
+    slots: Bytes
+    activations: Bytes
+    buffers: Bytes
+    program: Bytes
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(astuple(self))
+
+
+def partition_memory(
+    costs: Costs, candidate: Candidate, rows: float, timeline: Timeline, partition: int
+) -> Memory:
+    """The memory of the ranks of a partition.
+
+    Args:
+        costs: of the model's operations.
+        candidate: how it is spread.
+        rows: of a micro-batch.
+        timeline: the step as played.
+        partition: the partition.
+    """
+    numbers, table = candidate.operations(partition), candidate.partitioning
+    mine = costs.weight_bytes(numbers, trainable=True)
+    copies = gradient_copies(candidate.grid, candidate.num_microbatches)
+
+    def kept(step: Step) -> float:
+        inside = table.operations(step.stage)
+        return float(costs.kept[inside.start : inside.stop].sum())
+
+    own = set(candidate.stages(partition))
+    crossing = sum(
+        costs.tensors[edge.tensor]
+        for edge in table.edges
+        if (edge.producer in own) != (edge.consumer in own)
+    )
+    activations = (
+        timeline.peak_kept(partition, functools.cache(kept)) + costs.working[numbers].max()
+    )
+    return Memory(
+        weights=costs.fixed_bytes - costs.slot_bytes,
+        gradients=mine * copies,
+        slots=costs.slot_bytes,
+        activations=round(rows * activations),
+        buffers=round(2 * rows * crossing),
+        program=program_bytes(costs, candidate, timeline, partition),
+    )
+
+
+def gradient_copies(grid: Grid, num_microbatches: int) -> int:
+    """How many tensors as large as a weight there are at a time, beside it and its slots.
+
+    The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and what the
+    optimizer makes of it before it assigns it, a new slot and a new weight.
+    """
+    return 3 + (num_microbatches > 1) + (grid.num_replicas > 1)
+
+
+def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
+    """What the compiled form of a partition takes."""
+    in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
+    over = costs.overheads
+    counts = {True: 0.0, False: 0.0}
+    for stage in candidate.stages(partition):
+        inside = candidate.partitioning.operations(stage)
+        counts[stage in in_two] += float(costs.program[inside.start : inside.stop].sum())
+    total = over.runtime + over.program_bytes(whole=counts[False], in_two=counts[True])
+    if candidate.is_plain_keras:
+        total += over.program_of_keras * counts[False]
+    return round(float(total))

@@ -1,0 +1,178 @@
+"""`strategy="auto"`: the leader plans for the machine that the ranks are on, for all of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.log import STATUS
+from hyparflow.comm.portable_errors import portable
+from hyparflow.comm.world import World
+from hyparflow.model.checks import require_compiled
+from hyparflow.model.keras_internals.data import is_array_data, open_stream
+from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.planning.costs.cluster import Cluster
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.plan import Plan
+from hyparflow.planning.plan_model import costs_of_model, plan
+from hyparflow.training.checks import check_labels
+from hyparflow.training.commands import DEFAULT_BATCH
+from hyparflow.training.data_arguments import array_source, check_data
+from hyparflow.training.parallel_model import batch_rows, reading
+
+__all__ = ["LEFT_OPEN", "PlanCache", "plan_fit"]
+
+_SHARE = 0.9  # of the memory that is free now: the system needs some
+_WHAT = "the leader's plan"
+_NOTHING_TO_PLAN = (
+    "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
+    "Functional or not built; each rank trains a replica"
+)
+LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
+    "num_partitions": None,
+    "num_replicas": None,
+    "num_microbatches": "auto",
+    "schedule": "auto",
+    "stages_per_partition": None,
+    "lpp": None,
+}
+
+
+@dataclass
+class PlanCache:
+    """What was found out for one model: the plans of calls, and on the leader their costs."""
+
+    plans: dict[Any, Plan | None] = field(default_factory=dict)
+    costs: dict[Any, Costs] = field(default_factory=dict)
+
+
+def plan_fit(
+    model: Any,
+    world: World,
+    arguments: dict[str, Any],
+    parallel: dict[str, Any],
+    known: PlanCache,
+) -> dict[str, Any]:
+    """Plan a call of `fit` on all ranks. Collective.
+
+    Args:
+        model: the user's model.
+        world: all ranks.
+        arguments: what the user gives to Keras's `fit`, by name. On the leader, a stream in it
+            is replaced by the opened one, so that no batch is drawn twice.
+        parallel: the arguments of `hyparflow.parallelize`; what they decide stays as it is.
+        known: from earlier calls; this one's is added.
+
+    Returns:
+        `parallel` with the best plan; as it is for a model that cannot be cut, which only data
+        parallelism can train.
+
+    Raises:
+        ValueError: on all ranks, if the data are none, no layout agrees with `parallel`, or none
+            fits in memory.
+    """
+    require_compiled(model, "fit")
+    decided = {
+        name: None if isinstance(given := parallel[name], str) and given == left_open else given
+        for name, left_open in LEFT_OPEN.items()
+    }
+    rows = _batch_size(model, world, arguments)
+    if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
+        each = decided["num_partitions"] or 1
+        replicas: int = decided["num_replicas"] or world.size // each
+        decided["num_replicas"] = replicas
+        rows *= replicas
+    key = (rows, id(model.optimizer), repr(decided))
+    if key not in known.plans:
+        show = arguments.get("verbose", "auto") != 0
+        planned = functools.partial(_plan, model, world, rows, decided, known.costs)
+        if opened_graph(model) is not None:
+            known.plans[key] = _plan_for_ranks(world, planned, show)
+        else:
+            known.plans[key] = None
+            if show and world.rank == LEADER:
+                STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
+    if (best := known.plans[key]) is None:
+        return parallel
+    return parallel | LEFT_OPEN | {"plan": best}  # what was decided stands in it
+
+
+def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
+    """Rows of a batch that `fit` is called with, of one replica's where data are sharded."""
+    x = arguments.get("x")
+    check_data("x", x)
+    if is_array_data(x):
+        parts = [arguments.get(name) for name in ("y", "sample_weight", "class_weight")]
+        check_labels(model, parts[0], "fit")
+        source = array_source(x, *parts)  # with all checks
+        rows = arguments.get("batch_size")
+        return int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
+
+    def look() -> int | None:
+        stream = open_stream(x, **reading("fit", arguments))
+        arguments["x"] = stream
+        return stream.rows  # type: ignore[no-any-return]
+
+    return on_leader(world, look, "the rows of a batch") or DEFAULT_BATCH
+
+
+def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:
+    """What `planned`, which is given a function that says what it does, makes on the leader."""
+    world.begin_call()
+    if world.rank != LEADER:
+        return _follow(world)
+
+    def say(line: str) -> None:  # the others' wait has a deadline
+        world.board.write(f"measures {line}")
+        world.broadcast_object((None, None), LEADER, _WHAT)
+
+    try:
+        found = planned(say)
+    except Exception as error:
+        world.broadcast_object((None, portable(error)), LEADER, _WHAT)
+        raise abort.mark_collective(error) from None
+    world.broadcast_object((found, None), LEADER, _WHAT)
+    if show:
+        STATUS.info(f"hyparflow plans:\n{found}\n")
+    return found
+
+
+def _follow(world: World) -> Plan:
+    found: Plan | None = None
+    recipe = None
+    while found is None and recipe is None:
+        found, recipe = world.broadcast_object(None, LEADER, _WHAT)
+    if recipe is not None:
+        make, arguments = recipe
+        raise abort.mark_collective(make(*arguments))
+    return found  # type: ignore[return-value]
+
+
+def _plan(
+    model: Any,
+    world: World,
+    batch_size: int,
+    decided: dict[str, Any],
+    known: dict[Any, Costs],
+    say: Any,
+) -> Plan:
+    per_node = world.ranks_per_node
+    cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
+    key = (batch_size, id(model.optimizer))
+    if key not in known:
+        known[key] = costs_of_model(model, "measure", batch_size, cluster, say)
+    return plan(
+        model,
+        batch_size=batch_size,
+        cluster=cluster,
+        costs=known[key],
+        memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
+        **decided,
+    )

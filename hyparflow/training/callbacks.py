@@ -1,0 +1,74 @@
+"""The leader's own callbacks: weights come in and go out, and TensorBoard gets the throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from hyparflow.model.keras_internals.callbacks import write_scalars
+from hyparflow.training.commands import Command
+from hyparflow.training.worker import Worker
+
+__all__ = ["ThroughputToBoards", "WeightsIn", "WeightsOut", "find_boards"]
+
+
+class WeightsIn(keras.callbacks.Callback):
+    """First of the callbacks: what the others then see at these points are current weights.
+
+    A callback may read and write variables directly, which no wrapper of a method can notice.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def _enter(self, *args: Any, **kwargs: Any) -> None:
+        self._worker.order(Command("gather"))
+        self._worker.watch(True)
+
+    on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _enter
+    on_test_begin = on_test_end = on_predict_begin = on_predict_end = _enter
+
+
+class WeightsOut(keras.callbacks.Callback):
+    """Last of the callbacks: weights that one of the others wrote go to all ranks."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def _leave(self, *args: Any, **kwargs: Any) -> None:
+        self._worker.send_writes()
+        self._worker.watch(False)
+
+    on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _leave
+    on_test_begin = on_test_end = on_predict_begin = on_predict_end = _leave
+
+
+def find_boards(callbacks: Sequence[Any]) -> list[Any]:
+    """The TensorBoard callbacks among `callbacks`."""
+    return [each for each in callbacks if isinstance(each, keras.callbacks.TensorBoard)]
+
+
+class ThroughputToBoards(keras.callbacks.Callback):
+    """Writes an epoch's pace beside what TensorBoard callbacks write of it.
+
+    Args:
+        boards: these callbacks.
+        worker: the leader's worker.
+    """
+
+    def __init__(self, boards: Sequence[Any], worker: Worker) -> None:
+        super().__init__()
+        self._boards, self._worker = boards, worker
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._worker.order(Command("time_steps"))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        pace = self._worker.order(Command("tell_pace"))
+        values = {f"epoch_{name}": value for name, value in pace.items()}
+        for board in self._boards:
+            write_scalars(board, values, epoch)

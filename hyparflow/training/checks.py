@@ -1,0 +1,179 @@
+"""What is refused before any message is sent, alike on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from hyparflow.model.keras_internals.compiled import (
+    asked_for_xla,
+    compile_loss,
+    has_overridden,
+    own_step,
+)
+from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.options import Options
+
+_STEPS = ("train_step", "test_step", "predict_step")
+_MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
+
+__all__ = [
+    "check_batch",
+    "check_jit_compile",
+    "check_labels",
+    "check_optimizer",
+    "check_own_steps",
+    "check_shards",
+    "check_state",
+]
+
+
+def check_jit_compile(model: Any, options: Options) -> None:
+    """Check that XLA need not compile an exchange between ranks.
+
+    Raises:
+        ValueError: if it would have to.
+    """
+    asked = asked_for_xla(model)
+    if asked and (own := own_step(model, "train_step")):
+        raise ValueError(
+            f"XLA cannot compile a model's own `{own}` over several ranks, which exchange "
+            "gradients within the step. Received: jit_compile=True and model of class "
+            f"'{type(model).__name__}'. Compile the model with jit_compile=False."
+        )
+    normalizing = [
+        layer.name
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        if options.batchnorm == "sync" or layer.synchronized
+    ]
+    if asked and normalizing and options.grid.num_replicas > 1:
+        raise ValueError(
+            "XLA cannot compile layers that exchange their statistics between ranks. Received: "
+            f"jit_compile=True and synchronized layers {normalizing}. Compile the model with "
+            "jit_compile=False, or use batchnorm='local'."
+        )
+
+
+def check_own_steps(model: Any, options: Options) -> None:
+    """Check that a model's own steps, if it has any, can run on replicas.
+
+    Raises:
+        ValueError: if the model is cut, or its batches are parted on one rank.
+    """
+    name = type(model).__name__
+    own = [own for step in _STEPS if (own := own_step(model, step))]
+    functions = [make for make in _MAKERS if has_overridden(model, make)]
+    if functions:
+        raise ValueError(
+            f"A model with its own `{functions[0]}` is not supported over several ranks. Received: "
+            f"model of class '{name}'. Override `{functions[0][5:-9]}_step`, which "
+            "strategy='data' calls, or train in one process."
+        )
+    if own and options.num_stages > 1:
+        raise ValueError(
+            f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
+            f"once. Received: model of class '{name}' with {options.grid.num_partitions} "
+            f"partitions of {options.stages_per_partition} stages. Use strategy='data', which "
+            "runs it on each replica's rows."
+        )
+    if own and (options.compression or options.allreduce != "mpi"):
+        raise ValueError(
+            f"A model with its own `{own[0]}` has its gradients summed by MPI, as they are. "
+            f"Received: model of class '{name}' with allreduce={options.allreduce!r}, "
+            f"compression={options.compression!r}. Leave them out."
+        )
+    if own and options.num_microbatches not in ("auto", 1):
+        raise ValueError(
+            f"A model with its own `{own[0]}` takes a replica's rows at once. Received: model of "
+            f"class '{name}' with num_microbatches={options.num_microbatches}. Leave it out."
+        )
+
+
+def check_optimizer(optimizer: Any, options: Options) -> None:
+    """Check that `optimizer` can update the weights of one partition without the others'.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    several = getattr(keras.optimizers, "MultiOptimizer", None)  # new in Keras 3.15
+    if several and isinstance(optimizer, several) and options.grid.num_partitions > 1:
+        raise ValueError(
+            "A MultiOptimizer cannot be used on a model that is cut: its optimizers clip and "
+            "average over weights of other partitions. Received: optimizer of class "
+            f"'{type(optimizer).__name__}' with {options.grid.num_partitions} partitions. Use "
+            "strategy='data', or one optimizer."
+        )
+
+
+def check_state(model: Any, method: str, num_replicas: int, num_microbatches: int) -> None:
+    """Check that layers with a state of their own may see the parts of a batch one by one.
+
+    Raises:
+        ValueError: naming the layers that may not.
+    """
+    layers = all_layers(model)
+    stateful = [layer.name for layer in layers if getattr(layer, "stateful", False)]
+    if stateful and num_replicas * num_microbatches > 1:
+        raise ValueError(
+            "Layers with stateful=True keep a state for each row of the whole batch. Received: "
+            f"{stateful} with {num_replicas} replicas and {num_microbatches} micro-batches. Use "
+            "one replica (strategy='model') and num_microbatches=1."
+        )
+    spectral = [
+        layer.name for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)
+    ]
+    if spectral and method == "fit" and num_microbatches > 1:
+        raise ValueError(
+            "SpectralNormalization changes its kernel at each call, once per step in one process. "
+            f"Received: {spectral} with {num_microbatches} micro-batches. Use num_microbatches=1."
+        )
+
+
+def check_labels(model: Any, y: Any, method: str, within: str | None = None) -> None:
+    """Check that there are labels where Keras's step of `method` needs them for a loss.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    own = ("compute_loss", "train_step" if method == "fit" else "test_step")
+    has_own = any(has_overridden(model, name) for name in own)
+    if y is None and compile_loss(model) is not None and not has_own:
+        raise ValueError(
+            "A model that was compiled with a loss needs labels. Received: y=None"
+            f"{f' in `{within}`' if within else ''}. Pass `y` as well, or compile it without loss."
+        )
+
+
+def check_batch(options: Options, rows: int | None) -> None:
+    """Check that a global batch of `rows` rows has one for every micro-batch of every replica.
+
+    The batches of a stream, of None rows, may be of any size.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    grid, count = options.grid, options.num_microbatches
+    count = count if isinstance(count, int) else 1
+    if rows is not None and rows < grid.num_replicas * count:
+        raise ValueError(
+            "`batch_size` is the global batch and must have at least one row for each "
+            f"micro-batch of each replica. Received: batch_size={rows} for "
+            f"{grid.num_replicas} replicas x {count} micro-batches. Pass a larger `batch_size`, or "
+            "fewer micro-batches or replicas."
+        )
+
+
+def check_shards(options: Options, sources: Any) -> None:
+    """Check that data which are said to be sharded are a stream.
+
+    Raises:
+        ValueError: if they are arrays, of which every rank has all rows.
+    """
+    if options.sharded_data and sources:
+        raise ValueError(
+            "`sharded_data` is for streams: arrays are dealt out by row numbers, so every rank "
+            "passes all of them. Received: sharded_data=True with arrays. Leave it out, or pass a "
+            "tf.data.Dataset of this replica's part."
+        )

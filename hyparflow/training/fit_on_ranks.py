@@ -1,0 +1,173 @@
+"""`fit(..., launch=True)`: a process without ranks trains on some that are started for it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Callable, Mapping
+from types import GeneratorType
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.launching.function import launch
+from hyparflow.model.building import build_weights
+from hyparflow.model.checks import check_model
+from hyparflow.model.keras_internals.data import is_array_data
+from hyparflow.model.keras_internals.layers import seed_states
+from hyparflow.options import count_of, resolve
+from hyparflow.planning.as_arguments import as_plan
+from hyparflow.tracing.collect import wants_trace
+from hyparflow.training.data.array_source import ArraySource
+from hyparflow.training.data_arguments import bound
+
+__all__ = ["fit_on_ranks"]
+
+
+class Trained(NamedTuple):
+    """What comes back.
+
+    Attributes:
+        build: what a model that was not built needs to be.
+        weights: of the model, and the states of its random generators.
+        optimizer: its variables' values.
+        history: the History's attributes.
+        randomness: see `_randomness`.
+    """
+
+    build: Any
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    history: dict[str, Any]
+    randomness: tuple[Any, ...]
+
+
+def fit_on_ranks(
+    fit: Callable[..., Any],
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    own: dict[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Train `model` on fresh ranks, and give it what they learnt.
+
+    Args:
+        fit: `hyparflow.fit`, which each rank calls.
+        model: a compiled Keras model.
+        args, kwargs: Keras's, for `fit`.
+        own: its other arguments.
+        options: keyword arguments of `hyparflow.launch`. How many ranks follows from the numbers of
+            partitions and replicas if it is not among them.
+
+    Returns:
+        The History.
+
+    Raises:
+        ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
+    """
+    check_model(model)
+    bound(model, "fit", args, kwargs)
+    wants_trace(own["trace"])
+    _check_options(options)
+    ranks = {"num_ranks": _num_ranks(own)} | dict(options)
+    if ranks["num_ranks"] is None:
+        raise ValueError(
+            "`launch` must know how many ranks to start. Received: no number of them. Pass "
+            "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
+        )
+    if own["plan"] is None:
+        names = list(inspect.signature(resolve).parameters)[1:]
+        count = count_of("num_ranks", ranks["num_ranks"])
+        resolve(count, **{name: own[name] for name in names})
+    x = args[0] if args else kwargs.get("x")
+    _check_data(x, kwargs.get("validation_data"))
+    _build(model, x)
+    trained = launch(_train, (fit, model, args, kwargs | own, _randomness()), **ranks)
+    return _take_over(model, trained)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(launch).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if unknown := set(options) - set(known):
+        raise ValueError(
+            f"`launch` takes {', '.join(known)}. Received: {', '.join(map(repr, sorted(unknown)))}"
+        )
+
+
+def _check_data(*data: Any) -> None:
+    for value in data:
+        if isinstance(value, tf.data.Dataset | GeneratorType):
+            raise ValueError(
+                "Data go to the ranks as arrays, or as what can be pickled. Received: a "
+                f"{type(value).__name__}. Make it on the ranks, in a function for hyparflow.launch."
+            )
+
+
+def _num_ranks(own: dict[str, Any]) -> int | None:
+    if (plan := own["plan"]) is not None:
+        return as_plan(plan).num_ranks
+    names = ("num_partitions", "num_replicas")
+    given = [count_of(name, own[name]) for name in names if own[name] is not None]
+    return math.prod(given) if given else None
+
+
+def _build(model: Any, x: Any) -> None:
+    """Draw first weights here, where random generators are as plain Keras would find them."""
+    if not model.built and is_array_data(x):
+        build_weights(model, ArraySource(x).specs()[0])
+
+
+def _train(
+    fit: Callable[..., Any], model: Any, args: Any, kwargs: dict[str, Any], randomness: Any
+) -> Trained:
+    """On each rank; what the leader returns goes back."""
+    _continue_with(randomness)
+    history = fit(model, *args, **kwargs)
+    return Trained(
+        model.get_build_config(),
+        [variable.numpy() for variable in _weights(model)],
+        [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
+        {name: getattr(history, name) for name in ("history", "epoch", "params")},
+        _randomness(),
+    )
+
+
+def _take_over(model: Any, trained: Trained) -> Any:
+    if not model.built:
+        model.build_from_config(trained.build)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    variables = [*_weights(model), *model.optimizer.variables]
+    for variable, value in zip(variables, (*trained.weights, *trained.optimizer), strict=True):
+        variable.assign(value)
+    _continue_with(trained.randomness)
+    history = keras.callbacks.History()
+    history.set_model(model)
+    vars(history).update(trained.history)
+    model.history = history
+    return history
+
+
+def _weights(model: Any) -> list[Any]:
+    states = seed_states(model)
+    return list({id(variable): variable for variable in (*model.weights, *states)}.values())
+
+
+def _randomness() -> tuple[Any, ...]:
+    """What decides the order of samples: TensorFlow's seed, and the states of other generators."""
+    from tensorflow.python.eager import context  # the seed can be set by the public API, not read
+
+    return context.global_seed(), random.getstate(), np.random.get_state()
+
+
+def _continue_with(randomness: tuple[Any, ...]) -> None:
+    seed, python, numpy = randomness
+    if seed is not None:
+        tf.random.set_seed(seed)
+    random.setstate(python)
+    np.random.set_state(numpy)

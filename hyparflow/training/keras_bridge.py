@@ -1,0 +1,227 @@
+"""The bridge to Keras's own fit loop, on the leader.
+
+Who does what:
+
+================================  ==========================================================
+epochs, validation, History,      Keras's own `fit`, `evaluate`, `predict` of the user's model
+callbacks, progress bar
+order of samples                  Keras's own data adapter, fed with row numbers
+one step                          `bridge` replaces `train_step`, `test_step`, `predict_step`
+                                  of this one model object, for the time of the call
+weights that callbacks ask for    `bridge` wraps `get_weights`, `save` and the like: the
+                                  owners' weights are gathered first
+weights that callbacks set        `bridge` wraps `set_weights` and `load_weights`: the leader's
+                                  weights go to all ranks afterwards
+variables that callbacks read     `with_weights`, at the ends of epochs and evaluations
+variables that callbacks assign   `WriteLog` notes them, and they go to all ranks before the next
+                                  command
+================================  ==========================================================
+
+The model itself is given the steps, rather than a model around it, because callbacks and the
+user's own functions hold on to the model that they know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow.engine.compiled.tensors import as_tensors
+from hyparflow.model.keras_internals.data import unpack, untuned_datasets
+from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
+from hyparflow.training.commands import Command
+from hyparflow.training.data.array_source import dense
+from hyparflow.training.data.streams import tickets
+from hyparflow.training.optimizer_settings import Tuning
+from hyparflow.training.worker import Worker
+
+__all__ = ["bridge", "row_numbers", "step_tickets", "with_weights"]
+
+_PREFIX = "hyparflow_rows_of_"
+_TICKET = "hyparflow_step_of_"
+_READS = ("get_weights", "save", "save_weights", "export", "get_state_tree")
+_WRITES = ("set_weights", "load_weights", "set_state_tree")
+
+
+def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
+    """What Keras's `fit` gets in place of the arrays of `source`: the numbers of their rows."""
+    return {_PREFIX + source: np.arange(count)}
+
+
+def step_tickets(source: str, worker: Worker) -> Any:
+    """What Keras's `fit` gets in place of streams that each replica reads itself."""
+
+    def tell(event: str) -> None:
+        worker.order(Command("epoch", source, values={"event": event}))
+
+    return tickets(_TICKET + source, tell)
+
+
+def with_weights(callbacks: Any, worker: Worker) -> Any:
+    """The user's callbacks between `WeightsIn` and `WeightsOut`; none stay none."""
+    if not callbacks:
+        return callbacks
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        surrounded = copy.copy(callbacks)  # the user's own is used again in other calls
+        surrounded.callbacks = _surrounded(callbacks.callbacks, worker)
+        return surrounded
+    return _surrounded(keras.tree.flatten(callbacks), worker)
+
+
+def _surrounded(callbacks: list[Any], worker: Worker) -> list[Any]:
+    boards = find_boards(callbacks)
+    after = [ThroughputToBoards(boards, worker)] if boards else []
+    return [WeightsIn(worker), *callbacks, *after, WeightsOut(worker)]
+
+
+@contextlib.contextmanager
+def bridge(model: Any, worker: Worker) -> Iterator[None]:
+    """While open, Keras's methods of `model` train it on all ranks.
+
+    Args:
+        model: the user's model, on the leader.
+        worker: the leader's worker.
+    """
+    steps = _Steps(model, worker)
+    replaced: dict[str, Any] = {
+        "train_step": steps.train_step,
+        "test_step": steps.test_step,
+        "predict_step": steps.predict_step,
+    }
+    for name in _READS:
+        if hasattr(model, name):
+            replaced[name] = _gathered(getattr(model, name), worker, writes=False)
+    for name in _WRITES:
+        replaced[name] = _gathered(getattr(model, name), worker, writes=True)
+    attributes = vars(model)
+    saved = {name: attributes[name] for name in replaced if name in attributes}
+    was_eager = model.run_eagerly if model.compiled else False
+    attributes.update(replaced)
+    with (
+        worker.log.listening(),
+        _layers_gathered(model, worker),
+        _finalized_everywhere(model, worker),
+        untuned_datasets(),
+    ):
+        try:
+            model.run_eagerly = True
+            _forget_functions(model)
+            worker.python.begin()
+            yield
+        finally:
+            for name in replaced:
+                del attributes[name]
+            attributes.update(saved)
+            model.run_eagerly = was_eager
+            _forget_functions(model)
+
+
+@contextlib.contextmanager
+def _layers_gathered(model: Any, worker: Worker) -> Iterator[None]:
+    """While open, `get_weights` and `set_weights` of each layer find the present weights."""
+    layers = all_layers(model, include_self=False)
+    for layer in layers:
+        for name in ("get_weights", "set_weights"):
+            # What a layer is given reaches the other ranks as all that is assigned does.
+            vars(layer)[name] = _gathered(getattr(layer, name), worker, writes=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("get_weights", "set_weights"):
+                vars(layer).pop(name, None)
+
+
+def _forget_functions(model: Any) -> None:
+    """Let Keras build its step functions anew."""
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+
+
+def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Callable[..., Any]:
+    """`method` with the owners' weights gathered before and, if it writes, scattered after."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        worker.order(Command("gather"))
+        result = method(*args, **kwargs)
+        if writes:
+            worker.order(Command("scatter"))
+        return result
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
+    """Let the optimizer's end-of-fit action happen on every rank."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        yield
+        return
+    original = optimizer.finalize_variable_values
+
+    def finalize(variables: Any) -> None:
+        worker.order(Command("finalize"))
+        with worker.log.paused():  # every rank does it
+            original(variables)
+
+    vars(optimizer)["finalize_variable_values"] = finalize
+    try:
+        yield
+    finally:
+        del vars(optimizer)["finalize_variable_values"]
+
+
+class _Steps:
+    """The three steps that Keras calls, as commands to all ranks."""
+
+    def __init__(self, model: Any, worker: Worker) -> None:
+        self._worker = worker
+        self._tuning = Tuning(model)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One training step on all ranks; the metrics so far."""
+        command, rows = self._command("train", data)
+        command.values |= self._tuning.changes()
+        return self._worker.results(self._worker.order(command, rows))
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One evaluation step on all ranks; the metrics so far."""
+        return self._worker.results(self._worker.order(*self._command("test", data)))
+
+    def predict_step(self, data: Any) -> Any:
+        """One prediction step on all ranks; the outputs of the whole batch."""
+        return as_tensors(self._worker.order(*self._command("predict", data)))
+
+    def _command(self, name: str, data: Any) -> tuple[Command, Any]:
+        if isinstance(data, tuple) and len(data) == 1:
+            data = data[0]
+        if isinstance(data, dict) and len(data) == 1:
+            key, value = next(iter(data.items()))
+            if key.startswith(_PREFIX):
+                indices = np.array(value)
+                return Command(name, key.removeprefix(_PREFIX), indices, len(indices)), None
+            if key.startswith(_TICKET):
+                return self._drawn(name, key.removeprefix(_TICKET), int(value)), None
+        parts = unpack(data)
+        batch = keras.tree.map_structure(lambda x: None if x is None else dense(x), parts)
+        first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
+        return Command(name, rows=len(first)), tuple(batch)
+
+    def _drawn(self, name: str, source: str, step: int) -> Command:
+        """The command for the batches that the replicas take from their streams.
+
+        Raises:
+            StopIteration: at the end of all streams, which ends Keras's epoch.
+        """
+        draw = Command("draw", source, values={"is_first": step == 0})
+        counts = self._worker.order(draw)
+        if not any(counts):
+            raise StopIteration
+        return Command(name, source, rows=sum(counts), counts=counts)

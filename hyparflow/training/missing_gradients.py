@@ -1,0 +1,63 @@
+"""Weights without a gradient: what plain Keras says of them, found over all ranks."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.log import users_stack_level
+from hyparflow.comm.world import World
+from hyparflow.engine.rank_engine import Learner
+from hyparflow.model.keras_internals.optimizer import check_given
+
+__all__ = ["compare_gradients", "require_gradients"]
+
+_WHAT = "which weights have gradients"
+
+
+def compare_gradients(model: Any, world: World, learner: Learner) -> None:
+    """After the first step, raise or warn as Keras does of weights without a gradient. Collective.
+
+    Args:
+        model: the user's model.
+        world: all ranks.
+        learner: this rank's.
+
+    Raises:
+        ValueError: Keras's own, on all ranks, if no weight has a gradient.
+    """
+    if learner.compared:
+        return
+    learner.compared = True
+    everyone = world.all_gather_objects(learner.update.given, _WHAT)
+    given = {number for numbers in everyone for number in numbers}
+    _say(model, given, world.rank == LEADER)
+
+
+def require_gradients(model: Any, count: int) -> None:
+    """On the leader after each step, raise as Keras does if no weight has a gradient.
+
+    Args:
+        model: the user's model.
+        count: how many gradients the optimizers of all ranks were given.
+
+    Raises:
+        ValueError: Keras's own, if it is none.
+    """
+    if not count and model.trainable_variables:
+        check_given(model.optimizer, model.trainable_variables, set())
+
+
+def _say(model: Any, given: set[int], is_leader: bool) -> None:
+    weights = model.trainable_variables
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if weights:
+            with abort.alike():
+                check_given(model.optimizer, weights, given)
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=1)
+    for warning in said if is_leader else ():
+        warnings.warn(warning.message, stacklevel=users_stack_level())

@@ -1,0 +1,172 @@
+"""What the leader says once, before training: the layout, and what will differ from plain Keras."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from hyparflow.comm.log import STATUS, users_stack_level
+from hyparflow.engine.custom_steps.findings import StepFindings
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.trials.row_findings import RowFindings
+from hyparflow.model.keras_internals.compiled import own_step
+from hyparflow.model.normalization import normalized_layers
+from hyparflow.pipeline.schedules import in_words
+from hyparflow.training.commands import Call
+
+__all__ = [
+    "announce",
+    "announce_changed",
+    "announce_layers",
+    "announce_other_batch",
+    "announce_step",
+]
+
+
+def announce(model: Any, call: Call, terms: LossTerms) -> None:
+    """Say how a batch is dealt out, and warn of what cannot equal plain Keras.
+
+    Args:
+        model: the user's model.
+        call: of `fit`; nothing is said of it with ``verbose=0``.
+        terms: the model's losses.
+    """
+    grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
+    if call.arguments.get("verbose", "auto") != 0:
+        parts = grid.num_replicas * num_microbatches
+        size = "?" if rows is None else -(-rows // parts)
+        options = call.options
+        words = in_words(options.schedule, grid.num_partitions, options.stages_per_partition)
+        schedule = f", {words}" if words else ""
+        STATUS.info(
+            f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions)"
+            f"{schedule}; global batch {rows or '?'} = "
+            f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
+        )
+    if grid.num_replicas * num_microbatches == 1:
+        return
+    _announce_batchnorm(model, call)
+    if terms.one_number:
+        warnings.warn(
+            f"The losses {_some(terms.one_number)} give a number for a batch that is not known to "
+            "be a mean or a sum over its rows; the mean over micro-batches and replicas is taken. "
+            "Remedy: a loss that returns one value per row.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_other_batch(planned: int, rows: int | None) -> None:
+    """Say that a plan does not tell time and memory of batches of so many `rows`."""
+    if rows not in (None, planned):
+        warnings.warn(
+            f"The plan is for batches of {planned} rows: what it says of time and memory does not "
+            f"hold. Received: batches of {rows} rows. Remedy: plan again with batch_size={rows}.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_layers(names: list[str], found: RowFindings) -> None:
+    """Say what layers of the user's own do differently when a batch is parted.
+
+    Args:
+        names: those layers.
+        found: what they do.
+    """
+    remedy = "Remedy: one replica and num_microbatches=1 (strategy='model')."
+    if found.mixed:
+        warnings.warn(
+            f"Layers that mix the rows of a batch (among {_some(names)}) see a micro-batch of one "
+            f"replica, not the global batch as in one process: results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    if found.branches:
+        warnings.warn(
+            f"Layers that branch, or loop, on values of the whole batch ({_some(found.branches)}) "
+            "see a micro-batch of one replica, not the global batch as in one process: parts may "
+            f"branch otherwise, and results differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    if found.hidden:
+        warnings.warn(
+            "With run_eagerly=True it cannot be seen whether layers branch on values of the whole "
+            f"batch (among {_some(names)}): if they do, results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    elif found.error:
+        warnings.warn(
+            f"It is not known what layers of one's own ({_some(names)}) do with the rows of a "
+            f"batch, for the model could not be tried on random rows: {found.error} If they mix "
+            f"rows, results will differ. {remedy}",
+            stacklevel=users_stack_level(),
+        )
+    if found.state:
+        warnings.warn(
+            f"Variables that layers change in each call ({_some(found.state)}) change for each "
+            "micro-batch of each replica, not once for the global batch as in one process. "
+            f"{remedy}",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_step(model: Any, found: StepFindings) -> None:
+    """Say what of a step of the model's own cannot be joined over replicas.
+
+    Args:
+        model: the user's model.
+        found: by a trial of that step.
+    """
+    own = own_step(model, found.step) or found.step
+    if found.error:
+        warnings.warn(
+            f"The model's own `{own}` could not be tried on a few rows: its losses and "
+            "numbers are taken for means over the rows of a batch, which sums are not. Received: "
+            f"{found.error}. Remedy: a step that takes batches of any size.",
+            stacklevel=users_stack_level(),
+        )
+    coupled = found.coupled()
+    if coupled and not any(layer.trainable for layer in normalized_layers(model)):
+        shown = ", ".join(coupled[:4]) + (f" and {len(coupled) - 4} more" if coupled[4:] else "")
+        warnings.warn(
+            f"What the model's own `{own}` computes is neither a mean nor a sum over the "
+            f"rows of a batch ({shown}): each replica computes it of its own rows, so results will "
+            "differ from those of one process. Remedy: a loss that treats each row alone, or one "
+            "process.",
+            stacklevel=users_stack_level(),
+        )
+
+
+def announce_changed(names: list[str]) -> None:
+    """Say which variables, of no optimizer, the replicas' steps have changed differently."""
+    warnings.warn(
+        f"Variables that the model's own `train_step` changes ({_some(names)}) differ between "
+        "replicas: each has changed them by its own rows, and the leader's are kept. Remedy: one "
+        "process, if the model reads them in training or after it.",
+        stacklevel=users_stack_level(),
+    )
+
+
+def _announce_batchnorm(model: Any, call: Call) -> None:
+    """Say what BatchNormalization layers normalize over where it is not the global batch."""
+    names = [layer.name for layer in normalized_layers(model) if layer.trainable]
+    mode, grid = call.options.batchnorm, call.options.grid
+    if not names or (mode == "sync" and call.num_microbatches == 1):
+        return
+    over = "all replicas" if mode == "sync" or grid.num_replicas == 1 else "one replica"
+    moving = "each of them" if mode == "local" else "the whole global batch"
+    remedies = "fewer micro-batches, a larger batch, GroupNormalization"
+    if grid.num_replicas > 1 and mode != "sync":
+        remedies = f"batchnorm='sync', {remedies}"
+    if mode == "local" and call.num_microbatches > 1:
+        remedies = f"batchnorm='deferred' for the moving statistics, {remedies}"
+    warnings.warn(
+        f"batchnorm={mode!r}: {len(names)} BatchNormalization layers ({_some(names)}) normalize "
+        f"over a micro-batch of {over}, not over the global batch as in one process; their moving "
+        f"statistics follow {moving}. Remedies: {remedies}.",
+        stacklevel=users_stack_level(),
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The first few of `names`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more

@@ -1,0 +1,58 @@
+"""What callbacks may change of an optimizer on the leader, told to the other ranks with a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow.model.keras_internals.compiled import inner_optimizer, settable_learning_rates
+
+__all__ = ["SETTINGS", "Tuning", "take_over"]
+
+SETTINGS = "settings"
+_RATES = "learning_rates"
+
+
+class Tuning:
+    """Notices changes, on the leader.
+
+    Args:
+        model: the user's model, before its callbacks run.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._is_eager = model.compiled and model.run_eagerly
+        self._rates: list[float] = []
+        self._settings: dict[str, Any] | None = _settings(model)
+
+    def changes(self) -> dict[str, Any]:
+        """What has changed since the last step."""
+        changed: dict[str, Any] = {}
+        if self._settings is not None:
+            settings = _settings(self._model)
+            changed[SETTINGS] = dict(settings.items() - self._settings.items())
+            # Unless steps run eagerly, they are compiled with the first.
+            self._settings = settings if self._is_eager else None
+        rates = [float(rate) for rate in settable_learning_rates(self._model)]
+        if rates != self._rates:
+            changed[_RATES] = self._rates = rates
+        return changed
+
+
+def take_over(model: Any, changes: dict[str, Any]) -> None:
+    """Change the optimizer as the leader's was."""
+    for name, value in changes.get(SETTINGS, {}).items():
+        setattr(inner_optimizer(model.optimizer), name, value)
+    if _RATES in changes:
+        rates = settable_learning_rates(model)
+        for rate, value in zip(rates, changes[_RATES], strict=True):
+            rate.assign(value)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """The optimizer's settings, without its learning rate."""
+    if getattr(model, "optimizer", None) is None:
+        return {}
+    config = inner_optimizer(model.optimizer).get_config()
+    simple = {k: v for k, v in config.items() if isinstance(v, int | float | bool | None)}
+    return {k: v for k, v in simple.items() if k != "learning_rate"}

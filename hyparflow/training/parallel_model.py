@@ -1,0 +1,219 @@
+"""The object behind `fit`, `evaluate` and `predict`: a model spread over the ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.world import World
+from hyparflow.model.checks import require_compiled
+from hyparflow.model.keras_internals.data import is_array_data
+from hyparflow.model.saving import save_atomically
+from hyparflow.options import Options
+from hyparflow.tracing.collect import TraceRequest, wants_trace
+from hyparflow.training import checks, notices
+from hyparflow.training.commands import DEFAULT_BATCH, Call
+from hyparflow.training.data.array_source import ArraySource
+from hyparflow.training.data_arguments import array_source, bound, check_data, validation_parts
+from hyparflow.training.keras_bridge import row_numbers, step_tickets, with_weights
+from hyparflow.training.session import Session
+from hyparflow.training.worker import Worker
+
+if TYPE_CHECKING:
+    from hyparflow.planning.plan import Plan
+
+__all__ = ["ParallelModel", "batch_rows", "reading"]
+
+_DATA = ("x", "y", "sample_weight", "class_weight")
+
+
+class ParallelModel:
+    """A Keras model on the ranks of a job. Every method is called by all ranks alike.
+
+    Made by `hyparflow.parallelize`; what was compiled for one call serves the next.
+
+    Args:
+        model: a Keras model.
+        options: the checked parallel arguments.
+        world: all ranks.
+        session: runs the calls; shared by all that are built alike.
+        plan: where the arguments come from, or None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        options: Options,
+        world: World,
+        session: Session,
+        plan: Plan | None = None,
+    ) -> None:
+        self.model = model
+        self._plan = plan
+        self.options = options
+        self._world = world
+        self._session = session
+
+    # --- public ---
+
+    def fit(self, *args: Any, trace: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+        """Train as Keras's `fit` does; all its arguments are taken.
+
+        Args:
+            args, kwargs: Keras's.
+            trace: a file into which to write what each rank did in the last steps.
+
+        Returns:
+            The History, the same on every rank.
+        """
+        with abort.alike():
+            arguments = bound(self.model, "fit", args, kwargs)
+            require_compiled(self.model, "fit")
+            checks.check_optimizer(self.model.optimizer, self.options)
+            checks.check_jit_compile(self.model, self.options)
+            call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
+            self._take_validation_data(call, arguments)
+            self._trace(call, trace)
+            checks.check_batch(self.options, call.rows)
+        if self._plan is not None and self._world.rank == LEADER:
+            notices.announce_other_batch(self._plan.batch_size, call.rows)
+
+        def train(worker: Worker, stream: Any) -> Any:
+            history = self.model.fit(**self._ready(call, arguments, worker, stream))
+            return {"history": history.history, "epoch": history.epoch, "params": history.params}
+
+        return self._history(self._session.run(call, train))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
+        with abort.alike():
+            arguments = bound(self.model, "evaluate", args, kwargs)
+            require_compiled(self.model, "evaluate")
+            call = self._call("evaluate", arguments, arguments.get("steps"))
+        return self._session.run(
+            call,
+            lambda worker, stream: self.model.evaluate(
+                **self._ready(call, arguments, worker, stream)
+            ),
+        )
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as Keras's `predict` does; the result is the same on every rank."""
+        with abort.alike():
+            arguments = bound(self.model, "predict", args, kwargs)
+            call = self._call("predict", arguments, arguments.get("steps"))
+        return self._session.run(
+            call,
+            lambda worker, stream: self.model.predict(
+                **self._ready(call, arguments, worker, stream)
+            ),
+        )
+
+    @property
+    def num_replicas(self) -> int:
+        """The number of replicas."""
+        return self.options.grid.num_replicas
+
+    @property
+    def replica(self) -> int:
+        """The replica that this rank belongs to, from 0."""
+        return self.options.grid.replica(self._world.rank)
+
+    def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the model as a plain Keras file: by the leader, complete or not at all.
+
+        Args:
+            path: ending in ".keras" (or another that Keras knows).
+            **kwargs: passed to Keras's `save`.
+        """
+        on_leader(
+            self._world,
+            lambda: save_atomically(self.model, path, **kwargs),
+            "the leader to save the model",
+        )
+
+    def __str__(self) -> str:
+        grid = self.options.grid
+        return f"replicas: {grid.num_replicas}\n{self._session.layout().describe()}"
+
+    # --- arguments ---
+
+    def _call(self, method: str, arguments: dict[str, Any], steps: int | None) -> Call:
+        """The call; arrays in `arguments` become sources, and row numbers take their place."""
+        simple = {name: value for name, value in arguments.items() if name not in _DATA}
+        x = arguments.get("x")
+        checks.check_own_steps(self.model, self.options)
+        check_data("x", x)
+        sources: dict[str, ArraySource] = {}
+        if is_array_data(x):
+            parts = [arguments.pop(name, None) for name in _DATA[1:]]
+            if method != "predict":
+                checks.check_labels(self.model, parts[0], method)
+            sources["train"] = array_source(x, *parts)
+            arguments["x"] = row_numbers("train", sources["train"].num_samples)
+        checks.check_shards(self.options, sources)
+        rows = None  # a stream will tell
+        if sources:
+            rows = arguments.get("batch_size") or batch_rows(sources["train"], steps)
+        call = Call(method, self.options, sources, x, rows, simple, reading(method, arguments))
+        if self.options.sharded_data:
+            call.shards["train"] = (x, call.reading)
+            arguments.pop("class_weight", None)
+        return call
+
+    def _take_validation_data(self, call: Call, arguments: dict[str, Any]) -> None:
+        if (data := arguments.get("validation_data")) is None:
+            return
+        parts = validation_parts(data)
+        if is_array_data(parts[0]):
+            checks.check_labels(self.model, parts[1], "evaluate", within="validation_data")
+            call.sources["validation"] = array_source(*parts, within="validation_data")
+            numbers = row_numbers("validation", call.sources["validation"].num_samples)
+            arguments["validation_data"] = (numbers,)
+        elif self.options.sharded_data:
+            call.shards["validation"] = (data, {})
+
+    def _trace(self, call: Call, trace: Any) -> None:
+        if wants_trace(trace):
+            call.arguments["trace"] = True  # on all ranks or on none
+            plan = None if self._plan is None else self._plan.to_values()
+            call.trace = TraceRequest(call, trace, plan)
+
+    @staticmethod
+    def _ready(
+        call: Call, arguments: dict[str, Any], worker: Worker, stream: Any
+    ) -> dict[str, Any]:
+        """What the leader gives to Keras."""
+        ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
+        for name, argument in (("train", "x"), ("validation", "validation_data")):
+            if name in call.shards:
+                ready[argument] = step_tickets(name, worker)
+        return ready if stream is None else ready | {"x": stream}
+
+    # --- results ---
+
+    def _history(self, outcome: dict[str, Any]) -> Any:
+        if self._world.rank == LEADER:
+            return self.model.history
+        history = keras.callbacks.History()
+        history.set_model(self.model)
+        history.set_params(outcome["params"])
+        history.history, history.epoch = outcome["history"], outcome["epoch"]
+        self.model.history = history
+        return history
+
+
+def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Keras's `method` that say how it reads a stream."""
+    given = {name: arguments[name] for name in _DATA[1:] if name in arguments}
+    return given | {"shuffle": method == "fit" and arguments.get("shuffle", True)}
+
+
+def batch_rows(source: ArraySource, steps: int | None) -> int:
+    """The batch size that Keras chooses where none is given."""
+    return math.ceil(source.num_samples / steps) if steps else DEFAULT_BATCH

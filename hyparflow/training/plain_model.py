@@ -1,0 +1,106 @@
+"""One process: the same calls, answered by Keras itself."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import os
+import warnings
+from typing import Any
+
+from hyparflow.comm import launcher
+from hyparflow.comm.log import users_stack_level
+from hyparflow.options import resolve
+from hyparflow.training.data_arguments import bound
+
+__all__ = ["PlainModel"]
+
+
+def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
+    """The number of ranks that the parallel arguments ask for, as far as they are valid; None if
+    they only say how several would train.
+    """
+    lpp, each = arguments.get("lpp"), arguments.get("stages_per_partition")
+    partitions = arguments.get("num_partitions")
+    if partitions is None and isinstance(lpp, list | tuple):
+        partitions = len(lpp) // (each if isinstance(each, int) and each > 0 else 1)
+    counts = [n for n in (partitions, arguments.get("num_replicas")) if n is not None]
+    if not counts and _is_parallel(arguments):
+        return None
+    wanted = 1
+    for count in counts:
+        if isinstance(count, numbers.Integral):
+            wanted *= max(1, int(count))
+    return wanted
+
+
+def _is_parallel(arguments: dict[str, Any]) -> bool:
+    """Whether any of the parallel arguments was given."""
+    usual = inspect.signature(resolve).parameters
+    return any(
+        value is not usual[name].default and value != usual[name].default
+        for name, value in arguments.items()
+    )
+
+
+class PlainModel:
+    """Stands in for a `ParallelModel` where there is one process: plain Keras does the work.
+
+    Args:
+        model: a Keras model.
+        arguments: the parallel arguments, checked but for the number of ranks; a script made
+            for several ranks then trains in one process and says how to start them.
+
+    Raises:
+        ValueError: if an argument is not valid.
+    """
+
+    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
+        self.model = model
+        wanted = _wanted_ranks(arguments)
+        resolve(wanted or 1, **arguments)
+        if wanted != 1:
+            asked = f"the {wanted} ranks asked for are" if wanted else "ranks, here 2, are"
+            warnings.warn(
+                f"hyparflow trains in one process, for no launcher started several; {asked} "
+                f"started with: {launcher.describe_command(wanted or 2)}, or from here with "
+                f"fit(..., launch={True if wanted else {'num_ranks': 2}})",
+                stacklevel=users_stack_level(),
+            )
+
+    def fit(self, *args: Any, trace: Any = None, **kwargs: Any) -> Any:
+        """Keras's `fit`; there are no ranks to trace."""
+        if trace is not None:
+            warnings.warn(
+                "A trace tells what ranks do, and one process has none: nothing is written. "
+                f"Received: trace={trace!r}. Start several ranks, or use Keras's TensorBoard.",
+                stacklevel=users_stack_level(),
+            )
+        return self.model.fit(**bound(self.model, "fit", args, kwargs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `evaluate`."""
+        return self.model.evaluate(**bound(self.model, "evaluate", args, kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `predict`."""
+        return self.model.predict(**bound(self.model, "predict", args, kwargs))
+
+    @property
+    def num_replicas(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def replica(self) -> int:
+        """The only one: 0."""
+        return 0
+
+    def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the model as a plain Keras file, complete or not at all."""
+        from hyparflow.model.saving import save_atomically
+
+        save_atomically(self.model, path, **kwargs)
+
+    def __str__(self) -> str:
+        return "1 replica x 1 partition: plain Keras in one process"

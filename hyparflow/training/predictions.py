@@ -1,0 +1,87 @@
+"""Predicts a global batch: each replica its rows, the leader joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.world import World
+from hyparflow.engine.batch import Batch
+from hyparflow.engine.compiled.tensors import as_tensors
+from hyparflow.engine.rank_engine import RankEngine
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.program import Program
+from hyparflow.training.commands import Command
+
+__all__ = ["Predictor"]
+
+_TAG = 2  # of predictions on their way to the leader
+
+
+class Predictor:
+    """One rank's share of predictions.
+
+    Args:
+        part: what this rank computes.
+        grid: partitions and replicas.
+        world: all ranks.
+    """
+
+    def __init__(self, part: RankEngine, grid: Grid, world: World) -> None:
+        self._part, self._grid, self._world = part, grid, world
+        self._mine: Any = None  # the leader's own rows, where it has outputs
+        self._packed_as: Any = None  # structure of what the model's own predict_step returns
+
+    def run(self, command: Command, batch: Batch, program: Callable[[], Program]) -> Any:
+        """The outputs of the global batch, on the leader; None on others.
+
+        Args:
+            command: tells which rows are whose.
+            batch: this replica's rows.
+            program: makes what the engine runs, if the model has no step of its own.
+        """
+        outputs = self._compute(batch, program)
+        is_leader = self._world.rank == LEADER
+        if self._grid.is_last(self._world.rank) and outputs:
+            columns = [
+                np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)
+            ]
+            packed = keras.tree.map_structure(lambda x: x, self._pack(columns))
+            if is_leader:
+                self._mine = packed
+            else:
+                requests = self._world.send_object(packed, LEADER, _TAG)
+                self._world.wait_all(requests, "the leader to take predictions")
+        return self._collect(command) if is_leader else None
+
+    def _compute(self, batch: Batch, program: Callable[[], Program]) -> list[list[Any]]:
+        """The flat outputs of each of this replica's micro-batches."""
+        if "predict_step" not in self._part.own:
+            return self._part.engine.predict(program(), batch)
+        parts = range(len(batch.microbatches))
+        structures = [self._part.own.predict(as_tensors(batch.inputs(m))) for m in parts]
+        self._packed_as = structures[0] if structures else None
+        return [keras.tree.flatten(outputs) for outputs in structures]
+
+    def _pack(self, columns: list[Any]) -> Any:
+        if "predict_step" in self._part.own:
+            return keras.tree.pack_sequence_as(self._packed_as, columns)
+        return self._part.pack(columns)
+
+    def _collect(self, command: Command) -> Any:
+        parts = []
+        for replica in range(self._grid.num_replicas):
+            start, stop = command.replica_rows(self._grid, replica)
+            last = self._grid.rank(replica, self._grid.num_partitions - 1)
+            if start == stop:
+                continue
+            if last == LEADER:
+                parts.append(self._mine)
+            else:
+                what = f"predictions from rank {last}"
+                parts.append(self._world.receive_object(last, _TAG, what))
+        return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)

@@ -1,0 +1,311 @@
+"""One call of `fit`, `evaluate` or `predict`: the leader leads, the others follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.log import STATUS
+from hyparflow.comm.portable_errors import is_faithful, portable
+from hyparflow.comm.world import World
+from hyparflow.engine import assembly, rank_engine
+from hyparflow.engine.gradients.overwritten import check_overwritten
+from hyparflow.engine.trials.layer_checks import require_means, require_rows, require_sums
+from hyparflow.engine.trials.row_findings import find_row_faults
+from hyparflow.engine.trials.sums import require_additive, require_weights
+from hyparflow.launching.cores import announce_cores
+from hyparflow.model.building import build_weights
+from hyparflow.model.keras_internals.compiled import (
+    compile_loss,
+    compile_metrics,
+    has_overridden,
+    symbolic_batch,
+)
+from hyparflow.model.keras_internals.layers import all_layers, check_inputs
+from hyparflow.model.keras_internals.optimizer import check_known
+from hyparflow.model.layer_names import layer_that_failed
+from hyparflow.model.layout import ModelCut, cut_model
+from hyparflow.model.own_layers import own_layers
+from hyparflow.model.saving import use_atomic_saves
+from hyparflow.options import Options
+from hyparflow.tracing.collect import traced
+from hyparflow.training import agreement, notices
+from hyparflow.training.checks import check_labels, check_state
+from hyparflow.training.commands import Call, Command
+from hyparflow.training.data.array_source import peek
+from hyparflow.training.keras_bridge import bridge
+from hyparflow.training.worker import Worker
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Runs calls on all ranks; what was compiled for one serves the next.
+
+    Args:
+        model: the user's model.
+        options: the checked parallel arguments; what is built from them serves for all calls, with
+            any number of micro-batches, schedule and kind of data.
+        world: all ranks.
+    """
+
+    def __init__(self, model: Any, options: Options, world: World) -> None:
+        self.model = model
+        self.options = options
+        self._world = world
+        self._part: rank_engine.RankEngine | None = None
+        self._part_key: Any = None
+        self._checked_part: rank_engine.RankEngine | None = None
+        self._known_part: rank_engine.RankEngine | None = (
+            None  # of which the optimizer knows the weights
+        )
+        self._checked_weights: set[str] = set()
+        self._layout: ModelCut | None = None
+        self._sums: set[tuple[int, int]] = set()  # see `ModelCut.sums`
+        self._traced: rank_engine.RankEngine | None = None
+
+    def layout(self) -> ModelCut:
+        """How the model is cut."""
+        if self._layout is None:
+            self._layout = cut_model(self.model, self.options)
+        return self._layout
+
+    def run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+        """Run `lead` on the leader while the others follow; its result, on every rank.
+
+        Args:
+            call: what is called.
+            lead: calls Keras; takes the leader's worker and the stream to read.
+        """
+        if self.model.built:
+            self.layout()
+        self._world.begin_call()
+        agreement.require_same(
+            self._world,
+            agreement.collect(
+                self.model, call.options, call.sources, call.method, call.arguments, call.rows
+            ),
+        )
+        announce_cores(self._world)
+        who = self.options.grid.describe(self._world.rank)
+        STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
+        with traced(self._world, call.trace):
+            return self._run(call, lead)
+
+    def _run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+        if "train" in call.sources:
+            stream, specs = None, call.sources["train"].specs()
+        else:
+            stream, specs, rows = self._peek(call)
+            shards = call.options.grid.num_replicas if call.shards else 1
+            call.rows = None if rows is None else rows * shards
+            if "train" in call.shards:  # Keras gets tickets, and the leader reads as others do
+                call.shards["train"] = (stream, call.shards["train"][1])
+                stream = None
+        self._check_state(call)
+        self._check_labels(call, specs)
+        self._check_inputs(specs)
+        if "validation" in call.sources:
+            self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
+        part = self._build(specs, with_loss=call.method != "predict")
+        if call.method == "fit":
+            self._check_optimizer(part)
+        self._check_weights(part, specs)
+        part = self._check_parts(part, call, specs)
+        is_leader = self._world.rank == LEADER
+        if is_leader and part.losses is not None and call.method == "fit":
+            notices.announce(self.model, call, part.losses.terms)
+        self._traced = part
+        worker = Worker(self.model, part, call, self._world)
+        use_atomic_saves(self.model)  # by callbacks, and after the call
+        try:
+            worker.start()
+            result = self._lead(worker, lead, stream) if is_leader else worker.follow()
+        except BaseException as error:
+            if not getattr(error, "hyparflow_everywhere", False):
+                abort.locate(error, self.options.grid.describe(self._world.rank))
+                layers = all_layers(self.model)
+                abort.locate_layer(error, layer_that_failed(error, layers))
+                abort.fail(error)
+            raise
+        finally:
+            self._world.board.write("outside of hyparflow")
+        return result
+
+    def _check_state(self, call: Call) -> None:
+        replicas = call.options.grid.num_replicas
+        try:
+            check_state(self.model, call.method, replicas, call.num_microbatches)
+            if call.method == "fit":
+                check_overwritten(self.model, replicas * call.num_microbatches)
+        except ValueError as error:
+            raise abort.mark_collective(error) from None
+
+    def _check_labels(self, call: Call, specs: Any) -> None:
+        """Of streams, whose parts are known by now."""
+        if specs[1] is None and call.method != "predict":
+            with abort.alike():
+                check_labels(self.model, None, call.method)
+
+    def _check_inputs(self, specs: Any, where: str = "") -> None:
+        """Before any message, and alike on all ranks: do the data fit the model?"""
+        inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
+        unknown = any(None in s.shape[1:] or s.dtype == "string" for s in inputs)
+        if unknown or not self.model.built:
+            return
+        try:
+            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
+            check_inputs(self.model, zeros)
+        except ValueError as error:
+            found = ValueError(f"{where}{error}") if where else error
+            raise abort.mark_collective(found) from None
+
+    def _check_optimizer(self, part: rank_engine.RankEngine) -> None:
+        """Once per part, as Keras does when it traces its step: does it know the weights?"""
+        if part.learner is None or part is self._known_part:
+            return
+        try:
+            check_known(self.model.optimizer, self.model.trainable_variables)
+        except ValueError as error:
+            raise abort.mark_collective(error) from None
+        self._known_part = part
+
+    def _check_weights(self, part: rank_engine.RankEngine, specs: Any) -> None:
+        """Once per kind of sample weights, and alike on all ranks."""
+        kind = repr(keras.tree.map_structure(lambda s: s and (s.shape[1:], s.dtype), specs[1:]))
+        if specs[2] is None or part.losses is None or kind in self._checked_weights:
+            return
+        symbolic = symbolic_batch(self.model, specs)
+        if symbolic is not None and not has_overridden(self.model, "compute_loss"):
+            try:
+                require_weights(part.losses.terms, symbolic)
+            except ValueError as error:
+                raise abort.mark_collective(error) from None
+        self._checked_weights.add(kind)
+
+    def _check_parts(
+        self, part: rank_engine.RankEngine, call: Call, specs: Any
+    ) -> rank_engine.RankEngine:
+        """Once per part, where batches are parted: refuse what does not add up. Collective.
+
+        Returns:
+            The part, built anew where it was traced before this was known.
+        """
+        split = call.options.grid.num_replicas * call.num_microbatches > 1
+        if not split or part is self._checked_part:
+            return part
+        try:
+            self._check_layers(part, call, specs)
+            self._check_sums(part)
+        except ValueError as error:
+            raise abort.mark_collective(error) from None
+        if part is self._traced and not self._sums <= self.layout().sums:
+            self._part_key = None
+            part = self._build(specs, with_loss=part.losses is not None)
+        self.layout().sums.update(self._sums)
+        self._checked_part = part
+        return part
+
+    def _check_layers(self, part: rank_engine.RankEngine, call: Call, specs: Any) -> None:
+        names = own_layers(self.model)
+        if not names:
+            return
+        found = None
+        if self._world.rank == LEADER:
+            found = find_row_faults(self.model, specs[0], call.rows, call.part_rows)
+        found = self._world.broadcast_object(found, LEADER, "what layers do with rows")
+        replicas, count = call.options.grid.num_replicas, call.num_microbatches
+        parts = f"{replicas} replicas x {count} micro-batches"
+        require_rows(names, found, call.rows, parts)
+        require_sums(names, found)
+        layers = all_layers(self.model)
+        if "train_step" in part.own or "test_step" in part.own:
+            require_means(found, [layer.name for layer in layers])
+        self._sums = {(id(layers[number]), position) for number, position in found.sums}
+        if self._world.rank == LEADER:
+            notices.announce_layers(names, found)
+
+    def _check_sums(self, part: rank_engine.RankEngine) -> None:
+        if part.losses is not None and "train_step" not in part.own:
+            require_additive(self.model, part.losses.terms, part.losses.symbolic)
+
+    def _peek(self, call: Call) -> tuple[Any, Any, int | None]:
+        """What `peek` returns on the leader; on the others, without the stream. Collective."""
+        streams = [call.stream]
+
+        def look() -> tuple[Any, Any]:
+            streams[0], specs, rows = peek(call.stream, **call.reading)
+            return specs, rows
+
+        specs, rows = on_leader(self._world, look, "the types of the data")
+        return streams[0], specs, rows
+
+    def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
+        try:
+            with bridge(self.model, worker):
+                result = lead(worker, stream)
+        except Exception as error:
+            if worker.in_command:
+                raise  # in the middle of a step: no rank can go on
+            abort.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
+            abort.mark_collective(error)
+            worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
+            recipe = portable(error)
+            worker.release("fail", error=recipe)
+            if not is_faithful(recipe):  # all ranks must see the same
+                raise abort.mark_collective(recipe[0](*recipe[1])) from error
+            raise
+        worker.order(Command("finish"))
+        worker.release("stop", result=result)
+        return result
+
+    def _build(self, specs: Any, with_loss: bool) -> rank_engine.RankEngine:
+        """This rank's part, built anew after the model was compiled again.
+
+        As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
+        """
+        model = self.model
+        build_weights(model, specs[0])
+        key = _part_key(model)
+        usable = self._part is not None and (self._part.losses is not None or not with_loss)
+        if self._part is None or not usable or self._part_key != key:
+            who = self.options.grid.describe(self._world.rank)
+            STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
+            if self._part is not None:
+                _require_same_weights(model, self._part_key, key)
+            self._layout = cut_model(model, self.options)
+            self._part = assembly.build_rank_engine(
+                model, self._layout, self.options, self._world, specs, with_loss
+            )
+            self._part_key = key
+        return self._part
+
+
+def _part_key(model: Any) -> tuple[Any, ...]:
+    """What a part is built for: what `compile` made, and the weights.
+
+    Run eagerly, a model trains those weights that are trainable when a step begins.
+    """
+    weights = tuple(map(id, model.weights))
+    if not model.compiled:
+        return (), None, weights
+    made = (model.optimizer, compile_loss(model))
+    ids = tuple(map(id, (*made, compile_metrics(model))))
+    eager = bool(model.run_eagerly)
+    return (ids, eager), eager and tuple(map(id, model.trainable_variables)), weights
+
+
+def _require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
+    """Check that a model which is not compiled anew has the weights that it was compiled with."""
+    compiled = model.compiled and not model.run_eagerly
+    if compiled and before[0] == now[0] and before[2] != now[2]:
+        error = ValueError(
+            "A model whose layers or weights were exchanged must be compiled again. Received: "
+            f"model '{model.name}' with {len(now[2])} weights, of which there were "
+            f"{len(before[2])} in its last `fit` or `evaluate`. Call its `compile`."
+        )
+        raise abort.mark_collective(error)
