@@ -51,7 +51,9 @@ def started(folder: pathlib.Path) -> list[psutil.Process]:
     while not ((folder / "at-0").exists() and (folder / "at-1").exists()):
         assert time.monotonic() < end, "the ranks did not start"
         time.sleep(0.05)
-    ranks = [p for p in psutil.process_iter(["cmdline"]) if "remote.py" in str(p.info["cmdline"])]
+    ranks = [
+        p for p in psutil.process_iter(["cmdline"]) if "remote_call.py" in str(p.info["cmdline"])
+    ]
     assert ranks
     return ranks
 
