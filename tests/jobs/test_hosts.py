@@ -53,6 +53,7 @@ def test_two_hosts_give_the_numbers_of_one_process(hosts: Hosts, tmp_path: pathl
     assert hosts.cable.carried - carried > STEPS * GRADIENTS
 
 
+@pytest.mark.slow
 def test_a_cut_cable_ends_the_job(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "mark"
     job = start(hosts, tmp_path / "result", mark, HYPARFLOW_TIMEOUT=str(DEADLINE))

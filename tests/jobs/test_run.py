@@ -57,10 +57,28 @@ MPICH = pathlib.Path(sys.prefix) / "mpich" / "bin" / "python"
 CHOSEN = "HYPARFLOW_TEST_PYTHON"  # environment variable: the Python that starts ranks
 
 
+# What the launcher has a part in; the rest is tried with a second one only with --everything.
+OF_LAUNCHERS = (
+    "test_rank_0_reads_to_the_end_and_nobody_listens_elsewhere",
+    "test_a_launcher_that_is_killed",
+    "test_each_line_tells_its_rank",
+    "test_each_rank_has_cores_of_its_own",
+    "test_the_first_rank_that_fails_decides",
+    "test_a_rank_that_is_killed",
+    "test_a_signal_ends_all",
+    "test_a_signal_for_the_script_reaches_it",
+    "test_a_launcher_of_another_mpi_is_refused",
+    "test_ranks_train",
+)
+
+
 @pytest.fixture(params=["the MPI of these tests", "MPICH"], autouse=True)
 def python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is tried with two MPIs, whose launchers have different flags."""
     if request.param == "MPICH":
+        everything = request.config.getoption("--everything")
+        if request.node.originalname not in OF_LAUNCHERS and not everything:
+            pytest.skip("with a second MPI only with --everything")
         if not MPICH.exists():
             pytest.skip("MPICH is not installed; `make test-jobs` does it")
         monkeypatch.setenv(CHOSEN, str(MPICH))

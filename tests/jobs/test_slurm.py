@@ -106,6 +106,7 @@ def ranks(output: str) -> dict[int, str]:
     return {int(rank): text for rank, _, text in found}
 
 
+@pytest.mark.slow
 def test_scripts(cluster: dict[str, str], tmp_path: pathlib.Path) -> None:
     who, same = SCRIPTS / "who.py", SCRIPTS / "same.py"
     jobs = {

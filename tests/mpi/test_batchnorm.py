@@ -99,6 +99,7 @@ def first_statistics(model: Any) -> Any:
     return np.stack([layer.moving_mean.numpy(), layer.moving_variance.numpy()])
 
 
+@pytest.mark.on_ranks(1, 2)
 @pytest.mark.parametrize("batchnorm", ["deferred", pytest.param("sync", marks=pytest.mark.slow)])
 def test_moving_statistics_are_those_of_the_global_batch(batchnorm: str) -> None:
     """The first layer's statistics do not depend on how the data are normalized."""
@@ -121,6 +122,7 @@ def test_moving_statistics_are_those_of_the_global_batch(batchnorm: str) -> None
         assert differences("statistics", local, expected, 1e-3)
 
 
+@pytest.mark.on_ranks(1, 2)
 def test_a_layers_own_wish_to_be_synchronized_is_followed() -> None:
     def statistics(fit: Callable[..., Any]) -> Any:
         keras.utils.set_random_seed(3)

@@ -140,7 +140,7 @@ def test_rounded_sums_under_way_together() -> None:
 
 
 @several
-@pytest.mark.parametrize("stages", [3, 6])
+@pytest.mark.parametrize("stages", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_compressed_sums_begun_early_are_the_same_in_each_run(stages: int) -> None:
     """Also those of a weight that travels alone."""
     layout = hybrid(PARTITIONS[0], compression="bf16", schedule="interleaved")
