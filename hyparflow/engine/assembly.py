@@ -51,7 +51,7 @@ def build_rank_engine(
 
     Args:
         model: the user's model, built and, for training, compiled.
-        layout: from `make_layout`.
+        layout: from `cut_model`.
         options: the checked parallel arguments.
         world: all ranks.
         specs: types of (x, y, sample weights).

@@ -20,7 +20,7 @@ from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.gradients.overwritten import require_one_call
 from hyparflow.engine.loss.penalty import regularization
-from hyparflow.model.keras_internals.compiled import (
+from hyparflow.model.keras_internals.optimizer import (
     accumulated_gradient,
     applying_part,
     inner_optimizer,

@@ -54,6 +54,13 @@ class RankEngine:
     learner: Learner | None
     traced: set[tuple[str, int]] = field(default_factory=set)
 
+    @property
+    def stand_ins(self) -> frozenset[str]:
+        """The commands in which all replicas must take part, whether or not they have rows."""
+        if "train_step" in self.own or "test_step" in self.own:
+            return frozenset(("train", "test"))
+        return frozenset(("train",) if self.statistics.active else ())
+
     def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""
         edges = self.partitioning.edges

@@ -84,7 +84,7 @@ def plan(
     here = cluster is None
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    wishes = Constraints(
+    constraints = Constraints(
         cluster.num_ranks,
         num_partitions,
         num_replicas,
@@ -96,10 +96,10 @@ def plan(
     )
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
-    _check_lpp(wishes.lpp, operations)
+    _check_lpp(constraints.lpp, operations)
     known = _costs_of(graph, costs, batch_size, cluster, say)
     problem = Problem(operations, known, cluster, batch_size)
-    found = consider(problem, wishes)
+    found = consider(problem, constraints)
     best = best_of(found, limit)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.compiled.seed import global_seed
 from hyparflow.launching.function import launch
 from hyparflow.model.building import build_weights
 from hyparflow.model.checks import check_model
@@ -160,9 +161,7 @@ def _weights(model: Any) -> list[Any]:
 
 def _randomness() -> tuple[Any, ...]:
     """What decides the order of samples: TensorFlow's seed, and the states of other generators."""
-    from tensorflow.python.eager import context  # the seed can be set by the public API, not read
-
-    return context.global_seed(), random.getstate(), np.random.get_state()
+    return global_seed(), random.getstate(), np.random.get_state()
 
 
 def _continue_with(randomness: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyparflow.model.keras_internals.compiled import inner_optimizer, settable_learning_rates
+from hyparflow.model.keras_internals.optimizer import inner_optimizer, settable_learning_rates
 
 __all__ = ["SETTINGS", "Tuning", "take_over"]
 

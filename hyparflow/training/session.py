@@ -20,8 +20,6 @@ from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
 from hyparflow.model.keras_internals.compiled import (
-    compile_loss,
-    compile_metrics,
     has_overridden,
     symbolic_batch,
 )
@@ -37,6 +35,7 @@ from hyparflow.training import agreement, notices
 from hyparflow.training.checks import check_labels, check_state
 from hyparflow.training.commands import Call, Command
 from hyparflow.training.data.array_source import peek
+from hyparflow.training.engine_key import engine_key, require_same_weights
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.worker import Worker
 
@@ -270,42 +269,16 @@ class Session:
         """
         model = self.model
         build_weights(model, specs[0])
-        key = _part_key(model)
+        key = engine_key(model)
         usable = self._part is not None and (self._part.losses is not None or not with_loss)
         if self._part is None or not usable or self._part_key != key:
             who = self.options.grid.describe(self._world.rank)
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
             if self._part is not None:
-                _require_same_weights(model, self._part_key, key)
+                require_same_weights(model, self._part_key, key)
             self._layout = cut_model(model, self.options)
             self._part = assembly.build_rank_engine(
                 model, self._layout, self.options, self._world, specs, with_loss
             )
             self._part_key = key
         return self._part
-
-
-def _part_key(model: Any) -> tuple[Any, ...]:
-    """What a part is built for: what `compile` made, and the weights.
-
-    Run eagerly, a model trains those weights that are trainable when a step begins.
-    """
-    weights = tuple(map(id, model.weights))
-    if not model.compiled:
-        return (), None, weights
-    made = (model.optimizer, compile_loss(model))
-    ids = tuple(map(id, (*made, compile_metrics(model))))
-    eager = bool(model.run_eagerly)
-    return (ids, eager), eager and tuple(map(id, model.trainable_variables)), weights
-
-
-def _require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
-    """Check that a model which is not compiled anew has the weights that it was compiled with."""
-    compiled = model.compiled and not model.run_eagerly
-    if compiled and before[0] == now[0] and before[2] != now[2]:
-        error = ValueError(
-            "A model whose layers or weights were exchanged must be compiled again. Received: "
-            f"model '{model.name}' with {len(now[2])} weights, of which there were "
-            f"{len(before[2])} in its last `fit` or `evaluate`. Call its `compile`."
-        )
-        raise abort.mark_collective(error)

@@ -17,7 +17,8 @@ from hyparflow.comm.world import World
 from hyparflow.engine.batch import Batch
 from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import Learner, Losses, RankEngine
-from hyparflow.model.keras_internals.compiled import settable_learning_rates, tracked_metrics
+from hyparflow.model.keras_internals.compiled import tracked_metrics
+from hyparflow.model.keras_internals.optimizer import settable_learning_rates
 from hyparflow.pipeline.program import Program
 from hyparflow.training import notices
 from hyparflow.training.commands import Call, Command
@@ -37,7 +38,7 @@ class Worker:
 
     Args:
         model: the user's model.
-        part: what `build_part` made.
+        part: what `build_rank_engine` made.
         call: what the user called.
         world: all ranks.
     """
@@ -50,7 +51,7 @@ class Worker:
         self._schedule = call.options.schedule
         self._grid = call.options.grid
         self._world = world
-        self._feed = Feed(call, world, part.losses, _stand_ins(part))
+        self._feed = Feed(call, world, part.losses, part.stand_ins)
         self._partition = self._grid.partition(world.rank)
         self._replica = self._grid.replica(world.rank)
         self._programs: dict[tuple[str, int], Program] = {}
@@ -292,10 +293,3 @@ class Worker:
                 kind, self._schedule, self._grid, self._partition, key[1]
             )
         return self._programs[key]
-
-
-def _stand_ins(part: RankEngine) -> frozenset[str]:
-    """The commands in which all replicas must take part, whether or not they have rows."""
-    if "train_step" in part.own or "test_step" in part.own:
-        return frozenset(("train", "test"))
-    return frozenset(("train",) if part.statistics.active else ())

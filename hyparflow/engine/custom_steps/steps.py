@@ -33,8 +33,9 @@ from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.loss.metric_state import MetricState
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.stages.batchnorm import BatchStatistics
-from hyparflow.model.keras_internals.compiled import asked_for_xla, optimizers_of, own_step
+from hyparflow.model.keras_internals.compiled import asked_for_xla, own_step
 from hyparflow.model.keras_internals.interception import metric_calls, optimizer_calls
+from hyparflow.model.keras_internals.optimizer import optimizers_of
 
 __all__ = ["CustomSteps"]
 

@@ -17,8 +17,6 @@ from hyparflow.model.keras_internals.layers import (
 )
 
 __all__ = [
-    "accumulated_gradient",
-    "applying_part",
     "asked_for_xla",
     "build_compiled",
     "compile_arguments",
@@ -27,17 +25,13 @@ __all__ = [
     "copy_with_losses",
     "has_overridden",
     "has_own_call",
-    "inner_optimizer",
     "loss_entries",
     "loss_tracker",
     "loss_values",
     "masked_weight",
     "metric_function",
-    "optimizers_of",
     "own_step",
     "replaced_loss",
-    "settable_learning_rates",
-    "skip_overflowed_step",
     "symbolic_batch",
     "tracked_metrics",
 ]
@@ -237,15 +231,6 @@ def replaced_loss(model: Any, compiled: Any) -> Iterator[None]:
         attributes["_compile_loss"] = original
 
 
-def optimizers_of(model: Any) -> list[Any]:
-    """All optimizers that a model holds: that of `compile` and those of its own attributes."""
-    found = {}
-    for value in [model.optimizer, *vars(model).values()]:
-        if isinstance(value, keras.optimizers.Optimizer):
-            found[id(value)] = value
-    return list(found.values())
-
-
 def tracked_metrics(model: Any) -> list[Any]:
     """All metrics that a model holds, whether or not its `metrics` names them."""
     compiled = model._compile_metrics
@@ -253,78 +238,3 @@ def tracked_metrics(model: Any) -> list[Any]:
     found = [*model.metrics, model._loss_tracker, *(m for x in layers for m in x._metrics)]
     found += [] if compiled is None else compiled.metrics
     return list({id(metric): metric for metric in found if metric is not None}.values())
-
-
-def inner_optimizer(optimizer: Any) -> Any:
-    """The optimizer that updates weights: the one inside a LossScaleOptimizer, or itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def settable_learning_rates(model: Any) -> list[Any]:
-    """The learning rates that callbacks may set, as variables: of all optimizers, no schedules.
-
-    A MultiOptimizer has those of its parts, and one of its own that nobody may set.
-    """
-    parts = [
-        part
-        for optimizer in map(inner_optimizer, optimizers_of(model))
-        for part in getattr(optimizer, "optimizers", [optimizer])
-    ]
-    rates = [getattr(part, "_learning_rate", None) for part in parts]
-    return [rate for rate in rates if isinstance(rate, keras.Variable)]
-
-
-def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
-    """The sum of the gradients of earlier steps, with `gradient_accumulation_steps`."""
-    return optimizer._accumulated_gradients[optimizer._get_variable_index(variable)].value
-
-
-def skip_overflowed_step(optimizer: Any) -> None:
-    """Let a LossScaleOptimizer lower its scale as after an overflow of its own gradients.
-
-    Its public `apply` looks at the gradients that it is given, which may all be finite on this
-    rank.
-    """
-    optimizer._stateful_handle_non_finite_grads()
-
-
-@contextlib.contextmanager
-def applying_part(
-    optimizer: Any, variables: list[Any], clip: Callable[[Any], Any] | None = None
-) -> Iterator[None]:
-    """While an optimizer step is traced for some of its variables only.
-
-    Global clipping is hyparflow's, over all partitions, at the place where Keras clips. Moving
-    averages must follow the given variables only, and only their accumulated gradients may be
-    reset, for the others are trained elsewhere.
-
-    Args:
-        optimizer: the one that updates weights.
-        variables: those that this rank trains.
-        clip: gradients -> clipped gradients, in place of Keras's clipping.
-    """
-    attributes = vars(optimizer)  # written directly: setting them would track them anew
-    names = ("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients")
-    saved = {name: attributes[name] for name in names if name in attributes}
-    attributes["_trainable_variables"] = list(variables)
-    index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
-    mine = [index[id(v)] for v in variables]
-    if optimizer.use_ema:
-        averages = saved["_model_variables_moving_average"]
-        attributes["_model_variables_moving_average"] = [averages[i] for i in mine]
-    if optimizer.gradient_accumulation_steps:
-        sums = saved["_accumulated_gradients"]
-        attributes["_accumulated_gradients"] = [
-            value if i in set(mine) else None for i, value in enumerate(sums)
-        ]
-    # Keras sums over the replicas of a tf.distribute strategy, here one. TensorFlow registers that
-    # sum's gradient for ever, and with it the graph, the weights and the optimizer's state.
-    attributes["_all_reduce_sum_gradients"] = list
-    if clip is not None:
-        attributes["_clip_gradients"] = clip
-    try:
-        yield
-    finally:
-        for name in ("_all_reduce_sum_gradients", "_clip_gradients"):
-            attributes.pop(name, None)
-        attributes.update(saved)

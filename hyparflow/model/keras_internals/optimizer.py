@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from hyparflow.model.keras_internals.compiled import inner_optimizer
+import keras
 
-__all__ = ["check_given", "check_known"]
+__all__ = [
+    "accumulated_gradient",
+    "applying_part",
+    "check_given",
+    "check_known",
+    "inner_optimizer",
+    "optimizers_of",
+    "settable_learning_rates",
+    "skip_overflowed_step",
+]
 
 
 def check_known(optimizer: Any, variables: list[Any]) -> None:
@@ -37,3 +48,87 @@ def check_given(optimizer: Any, variables: list[Any], given: set[int]) -> None:
     """
     gradients = [0.0 if number in given else None for number in range(len(variables))]
     inner_optimizer(optimizer)._filter_empty_gradients(gradients, variables)
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """All optimizers that a model holds: that of `compile` and those of its own attributes."""
+    found = {}
+    for value in [model.optimizer, *vars(model).values()]:
+        if isinstance(value, keras.optimizers.Optimizer):
+            found[id(value)] = value
+    return list(found.values())
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that updates weights: the one inside a LossScaleOptimizer, or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def settable_learning_rates(model: Any) -> list[Any]:
+    """The learning rates that callbacks may set, as variables: of all optimizers, no schedules.
+
+    A MultiOptimizer has those of its parts, and one of its own that nobody may set.
+    """
+    parts = [
+        part
+        for optimizer in map(inner_optimizer, optimizers_of(model))
+        for part in getattr(optimizer, "optimizers", [optimizer])
+    ]
+    rates = [getattr(part, "_learning_rate", None) for part in parts]
+    return [rate for rate in rates if isinstance(rate, keras.Variable)]
+
+
+def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
+    """The sum of the gradients of earlier steps, with `gradient_accumulation_steps`."""
+    return optimizer._accumulated_gradients[optimizer._get_variable_index(variable)].value
+
+
+def skip_overflowed_step(optimizer: Any) -> None:
+    """Let a LossScaleOptimizer lower its scale as after an overflow of its own gradients.
+
+    Its public `apply` looks at the gradients that it is given, which may all be finite on this
+    rank.
+    """
+    optimizer._stateful_handle_non_finite_grads()
+
+
+@contextlib.contextmanager
+def applying_part(
+    optimizer: Any, variables: list[Any], clip: Callable[[Any], Any] | None = None
+) -> Iterator[None]:
+    """While an optimizer step is traced for some of its variables only.
+
+    Global clipping is hyparflow's, over all partitions, at the place where Keras clips. Moving
+    averages must follow the given variables only, and only their accumulated gradients may be
+    reset, for the others are trained elsewhere.
+
+    Args:
+        optimizer: the one that updates weights.
+        variables: those that this rank trains.
+        clip: gradients -> clipped gradients, in place of Keras's clipping.
+    """
+    attributes = vars(optimizer)  # written directly: setting them would track them anew
+    names = ("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients")
+    saved = {name: attributes[name] for name in names if name in attributes}
+    attributes["_trainable_variables"] = list(variables)
+    index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
+    mine = [index[id(v)] for v in variables]
+    if optimizer.use_ema:
+        averages = saved["_model_variables_moving_average"]
+        attributes["_model_variables_moving_average"] = [averages[i] for i in mine]
+    if optimizer.gradient_accumulation_steps:
+        sums = saved["_accumulated_gradients"]
+        attributes["_accumulated_gradients"] = [
+            value if i in set(mine) else None for i, value in enumerate(sums)
+        ]
+    # Keras sums over the replicas of a tf.distribute strategy, here one. TensorFlow registers that
+    # sum's gradient for ever, and with it the graph, the weights and the optimizer's state.
+    attributes["_all_reduce_sum_gradients"] = list
+    if clip is not None:
+        attributes["_clip_gradients"] = clip
+    try:
+        yield
+    finally:
+        for name in ("_all_reduce_sum_gradients", "_clip_gradients"):
+            attributes.pop(name, None)
+        attributes.update(saved)

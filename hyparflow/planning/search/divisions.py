@@ -42,12 +42,12 @@ class Divisions:
 
     Args:
         problem: what is to be planned.
-        wishes: what the user fixed.
+        constraints: what the user fixed.
     """
 
-    def __init__(self, problem: Problem, wishes: Constraints) -> None:
-        self._problem, self._wishes = problem, wishes
-        rows = max(1.0, problem.batch_size / wishes.num_ranks)
+    def __init__(self, problem: Problem, constraints: Constraints) -> None:
+        self._problem, self._wishes = problem, constraints
+        rows = max(1.0, problem.batch_size / constraints.num_ranks)
         self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
         self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
         self._search_once = functools.cache(self._search_freely)

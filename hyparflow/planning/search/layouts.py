@@ -25,33 +25,33 @@ _FAR = 1.5  # layouts are left out whose best division cannot be less than this 
 _NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
 
 
-def consider(problem: Problem, wishes: Constraints) -> list[Prediction]:
+def consider(problem: Problem, constraints: Constraints) -> list[Prediction]:
     """The predictions of all layouts worth a simulation, fastest first, whether they fit or not.
 
     Raises:
-        ValueError: if no layout agrees with `wishes`.
+        ValueError: if no layout agrees with `constraints`.
     """
-    layouts = list(_layouts(problem, wishes))
+    layouts = list(_layouts(problem, constraints))
     if not layouts:
         raise ValueError(
             "No layout has at least one row for every replica and micro-batch, and one operation "
-            f"for every stage. Received: {wishes.num_ranks} ranks, a batch of "
+            f"for every stage. Received: {constraints.num_ranks} ranks, a batch of "
             f"{problem.batch_size} rows, "
-            f"a model of {len(problem.graph.operations)} operations{_decided(wishes)}"
+            f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
         )
-    divisions = Divisions(problem, wishes)
-    tried = _try_promising(layouts, divisions, wishes)
-    near = _NEAR * min(_rank(first, wishes) for (first,) in tried.values())[1]
+    divisions = Divisions(problem, constraints)
+    tried = _try_promising(layouts, divisions, constraints)
+    near = _NEAR * min(_rank(first, constraints) for (first,) in tried.values())[1]
     for layout, found in tried.items():
         if found[0].step_seconds <= near and not divisions.too_large(layout):
             others = range(1, divisions.count(layout))
             found += [divisions.predict(layout, number) for number in others]
-    best = [min(found, key=lambda p: _rank(p, wishes)) for found in tried.values()]
+    best = [min(found, key=lambda p: _rank(p, constraints)) for found in tried.values()]
     return sorted(best, key=lambda prediction: prediction.step_seconds)
 
 
 def _try_promising(
-    layouts: Sequence[LayoutCandidate], divisions: Divisions, wishes: Constraints
+    layouts: Sequence[LayoutCandidate], divisions: Divisions, constraints: Constraints
 ) -> dict[LayoutCandidate, list[Prediction]]:
     """The first prediction of each layout that may be among the best, and of one of each grid."""
     tried: dict[LayoutCandidate, list[Prediction]] = {}
@@ -65,14 +65,14 @@ def _try_promising(
             put_off.append(layout)
             continue
         tried[layout] = [divisions.predict(layout, 0)]
-        too_large, seconds = _rank(tried[layout][0], wishes)
+        too_large, seconds = _rank(tried[layout][0], constraints)
         if not too_large:
             best = min(best, seconds)
     for layout in put_off:
         # Each of a rank's stages was allowed an equal part of its memory; they may fit after all.
         if bounds[layout] < best or not _has_grid(tried, layout):
             tried[layout] = [divisions.predict(layout, 0)]
-            too_large, seconds = _rank(tried[layout][0], wishes)
+            too_large, seconds = _rank(tried[layout][0], constraints)
             best = best if too_large else min(best, seconds)
     return tried
 
@@ -81,19 +81,19 @@ def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCand
     return any(other.grid == layout.grid for other in tried)
 
 
-def _decided(wishes: Constraints) -> str:
+def _decided(constraints: Constraints) -> str:
     """What the user fixed, as text."""
     names = (
         *("num_partitions", "num_replicas", "num_microbatches", "schedule"),
         *("stages_per_partition", "lpp"),
     )
-    given = [f"{n}={getattr(wishes, n)}" for n in names if getattr(wishes, n) is not None]
+    given = [f"{n}={getattr(constraints, n)}" for n in names if getattr(constraints, n) is not None]
     return f", and {', '.join(given)}" if given else ""
 
 
-def _rank(prediction: Prediction, wishes: Constraints) -> tuple[bool, float]:
+def _rank(prediction: Prediction, constraints: Constraints) -> tuple[bool, float]:
     """What is less is better: those that fit first, the fastest of them before."""
-    limit = wishes.memory_limit
+    limit = constraints.memory_limit
     return limit is not None and _peak(prediction) > limit, prediction.step_seconds
 
 
@@ -143,50 +143,56 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     )
 
 
-def _grids(problem: Problem, wishes: Constraints) -> Iterator[Grid]:
-    for partitions in range(1, min(wishes.num_ranks, len(problem.graph.operations)) + 1):
-        replicas = wishes.num_ranks // partitions
+def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
+    for partitions in range(1, min(constraints.num_ranks, len(problem.graph.operations)) + 1):
+        replicas = constraints.num_ranks // partitions
         if (
-            replicas * partitions == wishes.num_ranks
-            and wishes.num_partitions in (None, partitions)
-            and wishes.num_replicas in (None, replicas)
+            replicas * partitions == constraints.num_ranks
+            and constraints.num_partitions in (None, partitions)
+            and constraints.num_replicas in (None, replicas)
             and replicas <= problem.batch_size
         ):
             yield Grid(num_partitions=partitions, num_replicas=replicas)
 
 
-def _microbatches(problem: Problem, wishes: Constraints, grid: Grid) -> list[int]:
+def _microbatches(problem: Problem, constraints: Constraints, grid: Grid) -> list[int]:
     """Powers of two, up to one row each."""
     rows = problem.batch_size // grid.num_replicas
-    if wishes.num_microbatches is not None:
-        return [wishes.num_microbatches] if wishes.num_microbatches <= rows else []
+    if constraints.num_microbatches is not None:
+        return [constraints.num_microbatches] if constraints.num_microbatches <= rows else []
     return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
 
 
-def _schedules(wishes: Constraints, grid: Grid, num_microbatches: int) -> Iterator[tuple[str, int]]:
+def _schedules(
+    constraints: Constraints, grid: Grid, num_microbatches: int
+) -> Iterator[tuple[str, int]]:
     """Schedules, and how many stages a partition has with each."""
     if grid.num_partitions == 1:
         yield ("1f1b", 1)
         return
     for schedule in SCHEDULES:
-        if wishes.schedule not in (None, schedule):
+        if constraints.schedule not in (None, schedule):
             continue
-        if schedule == "zero-bubble" and wishes.schedule is None:
+        if schedule == "zero-bubble" and constraints.schedule is None:
             continue  # its backwards in two parts are not measured
-        if schedule == "gpipe" and wishes.schedule is None:
+        if schedule == "gpipe" and constraints.schedule is None:
             continue  # takes as long as 1f1b, and more memory
         if schedule != "interleaved":
             yield (schedule, 1)
-        elif num_microbatches >= grid.num_partitions or wishes.schedule:
-            several = (wishes.stages_per_partition,) if wishes.stages_per_partition else _STAGES
+        elif num_microbatches >= grid.num_partitions or constraints.schedule:
+            several = (
+                (constraints.stages_per_partition,) if constraints.stages_per_partition else _STAGES
+            )
             yield from ((schedule, each) for each in several)
 
 
-def _layouts(problem: Problem, wishes: Constraints) -> Iterator[LayoutCandidate]:
+def _layouts(problem: Problem, constraints: Constraints) -> Iterator[LayoutCandidate]:
     most = len(problem.graph.operations)
-    for grid in _grids(problem, wishes):
-        for count in _microbatches(problem, wishes, grid):
-            for schedule, each in _schedules(wishes, grid, count):
+    for grid in _grids(problem, constraints):
+        for count in _microbatches(problem, constraints, grid):
+            for schedule, each in _schedules(constraints, grid, count):
                 num_stages = each * grid.num_partitions
-                if num_stages <= most and (not wishes.lpp or len(wishes.lpp) == num_stages):
+                if num_stages <= most and (
+                    not constraints.lpp or len(constraints.lpp) == num_stages
+                ):
                     yield LayoutCandidate(grid, count, schedule, each)

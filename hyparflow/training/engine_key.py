@@ -1,0 +1,36 @@
+"""What the engine of a rank was built for, and whether that still holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow.comm import abort
+from hyparflow.model.keras_internals.compiled import compile_loss, compile_metrics
+
+__all__ = ["engine_key", "require_same_weights"]
+
+
+def engine_key(model: Any) -> tuple[Any, ...]:
+    """What a rank's engine is built for: what `compile` made, and the weights.
+
+    Run eagerly, a model trains those weights that are trainable when a step begins.
+    """
+    weights = tuple(map(id, model.weights))
+    if not model.compiled:
+        return (), None, weights
+    made = (model.optimizer, compile_loss(model))
+    ids = tuple(map(id, (*made, compile_metrics(model))))
+    eager = bool(model.run_eagerly)
+    return (ids, eager), eager and tuple(map(id, model.trainable_variables)), weights
+
+
+def require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
+    """Check that a model which is not compiled anew has the weights that it was compiled with."""
+    compiled = model.compiled and not model.run_eagerly
+    if compiled and before[0] == now[0] and before[2] != now[2]:
+        error = ValueError(
+            "A model whose layers or weights were exchanged must be compiled again. Received: "
+            f"model '{model.name}' with {len(now[2])} weights, of which there were "
+            f"{len(before[2])} in its last `fit` or `evaluate`. Call its `compile`."
+        )
+        raise abort.mark_collective(error)
