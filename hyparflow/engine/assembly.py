@@ -73,6 +73,7 @@ def build_rank_engine(
         place.peers,
         {key: holders[0] for key, holders in place.holders.items()},
         (lambda: []) if learner is None else (lambda: learner.update.touched),
+        "train_step" in own,
     )
     head = losses.head if losses is not None and place.is_last else None
     # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.

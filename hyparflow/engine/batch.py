@@ -8,8 +8,17 @@ from typing import Any
 import keras
 
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.row_span import RowSpan
 
-__all__ = ["Batch", "Rows", "split", "replica_rows", "microbatch_rows", "shard_rows", "slice_rows"]
+__all__ = [
+    "Batch",
+    "Rows",
+    "split",
+    "replica_rows",
+    "microbatch_rows",
+    "shard_rows",
+    "slice_rows",
+]
 
 
 Rows = tuple[int, int]
@@ -98,6 +107,10 @@ class Batch:
         """The number of rows of one micro-batch, n."""
         start, stop = self.microbatches[microbatch]
         return stop - start
+
+    def span(self, microbatch: int) -> RowSpan:
+        """Where the rows of one micro-batch are in the global batch."""
+        return RowSpan(self.microbatches[microbatch][0], self.size(microbatch), self.rows)
 
     def weight(self, microbatch: int) -> int:
         """The number of rows by which one micro-batch counts."""

@@ -60,6 +60,8 @@ def _leads_to(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("", value.__self__), (".__func__", value.__func__))
     elif inspect.isfunction(value):
         yield from _of_function(value)
+    elif isinstance(value, tf.random.Generator):
+        yield ".state", value.state
     elif isinstance(value, keras.Layer):
         yield from ((f".variables[{n}]", other) for n, other in enumerate(value.variables))
         layers = getattr(value, "layers", ())

@@ -63,7 +63,8 @@ class Predictor:
         if "predict_step" not in self._part.own:
             return self._part.engine.predict(program(), batch)
         parts = range(len(batch.microbatches))
-        structures = [self._part.own.predict(as_tensors(batch.inputs(m))) for m in parts]
+        own = self._part.own
+        structures = [own.predict(as_tensors(batch.inputs(m)), batch.span(m)) for m in parts]
         self._packed_as = structures[0] if structures else None
         return [keras.tree.flatten(outputs) for outputs in structures]
 

@@ -68,7 +68,7 @@ class Worker:
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
-        self._part.sync.scatter()
+        self._part.sync.scatter(self._part.own.shared())
         if self._part.losses is not None:
             self._part.losses.metrics.start()
 
@@ -273,7 +273,7 @@ class Worker:
             notices.announce_step(self.model, found)
         with self._losses.metrics.paused(batch.is_stand_in):
             self._part.statistics.begin()
-            logs = own.run(name, x, labels)
+            logs = own.run(name, x, labels, batch.span(0))
             self._part.statistics.finish()
         self._losses.metrics.collect(0.0)
         if name == "train_step" and (changed := own.compare()) and self._world.rank == LEADER:

@@ -15,7 +15,9 @@ from compatibility.keras_io import (
     AddLoss,
     TrainingFunction,
     compiled,
+    features,
     own_call,
+    tower,
     with_layer,
 )
 from compatibility.rows import refused, warned, works
@@ -163,6 +165,8 @@ class Diffusion(keras.Model):
             [keras.Input((6,)), layers.Dense(8, "tanh"), layers.Dense(5)]
         )
         self.average = keras.models.clone_model(self.network)
+        self.normalizer = layers.Normalization()
+        self.seeds = keras.random.SeedGenerator(3)
         self.noise_loss = keras.metrics.Mean(name="n_loss")
         self.image_loss = keras.metrics.Mean(name="i_loss")
 
@@ -174,7 +178,9 @@ class Diffusion(keras.Model):
         return [self.noise_loss, self.image_loss]
 
     def train_step(self, data: Any) -> Any:
-        images, noise, times = data[:, :5], data[:, 5:10], data[:, 10:]
+        images = self.normalizer(data, training=True)
+        noise = keras.random.normal(ops.shape(images), seed=self.seeds)
+        times = keras.random.uniform((ops.shape(images)[0], 1), seed=self.seeds)
         noisy = ops.cos(times) * images + ops.sin(times) * noise
         with tf.GradientTape() as tape:
             found = self.network(ops.concatenate([noisy, times], axis=1), training=True)
@@ -191,18 +197,53 @@ class Diffusion(keras.Model):
 
 @works(
     PATTERNS,
-    "diffusion (DDIM): a loss per row, an average of the network",
+    "diffusion (DDIM): noise drawn in the step, an average of the network",
     note='an own train_step, with strategy="data"',
 )
 def check_diffusion(runs: Runs) -> None:
     def train(run: Any) -> Any:
         model = Diffusion()
         model(np.zeros((1, 6)))
+        data = features()
+        model.normalizer.adapt(data)
         model.compile(optimizer=keras.optimizers.AdamW(0.01), loss=keras.losses.mean_absolute_error)
-        random = np.random.default_rng(0)
-        data = np.concatenate([random.normal(size=(ROWS, 10)), random.random((ROWS, 1))], axis=1)
         run.fit(model, data, batch_size=20, epochs=2)
         return model
 
     if runs.options["strategy"] == "data":
         on_replicas().compare(train)
+
+
+class Contrast(keras.Model):
+    """Two noisy views of each row, told apart from those of all others: SimCLR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = tower()
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def view(self, x: Any) -> Any:
+        noise = keras.random.normal(ops.shape(x), seed=self.seeds)
+        return ops.normalize(self.encoder(x + 0.1 * noise), axis=-1)
+
+    def train_step(self, data: Any) -> Any:
+        with tf.GradientTape() as tape:
+            alike = ops.matmul(self.view(data), ops.transpose(self.view(data))) / 0.1
+            target = ops.arange(ops.shape(data)[0])
+            losses = ops.sparse_categorical_crossentropy(target, alike, from_logits=True)
+            loss = ops.mean(losses)
+        weights = self.encoder.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"c_loss": loss}
+
+
+@warned(PATTERNS, "contrastive learning (SimCLR) in an own train_step", note="one process")
+def check_contrast(runs: Runs) -> None:
+    def train(run: Any) -> Any:
+        model = Contrast()
+        model.compile("sgd")
+        run.fit(model, features(), batch_size=20)
+        return model
+
+    if runs.options["strategy"] == "data":
+        on_replicas().warn(train, "neither a mean nor a sum.*gradient of")

@@ -7,9 +7,11 @@ from typing import Any
 
 from hyparflow.engine.custom_steps.gradients import StepGradients
 from hyparflow.engine.custom_steps.metrics import StepMetrics
-from hyparflow.engine.custom_steps.trial import MEAN, SUM, UNKNOWN, Verdict
+from hyparflow.engine.custom_steps.trial import MEAN, SUM, UNKNOWN, WEIGHTED_SUM, Verdict
 
 __all__ = ["StepFindings"]
+
+_TRIES = 6
 
 
 class StepFindings:
@@ -19,14 +21,18 @@ class StepFindings:
         step: its name.
         sums: (call, position) of gradients that are sums over rows.
         common: (call, position) of sparse gradients that look up the same rows for all samples.
+        scaled: calls whose gradients are those of a mean that the optimizer scales.
         log_kinds: of the leaves that it returns.
         error: why there was no trial.
+        verdict: what trials have seen.
+        tries: how many there were.
 
     Args:
         step: its name.
         verdict: of all replicas.
         gradients, metrics: what the step gave and used.
         returned: names of what it returns.
+        tries: how many trials the verdict is of.
     """
 
     def __init__(
@@ -36,16 +42,20 @@ class StepFindings:
         gradients: StepGradients,
         metrics: StepMetrics,
         returned: Sequence[str],
+        tries: int = 1,
     ) -> None:
         self.step = step
         self.error = verdict.error
-        self._verdict = verdict
+        self.tries = tries
+        self.verdict = verdict
         self._gradients = gradients
         self._metrics = metrics
         self._returned = list(returned)
         kinds = verdict.kinds
         self.common = {(key[0], key[1]) for key in verdict.common}
         self.sums = self._summed()
+        scaled = verdict.scaled or set()
+        self.scaled = set() if {call for call, _ in self.sums} & scaled else scaled
         self.log_kinds: list[str] = []
         logs = [key[1] for key in kinds if key[0] == "log"]
         for leaf in range(max(logs, default=-1) + 1):
@@ -54,12 +64,23 @@ class StepFindings:
             self.log_kinds.append(MEAN if key in verdict.of_results else known)
         self._by_variable = self._metric_kinds()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether other rows may tell more: some were all zeros, or not finite."""
+        if self.error or self.tries >= _TRIES:
+            return False
+        gradients: dict[int, set[str]] = {}
+        for key, kind in self.verdict.kinds.items():
+            if key[0] == "gradient":
+                gradients.setdefault(key[1], set()).add(kind)
+        return {UNKNOWN} in gradients.values() or UNKNOWN in self.log_kinds
+
     def _summed(self) -> set[tuple[int, int]]:
         """Gradients that are sums; those that are zero are as the others of their call."""
         found = set()
         for call, variables in self._gradients.variables.items():
             positions = range(len(variables))
-            kinds = [self._verdict.kinds.get(("gradient", call, n), UNKNOWN) for n in positions]
+            kinds = [self.verdict.kinds.get(("gradient", call, n), UNKNOWN) for n in positions]
             known = set(kinds) - {UNKNOWN}
             found |= {
                 (call, n)
@@ -76,7 +97,7 @@ class StepFindings:
         found: dict[int, str] = {}
         for metric in used:
             kinds = [
-                self._verdict.kinds.get(("metric", place[id(v)]), UNKNOWN) for v in metric.variables
+                self.verdict.kinds.get(("metric", place[id(v)]), UNKNOWN) for v in metric.variables
             ]
             known = set(kinds) - {UNKNOWN}
             one_number = not known and id(metric) in self._metrics.scalar
@@ -88,8 +109,9 @@ class StepFindings:
     def weights(self, share: float) -> list[float]:
         """By what each variable of the metrics' state counts, on a replica with this share."""
         counts = 1.0 if share else 0.0
+        by_kind = {MEAN: share, WEIGHTED_SUM: counts and 1.0 / share}
         variables: Sequence[Any] = self._metrics.state.variables  # type: ignore[union-attr]
-        return [share if self._by_variable.get(id(v)) == MEAN else counts for v in variables]
+        return [by_kind.get(self._by_variable.get(id(v), SUM), counts) for v in variables]
 
     def coupled(self) -> list[str]:
         """Names of what is neither a mean over rows nor a sum."""
@@ -99,13 +121,13 @@ class StepFindings:
             for metric in self._metrics.used.values()
             for _ in {id(v): v for v in metric.variables}
         ]
-        for key in sorted(self._verdict.coupled, key=str):
+        for key in sorted(self.verdict.coupled, key=str):
             kind, *place = key
             if kind == "gradient":
                 variable = self._gradients.variables[place[0]][place[1]]
                 names.append(f"the gradient of '{getattr(variable, 'path', variable.name)}'")
             elif kind == "metric":
                 names.append(f"metric '{metric_names[place[0]]}'")
-            elif key not in self._verdict.of_results:
+            elif key not in self.verdict.of_results:
                 names.append(f"'{self._returned[place[0]]}', which it returns")
         return list(dict.fromkeys(names))

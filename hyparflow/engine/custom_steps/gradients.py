@@ -33,9 +33,6 @@ class StepGradients:
         watcher: in a trial, takes (call, gradients, positions of sparse ones) in place of the
             sums; the step goes on with zeros.
         on_new: told of each optimizer that comes up.
-        share: of this replica in the present batch.
-        sums: (call, position) of gradients that are sums over rows, not means.
-        common: (call, position) of sparse gradients of which all samples look up the same rows.
 
     Args:
         model: the user's model.
@@ -56,9 +53,39 @@ class StepGradients:
         self.variables: dict[int, list[Any]] = {}
         self.watcher: Callable[[int, list[np.ndarray], list[int]], None] | None = None
         self.on_new: Callable[[Any], None] | None = None
-        self.share = 1.0
-        self.sums: set[tuple[int, int]] = set()
-        self.common: set[tuple[int, int]] = set()
+        self._share = 1.0
+        self._sums: set[tuple[int, int]] = set()
+        self._common: set[tuple[int, int]] = set()
+        self._scaled: set[int] = set()
+        self._part: Any = None
+
+    def prepare(self) -> list[Any]:
+        """Make the variables that belong to this object, and not to the user's step."""
+        self._part = tf.Variable(1.0, trainable=False, dtype=tf.float64)
+        return [self._part]
+
+    def take(
+        self, sums: set[tuple[int, int]], common: set[tuple[int, int]], scaled: set[int]
+    ) -> None:
+        """Take what a trial has found.
+
+        Args:
+            sums: (call, position) of gradients that are sums over rows, not means.
+            common: (call, position) of sparse gradients of which all samples look up the same rows.
+            scaled: calls that give gradients of a loss which the optimizer scales, and a mean: it
+                is weighted by the replica's share before it is scaled, as each row is in one
+                process, so that gradients overflow where they do there.
+        """
+        self._sums, self._common, self._scaled = sums, common, scaled
+
+    def set_share(self, share: float) -> None:
+        """Say which share of the batch this replica has in the next step."""
+        self._share = share
+        self.set_part(share if self._scaled else 1.0)
+
+    def set_part(self, part: float) -> None:
+        """Multiply losses that optimizers scale by `part`."""
+        self._part.assign(part)
 
     def begin(self) -> None:
         """Count calls from 0 again, as a step runs or is traced anew."""
@@ -69,6 +96,9 @@ class StepGradients:
     ) -> Any:
         """Give an optimizer the sums in place of this replica's gradients."""
         args = tuple(args)
+        if name == "scale_loss":
+            loss = tf.convert_to_tensor(call(*args, **kwargs))
+            return loss * tf.cast(self._part, loss.dtype)
         if name == "update_step":
             [gradient] = self._reduced(optimizer, [args[0]], [args[1]])
             return call(gradient, *args[1:], **kwargs)
@@ -137,10 +167,11 @@ class StepGradients:
             self.watcher(number, packed.each(arrays), packed.sparse)
             return [x if x.dtype == np.int64 else np.zeros_like(x) for x in arrays]
         self._same.require(exchange)
-        counts = self.share > 0  # rows that stand in do not
+        counts = self._share > 0  # rows that stand in do not
 
         def weight(position: int) -> float:
-            return (1.0 if (number, position) in self.sums else self.share) if counts else 0.0
+            is_weighted = number in self._scaled or (number, position) in self._sums
+            return (1.0 if is_weighted else self._share) if counts else 0.0
 
         results: list[np.ndarray] = []
         if packed.dense:
@@ -158,7 +189,7 @@ class StepGradients:
             values = np.array(values[kept] * weight(position), values.dtype)
             values = self._peers.all_gather_rows(values, "the values of a sparse gradient")
             joined = self._peers.all_gather_rows(rows[kept], "the rows of a sparse gradient")
-            if (number, position) in self.common and len(rows):
+            if (number, position) in self._common and len(rows):
                 values = values.reshape(-1, len(rows), *values.shape[1:]).sum(0)
                 joined = joined[: len(rows)]
             results += [values, joined]

@@ -11,26 +11,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.compiled.random_draws import eager_generator, set_eager_generator
 from hyparflow.model.keras_internals.compiled import tracked_metrics
-from hyparflow.model.keras_internals.layers import seed_states
+from hyparflow.model.keras_internals.layers import default_seed, seed_states, set_default_seed
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.model.reachable_variables import reachable_variables
 
-__all__ = ["OwnState"]
+__all__ = ["OwnState", "generator_states", "set_generator_states"]
 
-_DRAWS = frozenset(  # operations with a generator of their own, which nobody can set back
-    ["RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal"]
-    + ["ParameterizedTruncatedNormal", "RandomShuffle", "RandomGamma", "RandomPoissonV2"]
-    + ["Multinomial"]
-)
 _SIMPLE = (bool, int, float, str, type(None))
+_HANDLES = (tf.resource, tf.variant)
 
 
 class OwnState:
     """The variables of a model, its optimizers and metrics, and of what its code leads to.
-
-    Attributes:
-        draws_numbers: whether a step draws random numbers that no variable decides.
 
     Args:
         model: the user's model.
@@ -38,34 +32,36 @@ class OwnState:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._others: set[int] = set()
         self._values: dict[int, tuple[Any, Any]] = {}
-        self._seeds: set[int] = set()
+        self._generators: Any = None
         self._weights: set[int] = set()
-        self.draws_numbers = False
+
+    def leave_out(self, others: Sequence[Any]) -> None:
+        """Say which variables are not the user's, although steps use them."""
+        self._others = {id(_raw(v)) for v in others}
 
     # --- kept as it is ---
 
     @contextlib.contextmanager
     def kept(self, variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
         """Leave everything as it was at the start."""
-        self._seeds = {id(_raw(v)) for v in seed_states(self._model)}
         self._values = {}
         simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
-        python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self._generators = generator_states()
         for variable in variables():
             self._keep(variable)
         try:
             yield
         finally:
-            self.restore(without_seeds=False)
+            self.restore()
             self._values = {}
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
             vars(self._model).update(simple)
 
     def _keep(self, variable: Any) -> None:
         raw = _raw(variable)
-        if id(raw) not in self._values and raw.dtype != tf.resource:
+        known = id(raw) in self._values or id(raw) in self._others
+        if not known and raw.dtype != tf.resource:
             self._values[id(raw)] = raw, tf.identity(raw)
 
     def add(self, holder: Any) -> None:
@@ -74,17 +70,11 @@ class OwnState:
             for variable in holder.variables:
                 self._keep(variable)
 
-    def restore(self, without_seeds: bool) -> None:
-        """Set everything back; random generators too, or not."""
-        for number, (raw, value) in self._values.items():
-            if not (without_seeds and number in self._seeds):
-                raw.assign(value)
-
-    def look_at(self, graph: Any) -> None:
-        """Note what a compiled step does: whether it draws numbers."""
-        definition = graph.as_graph_def()
-        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-        self.draws_numbers = any(node.op in _DRAWS for node in nodes)
+    def restore(self) -> None:
+        """Set everything back, random generators too."""
+        for raw, value in self._values.values():
+            raw.assign(value)
+        set_generator_states(self._generators)
 
     # --- the variables ---
 
@@ -98,6 +88,19 @@ class OwnState:
             *reachable_variables([self._model]),
         ]
 
+    def shared(self, optimizers: Sequence[Any], used: Sequence[Any], metrics: Sequence[Any]) -> Any:
+        """What all ranks must begin with alike: all but the states of metrics.
+
+        Args:
+            optimizers, metrics: that steps are known to use.
+            used: variables of compiled steps.
+        """
+        holders = [*metrics, *tracked_metrics(self._model)]
+        left_out = {id(_raw(v)) for holder in holders for v in holder.variables} | self._others
+        known = [*self.everything(optimizers, ()), *used]
+        unique = {id(_raw(v)): v for v in reversed(known) if v.dtype not in _HANDLES}
+        return [v for number, v in reversed(unique.items()) if number not in left_out]
+
     def of_metrics(self, metrics: Sequence[Any]) -> dict[int, np.ndarray]:
         """The present values of metrics' variables, by their number."""
         variables = {id(v): v for metric in metrics for v in metric.variables}
@@ -106,11 +109,7 @@ class OwnState:
     def of_training(self, optimizers: Sequence[Any]) -> list[Any]:
         """The variables that replicas should have alike, in an order that all share."""
         optimizers = [optimizer for optimizer in optimizers if optimizer.built]
-        own = {
-            id(v): v
-            for v in reachable_variables([self._model])
-            if v.dtype not in (tf.resource, tf.variant)
-        }
+        own = {id(v): v for v in reachable_variables([self._model]) if v.dtype not in _HANDLES}
         weights = [
             *self._model.trainable_variables,
             *(v for optimizer in optimizers for v in optimizer.variables),
@@ -134,6 +133,21 @@ class OwnState:
     def name(self, variable: Any) -> str:
         """What to call a variable in messages."""
         return str(getattr(variable, "path", variable.name))
+
+
+def generator_states() -> Any:
+    """The states of the random generators that belong to no object of the user's."""
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), numpy_state, eager_generator(), default_seed()
+
+
+def set_generator_states(states: Any) -> None:
+    """Set them back to what `generator_states` returned."""
+    python, legacy, eager, seed = states
+    random.setstate(python)
+    np.random.set_state(legacy)  # noqa: NPY002
+    set_eager_generator(eager)
+    set_default_seed(seed)
 
 
 def _raw(variable: Any) -> Any:

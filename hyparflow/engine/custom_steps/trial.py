@@ -3,7 +3,8 @@
 A gradient, a number that a step returns, or what it adds to a metric, may be a mean over the rows
 of its batch, or a sum, or neither; nothing in a step says which. So it runs on a few of its first
 rows, on each half of them, and once more on one half. Where chance has a part in it, or rows do not
-stand alone, a half and sixteen copies of it tell a mean from a sum.
+stand alone, a half and sixteen copies of it tell a mean from a sum. Random numbers of a half are
+its part of those of all rows (`hyparflow.engine.custom_steps.draws`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,32 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["MEAN", "NEITHER", "ROWS", "SUM", "UNKNOWN", "Seen", "Verdict", "agreed", "tried"]
+from hyparflow.pipeline.row_span import RowSpan
+
+__all__ = [
+    "ALL",
+    "FEW",
+    "MEAN",
+    "NEITHER",
+    "ROWS",
+    "SUM",
+    "UNKNOWN",
+    "WEIGHTED_SUM",
+    "Seen",
+    "Verdict",
+    "agreed",
+    "few_rows",
+    "tried",
+]
 
 MEAN = "mean"
 SUM = "sum"
+WEIGHTED_SUM = "weighted sum"  # times the number of rows, as a metric of means takes it
 ROWS = "rows"
 NEITHER = "neither"
 UNKNOWN = "unknown"
-_HALF = 4  # rows
+FEW = 4  # rows that are half of the whole
+ALL = 1 << 62
 _COPIES = 16
 Key = tuple[Any, ...]
 _TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
@@ -47,6 +66,8 @@ class Verdict:
 
     Attributes:
         kinds: of each value.
+        scaled: calls of optimizers whose gradients are those of a loss that the optimizer scales;
+            None where something else depends on the scaled loss.
         common: sparse gradients that look up the same rows for all samples.
         coupled: values that depend on rows together, as neither a mean nor a sum does.
         of_results: values that the step makes of metrics' results.
@@ -54,34 +75,33 @@ class Verdict:
     """
 
     kinds: dict[Key, str] = field(default_factory=dict)
+    scaled: set[int] | None = field(default_factory=set)
     common: set[Key] = field(default_factory=set)
     coupled: set[Key] = field(default_factory=set)
     of_results: set[Key] = field(default_factory=set)
     error: str = ""
 
 
-# (batch, rows, rows of the whole that it is a part of, whether results of metrics are disturbed,
-# whether random generators go on from where they were) -> what was computed
-Run = Callable[[Any, int, int, bool, bool], Seen]
+# (batch, where its rows are in the whole that it is a part of, whether results of metrics are
+# disturbed) -> what was computed
+Run = Callable[[Any, RowSpan, bool], Seen]
 
 
-def tried(run: Run, data: Any, dtype: str) -> Verdict:
+def tried(run: Run, data: Any, dtype: str, most: int = FEW) -> Verdict:
     """Run a step on a few rows.
 
     Args:
         run: runs it, and leaves everything as it was.
         data: the replica's batch.
         dtype: what the step computes in.
+        most: half of the rows to run it on.
     """
-    count = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
-    half = min(_HALF, max(1, count // 2))
-    one = _rows(data, range(half))
-    other = _rows(data, [min(half + n, count - 1) for n in range(half)])
-    both = _joined([one, other])
-    whole = run(both, 2 * half, 2 * half, False, False)
-    parts = [run(part, half, 2 * half, False, False) for part in (one, other)]
-    disturbed = run(one, half, 2 * half, True, False)
-    again = run(one, half, 2 * half, False, True)
+    both, one, other = few_rows(data, most)
+    half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
+    first, second = RowSpan(0, half, 2 * half), RowSpan(half, half, 2 * half)
+    whole = run(both, RowSpan(0, 2 * half, 2 * half), False)
+    parts = [run(one, first, False), run(other, second, False)]
+    disturbed = run(one, first, True)
     verdict = Verdict()
     limit = _TOLERANCES.get(dtype, 2e-2)
     floors = _floors(whole, limit)
@@ -92,15 +112,25 @@ def tried(run: Run, data: Any, dtype: str) -> Verdict:
         verdict.kinds[key] = _kind(value, parted, bound, floors.get(key, 0.0))
     verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
     verdict.of_results = _changed(parts[0], disturbed, 1e-9)
+    verdict.scaled = _halved(parts[0], disturbed, limit)
     unclear = {key for key, kind in verdict.kinds.items() if kind == NEITHER}
     if unclear:
-        copies = run(_joined([one] * _COPIES), half * _COPIES, half * _COPIES, False, False)
-        few = run(one, half, half * _COPIES, False, False)
+        many = half * _COPIES
+        copies = run(_joined([one] * _COPIES), RowSpan(0, many, many), False)
+        few = run(one, RowSpan(0, half, many), False)
         for key in unclear:
             verdict.kinds[key] = _by_size(few.values.get(key), copies.values.get(key))
-        by_chance = bool(_changed(parts[0], again, 1e-9))
-        verdict.coupled = set() if by_chance else unclear
+        verdict.coupled = unclear
     return verdict
+
+
+def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
+    """A few rows of a batch, and each half of them, which has so many at most."""
+    count = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
+    half = min(most, max(1, count // 2))
+    one = _rows(data, range(half))
+    other = _rows(data, [min(half + n, count - 1) for n in range(half)])
+    return _joined([one, other]), one, other
 
 
 def agreed(everyone: Iterable[Verdict]) -> Verdict:
@@ -110,6 +140,8 @@ def agreed(everyone: Iterable[Verdict]) -> Verdict:
         for key, kind in verdict.kinds.items():
             if total.kinds.get(key, UNKNOWN) == UNKNOWN:
                 total.kinds[key] = kind
+        parts = total.scaled, verdict.scaled
+        total.scaled = None if None in parts else set().union(*parts)  # type: ignore[arg-type]
         total.common |= verdict.common
         total.coupled |= verdict.coupled
         total.of_results |= verdict.of_results
@@ -143,6 +175,8 @@ def _kind(whole: np.ndarray, parts: list[np.ndarray | None], limit: float, floor
     is_mean = float(np.linalg.norm(whole - (one + other) / 2)) <= limit * size
     if is_sum and is_mean:
         return UNKNOWN
+    if float(np.linalg.norm(whole - 2 * (one + other))) <= limit * size:
+        return WEIGHTED_SUM
     return SUM if is_sum else MEAN if is_mean else NEITHER
 
 
@@ -165,6 +199,24 @@ def _changed(first: Seen, second: Seen, limit: float) -> set[Key]:
         or value.shape != second.values[key].shape
         or not np.allclose(value, second.values[key], rtol=limit, atol=0, equal_nan=True)
     }
+
+
+def _halved(first: Seen, second: Seen, limit: float) -> set[int] | None:
+    """The calls that give half of their gradients in a second run; None if it halves others."""
+    both: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for key, value in first.values.items():
+        other = second.values.get(key, value)
+        if value.shape == other.shape:
+            group = key[:2] if key[0] == "gradient" else key
+            both.setdefault(group, []).append((np.ravel(value), np.ravel(other)))
+    halved = set()
+    for group, pairs in both.items():
+        value, other = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        size = float(np.linalg.norm(value))
+        if np.isfinite(size) and size and float(np.linalg.norm(2 * other - value)) <= limit * size:
+            halved.add(group)
+    calls = {group[1] for group in halved if group[0] == "gradient"}
+    return calls if len(calls) == len(halved) else None
 
 
 def _rows(data: Any, numbers: Iterable[int]) -> Any:

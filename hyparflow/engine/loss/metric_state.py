@@ -115,7 +115,8 @@ class MetricState:
 
     def _weighted(self, values: np.ndarray, places: Any = slice(None)) -> np.ndarray:
         base = self._base[places]
-        added = values - base
+        # What is infinite stays so.
+        added = np.subtract(values, base, out=np.zeros_like(values), where=values != base)
         if self._weights is not None:
             weights = self._weights[places]
             added = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, added))

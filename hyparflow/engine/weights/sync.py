@@ -6,6 +6,7 @@ those of its partition. Variables travel as bytes, joined into one message per o
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
@@ -37,6 +39,8 @@ class WeightSync:
         world, replica, peers: all ranks; those of this replica; those of this partition.
         owners: id of a model variable -> the partition that owns it.
         touched: the optimizer variables (TensorFlow's) that this rank's updates use.
+        draws_alike: whether replicas have random generators in the same state, as a step of the
+            model's own needs it (`hyparflow.engine.custom_steps.draws`).
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class WeightSync:
         peers: Communicator,
         owners: dict[int, int],
         touched: Callable[[], Sequence[Any]],
+        draws_alike: bool = False,
     ) -> None:
         self._model = model
         self._grid = grid
         self._world, self._replica, self._peers = world, replica, peers
         self._owners = owners
         self._touched = touched
+        self._draws_alike = draws_alike
         self._seeds = _unique(seed_states(model))
         self._weights = _unique([*model.weights, *self._seeds])
         optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
@@ -67,10 +73,40 @@ class WeightSync:
             if "float" in variable.dtype and owners.get(id(variable), 0) == partition
         ]
 
-    def scatter(self) -> None:
-        """Give the leader's weights, random seeds and optimizer state to all. Collective."""
-        self._broadcast([*self._weights, *self._slots], LEADER)
+    def scatter(self, further: Sequence[Any] | None = None) -> None:
+        """Give the leader's weights, random seeds and optimizer state to all. Collective.
+
+        Args:
+            further: variables of the user's own, in the same order on all ranks.
+
+        Raises:
+            ValueError: if ranks have other `further` variables.
+        """
+        known = [*self._weights, *self._slots]
+        raw = {id(v) for variable in known for v in (variable, variable.value)}
+        if further is not None:
+            further = [v for v in further if id(v) not in raw]
+            self._require_same(further)
+            known += further
+        self._broadcast(known, LEADER)
         self._separate_seeds()
+
+    def _require_same(self, variables: Sequence[Any]) -> None:
+        """Do ranks find the same variables? Collective."""
+        mine = [(f"{tuple(v.shape)} {v.dtype}", str(v.name)) for v in variables]
+        everyone = self._world.all_gather_objects(mine, "the variables that own steps lead to")
+        for rank, others in enumerate(everyone):
+            pairs = itertools.zip_longest(everyone[0], others, fillvalue=("none", ""))
+            odd = next((pair for pair in pairs if pair[0][0] != pair[1][0]), None)
+            if odd is not None:
+                leaders, theirs = (f"{text} {name}".strip() for text, name in odd)
+                raise abort.mark_collective(
+                    ValueError(
+                        "The steps of a model's own must lead to the same variables on all ranks. "
+                        f"Received: {leaders} on rank 0 where rank {rank} has {theirs}. Make "
+                        "optimizers, models and variables that steps use alike on all ranks."
+                    )
+                )
 
     def describe(self, variables: Sequence[Any]) -> list[tuple[int, np.ndarray]]:
         """The present values of `variables`, for `write` on other ranks, each with its number.
@@ -120,7 +156,7 @@ class WeightSync:
     def _separate_seeds(self) -> None:
         """Let replicas draw different random numbers; replica 0 draws those of plain Keras."""
         replica = self._grid.replica(self._world.rank)
-        if replica:
+        if replica and not self._draws_alike:
             for state in self._seeds:
                 value = state.numpy().astype(np.uint64)
                 value[0] = (value[0] + replica * _GOLDEN) % (1 << 32)
@@ -148,7 +184,7 @@ class WeightSync:
         for partition in range(self._grid.num_partitions):
             part = [variable for variable, owner in owned if owner == partition]
             self._broadcast(part, self._grid.rank(0, partition))
-        if self._grid.replica(self._world.rank):
+        if self._grid.replica(self._world.rank) and not self._draws_alike:
             for state, value in zip(self._seeds, seeds, strict=True):
                 state.assign(value)  # replicas keep their own random numbers until the end
 
@@ -189,7 +225,7 @@ class WeightSync:
     def _broadcast_large(self, variable: Any, root: int) -> None:
         """From the variable's own memory into what becomes the other's."""
         what = f"weights from rank {root}"
-        value = tf.convert_to_tensor(variable.value)
+        value = tf.convert_to_tensor(variable)
         if self._world.rank == root:
             self._world.broadcast(np.asarray(value, order="C"), root, what)
             return

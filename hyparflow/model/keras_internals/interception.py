@@ -21,8 +21,8 @@ Around = Callable[[str, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]
 
 
 def optimizer_calls(around: Around) -> contextlib.AbstractContextManager[None]:
-    """While open, what gives gradients to any optimizer goes through `around`."""
-    names = ("apply", "apply_gradients", "update_step")
+    """While open, what gives gradients, or a loss to scale, to any optimizer goes to `around`."""
+    names = ("apply", "apply_gradients", "update_step", "scale_loss")
     return _intercepted(keras.optimizers.Optimizer, names, around)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 __all__ = [
     "added_losses",
@@ -14,6 +15,7 @@ __all__ = [
     "all_layers",
     "call_model",
     "called_graph",
+    "default_seed",
     "execution_order",
     "get_mask",
     "moment_weight",
@@ -23,6 +25,7 @@ __all__ = [
     "replace_moments",
     "restore_moments",
     "seed_states",
+    "set_default_seed",
     "set_mask",
     "standardize_inputs",
     "state_variables",
@@ -154,6 +157,26 @@ def seed_states(model: Any) -> list[Any]:
     """The state of every random generator in `model`."""
     layers = model._flatten_layers()
     return [generator.state for layer in layers for generator in layer._seed_generators]
+
+
+def default_seed() -> np.ndarray | None:
+    """The state of the generator for draws without a seed; None until it is first needed."""
+    from keras.src.backend.common.global_state import get_global_attribute
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return None if generator is None else generator.state.numpy()
+
+
+def set_default_seed(state: np.ndarray | None) -> None:
+    """Set it back to what `default_seed` returned."""
+    from keras.src.backend.common.global_state import set_global_attribute
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+
+    if state is None:
+        set_global_attribute(GLOBAL_SEED_GENERATOR, None)  # as if it had not been made
+    else:
+        global_seed_generator().state.assign(state)
 
 
 def get_mask(tensor: Any) -> Any | None:

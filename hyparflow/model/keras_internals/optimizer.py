@@ -51,11 +51,13 @@ def check_given(optimizer: Any, variables: list[Any], given: set[int]) -> None:
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """All optimizers that a model holds: that of `compile` and those of its own attributes."""
-    found = {}
-    for value in [model.optimizer, *vars(model).values()]:
-        if isinstance(value, keras.optimizers.Optimizer):
-            found[id(value)] = value
+    """All optimizers that a model holds: that of `compile`, and attributes of it and its layers."""
+    values = (value for layer in model._flatten_layers() for value in vars(layer).values())
+    found = {
+        id(value): value
+        for value in (model.optimizer, *values)
+        if isinstance(value, keras.optimizers.Optimizer)
+    }
     return list(found.values())
 
 

@@ -1,0 +1,185 @@
+"""Calls of TensorFlow's operations that draw random numbers, whoever makes them.
+
+`keras.random`, `tf.random`, generators and layers all end in a few generated functions. No public
+hook sees them, so for the time of a step they are replaced by functions that tell of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+from tensorflow.python.ops import (
+    gen_random_ops,
+    gen_stateless_random_ops,
+    gen_stateless_random_ops_v2,
+    stateful_random_ops,
+)
+
+__all__ = ["Draw", "draw_calls", "eager_generator", "set_eager_generator"]
+
+
+class Draw(NamedTuple):
+    """One kind of draw.
+
+    Attributes:
+        name: of the operation.
+        parameters: the arguments that have a value for each number that is drawn, or one for all.
+        after: whether the size of the parameters comes after `shape` in that of the result.
+        alone: draws the same by a seed, (arguments, seed) -> numbers, where the operation has a
+            state of its own that nobody can set back.
+    """
+
+    name: str
+    parameters: tuple[str, ...] = ()
+    after: bool = False
+    alone: Callable[[Mapping[str, Any], Any], Any] | None = None
+
+
+# (draw, the operation itself, its arguments by name) -> what it draws
+Around = Callable[[Draw, Callable[..., Any], dict[str, Any]], Any]
+
+_BOUNDS = ("means", "stdevs", "minvals", "maxvals")
+_RANDOM = tf.random
+_DRAWS = {
+    gen_random_ops: [
+        Draw(
+            "random_standard_normal",
+            alone=lambda a, s: _RANDOM.stateless_normal(a["shape"], s, dtype=a["dtype"]),
+        ),
+        Draw(
+            "random_uniform",
+            alone=lambda a, s: _RANDOM.stateless_uniform(a["shape"], s, dtype=a["dtype"]),
+        ),
+        Draw(
+            "random_uniform_int",
+            alone=lambda a, s: _RANDOM.stateless_uniform(
+                a["shape"], s, a["minval"], a["maxval"], tf.convert_to_tensor(a["minval"]).dtype
+            ),
+        ),
+        Draw(
+            "truncated_normal",
+            alone=lambda a, s: _RANDOM.stateless_truncated_normal(a["shape"], s, dtype=a["dtype"]),
+        ),
+        Draw(
+            "parameterized_truncated_normal",
+            _BOUNDS,
+            alone=lambda a, s: _RANDOM.stateless_parameterized_truncated_normal(
+                a["shape"], s, *(a[name] for name in _BOUNDS)
+            ),
+        ),
+        Draw(
+            "random_gamma",
+            ("alpha",),
+            after=True,
+            alone=lambda a, s: _RANDOM.stateless_gamma(
+                _and_shape(a["shape"], a["alpha"]), s, a["alpha"], dtype=a["alpha"].dtype
+            ),
+        ),
+        Draw(
+            "random_poisson_v2",
+            ("rate",),
+            after=True,
+            alone=lambda a, s: _RANDOM.stateless_poisson(
+                _and_shape(a["shape"], a["rate"]), s, a["rate"], dtype=a["dtype"]
+            ),
+        ),
+        Draw(
+            "multinomial",
+            ("logits",),
+            alone=lambda a, s: _RANDOM.stateless_categorical(
+                a["logits"], a["num_samples"], s, dtype=a["output_dtype"]
+            ),
+        ),
+        Draw(
+            "random_shuffle",
+            alone=lambda a, s: _RANDOM.experimental.stateless_shuffle(a["value"], s),
+        ),
+    ],
+    gen_stateless_random_ops: [
+        Draw("stateless_multinomial", ("logits",)),
+        Draw("stateless_random_binomial", ("counts", "probs")),
+        Draw("stateless_random_poisson", ("lam",)),
+        Draw("stateless_parameterized_truncated_normal", ("means", "stddevs", *_BOUNDS[2:])),
+    ],
+    gen_stateless_random_ops_v2: [
+        Draw("stateless_random_normal_v2"),
+        Draw("stateless_random_uniform_v2"),
+        Draw("stateless_random_uniform_int_v2"),
+        Draw("stateless_random_uniform_full_int_v2"),
+        Draw("stateless_truncated_normal_v2"),
+        Draw("stateless_random_gamma_v3", ("alpha",)),
+    ],
+}
+
+
+@contextlib.contextmanager
+def draw_calls(around: Around, whole: Callable[[Any], Any]) -> Iterator[None]:
+    """While open, operations that draw random numbers go through `around`.
+
+    Args:
+        around: draws in place of the operation.
+        whole: shape -> the shape that `around` will draw; a `tf.random.Generator` moves on by as
+            many numbers before it draws.
+    """
+    depth = [0]
+    generator = stateful_random_ops.Generator
+    skip = generator._prepare_key_counter
+    originals = [
+        (module, draw, getattr(module, draw.name))
+        for module, draws in _DRAWS.items()
+        for draw in draws
+    ]
+
+    def prepare(self: Any, shape: Any) -> Any:
+        return skip(self, whole(shape))
+
+    for module, draw, original in originals:
+        setattr(module, draw.name, _telling(draw, original, around, depth))
+    generator._prepare_key_counter = prepare
+    try:
+        yield
+    finally:
+        generator._prepare_key_counter = skip
+        for module, draw, original in originals:
+            setattr(module, draw.name, original)
+
+
+def _telling(draw: Draw, original: Any, around: Around, depth: list[int]) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if depth[0]:
+            return original(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        depth[0] += 1  # what stands in for a draw may draw itself
+        try:
+            return around(draw, original, dict(bound.arguments))
+        finally:
+            depth[0] -= 1
+
+    return function
+
+
+def _and_shape(shape: Any, values: Any) -> Any:
+    return tf.concat([tf.cast(shape, tf.int32), tf.shape(values)], 0)
+
+
+def eager_generator() -> Any:
+    """The state of what gives seeds to eager draws without one; None until it is first needed."""
+    generator = context.context()._rng
+    return None if generator is None else generator.getstate()
+
+
+def set_eager_generator(state: Any) -> None:
+    """Set it back to what `eager_generator` returned."""
+    generator = context.context()._rng
+    if state is not None and generator is not None:
+        generator.setstate(state)

@@ -1,0 +1,149 @@
+"""A trial of a step of the model's own: runs it on a few rows, and leaves all as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.custom_steps.draws import StepDraws
+from hyparflow.engine.custom_steps.gradients import StepGradients
+from hyparflow.engine.custom_steps.logs import numbers_of, paths_of
+from hyparflow.engine.custom_steps.metrics import StepMetrics
+from hyparflow.engine.custom_steps.state import OwnState
+from hyparflow.engine.custom_steps.trial import FEW, Seen, Verdict, few_rows, tried
+from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.stages.batchnorm import BatchStatistics
+from hyparflow.pipeline.row_span import RowSpan
+
+__all__ = ["OwnTrial"]
+
+_MORE = 8  # steps in which a trial waits for gradients that are applied every few steps
+_PART = 1 / 64  # of a scaled loss, for its gradients to be finite
+
+
+class OwnTrial:
+    """Tries steps.
+
+    Attributes:
+        terms: the model's losses.
+        returned: names of what the last step has returned.
+
+    Args:
+        model: the user's model.
+        state: its variables.
+        draws, gradients, metrics, statistics: what exchanges for a step, and does not in a trial.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state: OwnState,
+        draws: StepDraws,
+        gradients: StepGradients,
+        metrics: StepMetrics,
+        statistics: BatchStatistics,
+    ) -> None:
+        self._model = model
+        self._state = state
+        self._draws = draws
+        self._gradients = gradients
+        self._metrics = metrics
+        self._statistics = statistics
+        self.terms: LossTerms | None = None
+        self.returned: list[str] = []
+        self._step: Callable[..., Any] = lambda *a: None
+        self._trains = False
+
+    def verdict(
+        self,
+        step: Callable[..., Any],
+        data: Any,
+        variables: Callable[[], Sequence[Any]],
+        trains: bool,
+        is_eager: bool,
+        half: int = FEW,
+    ) -> Verdict:
+        """What a step computes, as far as this replica's rows tell.
+
+        Args:
+            step: takes (data, share, factors of the losses).
+            data: this replica's batch.
+            variables: returns those that the step may change.
+            trains: whether gradients are waited for.
+            is_eager: whether the step was not traced.
+            half: how many rows are half of the whole, at most.
+        """
+        self._step, self._trains = step, trains
+        verdict = Verdict()
+        with self._state.kept(variables):
+            self._gradients.on_new = self._metrics.on_new = self._state.add
+            self._metrics.tried = self._statistics.alone = True
+            try:
+                with self._draws.tried():
+                    if is_eager:
+                        self._look_at_draws(data)
+                    verdict = tried(self._seen, data, str(self._model.compute_dtype), half)
+            except Exception as error:  # the step itself will tell, or take no such part
+                verdict.error = f"{type(error).__name__}: {str(error)[:200]}"
+            finally:
+                self._metrics.tried = self._statistics.alone = False
+                self._gradients.watcher = None
+                self._gradients.on_new = self._metrics.on_new = None
+        self._statistics.forget()
+        return verdict
+
+    def _look_at_draws(self, data: Any) -> None:
+        """Tell sizes of the batch from others, which a traced step has told."""
+        both, one, _ = few_rows(data)
+        self._draws.watched = True
+        try:
+            self._run_alone(both)  # the first step may build layers, and draw their weights
+            if self._draws.forget_sizes():
+                self._run_alone(both)
+                self._run_alone(one)
+        finally:
+            self._draws.watched = False
+
+    def _run_alone(self, data: Any) -> None:
+        rows = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
+        self._seen(data, RowSpan(0, rows, rows), False)
+
+    def _seen(self, data: Any, span: RowSpan, disturbed: bool) -> Seen:
+        """What a step computes for a batch that is a part of a whole one."""
+        seen = Seen()
+
+        def watch(call: int, gradients: list[np.ndarray], sparse: list[int]) -> None:
+            for position, value in enumerate(gradients):
+                if position in sparse:
+                    seen.rows[call, position] = len(value)
+                    value = value.sum(0)
+                seen.values.setdefault(("gradient", call, position), np.array(value, float))
+
+        self._state.restore()
+        self._draws.set(span)
+        self._gradients.watcher = watch
+        self._gradients.set_part(_PART / 2 if disturbed else _PART)
+        self._metrics.disturbed = disturbed
+        factors = [] if self.terms is None else self.terms.factors(span.rows, span.total)
+        arguments = data, tf.ones([], tf.float64), tf.constant(factors, tf.float64, [len(factors)])
+        metrics = list(self._metrics.used.values())
+        before = self._state.of_metrics(metrics)
+        logs = self._step(*arguments)
+        metrics = list(self._metrics.used.values())
+        for variable, value in self._state.of_metrics(metrics).items():
+            seen.values["metric", variable] = value - before.get(variable, 0.0)
+        logs = logs if isinstance(logs, dict) else {}
+        self.returned = paths_of(logs)
+        for leaf, number in enumerate(numbers_of(logs)):
+            if number is not None:
+                seen.values["log", leaf] = np.array(number, float)
+        calls = set(self._gradients.variables)
+        for _ in range(_MORE if self._trains else 0):
+            if calls and calls <= {key[1] for key in seen.values if key[0] == "gradient"}:
+                break
+            self._step(*arguments)
+        return seen
