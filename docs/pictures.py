@@ -30,6 +30,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "interleaved": {"num_partitions": 4, "lpp": [4] * 7 + [6]}
     | {"num_microbatches": 8, "schedule": "interleaved", "stages_per_partition": 2},
     "zero_bubble": PIPELINE | {"num_microbatches": 8, "schedule": "zero-bubble"},
+    "zero_bubble_v": {"num_partitions": 4, "lpp": [4] * 7 + [6]}
+    | {"num_microbatches": 8, "schedule": "zero-bubble-v"},
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyparflow.comm import launcher
 from hyparflow.formats.text import shortened
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.schedules import SCHEDULES
+from hyparflow.pipeline.placement import Placement
+from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 
 __all__ = [
     "ALLREDUCE",
@@ -38,13 +39,12 @@ class Options:
     """How a model is spread over the ranks.
 
     Attributes:
-        grid: partitions and replicas.
+        grid: partitions and replicas, and which stages of the model these hold.
         num_microbatches: a number, or "auto".
         schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`.
         lpp: layers per partition, or None.
         batchnorm: one of `BATCHNORM`.
         sharded_data: whether each replica reads a stream of its own.
-        stages_per_partition: V; more than one only with "interleaved".
         allreduce: one of `ALLREDUCE`.
         compression: one of `COMPRESSION`, or None.
     """
@@ -55,28 +55,25 @@ class Options:
     lpp: tuple[int, ...] | None = None
     batchnorm: str = "local"
     sharded_data: bool = False
-    stages_per_partition: int = 1
     allreduce: str = "mpi"
     compression: str | None = None
 
     @property
     def num_stages(self) -> int:
         """Into how many stages the model is cut."""
-        return self.grid.num_partitions * self.stages_per_partition
+        return self.grid.placement.num_stages
 
     @property
-    def pace(self) -> tuple[str, int, int] | None:
-        """For which schedule, partitions and micro-batches stages are better not equal, if any.
+    def pace(self) -> tuple[str, Placement, int] | None:
+        """For which schedule, placement and micro-batches stages are better not equal, if any.
 
         Cuts stay where they are from batch to batch, so "auto" stands for that of a large one.
         """
-        partitions = self.grid.num_partitions
-        if partitions == 1 or self.stages_per_partition == 1:
+        placement = self.grid.placement
+        if placement.num_partitions == 1 or placement.stages_per_partition == 1:
             return None
         count = self.num_microbatches
-        if not isinstance(count, int):
-            count = _most_microbatches(partitions, self.stages_per_partition)
-        return self.schedule, partitions, count
+        return self.schedule, placement, count if isinstance(count, int) else _most(placement)
 
 
 def resolve(
@@ -102,11 +99,11 @@ def resolve(
             count), or "auto" and None: what the numbers say, data parallelism without any.
         num_partitions, num_replicas: None to follow from the strategy and `size`.
         num_microbatches: a positive integer or "auto".
-        schedule: "gpipe", "1f1b", "interleaved", "zero-bubble", or "auto" for "1f1b".
+        schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`, or "auto" for "1f1b".
         lpp: layers per partition.
         batchnorm: "local", "deferred" or "sync".
         sharded_data: True or False.
-        stages_per_partition: None for 2 with "interleaved" and 1 without.
+        stages_per_partition: None for as many as the schedule usually has.
         allreduce: "mpi" or "horovod".
         compression: None, "bf16" or "fp16".
 
@@ -124,29 +121,21 @@ def resolve(
         num_microbatches = count_of("num_microbatches", num_microbatches)
     partitions = None if num_partitions is None else count_of("num_partitions", num_partitions)
     replicas = None if num_replicas is None else count_of("num_replicas", num_replicas)
-    each = _stages_per_partition(schedule, stages_per_partition)
-    grid = _grid(size, strategy, partitions, replicas, lpp, each)
+    each = stages_per_partition
+    each = None if each is None else count_of("stages_per_partition", each)
+    usual = placement_of(schedule, 1, each).stages_per_partition
+    grid = _grid(size, strategy, partitions, replicas, lpp, usual)
     if lpp is not None:
         lpp = lpp_of(lpp)
     schedule = "1f1b" if schedule == "auto" else schedule
-    alone = stages_per_partition is None or grid.num_replicas == 1
-    if grid.num_partitions == 1 and schedule == "interleaved" and alone:
-        schedule, each = "1f1b", 1  # nothing to interleave, and no sums to make meanwhile
+    alone = each is None or grid.num_replicas == 1
+    if grid.num_partitions == 1 and usual > 1 and alone:
+        schedule, each = "1f1b", None  # no pipeline, and no sums to make meanwhile
+    placement = placement_of(schedule, grid.num_partitions, each)
+    grid = replace(grid, placement=placement)
     return Options(
-        grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, each, allreduce, compression
+        grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, allreduce, compression
     )
-
-
-def _stages_per_partition(schedule: str, wanted: int | None) -> int:
-    if wanted is None:
-        return 2 if schedule == "interleaved" else 1
-    count = count_of("stages_per_partition", wanted)
-    if count > 1 and schedule != "interleaved":
-        raise ValueError(
-            "Only schedule='interleaved' has several stages per partition. Received: "
-            f"schedule={schedule!r}, stages_per_partition={wanted}"
-        )
-    return count
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
@@ -258,7 +247,7 @@ def _check_fixed(name: str, value: int | None, strategy: str) -> None:
         )
 
 
-def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: int = 1) -> int:
+def automatic_microbatches(batch_size: int, grid: Grid) -> int:
     """The number of micro-batches that "auto" stands for.
 
     Up to four per partition, which leaves at most a fifth of the time idle (GPipe, section
@@ -269,12 +258,12 @@ def automatic_microbatches(batch_size: int, grid: Grid, stages_per_partition: in
     if grid.num_partitions == 1:
         return 1
     rows = max(1, batch_size // grid.num_replicas)
-    most = _most_microbatches(grid.num_partitions, stages_per_partition)
-    wanted = max(min(most, rows // _SMALLEST), grid.num_partitions)
+    wanted = max(min(_most(grid.placement), rows // _SMALLEST), grid.num_partitions)
     return min(wanted, rows)
 
 
-def _most_microbatches(num_partitions: int, stages_per_partition: int) -> int:
+def _most(placement: Placement) -> int:
     """What "auto" stands for where rows are no matter."""
-    most = min(4 * num_partitions, 16 * num_partitions // stages_per_partition)
-    return max(most, num_partitions)
+    partitions = placement.num_partitions
+    most = min(4 * partitions, 16 * partitions // placement.stages_per_partition)
+    return max(most, partitions)

@@ -25,7 +25,7 @@ from turns import Job, Setup, add_arguments
 
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.actions import COMPUTATIONS
 from hyparflow.pipeline.balance import balance
 from hyparflow.pipeline.partition import allowed_cuts
 from hyparflow.tracing.trace import Trace
@@ -90,7 +90,7 @@ def seconds(trace: Trace | None, num_stages: int) -> np.ndarray:
     taken: dict[tuple[int, str], list[float]] = {}
     for rank in trace.ranks if trace else []:
         for event in (event for step in rank.steps[2:] for event in step):
-            if event.kind in Kind.COMPUTATIONS:
+            if event.kind in COMPUTATIONS:
                 taken.setdefault((event.stage, event.kind), []).append(event.end - event.start)
     total = np.zeros(num_stages)
     for (stage, _), times in taken.items():

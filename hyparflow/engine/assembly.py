@@ -9,7 +9,6 @@ import keras
 import tensorflow as tf
 
 from hyparflow.comm import abort
-from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.world import World
 from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
@@ -100,7 +99,7 @@ def _engine(
     return Engine(
         held,
         layout.partitioning.edges,
-        _transport(layout, place.replica, eager),
+        _transport(layout, place, eager),
         len(place.trained),
         place.grid.describe(place.rank),
         place.world.board.write,
@@ -207,10 +206,10 @@ def _bodies(model: Any, layout: ModelCut, stages: Sequence[int]) -> tuple[list[S
     return bodies, lambda flat: output_structure(functional, flat[:count])
 
 
-def _transport(layout: ModelCut, replica: Communicator, eager: bool) -> Transport:
-    edges = layout.partitioning.edges
+def _transport(layout: ModelCut, place: Ownership, eager: bool) -> Transport:
+    edges, ends = layout.partitioning.edges, (place.replica, place.grid.placement)
     if layout.graph is None:
-        return Transport(replica, edges, [], fixed_shapes=True)
+        return Transport(*ends, edges, [], fixed_shapes=True)
     tensors = layout.graph.tensors
     crossing = {e.tensor for e in edges} | set(layout.graph.inputs)
     fixed = (
@@ -218,9 +217,7 @@ def _transport(layout: ModelCut, replica: Communicator, eager: bool) -> Transpor
         and layout.graph.shapes_follow_rows()
         and all(None not in tensors[n].shape[1:] for n in crossing)
     )
-    return Transport(
-        replica, edges, [(e.tensor, e.consumer) in layout.masked for e in edges], fixed
-    )
+    return Transport(*ends, edges, [(e.tensor, e.consumer) in layout.masked for e in edges], fixed)
 
 
 def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:

@@ -64,11 +64,10 @@ class RankEngine:
     def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""
         edges = self.partitioning.edges
-        each = self.partitioning.num_stages // grid.num_partitions
         if kind == "train":
-            computation = make_schedule(schedule, grid.num_partitions, count, each)
+            computation = make_schedule(schedule, grid.placement, count)
         else:
-            computation = forward_only(grid.num_partitions, count, each)
+            computation = forward_only(grid.placement, count)
         lowered = lowering.lower(computation, edges, training=kind == "train")
         lowering.prove(lowered, edges)
         return Program(lowered[partition], max(1, count))

@@ -18,6 +18,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.requests import SentMessage
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 from hyparflow.pipeline.actions import Edge
+from hyparflow.pipeline.placement import Placement
 
 __all__ = ["Transport"]
 
@@ -48,8 +49,8 @@ class Transport:
     """The messages of one rank.
 
     Args:
-        comm: the ranks of this replica; rank number = partition number; stage s is on rank s
-            modulo their number.
+        comm: the ranks of this replica; rank number = partition number.
+        placement: which partition holds which stage.
         edges: the table of crossing tensors.
         masked: for each edge, whether its tensor carries a mask.
         fixed_shapes: whether shapes follow from the number of rows, and what depends on what is
@@ -59,12 +60,15 @@ class Transport:
     def __init__(
         self,
         comm: Communicator,
+        placement: Placement,
         edges: Sequence[Edge],
         masked: Sequence[bool],
         fixed_shapes: bool,
     ) -> None:
         self._comm = comm
         self._edges = edges
+        self._producers = [placement.partitions[edge.producer] for edge in edges]
+        self._consumers = [placement.partitions[edge.consumer] for edge in edges]
         self._masked = masked
         self._fixed = fixed_shapes
         self._forms: dict[tuple[int, int], list[_Form]] = {}  # by edge and rows, of all parts
@@ -82,7 +86,7 @@ class Transport:
     def send_activation(self, edge: int, rows: int, tag: int, parts: Sequence[Any]) -> None:
         """Start to send a tensor (and its mask, or None) of a micro-batch of `rows` rows."""
         arrays = [None if part is None else np.asarray(part, order="C") for part in parts]
-        peer = self._edges[edge].consumer % self._comm.size
+        peer = self._consumers[edge]
         key = (edge, rows)
         forms: list[_Form] = [None if x is None else (x.shape, x.dtype) for x in arrays]
         if self._fixed and self._forms.get(key, forms) != forms:
@@ -103,7 +107,7 @@ class Transport:
         """Start to receive, so that the message finds its buffer waiting."""
         if tag in self._incoming:
             return
-        peer = self._edges[edge].producer % self._comm.size
+        peer = self._producers[edge]
         if self._fixed and (edge, rows) in self._forms:
             buffers = _buffers(self._forms[edge, rows])
             arrays = [buffer.array for buffer in buffers if buffer is not None]
@@ -122,7 +126,7 @@ class Transport:
         if incoming.buffers is None:
             forms = _read(incoming.requests[0].keep)[: 1 + self._masked[edge]]
             self._forms[edge, rows] = forms
-            peer = self._edges[edge].producer % self._comm.size
+            peer = self._producers[edge]
             incoming.buffers = _buffers(forms)
             for buffer in incoming.buffers:
                 if buffer is not None:
@@ -134,7 +138,7 @@ class Transport:
 
     def send_gradient(self, edge: int, tag: int, gradient: Any) -> None:
         """Start to send the gradient of a tensor back to its producer; None if it has none."""
-        peer = self._edges[edge].producer % self._comm.size
+        peer = self._producers[edge]
         reached = gradient is not None
         if self._fixed and self._reached.get(edge, reached) != reached:
             raise RuntimeError(
@@ -151,7 +155,7 @@ class Transport:
 
     def receive_gradient(self, edge: int, tag: int, like: Any, what: str) -> Any:
         """The gradient that the edge's consumer sent, of a tensor `like` this."""
-        peer = self._edges[edge].consumer % self._comm.size
+        peer = self._consumers[edge]
         if not self._fixed or edge not in self._reached:
             flag = np.zeros(1, np.int64)
             self._comm.wait_all(self._comm.receive(flag, peer, tag), what)

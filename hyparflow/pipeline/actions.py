@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["NAMES", "Action", "Edge", "Kind", "Step"]
+__all__ = [
+    "BACKWARDS",
+    "COMPUTATIONS",
+    "NAMES",
+    "RECEIVES",
+    "SENDS",
+    "Action",
+    "Edge",
+    "Kind",
+    "Step",
+]
 
 _TEXT = re.compile(r"^(\d+)([A-Z]+)(\d+)$")
 
 
-class Kind:
-    """The kinds of a `Step`; the first four are also those of an `Action`."""
+class Kind(str, Enum):
+    """The kinds of a `Step`; the first four are also those of an `Action`.
+
+    Each equals its letters, by which plans and traces know it.
+    """
 
     FORWARD = "F"
     BACKWARD = "B"
@@ -26,13 +40,16 @@ class Kind:
     REDUCE = "REDUCE"  # sum gradients over replicas and over the holders of shared weights
     APPLY = "APPLY"  # the optimizer step
 
-    BACKWARDS = (BACKWARD, INPUT_BACKWARD)  # what takes and gives gradients of tensors
-    COMPUTATIONS = (FORWARD, BACKWARD, INPUT_BACKWARD, WEIGHT_BACKWARD, FUSED)
-    SENDS = (SEND_ACTIVATION, SEND_GRADIENT)
-    RECEIVES = (RECEIVE_ACTIVATION, RECEIVE_GRADIENT)
+    __str__ = str.__str__
+    __hash__ = str.__hash__  # type: ignore[assignment]
 
 
-NAMES = {
+BACKWARDS = (Kind.BACKWARD, Kind.INPUT_BACKWARD)  # what takes and gives gradients of tensors
+COMPUTATIONS = (Kind.FORWARD, *BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
+SENDS = (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT)
+RECEIVES = (Kind.RECEIVE_ACTIVATION, Kind.RECEIVE_GRADIENT)
+
+NAMES: dict[str, str] = {
     Kind.FORWARD: "forward",
     Kind.BACKWARD: "backward",
     Kind.INPUT_BACKWARD: "backward of inputs",
@@ -52,7 +69,7 @@ class Action(NamedTuple):
     """One computation: `kind` (such as "F" or "B") of micro-batch `microbatch` by stage `stage`."""
 
     stage: int
-    kind: str
+    kind: Kind
     microbatch: int
 
     def __str__(self) -> str:
@@ -67,7 +84,7 @@ class Action(NamedTuple):
                 "An action is written as stage, kind, micro-batch, for example '1F0'. "
                 f"Received: {text!r}"
             )
-        return cls(int(match[1]), match[2], int(match[3]))
+        return cls(int(match[1]), Kind(match[2]), int(match[3]))
 
 
 class Edge(NamedTuple):
@@ -91,7 +108,7 @@ class Step(NamedTuple):
     """
 
     stage: int
-    kind: str
+    kind: Kind
     microbatch: int = 0
     edge: int = -1
     peer: int = -1

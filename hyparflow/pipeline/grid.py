@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyparflow.pipeline.placement import Placement, wrapped
+
 __all__ = ["Grid"]
 
 
@@ -14,16 +16,24 @@ class Grid:
     The partitions of one replica are neighbouring ranks, because they talk at every
     micro-batch, while replicas talk once per step (HyPar-Flow, section 5: the ranks of
     one model replica share a node).
+
+    Args:
+        num_partitions: columns.
+        num_replicas: rows.
+        placement: which partition holds which stage of the model; one each, if it is left out.
     """
 
     num_partitions: int
     num_replicas: int
+    placement: Placement = Placement(())
 
     def __post_init__(self) -> None:
         for name in ("num_partitions", "num_replicas"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        if not self.placement.partitions:
+            object.__setattr__(self, "placement", wrapped(self.num_partitions))
 
     @property
     def size(self) -> int:
@@ -34,10 +44,6 @@ class Grid:
         """The rank that owns `partition` of `replica`."""
         return replica * self.num_partitions + partition
 
-    def stages(self, partition: int, num_stages: int) -> range:
-        """The stages that `partition` holds: every P-th, so that each follows on another rank."""
-        return range(partition, num_stages, self.num_partitions)
-
     def replica(self, rank: int) -> int:
         """The replica that `rank` belongs to."""
         return rank // self.num_partitions
@@ -47,12 +53,16 @@ class Grid:
         return rank % self.num_partitions
 
     def is_reader(self, rank: int) -> bool:
-        """Whether `rank` reads inputs: the first partition of its replica."""
+        """Whether `rank` reads inputs: it has the first stage of its replica."""
         return self.partition(rank) == 0
 
     def is_last(self, rank: int) -> bool:
-        """Whether `rank` computes the loss: the last partition of its replica."""
-        return self.partition(rank) == self.num_partitions - 1
+        """Whether `rank` computes the loss: it has the last stage of its replica."""
+        return self.partition(rank) == self.placement.last_partition
+
+    def last_rank(self, replica: int) -> int:
+        """The rank of `replica` that computes the loss."""
+        return self.rank(replica, self.placement.last_partition)
 
     def replica_ranks(self, replica: int) -> list[int]:
         """The ranks of one replica, first partition first."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.actions import BACKWARDS, RECEIVES, SENDS, Edge, Kind, Step
 from hyparflow.pipeline.schedules import Schedule
 from hyparflow.pipeline.simulator import Lowered, Timeline, play
 
-__all__ = ["is_local", "lower", "prove", "tag"]
+__all__ = ["lower", "prove", "tag"]
 
 
 def tag(step: Step, num_microbatches: int) -> int:
@@ -24,17 +24,11 @@ def tag(step: Step, num_microbatches: int) -> int:
     return (edge * num_microbatches + microbatch) * 2 + int(is_activation)
 
 
-def is_local(edge: Edge, num_partitions: int) -> bool:
-    """Whether both ends of `edge` are stages of one partition, so that no message is needed."""
-    return edge.producer % num_partitions == edge.consumer % num_partitions
-
-
 def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -> Lowered:
     """Add the messages of `edges` to `schedule`, and, in training, the reduction and the update.
 
     Args:
-        schedule: computation, one list of actions per partition; stage s stands in the list of
-            partition s modulo P.
+        schedule: computation, one list of actions per partition.
         edges: the table of crossing tensors.
         training: whether to end with the gradient reduction and the optimizer step.
 
@@ -42,7 +36,7 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
         One list of steps per partition.
     """
     last = max((action.stage for actions in schedule for action in actions), default=0)
-    messages = _messages(edges, len(schedule))
+    messages = _messages(edges, schedule)
     lowered = []
     for partition, actions in enumerate(schedule):
         steps: list[Step] = []
@@ -59,21 +53,25 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
 
 
 # The messages before and after a computation: their kinds, edges and peers.
-_Messages = list[tuple[str, int, int]]
+_Messages = list[tuple[Kind, int, int]]
 
 
 def _messages(
-    edges: Sequence[Edge], num_partitions: int
-) -> dict[tuple[int, str], tuple[_Messages, _Messages]]:
-    """What each stage receives before a computation of each kind, and sends after it."""
-    around: dict[tuple[int, str], tuple[_Messages, _Messages]] = defaultdict(lambda: ([], []))
+    edges: Sequence[Edge], schedule: Schedule
+) -> dict[tuple[int, Kind], tuple[_Messages, _Messages]]:
+    """What each stage receives before a computation of each kind, and sends after it.
+
+    Between stages of one partition no message is needed.
+    """
+    holder = {action.stage: p for p, actions in enumerate(schedule) for action in actions}
+    around: dict[tuple[int, Kind], tuple[_Messages, _Messages]] = defaultdict(lambda: ([], []))
     for index, edge in enumerate(edges):
-        if is_local(edge, num_partitions):
+        if holder.get(edge.producer) == holder.get(edge.consumer):
             continue
         producer, consumer = edge.producer, edge.consumer
         around[producer, Kind.FORWARD][1].append((Kind.SEND_ACTIVATION, index, consumer))
         around[consumer, Kind.FORWARD][0].append((Kind.RECEIVE_ACTIVATION, index, producer))
-        for kind in Kind.BACKWARDS if edge.carries_gradient else ():
+        for kind in BACKWARDS if edge.carries_gradient else ():
             around[producer, kind][0].append((Kind.RECEIVE_GRADIENT, index, consumer))
             around[consumer, kind][1].append((Kind.SEND_GRADIENT, index, producer))
     return around
@@ -125,8 +123,8 @@ def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
         RuntimeError: if the lists deadlock or an end of a message is missing. This is a defect
             of a schedule, never of the user's script.
     """
-    sends = _ends(lowered, Kind.SENDS)
-    receives = _ends(lowered, Kind.RECEIVES)
+    sends = _ends(lowered, SENDS)
+    receives = _ends(lowered, RECEIVES)
     if sends != receives:
         odd = sorted((sends - receives) | (receives - sends))[:5]
         raise RuntimeError(
@@ -141,5 +139,5 @@ def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:
     return play(lowered)
 
 
-def _ends(lowered: Lowered, kinds: tuple[str, str]) -> Counter[tuple[bool, int, int]]:
+def _ends(lowered: Lowered, kinds: Sequence[Kind]) -> Counter[tuple[bool, int, int]]:
     return Counter(step.message for steps in lowered for step in steps if step.kind in kinds)

@@ -15,6 +15,7 @@ from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.balance import balance
 from hyparflow.pipeline.crossing import crossing_sums, reads_of
 from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.refine import refine
 
 __all__ = [
@@ -65,7 +66,7 @@ def divide(
     graph: OperationGraph,
     num_stages: int,
     lpp: Sequence[int] | None = None,
-    pace: tuple[str, int, int] | None = None,
+    pace: tuple[str, Placement, int] | None = None,
 ) -> Partitioning:
     """Divide `graph` into `num_stages` stages of equal cost, or as `lpp` says.
 
@@ -73,8 +74,8 @@ def divide(
         graph: the operations in execution order.
         num_stages: how many stages to make.
         lpp: layers per partition: how many operations each stage gets; overrides the balance.
-        pace: a schedule, the number of its partitions and that of its micro-batches, for which
-            the cuts are moved from equal cost to where a step ends sooner.
+        pace: a schedule, its placement and the number of its micro-batches, for which the cuts are
+            moved from equal cost to where a step ends sooner.
 
     Returns:
         A verified partitioning.

@@ -13,12 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import Schedule, group_size, make_schedule
 
 __all__ = ["refine", "step_lengths"]
 
 # Of a stage's cost: a backward takes twice as long as its forward.
-_SHARES = {"F": 1 / 3, "B": 2 / 3, "I": 1 / 3, "W": 1 / 3}
+_SHARES = {
+    Kind.FORWARD: 1 / 3,
+    Kind.BACKWARD: 2 / 3,
+    Kind.INPUT_BACKWARD: 1 / 3,
+    Kind.WEIGHT_BACKWARD: 1 / 3,
+}
 _FUSED = 0.92  # of its cost, where the last stage's forward and backward are one call
 _STEPS = (1, 2, 4, 8)  # places by which cuts move
 _BETTER = 1e-4  # relative; what is less is no reason to move
@@ -32,7 +39,7 @@ def refine(
     crossing: Sequence[float] | np.ndarray,
     allowed: Sequence[bool],
     schedule: str,
-    num_partitions: int,
+    placement: Placement,
     num_microbatches: int,
     fused: float = _FUSED,
 ) -> tuple[int, ...]:
@@ -46,9 +53,9 @@ def refine(
         crossing: what a cut at each boundary 0..n costs the stages at either end of it.
         allowed: whether a cut may stand at each boundary 0..n.
         schedule: its name.
-        num_partitions: P.
+        placement: of the stages.
         num_microbatches: M.
-        fused: the part of its cost that the last stage takes, for it runs both ways in one call.
+        fused: the part of its cost that the last stage takes where it runs both ways in one call.
 
     Returns:
         As many boundaries.
@@ -62,11 +69,11 @@ def refine(
         """What stages cost: (stage, division)."""
         inner = np.where((tried == 0) | (tried == len(places) - 1), 0.0, ends[tried])
         costs = (np.diff(before[tried], axis=1) + inner[:, 1:] + inner[:, :-1]).T
-        costs[-1] *= fused
+        costs[-1] *= fused if length.fuses else 1.0
         return costs
 
     moves = _moves(len(boundaries) - 1)
-    length = _Length(schedule, num_partitions, num_microbatches, len(boundaries) - 1)
+    length = _Length(schedule, placement, num_microbatches)
     best = np.inf
     for _ in range(int(_MOST / (length.count * len(moves) or 1))):
         tried = np.concatenate([at[None], at + moves])
@@ -89,14 +96,15 @@ class _Length:
 
     Attributes:
         count: how many computations are played for a division.
+        fuses: whether backwards are whole, so that the last stage's can be one with its forward.
     """
 
-    def __init__(self, schedule: str, partitions: int, microbatches: int, stages: int) -> None:
+    def __init__(self, schedule: str, placement: Placement, microbatches: int) -> None:
         def make(microbatches: int) -> Schedule:
-            return make_schedule(schedule, partitions, microbatches, stages // partitions)
+            return make_schedule(schedule, placement, microbatches)
 
-        self._partitions = partitions
-        self._group = group = group_size(partitions)
+        self._placement = placement
+        self._group = group = group_size(placement.num_partitions)
         most = _GROUPS * group + microbatches % group
         self._left = max(0, microbatches - most) // group  # groups that are not played
         played = microbatches - self._left * group
@@ -104,12 +112,15 @@ class _Length:
         self._played = make(played)
         self._without = make(max(0, played - group))
         self.count = sum(map(len, self._played)) * (2 if self._left else 1)
+        kinds = {action.kind for actions in self._played for action in actions}
+        self.fuses = Kind.BACKWARD in kinds
 
     def __call__(self, costs: np.ndarray) -> np.ndarray:
         lengths = step_lengths(self._played, costs)
         if self._left:
             one = lengths - step_lengths(self._without, costs)
-            of_ranks = costs.reshape(-1, self._partitions, costs.shape[1]).sum(axis=0)
+            of_ranks = np.zeros((self._placement.num_partitions, costs.shape[1]))
+            np.add.at(of_ranks, list(self._placement.partitions), costs)
             one = np.maximum(one, self._group * of_ranks.max(axis=0))
             lengths = lengths + self._left * one
         return lengths
@@ -151,15 +162,15 @@ def step_lengths(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
         for rank, queue in enumerate(queues):
             while queue:
                 stage, kind, m = queue[-1]
-                forward = kind == "F"
+                forward = kind is Kind.FORWARD
                 needed = (stage + (-1 if forward else 1), forward, m)
-                waits = kind != "W" and 0 <= needed[0] <= last
+                waits = kind is not Kind.WEIGHT_BACKWARD and 0 <= needed[0] <= last
                 if waits and needed not in ends:
                     break
                 if waits:
                     clocks[rank] = np.maximum(clocks[rank], ends[needed])
                 clocks[rank] = clocks[rank] + times[kind][stage]
-                if kind != "W":
+                if kind is not Kind.WEIGHT_BACKWARD:
                     ends[stage, forward, m] = clocks[rank]
                 queue.pop()
     return np.max(clocks, axis=0)

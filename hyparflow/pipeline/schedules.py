@@ -2,15 +2,18 @@
 
 A schedule is a list of `Action`, one list per partition, and holds computation only;
 `hyparflow.pipeline.lowering` adds the messages. `F` is a stage's forward of one micro-batch, `B`
-its backward. With several stages per partition, partition p holds stages p, p + P, p + 2 P and so
-on.
+its backward, `I` and `W` its two parts. Which partition holds which stage is a
+`hyparflow.pipeline.placement.Placement`.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from hyparflow.pipeline.actions import Action
+from hyparflow.pipeline.actions import Action, Kind
+from hyparflow.pipeline.placement import Placement, v_shaped, wrapped
 
 __all__ = [
     "SCHEDULES",
@@ -22,10 +25,12 @@ __all__ = [
     "interleaved",
     "make_schedule",
     "one_forward_one_backward",
+    "placement_of",
     "zero_bubble",
 ]
 
 Schedule = list[list[Action]]
+_F, _B, _I, _W = Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_BACKWARD, Kind.WEIGHT_BACKWARD
 
 
 def gpipe(num_partitions: int, num_microbatches: int) -> Schedule:
@@ -34,8 +39,8 @@ def gpipe(num_partitions: int, num_microbatches: int) -> Schedule:
     Idle share ``(P - 1) / (M + P - 1)``; each stage keeps all M micro-batches' activations.
     """
     return [
-        [Action(stage, "F", m) for m in range(num_microbatches)]
-        + [Action(stage, "B", m) for m in range(num_microbatches)]
+        [Action(stage, _F, m) for m in range(num_microbatches)]
+        + [Action(stage, _B, m) for m in range(num_microbatches)]
         for stage in range(num_partitions)
     ]
 
@@ -49,33 +54,32 @@ def one_forward_one_backward(num_partitions: int, num_microbatches: int) -> Sche
     schedule = []
     for stage in range(num_partitions):
         ahead = min(num_partitions - 1 - stage, num_microbatches)
-        actions = [Action(stage, "F", m) for m in range(ahead)]
+        actions = [Action(stage, _F, m) for m in range(ahead)]
         for m in range(ahead, num_microbatches):
-            actions += [Action(stage, "F", m), Action(stage, "B", m - ahead)]
-        actions += [
-            Action(stage, "B", m) for m in range(num_microbatches - ahead, num_microbatches)
-        ]
+            actions += [Action(stage, _F, m), Action(stage, _B, m - ahead)]
+        actions += [Action(stage, _B, m) for m in range(num_microbatches - ahead, num_microbatches)]
         schedule.append(actions)
     return schedule
 
 
-def interleaved(num_partitions: int, num_microbatches: int, stages_per_partition: int) -> Schedule:
+def interleaved(placement: Placement, num_microbatches: int) -> Schedule:
     """1F1B with V stages per partition (Narayanan et al. 2021, section 2.2).
 
     The pipeline fills in steps of a stage, a V-th of a partition: idle share
     ``(P - 1) / (V M + P - 1)``, for V times as many messages. Micro-batches go in groups, and each
     group through all of a partition's stages before the next; see `group_size`.
     """
+    num_partitions = placement.num_partitions
     groups = _groups(num_partitions, num_microbatches)
-    turns = range(stages_per_partition)
+    further = placement.stages_per_partition - 1
     schedule = []
     for partition in range(num_partitions):
-        stages = [turn * num_partitions + partition for turn in turns]
-        forwards = [Action(s, "F", m) for group in groups for s in stages for m in group]
-        backwards = [Action(s, "B", m) for group in groups for s in stages[::-1] for m in group]
-        each = 2 if stages_per_partition > 1 else 1  # forwards per partition that comes after
+        stages = placement.stages(partition)
+        forwards = [Action(s, _F, m) for group in groups for s in stages for m in group]
+        backwards = [Action(s, _B, m) for group in groups for s in stages[::-1] for m in group]
+        each = 2 if further else 1  # forwards per partition that comes after
         ahead = (num_partitions - 1 - partition) * each
-        ahead += (stages_per_partition - 1) * max(map(len, groups), default=0)
+        ahead += further * max(map(len, groups), default=0)
         ahead = min(ahead, len(forwards))
         actions = forwards[:ahead]
         for forward, backward in zip(forwards[ahead:], backwards, strict=False):
@@ -104,103 +108,170 @@ def _groups(num_partitions: int, count: int) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def zero_bubble(num_partitions: int, num_microbatches: int) -> Schedule:
-    """1F1B with backwards in two parts (Qi et al., "Zero Bubble Pipeline Parallelism", 2023: H1).
+def zero_bubble(placement: Placement, num_microbatches: int) -> Schedule:
+    """1F1B with backwards in two parts (Qi et al. 2024, "Zero Bubble Pipeline Parallelism").
 
     `I` gives the gradients that the stage before waits for; `W`, those of the weights, fills the
-    time in which a stage would wait. No stage keeps more than P micro-batches' activations. The
-    order is that of a machine on which all three take one unit of time: each stage runs what is
-    ready, an `I` before an `F` before a `W`.
+    time in which a partition would wait. No partition keeps more activations than that of P
+    micro-batches. The order is that of a machine on which all three take one unit of time: each
+    partition runs what is ready, what is furthest on its way first, and a `W` last.
+
+    With one stage per partition that is H1 (section 3); with two, placed as a V, ZB-V (section 6),
+    with idle share ``(P - 1) / (6 M + P - 1)`` where M is a multiple of P.
     """
-    last = num_partitions - 1
-    done: dict[Action, int] = {}  # when each was finished
-    schedule: Schedule = [[] for _ in range(num_partitions)]
-    counts = [dict.fromkeys("FIW", 0) for _ in range(num_partitions)]
-    now = 0
-    while any(count["W"] < num_microbatches for count in counts):
-        for stage, count in enumerate(counts):
-            before = Action(stage - 1, "F", count["F"])
-            after = Action(stage + 1, "I", count["I"])
-            if stage == last:
-                after = Action(stage, "F", count["I"])
-            ready = {
-                "I": count["I"] < count["F"] and done.get(after, now + 1) <= now,
-                "F": count["F"] < num_microbatches
-                and count["F"] - count["W"] < num_partitions
-                and (stage == 0 or done.get(before, now + 1) <= now),
-                "W": count["W"] < count["I"],
-            }
-            kind = next((kind for kind in "IFW" if ready[kind]), None)
-            if kind is not None:
-                action = Action(stage, kind, count[kind])
-                schedule[stage].append(action)
-                done[action] = now + 1
-                count[kind] += 1
-        now += 1
+    partitions = range(placement.num_partitions)
+    progress = _Progress(placement, num_microbatches)
+    schedule: Schedule = [[] for _ in partitions]
+    while sum(map(len, schedule)) < 3 * num_microbatches * placement.num_stages:
+        chosen = [next(progress.ready(partition), None) for partition in partitions]
+        for actions, action in zip(schedule, chosen, strict=True):
+            actions += [] if action is None else [action]
+        progress.note(action for action in chosen if action is not None)
     return schedule
 
 
-def forward_only(
-    num_partitions: int, num_microbatches: int, stages_per_partition: int = 1
-) -> Schedule:
+class _Progress:
+    """What is done of a schedule whose computations all take one unit of time.
+
+    Args:
+        placement: of the stages.
+        num_microbatches: M.
+    """
+
+    def __init__(self, placement: Placement, num_microbatches: int) -> None:
+        self._placement = placement
+        self._count = num_microbatches
+        self._done = {kind: dict.fromkeys(range(placement.num_stages), 0) for kind in (_F, _I, _W)}
+
+    def note(self, actions: Iterator[Action]) -> None:
+        """Note what was done in one unit of time."""
+        for action in actions:
+            self._done[action.kind][action.stage] += 1
+
+    def ready(self, partition: int) -> Iterator[Action]:
+        """What a partition could do next, the best first."""
+        stages = self._placement.stages(partition)
+        for stage in stages:
+            if self._has_gradient(stage):
+                yield Action(stage, _I, self._done[_I][stage])
+        for stage in reversed(stages):
+            if self._has_input(stage) and self._has_room(stage, stages):
+                yield Action(stage, _F, self._done[_F][stage])
+        for stage in stages:
+            if self._done[_W][stage] < self._done[_I][stage]:
+                yield Action(stage, _W, self._done[_W][stage])
+
+    def _has_gradient(self, stage: int) -> bool:
+        is_last = stage == self._placement.num_stages - 1
+        given = self._done[_F][stage] if is_last else self._done[_I][stage + 1]
+        return self._done[_I][stage] < given
+
+    def _has_input(self, stage: int) -> bool:
+        given = self._done[_F][stage - 1] if stage else self._count
+        return self._done[_F][stage] < given
+
+    def _has_room(self, stage: int, stages: tuple[int, ...]) -> bool:
+        """Whether activations may be kept, and the stages that come later can go on meanwhile."""
+        kept = {s: self._done[_F][s] - self._done[_W][s] for s in stages}
+        most = self._placement.num_stages
+        later = len(stages) - 1 - stages.index(stage)
+        return sum(kept.values()) < most and kept[stage] < most - later
+
+
+def forward_only(placement: Placement, num_microbatches: int) -> Schedule:
     """What `evaluate` and `predict` run: every stage forwards every micro-batch."""
+    groups = _groups(placement.num_partitions, num_microbatches)
     return [
-        [
-            Action(turn * num_partitions + partition, "F", m)
-            for group in _groups(num_partitions, num_microbatches)
-            for turn in range(stages_per_partition)
-            for m in group
-        ]
-        for partition in range(num_partitions)
+        [Action(stage, _F, m) for group in groups for stage in placement.stages(p) for m in group]
+        for p in range(placement.num_partitions)
     ]
 
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+class _Entry(NamedTuple):
+    """A schedule of the table.
+
+    Attributes:
+        make: (placement, number of micro-batches) -> the schedule.
+        place: (number of partitions, stages per partition) -> the placement.
+        stages: how many stages a partition has if the user does not say.
+        free: whether the user may say another number.
+    """
+
+    make: Callable[[Placement, int], Schedule]
+    place: Callable[[int, int], Placement] = wrapped
+    stages: int = 1
+    free: bool = False
 
 
-def in_words(schedule: str, num_partitions: int, stages_per_partition: int) -> str:
+_TABLE = {
+    "gpipe": _Entry(lambda place, m: gpipe(place.num_partitions, m)),
+    "1f1b": _Entry(lambda place, m: one_forward_one_backward(place.num_partitions, m)),
+    "interleaved": _Entry(interleaved, stages=2, free=True),
+    "zero-bubble": _Entry(zero_bubble),
+    "zero-bubble-v": _Entry(zero_bubble, lambda num_partitions, _: v_shaped(num_partitions), 2),
+}
+SCHEDULES = tuple(_TABLE)
+_MOST_STAGES = 2**20
+
+
+def placement_of(
+    schedule: str, num_partitions: int, stages_per_partition: int | None = None
+) -> Placement:
+    """Where a schedule wants the stages.
+
+    Args:
+        schedule: one of `SCHEDULES`, or "auto" for "1f1b".
+        num_partitions: P.
+        stages_per_partition: V; None for the schedule's usual number.
+
+    Raises:
+        ValueError: if the schedule has another number of stages per partition, or there are more
+            stages than any model has operations.
+    """
+    entry = _TABLE["1f1b" if schedule == "auto" else schedule]
+    count = entry.stages if stages_per_partition is None else stages_per_partition
+    if num_partitions * count > _MOST_STAGES:
+        raise ValueError(
+            f"A model can be cut into {_MOST_STAGES} stages at most. Received: "
+            f"num_partitions={num_partitions}, stages_per_partition={count}"
+        )
+    if count != entry.stages and not entry.free:
+        raise ValueError(
+            "Only schedule='interleaved' has several stages per partition, as many as you say; "
+            "'zero-bubble-v' has two, and the others one. Received: "
+            f"schedule={schedule!r}, stages_per_partition={stages_per_partition}"
+        )
+    return entry.place(num_partitions, count)
+
+
+def in_words(schedule: str, placement: Placement) -> str:
     """What to call a schedule; one partition is no pipeline, and has none.
 
     Args:
         schedule: one of `SCHEDULES`.
-        num_partitions: number of partitions.
-        stages_per_partition: several are named, for one partition too: their sums begin in turn.
+        placement: several stages per partition are named, for one partition too: their sums begin
+            in turn.
     """
-    words = [schedule] if num_partitions > 1 else []
-    if stages_per_partition > 1:
-        words.append(f"{stages_per_partition} stages per partition")
+    words = [schedule] if placement.num_partitions > 1 else []
+    if placement.stages_per_partition > 1:
+        words.append(f"{placement.stages_per_partition} stages per partition")
     return ", ".join(words)
 
 
-def make_schedule(
-    name: str, num_partitions: int, num_microbatches: int, stages_per_partition: int = 1
-) -> Schedule:
+def make_schedule(name: str, placement: Placement, num_microbatches: int) -> Schedule:
     """The schedule called `name`, one list of actions per partition.
 
     Args:
         name: one of `SCHEDULES`.
-        num_partitions: number of partitions, P.
-        num_microbatches: number of micro-batches, M.
-        stages_per_partition: V; more than one only with "interleaved".
+        placement: of the stages, as `placement_of` gives it for this schedule.
+        num_microbatches: M.
 
     Raises:
-        ValueError: if there is no schedule of this name, or it has one stage per partition.
+        ValueError: if there is no schedule of this name.
     """
-    if name not in SCHEDULES:
+    if name not in _TABLE:
         raise ValueError(
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
             f"Received: schedule={name!r}"
         )
-    if name == "interleaved":
-        return interleaved(num_partitions, num_microbatches, stages_per_partition)
-    if stages_per_partition != 1:
-        raise ValueError(
-            "Only schedule='interleaved' has several stages per partition. Received: "
-            f"schedule={name!r}, stages_per_partition={stages_per_partition}"
-        )
-    simple = {
-        "gpipe": gpipe,
-        "1f1b": one_forward_one_backward,
-        "zero-bubble": zero_bubble,
-    }
-    return simple[name](num_partitions, num_microbatches)
+    return _TABLE[name].make(placement, num_microbatches)

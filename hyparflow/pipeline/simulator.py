@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from hyparflow.pipeline.actions import Action, Kind, Step
+from hyparflow.pipeline.actions import RECEIVES, SENDS, Action, Kind, Step
 
 __all__ = ["Lowered", "Span", "Timeline", "peaks_in_flight", "play"]
 
@@ -126,13 +126,13 @@ def play(lowered: Lowered, cost: Cost = unit_cost) -> Timeline:
             while position[rank] < len(lowered[rank]):
                 step = lowered[rank][position[rank]]
                 start = clock[rank]
-                if step.kind in Kind.RECEIVES:
+                if step.kind in RECEIVES:
                     if step.message not in posted:
                         break
                     start = max(start, posted[step.message])
                     taken.add(step.message)
                 end = start + cost(step)
-                if step.kind in Kind.SENDS:
+                if step.kind in SENDS:
                     posted[step.message] = end
                 clock[rank] = end
                 timeline.spans[rank].append(Span(step, start, end))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyparflow.formats.text import path_text
 from hyparflow.formats.writing import replacing
-from hyparflow.pipeline.actions import NAMES, Kind
+from hyparflow.pipeline.actions import COMPUTATIONS, NAMES, RECEIVES, SENDS, Kind
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Bar
@@ -27,9 +27,7 @@ COLOURS = {
     "optimizer": "#009e73",
 }
 _NAMES = (
-    NAMES
-    | dict.fromkeys((*Kind.SENDS, *Kind.RECEIVES), "message")
-    | {Kind.START_REDUCE: NAMES[Kind.REDUCE]}
+    NAMES | dict.fromkeys((*SENDS, *RECEIVES), "message") | {Kind.START_REDUCE: NAMES[Kind.REDUCE]}
 )
 _IDLE = "#eeeeee"
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
@@ -89,7 +87,7 @@ def draw_step(
         what: the rows are.
     """
     end = (end or max(work.end for works in rows for work in works)) * 1e3
-    computations = sum(work.kind in Kind.COMPUTATIONS for works in rows for work in works)
+    computations = sum(work.kind in COMPUTATIONS for works in rows for work in works)
     edge = 0.4 if computations < _EDGED else 0.0
     turns = max(1, *(work.stage // num_partitions for works in rows for work in works))
     numbered = _numbered(rows, end)
@@ -98,7 +96,7 @@ def draw_step(
         seen["idle"] = axes.barh(row, end, height=_HEIGHT, color=_IDLE)
         for work in works:
             name = _NAMES[work.kind]
-            turn = work.stage // num_partitions if work.kind in Kind.COMPUTATIONS else 0
+            turn = work.stage // num_partitions if work.kind in COMPUTATIONS else 0
             paleness = _PALEST * turn / turns
             bar = _draw_work(axes, row, work, edge, 1.0 - paleness)
             seen[name] = bar if turn == 0 else seen.get(name, bar)
@@ -122,7 +120,7 @@ def draw_step(
 def _numbered(rows: Sequence[Sequence[Bar]], end: float) -> set[str]:
     """Kinds of computations of which all, but for a few, have room for a number."""
     widths: dict[str, list[float]] = {}
-    for work in (work for works in rows for work in works if work.kind in Kind.COMPUTATIONS):
+    for work in (work for works in rows for work in works if work.kind in COMPUTATIONS):
         widths.setdefault(work.kind, []).append((work.end - work.start) * 1e3)
     return {kind for kind, found in widths.items() if sorted(found)[len(found) // 10] > 0.012 * end}
 
@@ -136,7 +134,7 @@ def _draw_work(axes: Any, row: int, work: Bar, edge: float, alpha: float) -> Any
         height=_HEIGHT,
         color=COLOURS[_NAMES[work.kind]],
         edgecolor="white",
-        linewidth=edge if work.kind in Kind.COMPUTATIONS else 0.0,
+        linewidth=edge if work.kind in COMPUTATIONS else 0.0,
         alpha=alpha,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hyparflow.formats.sizes import size_text
 from hyparflow.formats.text import counted
-from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.actions import COMPUTATIONS, RECEIVES, SENDS
 from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Problem
@@ -58,7 +58,7 @@ def make_plan(
         candidate.grid.num_partitions,
         candidate.num_microbatches,
         candidate.schedule,
-        candidate.stages_per_partition,
+        candidate.grid.placement.stages_per_partition,
         tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
         tuple(partitions),
         best.step_seconds,
@@ -104,10 +104,10 @@ def _reason(other: Prediction, best: Prediction) -> str:
 def _parts(prediction: Prediction) -> dict[str, float]:
     """The seconds of the rank that computes most."""
     spans = prediction.timeline.spans
-    computing = [_seconds(rank, Kind.COMPUTATIONS) for rank in spans]
+    computing = [_seconds(rank, COMPUTATIONS) for rank in spans]
     busiest = computing.index(max(computing))
     rank = spans[busiest]
-    messages = _seconds(rank, (*Kind.SENDS, *Kind.RECEIVES))
+    messages = _seconds(rank, (*SENDS, *RECEIVES))
     known = computing[busiest] + messages
     known += prediction.reduce[busiest] + prediction.apply[busiest]
     return {
@@ -119,5 +119,5 @@ def _parts(prediction: Prediction) -> dict[str, float]:
     }
 
 
-def _seconds(spans: Any, kinds: tuple[str, ...]) -> float:
+def _seconds(spans: Any, kinds: Sequence[str]) -> float:
     return float(sum(span.end - span.start for span in spans if span.step.kind in kinds))

@@ -20,7 +20,8 @@ from hyparflow.formats.sizes import size_text
 from hyparflow.formats.text import Page, aligned, brief, counted
 from hyparflow.formats.writing import write_text
 from hyparflow.pipeline.actions import Kind
-from hyparflow.pipeline.schedules import in_words
+from hyparflow.pipeline.placement import Placement
+from hyparflow.pipeline.schedules import in_words, placement_of
 from hyparflow.planning.plan_check import check
 from hyparflow.planning.search.predict_memory import Memory
 
@@ -208,9 +209,14 @@ class Plan:
         draw(self, path)
 
     @property
+    def placement(self) -> Placement:
+        """Which partition holds which stage."""
+        return placement_of(self.schedule, self.num_partitions, self.stages_per_partition)
+
+    @property
     def pipeline(self) -> str:
         """The schedule in words; empty where there is no pipeline to have one."""
-        return in_words(self.schedule, self.num_partitions, self.stages_per_partition)
+        return in_words(self.schedule, self.placement)
 
     def page(self) -> Page:
         """What is shown: a head, a table of the partitions, and a summary."""

@@ -27,7 +27,7 @@ def check(plan: Plan) -> None:
         if found != expected:
             _require(f"`array` of {expected}", name, f"one of {found}")
     for number, part in enumerate(plan.partitions):
-        layers = sum(plan.lpp[number :: plan.num_partitions])
+        layers = sum(plan.lpp[stage] for stage in plan.placement.stages(number))
         if len(part.layers) != layers:
             where = f"partitions[{number}].layers"
             _require(f"`array` of {layers}, as `lpp` says", where, f"one of {len(part.layers)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hyparflow.comm.recorder import Event, EventKind
 from hyparflow.formats.text import Page, counted
-from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.actions import BACKWARDS, Kind
 from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
@@ -21,7 +21,7 @@ _TITLES = (
     *("optimizer", "data", "other", "between steps", "sums hidden", "sent and received"),
 )
 _FORWARDS = (Kind.FORWARD,)
-_BACKWARDS = (*Kind.BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
+_BACKWARDS = (*BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
 _NOTHING = ("0.0", "-", "0.0 MB")  # what a column that is left out is full of
 _REDUCES = (Kind.START_REDUCE, Kind.REDUCE)
 

@@ -11,7 +11,7 @@ from typing import Any
 from hyparflow.comm.recorder import Event, EventKind
 from hyparflow.formats.records import read
 from hyparflow.formats.writing import replacing
-from hyparflow.pipeline.actions import NAMES, Kind
+from hyparflow.pipeline.actions import COMPUTATIONS, NAMES, RECEIVES, SENDS
 from hyparflow.planning.plan import Plan
 from hyparflow.tracing.trace_file import Complete, TraceFile, check
 
@@ -121,7 +121,7 @@ def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:
     if event.text:
         known["for"] = event.text
     name = _WORDS[event.kind]
-    if event.kind in (*Kind.COMPUTATIONS, *Kind.SENDS, *Kind.RECEIVES):
+    if event.kind in (*COMPUTATIONS, *SENDS, *RECEIVES):
         name = f"{name} {event.microbatch}"
     return {
         "ph": "X",

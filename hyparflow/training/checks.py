@@ -71,12 +71,13 @@ def check_own_steps(model: Any, options: Options) -> None:
             f"model of class '{name}'. Override `{functions[0][5:-9]}_step`, which "
             "strategy='data' calls, or train in one process."
         )
+    grid = options.grid
     if own and options.num_stages > 1:
         raise ValueError(
             f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
-            f"once. Received: model of class '{name}' with {options.grid.num_partitions} "
-            f"partitions of {options.stages_per_partition} stages. Use strategy='data', which "
-            "runs it on each replica's rows."
+            f"once. Received: model of class '{name}' with {grid.num_partitions} partitions of "
+            f"{grid.placement.stages_per_partition} stages. Use strategy='data', which runs it on "
+            "each replica's rows."
         )
     if own and (options.compression or options.allreduce != "mpi"):
         raise ValueError(

@@ -49,8 +49,7 @@ class Call:
         count = self.options.num_microbatches
         if isinstance(count, int):
             return count
-        rows, options = self.rows or DEFAULT_BATCH, self.options
-        return automatic_microbatches(rows, options.grid, options.stages_per_partition)
+        return automatic_microbatches(self.rows or DEFAULT_BATCH, self.options.grid)
 
     @property
     def part_rows(self) -> list[int]:

@@ -111,7 +111,7 @@ class Feed:
         """This replica's own rows; its reader sends the last partition what that needs."""
         batch.is_shard = True
         x, y, sample_weight = self._lent(command) if self._is_reader else (None, None, None)
-        last = self._grid.rank(self._replica, self._grid.num_partitions - 1)
+        last = self._grid.last_rank(self._replica)
         reader = self._grid.rank(self._replica, 0)
         if labels and batch.microbatches and reader != last:
             if self._is_reader:

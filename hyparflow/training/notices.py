@@ -35,8 +35,7 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
     if call.arguments.get("verbose", "auto") != 0:
         parts = grid.num_replicas * num_microbatches
         size = "?" if rows is None else -(-rows // parts)
-        options = call.options
-        words = in_words(options.schedule, grid.num_partitions, options.stages_per_partition)
+        words = in_words(call.options.schedule, grid.placement)
         schedule = f", {words}" if words else ""
         STATUS.info(
             f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions)"

@@ -77,7 +77,7 @@ class Predictor:
         parts = []
         for replica in range(self._grid.num_replicas):
             start, stop = command.replica_rows(self._grid, replica)
-            last = self._grid.rank(replica, self._grid.num_partitions - 1)
+            last = self._grid.last_rank(replica)
             if start == stop:
                 continue
             if last == LEADER:

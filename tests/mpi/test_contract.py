@@ -13,7 +13,7 @@ from zoo import CASES, Case
 import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.pipeline.schedules import SCHEDULES
+from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 
 # Partitions, micro-batches and schedule, on so many ranks. For the time, a case has the first and
 # one of the others, in turn; --everything has all numbers and schedules.
@@ -21,9 +21,12 @@ CHOSEN = {
     1: [(1, 1, "1f1b"), (1, 2, "1f1b")],
     2: [
         *((1, 2, "1f1b"), (2, 2, "interleaved"), (2, 3, "zero-bubble"), (2, 4, "gpipe")),
-        (2, 1, "1f1b"),
+        *((2, 3, "zero-bubble-v"), (2, 1, "1f1b")),
     ],
-    4: [(2, 2, "interleaved"), (4, 2, "zero-bubble"), (4, 4, "1f1b"), (4, 1, "1f1b")],
+    4: [
+        *((2, 2, "interleaved"), (4, 2, "zero-bubble"), (4, 4, "1f1b"), (4, 1, "1f1b")),
+        *((4, 4, "zero-bubble-v"), (2, 2, "zero-bubble-v")),
+    ],
 }
 Layout = tuple[int, int, str]
 
@@ -45,7 +48,7 @@ def layouts(name: str, operations: int, everything: bool) -> list[Layout]:
     def possible(layout: Layout) -> bool:
         partitions, microbatches, schedule = layout
         split = microbatches * WORLD.size // partitions
-        return split <= largest and (schedule != "interleaved" or 2 * partitions <= operations)
+        return split <= largest and placement_of(schedule, partitions).num_stages <= operations
 
     if everything:
         return list(filter(possible, every_layout()))

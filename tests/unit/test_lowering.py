@@ -10,6 +10,7 @@ import pytest
 
 from hyparflow.pipeline.actions import Edge, Kind, Step
 from hyparflow.pipeline.lowering import lower, prove, tag
+from hyparflow.pipeline.placement import wrapped
 from hyparflow.pipeline.schedules import (
     forward_only,
     gpipe,
@@ -43,9 +44,9 @@ def many_lowered(seed: int) -> list[tuple[Lowered, list[Edge], int]]:
     for partitions, microbatches in itertools.product(range(1, 7), range(1, 9)):
         edges = random_edges(rng, partitions)
         for name in ("gpipe", "1f1b"):
-            schedule = make_schedule(name, partitions, microbatches)
+            schedule = make_schedule(name, wrapped(partitions), microbatches)
             found.append((lower(schedule, edges), edges, microbatches))
-        forwards = forward_only(partitions, microbatches)
+        forwards = forward_only(wrapped(partitions), microbatches)
         found.append((lower(forwards, edges, training=False), edges, microbatches))
     return found
 
@@ -74,7 +75,7 @@ def test_three_partitions_with_a_skip() -> None:
 
 def test_forwards_only() -> None:
     edges = [Edge(1, 0, 1, True), Edge(1, 0, 2, True), Edge(2, 1, 2, False)]
-    assert text(lower(forward_only(3, 2), edges, training=False)) == [
+    assert text(lower(forward_only(wrapped(3), 2), edges, training=False)) == [
         "0F0 0SA0.0@1 0SA0.1@2 0F1 0SA1.0@1 0SA1.1@2",
         "1RA0.0@0 1F0 1SA0.2@2 1RA1.0@0 1F1 1SA1.2@2",
         "2RA0.1@0 2RA0.2@1 2F0 2RA1.1@0 2RA1.2@1 2F1",
@@ -251,11 +252,11 @@ def test_an_edge_must_lead_to_a_later_stage() -> None:
 
 def test_reductions_begin_with_the_last_backward_of_a_stage() -> None:
     edges = [Edge(0, 0, 1, True)]
-    (steps,) = text(lower(make_schedule("interleaved", 1, 2, 2), edges))
+    (steps,) = text(lower(make_schedule("interleaved", wrapped(1, 2), 2), edges))
     assert steps == "0F0 1FB0 0F1 0B0 1FB1 1START0 0B1 0REDUCE0 0APPLY0"
 
 
 def test_one_stage_has_nothing_to_begin_early() -> None:
     for name in ("gpipe", "1f1b", "zero-bubble"):
-        lowered = lower(make_schedule(name, 2, 4), [Edge(0, 0, 1, True)])
+        lowered = lower(make_schedule(name, wrapped(2), 4), [Edge(0, 0, 1, True)])
         assert not [s for steps in lowered for s in steps if s.kind == Kind.START_REDUCE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from hyparflow.options import Options, automatic_microbatches, resolve
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.placement import Placement, v_shaped, wrapped
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +69,16 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
         (
             4,
             {"schedule": "pipedream"},
-            "`schedule` must be one of 'gpipe', '1f1b', 'interleaved', 'zero-bubble' or 'auto'. "
+            "`schedule` must be one of 'gpipe', '1f1b', 'interleaved', 'zero-bubble', "
+            "'zero-bubble-v' or 'auto'. "
             "Received: schedule='pipedream'",
         ),
         (
             4,
             {"strategy": "model", "stages_per_partition": 2},
-            "Only schedule='interleaved' has several stages per partition. Received: "
-            "schedule='auto', stages_per_partition=2",
+            "Only schedule='interleaved' has several stages per partition, as many as you say; "
+            "'zero-bubble-v' has two, and the others one. Received: schedule='auto', "
+            "stages_per_partition=2",
         ),
         (
             4,
@@ -213,27 +217,29 @@ def test_automatic_microbatches_in_range() -> None:
     ],
 )
 def test_automatic_microbatches(batch_size: int, grid: Grid, stages: int, expected: int) -> None:
-    assert automatic_microbatches(batch_size, grid, stages) == expected
+    placed = dataclasses.replace(grid, placement=wrapped(grid.num_partitions, stages))
+    assert automatic_microbatches(batch_size, placed) == expected
 
 
 @pytest.mark.parametrize(
     "arguments, pace",
     [
         ({"strategy": "model"}, None),
+        ({"strategy": "model", "schedule": "zero-bubble-v"}, ("zero-bubble-v", v_shaped(4), 16)),
         ({"strategy": "data", "schedule": "interleaved", "stages_per_partition": 4}, None),
-        ({"strategy": "model", "schedule": "interleaved"}, ("interleaved", 4, 16)),
+        ({"strategy": "model", "schedule": "interleaved"}, ("interleaved", wrapped(4, 2), 16)),
         (
             {"strategy": "model", "schedule": "interleaved", "stages_per_partition": 16},
-            ("interleaved", 4, 4),
+            ("interleaved", wrapped(4, 16), 4),
         ),
         (
             {"strategy": "model", "schedule": "interleaved", "num_microbatches": 6},
-            ("interleaved", 4, 6),
+            ("interleaved", wrapped(4, 2), 6),
         ),
     ],
 )
 def test_for_what_stages_are_better_not_equal(
-    arguments: dict[str, Any], pace: tuple[str, int, int] | None
+    arguments: dict[str, Any], pace: tuple[str, Placement, int] | None
 ) -> None:
     assert resolve(4, **arguments).pace == pace
 

@@ -12,6 +12,7 @@ import pytest
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.operations import Operation, OperationGraph
 from hyparflow.pipeline.partition import Partitioning, allowed_cuts, divide, verify
+from hyparflow.pipeline.placement import wrapped
 
 # --- a small graph with everything in it ---
 
@@ -141,7 +142,7 @@ def test_stages_compute_the_graph(stages: int) -> None:
 
 
 def test_cuts_are_moved_for_a_schedule() -> None:
-    graph, pace = line(80), ("interleaved", 2, 2)
+    graph, pace = line(80), ("interleaved", wrapped(2, 2), 2)
     assert divide(graph, 4).boundaries == (0, 20, 40, 60, 80)
     moved = divide(graph, 4, pace=pace).boundaries
     assert moved[4] - moved[3] < 18  # the last stage

@@ -17,6 +17,8 @@ from hyparflow.pipeline.actions import Kind
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import Operation, OperationGraph
 from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.pipeline.placement import wrapped
+from hyparflow.pipeline.schedules import SCHEDULES
 from hyparflow.planning.costs.cluster import Cluster, Link
 from hyparflow.planning.costs.costs import Costs, Overheads, Weight
 from hyparflow.planning.make_plan import make_plan
@@ -251,7 +253,9 @@ def test_interleaved_stages_take_the_textbook_time(
     stages = partitions * each
     graph = chain(stages)
     table = make_partitioning(graph, tuple(range(stages + 1)))
-    layout = Candidate(Grid(partitions, 1), microbatches, "interleaved", table)
+    layout = Candidate(
+        Grid(partitions, 1, wrapped(partitions, each)), microbatches, "interleaved", table
+    )
     found = predict(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
     assert found.step_seconds == pytest.approx(3.0 * (microbatches * each + partitions - 1))
     assert found.forward == pytest.approx((float(each),) * partitions)
@@ -264,11 +268,12 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     quick = Problem(chain(8), costs([1.0] * 8), FAST, 4)
     wishes = Constraints(4, num_partitions=4, num_microbatches=4)
     best = consider(quick, wishes)[0]
-    assert (best.candidate.schedule, best.candidate.stages_per_partition) == ("interleaved", 2)
+    chosen = best.candidate
+    assert (chosen.schedule, chosen.grid.placement) == ("interleaved", wrapped(4, 2))
     slow = dataclasses.replace(
         quick, cluster=Cluster(1, 4, within=Link(5.0, 1e30), sum_bandwidth=INSTANT)
     )
-    assert consider(slow, wishes)[0].candidate.stages_per_partition == 1
+    assert consider(slow, wishes)[0].candidate.grid.placement == wrapped(4)
 
 
 def test_messages_and_sums_take_time() -> None:
@@ -295,7 +300,7 @@ def test_sums_are_hidden_behind_the_other_stages(ranks_per_node: int, hidden: fl
         2 // ranks_per_node, ranks_per_node, within=link, between=link, sum_bandwidth=INSTANT
     )
     table = make_partitioning(graph, (0, 1, 2))
-    layout = Candidate(Grid(1, 2), 1, "interleaved", table)
+    layout = Candidate(Grid(1, 2, wrapped(1, 2)), 1, "interleaved", table)
     found = predict(Problem(graph, costs([1.0, 1.0]), cluster, 2), layout)
     assert found.reduce[0] == pytest.approx(2 * 3.0 - hidden)
     assert found.step_seconds == pytest.approx(2 * 3.0 + found.reduce[0])
@@ -548,7 +553,7 @@ def test_a_plan_is_drawn(tmp_path: Path, kind: str) -> None:
     assert path.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_plans_of_all_schedules_are_drawn(tmp_path: Path, schedule: str) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the extra 'plot')")
     path = tmp_path / "plan.png"

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from hyparflow.pipeline.placement import wrapped
 from hyparflow.planning.search.boundaries import StageSeconds, candidates
 from hyparflow.planning.search.cuts import Division, Search, rounds_of
 
@@ -106,7 +107,7 @@ def test_tolerance_bounds_what_is_lost() -> None:
 def test_interleaved_rounds_give_the_textbook_step() -> None:
     """(M V + P - 1) stages' time for equal stages."""
     for partitions, microbatches, stages in itertools.product((2, 4), (4, 8), (1, 2, 3)):
-        rounds = rounds_of(partitions, microbatches, stages)
+        rounds = rounds_of(wrapped(partitions, stages), microbatches)
         assert partitions * stages + rounds == microbatches * stages + partitions - 1
 
 

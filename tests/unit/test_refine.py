@@ -8,27 +8,33 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 
 from hyparflow.pipeline.actions import Edge, Kind, Step
 from hyparflow.pipeline.balance import balance
 from hyparflow.pipeline.lowering import lower
+from hyparflow.pipeline.placement import Placement, wrapped
 from hyparflow.pipeline.refine import refine, step_lengths
-from hyparflow.pipeline.schedules import SCHEDULES, make_schedule
+from hyparflow.pipeline.schedules import SCHEDULES, make_schedule, placement_of
 from hyparflow.pipeline.simulator import play
 
 FUSED = 0.9  # of the last stage's cost
-PACE = "interleaved", 2, 2
+PACE = "interleaved", wrapped(2, 2), 2
 
 
 def played(
-    name: str, partitions: int, microbatches: int, sizes: Sequence[float], fused: float = FUSED
+    name: str,
+    placement: Placement,
+    microbatches: int,
+    sizes: Sequence[float],
+    fused: float = FUSED,
 ) -> float:
     """What the simulator says of stages of these sizes, each of which feeds the next.
 
     The last takes the part `fused` of its size.
     """
     sizes = [*sizes[:-1], fused * sizes[-1]]
-    schedule = make_schedule(name, partitions, microbatches, len(sizes) // partitions)
+    schedule = make_schedule(name, placement, microbatches)
     edges = [Edge(stage, stage, stage + 1, True) for stage in range(len(sizes) - 1)]
     shares = {Kind.FORWARD: 1, Kind.BACKWARD: 2, Kind.FUSED: 3}
     shares |= {Kind.INPUT_BACKWARD: 1, Kind.WEIGHT_BACKWARD: 1}
@@ -43,15 +49,21 @@ def sizes_of(costs: Sequence[float], boundaries: Sequence[int]) -> list[float]:
     return [sum(costs[a:b]) for a, b in itertools.pairwise(boundaries)]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("partitions, microbatches", [(2, 2), (2, 5), (3, 4), (4, 8)])
+@given(
+    name=strategies.sampled_from(SCHEDULES),
+    partitions=strategies.integers(1, 5),
+    several=strategies.integers(1, 4),
+    microbatches=strategies.integers(1, 12),
+    random=strategies.randoms(use_true_random=False),
+)
 def test_a_step_is_as_long_as_the_simulator_says(
-    name: str, partitions: int, microbatches: int
+    name: str, partitions: int, several: int, microbatches: int, random: random.Random
 ) -> None:
-    each = 3 if name == "interleaved" else 1
-    sizes = np.random.default_rng(0).uniform(1, 3, (partitions * each, 4))
-    lengths = step_lengths(make_schedule(name, partitions, microbatches, each), sizes)
-    expected = [played(name, partitions, microbatches, list(column), 1.0) for column in sizes.T]
+    """Whatever the division: sizes of stages that differ by up to a hundred times."""
+    placement = placement_of(name, partitions, several if name == "interleaved" else None)
+    divisions = [[random.uniform(0.1, 10) for _ in placement.partitions] for _ in range(3)]
+    lengths = step_lengths(make_schedule(name, placement, microbatches), np.array(divisions).T)
+    expected = [played(name, placement, microbatches, sizes, 1.0) for sizes in divisions]
     np.testing.assert_allclose(lengths, expected, rtol=1e-12)
 
 
@@ -65,7 +77,7 @@ def test_steps_end_sooner_than_with_equal_stages(
     costs = [rng.choice([1.0, 2.0, 3.0, 8.0]) for _ in range(400)]
     allowed = [rng.random() < 0.8 for _ in range(401)]
     equal = balance(costs, partitions * each, allowed)
-    pace = "interleaved", partitions, microbatches
+    pace = "interleaved", wrapped(partitions, each), microbatches
     moved = refine(equal, costs, [0.0] * 401, allowed, *pace, FUSED)
     assert moved[0] == 0 and moved[-1] == 400 and len(moved) == len(equal)
     assert list(moved) == sorted(set(moved))
@@ -79,7 +91,7 @@ def test_steps_end_sooner_than_with_equal_stages(
 def test_many_microbatches_take_no_longer(seed: int) -> None:
     rng = random.Random(seed)
     costs = [rng.choice([1.0, 2.0, 3.0, 8.0]) for _ in range(100)]
-    pace = "interleaved", 2, 60  # of which only some are played
+    pace = "interleaved", wrapped(2, 4), 60  # of which only some are played
     equal = balance(costs, 8)
     moved = refine(equal, costs, [0.0] * 101, [True] * 101, *pace, FUSED)
     assert played(*pace, sizes_of(costs, moved)) <= played(*pace, sizes_of(costs, equal))
@@ -87,10 +99,11 @@ def test_many_microbatches_take_no_longer(seed: int) -> None:
 
 def test_the_last_stage_becomes_smaller() -> None:
     costs = [1.0] * 160
-    moved = refine(range(0, 161, 20), costs, [0.0] * 161, [True] * 161, *PACE, FUSED)
+    pace = "interleaved", wrapped(2, 4), 2
+    moved = refine(range(0, 161, 20), costs, [0.0] * 161, [True] * 161, *pace, FUSED)
     *others, last = sizes_of(costs, moved)
     assert last <= 0.8 * min(others)
-    assert played(*PACE, [*others, last]) < 0.99 * played(*PACE, [20] * 8)
+    assert played(*pace, [*others, last]) < 0.99 * played(*pace, [20] * 8)
 
 
 def test_nearly_as_good_as_the_best_of_all_cuts() -> None:
@@ -106,14 +119,16 @@ def test_nearly_as_good_as_the_best_of_all_cuts() -> None:
 def test_cuts_stay_where_no_other_is_allowed() -> None:
     allowed = [True, False, True, False, True, False, True, False, True]
     costs, crossing = [1.0] * 8, [0.0] * 9
-    assert refine((0, 2, 4, 6, 8), costs, crossing, allowed, "interleaved", 2, 4) == (0, 2, 4, 6, 8)
+    pace = "interleaved", wrapped(2, 2), 4
+    assert refine((0, 2, 4, 6, 8), costs, crossing, allowed, *pace) == (0, 2, 4, 6, 8)
 
 
 def test_cuts_move_to_where_less_crosses() -> None:
     # Blocks of four operations; within one, twice as much crosses as between two.
     costs = [1.0] * 64
     crossing = [2.0 if cut % 4 else 1.0 for cut in range(65)]
-    moved = refine((0, 14, 30, 46, 64), costs, crossing, [True] * 65, "interleaved", 2, 8)
+    pace = "interleaved", wrapped(2, 2), 8
+    moved = refine((0, 14, 30, 46, 64), costs, crossing, [True] * 65, *pace)
     assert all(cut % 4 == 0 for cut in moved)
 
 
@@ -122,4 +137,5 @@ def test_many_stages_are_moved_in_seconds_or_not_at_all() -> None:
     boundaries = tuple(range(0, 8 * stages + 1, 8))
     count = 8 * stages
     costs, crossing, allowed = [1.0] * count, [0.0] * (count + 1), [True] * (count + 1)
-    assert refine(boundaries, costs, crossing, allowed, "interleaved", 128, 256) == boundaries
+    pace = "interleaved", wrapped(128, 4), 256
+    assert refine(boundaries, costs, crossing, allowed, *pace) == boundaries

@@ -6,13 +6,16 @@ import itertools
 
 import pytest
 
-from hyparflow.pipeline.actions import Edge, Kind, Step
+from hyparflow.pipeline.actions import RECEIVES, Edge, Kind, Step
 from hyparflow.pipeline.lowering import lower, prove
+from hyparflow.pipeline.placement import wrapped
 from hyparflow.pipeline.schedules import (
+    SCHEDULES,
     forward_only,
     gpipe,
     make_schedule,
     one_forward_one_backward,
+    placement_of,
 )
 from hyparflow.pipeline.simulator import Lowered, peaks_in_flight, play
 
@@ -25,7 +28,9 @@ def chain(partitions: int) -> list[Edge]:
 
 
 def lowered(name: str, partitions: int, microbatches: int) -> Lowered:
-    return lower(make_schedule(name, partitions, microbatches), chain(partitions))
+    return lower(
+        make_schedule(name, placement_of(name, partitions), microbatches), chain(partitions)
+    )
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
@@ -50,14 +55,14 @@ def test_peak_in_flight(partitions: int, microbatches: int) -> None:
 
 
 @pytest.mark.parametrize("partitions, microbatches", SIZES)
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_peaks_in_flight_are_those_of_the_played(
     name: str, partitions: int, microbatches: int
 ) -> None:
-    schedule = make_schedule(name, partitions, microbatches, 2 if name == "interleaved" else 1)
+    schedule = make_schedule(name, placement_of(name, partitions), microbatches)
     kinds = {Kind.FORWARD: 1, Kind.FUSED: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}
     for stage, peak in peaks_in_flight(schedule).items():
-        spans = play(lower(schedule, ())).spans[stage % partitions]
+        spans = play(lower(schedule, ())).spans[placement_of(name, partitions).partitions[stage]]
         mine = [span.step for span in spans if span.step.stage == stage]
         kept = [kinds.get(step.kind, 0) for step in mine]
         fused = [step.kind == Kind.FUSED for step in mine]  # kept while it runs, and no longer
@@ -66,7 +71,7 @@ def test_peaks_in_flight_are_those_of_the_played(
 
 
 def test_forwards_only_take_one_slot_each() -> None:
-    timeline = play(lower(forward_only(3, 4), chain(3), training=False))
+    timeline = play(lower(forward_only(wrapped(3), 4), chain(3), training=False))
     assert timeline.makespan == 6
     assert timeline.idle_share == pytest.approx(2 / 6)
 
@@ -89,7 +94,7 @@ def test_cost_of_messages_and_slow_stages() -> None:
     """A transfer takes time on the receiver, is no computation, and a slow stage sets the pace."""
 
     def cost(step: Step) -> float:
-        if step.kind in Kind.RECEIVES:
+        if step.kind in RECEIVES:
             return 0.5
         return {Kind.FORWARD: 1.0, Kind.BACKWARD: 2.0}.get(step.kind, 0.0) * (1 + 2 * step.stage)
 

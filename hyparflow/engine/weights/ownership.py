@@ -30,7 +30,7 @@ class Ownership:
         self.grid, self.world, self.rank = grid, world, world.rank
         self.partition = grid.partition(world.rank)
         self.is_last = grid.is_last(world.rank)
-        self.stages = grid.stages(self.partition, layout.partitioning.num_stages)
+        self.stages = grid.placement.stages(self.partition)
         groups = groups_of(grid, world)
         self.replica, self.peers, self.reducing = groups.replica, groups.peers, groups.reducing
         self.holders = _holders(model, layout, grid)
@@ -80,7 +80,7 @@ def _holders(model: Any, layout: ModelCut, grid: Grid) -> dict[int, tuple[int, .
     if layout.graph is not None:
         table = layout.partitioning
         for partition in range(grid.num_partitions):
-            for stage in grid.stages(partition, table.num_stages):
+            for stage in grid.placement.stages(partition):
                 for variable in layout.graph.variables(table.operations(stage)):
                     found = holders.setdefault(id(variable), [])
                     if partition not in found:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hyparflow.pipeline.crossing import Reads, crossing_sums, reads_of
 from hyparflow.pipeline.partition import allowed_cuts
+from hyparflow.pipeline.placement import Placement
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.cuts import Fits
 from hyparflow.planning.search.problem import Problem
@@ -26,13 +27,13 @@ class Load(NamedTuple):
         rows: of a micro-batch.
         copies: how many gradients of a weight there are at a time.
         in_flight: of each stage, how many micro-batches' activations it keeps.
-        stages_per_partition: V.
+        placement: of the stages.
     """
 
     rows: float
     copies: int
     in_flight: Sequence[int]
-    stages_per_partition: int
+    placement: Placement
 
 
 class Boundaries:
@@ -104,12 +105,12 @@ class Boundaries:
         if self._plainly_too_large(load, limit):
             return None
         costs = self._problem.costs
-        rows, copies, in_flight, stages_per_partition = load
+        rows, copies, in_flight, placement = load
         fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
         gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
-        share = (limit - fixed) / stages_per_partition
+        share = (limit - fixed) / placement.stages_per_partition
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             before = gradients + in_flight[stage] * rows * activations
@@ -123,13 +124,13 @@ class Boundaries:
     def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
         costs = self._problem.costs
-        rows, copies, in_flight, stages_per_partition = load
+        rows, copies, in_flight, placement = load
         others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
         share = limit - costs.fixed_bytes - costs.overheads.runtime
-        partitions = len(in_flight) // stages_per_partition
         # A partition holds activations in what its other needs leave. Even if those that keep the
         # most micro-batches had all the others, this much would have to hold all activations.
-        fewest = [min(in_flight[number::partitions]) for number in range(partitions)]
+        held = [placement.stages(partition) for partition in range(placement.num_partitions)]
+        fewest = [min(in_flight[stage] for stage in stages) for stages in held]
         room = sum(share / kept for kept in fewest) - others / max(in_flight)
         return bool(room < rows * costs.kept.sum())
 

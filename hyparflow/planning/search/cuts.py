@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hyparflow.pipeline.placement import Placement
+
 __all__ = ["Division", "Fits", "Search", "rounds_of"]
 
 _TOLERANCE = 1e-3  # relative; two divisions closer than this need not both be found
@@ -46,14 +48,15 @@ class Division:
         return self.total + rounds * self.slowest
 
 
-def rounds_of(num_partitions: int, num_microbatches: int, stages_per_partition: int = 1) -> int:
+def rounds_of(placement: Placement, num_microbatches: int) -> int:
     """How often the slowest stage counts beside the sum of all: M - 1 with one stage each.
 
     With V stages per partition, equal stages of c seconds take (M V + P - 1) c
     (Narayanan et al. 2021, section 2.2), of which the sum is P V c.
     """
+    num_partitions = placement.num_partitions
     surplus = num_microbatches - num_partitions
-    return max(0, surplus * stages_per_partition + num_partitions - 1)
+    return max(0, surplus * placement.stages_per_partition + num_partitions - 1)
 
 
 class Search:

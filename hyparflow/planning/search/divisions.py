@@ -30,11 +30,10 @@ class LayoutCandidate(NamedTuple):
     grid: Grid
     num_microbatches: int
     schedule: str
-    stages_per_partition: int
 
     @property
     def num_stages(self) -> int:
-        return self.grid.num_partitions * self.stages_per_partition
+        return self.grid.placement.num_stages
 
 
 class Divisions:
@@ -89,18 +88,18 @@ class Divisions:
         divisions = [
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
         ]
-        if layout.stages_per_partition > 1:
+        if layout.grid.placement.stages_per_partition > 1:
             divisions.append(self._refined(divisions[0], layout))
         return list(dict.fromkeys(divisions))
 
     def _refined(self, division: tuple[int, ...], layout: LayoutCandidate) -> tuple[int, ...]:
         """Cuts moved to where the layout's schedule ends sooner."""
-        grid, count, schedule, _ = layout
+        grid, count, schedule = layout
         boundaries, rows = self._boundaries(), self._rows(layout)
         costs = boundaries.operation_seconds(rows), boundaries.crossing_seconds(rows) / 2
         allowed = allowed_cuts(self._problem.graph)
         fused = boundaries.fused_share(rows)
-        return refine(division, *costs, allowed, schedule, grid.num_partitions, count, fused)
+        return refine(division, *costs, allowed, schedule, grid.placement, count, fused)
 
     def _free(self, layout: LayoutCandidate) -> list[Division]:
         """The divisions that are best without a limit of memory, whatever the schedule."""
@@ -129,17 +128,15 @@ class Divisions:
 
     def _whether_fits(self, layout: LayoutCandidate, limit: int) -> Fits | None:
         """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
-        grid, count, schedule, each = layout
-        in_flight = peaks_in_flight(make_schedule(schedule, grid.num_partitions, count, each))
+        grid, count, schedule = layout
+        in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
-        load = Load(self._rows(layout), gradient_copies(grid, count), most, each)
+        load = Load(self._rows(layout), gradient_copies(grid, count), most, grid.placement)
         return self._boundaries().fits(load, limit)
 
 
 def _rounds(layout: LayoutCandidate) -> int:
-    return rounds_of(
-        layout.grid.num_partitions, layout.num_microbatches, layout.stages_per_partition
-    )
+    return rounds_of(layout.grid.placement, layout.num_microbatches)
 
 
 def _all_fit(division: Division, fits: Fits) -> bool:

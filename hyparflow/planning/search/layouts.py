@@ -7,13 +7,14 @@ For each grid and number of micro-batches the best divisions come from dynamic p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from hyparflow.formats.sizes import size_text
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.schedules import SCHEDULES
+from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
@@ -78,7 +79,7 @@ def _try_promising(
 
 
 def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCandidate) -> bool:
-    return any(other.grid == layout.grid for other in tried)
+    return any(other.grid.num_replicas == layout.grid.num_replicas for other in tried)
 
 
 def _decided(constraints: Constraints) -> str:
@@ -165,20 +166,20 @@ def _microbatches(problem: Problem, constraints: Constraints, grid: Grid) -> lis
 
 def _schedules(
     constraints: Constraints, grid: Grid, num_microbatches: int
-) -> Iterator[tuple[str, int]]:
-    """Schedules, and how many stages a partition has with each."""
+) -> Iterator[tuple[str, int | None]]:
+    """Schedules, and how many stages a partition has with each; None for the usual number."""
     if grid.num_partitions == 1:
-        yield ("1f1b", 1)
+        yield ("1f1b", None)
         return
     for schedule in SCHEDULES:
         if constraints.schedule not in (None, schedule):
             continue
-        if schedule == "zero-bubble" and constraints.schedule is None:
+        if schedule.startswith("zero-bubble") and constraints.schedule is None:
             continue  # its backwards in two parts are not measured
         if schedule == "gpipe" and constraints.schedule is None:
             continue  # takes as long as 1f1b, and more memory
         if schedule != "interleaved":
-            yield (schedule, 1)
+            yield (schedule, None)
         elif num_microbatches >= grid.num_partitions or constraints.schedule:
             several = (
                 (constraints.stages_per_partition,) if constraints.stages_per_partition else _STAGES
@@ -191,8 +192,10 @@ def _layouts(problem: Problem, constraints: Constraints) -> Iterator[LayoutCandi
     for grid in _grids(problem, constraints):
         for count in _microbatches(problem, constraints, grid):
             for schedule, each in _schedules(constraints, grid, count):
-                num_stages = each * grid.num_partitions
-                if num_stages <= most and (
-                    not constraints.lpp or len(constraints.lpp) == num_stages
-                ):
-                    yield LayoutCandidate(grid, count, schedule, each)
+                if (each or 1) * grid.num_partitions > most:
+                    continue
+                placement = placement_of(schedule, grid.num_partitions, each)
+                fits = not constraints.lpp or len(constraints.lpp) == placement.num_stages
+                if fits and placement.num_stages <= most:
+                    placed = dataclasses.replace(grid, placement=placement)
+                    yield LayoutCandidate(placed, count, schedule)

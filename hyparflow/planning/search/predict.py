@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyparflow.pipeline.actions import Edge, Kind, Step
-from hyparflow.pipeline.lowering import is_local, lower
+from hyparflow.pipeline.actions import RECEIVES, SENDS, Edge, Kind, Step
+from hyparflow.pipeline.lowering import lower
 from hyparflow.pipeline.schedules import make_schedule
 from hyparflow.pipeline.simulator import Timeline, play
 from hyparflow.planning.search.predict_memory import Memory, partition_memory
@@ -64,14 +64,11 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
     """
     timings = _Timings(problem, candidate)
     grid, table = candidate.grid, candidate.partitioning
-    each = candidate.stages_per_partition
-    actions = make_schedule(
-        candidate.schedule, grid.num_partitions, candidate.num_microbatches, each
-    )
+    actions = make_schedule(candidate.schedule, grid.placement, candidate.num_microbatches)
     timeline = play(lower(actions, table.edges), timings)
     partitions = range(grid.num_partitions)
     forward, backward = list(timings.forward), list(timings.backward)
-    if any(span.step.kind == Kind.FUSED for span in timeline.spans[-1]):
+    if any(span.step.kind == Kind.FUSED for span in timeline.spans[grid.placement.last_partition]):
         forward[-1], backward[-1] = timings.fused_parts
 
     def of_partitions(values: Sequence[float]) -> tuple[float, ...]:
@@ -100,7 +97,7 @@ class _Timings:
         costs, cluster, grid = problem.costs, problem.cluster, candidate.grid
         self._costs, self._cluster = costs, cluster
         self._edges = candidate.partitioning.edges
-        self._partitions = grid.num_partitions
+        self._holders = grid.placement.partitions
         self.rows = problem.batch_size / grid.num_replicas / candidate.num_microbatches
         table = candidate.partitioning
         ranges = [table.operations(stage) for stage in range(table.num_stages)]
@@ -137,7 +134,8 @@ class _Timings:
         both = times.forward + times.backward
         partitions = range(candidate.grid.num_partitions)
         each = [float(both[candidate.operations(p)].sum()) for p in partitions]
-        count, total = candidate.num_microbatches * candidate.stages_per_partition, sum(each)
+        several = candidate.grid.placement.stages_per_partition
+        count, total = candidate.num_microbatches * several, sum(each)
         step = total + (count - 1) * max(each)
         share = count * total / (step * len(each)) if step else 1.0
         return share * min(candidate.grid.size, self._cluster.ranks_per_node)
@@ -155,12 +153,11 @@ class _Timings:
 
     def __call__(self, step: Step) -> float:
         stage, message = step.stage, self._costs.overheads.message / self._cluster.speed
-        if step.kind in Kind.SENDS:
+        if step.kind in SENDS:
             return message
-        if step.kind in Kind.RECEIVES:
+        if step.kind in RECEIVES:
             edge = self._edges[step.edge]
-            ends = (edge.producer % self._partitions, edge.consumer % self._partitions)
-            link = self._cluster.link(*ends)
+            link = self._cluster.link(self._holders[edge.producer], self._holders[edge.consumer])
             return message + link.seconds(self.size(edge))
         if step.kind == Kind.FORWARD:
             return self.forward[stage]
@@ -181,13 +178,13 @@ class _Timings:
 
 def _sent(candidate: Candidate, timings: _Timings, partition: int) -> dict[int, int]:
     """Bytes that `partition` sends in a step, by the partition that gets them."""
-    partitions = candidate.grid.num_partitions
+    holders = candidate.grid.placement.partitions
     sent: dict[int, int] = {}
     for edge in candidate.partitioning.edges:
-        if is_local(edge, partitions):
+        producer, consumer = holders[edge.producer], holders[edge.consumer]
+        if producer == consumer:
             continue
         size = round(timings.size(edge) * candidate.num_microbatches)
-        producer, consumer = edge.producer % partitions, edge.consumer % partitions
         if producer == partition:
             sent[consumer] = sent.get(consumer, 0) + size
         if consumer == partition and edge.carries_gradient:

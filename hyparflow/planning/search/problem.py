@@ -11,7 +11,7 @@ from hyparflow.options import check_choice, lpp_of
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning
-from hyparflow.pipeline.schedules import SCHEDULES, in_words
+from hyparflow.pipeline.schedules import SCHEDULES, in_words, placement_of
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 
@@ -40,11 +40,10 @@ class Candidate:
     """One way to spread a model over ranks.
 
     Attributes:
-        grid: replicas and partitions.
+        grid: replicas and partitions, and which stages these hold.
         num_microbatches: M.
         schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`.
-        partitioning: the stages and what crosses between them; an interleaved schedule has
-            several for each partition.
+        partitioning: the stages and what crosses between them.
     """
 
     grid: Grid
@@ -53,23 +52,18 @@ class Candidate:
     partitioning: Partitioning
 
     @property
-    def stages_per_partition(self) -> int:
-        """V."""
-        return self.partitioning.num_stages // self.grid.num_partitions
-
-    @property
     def in_words(self) -> str:
         """The schedule in words; empty where there is no pipeline to have one."""
-        return in_words(self.schedule, self.grid.num_partitions, self.stages_per_partition)
+        return in_words(self.schedule, self.grid.placement)
 
     @property
     def is_plain_keras(self) -> bool:
         """Whether there is nothing for hyparflow to do."""
         return self.grid.size * self.num_microbatches == 1
 
-    def stages(self, partition: int) -> range:
+    def stages(self, partition: int) -> tuple[int, ...]:
         """The stages of a partition."""
-        return self.grid.stages(partition, self.partitioning.num_stages)
+        return self.grid.placement.stages(partition)
 
     def operations(self, partition: int) -> list[int]:
         """The numbers of the operations of a partition."""
@@ -117,12 +111,8 @@ class Constraints:
             check_choice("schedule", self.schedule, SCHEDULES, " or None")
         if self.lpp is not None:
             object.__setattr__(self, "lpp", lpp_of(self.lpp))
-        several = (self.stages_per_partition or 1) > 1
-        if several and self.schedule not in (None, "interleaved"):
-            raise ValueError(
-                "Only schedule='interleaved' has several stages per partition. Received: "
-                f"schedule={self.schedule!r}, stages_per_partition={self.stages_per_partition}"
-            )
+        if self.schedule is not None:
+            placement_of(self.schedule, 1, self.stages_per_partition)
         parts, replicas = self.num_partitions or 1, self.num_replicas or 1
         exact = self.num_partitions is not None and self.num_replicas is not None
         if parts * replicas != self.num_ranks if exact else self.num_ranks % (parts * replicas):
