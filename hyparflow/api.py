@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -12,7 +10,7 @@ from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import world
 from hyparflow.formats.text import shortened
 from hyparflow.model.arguments import named
-from hyparflow.options import resolve
+from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan
@@ -33,6 +31,7 @@ def _collective(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 @_collective
+@taking_options()
 def parallelize(
     model: Any,
     *,
@@ -53,33 +52,9 @@ def parallelize(
 
     Args:
         model: a Keras model. To be cut into partitions it must be Functional or Sequential.
-        strategy: "data": every rank trains a replica on its part of the batch. "model": one
-            replica, cut into as many partitions as there are ranks. "hybrid": both, as
-            `num_partitions` and `num_replicas` say. "auto" or None: what the numbers say; data
-            parallelism without any.
-        num_partitions: partitions per replica.
-        num_replicas: replicas; num_partitions x num_replicas must be the number of ranks.
-        num_microbatches: micro-batches per replica and step, or "auto".
-        schedule: "gpipe", "1f1b", "interleaved" (several stages per partition, which leave less
-            time idle and send more), "zero-bubble" (gradients of weights while a partition would
-            wait) or "auto" (1f1b).
-        lpp: layers per partition: numbers of operations that override the load balancer; one per
-            stage where a partition has several.
-        batchnorm: what BatchNormalization layers normalize over, and when their moving statistics
-            move. "local": a micro-batch of one replica, and with it. "deferred": the same, but
-            statistics of the whole global batch move them, once per step. "sync": a micro-batch
-            of all replicas; with one micro-batch that is what one process sees.
-        sharded_data: whether data that are a stream (a dataset, a generator) are already sharded:
-            each replica then reads the one that its own first rank passes, and a step takes a
-            batch of each. An epoch ends when all have ended. `ParallelModel.replica` tells which
-            shard to make. Otherwise rank 0 reads the stream and deals out its batches.
-        stages_per_partition: of an interleaved schedule; 2 if not given. On one partition with
-            several replicas, the pieces whose gradients are summed while others still compute.
-        allreduce: what sums gradients over replicas: "mpi", or "horovod" where it is installed.
-        compression: None, or "bf16" or "fp16": gradients travel between replicas as such, and are
-            added up in 32 bits. Half as many bytes, but no longer plain Keras's numbers.
-        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of the
-            arguments up to `lpp`.
+        {options}
+        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of what a
+            plan decides.
 
     Returns:
         A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
@@ -90,19 +65,8 @@ def parallelize(
 
     Source: HyPar-Flow (Awan et al., ISC 2020), section 4 (strategies, LPP).
     """
-    arguments = {
-        "strategy": strategy,
-        "num_partitions": num_partitions,
-        "num_replicas": num_replicas,
-        "num_microbatches": num_microbatches,
-        "schedule": schedule,
-        "lpp": lpp,
-        "batchnorm": batchnorm,
-        "sharded_data": sharded_data,
-        "stages_per_partition": stages_per_partition,
-        "allreduce": allreduce,
-        "compression": compression,
-    }
+    given = locals()
+    arguments = {name: given[name] for name in declared()}
     from hyparflow.model.checks import check_model
 
     with abort.alike():
@@ -124,6 +88,12 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
     if ranks is None:
         return PlainModel(model, arguments)
     options = resolve(ranks.size, **arguments)
+    if ranks.size > 1 and plan is None and _is_automatic(arguments["strategy"]):
+        raise ValueError(
+            "`strategy='auto'` plans for the batches of `hyparflow.fit`, and what it planned for a "
+            "model serves `evaluate` and `predict` too. Received: strategy='auto' before any `fit` "
+            "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
+        )
     if ranks.size == 1 and options.num_microbatches in ("auto", 1):
         return PlainModel(model, {})
     import keras
@@ -142,8 +112,7 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
     if options.num_stages > 1:
         check_can_cut(model)
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
-    # What a session is built for: all but what may differ from call to call.
-    key = dataclasses.replace(options, num_microbatches=1, schedule="", sharded_data=False)
+    key = options.built_for
     if key not in sessions:
         sessions[key] = Session(model, options, ranks)
     return ParallelModel(model, options, ranks, sessions[key], plan)
@@ -158,20 +127,10 @@ class _Sessions:
 
 
 @_collective
+@taking_options()
 def fit(
     model: Any,
     *args: Any,
-    strategy: str | None = None,
-    num_partitions: int | None = None,
-    num_replicas: int | None = None,
-    num_microbatches: int | str = "auto",
-    schedule: str = "auto",
-    lpp: Sequence[int] | None = None,
-    batchnorm: str = "local",
-    sharded_data: bool = False,
-    stages_per_partition: int | None = None,
-    allreduce: str = "mpi",
-    compression: str | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
     launch: bool | Mapping[str, Any] = False,
@@ -185,11 +144,9 @@ def fit(
     Args:
         model: a compiled Keras model.
         args, kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
-        strategy: as for `parallelize`; so are num_partitions, num_replicas, num_microbatches,
-            schedule, lpp, batchnorm, sharded_data, stages_per_partition, allreduce, compression
-            and plan. With strategy="auto" and no plan, what is not given is planned: rank 0
-            measures what the model's layers cost, and all ranks train by the fastest layout that
-            fits in memory.
+        {options}
+        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of what a
+            plan decides.
         trace: a file into which to write what each rank did in the last 200 steps and when: every
             computation, message, wait and sum. Perfetto opens it, and ``hyparflow trace`` sums it
             up. With the environment variable HYPARFLOW_TRACE each call writes one in that folder.
@@ -206,14 +163,14 @@ def fit(
     Raises:
         ValueError: if an argument is not valid; the same on every rank.
     """
-    given = locals()
-    parallel = {name: given[name] for name in _PARALLEL}
+    parallel, kwargs = _parted(kwargs)
+    parallel["plan"] = plan
     options = _launch_options(launch)
     if options is not None and not launcher.is_launched():
         from hyparflow.training.fit_on_ranks import fit_on_ranks
 
         return fit_on_ranks(fit, model, args, kwargs, parallel | {"trace": trace}, options)
-    if isinstance(strategy, str) and strategy == "auto" and plan is None:
+    if _is_automatic(parallel["strategy"]) and plan is None:
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
 
@@ -245,13 +202,13 @@ def _automatic(
     if ranks is None or ranks.size == 1:
         return parallel, args, kwargs
     from hyparflow.model.checks import check_model
-    from hyparflow.training.auto import LEFT_OPEN, PlanCache, plan_fit
+    from hyparflow.training.auto import PlanCache, plan_fit
     from hyparflow.training.data_arguments import bound
 
     with abort.alike():
         check_model(model)
-        fixed = {name: value for name, value in parallel.items() if name not in LEFT_OPEN}
-        resolve(ranks.size, **{name: value for name, value in fixed.items() if name != "plan"})
+        left_open = {*planned_names(), "plan"}
+        resolve(ranks.size, **{k: v for k, v in parallel.items() if k not in left_open})
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or PlanCache()
         arguments = bound(model, "fit", args, kwargs)
@@ -259,33 +216,55 @@ def _automatic(
 
 
 @_collective
-def evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
+@taking_options()
+def evaluate(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
     """Evaluate `model` over the ranks of this job, as Keras's ``model.evaluate``.
 
     Args:
         model: a compiled Keras model.
         args, kwargs: as for ``model.evaluate``, and the parallel arguments of `parallelize`.
+        plan: as for `parallelize`.
 
     Returns:
         What ``model.evaluate`` returns, the same on every rank.
     """
-    parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
+    parallel, kwargs = _parted(kwargs)
+    parallel = _as_planned(model, parallel | {"plan": plan})
     return parallelize(model, **parallel).evaluate(*args, **kwargs)
 
 
 @_collective
-def predict(model: Any, *args: Any, **kwargs: Any) -> Any:
+@taking_options()
+def predict(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
     """Predict with `model` over the ranks of this job, as Keras's ``model.predict``.
 
     Args:
         model: a Keras model.
         args, kwargs: as for ``model.predict``, and the parallel arguments of `parallelize`.
+        plan: as for `parallelize`.
 
     Returns:
         The predictions for all rows, on every rank.
     """
-    parallel = {key: kwargs.pop(key) for key in _PARALLEL if key in kwargs}
+    parallel, kwargs = _parted(kwargs)
+    parallel = _as_planned(model, parallel | {"plan": plan})
     return parallelize(model, **parallel).predict(*args, **kwargs)
 
 
-_PARALLEL = tuple(inspect.signature(parallelize).parameters)[1:]  # all but the model
+def _is_automatic(strategy: Any) -> bool:
+    return isinstance(strategy, str) and strategy == "auto"
+
+
+def _as_planned(model: Any, parallel: dict[str, Any]) -> dict[str, Any]:
+    """For strategy="auto", the arguments that the last `fit` of this model has planned."""
+    sessions = getattr(model, "__dict__", {}).get(_CACHE)
+    if not _is_automatic(parallel["strategy"]) or parallel["plan"] is not None:
+        return parallel
+    known = None if sessions is None else sessions.known
+    return parallel if known is None or known.last is None else parallel | known.last
+
+
+def _parted(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parallel arguments among those of a call, with defaults, and Keras's."""
+    parallel = {name: kwargs.get(name, option.default) for name, option in declared().items()}
+    return parallel, {name: value for name, value in kwargs.items() if name not in parallel}

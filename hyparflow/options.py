@@ -1,62 +1,172 @@
-"""The parallel arguments of `fit`, checked before any message is sent."""
+"""The parallel arguments: each declared once, with its default, its check and its meaning.
+
+`hyparflow.parallelize` has the one signature that is written out; `fit`, `evaluate`, `predict`,
+plans and the command line take theirs from here (`taking_options`).
+"""
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
-from hyparflow.formats.text import shortened
+from hyparflow.formats.argument_checks import (
+    Check,
+    count_of,
+    count_or_auto,
+    counts_of,
+    flag,
+    one_of,
+    or_none,
+)
+from hyparflow.formats.signatures import with_keywords
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.microbatches import most_microbatches
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 
 __all__ = [
-    "ALLREDUCE",
-    "BATCHNORM",
-    "COMPRESSION",
-    "STRATEGIES",
     "Options",
-    "automatic_microbatches",
-    "check_choice",
-    "count_of",
-    "lpp_of",
+    "declared",
+    "is_given",
+    "planned_names",
     "resolve",
+    "taking_options",
 ]
 
-STRATEGIES = ("data", "model", "hybrid", "auto")
-BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
-ALLREDUCE = ("mpi", "horovod")
-COMPRESSION = ("bf16", "fp16")
-_LARGEST = 2**31 - 1  # what MPI counts to
-_SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
+_STRATEGIES = ("data", "model", "hybrid", "auto")
+_BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+# --- declarations ---
+
+
+def _option(default: Any, check: Check, meaning: str, **more: Any) -> Any:
+    """A parallel argument.
+
+    Args:
+        default: where the user says nothing.
+        check: refuses what cannot be meant.
+        meaning: what `help` and the documentation say.
+        more: planned=True where `hyparflow.plan` decides it if the user does not; per_call=True
+            where nothing that is built for a model depends on it; choices: names to choose from.
+    """
+    return field(default=default, metadata={"check": check, "meaning": meaning, **more})
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is spread over the ranks.
+    """How a model is spread over the ranks: the parallel arguments, checked.
 
-    Attributes:
-        grid: partitions and replicas, and which stages of the model these hold.
-        num_microbatches: a number, or "auto".
-        schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`.
-        lpp: layers per partition, or None.
-        batchnorm: one of `BATCHNORM`.
-        sharded_data: whether each replica reads a stream of its own.
-        allreduce: one of `ALLREDUCE`.
-        compression: one of `COMPRESSION`, or None.
+    Those that `resolve` returns leave nothing open but a number of micro-batches.
+
+    Raises:
+        ValueError: if one of them is not valid.
     """
 
-    grid: Grid
-    num_microbatches: int | str = "auto"
-    schedule: str = "1f1b"
-    lpp: tuple[int, ...] | None = None
-    batchnorm: str = "local"
-    sharded_data: bool = False
-    allreduce: str = "mpi"
-    compression: str | None = None
+    strategy: str | None = _option(
+        None,
+        or_none(one_of(_STRATEGIES)),
+        '"data": every rank trains a replica on its part of the batch. "model": one replica, cut '
+        'into as many partitions as there are ranks. "hybrid": both, as `num_partitions` and '
+        '`num_replicas` say. None: what the numbers say; data parallelism without any. "auto": '
+        "in `fit`, what is not given is planned: rank 0 measures what the model's layers cost, "
+        "and all ranks train by the fastest layout that fits in memory; elsewhere as None.",
+        choices=_STRATEGIES,
+    )
+    num_partitions: int | None = _option(
+        None, or_none(count_of), "partitions per replica.", planned=True
+    )
+    num_replicas: int | None = _option(
+        None,
+        or_none(count_of),
+        "replicas; num_partitions x num_replicas must be the number of ranks.",
+        planned=True,
+    )
+    num_microbatches: int | str = _option(
+        "auto",
+        count_or_auto,
+        'micro-batches per replica and step, or "auto".',
+        planned=True,
+        per_call=True,
+    )
+    schedule: str = _option(
+        "auto",
+        one_of(SCHEDULES, " or 'auto'", ["auto"]),
+        '"gpipe", "1f1b", "interleaved" (several stages per partition, which leave less time idle '
+        'and send more), "zero-bubble" (gradients of weights while a partition would wait), '
+        '"zero-bubble-v" (the same with two stages per partition, down and up again) or "auto" '
+        "(1f1b).",
+        planned=True,
+        per_call=True,
+        choices=SCHEDULES,
+    )
+    lpp: Sequence[int] | None = _option(
+        None,
+        or_none(counts_of),
+        "layers per partition: numbers of operations that override the load balancer; one per "
+        "stage where a partition has several.",
+        planned=True,
+        several=True,
+    )
+    batchnorm: str = _option(
+        "local",
+        one_of(_BATCHNORM),
+        "what BatchNormalization layers normalize over, and when their moving statistics move. "
+        '"local": a micro-batch of one replica, and with it. "deferred": the same, but statistics '
+        'of the whole global batch move them, once per step. "sync": a micro-batch of all '
+        "replicas; with one micro-batch that is what one process sees.",
+        choices=_BATCHNORM,
+    )
+    sharded_data: bool = _option(
+        False,
+        flag,
+        "whether data that are a stream (a dataset, a generator) are already sharded: each "
+        "replica then reads the one that its own first rank passes, and a step takes a batch of "
+        "each. An epoch ends when all have ended. `ParallelModel.replica` tells which shard to "
+        "make. Otherwise rank 0 reads the stream and deals out its batches.",
+        per_call=True,
+    )
+    stages_per_partition: int | None = _option(
+        None,
+        or_none(count_of),
+        "of an interleaved schedule; 2 if not given. On one partition with several replicas, the "
+        "pieces whose gradients are summed while others still compute.",
+        planned=True,
+    )
+    allreduce: str = _option(
+        "mpi",
+        one_of(("mpi", "horovod")),
+        'what sums gradients over replicas: "mpi", or "horovod" where it is installed.',
+        choices=("mpi", "horovod"),
+    )
+    compression: str | None = _option(
+        None,
+        or_none(one_of(("bf16", "fp16"), " or None")),
+        'None, or "bf16" or "fp16": gradients travel between replicas as such, and are added up '
+        "in 32 bits. Half as many bytes, but no longer plain Keras's numbers.",
+        choices=("bf16", "fp16"),
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            meant = option.metadata["check"](option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, meant)
+        if self.allreduce == "horovod" and self.compression == "bf16":
+            raise ValueError(
+                "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
+                "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
+            )
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """Partitions and replicas, and which stages of the model these hold."""
+        partitions, replicas = self.num_partitions or 1, self.num_replicas or 1
+        placement = placement_of(self.schedule, partitions, self.stages_per_partition)
+        return Grid(partitions, replicas, placement)
 
     @property
     def num_stages(self) -> int:
@@ -70,173 +180,113 @@ class Options:
         Cuts stay where they are from batch to batch, so "auto" stands for that of a large one.
         """
         placement = self.grid.placement
-        if placement.num_partitions == 1 or placement.stages_per_partition == 1:
+        if placement.num_partitions == 1 or placement.depth == 1:
             return None
         count = self.num_microbatches
-        return self.schedule, placement, count if isinstance(count, int) else _most(placement)
+        if not isinstance(count, int):
+            count = most_microbatches(placement)
+        return self.schedule, placement, count
+
+    @property
+    def built_for(self) -> tuple[Any, ...]:
+        """What is built for a model depends on this alone, not on all that a call may say."""
+        called = [option for option in fields(self) if option.metadata.get("per_call")]
+        usual: dict[str, Any] = {option.name: option.default for option in called}
+        return replace(self, **usual), self.grid, self.pace
 
 
-def resolve(
-    size: int,
-    *,
-    strategy: str | None = None,
-    num_partitions: int | None = None,
-    num_replicas: int | None = None,
-    num_microbatches: int | str = "auto",
-    schedule: str = "auto",
-    lpp: Sequence[int] | None = None,
-    batchnorm: str = "local",
-    sharded_data: bool = False,
-    stages_per_partition: int | None = None,
-    allreduce: str = "mpi",
-    compression: str | None = None,
-) -> Options:
+def declared() -> dict[str, Field[Any]]:
+    """The parallel arguments by name, in order."""
+    return {option.name: option for option in fields(Options)}
+
+
+def planned_names() -> list[str]:
+    """The arguments that a plan decides where the user does not."""
+    return [name for name, option in declared().items() if option.metadata.get("planned")]
+
+
+def is_given(name: str, value: Any) -> bool:
+    """Whether a value of an argument says more than its default."""
+    default = declared()[name].default
+    return not (value is default or (type(value) is type(default) and value == default))
+
+
+def taking_options(
+    names: Iterable[str] | None = None, alone: bool = False
+) -> Callable[[_Function], _Function]:
+    """Give a function, which takes ``**kwargs``, the parallel arguments in its signature.
+
+    In its docstring, a line ``{options}`` becomes their meanings.
+
+    Args:
+        names: of those that it takes; None for all.
+        alone: whether it takes no other keyword.
+    """
+    return with_keywords([declared()[name] for name in names or declared()], alone)
+
+
+# --- for a job ---
+
+
+def resolve(size: int, **arguments: Any) -> Options:
     """Check the parallel arguments against the number of ranks and fill in what is missing.
 
     Args:
         size: the number of ranks.
-        strategy: "data" (every rank a replica), "model" (one replica), "hybrid" (both numbers
-            count), or "auto" and None: what the numbers say, data parallelism without any.
-        num_partitions, num_replicas: None to follow from the strategy and `size`.
-        num_microbatches: a positive integer or "auto".
-        schedule: one of `hyparflow.pipeline.schedules.SCHEDULES`, or "auto" for "1f1b".
-        lpp: layers per partition.
-        batchnorm: "local", "deferred" or "sync".
-        sharded_data: True or False.
-        stages_per_partition: None for as many as the schedule usually has.
-        allreduce: "mpi" or "horovod".
-        compression: None, "bf16" or "fp16".
+        arguments: those of `Options` that are given.
+
+    Returns:
+        Options of which `strategy` is None, for the numbers say it, and the others are known, but
+        for a `num_microbatches` of "auto".
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
     """
-    if strategy is not None:
-        check_choice("strategy", strategy, STRATEGIES)
-    if not (isinstance(schedule, str) and schedule == "auto"):
-        check_choice("schedule", schedule, SCHEDULES, " or 'auto'")
-    check_choice("batchnorm", batchnorm, BATCHNORM)
-    _check_sums(allreduce, compression)
-    sharded_data = _flag("sharded_data", sharded_data)
-    if not (isinstance(num_microbatches, str) and num_microbatches == "auto"):
-        num_microbatches = count_of("num_microbatches", num_microbatches)
-    partitions = None if num_partitions is None else count_of("num_partitions", num_partitions)
-    replicas = None if num_replicas is None else count_of("num_replicas", num_replicas)
-    each = stages_per_partition
-    each = None if each is None else count_of("stages_per_partition", each)
-    usual = placement_of(schedule, 1, each).stages_per_partition
-    grid = _grid(size, strategy, partitions, replicas, lpp, usual)
-    if lpp is not None:
-        lpp = lpp_of(lpp)
-    schedule = "1f1b" if schedule == "auto" else schedule
-    alone = each is None or grid.num_replicas == 1
-    if grid.num_partitions == 1 and usual > 1 and alone:
-        schedule, each = "1f1b", None  # no pipeline, and no sums to make meanwhile
-    placement = placement_of(schedule, grid.num_partitions, each)
-    grid = replace(grid, placement=placement)
-    return Options(
-        grid, num_microbatches, schedule, lpp, batchnorm, sharded_data, allreduce, compression
+    given = Options(**arguments)
+    several = placement_of(given.schedule, 1, given.stages_per_partition).depth
+    partitions, replicas = _numbers(size, given, several)
+    schedule = "1f1b" if given.schedule == "auto" else given.schedule
+    alone = given.stages_per_partition is None or replicas == 1
+    if partitions == 1 and several > 1 and alone:
+        schedule, several = "1f1b", 1  # no pipeline, and no sums to make meanwhile
+    return replace(
+        given,
+        strategy=None,
+        num_partitions=partitions,
+        num_replicas=replicas,
+        schedule=schedule,
+        stages_per_partition=several,
     )
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
-    """Refuse a value of the argument `name` that is none of `choices`.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}{also}. "
-            f"Received: {name}={shortened(value)}"
-        )
-
-
-def _check_sums(allreduce: str, compression: str | None) -> None:
-    check_choice("allreduce", allreduce, ALLREDUCE)
-    if compression is not None:
-        check_choice("compression", compression, COMPRESSION, " or None")
-    if allreduce == "horovod" and compression == "bf16":
-        raise ValueError(
-            "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
-            "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
-        )
-
-
-def _flag(name: str, value: Any) -> bool:
-    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's is named like the latter
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={shortened(value)}")
-    return bool(value)
-
-
-def count_of(name: str, value: Any) -> int:
-    """The value of the argument `name`, which must be a positive integer.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not (is_integer and 0 < int(value) <= _LARGEST):
-        also = ' or "auto"' if name == "num_microbatches" else ""
-        also += " below 2**31" if is_integer and int(value) > 0 else ""
-        raise ValueError(
-            f"`{name}` must be a positive integer{also}. Received: {name}={shortened(value)}"
-        )
-    return int(value)
-
-
-def lpp_of(lpp: Any) -> tuple[int, ...]:
-    """The value of the argument `lpp`, which must be a list of positive integers.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    parts = tuple(lpp) if isinstance(lpp, list | tuple) else ()
-    if not parts or not all(
-        isinstance(part, numbers.Integral) and not isinstance(part, bool) and int(part) > 0
-        for part in parts
-    ):
-        raise ValueError(
-            "`lpp` (layers per partition) must be a list of positive integers, one per "
-            f"partition, or per stage of an interleaved schedule. Received: lpp={shortened(lpp)}"
-        )
-    return tuple(int(part) for part in parts)
-
-
-def _grid(
-    size: int,
-    strategy: str | None,
-    partitions: int | None,
-    replicas: int | None,
-    lpp: Sequence[int] | None,
-    stages_per_partition: int,
-) -> Grid:
-    if strategy == "data":
-        _check_fixed("num_partitions", partitions, strategy)
+def _numbers(size: int, given: Options, several: int) -> tuple[int, int]:
+    """How many partitions and replicas there are."""
+    partitions, replicas = given.num_partitions, given.num_replicas
+    if given.strategy == "data":
+        _check_fixed("num_partitions", partitions, given.strategy)
         partitions = 1
-    elif strategy == "model":
-        _check_fixed("num_replicas", replicas, strategy)
+    elif given.strategy == "model":
+        _check_fixed("num_replicas", replicas, given.strategy)
         replicas = 1
-    elif strategy == "hybrid" and partitions is None and replicas is None:
+    elif given.strategy == "hybrid" and partitions is None and replicas is None:
         raise ValueError(
             "`strategy='hybrid'` needs `num_partitions`, `num_replicas` or both. "
             "Received: num_partitions=None, num_replicas=None"
         )
     if partitions is None and replicas is None:
-        stages = len(lpp) if isinstance(lpp, list | tuple) else 0
-        partitions = max(1, stages // stages_per_partition)
+        partitions = max(1, len(given.lpp or ()) // several)
     if partitions is None:
         partitions = max(1, size // (replicas or 1))
     if replicas is None:
         replicas = max(1, size // partitions)
-    grid = Grid(partitions, replicas)
-    if grid.size != size:
+    if partitions * replicas != size:
         raise ValueError(
             "The number of ranks must be num_partitions x num_replicas. Received: "
-            f"num_partitions={partitions}, num_replicas={replicas}, which is {grid.size}, "
-            f"but {size} rank{'s run' if size > 1 else ' runs'}. "
-            f"Start it with: {launcher.describe_command(grid.size)}"
+            f"num_partitions={partitions}, num_replicas={replicas}, which is "
+            f"{partitions * replicas}, but {size} rank{'s run' if size > 1 else ' runs'}. "
+            f"Start it with: {launcher.describe_command(partitions * replicas)}"
         )
-    return grid
+    return partitions, replicas
 
 
 def _check_fixed(name: str, value: int | None, strategy: str) -> None:
@@ -245,25 +295,3 @@ def _check_fixed(name: str, value: int | None, strategy: str) -> None:
             f"`strategy={strategy!r}` has {name}=1; use strategy='hybrid' for both kinds of "
             f"parallelism. Received: {name}={value}"
         )
-
-
-def automatic_microbatches(batch_size: int, grid: Grid) -> int:
-    """The number of micro-batches that "auto" stands for.
-
-    Up to four per partition, which leaves at most a fifth of the time idle (GPipe, section
-    2.3), of at least 16 rows each, but at least one per partition where there are rows enough.
-    One without partitions. Where a partition has V > 4 stages, 16 / V per partition leave as
-    little idle as four stages do with four.
-    """
-    if grid.num_partitions == 1:
-        return 1
-    rows = max(1, batch_size // grid.num_replicas)
-    wanted = max(min(_most(grid.placement), rows // _SMALLEST), grid.num_partitions)
-    return min(wanted, rows)
-
-
-def _most(placement: Placement) -> int:
-    """What "auto" stands for where rows are no matter."""
-    partitions = placement.num_partitions
-    most = min(4 * partitions, 16 * partitions // placement.stages_per_partition)
-    return max(most, partitions)

@@ -22,7 +22,7 @@ import numpy as np
 import hyparflow as hf
 from hyparflow.pipeline.operations import Operation, OperationGraph
 from hyparflow.planning.search.layouts import consider
-from hyparflow.planning.search.problem import Constraints, Problem
+from hyparflow.planning.search.problem import Constraints, Problem, constrained
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -109,10 +109,10 @@ def wishes_of(strategy: str, cluster: hf.Cluster, batch: int) -> Constraints | N
     """What to ask the planner for; None where a strategy cannot use so many ranks."""
     ranks = cluster.num_ranks
     if strategy == "data":
-        return Constraints(ranks, num_partitions=1) if ranks <= batch else None
+        return constrained(ranks, num_partitions=1) if ranks <= batch else None
     if strategy == "model":
-        return Constraints(ranks, num_replicas=1, schedule="1f1b") if ranks <= 250 else None
-    return Constraints(ranks, num_partitions=cluster.ranks_per_node, schedule="1f1b")
+        return constrained(ranks, num_replicas=1, schedule="1f1b") if ranks <= 250 else None
+    return constrained(ranks, num_partitions=cluster.ranks_per_node, schedule="1f1b")
 
 
 def scale(

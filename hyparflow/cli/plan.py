@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyparflow.cli.decided_options import decided_options
 from hyparflow.cli.model_file import load_model
 from hyparflow.cli.refused import Refused
 from hyparflow.comm import launcher
 from hyparflow.formats.writing import require_writable
-from hyparflow.pipeline.schedules import SCHEDULES
+from hyparflow.options import planned_names
 
 if TYPE_CHECKING:
     from hyparflow.planning.costs.cluster import Cluster
@@ -40,10 +41,7 @@ __all__ = ["plan"]
 )
 @click.option("--optimizer", help="For a model that is not compiled, for example adam.")
 @click.option("--set", "settings", multiple=True, help="NAME=VALUE for the function MODEL.")
-@click.option("--num-replicas", type=click.IntRange(1), help="Decided already.")
-@click.option("--num-partitions", type=click.IntRange(1), help="Decided already.")
-@click.option("--num-microbatches", type=click.IntRange(1), help="Decided already.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="Decided already.")
+@decided_options(planned_names())
 @click.option("--plot", type=click.Path(), help="Draw the plan into this file.")
 @click.option("--save", type=click.Path(), help="Write the plan to this file, as JSON.")
 def plan(model: str, **options: Any) -> None:
@@ -75,11 +73,11 @@ def _plan(
     **decided: Any,
 ) -> None:
     from hyparflow.formats.sizes import parse_bytes
-    from hyparflow.planning.search.problem import Constraints
+    from hyparflow.planning.search.problem import constrained
 
     _check_outputs(plot, save, save_costs)
     machine = _machine(cluster, ranks, nodes)
-    Constraints(machine.num_ranks, **decided)  # refused before minutes of measuring
+    constrained(machine.num_ranks, **decided)  # refused before minutes of measuring
     if memory_limit is not None:
         parse_bytes(memory_limit)
     # Measured with the threads that a rank will have.

@@ -73,7 +73,13 @@ def run(
         mpi = library()
         words = command_of(program, is_module)
         where = checked_output("--output", output, is_made=not dry_run)
-        job = Job(find_launcher(mpi, mpirun), mpi, request, words, where)
+        job = Job(
+            launcher=find_launcher(mpi, mpirun),
+            mpi=mpi,
+            request=request,
+            program=words,
+            output=where,
+        )
         line = job.describe()
         if hostfile is not None:
             require_plain(hostfile, "--hostfile takes a plain file: the launcher reads it.")

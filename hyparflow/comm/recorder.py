@@ -68,5 +68,13 @@ class Recorder:
     ) -> None:
         """A step of the lowered list has gone on since `start`, until now."""
         if self.on and self.steps:
-            event = Event(kind, start, time.monotonic(), stage, microbatch, peer, moved)
+            event = Event(
+                kind=kind,
+                start=start,
+                end=time.monotonic(),
+                stage=stage,
+                microbatch=microbatch,
+                peer=peer,
+                moved=moved,
+            )
             self.steps[-1].append(event)

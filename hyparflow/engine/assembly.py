@@ -80,7 +80,16 @@ def build_rank_engine(
     bodies = [statistics.around(body) for body in bodies]
     engine = _engine(model, layout, place, bodies, head, jit_compile)
     table = layout.partitioning
-    return RankEngine(engine, sync, pack, statistics, own, table, losses, learner)
+    return RankEngine(
+        engine=engine,
+        sync=sync,
+        pack=pack,
+        statistics=statistics,
+        own=own,
+        partitioning=table,
+        losses=losses,
+        learner=learner,
+    )
 
 
 def _engine(
@@ -155,12 +164,12 @@ def _losses(
     own.attach(metrics)
     counted = [v for v in place.trained if v.regularizer is not None and place.owns(v)]
     return Losses(
-        terms,
-        metrics,
-        LossHead(model, terms, pack),
-        _weigher(model, terms) if terms.need_weights else None,
-        symbolic,
-        Penalty(counted),
+        terms=terms,
+        metrics=metrics,
+        head=LossHead(model, terms, pack),
+        weigh=_weigher(model, terms) if terms.need_weights else None,
+        symbolic=symbolic,
+        penalty=Penalty(counted),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.comm import launcher
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.launching.flags import LaunchRequest
 from hyparflow.launching.folder import job_folder
 from hyparflow.launching.job import Job, run_and_show
@@ -16,7 +17,6 @@ from hyparflow.launching.mpi_library import find_launcher, library
 from hyparflow.launching.output import checked_output
 from hyparflow.launching.payload import Outcome, RemoteCall, read_outcomes, write_call
 from hyparflow.model.arguments import named
-from hyparflow.options import count_of
 
 __all__ = ["launch"]
 
@@ -77,7 +77,9 @@ def launch(
         write_call(folder, RemoteCall(function, tuple(args), dict(kwargs or {})))
         program = [sys.executable, str(Path(__file__).with_name("remote_call.py")), str(folder)]
         request = LaunchRequest(num_ranks, hosts, None, oversubscribe)
-        job = Job(find_launcher(mpi), mpi, request, program, output)
+        job = Job(
+            launcher=find_launcher(mpi), mpi=mpi, request=request, program=program, output=output
+        )
         end = run_and_show(job, _show, folder)
         return _result(read_outcomes(folder), end.text)
 

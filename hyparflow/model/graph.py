@@ -193,12 +193,12 @@ class FlatGraph:
             state = [v for layer in call.layers for v in state_variables(layer)]
             operations.append(
                 Operation(
-                    call.name,
-                    reads,
-                    makes,
-                    self.work(index).cost,
-                    frozenset(id(v) for v in state),
-                    tuple(crossing_cost(self.tensors[n]) for n in makes),
+                    name=call.name,
+                    inputs=reads,
+                    outputs=makes,
+                    cost=self.work(index).cost,
+                    state=frozenset(id(v) for v in state),
+                    crossing=tuple(crossing_cost(self.tensors[n]) for n in makes),
                 )
             )
         return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))

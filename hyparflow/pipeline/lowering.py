@@ -42,9 +42,15 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
         steps: list[Step] = []
         for stage, kind, m in actions:
             before, after = messages.get((stage, kind), ((), ()))
-            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in before]
+            steps += [
+                Step(stage=stage, kind=message, microbatch=m, edge=edge, peer=peer)
+                for message, edge, peer in before
+            ]
             steps.append(Step(stage, kind, m))
-            steps += [Step(stage, message, m, edge, peer) for message, edge, peer in after]
+            steps += [
+                Step(stage=stage, kind=message, microbatch=m, edge=edge, peer=peer)
+                for message, edge, peer in after
+            ]
         if training:
             steps = _start_reductions(_fuse(steps, last))
             steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]

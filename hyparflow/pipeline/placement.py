@@ -28,8 +28,8 @@ class Placement:
         return len(self.partitions)
 
     @property
-    def stages_per_partition(self) -> int:
-        """V."""
+    def depth(self) -> int:
+        """V: how many stages each partition holds."""
         return self.num_stages // self.num_partitions
 
     @property

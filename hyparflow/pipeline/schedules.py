@@ -71,7 +71,7 @@ def interleaved(placement: Placement, num_microbatches: int) -> Schedule:
     """
     num_partitions = placement.num_partitions
     groups = _groups(num_partitions, num_microbatches)
-    further = placement.stages_per_partition - 1
+    further = placement.depth - 1
     schedule = []
     for partition in range(num_partitions):
         stages = placement.stages(partition)
@@ -253,8 +253,8 @@ def in_words(schedule: str, placement: Placement) -> str:
             in turn.
     """
     words = [schedule] if placement.num_partitions > 1 else []
-    if placement.stages_per_partition > 1:
-        words.append(f"{placement.stages_per_partition} stages per partition")
+    if placement.depth > 1:
+        words.append(f"{placement.depth} stages per partition")
     return ", ".join(words)
 
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from hyparflow.formats.text import shortened
 from hyparflow.model.fingerprint import model_fingerprint
+from hyparflow.options import is_given
 
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan
 
 __all__ = ["as_plan", "planned"]
-
-_DEFAULTS = {"strategy": (None, "auto"), "num_microbatches": ("auto",), "schedule": ("auto",)}
 
 
 def as_plan(plan: Any) -> Plan:
@@ -49,9 +48,9 @@ def planned(
         ValueError: if both say something, or the plan is for another model or number of ranks.
     """
     given = [
-        f"{name}={arguments[name]!r}"
+        f"{name}={shortened(arguments[name])}"
         for name in ("strategy", *plan.arguments)
-        if arguments[name] not in _DEFAULTS.get(name, (None,))
+        if is_given(name, arguments[name]) and not _is_automatic(name, arguments[name])
     ]
     if given:
         raise ValueError(
@@ -71,3 +70,7 @@ def planned(
             "not the same. Plan again with this model."
         )
     return arguments | plan.arguments
+
+
+def _is_automatic(name: str, value: Any) -> bool:
+    return name == "strategy" and isinstance(value, str) and value == "auto"

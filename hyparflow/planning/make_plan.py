@@ -42,38 +42,44 @@ def make_plan(
         numbers = candidate.operations(partition)
         partitions.append(
             PartitionPlan(
-                tuple(problem.graph.operations[i].name for i in numbers),
-                problem.costs.weight_bytes(numbers),
-                best.forward[partition],
-                best.backward[partition],
-                best.memory[partition],
-                best.sent[partition],
+                layers=tuple(problem.graph.operations[i].name for i in numbers),
+                parameters=problem.costs.weight_bytes(numbers),
+                forward=best.forward[partition],
+                backward=best.backward[partition],
+                memory=best.memory[partition],
+                sent=best.sent[partition],
             )
         )
     return Plan(
-        model,
-        fingerprint,
-        problem.batch_size,
-        candidate.grid.num_replicas,
-        candidate.grid.num_partitions,
-        candidate.num_microbatches,
-        candidate.schedule,
-        candidate.grid.placement.stages_per_partition,
-        tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
-        tuple(partitions),
-        best.step_seconds,
-        single.step_seconds,
-        best.idle_share,
-        memory_limit,
-        tuple(_alternative(other, best, memory_limit) for other in others),
-        tuple(tuple(_work(spans)) for spans in best.timeline.spans),
-        problem.costs.source,
+        model=model,
+        fingerprint=fingerprint,
+        batch_size=problem.batch_size,
+        num_replicas=candidate.grid.num_replicas,
+        num_partitions=candidate.grid.num_partitions,
+        num_microbatches=candidate.num_microbatches,
+        schedule=candidate.schedule,
+        stages_per_partition=candidate.grid.placement.depth,
+        lpp=tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
+        partitions=tuple(partitions),
+        step_seconds=best.step_seconds,
+        single_seconds=single.step_seconds,
+        idle_share=best.idle_share,
+        memory_limit=memory_limit,
+        alternatives=tuple(_alternative(other, best, memory_limit) for other in others),
+        work=tuple(tuple(_work(spans)) for spans in best.timeline.spans),
+        costs=problem.costs.source,
     )
 
 
 def _work(spans: Any) -> list[Bar]:
     return [
-        Bar(span.step.kind, span.step.stage, span.step.microbatch, span.start, span.end)
+        Bar(
+            kind=span.step.kind,
+            stage=span.step.stage,
+            microbatch=span.step.microbatch,
+            start=span.start,
+            end=span.end,
+        )
         for span in spans
         if span.end > span.start
     ]

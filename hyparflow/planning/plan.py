@@ -19,6 +19,7 @@ from hyparflow.formats.records import Amount, Bytes, Count, Number, Share, made,
 from hyparflow.formats.sizes import size_text
 from hyparflow.formats.text import Page, aligned, brief, counted
 from hyparflow.formats.writing import write_text
+from hyparflow.options import planned_names
 from hyparflow.pipeline.actions import Kind
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import in_words, placement_of
@@ -126,14 +127,7 @@ class Plan:
     @property
     def arguments(self) -> dict[str, Any]:
         """The parallel arguments of `hyparflow.fit`."""
-        return {
-            "num_replicas": self.num_replicas,
-            "num_partitions": self.num_partitions,
-            "num_microbatches": self.num_microbatches,
-            "schedule": self.schedule,
-            "stages_per_partition": self.stages_per_partition,
-            "lpp": list(self.lpp),
-        }
+        return {name: getattr(self, name) for name in planned_names()} | {"lpp": list(self.lpp)}
 
     @property
     def samples_per_second(self) -> float:

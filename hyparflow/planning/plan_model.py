@@ -12,6 +12,7 @@ from typing import Any
 
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.sizes import parse_bytes
 from hyparflow.formats.text import shortened
 from hyparflow.launching.cores import intra_op_threads
@@ -20,7 +21,7 @@ from hyparflow.model.checks import check_can_cut, check_model
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.options import count_of, lpp_of
+from hyparflow.options import planned_names, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import make_partitioning
@@ -33,7 +34,7 @@ from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.search.layouts import best_of, consider
 from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.problem import Candidate, Constraints, Problem, limited
+from hyparflow.planning.search.problem import Candidate, Problem, constrained, limited
 
 __all__ = ["costs_of_model", "plan"]
 
@@ -42,6 +43,7 @@ _MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
 
 
 @named
+@taking_options(planned_names(), alone=True)
 def plan(
     model: Any,
     *,
@@ -50,13 +52,8 @@ def plan(
     memory_limit: str | int | None = None,
     cluster: Cluster | str | Path | None = None,
     costs: str | Path | Costs = "measure",
-    num_partitions: int | None = None,
-    num_replicas: int | None = None,
-    num_microbatches: int | None = None,
-    schedule: str | None = None,
-    stages_per_partition: int | None = None,
-    lpp: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    **decided: Any,
 ) -> Plan:
     """The fastest layout of a model that fits in memory. Needs no MPI.
 
@@ -69,9 +66,9 @@ def plan(
         cluster: the machine, or the file of one; as many ranks as it has are used.
         costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
             "estimate" (by counting), a file that `Costs.save` wrote, or costs.
-        num_partitions, num_replicas, num_microbatches, schedule, stages_per_partition, lpp: what
-            is already decided.
         say: called with a line of progress while costs are measured.
+        decided: parallel arguments that are decided already; None leaves one to the plan.
+        {options}
 
     Returns:
         The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
@@ -84,19 +81,10 @@ def plan(
     here = cluster is None
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    constraints = Constraints(
-        cluster.num_ranks,
-        num_partitions,
-        num_replicas,
-        num_microbatches,
-        schedule,
-        stages_per_partition,
-        None if lpp is None else lpp_of(lpp),
-        limit,
-    )
+    constraints = constrained(cluster.num_ranks, limit, **decided)
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
-    _check_lpp(constraints.lpp, operations)
+    _check_lpp(constraints.options.lpp, operations)
     known = _costs_of(graph, costs, batch_size, cluster, say)
     problem = Problem(operations, known, cluster, batch_size)
     found = consider(problem, constraints)
@@ -125,7 +113,7 @@ def plan(
     return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
 
 
-def _check_lpp(lpp: tuple[int, ...] | None, operations: OperationGraph) -> None:
+def _check_lpp(lpp: Sequence[int] | None, operations: OperationGraph) -> None:
     count = len(operations.operations)
     if lpp is not None and sum(lpp) != count:
         raise ValueError(

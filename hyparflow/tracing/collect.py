@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 import warnings
@@ -88,7 +89,8 @@ def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
         options = wanted.call.options
         ranks = _gather(world, options.grid, steps)
         if world.rank == LEADER:
-            _write(Trace(ranks, _arguments(options, wanted.call.rows), wanted.plan), path)
+            arguments = dataclasses.asdict(options) | {"batch_size": wanted.call.rows}
+            _write(Trace(ranks, arguments, wanted.plan), path)
 
 
 def _ready_file(trace: Any) -> Path:
@@ -162,15 +164,3 @@ def _gather(world: World, grid: Grid, steps: list[list[Event]]) -> list[RankTrac
         )
         for rank in range(world.size)
     ]
-
-
-def _arguments(options: Any, rows: int | None) -> dict[str, Any]:
-    """The parallel arguments, as a trace tells them."""
-    grid = options.grid
-    others = {name: value for name, value in vars(options).items() if name != "grid"}
-    return others | {
-        "num_partitions": grid.num_partitions,
-        "num_replicas": grid.num_replicas,
-        "stages_per_partition": grid.placement.stages_per_partition,
-        "batch_size": rows,
-    }

@@ -88,4 +88,6 @@ def _works(step: list[Event], zero: float, summed: bool) -> list[Bar]:
 
 
 def _work(event: Event, start: float, end: float) -> Bar:
-    return Bar(event.kind, event.stage, event.microbatch, start, end)
+    return Bar(
+        kind=event.kind, stage=event.stage, microbatch=event.microbatch, start=start, end=end
+    )

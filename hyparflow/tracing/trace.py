@@ -138,5 +138,12 @@ def _event(row: Complete) -> Event:
     known, start = row.args, row.ts / _MICRO
     end = start + row.dur / _MICRO
     return Event(
-        known.kind, start, end, known.stage, known.microbatch, known.peer, known.bytes, known.text
+        kind=known.kind,
+        start=start,
+        end=end,
+        stage=known.stage,
+        microbatch=known.microbatch,
+        peer=known.peer,
+        moved=known.bytes,
+        text=known.text,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from hyparflow.comm import abort
@@ -13,7 +12,7 @@ from hyparflow.model.fingerprint import (
     model_fingerprint,
     values_fingerprint,
 )
-from hyparflow.options import Options
+from hyparflow.options import Options, declared
 from hyparflow.training.data.array_source import ArraySource
 
 __all__ = ["collect", "require_same"]
@@ -48,16 +47,16 @@ def collect(
         "optimizer and loss": compile_fingerprint(model),
         "method": method,
         "number of partitions and replicas": digest(options.grid),
-        **{f"argument `{name}`": digest(getattr(options, name)) for name in _own_names(options)},
+        **{f"argument `{name}`": digest(getattr(options, name)) for name in _own_names()},
         "batch size": digest(rows),
         **{f"argument `{name}`": digest(value) for name, value in sorted(simple.items())},
         "data": digest({name: source.fingerprint() for name, source in sources.items()}),
     }
 
 
-def _own_names(options: Options) -> list[str]:
+def _own_names() -> list[str]:
     """The parallel arguments that have names of their own."""
-    return [field.name for field in dataclasses.fields(options) if field.name != "grid"]
+    return [name for name in declared() if name not in ("num_partitions", "num_replicas")]
 
 
 def require_same(world: Communicator, items: dict[str, str]) -> None:

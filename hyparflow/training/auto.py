@@ -18,6 +18,7 @@ from hyparflow.comm.world import World
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data, open_stream
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.options import declared, is_given, planned_names
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan import Plan
@@ -27,7 +28,7 @@ from hyparflow.training.commands import DEFAULT_BATCH
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
 
-__all__ = ["LEFT_OPEN", "PlanCache", "plan_fit"]
+__all__ = ["PlanCache", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now: the system needs some
 _WHAT = "the leader's plan"
@@ -35,22 +36,19 @@ _NOTHING_TO_PLAN = (
     "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
     "Functional or not built; each rank trains a replica"
 )
-LEFT_OPEN = {  # arguments that a plan decides, as they are where the user does not
-    "num_partitions": None,
-    "num_replicas": None,
-    "num_microbatches": "auto",
-    "schedule": "auto",
-    "stages_per_partition": None,
-    "lpp": None,
-}
 
 
 @dataclass
 class PlanCache:
-    """What was found out for one model: the plans of calls, and on the leader their costs."""
+    """What was found out for one model: the plans of calls, and on the leader their costs.
+
+    Attributes:
+        last: the arguments that the last call was planned to have.
+    """
 
     plans: dict[Any, Plan | None] = field(default_factory=dict)
     costs: dict[Any, Costs] = field(default_factory=dict)
+    last: dict[str, Any] | None = None
 
 
 def plan_fit(
@@ -80,8 +78,7 @@ def plan_fit(
     """
     require_compiled(model, "fit")
     decided = {
-        name: None if isinstance(given := parallel[name], str) and given == left_open else given
-        for name, left_open in LEFT_OPEN.items()
+        name: parallel[name] if is_given(name, parallel[name]) else None for name in planned_names()
     }
     rows = _batch_size(model, world, arguments)
     if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
@@ -99,9 +96,10 @@ def plan_fit(
             known.plans[key] = None
             if show and world.rank == LEADER:
                 STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
-    if (best := known.plans[key]) is None:
-        return parallel
-    return parallel | LEFT_OPEN | {"plan": best}  # what was decided stands in it
+    known.last = {"strategy": None, "plan": known.plans[key]}
+    if known.plans[key] is not None:  # what was decided stands in it
+        known.last |= {name: declared()[name].default for name in planned_names()}
+    return parallel | known.last
 
 
 def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:

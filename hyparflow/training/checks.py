@@ -76,7 +76,7 @@ def check_own_steps(model: Any, options: Options) -> None:
         raise ValueError(
             f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
             f"once. Received: model of class '{name}' with {grid.num_partitions} partitions of "
-            f"{grid.placement.stages_per_partition} stages. Use strategy='data', which runs it on "
+            f"{grid.placement.depth} stages. Use strategy='data', which runs it on "
             "each replica's rows."
         )
     if own and (options.compression or options.allreduce != "mpi"):

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyparflow.engine.batch import Rows, microbatch_rows, replica_rows
-from hyparflow.options import Options, automatic_microbatches
+from hyparflow.options import Options
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.microbatches import automatic_microbatches
 from hyparflow.tracing.collect import TraceRequest
 from hyparflow.training.data.array_source import ArraySource
 

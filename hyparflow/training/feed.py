@@ -203,12 +203,12 @@ class Feed:
                 part = np.asarray(weigh(x, y, sample_weight))
             factors = terms.factors(batch.size(m), batch.rows, part, whole)
             return Labels(
-                y,
-                sample_weight,
-                as_share(batch.share(m)),
-                as_share(batch.share(m) * loss_scale),
-                tf.constant(factors, tf.float64),
-                tf.constant(float(batch.weight(m)), tf.float64),
+                y=y,
+                sample_weight=sample_weight,
+                share=as_share(batch.share(m)),
+                seed=as_share(batch.share(m) * loss_scale),
+                factors=tf.constant(factors, tf.float64),
+                rows=tf.constant(float(batch.weight(m)), tf.float64),
             )
 
         return labels

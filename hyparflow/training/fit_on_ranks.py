@@ -14,12 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.compiled.seed import global_seed
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.launching.function import launch
 from hyparflow.model.building import build_weights
 from hyparflow.model.checks import check_model
 from hyparflow.model.keras_internals.data import is_array_data
 from hyparflow.model.keras_internals.layers import seed_states
-from hyparflow.options import count_of, resolve
+from hyparflow.options import declared, resolve
 from hyparflow.planning.as_arguments import as_plan
 from hyparflow.tracing.collect import wants_trace
 from hyparflow.training.data.array_source import ArraySource
@@ -81,9 +82,8 @@ def fit_on_ranks(
             "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
         )
     if own["plan"] is None:
-        names = list(inspect.signature(resolve).parameters)[1:]
         count = count_of("num_ranks", ranks["num_ranks"])
-        resolve(count, **{name: own[name] for name in names})
+        resolve(count, **{name: own[name] for name in declared()})
     x = args[0] if args else kwargs.get("x")
     _check_data(x, kwargs.get("validation_data"))
     _build(model, x)
@@ -130,11 +130,11 @@ def _train(
     _continue_with(randomness)
     history = fit(model, *args, **kwargs)
     return Trained(
-        model.get_build_config(),
-        [variable.numpy() for variable in _weights(model)],
-        [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
-        {name: getattr(history, name) for name in ("history", "epoch", "params")},
-        _randomness(),
+        build=model.get_build_config(),
+        weights=[variable.numpy() for variable in _weights(model)],
+        optimizer=[keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
+        history={name: getattr(history, name) for name in ("history", "epoch", "params")},
+        randomness=_randomness(),
     )
 
 

@@ -160,7 +160,15 @@ class ParallelModel:
         rows = None  # a stream will tell
         if sources:
             rows = arguments.get("batch_size") or batch_rows(sources["train"], steps)
-        call = Call(method, self.options, sources, x, rows, simple, reading(method, arguments))
+        call = Call(
+            method=method,
+            options=self.options,
+            sources=sources,
+            stream=x,
+            rows=rows,
+            arguments=simple,
+            reading=reading(method, arguments),
+        )
         if self.options.sharded_data:
             call.shards["train"] = (x, call.reading)
             arguments.pop("class_weight", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import numbers
 import os
 import warnings
@@ -10,7 +9,7 @@ from typing import Any
 
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
-from hyparflow.options import resolve
+from hyparflow.options import is_given, resolve
 from hyparflow.training.data_arguments import bound
 
 __all__ = ["PlainModel"]
@@ -36,11 +35,7 @@ def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
 
 def _is_parallel(arguments: dict[str, Any]) -> bool:
     """Whether any of the parallel arguments was given."""
-    usual = inspect.signature(resolve).parameters
-    return any(
-        value is not usual[name].default and value != usual[name].default
-        for name, value in arguments.items()
-    )
+    return any(is_given(name, value) for name, value in arguments.items())
 
 
 class PlainModel:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hyparflow.options import Options, automatic_microbatches, resolve
+import hyparflow
+from hyparflow.options import Options, declared, resolve
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.microbatches import automatic_microbatches
 from hyparflow.pipeline.placement import Placement, v_shaped, wrapped
 
 
@@ -48,9 +54,11 @@ def test_grid(size: int, arguments: dict[str, Any], partitions: int, replicas: i
 
 
 def test_other_arguments() -> None:
-    assert resolve(2) == Options(Grid(1, 2), "auto", "1f1b", None)
+    usual = {"schedule": "1f1b", "stages_per_partition": 1}
+    assert resolve(2) == Options(num_partitions=1, num_replicas=2, **usual)
     chosen = resolve(2, strategy="model", num_microbatches=8, schedule="gpipe", lpp=[1, 4])
-    assert chosen == Options(Grid(2, 1), 8, "gpipe", (1, 4))
+    numbers = {"num_partitions": 2, "num_replicas": 1, "num_microbatches": 8}
+    assert chosen == Options(**numbers, **usual | {"schedule": "gpipe"}, lpp=(1, 4))
     assert resolve(2, schedule="1f1b").schedule == "1f1b"
 
 
@@ -256,3 +264,81 @@ def test_numpys_flags_and_numbers_are_taken() -> None:
     options = resolve(2, num_partitions=np.int64(2), sharded_data=np.bool_(False))
     assert options.sharded_data is False
     assert options.grid.num_partitions == 2
+
+
+# --- one option, one place ---
+
+# The files that may name an argument, beside options.py, where it is declared, and api.py, where
+# the one signature is written out: what consumes it, and what tells users of it. Plans are JSON,
+# which has names of its own.
+SEARCH = {"planning/search/layouts.py", "planning/search/problem.py"}
+PLAN = {"planning/make_plan.py", "planning/plan.py", "planning/plan_check.py"}
+WANTED_RANKS = {"training/plain_model.py", "training/fit_on_ranks.py", "training/auto.py"}
+GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEARCH | WANTED_RANKS
+CONSUMERS = {
+    "strategy": {"planning/as_arguments.py", "training/auto.py"},
+    "num_partitions": GRID,
+    "num_replicas": GRID | {"tracing/summary.py"},
+    "num_microbatches": SEARCH | {"training/checks.py", "training/commands.py"},
+    "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
+    "lpp": PLAN
+    | {"model/layout.py", "pipeline/partition.py", "planning/plan_model.py"}
+    | {"planning/search/divisions.py", "planning/search/layouts.py", "training/plain_model.py"},
+    "batchnorm": {"engine/assembly.py", "engine/stages/batchnorm.py"}
+    | {"training/checks.py", "training/notices.py"},
+    "sharded_data": {"training/auto.py", "training/checks.py", "training/parallel_model.py"},
+    "stages_per_partition": {"pipeline/placement.py", "pipeline/schedules.py"}
+    | SEARCH
+    | {"planning/make_plan.py", "training/plain_model.py"},
+    "allreduce": {"engine/assembly.py", "training/checks.py"}
+    | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
+    "compression": {"engine/assembly.py", "training/checks.py"}
+    | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
+}
+# Also what grids, schedules and batches are made of: their own attributes and parameters do not
+# count, only the arguments of users.
+PIPELINE_TERMS = ("num_partitions", "num_replicas", "num_microbatches", "schedule")
+
+
+def files_that_name(argument: str) -> set[str]:
+    """Files in which it is an attribute of options, a text, a parameter or a keyword."""
+    root = Path(hyparflow.__file__).parent
+    return {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if any(names(node, argument) for node in ast.walk(ast.parse(path.read_text())))
+    }
+
+
+def names(node: ast.AST, argument: str) -> bool:
+    if isinstance(node, ast.Constant):
+        return node.value == argument
+    if isinstance(node, ast.Attribute):
+        return node.attr == argument and ast.unparse(node.value).endswith("options")
+    is_named = isinstance(node, ast.arg | ast.keyword) and node.arg == argument
+    return is_named and argument not in PIPELINE_TERMS
+
+
+@pytest.mark.parametrize("name", list(declared()))
+def test_an_argument_is_named_where_it_is_declared_and_used(name: str) -> None:
+    found = files_that_name(name) - {"options.py", "api.py"}
+    assert found == CONSUMERS[name]
+
+
+def test_the_signature_that_is_written_out_is_what_is_declared() -> None:
+    written = inspect.signature(hyparflow.parallelize).parameters
+    told = {name: p.default for name, p in written.items() if name not in ("model", "plan")}
+    assert told == {name: option.default for name, option in declared().items()}
+
+
+@pytest.mark.parametrize("function", [hyparflow.fit, hyparflow.evaluate, hyparflow.predict])
+def test_others_take_their_arguments_from_there(function: Any) -> None:
+    assert declared().keys() < inspect.signature(function).parameters.keys()
+
+
+@pytest.mark.parametrize("function", [hyparflow.fit, hyparflow.parallelize])
+def test_each_argument_is_explained(function: Any) -> None:
+    for name in inspect.signature(function).parameters:
+        assert re.search(rf"^    +(args, )?{name}(, kwargs)?: ", function.__doc__, re.MULTILINE), (
+            name
+        )

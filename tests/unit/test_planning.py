@@ -27,7 +27,7 @@ from hyparflow.planning.search import layouts
 from hyparflow.planning.search.divisions import Divisions
 from hyparflow.planning.search.layouts import best_of, consider
 from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.problem import Candidate, Constraints, Problem
+from hyparflow.planning.search.problem import Candidate, Problem, constrained
 
 FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
 MEGABYTE = 2**20
@@ -266,7 +266,7 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     """Eight equal operations on four ranks, four micro-batches: 19 rounds of 4 stages are less
     than 7 of 1; with slow messages they are not."""
     quick = Problem(chain(8), costs([1.0] * 8), FAST, 4)
-    wishes = Constraints(4, num_partitions=4, num_microbatches=4)
+    wishes = constrained(4, num_partitions=4, num_microbatches=4)
     best = consider(quick, wishes)[0]
     chosen = best.candidate
     assert (chosen.schedule, chosen.grid.placement) == ("interleaved", wrapped(4, 2))
@@ -397,7 +397,7 @@ def test_the_parts_of_a_backward_take_what_was_measured() -> None:
 
 def choose(seconds: list[float], ranks: int, batch: int, **wishes: Any) -> Any:
     problem = Problem(chain(len(seconds)), costs(seconds), FAST, batch)
-    asked = Constraints(ranks, **wishes)
+    asked = constrained(ranks, **wishes)
     return best_of(consider(problem, asked), asked.memory_limit)
 
 
@@ -411,7 +411,7 @@ def test_cuts_avoid_large_tensors() -> None:
     table = costs([1.0] * 4, tensors=np.array([1.0, 1, 100, 1, 1]) * MEGABYTE)
     slow = Cluster(1, 2, within=Link(0.0, 2 * MEGABYTE), sum_bandwidth=INSTANT)
     problem = Problem(graph, table, slow, 4)
-    found = best_of(consider(problem, Constraints(2, num_partitions=2)), None)
+    found = best_of(consider(problem, constrained(2, num_partitions=2)), None)
     assert found.candidate.partitioning.boundaries != (0, 2, 4)
 
 
@@ -424,7 +424,7 @@ def test_no_division_is_predicted_to_be_much_faster(seed: int) -> None:
     problem = Problem(
         graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE), sum_bandwidth=INSTANT), 16
     )
-    wishes = Constraints(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
+    wishes = constrained(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
     found = consider(problem, wishes)[0].step_seconds
     everything = [
         predict(problem, candidate(graph, (0, *inner, count), 8)).step_seconds
@@ -452,7 +452,7 @@ def test_layouts_that_are_not_tried_are_not_better(
     problem = Problem(chain(count), costs(seconds, kept=kept), network, 16)
 
     def chosen(limit: int | None) -> Prediction:
-        return best_of(consider(problem, Constraints(4, memory_limit=limit)), limit)
+        return best_of(consider(problem, constrained(4, memory_limit=limit)), limit)
 
     largest = max(memory.total for memory in chosen(None).memory)
     limits = [None, int(0.9 * largest), int(0.7 * largest)]
@@ -491,7 +491,7 @@ def test_lpp_is_kept() -> None:
 
 def some_plan(**wishes: Any) -> Plan:
     problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
-    found = consider(problem, Constraints(4, **wishes))
+    found = consider(problem, constrained(4, **wishes))
     single = predict(problem, candidate(problem.graph, (0, 6), 1))
     return make_plan("small", "hash", problem, found[0], single, found[1:4], 2**31)
 

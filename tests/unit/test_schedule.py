@@ -274,9 +274,7 @@ def test_several_stages_need_the_interleaved_schedule() -> None:
         placement_of("gpipe", 2, 2)
     with pytest.raises(ValueError, match="'zero-bubble-v', stages_per_partition=3"):
         placement_of("zero-bubble-v", 2, 3)
-    with pytest.raises(
-        ValueError, match="num_partitions=2, stages_per_partition=1048576"
-    ):
+    with pytest.raises(ValueError, match="num_partitions=2, stages_per_partition=1048576"):
         placement_of("interleaved", 2, 2**20)
 
 

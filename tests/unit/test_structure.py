@@ -270,6 +270,24 @@ def test_class_names_are_told_once() -> None:
     assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
 
 
+def is_record(node: ast.AST) -> bool:
+    """Whether it is a dataclass or a NamedTuple."""
+    if not isinstance(node, ast.ClassDef):
+        return False
+    words = [ast.unparse(part) for part in (*node.decorator_list, *node.bases)]
+    return any("dataclass" in word or "NamedTuple" in word for word in words)
+
+
+def test_records_of_many_fields_are_built_by_name() -> None:
+    """Four values in a row are told apart, five are not."""
+    records = {n.name for tree in TREES.values() for n in ast.walk(tree) if is_record(n)}  # type: ignore[attr-defined]
+    assert {"Plan", "Step"} < records
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and len(node.args) > 4:
+                assert ast.unparse(node.func).split(".")[-1] not in records, (module, node.lineno)
+
+
 def test_what_is_said_goes_through_the_logger() -> None:
     """Others write what users asked for, a table or the output of ranks, not what is done."""
     direct = {

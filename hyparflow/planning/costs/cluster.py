@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.records import Amount, Count, made, read, schema_of
 from hyparflow.formats.writing import write_text
-from hyparflow.options import count_of
 
 __all__ = ["ALLREDUCES", "Cluster", "Link"]
 

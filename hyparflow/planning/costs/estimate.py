@@ -46,11 +46,11 @@ def estimate(
     forward = (arithmetic / flops + 2 * written / bandwidth)[:, None]
     trained = {id(v) for v in model.trainable_variables}
     return Costs(
-        tuple(op.name for op in operations.operations),
-        (1,),
-        forward,
-        2 * forward,
-        3 * forward,
+        operations=tuple(op.name for op in operations.operations),
+        rows=(1,),
+        forward=forward,
+        backward=2 * forward,
+        fused=3 * forward,
         kept=written,
         working=2 * written,
         program=np.full(len(written), float(_TRACED_PER_OPERATION)),

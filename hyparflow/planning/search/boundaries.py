@@ -110,7 +110,7 @@ class Boundaries:
         gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
-        share = (limit - fixed) / placement.stages_per_partition
+        share = (limit - fixed) / placement.depth
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             before = gradients + in_flight[stage] * rows * activations

@@ -56,7 +56,7 @@ def rounds_of(placement: Placement, num_microbatches: int) -> int:
     """
     num_partitions = placement.num_partitions
     surplus = num_microbatches - num_partitions
-    return max(0, surplus * placement.stages_per_partition + num_partitions - 1)
+    return max(0, surplus * placement.depth + num_partitions - 1)
 
 
 class Search:

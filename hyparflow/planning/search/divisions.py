@@ -45,7 +45,7 @@ class Divisions:
     """
 
     def __init__(self, problem: Problem, constraints: Constraints) -> None:
-        self._problem, self._wishes = problem, constraints
+        self._problem, self._constraints = problem, constraints
         rows = max(1.0, problem.batch_size / constraints.num_ranks)
         self._boundaries = functools.cache(lambda: Boundaries(problem, rows))
         self._search = functools.lru_cache(16)(self._new_search)  # its matrices are large
@@ -59,14 +59,14 @@ class Divisions:
 
     def bound(self, layout: LayoutCandidate) -> float:
         """Seconds that a step takes at least, about: without sums, whatever the memory."""
-        if self._wishes.lpp is not None:
+        if self._constraints.options.lpp is not None:
             return 0.0
         free = self._free(layout)
         return free[0].value(_rounds(layout)) if free else 0.0
 
     def too_large(self, layout: LayoutCandidate) -> bool:
         """Whether no division of a layout seems to fit in memory."""
-        chosen = self._wishes.lpp is not None or layout.num_stages == 1
+        chosen = self._constraints.options.lpp is not None or layout.num_stages == 1
         return not (chosen or self._fitting(layout))
 
     def predict(self, layout: LayoutCandidate, number: int) -> Prediction:
@@ -77,8 +77,8 @@ class Divisions:
 
     def _divide(self, layout: LayoutCandidate) -> list[tuple[int, ...]]:
         graph, stages = self._problem.graph, layout.num_stages
-        if self._wishes.lpp is not None:
-            return [divide(graph, stages, self._wishes.lpp).boundaries]
+        if self._constraints.options.lpp is not None:
+            return [divide(graph, stages, self._constraints.options.lpp).boundaries]
         if stages == 1:
             return [(0, len(graph.operations))]
         found = self._fitting(layout) or self._free(layout)
@@ -88,7 +88,7 @@ class Divisions:
         divisions = [
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
         ]
-        if layout.grid.placement.stages_per_partition > 1:
+        if layout.grid.placement.depth > 1:
             divisions.append(self._refined(divisions[0], layout))
         return list(dict.fromkeys(divisions))
 
@@ -111,9 +111,9 @@ class Divisions:
     def _search_fitting(self, layout: LayoutCandidate) -> list[Division]:
         """The best divisions that fit in memory."""
         free = self._free(layout)
-        if self._wishes.memory_limit is None or not free:
+        if self._constraints.memory_limit is None or not free:
             return free
-        fits = self._whether_fits(layout, self._wishes.memory_limit)
+        fits = self._whether_fits(layout, self._constraints.memory_limit)
         if fits is None:
             return []
         if _all_fit(free[0], fits):

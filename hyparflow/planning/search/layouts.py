@@ -84,11 +84,7 @@ def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCand
 
 def _decided(constraints: Constraints) -> str:
     """What the user fixed, as text."""
-    names = (
-        *("num_partitions", "num_replicas", "num_microbatches", "schedule"),
-        *("stages_per_partition", "lpp"),
-    )
-    given = [f"{n}={getattr(constraints, n)}" for n in names if getattr(constraints, n) is not None]
+    given = [f"{name}={value}" for name, value in constraints.decided.items()]
     return f", and {', '.join(given)}" if given else ""
 
 
@@ -149,8 +145,8 @@ def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
         replicas = constraints.num_ranks // partitions
         if (
             replicas * partitions == constraints.num_ranks
-            and constraints.num_partitions in (None, partitions)
-            and constraints.num_replicas in (None, replicas)
+            and constraints.options.num_partitions in (None, partitions)
+            and constraints.options.num_replicas in (None, replicas)
             and replicas <= problem.batch_size
         ):
             yield Grid(num_partitions=partitions, num_replicas=replicas)
@@ -159,8 +155,8 @@ def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
 def _microbatches(problem: Problem, constraints: Constraints, grid: Grid) -> list[int]:
     """Powers of two, up to one row each."""
     rows = problem.batch_size // grid.num_replicas
-    if constraints.num_microbatches is not None:
-        return [constraints.num_microbatches] if constraints.num_microbatches <= rows else []
+    if isinstance(count := constraints.options.num_microbatches, int):
+        return [count] if count <= rows else []
     return [2**power for power in range(rows.bit_length()) if 2**power <= min(rows, 256)]
 
 
@@ -171,20 +167,18 @@ def _schedules(
     if grid.num_partitions == 1:
         yield ("1f1b", None)
         return
+    wanted, several = constraints.options.schedule, constraints.options.stages_per_partition
     for schedule in SCHEDULES:
-        if constraints.schedule not in (None, schedule):
+        if wanted not in ("auto", schedule):
             continue
-        if schedule.startswith("zero-bubble") and constraints.schedule is None:
+        if schedule.startswith("zero-bubble") and wanted == "auto":
             continue  # its backwards in two parts are not measured
-        if schedule == "gpipe" and constraints.schedule is None:
+        if schedule == "gpipe" and wanted == "auto":
             continue  # takes as long as 1f1b, and more memory
         if schedule != "interleaved":
             yield (schedule, None)
-        elif num_microbatches >= grid.num_partitions or constraints.schedule:
-            several = (
-                (constraints.stages_per_partition,) if constraints.stages_per_partition else _STAGES
-            )
-            yield from ((schedule, each) for each in several)
+        elif num_microbatches >= grid.num_partitions or wanted != "auto":
+            yield from ((schedule, each) for each in ([several] if several else _STAGES))
 
 
 def _layouts(problem: Problem, constraints: Constraints) -> Iterator[LayoutCandidate]:
@@ -195,7 +189,8 @@ def _layouts(problem: Problem, constraints: Constraints) -> Iterator[LayoutCandi
                 if (each or 1) * grid.num_partitions > most:
                     continue
                 placement = placement_of(schedule, grid.num_partitions, each)
-                fits = not constraints.lpp or len(constraints.lpp) == placement.num_stages
+                lpp = constraints.options.lpp
+                fits = lpp is None or len(lpp) == placement.num_stages
                 if fits and placement.num_stages <= most:
                     placed = dataclasses.replace(grid, placement=placement)
                     yield LayoutCandidate(placed, count, schedule)

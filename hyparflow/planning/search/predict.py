@@ -75,18 +75,18 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
         return tuple(sum(values[stage] for stage in candidate.stages(p)) for p in partitions)
 
     return Prediction(
-        candidate,
-        timeline,
-        timeline.makespan + problem.costs.overheads.step,
-        of_partitions(forward),
-        of_partitions(backward),
-        tuple(timings.reduce),
-        tuple(timings.apply),
-        tuple(
+        candidate=candidate,
+        timeline=timeline,
+        step_seconds=timeline.makespan + problem.costs.overheads.step,
+        forward=of_partitions(forward),
+        backward=of_partitions(backward),
+        reduce=tuple(timings.reduce),
+        apply=tuple(timings.apply),
+        memory=tuple(
             partition_memory(problem.costs, candidate, timings.rows, timeline, p)
             for p in partitions
         ),
-        tuple(_sent(candidate, timings, p) for p in partitions),
+        sent=tuple(_sent(candidate, timings, p) for p in partitions),
     )
 
 
@@ -134,7 +134,7 @@ class _Timings:
         both = times.forward + times.backward
         partitions = range(candidate.grid.num_partitions)
         each = [float(both[candidate.operations(p)].sum()) for p in partitions]
-        several = candidate.grid.placement.stages_per_partition
+        several = candidate.grid.placement.depth
         count, total = candidate.num_microbatches * several, sum(each)
         step = total + (count - 1) * max(each)
         share = count * total / (step * len(each)) if step else 1.0

@@ -7,15 +7,15 @@ from numbers import Integral
 from typing import Any
 
 from hyparflow.formats.text import shortened
-from hyparflow.options import check_choice, lpp_of
+from hyparflow.options import Options, is_given, planned_names
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning
-from hyparflow.pipeline.schedules import SCHEDULES, in_words, placement_of
+from hyparflow.pipeline.schedules import in_words, placement_of
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 
-__all__ = ["Candidate", "Problem", "Constraints", "limited"]
+__all__ = ["Candidate", "Constraints", "Problem", "constrained", "limited"]
 
 
 @dataclass(frozen=True)
@@ -82,45 +82,51 @@ _MOST = {
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the user fixed; None leaves it to the planner.
+    """What the user fixed.
 
     Attributes:
         num_ranks: ranks to use, all of them.
-        num_partitions, num_replicas, num_microbatches, schedule: as for `hyparflow.parallelize`.
-        stages_per_partition: of an interleaved schedule.
-        lpp: operations per stage, in place of the search.
+        options: what is decided; what has its default is left to the planner.
         memory_limit: bytes that a rank may use, beyond what it uses before training.
     """
 
     num_ranks: int
-    num_partitions: int | None = None
-    num_replicas: int | None = None
-    num_microbatches: int | None = None
-    schedule: str | None = None
-    stages_per_partition: int | None = None
-    lpp: tuple[int, ...] | None = None
+    options: Options
     memory_limit: int | None = None
 
-    def __post_init__(self) -> None:
-        counts = ("num_partitions", "num_replicas", "num_microbatches", "stages_per_partition")
-        for name in ("num_ranks", *counts):
-            value = getattr(self, name)
-            if name == "num_ranks" or value is not None:
-                object.__setattr__(self, name, limited(name, value, _MOST[name]))
-        if self.schedule is not None:
-            check_choice("schedule", self.schedule, SCHEDULES, " or None")
-        if self.lpp is not None:
-            object.__setattr__(self, "lpp", lpp_of(self.lpp))
-        if self.schedule is not None:
-            placement_of(self.schedule, 1, self.stages_per_partition)
-        parts, replicas = self.num_partitions or 1, self.num_replicas or 1
-        exact = self.num_partitions is not None and self.num_replicas is not None
-        if parts * replicas != self.num_ranks if exact else self.num_ranks % (parts * replicas):
-            raise ValueError(
-                "The number of ranks must be num_partitions x num_replicas. Received: "
-                f"num_partitions={self.num_partitions}, num_replicas={self.num_replicas} for "
-                f"num_ranks={self.num_ranks}"
-            )
+    @property
+    def decided(self) -> dict[str, Any]:
+        """The arguments that are not left to the planner."""
+        values = {name: getattr(self.options, name) for name in planned_names()}
+        return {name: value for name, value in values.items() if is_given(name, value)}
+
+
+def constrained(num_ranks: int, memory_limit: int | None = None, **decided: Any) -> Constraints:
+    """What the user fixed, checked.
+
+    Args:
+        num_ranks, memory_limit: as for `Constraints`.
+        decided: parallel arguments; None leaves one to the planner.
+
+    Raises:
+        ValueError: if one is not valid, or they do not fit `num_ranks`.
+    """
+    num_ranks = limited("num_ranks", num_ranks, _MOST["num_ranks"])
+    given = {name: value for name, value in decided.items() if value is not None}
+    for name in _MOST.keys() & given.keys():
+        if is_given(name, given[name]):
+            given[name] = limited(name, given[name], _MOST[name])
+    options = Options(**given)
+    placement_of(options.schedule, 1, options.stages_per_partition)
+    parts, replicas = options.num_partitions or 1, options.num_replicas or 1
+    exact = options.num_partitions is not None and options.num_replicas is not None
+    if parts * replicas != num_ranks if exact else num_ranks % (parts * replicas):
+        raise ValueError(
+            "The number of ranks must be num_partitions x num_replicas. Received: "
+            f"num_partitions={options.num_partitions}, num_replicas={options.num_replicas} for "
+            f"num_ranks={num_ranks}"
+        )
+    return Constraints(num_ranks, options, memory_limit)
 
 
 def limited(name: str, value: Any, most: int) -> int:

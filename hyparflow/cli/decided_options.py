@@ -1,0 +1,45 @@
+"""Parallel arguments as options of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import Field
+from typing import Any, TypeVar
+
+import click
+
+from hyparflow.options import declared
+
+__all__ = ["decided_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _Counts(click.ParamType):
+    """Positive integers with commas between them."""
+
+    name = "N,N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        """As click does it."""
+        each: click.ParamType = click.IntRange(1)
+        return [each.convert(part, param, ctx) for part in str(value).split(",")]
+
+
+def decided_options(names: Iterable[str]) -> Callable[[_Command], _Command]:
+    """Give a command options of these names; what is not given is None."""
+
+    def decorate(command: _Command) -> _Command:
+        for name in reversed(list(names)):
+            flag = f"--{name.replace('_', '-')}"
+            help_ = "Decided already, as in hyparflow.fit."
+            command = click.option(flag, name, type=_type_of(declared()[name]), help=help_)(command)
+        return command
+
+    return decorate
+
+
+def _type_of(option: Field[Any]) -> click.ParamType:
+    if (choices := option.metadata.get("choices")) is not None:
+        return click.Choice(choices)
+    return _Counts() if option.metadata.get("several") else click.IntRange(1)

@@ -1,0 +1,76 @@
+"""Checks of what users pass: the argument's name and value in, what is meant out, or an error."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hyparflow.formats.text import shortened
+
+__all__ = ["Check", "count_of", "count_or_auto", "counts_of", "flag", "one_of", "or_none"]
+
+_LARGEST = 2**31 - 1  # what MPI counts to
+Check = Callable[[str, Any], Any]  # (name, what the user gives) -> what is meant
+
+
+def count_of(name: str, value: Any, also: str = "") -> int:
+    """The value of the argument `name`, which must be a positive integer.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (is_integer and 0 < int(value) <= _LARGEST):
+        also += " below 2**31" if is_integer and int(value) > 0 else ""
+        raise ValueError(
+            f"`{name}` must be a positive integer{also}. Received: {name}={shortened(value)}"
+        )
+    return int(value)
+
+
+def count_or_auto(name: str, value: Any) -> int | str:
+    """A positive integer, or "auto"."""
+    is_auto = isinstance(value, str) and value == "auto"
+    return "auto" if is_auto else count_of(name, value, ' or "auto"')
+
+
+def one_of(choices: Sequence[str], also: str = "", others: Sequence[str] = ()) -> Check:
+    """A check that refuses what is none of `choices` nor of `others`, which `also` tells of."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in (*choices, *others):
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(map(repr, choices))}{also}. "
+                f"Received: {name}={shortened(value)}"
+            )
+        return value
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's is named like the latter
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={shortened(value)}")
+    return bool(value)
+
+
+def counts_of(name: str, value: Any) -> tuple[int, ...]:
+    """Layers per partition: a list of positive integers."""
+    parts = tuple(value) if isinstance(value, list | tuple) else ()
+    if not parts or not all(
+        isinstance(part, numbers.Integral) and not isinstance(part, bool) and int(part) > 0
+        for part in parts
+    ):
+        raise ValueError(
+            f"`{name}` (layers per partition) must be a list of positive integers, one per "
+            "partition, or per stage of an interleaved schedule. Received: "
+            f"{name}={shortened(value)}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def or_none(check: Check) -> Check:
+    """A check that takes None beside what `check` takes."""
+    return lambda name, value: None if value is None else check(name, value)

@@ -1,0 +1,61 @@
+"""Functions whose arguments are declared elsewhere, as fields of a dataclass."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field
+from typing import Any, TypeVar
+
+__all__ = ["with_keywords"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def with_keywords(
+    options: Sequence[Field[Any]], alone: bool = False
+) -> Callable[[_Function], _Function]:
+    """Give a function, which takes ``**kwargs``, these arguments in its signature.
+
+    Those that it has are left. In its docstring, a line ``{options}`` becomes their meanings.
+
+    Args:
+        options: fields of a dataclass, whose metadata say the `meaning`.
+        alone: whether the function takes no other keyword.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function, eval_str=False)
+        own = [
+            parameter
+            for parameter in signature.parameters.values()
+            if not (alone and parameter.kind is parameter.VAR_KEYWORD)
+        ]
+        named = [
+            inspect.Parameter(
+                o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type
+            )
+            for o in options
+            if o.name not in signature.parameters
+        ]
+        at = next((n for n, p in enumerate(own) if p.kind >= p.KEYWORD_ONLY), len(own))
+        function.__signature__ = signature.replace(parameters=[*own[:at], *named, *own[at:]])  # type: ignore[attr-defined]
+        if function.__doc__:
+            function.__doc__ = function.__doc__.replace("        {options}", _meanings(options))
+        return function
+
+    return decorate
+
+
+def _meanings(options: Iterable[Field[Any]]) -> str:
+    """What arguments mean, as docstrings tell it."""
+    return "\n".join(
+        textwrap.fill(
+            f"{option.name}: {option.metadata['meaning']}",
+            100,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 12,
+        )
+        for option in options
+    )
