@@ -23,8 +23,8 @@ from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.plan_model import costs_of_model, plan
+from hyparflow.training.call import DEFAULT_BATCH
 from hyparflow.training.checks import check_labels
-from hyparflow.training.commands import DEFAULT_BATCH
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from hyparflow.model.keras_internals.callbacks import write_scalars
-from hyparflow.training.commands import Command
+from hyparflow.training.commands import Gather, MeasurePace, TellPace
 from hyparflow.training.worker import Worker
 
 __all__ = ["ThroughputToBoards", "WeightsIn", "WeightsOut", "find_boards"]
@@ -25,8 +25,8 @@ class WeightsIn(keras.callbacks.Callback):
         self._worker = worker
 
     def _enter(self, *args: Any, **kwargs: Any) -> None:
-        self._worker.order(Command("gather"))
-        self._worker.watch(True)
+        self._worker.order(Gather())
+        self._worker.weights.watch(True)
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _enter
     on_test_begin = on_test_end = on_predict_begin = on_predict_end = _enter
@@ -41,7 +41,7 @@ class WeightsOut(keras.callbacks.Callback):
 
     def _leave(self, *args: Any, **kwargs: Any) -> None:
         self._worker.send_writes()
-        self._worker.watch(False)
+        self._worker.weights.watch(False)
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _leave
     on_test_begin = on_test_end = on_predict_begin = on_predict_end = _leave
@@ -65,10 +65,10 @@ class ThroughputToBoards(keras.callbacks.Callback):
         self._boards, self._worker = boards, worker
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._worker.order(Command("time_steps"))
+        self._worker.order(MeasurePace())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        pace = self._worker.order(Command("tell_pace"))
+        pace = self._worker.order(TellPace())
         values = {f"epoch_{name}": value for name, value in pace.items()}
         for board in self._boards:
             write_scalars(board, values, epoch)

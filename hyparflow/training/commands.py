@@ -1,88 +1,75 @@
-"""What users ask of all ranks (a call), and what the leader tells them in its course (commands)."""
+"""What the leader tells all ranks to do in the course of a call: a class for each command."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from hyparflow.engine.batch import Rows, microbatch_rows, replica_rows
-from hyparflow.options import Options
+from hyparflow.engine.batch import Rows, replica_rows
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.microbatches import automatic_microbatches
-from hyparflow.tracing.collect import TraceRequest
-from hyparflow.training.data.array_source import ArraySource
 
-__all__ = ["DEFAULT_BATCH", "Call", "Command"]
-
-DEFAULT_BATCH = 32  # Keras's
+__all__ = [
+    "Changes",
+    "Command",
+    "DrawBatch",
+    "Evaluate",
+    "Fail",
+    "Finalize",
+    "Finish",
+    "Gather",
+    "MeasurePace",
+    "Predict",
+    "Scatter",
+    "StepCommand",
+    "Stop",
+    "TellEpoch",
+    "TellPace",
+    "Train",
+    "Write",
+]
 
 
 @dataclass
-class Call:
-    """One call of a method of the model.
+class Changes:
+    """What callbacks have changed on the leader, beside variables, since the last step.
 
     Attributes:
-        method: "fit", "evaluate" or "predict".
-        options: the checked parallel arguments.
-        sources: its arrays, by name.
-        stream: its data where they are no arrays; only the leader reads it.
-        reading: Keras's arguments that say how the stream is read.
-        shards: streams of which each replica reads its own, with the arguments that say how, by
-            name.
-        rows: rows of a full batch; None where a stream does not tell.
-        arguments: what must be the same on all ranks beside model and data.
-        trace: the trace that is wanted of it.
+        python: Python values that calls of layers read (`hyparflow.model.python_values`).
+        compile_anew: whether what is compiled must read them.
+        settings: of the optimizer.
+        learning_rates: of all optimizers, where any has changed.
     """
 
-    method: str
-    options: Options
-    sources: dict[str, ArraySource]
-    stream: Any
-    rows: int | None
-    arguments: dict[str, Any]
-    reading: dict[str, Any] = field(default_factory=dict)
-    shards: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
-    trace: TraceRequest | None = None
-
-    @property
-    def num_microbatches(self) -> int:
-        """M for a full batch."""
-        count = self.options.num_microbatches
-        if isinstance(count, int):
-            return count
-        return automatic_microbatches(self.rows or DEFAULT_BATCH, self.options.grid)
-
-    @property
-    def part_rows(self) -> list[int]:
-        """How many rows the micro-batches of a full batch have, each number once."""
-        rows, grid = self.rows or 0, self.options.grid
-        parts = [
-            stop - start
-            for replica in range(grid.num_replicas)
-            for start, stop in microbatch_rows(rows, grid, replica, self.num_microbatches)
-        ]
-        return sorted(set(parts) - {0})
+    python: Any = None
+    compile_anew: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    learning_rates: list[float] | None = None
 
 
 @dataclass
 class Command:
-    """One thing that all ranks do together.
+    """One thing that all ranks do together."""
+
+    changes: Changes = field(default_factory=Changes, kw_only=True)
+
+
+@dataclass
+class StepCommand(Command):
+    """One step with a global batch.
 
     Attributes:
-        name: the method of `hyparflow.training.worker.Worker` to call.
+        name: which of Keras's steps it is.
         source: which arrays the row numbers mean, or None for rows sent by the leader.
         indices: row numbers of the global batch.
         rows: rows of the global batch.
         counts: rows of each replica where they read streams of their own, else None.
-        values: anything else.
     """
 
-    name: str
+    name: ClassVar[str]
     source: str | None = None
     indices: Any = None
     rows: int = 0
     counts: list[int] | None = None
-    values: dict[str, Any] = field(default_factory=dict)
 
     def replica_rows(self, grid: Grid, replica: int) -> Rows:
         """The rows of the global batch that `replica` computes."""
@@ -90,3 +77,99 @@ class Command:
             return replica_rows(self.rows, grid, replica)
         start = sum(self.counts[:replica])
         return start, start + self.counts[replica]
+
+
+@dataclass
+class Train(StepCommand):
+    """One training step."""
+
+    name = "train"
+
+
+@dataclass
+class Evaluate(StepCommand):
+    """One evaluation step."""
+
+    name = "test"
+
+
+@dataclass
+class Predict(StepCommand):
+    """One prediction step."""
+
+    name = "predict"
+
+
+@dataclass
+class TellEpoch(Command):
+    """Tell each replica's stream of this name that an epoch begins or ends."""
+
+    source: str
+    event: str
+
+
+@dataclass
+class DrawBatch(Command):
+    """Each replica takes the next batch of its stream of this name."""
+
+    source: str
+    is_first: bool
+
+
+@dataclass
+class Write(Command):
+    """Take values of variables that a callback wrote on the leader, by number."""
+
+    values: list[tuple[int, Any]]
+
+
+@dataclass
+class Gather(Command):
+    """Give all ranks the present weights and optimizer state."""
+
+
+@dataclass
+class Scatter(Command):
+    """Give all ranks the leader's weights and optimizer state."""
+
+
+@dataclass
+class Finalize(Command):
+    """Do what Keras does to the weights at the end of `fit` (averages of weights)."""
+
+
+@dataclass
+class Finish(Command):
+    """Gather, and let all ranks' random generators continue alike."""
+
+
+@dataclass
+class MeasurePace(Command):
+    """From now on, note how long what takes."""
+
+
+@dataclass
+class TellPace(Command):
+    """How fast were the steps since this was last asked?"""
+
+
+@dataclass
+class Stop(Command):
+    """The call is over.
+
+    Attributes:
+        result: what it returns on all ranks.
+    """
+
+    result: Any
+
+
+@dataclass
+class Fail(Command):
+    """The call has failed between two steps.
+
+    Attributes:
+        error: what makes the exception, and with which arguments.
+    """
+
+    error: tuple[Any, tuple[Any, ...]]

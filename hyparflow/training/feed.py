@@ -15,7 +15,8 @@ from hyparflow.engine.batch import Batch, microbatch_rows, shard_rows, slice_row
 from hyparflow.engine.compiled.tensors import as_share, as_tensors
 from hyparflow.engine.loss.head import Labels, no_labels
 from hyparflow.engine.rank_engine import Losses
-from hyparflow.training.commands import Call, Command
+from hyparflow.training.call import Call
+from hyparflow.training.commands import DrawBatch, StepCommand, TellEpoch
 from hyparflow.training.data.streams import Shard
 
 __all__ = ["Feed"]
@@ -54,7 +55,7 @@ class Feed:
         self._shards = {name: Shard(*given) for name, given in shards}
         self._replica = grid.replica(world.rank)
 
-    def batch(self, command: Command, stream: Data | None, labels: bool = True) -> Batch:
+    def batch(self, command: StepCommand, stream: Data | None, labels: bool = True) -> Batch:
         """What this rank needs of the global batch.
 
         Args:
@@ -79,7 +80,7 @@ class Feed:
             batch.sample_weight = source.sample_weight(indices, training=command.name == "train")
         return batch
 
-    def _dealt(self, command: Command, replica: int) -> Batch:
+    def _dealt(self, command: StepCommand, replica: int) -> Batch:
         """The rows of one replica, without data."""
         count = self._num_microbatches
         if command.counts is None:
@@ -91,23 +92,23 @@ class Feed:
             batch.microbatches, batch.is_stand_in = [(0, 1)], True
         return batch
 
-    def epoch(self, command: Command) -> None:
+    def epoch(self, command: TellEpoch) -> None:
         """Tell this replica's stream that an epoch begins or ends."""
         if self._is_reader:
-            self._shards[command.source or ""].epoch(command.values["event"])
+            self._shards[command.source].epoch(command.event)
 
-    def draw(self, command: Command) -> list[int]:
+    def draw(self, command: DrawBatch) -> list[int]:
         """Take this replica's next batch of its stream; the rows of each replica. Collective."""
         drawn = None
         if self._is_reader:
-            drawn = self._shards[command.source or ""].draw(command.values["is_first"])
+            drawn = self._shards[command.source].draw(command.is_first)
         self._drawn = drawn or (None, None, None)
         leaves = [leaf for leaf in keras.tree.flatten(self._drawn[0]) if leaf is not None]
         mine = len(leaves[0]) if leaves else 0
         counts = self._world.all_gather_objects(mine, "the rows of each replica's stream")
         return [counts[self._grid.rank(r, 0)] for r in range(self._grid.num_replicas)]
 
-    def _sharded(self, batch: Batch, command: Command, labels: bool, weighed: bool) -> Batch:
+    def _sharded(self, batch: Batch, command: StepCommand, labels: bool, weighed: bool) -> Batch:
         """This replica's own rows; its reader sends the last partition what that needs."""
         batch.is_shard = True
         x, y, sample_weight = self._lent(command) if self._is_reader else (None, None, None)
@@ -124,11 +125,11 @@ class Feed:
             batch.y, batch.sample_weight = y, sample_weight
         if self._is_reader or (self._is_last and weighed):
             batch.x = x
-        if weighed:
-            self._weigh_all(batch)
+        if weighed and self._weigh is not None:
+            self._weigh_all(batch, self._weigh)
         return batch
 
-    def _lent(self, command: Command) -> Data:
+    def _lent(self, command: StepCommand) -> Data:
         """The drawn rows; a replica without any is lent the first row of another, if it needs
         one to stand in with.
         """
@@ -148,16 +149,16 @@ class Feed:
             return row  # type: ignore[no-any-return]
         return self._drawn
 
-    def _weigh_all(self, batch: Batch) -> None:
+    def _weigh_all(self, batch: Batch, weigh: Callable[[Any, Any, Any], Any]) -> None:
         """The weights of the losses over the rows of all replicas. Collective."""
         mine = None
         if self._is_last and batch.microbatches and not batch.is_stand_in:
             arrays = as_tensors((batch.x, batch.y, batch.sample_weight))
-            mine = np.asarray(self._weigh(*arrays))  # type: ignore[misc]
+            mine = np.asarray(weigh(*arrays))
         everyone = self._world.all_gather_objects(mine, "the weights of all replicas' rows")
         self._whole = sum(part for part in everyone if part is not None)
 
-    def _streamed(self, command: Command, stream: Data | None, weighed: bool) -> Data:
+    def _streamed(self, command: StepCommand, stream: Data | None, weighed: bool) -> Data:
         """Send out, or receive, the rows of a batch that only the leader has."""
         if self._world.rank != LEADER:
             if self._is_reader or self._is_last:
@@ -172,7 +173,9 @@ class Feed:
         self._world.wait_all(requests, "readers to take their rows")
         return mine
 
-    def _part_for(self, rank: int, command: Command, stream: Data | None, weighed: bool) -> Data:
+    def _part_for(
+        self, rank: int, command: StepCommand, stream: Data | None, weighed: bool
+    ) -> Data:
         """What `rank` needs of the leader's batch: its rows of x, or all where losses are to be
         weighed, and on a last partition all of y and the sample weights.
         """

@@ -35,7 +35,17 @@ from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.model.keras_internals.data import unpack, untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
-from hyparflow.training.commands import Command
+from hyparflow.training.commands import (
+    DrawBatch,
+    Evaluate,
+    Finalize,
+    Gather,
+    Predict,
+    Scatter,
+    StepCommand,
+    TellEpoch,
+    Train,
+)
 from hyparflow.training.data.array_source import dense
 from hyparflow.training.data.streams import tickets
 from hyparflow.training.optimizer_settings import Tuning
@@ -58,7 +68,7 @@ def step_tickets(source: str, worker: Worker) -> Any:
     """What Keras's `fit` gets in place of streams that each replica reads itself."""
 
     def tell(event: str) -> None:
-        worker.order(Command("epoch", source, values={"event": event}))
+        worker.order(TellEpoch(source, event))
 
     return tickets(_TICKET + source, tell)
 
@@ -104,7 +114,7 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
     was_eager = model.run_eagerly if model.compiled else False
     attributes.update(replaced)
     with (
-        worker.log.listening(),
+        worker.weights.log.listening(),
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
         untuned_datasets(),
@@ -148,10 +158,10 @@ def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Calla
     """`method` with the owners' weights gathered before and, if it writes, scattered after."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        worker.order(Command("gather"))
+        worker.order(Gather())
         result = method(*args, **kwargs)
         if writes:
-            worker.order(Command("scatter"))
+            worker.order(Scatter())
         return result
 
     return wrapper
@@ -167,8 +177,8 @@ def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
     original = optimizer.finalize_variable_values
 
     def finalize(variables: Any) -> None:
-        worker.order(Command("finalize"))
-        with worker.log.paused():  # every rank does it
+        worker.order(Finalize())
+        with worker.weights.log.paused():  # every rank does it
             original(variables)
 
     vars(optimizer)["finalize_variable_values"] = finalize
@@ -187,41 +197,40 @@ class _Steps:
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on all ranks; the metrics so far."""
-        command, rows = self._command("train", data)
-        command.values |= self._tuning.changes()
-        return self._worker.results(self._worker.order(command, rows))
+        command, rows = self._command(Train, data)
+        self._tuning.add_to(command.changes)
+        return self._worker.step(command, rows)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One evaluation step on all ranks; the metrics so far."""
-        return self._worker.results(self._worker.order(*self._command("test", data)))
+        return self._worker.step(*self._command(Evaluate, data))
 
     def predict_step(self, data: Any) -> Any:
         """One prediction step on all ranks; the outputs of the whole batch."""
-        return as_tensors(self._worker.order(*self._command("predict", data)))
+        return as_tensors(self._worker.order(*self._command(Predict, data)))
 
-    def _command(self, name: str, data: Any) -> tuple[Command, Any]:
+    def _command(self, kind: type[StepCommand], data: Any) -> tuple[StepCommand, Any]:
         if isinstance(data, tuple) and len(data) == 1:
             data = data[0]
         if isinstance(data, dict) and len(data) == 1:
             key, value = next(iter(data.items()))
             if key.startswith(_PREFIX):
                 indices = np.array(value)
-                return Command(name, key.removeprefix(_PREFIX), indices, len(indices)), None
+                return kind(key.removeprefix(_PREFIX), indices, len(indices)), None
             if key.startswith(_TICKET):
-                return self._drawn(name, key.removeprefix(_TICKET), int(value)), None
+                return self._drawn(kind, key.removeprefix(_TICKET), int(value)), None
         parts = unpack(data)
         batch = keras.tree.map_structure(lambda x: None if x is None else dense(x), parts)
         first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
-        return Command(name, rows=len(first)), tuple(batch)
+        return kind(rows=len(first)), tuple(batch)
 
-    def _drawn(self, name: str, source: str, step: int) -> Command:
+    def _drawn(self, kind: type[StepCommand], source: str, step: int) -> StepCommand:
         """The command for the batches that the replicas take from their streams.
 
         Raises:
             StopIteration: at the end of all streams, which ends Keras's epoch.
         """
-        draw = Command("draw", source, values={"is_first": step == 0})
-        counts = self._worker.order(draw)
+        counts = self._worker.order(DrawBatch(source, is_first=step == 0))
         if not any(counts):
             raise StopIteration
-        return Command(name, source, rows=sum(counts), counts=counts)
+        return kind(source, rows=sum(counts), counts=counts)

@@ -12,7 +12,7 @@ from hyparflow.engine.trials.row_findings import RowFindings
 from hyparflow.model.keras_internals.compiled import own_step
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.pipeline.schedules import in_words
-from hyparflow.training.commands import Call
+from hyparflow.training.call import Call
 
 __all__ = [
     "announce",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hyparflow.model.keras_internals.optimizer import inner_optimizer, settable_learning_rates
+from hyparflow.training.commands import Changes
 
-__all__ = ["SETTINGS", "Tuning", "take_over"]
-
-SETTINGS = "settings"
-_RATES = "learning_rates"
+__all__ = ["Tuning", "take_over"]
 
 
 class Tuning:
@@ -25,27 +23,25 @@ class Tuning:
         self._rates: list[float] = []
         self._settings: dict[str, Any] | None = _settings(model)
 
-    def changes(self) -> dict[str, Any]:
-        """What has changed since the last step."""
-        changed: dict[str, Any] = {}
+    def add_to(self, changes: Changes) -> None:
+        """Add what has changed since the last step."""
         if self._settings is not None:
             settings = _settings(self._model)
-            changed[SETTINGS] = dict(settings.items() - self._settings.items())
+            changes.settings = dict(settings.items() - self._settings.items())
             # Unless steps run eagerly, they are compiled with the first.
             self._settings = settings if self._is_eager else None
         rates = [float(rate) for rate in settable_learning_rates(self._model)]
         if rates != self._rates:
-            changed[_RATES] = self._rates = rates
-        return changed
+            changes.learning_rates = self._rates = rates
 
 
-def take_over(model: Any, changes: dict[str, Any]) -> None:
+def take_over(model: Any, changes: Changes) -> None:
     """Change the optimizer as the leader's was."""
-    for name, value in changes.get(SETTINGS, {}).items():
+    for name, value in changes.settings.items():
         setattr(inner_optimizer(model.optimizer), name, value)
-    if _RATES in changes:
+    if changes.learning_rates is not None:
         rates = settable_learning_rates(model)
-        for rate, value in zip(rates, changes[_RATES], strict=True):
+        for rate, value in zip(rates, changes.learning_rates, strict=True):
             rate.assign(value)
 
 

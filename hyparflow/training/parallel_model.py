@@ -17,7 +17,7 @@ from hyparflow.model.saving import save_atomically
 from hyparflow.options import Options
 from hyparflow.tracing.collect import TraceRequest, wants_trace
 from hyparflow.training import checks, notices
-from hyparflow.training.commands import DEFAULT_BATCH, Call
+from hyparflow.training.call import DEFAULT_BATCH, Call
 from hyparflow.training.data.array_source import ArraySource
 from hyparflow.training.data_arguments import array_source, bound, check_data, validation_parts
 from hyparflow.training.keras_bridge import row_numbers, step_tickets, with_weights

@@ -15,7 +15,7 @@ from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.program import Program
-from hyparflow.training.commands import Command
+from hyparflow.training.commands import Predict
 
 __all__ = ["Predictor"]
 
@@ -36,7 +36,7 @@ class Predictor:
         self._mine: Any = None  # the leader's own rows, where it has outputs
         self._packed_as: Any = None  # structure of what the model's own predict_step returns
 
-    def run(self, command: Command, batch: Batch, program: Callable[[], Program]) -> Any:
+    def run(self, command: Predict, batch: Batch, program: Callable[[], Program]) -> Any:
         """The outputs of the global batch, on the leader; None on others.
 
         Args:
@@ -73,7 +73,7 @@ class Predictor:
             return keras.tree.pack_sequence_as(self._packed_as, columns)
         return self._part.pack(columns)
 
-    def _collect(self, command: Command) -> Any:
+    def _collect(self, command: Predict) -> Any:
         parts = []
         for replica in range(self._grid.num_replicas):
             start, stop = command.replica_rows(self._grid, replica)

@@ -32,8 +32,9 @@ from hyparflow.model.saving import use_atomic_saves
 from hyparflow.options import Options
 from hyparflow.tracing.collect import traced
 from hyparflow.training import agreement, notices
+from hyparflow.training.call import Call
 from hyparflow.training.checks import check_labels, check_state
-from hyparflow.training.commands import Call, Command
+from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.data.array_source import peek
 from hyparflow.training.engine_key import engine_key, require_same_weights
 from hyparflow.training.keras_bridge import bridge
@@ -252,14 +253,14 @@ class Session:
                 raise  # in the middle of a step: no rank can go on
             abort.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
             abort.mark_collective(error)
-            worker.order(Command("finish"))  # as in plain Keras, what was learnt so far is kept
+            worker.order(Finish())  # as in plain Keras, what was learnt so far is kept
             recipe = portable(error)
-            worker.release("fail", error=recipe)
+            worker.release(Fail(recipe))
             if not is_faithful(recipe):  # all ranks must see the same
                 raise abort.mark_collective(recipe[0](*recipe[1])) from error
             raise
-        worker.order(Command("finish"))
-        worker.release("stop", result=result)
+        worker.order(Finish())
+        worker.release(Stop(result))
         return result
 
     def _build(self, specs: Any, with_loss: bool) -> rank_engine.RankEngine:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hyparflow.model.python_values import PythonValues
-from hyparflow.training.commands import Command
-from hyparflow.training.optimizer_settings import SETTINGS
+from hyparflow.training.commands import Command, Finish, StepCommand, Train
 
 __all__ = ["PythonFollower"]
-
-_KEY, _ANEW = "python", "compile_anew"  # of a command's values
-_STEPS = ("train", "test", "predict")
-_LAST = "finish"  # the command with which ranks end alike
 
 
 class PythonFollower:
@@ -48,24 +43,27 @@ class PythonFollower:
         Raises:
             ValueError: if a change cannot be followed.
         """
-        if command.name == _LAST and self._values is not None:
-            command.values[_KEY] = self._values.changes(required=False)
-        step = command.name, command.rows
-        is_new = command.name in _STEPS and step not in self._traced
-        self._is_read = self._values is not None and (
-            is_new or (self._is_eager and command.name in _STEPS)
-        )
-        if self._values is None or not self._is_read:
+        self._is_read = False
+        if self._values is None:
             return
-        is_first = not any(name == command.name for name, _ in self._traced)
-        self._traced.add(step)
-        if command.name == "train" and (self._is_eager or is_first):
+        if isinstance(command, Finish):  # with which ranks end alike
+            command.changes.python = self._values.changes(required=False)
+        if isinstance(command, StepCommand):
+            self._send_with(command, self._values)
+
+    def _send_with(self, step: StepCommand, values: PythonValues) -> None:
+        kind = step.name, step.rows
+        self._is_read = self._is_eager or kind not in self._traced
+        if not self._is_read:
+            return
+        is_first = not any(name == step.name for name, _ in self._traced)
+        self._traced.add(kind)
+        if isinstance(step, Train) and (self._is_eager or is_first):
             self._check_trainable()
-        if changes := self._values.changes():
-            command.values[_KEY] = changes
+        step.changes.python = values.changes()
         # What was compiled before the first step, and what stays compiled in an eager one.
-        changed = changes or command.values.get(SETTINGS)
-        command.values[_ANEW] = bool(changed) and (is_first or self._is_eager)
+        changed = step.changes.python or step.changes.settings
+        step.changes.compile_anew = bool(changed) and (is_first or self._is_eager)
 
     def _check_trainable(self) -> None:
         flags = self._flags()
@@ -86,11 +84,6 @@ class PythonFollower:
 
     def take(self, command: Command) -> None:
         """Follower: take over what `command` brings."""
-        if changes := command.values.get(_KEY):
+        if changes := command.changes.python:
             self._values = self._values or PythonValues(self._model)
             self._values.apply(changes)
-
-    @staticmethod
-    def compiles_anew(command: Command) -> bool:
-        """Whether what `command` runs must read changed values, although it was compiled."""
-        return bool(command.values.get(_ANEW))

@@ -279,7 +279,7 @@ CONSUMERS = {
     "strategy": {"planning/as_arguments.py", "training/auto.py"},
     "num_partitions": GRID,
     "num_replicas": GRID | {"tracing/summary.py"},
-    "num_microbatches": SEARCH | {"training/checks.py", "training/commands.py"},
+    "num_microbatches": SEARCH | {"training/checks.py", "training/call.py"},
     "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
     "lpp": PLAN
     | {"model/layout.py", "pipeline/partition.py", "planning/plan_model.py"}

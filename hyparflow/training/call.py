@@ -1,0 +1,63 @@
+"""What users ask of all ranks: one call of a method of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyparflow.engine.batch import microbatch_rows
+from hyparflow.options import Options
+from hyparflow.pipeline.microbatches import automatic_microbatches
+from hyparflow.tracing.collect import TraceRequest
+from hyparflow.training.data.array_source import ArraySource
+
+__all__ = ["DEFAULT_BATCH", "Call"]
+
+DEFAULT_BATCH = 32  # Keras's
+
+
+@dataclass
+class Call:
+    """One call of a method of the model.
+
+    Attributes:
+        method: "fit", "evaluate" or "predict".
+        options: the checked parallel arguments.
+        sources: its arrays, by name.
+        stream: its data where they are no arrays; only the leader reads it.
+        reading: Keras's arguments that say how the stream is read.
+        shards: streams of which each replica reads its own, with the arguments that say how, by
+            name.
+        rows: rows of a full batch; None where a stream does not tell.
+        arguments: what must be the same on all ranks beside model and data.
+        trace: the trace that is wanted of it.
+    """
+
+    method: str
+    options: Options
+    sources: dict[str, ArraySource]
+    stream: Any
+    rows: int | None
+    arguments: dict[str, Any]
+    reading: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    trace: TraceRequest | None = None
+
+    @property
+    def num_microbatches(self) -> int:
+        """M for a full batch."""
+        count = self.options.num_microbatches
+        if isinstance(count, int):
+            return count
+        return automatic_microbatches(self.rows or DEFAULT_BATCH, self.options.grid)
+
+    @property
+    def part_rows(self) -> list[int]:
+        """How many rows the micro-batches of a full batch have, each number once."""
+        rows, grid = self.rows or 0, self.options.grid
+        parts = [
+            stop - start
+            for replica in range(grid.num_replicas)
+            for start, stop in microbatch_rows(rows, grid, replica, self.num_microbatches)
+        ]
+        return sorted(set(parts) - {0})

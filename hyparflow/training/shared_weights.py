@@ -1,0 +1,106 @@
+"""One rank's share of keeping weights alike: who has the present ones, and what callbacks write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.world import World
+from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.model.keras_internals.compiled import tracked_metrics
+from hyparflow.model.keras_internals.optimizer import settable_learning_rates
+from hyparflow.training.commands import Command, Finalize, Finish, Gather, Scatter, Write
+from hyparflow.training.write_log import WriteLog
+
+__all__ = ["SharedWeights"]
+
+
+class SharedWeights:
+    """The weights of one call, on one rank.
+
+    Attributes:
+        log: what callbacks write to variables.
+
+    Args:
+        model: the user's model.
+        sync: copies its variables.
+        world: all ranks.
+    """
+
+    def __init__(self, model: Any, sync: WeightSync, world: World) -> None:
+        self._model, self._sync, self._world = model, sync, world
+        self.log = WriteLog(self._told_otherwise, self._is_behind)
+        self._watched: list[int] | None = None
+        self._are_everywhere = True  # the leader holds the present weights of all partitions
+        self._differ = False  # statistics changed since the replicas agreed on them
+        self.actions: dict[type[Command], Callable[[Any], Any]] = {
+            Write: self._write,
+            Gather: self._gather,
+            Scatter: self._scatter,
+            Finalize: self._finalize,
+            Finish: self._finish,
+        }
+
+    def note_step(self) -> None:
+        """A training step changes them."""
+        self._are_everywhere, self._differ = False, True
+
+    def agree(self) -> None:
+        """Before the model is used without training: replicas agree on statistics. Collective."""
+        if self._differ:
+            self._sync.agree()
+            self._differ = False
+
+    # --- what callbacks write, on the leader ---
+
+    def written(self) -> Write | None:
+        """What tells all ranks what callbacks wrote since the last command, if they did."""
+        written = self.log.take()
+        if self._watched is not None:
+            written += self._sync.changed(self._watched)
+        if not written:
+            return None
+        return Write(self._sync.describe(list({id(v): v for v in written}.values())))
+
+    def watch(self, watched: bool) -> None:
+        """From now on, look for writes that did not go through Keras, or no longer."""
+        self._watched = self._sync.checksums() if watched else None
+
+    def watch_anew(self) -> None:
+        """What was written is told."""
+        self.watch(self._watched is not None)
+
+    def _told_otherwise(self) -> list[Any]:
+        """Variables that change on the leader between commands and are no news to the others."""
+        metrics = tracked_metrics(self._model) if self._model.compiled else []
+        rates = settable_learning_rates(self._model)
+        return [v for metric in metrics for v in metric.variables] + rates
+
+    def _is_behind(self, variable: Any) -> bool:
+        return not self._are_everywhere and self._sync.is_elsewhere(variable)
+
+    # --- commands ---
+
+    def _write(self, command: Write) -> None:
+        if self._world.rank != LEADER:
+            self._sync.write(command.values)
+
+    def _gather(self, command: Gather | Finish) -> None:
+        self._world.board.write("gathers weights")
+        self._sync.gather()
+        self._are_everywhere, self._differ = True, False
+
+    def _scatter(self, command: Scatter) -> None:
+        self._world.board.write("takes the leader's weights")
+        self._sync.scatter()
+        self._are_everywhere = True
+
+    def _finalize(self, command: Finalize) -> None:
+        if self._world.rank != LEADER:
+            self._model.optimizer.finalize_variable_values(self._model.trainable_variables)
+
+    def _finish(self, command: Finish) -> None:
+        self._world.recorder.on = False
+        self._gather(command)
+        self._sync.finish()

@@ -1,0 +1,194 @@
+"""One rank's share of a step: training, evaluation, prediction."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.recorder import EventKind
+from hyparflow.comm.world import World
+from hyparflow.engine.batch import Batch
+from hyparflow.engine.compiled.tensors import as_tensors
+from hyparflow.engine.rank_engine import Learner, Losses, RankEngine
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.program import Program
+from hyparflow.training import notices
+from hyparflow.training.commands import Evaluate, Predict, StepCommand, Train
+from hyparflow.training.feed import Data, Feed
+from hyparflow.training.missing_gradients import compare_gradients, require_gradients
+from hyparflow.training.predictions import Predictor
+from hyparflow.training.shared_weights import SharedWeights
+
+__all__ = ["EvaluationSteps", "PredictionSteps", "StepContext", "TrainingSteps"]
+
+
+@dataclass
+class StepContext:
+    """What steps of one call have in common, on one rank.
+
+    Attributes:
+        model: the user's model.
+        part: what this rank computes.
+        schedule: of training steps.
+        grid: partitions and replicas.
+        world: all ranks.
+        feed: deals out the rows of a batch.
+        weights: kept alike.
+        stream: the leader's rows of the present step, where the data are no arrays.
+        programs: what the engine has run, by kind and number of micro-batches.
+    """
+
+    model: Any
+    part: RankEngine
+    schedule: str
+    grid: Grid
+    world: World
+    feed: Feed
+    weights: SharedWeights
+    stream: Data | None = None
+    programs: dict[tuple[str, int], Program] = field(default_factory=dict)
+
+    def program(self, kind: str, batch: Batch) -> Program:
+        """What the engine runs of a batch: "train" or "forward"."""
+        key = (kind, len(batch.microbatches))
+        if key not in self.programs:
+            partition = self.grid.partition(self.world.rank)
+            self.programs[key] = self.part.program(
+                kind, self.schedule, self.grid, partition, key[1]
+            )
+        return self.programs[key]
+
+
+class PredictionSteps:
+    """Steps of `predict`."""
+
+    def __init__(self, context: StepContext) -> None:
+        self._context = context
+        self._predictor = Predictor(context.part, context.grid, context.world)
+
+    def __call__(self, command: Predict) -> Any:
+        """One prediction step; on the leader, the outputs of the global batch."""
+        context = self._context
+        context.weights.agree()
+        batch = context.feed.batch(command, context.stream, labels=False)
+        return self._predictor.run(command, batch, lambda: context.program("forward", batch))
+
+
+class EvaluationSteps:
+    """Steps of `evaluate`, and of validation.
+
+    Args:
+        context: what the steps have in common.
+        losses: the model's losses and metrics.
+    """
+
+    def __init__(self, context: StepContext, losses: Losses) -> None:
+        self._context, self._losses = context, losses
+
+    def __call__(self, command: Evaluate) -> dict[str, Any] | None:
+        """One evaluation step; metrics end on the leader. Returns as `TrainingSteps` do."""
+        context, losses = self._context, self._losses
+        context.weights.agree()
+        batch = context.feed.batch(command, context.stream)
+        if "test_step" in context.part.own:
+            return self.own("test_step", batch)
+        penalty = self.penalty(command)
+        program = context.program("forward", batch)
+        context.part.engine.test(program, batch, context.feed.labels(batch))
+        losses.metrics.collect(penalty + context.part.engine.added)
+        return None
+
+    def results(self, logs: dict[str, Any] | None) -> dict[str, Any]:
+        """The present value of every metric, on the leader; see `MetricState.results`."""
+        return self._losses.metrics.results(logs)
+
+    def penalty(self, command: StepCommand) -> float:
+        """This rank's weight regularization times the batch's rows; counted by replica 0."""
+        if self._context.grid.replica(self._context.world.rank):
+            return 0.0
+        return self._losses.penalty(command.name) * command.rows
+
+    def own(self, name: str, batch: Batch) -> dict[str, Any]:
+        """The model's own step on this replica's rows; what it returned, of all replicas."""
+        context, metrics = self._context, self._losses.metrics
+        own, labels = context.part.own, context.feed.labels(batch)(0)
+        is_leader = context.world.rank == LEADER
+        x = as_tensors(batch.inputs(0))
+        found = own.try_out(name, x, labels)
+        if found is not None and is_leader:
+            notices.announce_step(context.model, found)
+        with metrics.paused(batch.is_stand_in):
+            context.part.statistics.begin()
+            logs = own.run(name, x, labels, batch.span(0))
+            context.part.statistics.finish()
+        metrics.collect(0.0)
+        if name == "train_step" and (changed := own.compare()) and is_leader:
+            notices.announce_changed(changed)
+        return logs
+
+
+class TrainingSteps:
+    """Steps of `fit`.
+
+    Args:
+        context: what the steps have in common.
+        evaluation: steps of validation.
+        losses: the model's losses and metrics.
+        learner: updates its weights.
+        begin: called as a step begins, with the rows of its batch.
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        evaluation: EvaluationSteps,
+        losses: Losses,
+        learner: Learner,
+        begin: Callable[[int], None],
+    ) -> None:
+        self._context, self._evaluation = context, evaluation
+        self._losses, self._learner = losses, learner
+        self._begin = begin
+        self._gradients = 0  # of all ranks in the last step, on the leader
+
+    def __call__(self, command: Train) -> dict[str, Any] | None:
+        """One training step; what the model's own step returned, where it has one."""
+        recorder = self._context.world.recorder
+        recorder.begin_step()
+        self._begin(command.rows)
+        start = time.monotonic()
+        logs = self._train(command)
+        recorder.note(EventKind.TRAINING_STEP, start)
+        return logs
+
+    def require_gradients(self) -> None:
+        """On the leader after a step, raise as Keras does if no weight has a gradient."""
+        if "train_step" not in self._context.part.own:
+            require_gradients(self._context.model, self._gradients)
+
+    def _train(self, command: Train) -> dict[str, Any] | None:
+        context, part = self._context, self._context.part
+        context.weights.note_step()
+        start = time.monotonic()
+        batch = context.feed.batch(command, context.stream)
+        context.world.recorder.note(EventKind.DATA, start)
+        if "train_step" in part.own:
+            return self._evaluation.own("train_step", batch)
+        penalty = self._evaluation.penalty(command)
+        program = context.program("train", batch)
+        update, metrics = self._learner.update, self._losses.metrics
+        scale = update.loss_scale()
+        labels = context.feed.labels(batch, scale)
+        parts = context.grid.num_replicas * program.num_microbatches
+        with metrics.paused(batch.is_stand_in):
+            part.statistics.begin()
+            apply = functools.partial(update, parts=parts)
+            part.engine.train(program, batch, labels, scale, self._learner.reducer, apply)
+            part.statistics.finish()
+        self._gradients = metrics.collect(penalty + part.engine.added, len(update.given))
+        compare_gradients(context.model, context.world, self._learner)
+        return None
