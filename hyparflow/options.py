@@ -73,8 +73,9 @@ class Options:
         '"data": every rank trains a replica on its part of the batch. "model": one replica, cut '
         'into as many partitions as there are ranks. "hybrid": both, as `num_partitions` and '
         '`num_replicas` say. None: what the numbers say; data parallelism without any. "auto": '
-        "in `fit`, what is not given is planned: rank 0 measures what the model's layers cost, "
-        "and all ranks train by the fastest layout that fits in memory; elsewhere as None.",
+        "`fit` plans what is not given: rank 0 measures what the model's layers cost, and all "
+        "ranks train by the fastest layout that fits in memory; `evaluate` and `predict` then use "
+        "that plan.",
         choices=_STRATEGIES,
     )
     num_partitions: int | None = _option(

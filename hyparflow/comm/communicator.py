@@ -21,11 +21,11 @@ from hyparflow.comm.half_precision_sum import Add, rounded_sum
 from hyparflow.comm.message_log import MessageLog, wants_messages
 from hyparflow.comm.recorder import EventKind, Recorder
 from hyparflow.comm.requests import Pending, SentMessage
+from hyparflow.comm.tags import FIRST_OF_SUMS, SMALLEST_LIMIT
 from hyparflow.comm.timeout import Waiting
 
 __all__ = ["Communicator"]
 
-_FIRST_TAG = 1 << 14  # of rounded sums; every MPI allows tags up to 2**15 - 1
 _EAGER = 0.5  # seconds of a wait after which deadline and notices are looked at in any case
 _EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
 
@@ -52,6 +52,12 @@ class Communicator:
         if wants_messages():
             ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
             self._log = MessageLog(ranks, self.rank)
+
+    @property
+    def tag_limit(self) -> int:
+        """Tags must be less than this, as MPI says."""
+        largest = self._comm.Get_attr(self._mpi.TAG_UB)
+        return SMALLEST_LIMIT if largest is None else int(largest) + 1
 
     # --- waiting ---
 
@@ -210,7 +216,7 @@ class Communicator:
         if self._log is not None:
             self._log.sums(array)
         # Ranks begin sums in one order, so they number them alike.
-        tag = _FIRST_TAG + self._rounded % _FIRST_TAG
+        tag = FIRST_OF_SUMS + self._rounded % (SMALLEST_LIMIT - FIRST_OF_SUMS)
         self._rounded += 1
         pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
         return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)

@@ -96,6 +96,11 @@ class Engine:
         self.added = 0.0  # what this rank's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 
+    @property
+    def tag_limit(self) -> int:
+        """Tags of messages must be less than this."""
+        return self._transport.tag_limit
+
     # --- the loop ---
 
     def train(

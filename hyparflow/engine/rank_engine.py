@@ -70,7 +70,8 @@ class RankEngine:
             computation = forward_only(grid.placement, count)
         lowered = lowering.lower(computation, edges, training=kind == "train")
         lowering.prove(lowered, edges)
-        return Program(lowered[partition], max(1, count))
+        tags = lowering.tags_of(lowered, self.engine.tag_limit)
+        return Program(lowered[partition], tags[partition], max(1, count))
 
 
 @dataclass

@@ -73,9 +73,14 @@ class Transport:
         self._fixed = fixed_shapes
         self._forms: dict[tuple[int, int], list[_Form]] = {}  # by edge and rows, of all parts
         self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
-        self._incoming: dict[int, _Incoming] = {}
+        self._incoming: dict[tuple[int, int], _Incoming] = {}  # by sender and tag
         self._outgoing: list[SentMessage] = []
         self.moved = 0  # bytes, sent and received
+
+    @property
+    def tag_limit(self) -> int:
+        """Tags must be less than this."""
+        return self._comm.tag_limit
 
     def carries_mask(self, edge: int) -> bool:
         """Whether a mask may come with the edge's tensor."""
@@ -105,23 +110,24 @@ class Transport:
 
     def post_activation(self, edge: int, rows: int, tag: int) -> None:
         """Start to receive, so that the message finds its buffer waiting."""
-        if tag in self._incoming:
-            return
         peer = self._producers[edge]
+        key = peer, tag
+        if key in self._incoming:
+            return
         if self._fixed and (edge, rows) in self._forms:
             buffers = _buffers(self._forms[edge, rows])
             arrays = [buffer.array for buffer in buffers if buffer is not None]
             requests = [r for array in arrays for r in self._comm.receive(array, peer, tag)]
-            self._incoming[tag] = _Incoming(requests, buffers)
+            self._incoming[key] = _Incoming(requests, buffers)
         else:
             header = np.zeros(_HEADER, np.int64)
-            self._incoming[tag] = _Incoming(self._comm.receive(header, peer, tag), None)
-            self._incoming[tag].requests[0].keep = header
+            self._incoming[key] = _Incoming(self._comm.receive(header, peer, tag), None)
+            self._incoming[key].requests[0].keep = header
 
     def receive_activation(self, edge: int, rows: int, tag: int, what: str) -> list[Any]:
         """The tensor (and its mask, or None) that `send_activation` sent."""
         self.post_activation(edge, rows, tag)
-        incoming = self._incoming.pop(tag)
+        incoming = self._incoming.pop((self._producers[edge], tag))
         self._comm.wait_all(incoming.requests, what)
         if incoming.buffers is None:
             forms = _read(incoming.requests[0].keep)[: 1 + self._masked[edge]]

@@ -15,13 +15,54 @@ from hyparflow.pipeline.actions import BACKWARDS, RECEIVES, SENDS, Edge, Kind, S
 from hyparflow.pipeline.schedules import Schedule
 from hyparflow.pipeline.simulator import Lowered, Timeline, play
 
-__all__ = ["lower", "prove", "tag"]
+__all__ = ["lower", "prove", "tags_of"]
 
 
-def tag(step: Step, num_microbatches: int) -> int:
-    """The MPI tag of a message: unique per edge, micro-batch and direction."""
-    is_activation, edge, microbatch = step.message
-    return (edge * num_microbatches + microbatch) * 2 + int(is_activation)
+def tags_of(lowered: Lowered, limit: int) -> list[list[int]]:
+    """The MPI tag of each step that is a message, and -1 of the others, for each partition.
+
+    What one rank sends another is numbered in the order in which it sends, from 0 again where
+    there are more messages than tags.
+
+    Args:
+        lowered: one list of steps per partition.
+        limit: tags must be less.
+
+    Raises:
+        RuntimeError: if two messages that share a tag are received in another order than sent.
+    """
+    receivers = {s.message: p for p, steps in enumerate(lowered) for s in steps if _receives(s)}
+    tags: dict[tuple[bool, int, int], int] = {}
+    counts: Counter[tuple[int, int]] = Counter()
+    for partition, steps in enumerate(lowered):
+        for step in steps:
+            if step.kind in SENDS:
+                ends = partition, receivers[step.message]
+                tags[step.message] = counts[ends]
+                counts[ends] += 1
+    if any(count > limit for count in counts.values()):
+        _check_order(lowered, tags, limit)
+    return [[tags[s.message] % limit if s.edge >= 0 else -1 for s in steps] for steps in lowered]
+
+
+def _receives(step: Step) -> bool:
+    return step.kind in RECEIVES
+
+
+def _check_order(lowered: Lowered, tags: dict[tuple[bool, int, int], int], limit: int) -> None:
+    """MPI keeps the order of messages of one tag, so they must be received as they were sent."""
+    senders = {s.message: p for p, steps in enumerate(lowered) for s in steps if s.kind in SENDS}
+    for steps in lowered:
+        last: dict[tuple[int, int], int] = {}
+        for step in filter(_receives, steps):
+            number = tags[step.message]
+            key = senders[step.message], number % limit
+            if last.get(key, -1) > number:
+                raise RuntimeError(
+                    "Messages that share a tag must be received as they were sent. "
+                    f"Received: {step} too early, with {limit} tags."
+                )
+            last[key] = number
 
 
 def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -> Lowered:

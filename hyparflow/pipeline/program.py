@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hyparflow.pipeline.actions import Kind, Step
-from hyparflow.pipeline.lowering import tag
 
 __all__ = ["Program"]
 
@@ -15,14 +14,15 @@ class Program:
 
     Args:
         steps: this rank's steps.
-        num_microbatches: M, which makes tags unique.
+        tags: of those that are messages, -1 of the others.
+        num_microbatches: M.
     """
 
-    def __init__(self, steps: Sequence[Step], num_microbatches: int) -> None:
+    def __init__(self, steps: Sequence[Step], tags: Sequence[int], num_microbatches: int) -> None:
         self.steps = list(steps)
         self.num_microbatches = num_microbatches
         self.names = [str(step) for step in steps]
-        self.tags = [tag(step, num_microbatches) if step.edge >= 0 else -1 for step in steps]
+        self.tags = list(tags)
         # Receives are posted one computation ahead: while a micro-batch is computed, the next
         # one's tensors find their buffers waiting.
         self.post: list[list[int]] = [[] for _ in steps]

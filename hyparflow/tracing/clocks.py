@@ -8,11 +8,11 @@ import numpy as np
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
+from hyparflow.comm.tags import Tag
 
 __all__ = ["clock_offset"]
 
 _ROUNDS = 10
-_TAG = 3
 _WHAT = "the comparison of clocks"
 
 
@@ -29,7 +29,7 @@ def clock_offset(world: Communicator) -> float:
         if world.rank == LEADER:
             for _ in range(_ROUNDS):
                 _receive(world, rank)
-                world.wait_all(world.send(np.array([time.monotonic()]), rank, _TAG), _WHAT)
+                world.wait_all(world.send(np.array([time.monotonic()]), rank, Tag.CLOCK), _WHAT)
         elif world.rank == rank:
             return min(_ask(world) for _ in range(_ROUNDS))[1]
     return 0.0
@@ -38,7 +38,7 @@ def clock_offset(world: Communicator) -> float:
 def _ask(world: Communicator) -> tuple[float, float]:
     """How long a round trip took, and the difference that it shows."""
     start = time.monotonic()
-    requests = world.send(np.array([start]), LEADER, _TAG)
+    requests = world.send(np.array([start]), LEADER, Tag.CLOCK)
     leader = _receive(world, LEADER)
     end = time.monotonic()
     world.wait_all(requests, _WHAT)
@@ -47,5 +47,5 @@ def _ask(world: Communicator) -> tuple[float, float]:
 
 def _receive(world: Communicator, peer: int) -> float:
     value = np.zeros(1)
-    world.wait_all(world.receive(value, peer, _TAG), _WHAT)
+    world.wait_all(world.receive(value, peer, Tag.CLOCK), _WHAT)
     return float(value[0])

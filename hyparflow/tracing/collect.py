@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.recorder import Event
+from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.formats.writing import require_writable
 from hyparflow.pipeline.grid import Grid
@@ -23,7 +24,6 @@ from hyparflow.tracing.trace import RankTrace, Trace
 __all__ = ["TraceRequest", "traced", "wants_trace"]
 
 _FOLDER = "HYPARFLOW_TRACE"  # environment variable: a trace of each call goes into this folder
-_TAG = 4  # of events on their way to the leader
 
 
 class TracedCall(Protocol):
@@ -153,14 +153,14 @@ def _gather(world: World, grid: Grid, steps: list[list[Event]]) -> list[RankTrac
     """What all ranks recorded, on the leader."""
     what = "the events of all ranks"
     if world.rank != LEADER:
-        world.wait_all(world.send_object(steps, LEADER, _TAG), what)
+        world.wait_all(world.send_object(steps, LEADER, Tag.EVENTS), what)
         return []
     return [
         RankTrace(
             grid.describe(rank),
             grid.replica(rank),
             grid.partition(rank),
-            steps if rank == LEADER else world.receive_object(rank, _TAG, what),
+            steps if rank == LEADER else world.receive_object(rank, Tag.EVENTS, what),
         )
         for rank in range(world.size)
     ]

@@ -49,6 +49,15 @@ class PlanCache:
     plans: dict[Any, Plan | None] = field(default_factory=dict)
     costs: dict[Any, Costs] = field(default_factory=dict)
     last: dict[str, Any] | None = None
+    _optimizers: list[Any] = field(default_factory=list)
+
+    def number(self, optimizer: Any) -> int:
+        """The same for the same object, which is kept, and for no other."""
+        for number, other in enumerate(self._optimizers):
+            if other is optimizer:
+                return number
+        self._optimizers.append(optimizer)
+        return len(self._optimizers) - 1
 
 
 def plan_fit(
@@ -86,10 +95,10 @@ def plan_fit(
         replicas: int = decided["num_replicas"] or world.size // each
         decided["num_replicas"] = replicas
         rows *= replicas
-    key = (rows, id(model.optimizer), repr(decided))
+    key = (rows, known.number(model.optimizer), repr(decided))
     if key not in known.plans:
         show = arguments.get("verbose", "auto") != 0
-        planned = functools.partial(_plan, model, world, rows, decided, known.costs)
+        planned = functools.partial(_plan, model, world, rows, decided, known)
         if opened_graph(model) is not None:
             known.plans[key] = _plan_for_ranks(world, planned, show)
         else:
@@ -158,19 +167,19 @@ def _plan(
     world: World,
     batch_size: int,
     decided: dict[str, Any],
-    known: dict[Any, Costs],
+    known: PlanCache,
     say: Any,
 ) -> Plan:
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
-    key = (batch_size, id(model.optimizer))
-    if key not in known:
-        known[key] = costs_of_model(model, "measure", batch_size, cluster, say)
+    key = (batch_size, known.number(model.optimizer))
+    if key not in known.costs:
+        known.costs[key] = costs_of_model(model, "measure", batch_size, cluster, say)
     return plan(
         model,
         batch_size=batch_size,
         cluster=cluster,
-        costs=known[key],
+        costs=known.costs[key],
         memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
         **decided,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm.leader import LEADER
+from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.engine.batch import Batch, microbatch_rows, shard_rows, slice_rows
 from hyparflow.engine.compiled.tensors import as_share, as_tensors
@@ -21,7 +22,6 @@ from hyparflow.training.data.streams import Shard
 
 __all__ = ["Feed"]
 
-_TAG = 1  # of rows that the leader sends
 
 Data = tuple[Any, Any, Any]  # x, y, sample weights
 
@@ -117,10 +117,10 @@ class Feed:
         if labels and batch.microbatches and reader != last:
             if self._is_reader:
                 part = (x if weighed else None, y, sample_weight)
-                requests = self._world.send_object(part, last, _TAG)
+                requests = self._world.send_object(part, last, Tag.ROWS)
                 self._world.wait_all(requests, "the last partition to take its labels")
             elif self._is_last:
-                x, y, sample_weight = self._world.receive_object(reader, _TAG, "labels")
+                x, y, sample_weight = self._world.receive_object(reader, Tag.ROWS, "labels")
         if self._is_last and labels:
             batch.y, batch.sample_weight = y, sample_weight
         if self._is_reader or (self._is_last and weighed):
@@ -141,11 +141,11 @@ class Feed:
         if self._replica == lender:
             row = tuple(slice_rows(part, 0, 1) for part in self._drawn)
             for replica in empty:
-                requests = self._world.send_object(row, self._grid.rank(replica, 0), _TAG)
+                requests = self._world.send_object(row, self._grid.rank(replica, 0), Tag.ROWS)
                 self._world.wait_all(requests, "another replica to take a row")
         elif self._replica in empty:
             lender_rank = self._grid.rank(lender, 0)
-            row = self._world.receive_object(lender_rank, _TAG, "a row of another replica")
+            row = self._world.receive_object(lender_rank, Tag.ROWS, "a row of another replica")
             return row  # type: ignore[no-any-return]
         return self._drawn
 
@@ -162,13 +162,13 @@ class Feed:
         """Send out, or receive, the rows of a batch that only the leader has."""
         if self._world.rank != LEADER:
             if self._is_reader or self._is_last:
-                return self._world.receive_object(LEADER, _TAG, "rows from the leader")
+                return self._world.receive_object(LEADER, Tag.ROWS, "rows from the leader")
             return None, None, None
         requests = []
         for rank in range(1, self._grid.size):
             if self._grid.is_reader(rank) or self._grid.is_last(rank):
                 part = self._part_for(rank, command, stream, weighed)
-                requests += self._world.send_object(part, rank, _TAG)
+                requests += self._world.send_object(part, rank, Tag.ROWS)
         mine = self._part_for(LEADER, command, stream, weighed)
         self._world.wait_all(requests, "readers to take their rows")
         return mine

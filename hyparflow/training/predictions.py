@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from hyparflow.comm.leader import LEADER
+from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.engine.batch import Batch
 from hyparflow.engine.compiled.tensors import as_tensors
@@ -18,8 +19,6 @@ from hyparflow.pipeline.program import Program
 from hyparflow.training.commands import Predict
 
 __all__ = ["Predictor"]
-
-_TAG = 2  # of predictions on their way to the leader
 
 
 class Predictor:
@@ -54,7 +53,7 @@ class Predictor:
             if is_leader:
                 self._mine = packed
             else:
-                requests = self._world.send_object(packed, LEADER, _TAG)
+                requests = self._world.send_object(packed, LEADER, Tag.PREDICTIONS)
                 self._world.wait_all(requests, "the leader to take predictions")
         return self._collect(command) if is_leader else None
 
@@ -84,5 +83,5 @@ class Predictor:
                 parts.append(self._mine)
             else:
                 what = f"predictions from rank {last}"
-                parts.append(self._world.receive_object(last, _TAG, what))
+                parts.append(self._world.receive_object(last, Tag.PREDICTIONS, what))
         return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)

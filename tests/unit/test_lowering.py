@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from hyparflow.pipeline.actions import Edge, Kind, Step
-from hyparflow.pipeline.lowering import lower, prove, tag
+from hyparflow.pipeline.actions import RECEIVES, SENDS, Edge, Kind, Step
+from hyparflow.pipeline.lowering import lower, prove, tags_of
 from hyparflow.pipeline.placement import wrapped
 from hyparflow.pipeline.schedules import (
     forward_only,
@@ -141,16 +141,44 @@ def test_every_message_has_two_ends() -> None:
         assert len(ends) == (len(edges) + back) * microbatches
 
 
-def test_tags_are_unique() -> None:
-    for lowered, _, microbatches in many_lowered(3):
-        tags: dict[tuple[bool, int, int], set[int]] = {}
-        for step in itertools.chain(*lowered):
-            if step.edge >= 0:
-                tags.setdefault(step.message, set()).add(tag(step, microbatches))
-        assert all(len(both) == 1 for both in tags.values())
-        numbers = [number for both in tags.values() for number in both]
-        assert len(set(numbers)) == len(numbers)
-        assert all(number >= 0 for number in numbers)
+def ends_of(lowered: Lowered, limit: int) -> dict[tuple[bool, int, int], list[tuple[int, int]]]:
+    """The partition and tag of each message's ends, the sender's first."""
+    ends: dict[tuple[bool, int, int], list[tuple[int, int]]] = {}
+    tags = tags_of(lowered, limit)
+    for kinds in (SENDS, RECEIVES):
+        for partition, steps in enumerate(lowered):
+            for step, tag in zip(steps, tags[partition], strict=True):
+                assert (tag < 0) == (step.edge < 0)
+                if step.kind in kinds:
+                    ends.setdefault(step.message, []).append((partition, tag))
+    return ends
+
+
+def test_both_ends_know_a_tag_that_no_other_message_between_them_has() -> None:
+    for lowered, _, _ in many_lowered(3):
+        seen = set()
+        for (sender, sent), (receiver, received) in ends_of(lowered, 2**15).values():
+            assert sent == received
+            assert (sender, receiver, sent) not in seen
+            seen.add((sender, receiver, sent))
+
+
+def test_tags_begin_anew_where_there_are_too_few() -> None:
+    """2**15 are allowed by every MPI; here, of eight."""
+    most = 0
+    for lowered, _, _ in many_lowered(3):
+        for (_, sent), (_, received) in ends_of(lowered, 8).values():
+            assert sent == received < 8
+            most = max(most, sent)
+    assert most == 7
+
+
+def test_messages_that_share_a_tag_are_not_received_in_another_order() -> None:
+    edges = [Edge(0, 0, 1, False), Edge(1, 0, 1, False)]
+    first, second = lower(forward_only(wrapped(2), 2), edges, training=False)
+    second[0], second[1] = second[1], second[0]
+    with pytest.raises(RuntimeError, match="must be received as they were sent"):
+        tags_of([first, second], 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from hyparflow.comm import launcher
+from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.formats.text import counted
 from hyparflow.launching.cores import Claim, crowded
@@ -17,7 +18,6 @@ from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 __all__ = ["check_ranks"]
 
-_TAG = 5
 _ROUNDS = 20
 _SUMMED = 1 << 24  # bytes
 _ASK = "ask who runs the network"
@@ -44,7 +44,7 @@ def _ring(world: World, several: str) -> Finding:
         if world.rank == 0:
             token[0] = 0
             _send(world, token, after)
-        world.wait_all(world.receive(token, before, _TAG), "the token of a ring")
+        world.wait_all(world.receive(token, before, Tag.RING), "the token of a ring")
         if world.rank:
             token += world.rank
             _send(world, token, after)
@@ -57,7 +57,7 @@ def _ring(world: World, several: str) -> Finding:
 
 
 def _send(world: World, token: np.ndarray, peer: int) -> None:
-    world.wait_all(world.send(token, peer, _TAG), "the token of a ring")
+    world.wait_all(world.send(token, peer, Tag.RING), "the token of a ring")
 
 
 def _allreduce(world: World) -> Finding:

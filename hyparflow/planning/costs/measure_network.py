@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
+from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.planning.costs.cluster import Cluster, Link
 
 __all__ = ["measure_network"]
 
-_TAG = 3
 # Bytes of messages that show latency and bandwidth, and of a sum; caches hold no such sum.
 _SMALL, _LARGE, _SUMMED = 8, 1 << 25, 1 << 25
 _LEAST = 0.1  # of the time of a sum goes to adding up
@@ -81,9 +81,9 @@ def _one_way(world: World, peer: int, size: int) -> float:
         start = time.perf_counter()
         for first in (True, False):
             if (world.rank == 0) is first:
-                requests = world.send(data, peer if world.rank == 0 else 0, _TAG)
+                requests = world.send(data, peer if world.rank == 0 else 0, Tag.NETWORK)
             else:
-                requests = world.receive(data, peer if world.rank == 0 else 0, _TAG)
+                requests = world.receive(data, peer if world.rank == 0 else 0, Tag.NETWORK)
             world.wait_all(requests, "a message that measures the network")
         found.append((time.perf_counter() - start) / 2)
     return min(found, default=0.0)

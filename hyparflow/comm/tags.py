@@ -1,0 +1,25 @@
+"""What messages are told apart by: one table of all tags.
+
+Messages of a step have a communicator of their own, and number theirs from 0
+(`hyparflow.pipeline.lowering.tags_of`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["FIRST_OF_SUMS", "SMALLEST_LIMIT", "Tag"]
+
+SMALLEST_LIMIT = 2**15  # every MPI allows tags below
+FIRST_OF_SUMS = 2**14  # from here on, rounded sums number their messages
+
+
+class Tag(IntEnum):
+    """Tags among all ranks."""
+
+    ROWS = 1  # of a batch, from the leader or a replica's reader
+    PREDICTIONS = 2  # on their way to the leader
+    NETWORK = 3  # what measures it
+    CLOCK = 4  # what compares clocks
+    EVENTS = 5  # of a trace, on their way to the leader
+    RING = 6  # what tries each rank's neighbours
