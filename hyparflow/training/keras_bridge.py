@@ -34,6 +34,7 @@ import numpy as np
 from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.model.keras_internals.data import unpack, untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.patched import patched
 from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
 from hyparflow.training.commands import (
     DrawBatch,
@@ -109,11 +110,9 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
             replaced[name] = _gathered(getattr(model, name), worker, writes=False)
     for name in _WRITES:
         replaced[name] = _gathered(getattr(model, name), worker, writes=True)
-    attributes = vars(model)
-    saved = {name: attributes[name] for name in replaced if name in attributes}
     was_eager = model.run_eagerly if model.compiled else False
-    attributes.update(replaced)
     with (
+        patched(model, **replaced),
         worker.weights.log.listening(),
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
@@ -125,9 +124,6 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
             worker.python.begin()
             yield
         finally:
-            for name in replaced:
-                del attributes[name]
-            attributes.update(saved)
             model.run_eagerly = was_eager
             _forget_functions(model)
 
@@ -135,17 +131,13 @@ def bridge(model: Any, worker: Worker) -> Iterator[None]:
 @contextlib.contextmanager
 def _layers_gathered(model: Any, worker: Worker) -> Iterator[None]:
     """While open, `get_weights` and `set_weights` of each layer find the present weights."""
-    layers = all_layers(model, include_self=False)
-    for layer in layers:
-        for name in ("get_weights", "set_weights"):
+    with contextlib.ExitStack() as stack:
+        for layer in all_layers(model, include_self=False):
             # What a layer is given reaches the other ranks as all that is assigned does.
-            vars(layer)[name] = _gathered(getattr(layer, name), worker, writes=False)
-    try:
+            methods = {name: getattr(layer, name) for name in ("get_weights", "set_weights")}
+            given = {n: _gathered(m, worker, writes=False) for n, m in methods.items()}
+            stack.enter_context(patched(layer, **given))
         yield
-    finally:
-        for layer in layers:
-            for name in ("get_weights", "set_weights"):
-                vars(layer).pop(name, None)
 
 
 def _forget_functions(model: Any) -> None:
@@ -181,11 +173,8 @@ def _finalized_everywhere(model: Any, worker: Worker) -> Iterator[None]:
         with worker.weights.log.paused():  # every rank does it
             original(variables)
 
-    vars(optimizer)["finalize_variable_values"] = finalize
-    try:
+    with patched(optimizer, finalize_variable_values=finalize):
         yield
-    finally:
-        del vars(optimizer)["finalize_variable_values"]
 
 
 class _Steps:

@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = ["WriteLog"]
 
 
@@ -54,15 +56,8 @@ class WriteLog:
             with self.paused():
                 return original(variable, *args, **kwargs)
 
-        was_own = name in vars(kind)
-        setattr(kind, name, write)
-        try:
+        with patched(kind, **{name: write}):
             yield
-        finally:
-            if was_own:
-                setattr(kind, name, original)
-            else:
-                delattr(kind, name)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

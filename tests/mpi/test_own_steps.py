@@ -369,24 +369,26 @@ class RootOfLoss(Own):
         return ops.sqrt(ops.mean(ops.square(y - y_pred)))
 
 
-def fitted(kind: type[Own], fit: Callable[..., Any], **layout: Any) -> list[np.ndarray]:
-    """The weights and logged losses after two epochs."""
+def fitted(
+    kind: type[Own], fit: Callable[..., Any], validated: int = 0, **layout: Any
+) -> list[np.ndarray]:
+    """The weights and logged losses after two epochs, validated on so many rows."""
     keras.utils.set_random_seed(5)
     model, (x, y) = kind(), data()
     model(x[:1])
     model.compile(SGD(0.001))
-    layout |= {"validation_data": (x[:5], y[:5]), "epochs": 2}
-    history = fit(model, x, y, batch_size=BATCH, shuffle=False, verbose=0, **layout).history
-    logged = [np.array(history[name]) for name in ("loss", "val_loss")]
-    return [np.array(weight) for weight in model.get_weights()] + logged
+    layout |= {"validation_data": (x[:validated], y[:validated])} if validated else {}
+    layout |= {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = fit(model, x, y, **layout).history
+    return [np.array(value) for value in (*model.get_weights(), *history.values())]
 
 
 def test_an_own_loss_that_is_a_sum() -> None:
     """Keras logs the mean of the sums of the batches."""
-    expected = on_leader(lambda: fitted(SumOfLoss, keras.Model.fit))
+    expected = on_leader(lambda: fitted(SumOfLoss, keras.Model.fit, 5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = fitted(SumOfLoss, hf.fit, strategy="data")
+        found = fitted(SumOfLoss, hf.fit, 5, strategy="data")
     assert not [w for w in caught if "own `compute_loss` computes" in str(w.message)]
     for number, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
         limit = 1e-10 if number < len(found) - 2 else 1e-6  # what is logged is float32

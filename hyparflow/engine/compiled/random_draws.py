@@ -21,6 +21,8 @@ from tensorflow.python.ops import (
     stateful_random_ops,
 )
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = ["Draw", "draw_calls", "eager_generator", "set_eager_generator"]
 
 
@@ -130,24 +132,16 @@ def draw_calls(around: Around, whole: Callable[[Any], Any]) -> Iterator[None]:
     depth = [0]
     generator = stateful_random_ops.Generator
     skip = generator._prepare_key_counter
-    originals = [
-        (module, draw, getattr(module, draw.name))
-        for module, draws in _DRAWS.items()
-        for draw in draws
-    ]
 
     def prepare(self: Any, shape: Any) -> Any:
         return skip(self, whole(shape))
 
-    for module, draw, original in originals:
-        setattr(module, draw.name, _telling(draw, original, around, depth))
-    generator._prepare_key_counter = prepare
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patched(generator, _prepare_key_counter=prepare))
+        for module, draws in _DRAWS.items():
+            telling = {d.name: _telling(d, getattr(module, d.name), around, depth) for d in draws}
+            stack.enter_context(patched(module, **telling))
         yield
-    finally:
-        generator._prepare_key_counter = skip
-        for module, draw, original in originals:
-            setattr(module, draw.name, original)
 
 
 def _telling(draw: Draw, original: Any, around: Around, depth: list[int]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from hyparflow.model.keras_internals.compiled import compile_metrics, metric_function
+from hyparflow.model.keras_internals.patched import patched
 
 __all__ = ["AdditiveMetrics", "weighted_by", "weighting"]
 
@@ -61,11 +62,8 @@ def weighted_by(metric: Any, share: Any) -> Iterator[None]:
             return original(*args, **kwargs)
         return keras.metrics.Mean.update_state(metric, values, sample_weight=share)
 
-    vars(metric)["update_state"] = update
-    try:
+    with patched(metric, update_state=update):
         yield
-    finally:
-        del vars(metric)["update_state"]
 
 
 def _single_number(

@@ -15,6 +15,7 @@ from hyparflow.model.keras_internals.layers import (
     output_structure,
     symbolic_output,
 )
+from hyparflow.model.keras_internals.patched import patched
 
 __all__ = [
     "asked_for_xla",
@@ -222,13 +223,8 @@ def own_step(model: Any, step: str) -> str | None:
 @contextlib.contextmanager
 def replaced_loss(model: Any, compiled: Any) -> Iterator[None]:
     """While open, `model.compute_loss` uses another compile-loss object."""
-    attributes = vars(model)
-    original = attributes["_compile_loss"]
-    attributes["_compile_loss"] = compiled
-    try:
+    with patched(model, _compile_loss=compiled):
         yield
-    finally:
-        attributes["_compile_loss"] = original
 
 
 def tracked_metrics(model: Any) -> list[Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = [
     "array_sources",
     "is_array_data",
@@ -79,11 +81,8 @@ def untuned_datasets() -> Iterator[None]:
             super().__init__(*args, **kwargs)
             self._distributed_dataset: Any = untuned(self._get_iterator())
 
-    trainer.TFEpochIterator = Untuned
-    try:
+    with patched(trainer, TFEpochIterator=Untuned):
         yield
-    finally:
-        trainer.TFEpochIterator = original
 
 
 def array_sources(

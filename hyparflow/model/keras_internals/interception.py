@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = ["given_variables", "metric_calls", "optimizer_calls"]
 
 # (name of the method, the method itself, the object, arguments, arguments by name) -> result
@@ -43,19 +45,12 @@ def _intercepted(base: type, names: Sequence[str], around: Around) -> Iterator[N
     What such a method calls in its turn, as an optimizer does that wraps another, does not.
     """
     depth = [0]
-    replaced = [
-        (cls, name, vars(cls)[name])
-        for cls in _family(base)
-        for name in names
-        if callable(vars(cls).get(name))
-    ]
-    for cls, name, original in replaced:
-        setattr(cls, name, _telling(name, original, around, depth))
-    try:
+    with contextlib.ExitStack() as stack:
+        for cls in _family(base):
+            own = {name: vars(cls)[name] for name in names if callable(vars(cls).get(name))}
+            telling = {name: _telling(name, own[name], around, depth) for name in own}
+            stack.enter_context(patched(cls, **telling))
         yield
-    finally:
-        for cls, name, original in replaced:
-            setattr(cls, name, original)
 
 
 def _telling(name: str, original: Any, around: Around, depth: list[int]) -> Any:

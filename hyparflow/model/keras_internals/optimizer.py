@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = [
     "accumulated_gradient",
     "applying_part",
@@ -109,28 +111,21 @@ def applying_part(
         variables: those that this rank trains.
         clip: gradients -> clipped gradients, in place of Keras's clipping.
     """
-    attributes = vars(optimizer)  # written directly: setting them would track them anew
-    names = ("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients")
-    saved = {name: attributes[name] for name in names if name in attributes}
-    attributes["_trainable_variables"] = list(variables)
-    index = {id(v): i for i, v in enumerate(saved["_trainable_variables"])}
+    index = {id(v): i for i, v in enumerate(optimizer._trainable_variables)}
     mine = [index[id(v)] for v in variables]
-    if optimizer.use_ema:
-        averages = saved["_model_variables_moving_average"]
-        attributes["_model_variables_moving_average"] = [averages[i] for i in mine]
-    if optimizer.gradient_accumulation_steps:
-        sums = saved["_accumulated_gradients"]
-        attributes["_accumulated_gradients"] = [
-            value if i in set(mine) else None for i, value in enumerate(sums)
-        ]
     # Keras sums over the replicas of a tf.distribute strategy, here one. TensorFlow registers that
     # sum's gradient for ever, and with it the graph, the weights and the optimizer's state.
-    attributes["_all_reduce_sum_gradients"] = list
+    parts: dict[str, Any] = {
+        "_trainable_variables": list(variables),
+        "_all_reduce_sum_gradients": list,
+    }
+    if optimizer.use_ema:
+        averages = optimizer._model_variables_moving_average
+        parts["_model_variables_moving_average"] = [averages[i] for i in mine]
+    if optimizer.gradient_accumulation_steps:
+        sums = enumerate(optimizer._accumulated_gradients)
+        parts["_accumulated_gradients"] = [x if i in set(mine) else None for i, x in sums]
     if clip is not None:
-        attributes["_clip_gradients"] = clip
-    try:
+        parts["_clip_gradients"] = clip
+    with patched(optimizer, **parts):
         yield
-    finally:
-        for name in ("_all_reduce_sum_gradients", "_clip_gradients"):
-            attributes.pop(name, None)
-        attributes.update(saved)

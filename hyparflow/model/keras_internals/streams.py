@@ -17,6 +17,8 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
+from hyparflow.model.keras_internals.patched import patched
+
 __all__ = ["OpenedStream", "ToldDataset", "untuned"]
 
 
@@ -74,11 +76,8 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
             self._sizes.append(_rows(batch))
             return batch
 
-        vars(adapter)["_standardize_batch"] = noting
-        try:
+        with patched(adapter, _standardize_batch=noting):
             return adapter.get_tf_dataset()
-        finally:
-            del vars(adapter)["_standardize_batch"]
 
     def _begin(self, dataset: Any) -> int | None:
         """The rows of the first batch, which is then the first that is read."""

@@ -1,0 +1,63 @@
+"""Attributes that are others for a while: the one way in which hyparflow changes objects of others.
+
+==========================================  ====================================================
+what is changed, while what lasts           where
+==========================================  ====================================================
+steps, weights' methods, of one model       `hyparflow.training.keras_bridge`, a call
+weights' methods of its layers              `hyparflow.training.keras_bridge`, a call
+what its optimizer does at the end          `hyparflow.training.keras_bridge`, a call
+`assign` of Keras's and TF's variables      `hyparflow.training.write_log`, a call
+Keras's iterator over a dataset             `hyparflow.model.keras_internals.data`, a call
+optimizers' and metrics' methods            `hyparflow.model.keras_internals.interception`, a
+                                            step of the model's own
+TensorFlow's random operations              `hyparflow.engine.compiled.random_draws`, the same
+losses of one model                         `hyparflow.model.keras_internals.compiled`, a trace
+`update_state` of one metric                `hyparflow.engine.loss.additive_metrics`, a trial
+==========================================  ====================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["patched"]
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def patched(owner: Any, **replacements: Any) -> Iterator[None]:
+    """While open, attributes of an object, a class or a module are others.
+
+    Afterwards each is what it was, be it the owner's own or inherited. Those of an object are
+    written past its `__setattr__`, by which Keras would track them.
+
+    Args:
+        owner: whose attributes they are.
+        replacements: their values, by name.
+    """
+    own = vars(owner)
+    before = {name: own.get(name, _ABSENT) for name in replacements}
+    put, remove = _writers(owner)
+    for name, value in replacements.items():
+        put(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is _ABSENT:
+                remove(name)
+            else:
+                put(name, value)
+
+
+def _writers(owner: Any) -> tuple[Any, Any]:
+    """What sets an attribute, and what removes it."""
+    if isinstance(owner, type):  # whose `vars` cannot be written to
+        return (
+            lambda name, value: setattr(owner, name, value),
+            lambda name: delattr(owner, name),
+        )
+    return vars(owner).__setitem__, lambda name: vars(owner).pop(name, None)
