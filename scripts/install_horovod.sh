@@ -27,7 +27,7 @@ for program in g++ cmake mpicxx; do
 done
 "$python" -c 'import tensorflow, mpi4py' || {
     echo "Horovod is built for a TensorFlow that is there. Received: an environment without" \
-        "tensorflow or mpi4py ($python). Install hyparflow[cpu] into it first." >&2
+        "tensorflow or mpi4py ($python). Install hyparflow with its extra cpu into it first." >&2
     exit 1
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from hyparflow.comm.portable_errors import portable
 from hyparflow.launching.folder import room_needed
+from hyparflow.launching.installation import install_command
 from hyparflow.launching.pickled_models import is_model, keras_settings, reduce_model
 
 __all__ = ["RemoteCall", "Outcome", "read_call", "read_outcomes", "write_call", "write_outcome"]
@@ -130,7 +131,7 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             "To start ranks for a function, hyparflow needs cloudpickle. Received: an environment "
-            'without it. Install it by: pip install "hyparflow[notebook]"'
+            f"without it. Install it by: {install_command('notebook')}"
         ) from error
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyparflow.formats.text import path_text
 from hyparflow.formats.writing import replacing
+from hyparflow.launching.installation import install_command
 from hyparflow.pipeline.actions import COMPUTATIONS, NAMES, RECEIVES, SENDS, Kind
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "A picture needs matplotlib. Received: an environment without it. Install it by: "
-            'pip install "hyparflow[plot]"'
+            "A picture needs matplotlib. Received: an environment without it. "
+            f"Install it by: {install_command('plot')}"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -16,6 +16,7 @@ from hyparflow.launching.doctor import examination, machine
 from hyparflow.launching.doctor.examination import _merged
 from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding, show
 from hyparflow.launching.doctor.machine import Machine, check_machine
+from hyparflow.launching.installation import install_command
 from hyparflow.launching.mpi_library import MPICH, OPEN_MPI, Mpi
 
 OPEN = Mpi(OPEN_MPI, "5.0.11")
@@ -62,7 +63,11 @@ def test_another_backend(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "version", "fix"),
-    [("keras", "2.15.0", "keras>=3.12"), ("keras", "", "keras>=3.12"), ("tensorflow", "", "[cpu]")],
+    [
+        ("keras", "2.15.0", "keras>=3.12"),
+        ("keras", "", "keras>=3.12"),
+        ("tensorflow", "", install_command("cpu")),
+    ],
 )
 def test_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, version: str, fix: str

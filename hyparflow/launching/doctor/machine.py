@@ -23,6 +23,7 @@ from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching import devices
 from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding
 from hyparflow.launching.flags import physical_cores
+from hyparflow.launching.installation import install_command
 from hyparflow.launching.mpi_library import (
     MPICH,
     OPEN_MPI,
@@ -105,9 +106,8 @@ def _tensorflow() -> Finding:
     for package in ("tensorflow", "tensorflow-cpu"):
         if version := _version(package):
             return Finding("TensorFlow", OK, f"{package} {version}")
-    return Finding(
-        "TensorFlow", PROBLEM, "not installed", 'pip install "hyparflow[cpu]", or [gpu] for CUDA'
-    )
+    fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
+    return Finding("TensorFlow", PROBLEM, "not installed", fix)
 
 
 def _keras() -> Finding:
