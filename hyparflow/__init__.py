@@ -34,6 +34,7 @@ from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import is_leader, rank, size
 from hyparflow.comm.start_of_mpi import watch_start_of_mpi
 from hyparflow.launching import devices
+from hyparflow.model.versions import require_versions
 
 if TYPE_CHECKING:
     from hyparflow.launching.function import launch
@@ -80,4 +81,5 @@ def __getattr__(name: str) -> Any:
     """A public name that is imported late."""
     if name not in _LATE:
         raise AttributeError(f"module 'hyparflow' has no attribute '{name}'")
+    require_versions()
     return getattr(importlib.import_module(_LATE[name]), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -10,6 +11,7 @@ from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import world
 from hyparflow.formats.text import shortened
 from hyparflow.model.arguments import named
+from hyparflow.model.versions import require_versions
 from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
@@ -27,7 +29,17 @@ _CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
 
 def _collective(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """One that all ranks call: MPI is started before it fails, so that one reports it for all."""
-    return named(function, before=world)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            require_versions()  # before what relies on them is imported
+        except ImportError as error:
+            world()
+            raise abort.mark_collective(error) from None
+        return function(*args, **kwargs)
+
+    return named(call, before=world)
 
 
 @_collective

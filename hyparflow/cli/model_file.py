@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.formats.plain_files import require_plain
+from hyparflow.launching.installation import install_command
+from hyparflow.model.versions import found_version, require_versions
 
 __all__ = ["load_model"]
 
@@ -26,7 +28,14 @@ def load_model(model: str, settings: Sequence[str] = ()) -> Any:
 
     Raises:
         ValueError: if there is no such file or function, or none that gives a model.
+        ImportError: without TensorFlow, or with versions that are too old.
     """
+    if not found_version("tensorflow")[1]:
+        raise ImportError(
+            "hyparflow works on models with TensorFlow. Received: an environment without it. "
+            f"Install it by: {install_command('cpu')}"
+        )
+    require_versions()
     path, _, name = model.partition(".py:")
     if name:
         return _built(model, Path(f"{path}.py"), name, _values(settings))

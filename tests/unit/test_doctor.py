@@ -64,16 +64,17 @@ def test_another_backend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "version", "fix"),
     [
-        ("keras", "2.15.0", "keras>=3.12"),
-        ("keras", "", "keras>=3.12"),
+        ("keras", "2.15.0", 'pip install "keras>=3.12"'),
+        ("keras", "", 'pip install "keras>=3.12"'),
         ("tensorflow", "", install_command("cpu")),
+        ("tensorflow", "2.19.1", 'pip install "tensorflow>=2.20"'),
     ],
 )
 def test_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, version: str, fix: str
 ) -> None:
     monkeypatch.setattr(
-        machine, "_version", lambda name: version if name.startswith(package) else "9.9"
+        machine, "found_version", lambda name: (name, version if name == package else "9.9")
     )
     found = find({"keras": "Keras", "tensorflow": "TensorFlow"}[package], tmp_path)
     assert found.status == PROBLEM

@@ -33,10 +33,10 @@ from hyparflow.launching.mpi_library import (
     library,
     matching,
 )
+from hyparflow.model.versions import LEAST, found_version, is_too_old
 
 __all__ = ["Machine", "check_machine", "may_read"]
 
-_LEAST_KERAS = (3, 12)
 _SHARED = Path("/dev/shm")  # where Linux has shared memory, whatever the machine
 _LEAST_SHARED = 128 << 20  # bytes in it; Docker gives 64 MB
 _WITHOUT_SRUN = "start by `mpirun` or `hyparflow run` inside sbatch"
@@ -103,19 +103,21 @@ def _python() -> Finding:
 
 
 def _tensorflow() -> Finding:
-    for package in ("tensorflow", "tensorflow-cpu"):
-        if version := _version(package):
-            return Finding("TensorFlow", OK, f"{package} {version}")
-    fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
-    return Finding("TensorFlow", PROBLEM, "not installed", fix)
+    package, version = found_version("tensorflow")
+    if not version:
+        fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
+        return Finding("TensorFlow", PROBLEM, "not installed", fix)
+    if is_too_old("tensorflow", version):
+        fix = f'pip install "{package}>={LEAST["tensorflow"]}"'
+        return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
+    return Finding("TensorFlow", OK, f"{package} {version}")
 
 
 def _keras() -> Finding:
-    version = _version("keras")
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if numbers < _LEAST_KERAS:
+    version = found_version("keras")[1]
+    if not version or is_too_old("keras", version):
         text = version or "not installed"
-        return Finding("Keras", PROBLEM, text, 'pip install "keras>=3.12"')
+        return Finding("Keras", PROBLEM, text, f'pip install "keras>={LEAST["keras"]}"')
     return Finding("Keras", OK, version)
 
 
