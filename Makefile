@@ -57,7 +57,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 AT_ONCE = +@echo "Two things at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
 
-.PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs mpi-check clean
+.PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs dist mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
 ifndef ONE_OF_TWO
 .NOTPARALLEL:
@@ -105,6 +105,9 @@ test-mpi-%: $(VENV)/.test
 test-jobs: $(VENV)/.test $(VENV)/.mpich $(if $(ONE_OF_TWO),,mpi-check)  ## run the tests that start their own jobs
 	$(LIMIT) $(BIN)/python -m pytest -q --durations=10 tests/jobs $(if $(EVERYTHING),--everything)
 
+dist: $(VENV)/.test  ## build sdist and wheel into dist/, and try the wheel in an empty environment
+	$(BIN)/python tests/distribution/dist.py
+
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
 # and tests of 4 ranks pass without having run. So ask first.
 mpi-check:
@@ -146,5 +149,5 @@ $(VENV)/.mpich: $(VENV)/.test
 	@touch $@
 
 clean:  ## remove .venv, build products and caches
-	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .environments build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
