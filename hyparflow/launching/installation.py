@@ -57,9 +57,10 @@ def _from_origin(extra: str, origin: dict[str, Any]) -> str | None:
     if "dir_info" in origin:
         there = path is not None and _is_clone(path)
         return _from_clone(extra, path, is_editable=False) if there and path else None
-    if path is not None and not path.exists():
+    vcs = origin.get("vcs_info")
+    if path is not None and (vcs or not path.exists()):  # pip 23 takes no name with git+file
         return None
-    if vcs := origin.get("vcs_info"):
+    if vcs:
         revision = vcs.get("requested_revision") or vcs.get("commit_id")
         url = f"{vcs['vcs']}+{url}" + (f"@{revision}" if revision else "")
     if subfolder := origin.get("subdirectory"):

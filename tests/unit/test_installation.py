@@ -104,6 +104,11 @@ def test_from_a_repository(tmp_path: Path, noted: dict[str, str], end: str) -> N
     assert install_command("plot", folder) == f'pip install "hyparflow[plot] @ git+{url}{end}"'
 
 
+def test_from_a_repository_of_this_machine(tmp_path: Path) -> None:
+    origin = {"url": clone_in(tmp_path / "a").as_uri(), "vcs_info": {"vcs": "git"}}
+    assert install_command("plot", site_packages(tmp_path, origin)) == OF_PACKAGES
+
+
 def test_what_pip_noted_cannot_be_read(tmp_path: Path) -> None:
     folder = site_packages(tmp_path)
     (folder / f"hyparflow-{VERSION}.dist-info" / "direct_url.json").write_text("{")
