@@ -61,7 +61,7 @@ def check_wrong_weights(runs: Runs) -> None:
 works(FIT, "class_weight")(fitting(class_weight=CLASS_WEIGHTS, validation_split=0.3))
 
 
-@works(FIT, "callbacks", note="run on the leader only, see below")
+@works(FIT, "callbacks", note="run on the leader only")
 def check_callbacks(runs: Runs) -> None:
     def train(run: Any) -> Any:
         model, (x, y) = classifier(), arrays()
@@ -155,7 +155,7 @@ def mean_spread(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.mean(spread(y_true, y_pred))
 
 
-works(COMPILE, "optimizer", note="see below")(compiling(optimizer="rmsprop"))
+works(COMPILE, "optimizer")(compiling(optimizer="rmsprop"))
 works(COMPILE, "loss", note="a name, object or function, or a list or dict of them")(
     compiling(loss="sparse_categorical_crossentropy")
 )
@@ -166,9 +166,7 @@ works(COMPILE, "weighted_metrics")(compiling(weighted_metrics=["accuracy", sprea
 works(COMPILE, "run_eagerly")(compiling(run_eagerly=True))
 works(COMPILE, "steps_per_execution")(compiling(steps_per_execution=2))
 works(COMPILE, "jit_compile", note="each stage is compiled by XLA")(compiling(jit_compile=True))
-works(COMPILE, "auto_scale_loss", note="with mixed_float16, see below")(
-    compiling(auto_scale_loss=False)
-)
+works(COMPILE, "auto_scale_loss", note="with mixed_float16")(compiling(auto_scale_loss=False))
 
 
 @works(COMPILE, "loss_weights")

@@ -155,7 +155,9 @@ def dice(y_true: Any, y_pred: Any) -> Any:
     return 1.0 - overlap / (keras.ops.sum(y_true) + keras.ops.sum(y_pred))
 
 
-@refused("Losses", "that depend on other rows", note="return a value per row, or a mean of such")
+@refused(
+    "Losses", "losses that depend on other rows", note="return a value per row, or a mean of such"
+)
 def check_coupling(runs: Runs) -> None:
     def train(run: Any) -> None:
         model = dense_model(3, "softmax")

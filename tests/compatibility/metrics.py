@@ -126,7 +126,7 @@ def deviation(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.std(y_pred)
 
 
-@refused("Metrics", "whose state does not add up", note="keep sums and counts of rows")
+@refused("Metrics", "metrics whose state does not add up", note="keep sums and counts of rows")
 def check_refused(runs: Runs) -> None:
     x, y = arrays()
     for metric, name in ((Largest(), "largest"), (deviation, "deviation")):
