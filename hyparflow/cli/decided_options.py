@@ -32,8 +32,9 @@ def decided_options(names: Iterable[str]) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         for name in reversed(list(names)):
             flag = f"--{name.replace('_', '-')}"
-            help_ = "Decided already, as in hyparflow.fit."
-            command = click.option(flag, name, type=_type_of(declared()[name]), help=help_)(command)
+            option = declared()[name]
+            help_ = f"Consider only {_words(option)}."
+            command = click.option(flag, name, type=_type_of(option), help=help_)(command)
         return command
 
     return decorate
@@ -43,3 +44,11 @@ def _type_of(option: Field[Any]) -> click.ParamType:
     if (choices := option.metadata.get("choices")) is not None:
         return click.Choice(choices)
     return _Counts() if option.metadata.get("several") else click.IntRange(1)
+
+
+def _words(option: Field[Any]) -> str:
+    """What a plan is held to by an option."""
+    words = option.name.removeprefix("num_").replace("_", " ").replace("micro", "micro-")
+    if option.name == "lpp":
+        return "these numbers of layers per partition, or per stage"
+    return f"this {words}" if option.metadata.get("choices") else f"this many {words}"

@@ -15,13 +15,17 @@ __all__ = ["doctor"]
 
 
 @click.command(short_help="Check what training over ranks needs.")
-@click.option("--network", type=click.Path(), help="Measure the network; write it to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Write what is found as JSON.")
+@click.option(
+    "--network",
+    type=click.Path(),
+    help="Measure the network between ranks, and write it to this file for 'plan --cluster'.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the findings as JSON.")
 def doctor(network: str | None, as_json: bool) -> None:
     """Check what training over ranks needs, and say what to do.
 
-    Alone it starts two ranks to see whether they see each other; start it with mpirun or srun, as
-    you would start training, to check the ranks of that job. Ends with 0 only without problems.
+    Without a launcher, start two ranks and check whether they see each other. Started by mpirun or
+    srun as a training is, check the ranks of that job. The exit status is 0 if there is no problem.
     """
     if network is not None:
         _measure(network)

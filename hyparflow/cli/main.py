@@ -15,7 +15,11 @@ __all__ = ["main"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hyparflow")
 def main() -> None:
-    """Train Keras 3 models over MPI ranks."""
+    """Train Keras 3 models on several MPI ranks.
+
+    A training script calls hyparflow.fit in place of model.fit, and is started by "hyparflow run",
+    mpirun or srun. The other commands help before and after.
+    """
 
 
 for command in (run, plan, trace, doctor):

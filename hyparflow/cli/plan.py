@@ -24,31 +24,52 @@ __all__ = ["plan"]
 
 @click.command(short_help="Show the fastest layout of a model.")
 @click.argument("model")
-@click.option("--ranks", type=click.IntRange(1), help="Ranks to use.  [default: of the cluster]")
-@click.option("--batch-size", type=click.IntRange(1), required=True, help="The global batch.")
-@click.option("--memory-limit", help="Of each rank, beside what it has before training: 8GiB.")
-@click.option("--cluster", type=click.Path(exists=True), help="What 'doctor --network' wrote.")
-@click.option("--nodes", type=click.IntRange(1), help="Nodes to spread ranks over.  [default: 1]")
+@click.option(
+    "--ranks", type=click.IntRange(1), help="How many ranks to use.  [default: those of --cluster]"
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), required=True, help="Rows of the global batch."
+)
+@click.option(
+    "--memory-limit", help="What training may add to the memory of a rank, for example 8GiB."
+)
+@click.option(
+    "--cluster", type=click.Path(exists=True), help="The machine, as 'doctor --network' wrote it."
+)
+@click.option(
+    "--nodes", type=click.IntRange(1), help="How many nodes to spread the ranks over.  [default: 1]"
+)
 @click.option(
     "--costs",
     default="measure",
     show_default=True,
-    help='"measure", "estimate", or a file of --save-costs.',
+    help='Where costs come from: "measure", "estimate", or a file that --save-costs wrote.',
 )
 @click.option("--save-costs", type=click.Path(), help="Write the costs to this file.")
 @click.option(
-    "--threads", type=click.IntRange(1, 4096), help="Of each rank.  [default: cores / ranks]"
+    "--threads",
+    type=click.IntRange(1, 4096),
+    help="Threads of each rank.  [default: cores / ranks]",
 )
-@click.option("--optimizer", help="For a model that is not compiled, for example adam.")
-@click.option("--set", "settings", multiple=True, help="NAME=VALUE for the function MODEL.")
+@click.option(
+    "--optimizer", help="The optimizer of a model that is not compiled, for example adam."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    help="NAME=VALUE: an argument of FUNCTION; may be given several times.",
+)
 @decided_options(planned_names())
-@click.option("--plot", type=click.Path(), help="Draw the plan into this file.")
+@click.option(
+    "--plot", type=click.Path(), help="Draw the plan into this file, for example plan.png."
+)
 @click.option("--save", type=click.Path(), help="Write the plan to this file, as JSON.")
 def plan(model: str, **options: Any) -> None:
     """Show the fastest layout of MODEL that fits in memory.
 
-    MODEL is a saved Keras model, or FILE.py:FUNCTION, a function that returns one. No MPI is
-    needed. Costs are measured on this machine.
+    MODEL is a file that Keras saved, or FILE.py:FUNCTION, a function that returns a Keras model.
+    The layers are measured on this machine; no MPI is needed, and no other machine.
     """
     try:
         _plan(model, **options)

@@ -24,23 +24,31 @@ _STREAMS = (0, 1, 2)
     *("-n", "-np", "--np", "--ranks", "ranks"),
     type=click.IntRange(1),
     required=True,
-    help="How many ranks.",
+    help="How many ranks to start.",
 )
 @click.option(
     "--output",
     default="all",
     show_default=True,
-    help='"all" labels each line with its rank, "leader" shows rank 0 and who fails, or a folder '
-    "for a file of each rank.",
+    help='"all" shows each line with its rank, "leader" the lines of rank 0 and of a rank that '
+    "fails; a folder gets a file of each rank.",
 )
-@click.option("--hosts", help="Where to run, with numbers of ranks: a:2,b:2.")
+@click.option("--hosts", help="The hosts, each with a number of ranks: a:2,b:2.")
 @click.option(
-    "--hostfile", type=click.Path(exists=True), help="A file of hosts for the launcher; unbound."
+    "--hostfile",
+    type=click.Path(exists=True),
+    help="A file of hosts for the launcher; ranks are not bound to cores.",
 )
 @click.option("--oversubscribe", is_flag=True, help="Allow more ranks than cores.")
-@click.option("--mpirun", type=click.Path(exists=True), help="The launcher.  [default: found]")
+@click.option(
+    "--mpirun",
+    type=click.Path(exists=True),
+    help="The launcher to use.  [default: that of the MPI library]",
+)
 @click.option("-m", "is_module", is_flag=True, help="PROGRAM is a Python module.")
-@click.option("--dry-run", is_flag=True, help="Show the launcher's command line, and end.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the command line of the launcher, and start nothing."
+)
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     ranks: int,
@@ -55,9 +63,9 @@ def run(
 ) -> None:
     """Start PROGRAM, a Python script with its arguments, on several ranks.
 
-    The launcher is that of the MPI library that mpi4py loads; each rank gets its share of the
-    cores. Rank 0 reads the standard input, that of the others is empty. Ends with the exit status
-    of the first rank that failed.
+    The launcher of the MPI library that mpi4py loads is used, and each rank gets its share of the
+    cores. Rank 0 reads the standard input; that of the other ranks is empty. The exit status is
+    that of the first rank that failed.
     """
     from hyparflow.comm import launcher
     from hyparflow.launching.flags import LaunchRequest

@@ -9,12 +9,22 @@ from hyparflow.cli.refused import Refused
 __all__ = ["trace"]
 
 
-@click.command(short_help="Say where the time of each rank went.")
+@click.command(short_help="Show where the time of each rank went.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--plot", type=click.Path(), help="Draw a step, and the planned one, into this file.")
-@click.option("--plan", "plan_file", type=click.Path(exists=True), help="The plan to draw.")
+@click.option(
+    "--plot", type=click.Path(), help="Draw a step, beside the planned one, into this file."
+)
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(exists=True),
+    help="The plan to draw.  [default: that of the training]",
+)
 def trace(file: str, plot: str | None, plan_file: str | None) -> None:
-    """Say where the time of each rank went in FILE, which hyparflow.fit(trace=FILE) wrote."""
+    """Show where the time of each rank went.
+
+    FILE is a trace: hyparflow.fit writes one if it is given trace=FILE.
+    """
     from hyparflow.planning.plan import Plan
     from hyparflow.tracing.summary import describe
     from hyparflow.tracing.trace import Trace

@@ -1,4 +1,4 @@
-"""Who am I: the ranks of this job, as far as there are several."""
+"""The ranks of this job: how many there are, and which of them this process is."""
 
 from __future__ import annotations
 
@@ -28,17 +28,42 @@ def world() -> World | None:
 
 
 def rank() -> int:
-    """This process's rank, 0 to ``size() - 1``; 0 outside of MPI."""
+    """Return the rank of this process.
+
+    Under a launcher of MPI jobs the first call starts MPI.
+
+    Returns:
+        Integer, from 0 to `size() - 1`; 0 in a process that no launcher started.
+    """
     ranks = world()
     return 0 if ranks is None else ranks.rank
 
 
 def size() -> int:
-    """The number of ranks; 1 outside of MPI."""
+    """Return the number of ranks of this job.
+
+    Under a launcher of MPI jobs the first call starts MPI.
+
+    Returns:
+        Integer, at least 1; 1 in a process that no launcher started.
+    """
     ranks = world()
     return 1 if ranks is None else ranks.size
 
 
 def is_leader() -> bool:
-    """Whether this is rank 0, which runs callbacks and shows progress."""
+    """Return whether this process is the leader, rank 0.
+
+    The leader runs the callbacks and shows the progress bar. Ask before a script writes files of
+    its own. All ranks must make the same calls of hyparflow, so none may depend on the answer.
+
+    Returns:
+        Boolean; `True` in a process that no launcher started.
+
+    Example::
+
+        history = hf.fit(model, x, y)
+        if hf.is_leader():
+            Path("history.json").write_text(json.dumps(history.history))
+    """
     return rank() == 0

@@ -17,7 +17,7 @@ class EventKind:
     TRAINING_STEP = "step"  # all of one
     DATA = "data"  # its rows
     WAIT = "wait"  # for another rank
-    SUM = "sum"  # over replicas, from its begin until all parts are there
+    SUM = "sum"  # over replicas, from its start until all parts have arrived
 
 
 class Event(NamedTuple):
@@ -44,7 +44,7 @@ class Recorder:
     """Notes events of the last training steps while it is on.
 
     Attributes:
-        on: whether it is; what would be noted is lost else.
+        on: whether events are recorded; while it is False they are dropped.
         steps: the events of each step.
     """
 

@@ -39,30 +39,44 @@ def launch(
     oversubscribe: bool = False,
     hosts: str | None = None,
 ) -> Any:
-    """Call `function` on `num_ranks` fresh processes, and return what rank 0 returns.
+    """Call a function on several ranks that are started for it, from a notebook or a script.
 
-    They are started by the launcher of the MPI library that mpi4py loads, never forked, and this
-    process starts no MPI. The function, which may be defined in a notebook, and its arguments are
-    sent with cloudpickle; arrays of a megabyte or more as files that the ranks map into memory.
+    The ranks are new processes, started by the launcher of the MPI library that mpi4py loads. This
+    process is not forked and starts no MPI. The function and its arguments are sent with
+    cloudpickle, so the function may be defined in a notebook; arrays of a megabyte or more are
+    written to files that the ranks map into memory.
 
     Args:
-        function: what to call; it calls `hyparflow.fit`, for example.
-        args, kwargs: its arguments.
-        num_ranks: how many processes.
-        output: "leader" shows what rank 0 writes, as it writes it, and the last lines of a rank
-            that fails; "all" labels the lines of all ranks; a folder, which is made, gets a file of
-            each rank.
-        oversubscribe: whether there may be more ranks than cores.
-        hosts: names with numbers of ranks, "a:2,b:2", that share this machine's temporary folder;
-            this machine if not given.
+        function: Callable. Called on every rank; it calls `hyparflow.fit`, for example.
+        args: List or tuple. Positional arguments of `function`.
+        kwargs: Dict or `None`. Keyword arguments of `function`.
+        num_ranks: Integer. The number of ranks to start.
+        output: String or path. `"leader"` shows the output of rank 0 as it is written, and the
+            last lines of a rank that fails. `"all"` shows the lines of all ranks, each with the
+            number of its rank. Anything else is the path of a folder, which is created and gets
+            one file for each rank.
+        oversubscribe: Boolean. Whether there may be more ranks than cores.
+        hosts: String or `None`. The hosts to run on, each with a number of ranks, as in
+            `"a:2,b:2"`; they must share this machine's folder for temporary files. `None` runs
+            all ranks on this machine.
 
     Returns:
-        What the function returns on rank 0.
+        The value that `function` returns on rank 0.
 
     Raises:
-        Exception: what the function raises on a rank, with the traceback from there.
-        RuntimeError: if a rank dies without an exception.
-        ValueError: if an argument is not valid or cannot be sent.
+        Exception: What `function` raises on a rank, with the traceback of that rank.
+        RuntimeError: If a rank ends without a result and without an exception, or if this process
+            is a rank itself.
+        ValueError: If an argument is not valid or cannot be sent to another process.
+
+    Example::
+
+        def train(x, y):
+            model = build()
+            hf.fit(model, x, y, epochs=3, num_partitions=2)
+            return model.get_weights()
+
+        weights = hf.launch(train, (x, y), num_ranks=2)
     """
     if launcher.is_launched():
         raise RuntimeError(

@@ -58,10 +58,7 @@ class PartitionPlan:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a partition does from `start` to `end` (seconds).
-
-    `kind`, `stage` and `microbatch` are those of a `hyparflow.pipeline.actions.Step`.
-    """
+    """A `hyparflow.pipeline.actions.Step` of a partition, from `start` to `end` (seconds)."""
 
     kind: str
     stage: Number
@@ -81,23 +78,29 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to spread a model over ranks.
+    """A layout of a model over ranks, with the time and memory that it is expected to take.
+
+    Made by `hyparflow.plan`. It prints as a table of its partitions.
 
     Attributes:
-        model: its name.
-        fingerprint: a hash of its structure (`hyparflow.model.fingerprint.model_fingerprint`).
-        batch_size: rows of the global batch.
-        num_replicas, num_partitions, num_microbatches, schedule, stages_per_partition, lpp:
-            arguments of `hyparflow.fit`.
-        partitions: one by one.
-        step_seconds: expected time of a step.
-        single_seconds: expected time of a step in one process, in one piece.
-        idle_share: the share of all ranks' time in which nothing is computed, 0 to 1.
-        memory_limit: bytes per rank, or None.
-        alternatives: the next best layouts.
-        work: of each partition, what it does in a step.
-        costs: where they come from, "measured" or "estimated".
-        cores: that the ranks share, if this machine has fewer than ranks; else None.
+        model: String. The name of the model.
+        fingerprint: String. A hash of the structure of the model.
+        batch_size: Integer. The number of rows of the global batch.
+        num_replicas: Integer. The number of replicas.
+        num_partitions: Integer. The number of partitions of each replica.
+        num_microbatches: Integer. The number of micro-batches of each replica and step.
+        schedule: String. The schedule.
+        stages_per_partition: Integer. The number of stages of each partition.
+        lpp: Tuple of integers. The number of layers of each stage.
+        partitions: Tuple. For each partition its layers, times, memory and messages.
+        step_seconds: Float. The expected time of a training step, in seconds.
+        single_seconds: Float. The same in one process, with the batch in one piece.
+        idle_share: Float from 0 to 1. The share of all ranks' time in which nothing is computed.
+        memory_limit: Integer or `None`. The memory that training may add to a rank, in bytes.
+        alternatives: Tuple. The next best layouts, each with its time and what makes it worse.
+        work: Tuple. For each partition what it does in a step, and when.
+        costs: String. Where the costs come from: `"measured"` or `"estimated"`.
+        cores: Integer or `None`. The cores of this machine, if it has fewer than ranks.
     """
 
     model: str
@@ -121,22 +124,22 @@ class Plan:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that it is for."""
+        """Integer. The number of ranks that the plan is for."""
         return self.num_replicas * self.num_partitions
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The parallel arguments of `hyparflow.fit`."""
+        """Dict. The plan as parallel arguments of `hyparflow.fit`."""
         return {name: getattr(self, name) for name in planned_names()} | {"lpp": list(self.lpp)}
 
     @property
     def samples_per_second(self) -> float:
-        """Rows of the global batch per second."""
+        """Float. The expected number of rows that are trained per second."""
         return self.batch_size / self.step_seconds
 
     @property
     def speedup(self) -> float:
-        """Over one process that trains the whole batch in one piece."""
+        """Float. How many times as fast as one process that trains the batch in one piece."""
         return self.single_seconds / self.step_seconds
 
     @property
@@ -167,15 +170,15 @@ class Plan:
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, for `load`: complete or not at all."""
+        """Write the plan to the file `path`, as JSON: complete or not at all."""
         write_text(path, json.dumps(self.to_values(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """What `save` wrote.
+        """Read the plan that `save` wrote to the file `path`.
 
         Raises:
-            ValueError: if the file holds no plan; it names the field that is wrong.
+            ValueError: If the file holds no plan. The message names the field that is wrong.
         """
         rule = "A plan is a file that Plan.save wrote."
         return read(path, schema_of(cls), rule, cls.from_values)
@@ -190,13 +193,14 @@ class Plan:
         return "rank", [works for _ in range(self.num_replicas) for works in self.work]
 
     def plot(self, path: str | Path) -> None:
-        """Draw one step, rank by rank, and the time and memory of the partitions.
+        """Draw one training step, rank by rank, with the time and memory of each partition.
 
         Args:
-            path: a file of a type that matplotlib writes, such as .png, .pdf or .svg.
+            path: String or path. The file to write: `.png`, `.pdf`, `.svg` and the like.
 
         Raises:
-            ImportError: without matplotlib, which the extra "plot" brings.
+            ImportError: If matplotlib is not installed; the extra `plot` brings it.
+            ValueError: If matplotlib writes no files with this suffix.
         """
         from hyparflow.planning.plot import draw
 

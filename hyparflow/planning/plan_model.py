@@ -55,27 +55,40 @@ def plan(
     say: Callable[[str], None] = lambda text: None,
     **decided: Any,
 ) -> Plan:
-    """The fastest layout of a model that fits in memory. Needs no MPI.
+    """Find the fastest layout of a model that fits in memory.
+
+    A layout is a number of partitions, replicas and micro-batches, a schedule, and the places
+    where the model is cut. One process finds it, without MPI, for a machine that may be another.
 
     Args:
-        model: a Functional or Sequential Keras model, compiled if its optimizer is to count.
-        batch_size: rows of the global batch.
-        num_ranks: ranks to use, on one node; or give a `cluster`.
-        memory_limit: bytes that each rank may use beyond what it uses before training, as a number
-            or as text: "8GiB".
-        cluster: the machine, or the file of one; as many ranks as it has are used.
-        costs: "measure" (on this machine, now, with the threads that TensorFlow has here),
-            "estimate" (by counting), a file that `Costs.save` wrote, or costs.
-        say: called with a line of progress while costs are measured.
-        decided: parallel arguments that are decided already; None leaves one to the plan.
+        model: A Functional or Sequential Keras model. If it is compiled, the state of its
+            optimizer is counted.
+        batch_size: Integer. The number of rows of the global batch.
+        num_ranks: Integer or `None`. The number of ranks, all on one node. Give this or `cluster`.
+        memory_limit: Integer, string or `None`. The memory that training may add to a rank, in
+            bytes, or as text such as `"8GiB"`. `None` sets no limit.
+        cluster: A `hyparflow.Cluster`, the path of a file that holds one, or `None`. The machine
+            to plan for; all of its ranks are used.
+        costs: String, path or `hyparflow.Costs`. `"measure"` measures the layers on this machine
+            with the threads that TensorFlow has in this process, `"estimate"` counts operations.
+            Anything else is the path of a file that `Costs.save` wrote, or the costs themselves.
+        say: Callable. Called with a line of text for each step of the measurement.
+        decided: The parallel arguments that are already decided. `None` leaves one to the plan.
         {options}
 
     Returns:
-        The plan. It can be printed, drawn (`Plan.plot`), saved, and given to `hyparflow.fit`.
+        A `hyparflow.Plan`. It can be printed, drawn with `plot`, saved with `save`, and passed to
+        `hyparflow.fit` as `plan`.
 
     Raises:
-        ValueError: if an argument is not valid, the model has no graph that can be cut, or no
-            layout fits in `memory_limit`.
+        ValueError: If an argument is not valid, the model cannot be cut, or no layout fits in
+            `memory_limit`.
+
+    Example::
+
+        plan = hf.plan(model, batch_size=256, num_ranks=8, memory_limit="8GiB")
+        print(plan)
+        plan.save("plan.json")
     """
     batch_size = _check(model, batch_size, costs)
     here = cluster is None

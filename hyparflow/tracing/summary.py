@@ -37,7 +37,7 @@ class Shares:
         messages: to send and receive, without waiting.
         waiting: for messages.
         sums: over replicas and holders of shared weights, without waiting.
-        waiting_for_sums: as it says.
+        waiting_for_sums: seconds in which the rank waited for sums to arrive.
         optimizer: the update.
         data: to get the rows.
         other: the rest.

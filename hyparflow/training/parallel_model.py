@@ -33,16 +33,17 @@ _DATA = ("x", "y", "sample_weight", "class_weight")
 
 
 class ParallelModel:
-    """A Keras model on the ranks of a job. Every method is called by all ranks alike.
+    """A Keras model that is trained, evaluated and asked for predictions on the ranks of a job.
 
-    Made by `hyparflow.parallelize`; what was compiled for one call serves the next.
+    Made by `hyparflow.parallelize`. All ranks call each method alike. What was compiled for one
+    call serves the next.
 
     Args:
-        model: a Keras model.
-        options: the checked parallel arguments.
-        world: all ranks.
-        session: runs the calls; shared by all that are built alike.
-        plan: where the arguments come from, or None.
+        model: A Keras model.
+        options: The checked parallel arguments.
+        world: All ranks.
+        session: Runs the calls; shared by all objects of the model with the same layout.
+        plan: The plan that the arguments come from, or `None`.
     """
 
     def __init__(
@@ -62,14 +63,19 @@ class ParallelModel:
     # --- public ---
 
     def fit(self, *args: Any, trace: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
-        """Train as Keras's `fit` does; all its arguments are taken.
+        """Train the model over the ranks, as Keras's `model.fit` does in one process.
 
         Args:
-            args, kwargs: Keras's.
-            trace: a file into which to write what each rank did in the last steps.
+            *args: Positional arguments of `model.fit`: `x`, `y` and so on.
+            trace: String, path or `None`. A file to write what each rank did in the last 200 steps,
+                and when; see `hyparflow.fit`.
+            **kwargs: Keyword arguments of `model.fit`: `batch_size`, `epochs` and so on.
 
         Returns:
-            The History, the same on every rank.
+            A `History` object, the same on every rank.
+
+        Raises:
+            ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
             arguments = bound(self.model, "fit", args, kwargs)
@@ -90,7 +96,18 @@ class ParallelModel:
         return self._history(self._session.run(call, train))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as Keras's `evaluate` does; the result is the same on every rank."""
+        """Return the loss and metrics, as Keras's `model.evaluate` does in one process.
+
+        Args:
+            *args: Positional arguments of `model.evaluate`.
+            **kwargs: Keyword arguments of `model.evaluate`.
+
+        Returns:
+            What `model.evaluate` returns, the same on every rank.
+
+        Raises:
+            ValueError: If an argument is not valid; the same on every rank.
+        """
         with abort.alike():
             arguments = bound(self.model, "evaluate", args, kwargs)
             require_compiled(self.model, "evaluate")
@@ -103,7 +120,18 @@ class ParallelModel:
         )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict as Keras's `predict` does; the result is the same on every rank."""
+        """Return the outputs of the model, as Keras's `model.predict` does in one process.
+
+        Args:
+            *args: Positional arguments of `model.predict`.
+            **kwargs: Keyword arguments of `model.predict`.
+
+        Returns:
+            NumPy array(s) of predictions for all rows, the same on every rank.
+
+        Raises:
+            ValueError: If an argument is not valid; the same on every rank.
+        """
         with abort.alike():
             arguments = bound(self.model, "predict", args, kwargs)
             call = self._call("predict", arguments, arguments.get("steps"))
@@ -116,20 +144,22 @@ class ParallelModel:
 
     @property
     def num_replicas(self) -> int:
-        """The number of replicas."""
+        """Integer. The number of replicas."""
         return self.options.grid.num_replicas
 
     @property
     def replica(self) -> int:
-        """The replica that this rank belongs to, from 0."""
+        """Integer, from 0. The replica that this rank belongs to."""
         return self.options.grid.replica(self._world.rank)
 
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write the model as a plain Keras file: by the leader, complete or not at all.
+        """Save the model as a plain Keras file, which loads without hyparflow.
+
+        All ranks call it, and the leader writes. The file is complete or not written at all.
 
         Args:
-            path: ending in ".keras" (or another that Keras knows).
-            **kwargs: passed to Keras's `save`.
+            path: String or path. The file to write, with a suffix that Keras knows: `.keras`.
+            **kwargs: Keyword arguments of `model.save`.
         """
         on_leader(
             self._world,

@@ -39,7 +39,7 @@ def _is_parallel(arguments: dict[str, Any]) -> bool:
 
 
 class PlainModel:
-    """Stands in for a `ParallelModel` where there is one process: plain Keras does the work.
+    """The methods of a `ParallelModel` in a single process, where plain Keras does the work.
 
     Args:
         model: a Keras model.
@@ -64,7 +64,7 @@ class PlainModel:
             )
 
     def fit(self, *args: Any, trace: Any = None, **kwargs: Any) -> Any:
-        """Keras's `fit`; there are no ranks to trace."""
+        """Call Keras's `fit`. A trace is not written, because one process has no ranks."""
         if trace is not None:
             warnings.warn(
                 "A trace tells what ranks do, and one process has none: nothing is written. "
@@ -74,25 +74,25 @@ class PlainModel:
         return self.model.fit(**bound(self.model, "fit", args, kwargs))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Keras's `evaluate`."""
+        """Call Keras's `evaluate`."""
         return self.model.evaluate(**bound(self.model, "evaluate", args, kwargs))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Keras's `predict`."""
+        """Call Keras's `predict`."""
         return self.model.predict(**bound(self.model, "predict", args, kwargs))
 
     @property
     def num_replicas(self) -> int:
-        """One."""
+        """Integer. The number of replicas, 1."""
         return 1
 
     @property
     def replica(self) -> int:
-        """The only one: 0."""
+        """Integer. The replica that this process is, 0."""
         return 0
 
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write the model as a plain Keras file, complete or not at all."""
+        """Save the model as a plain Keras file, complete or not at all."""
         from hyparflow.model.saving import save_atomically
 
         save_atomically(self.model, path, **kwargs)

@@ -6,10 +6,8 @@ is no part of a sum: of these the largest is kept. The order of everything that 
 is fixed: sum over micro-batches, sum over replicas, sum over holders, add weight regularization,
 clip, apply.
 
-Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms and Adam's
-squares are taken over the values as they come, so densifying them first would give other numbers.
-They are joined, except those of rows that all samples have in common
-(`hyparflow.engine.gradients.common_lookups`).
+Gradients of embeddings stay sparse, for the reason that `hyparflow.engine.gradients.microbatch_sum`
+gives.
 
 [Note: Kinds] Which gradients there are, and which are sparse, decides what ranks send each other.
 They tell each other in the first step, and again in a step in which one of them has others than it

@@ -51,7 +51,7 @@ class _Tried:
 def try_losses(terms: LossTerms, batch: Any) -> LossFindings:
     """Try `terms` on a batch of ten rows, and teach them which single numbers are sums or means.
 
-    Losses that cannot take these data are let pass.
+    Losses that cannot take these data are accepted untried.
 
     Args:
         terms: the losses.

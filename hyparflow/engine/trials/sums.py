@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4  # relative, for states in float32
 def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
     """Try losses and metrics on a small batch, whole and in two parts.
 
-    Those that cannot take these data (small random numbers) are let pass.
+    Losses and metrics that cannot take these data (small random numbers) are accepted untried.
 
     Args:
         model: the compiled model, its metrics built.

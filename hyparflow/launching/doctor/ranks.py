@@ -51,7 +51,7 @@ def _ring(world: World, several: str) -> Finding:
         times.append(time.perf_counter() - start)
     right = world.broadcast_object(int(token[0]), 0, "the end of the ring")
     if right != world.size * (world.size - 1) // 2:
-        return Finding("ring", PROBLEM, f"{several}: messages came wrong", _ASK)
+        return Finding("ring", PROBLEM, f"{several}: messages arrived with wrong contents", _ASK)
     hop = world.broadcast_object(statistics.median(times) / world.size, 0, "the time of the ring")
     return Finding("ring", OK, f"{several}; {hop * 1e6:.1f} us from rank to rank")
 
@@ -73,7 +73,7 @@ def _allreduce(world: World) -> Finding:
         times[size] = min(found)
         wrong = bool((total != world.size * (world.size + 1) / 2).any())
         if any(world.all_gather_objects(wrong, "the results of a sum")):
-            return Finding("allreduce", PROBLEM, "a sum over all ranks came wrong", _ASK)
+            return Finding("allreduce", PROBLEM, "a sum over all ranks had a wrong result", _ASK)
     small, large = world.broadcast_object(list(times.values()), 0, "the times of sums")
     text = f"{small * 1e6:.1f} us for 8 bytes, {_SUMMED / large / 1e9:.2f} GB/s for 16 MiB"
     return Finding("allreduce", OK, text)

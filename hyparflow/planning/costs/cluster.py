@@ -33,11 +33,14 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Link:
-    """What connects two ranks: a message of n bytes takes ``latency + n / bandwidth``.
+    """The connection of two ranks: a message of n bytes takes `latency + n / bandwidth`.
 
-    Attributes:
-        latency: seconds.
-        bandwidth: bytes per second, in one direction.
+    Args:
+        latency: Float. The time of an empty message, in seconds.
+        bandwidth: Float. Bytes per second, in one direction.
+
+    Raises:
+        ValueError: If a value is not a finite number, or the bandwidth is not above 0.
     """
 
     latency: Amount
@@ -64,16 +67,26 @@ class Link:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with ranks, rank after rank filled node after node.
+    """A machine to plan for: nodes with ranks, and the network between them.
 
-    Attributes:
-        nodes: number of nodes.
-        ranks_per_node: ranks on each.
-        within: the link between two ranks of a node.
-        between: the link of a node to the others, shared by its ranks.
-        speed: how much faster one rank computes than where the costs were measured.
-        allreduce: how gradients are summed: "ring", "tree" or "auto", the faster of the two.
-        sum_bandwidth: bytes per second of what has arrived that a rank adds to its own.
+    Ranks are numbered node by node. ``mpirun -n 2 hyparflow doctor --network FILE`` measures a
+    machine and writes it to a file for `load`.
+
+    Args:
+        nodes: Integer. The number of nodes.
+        ranks_per_node: Integer. The number of ranks on each node.
+        within: A `hyparflow.Link`. The connection of two ranks of one node; 5 us and 3 GB/s if not
+            given.
+        between: A `hyparflow.Link`. The connection of a node to the others, which its ranks share;
+            30 us and 1.2 GB/s (10 Gbit/s over TCP) if not given.
+        speed: Float. How many times as fast a rank computes as the machine on which the costs were
+            measured.
+        allreduce: String. The algorithm by which gradients are summed: `"ring"`, `"tree"`, or
+            `"auto"` for the faster of the two.
+        sum_bandwidth: Float. The bytes per second that a rank adds to its own numbers.
+
+    Raises:
+        ValueError: If an argument is not valid.
     """
 
     nodes: Count = 1
@@ -108,7 +121,7 @@ class Cluster:
 
     @property
     def num_ranks(self) -> int:
-        """All ranks."""
+        """Integer. The number of ranks of all nodes together."""
         return self.nodes * self.ranks_per_node
 
     def node(self, rank: int) -> int:
@@ -143,15 +156,26 @@ class Cluster:
         return {"ring": ring, "tree": tree, "auto": min(ring, tree)}[self.allreduce]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, for `load`."""
+        """Write the description to a file, as JSON.
+
+        Args:
+            path: String or path. The file to write.
+        """
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **changes: object) -> Cluster:
-        """What `save` or ``hyparflow doctor --network`` wrote, with `changes` to its attributes.
+        """Read a description that `save` or ``hyparflow doctor --network`` wrote.
+
+        Args:
+            path: String or path. The file to read.
+            **changes: Arguments of `Cluster` to change, for example `nodes=4`.
+
+        Returns:
+            The `Cluster`.
 
         Raises:
-            ValueError: if the file holds no cluster.
+            ValueError: If the file holds no cluster, or a change is not valid.
         """
 
         def changed(values: Any) -> Cluster:

@@ -105,26 +105,32 @@ class Times:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of all operations of a model, in execution order.
+    """The time and memory that each operation of a model takes.
+
+    `hyparflow.plan` measures or estimates them. Saved to a file, they serve for other plans of the
+    same model.
 
     Attributes:
-        operations: their names.
-        rows: the sizes of micro-batches that `forward`, `backward` and `fused` are known for.
-        forward, backward, fused: seconds, [operation, size]; see `Times`.
-        kept: bytes per row that an operation keeps from its forward to its backward.
-        working: bytes per row that it needs beside those while it runs.
-        program: operations of TensorFlow that it is compiled to, backward included.
-        tensors: bytes per row of each tensor, by number.
-        weights: the model's variables.
-        used: per operation, the numbers of its variables.
-        slots: bytes of optimizer state per byte of trained weights.
-        halves: what the two parts of a backward, that of inputs and that of weights, take, as
-            multiples of a backward in one piece.
-        crowd: how many ranks of a node computed at a time when `crowded` was measured.
-        crowded: how many times longer each then took, [(forward, backward, fused), size].
-        overheads: what a step costs beside its operations.
-        source: "measured" or "estimated".
-        machine: where and how, for the reader.
+        operations: Tuple of strings. The names of the operations, in execution order.
+        rows: Tuple of integers. The sizes of micro-batches for which times are known.
+        forward: Array (operation, size). Seconds of a forward.
+        backward: Array (operation, size). Seconds of a backward.
+        fused: Array (operation, size). Seconds of a forward and backward in one call.
+        kept: Array. Bytes per row that an operation keeps from its forward to its backward.
+        working: Array. Bytes per row that it needs beside those while it runs.
+        program: Array. Operations of TensorFlow that it is compiled to, backward included.
+        tensors: Array. Bytes per row of each tensor, by its number.
+        weights: Tuple. The size of each variable, and whether it is trainable.
+        used: Tuple. For each operation the numbers of its variables.
+        slots: Float. Bytes of optimizer state per byte of trained weights.
+        halves: Tuple of two floats. The time of the two parts of a split backward, that of inputs
+            and that of weights, as multiples of a backward in one piece.
+        crowd: Integer. How many ranks of a node computed at a time for `crowded`.
+        crowded: Array ((forward, backward, fused), size), or `None`. How many times longer each
+            then took.
+        overheads: What a step costs beside its operations.
+        source: String, `"measured"` or `"estimated"`.
+        machine: Dict. Where and how the costs were measured.
     """
 
     operations: tuple[str, ...]
@@ -188,7 +194,10 @@ class Costs:
         return round(trained * self.slots)
 
     def weight_bytes(self, operations: Iterable[int], trainable: bool = False) -> int:
-        """Bytes of the variables of these operations, each once; only of those trained, if so."""
+        """Bytes of the variables of these operations, each counted once.
+
+        With `trainable`, only those of trainable variables.
+        """
         numbers = {number for index in operations for number in self.used[index]}
         chosen = [self.weights[n] for n in numbers]
         return sum(weight.size for weight in chosen if weight.trainable or not trainable)
@@ -199,7 +208,11 @@ class Costs:
         return sum(self.weights[n].trainable for n in numbers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, for `load`."""
+        """Write the costs to a file, as JSON.
+
+        Args:
+            path: String or path. The file to write.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
         values["overheads"] = asdict(self.overheads)
@@ -207,10 +220,16 @@ class Costs:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Costs:
-        """What `save` wrote.
+        """Read costs that `save` wrote.
+
+        Args:
+            path: String or path. The file to read.
+
+        Returns:
+            The `Costs`.
 
         Raises:
-            ValueError: if the file holds no costs.
+            ValueError: If the file holds no costs.
         """
         rule = '`costs` must be "measure", "estimate", or a file that Costs.save wrote.'
         return read(path, _schema(), rule, _from_file)
