@@ -8,8 +8,8 @@ are stopped; so drift of the machine meets all alike, and ratios are taken turn 
 that are in memory together. The baseline is the faster of plain model.fit with TensorFlow's default
 threads and with one; the limit is the number of cores times the best rate of one thread over
 several batch sizes, the best of which is found first. Jobs too large to be in memory together start
-anew for each of two rounds, and ratios are taken round by round. Writes results.json, table.rst and
-throughput.png beside this file, or to --output.
+anew for each of two rounds, and ratios are taken round by round. Writes results.json beside this
+file, or to --output, and what `report.py` makes of it.
 """
 
 import argparse
@@ -28,7 +28,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import described, machine
+from machine import machine
+from report import write
 from turns import Job, Setup, add_arguments
 
 from hyparflow.tracing.summary import shares
@@ -102,11 +103,9 @@ def main() -> None:
         found = examine(model, int(batch), best[model], args)
         others = [r for r in results if (r["model"], r["batch"]) != (model, int(batch))]
         results = sorted([*others, found], key=place)
-        content = {"cases": results}
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        (args.output / "table.rst").write_text(table(results) + "\n")
-        plot(results, args.output / "throughput.png")
-    print(table(results))
+        path.write_text(json.dumps({"cases": results}, indent=1) + "\n")
+        write(results, args.output)
+    print((args.output / "table.rst").read_text())
 
 
 def place(result: dict[str, Any]) -> int:
@@ -260,69 +259,6 @@ def plan_text(plan: dict[str, Any]) -> str:
 def ratio(rates: list[float], others: list[float]) -> float:
     """The median over turns of how many times faster."""
     return statistics.median(a / b for a, b in zip(rates, others, strict=True))
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    lines = ["::", ""]
-    for case in results:
-        for group in case["groups"]:
-            known = group["limit"] is not None
-            limit = f"; limit {group['limit']:.1f} samples/s" if known else ""
-            where = described(case["machine"])
-            lines.append(f"    {case['model']}, batch {case['batch']}{limit} ({where})")
-            lines.append(
-                f"      {'':32} {'samples/s':>9} {'/ baseline':>10} {'/ limit':>8} "
-                f"{'/ Horovod':>9} {'idle':>6} {'hidden':>6} {'1st step':>9} {'peak MiB':>12}"
-            )
-            lines += [f"      {row_text(row)}" for row in group["rows"]]
-            lines.append("")
-    return "\n".join(line.rstrip() for line in lines).rstrip()
-
-
-def row_text(row: dict[str, Any]) -> str:
-    """What is known of one setup."""
-    peaks = " ".join(f"{peak / 2**20:.0f}" for peak in row["peaks"])
-    plan = f" ({row['plan']})" if row.get("plan") else ""
-    return (
-        f"{row['name'] + plan:32} {row['rate']:9.1f} {text(row['to_baseline']):>10} "
-        f"{text(row['to_limit']):>8} {text(row['to_horovod']):>9} {text(row['idle']):>6} "
-        f"{text(row['hidden']):>6} {row['first_step']:7.1f} s {peaks:>12}"
-    )
-
-
-def text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    results = [r for r in results if any(row["to_limit"] for row in of_first_group(r))]
-    known = [[row for row in of_first_group(r)[::-1] if row["to_limit"]] for r in results]
-    sizes = [len(rows) + 3.0 for rows in known]  # a bar each, and the axis
-    figure = Figure(figsize=(10, sum(sizes) * 0.25), layout="constrained")
-    all_axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=sizes)[:, 0]
-    for axes, case, rows in zip(all_axes, results, known, strict=True):
-        colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in rows]
-        bars = axes.barh(
-            [row["name"] for row in rows], [row["to_limit"] for row in rows], color=colours
-        )
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        axes.axvline(1, color="black", linestyle="--", linewidth=1)
-        # Not samples per second: groups run at different times.
-        where = described(case["machine"])
-        axes.set(title=f"{case['model']}, batch {case['batch']} ({where})", xlabel="of the limit")
-        axes.margins(x=0.1)
-    figure.savefig(path, dpi=130)
-
-
-def of_first_group(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row of each setup."""
-    found: dict[str, dict[str, Any]] = {}
-    for group in case["groups"]:
-        for row in group["rows"]:
-            found.setdefault(row["name"], row)
-    return [found[setup.name] for setup in ALL.values() if setup.name in found]
 
 
 if __name__ == "__main__":
