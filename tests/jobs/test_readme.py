@@ -17,7 +17,7 @@ def block(first: str) -> str:
     """The one literal block of the README that starts with the line `first`."""
     found = [
         text
-        for text in re.findall(r"::\n\n((?: {4}.*\n|\n)+)", README)
+        for text in re.findall(r"code-block:: \w+\n\n((?: {4}.*\n|\n)+)", README)
         if text.startswith(f"    {first}\n")
     ]
     assert len(found) == 1, f"{len(found)} blocks start with {first!r}"
@@ -35,14 +35,26 @@ def layouts(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("hyparflow:")]
 
 
+PARALLEL, PLAIN = "$ mpirun -n 2 python train.py", "$ python train.py"
+
+
 @pytest.mark.parametrize(
-    ("ranks", "command"), [(2, "$ mpirun -n 2 python train.py"), (0, "$ python train.py")]
+    ("ranks", "command", "script"),
+    [(2, PARALLEL, "hyparflow"), (0, PLAIN, "hyparflow"), (0, PLAIN, "plain")],
 )
 def test_example_prints_what_the_readme_shows(
-    ranks: int, command: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int,
+    command: str,
+    script: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The script of the README and of its picture, and the plain one beside it there."""
     monkeypatch.chdir(tmp_path)  # the example saves its model where it runs
-    pathlib.Path("train.py").write_text(block("import keras"))
+    code = (REPOSITORY / "docs" / "scripts" / f"digits_{script}.py").read_text()
+    if script == "hyparflow":
+        assert block("import keras") == code
+    pathlib.Path("train.py").write_text(code)
     shown = block(command)
     result = run(ranks, "train.py")
     assert result.code == 0, result.output

@@ -1,14 +1,18 @@
-"""The pages in docs/ keep up with the package: messages, findings, commands and arguments."""
+"""The pages in docs/ keep up with the package: messages, findings, commands, arguments, results."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
+import json
 import pathlib
 import re
 from collections.abc import Iterator
+from types import ModuleType
 
 import click
+import keras
 import pytest
 
 import hyparflow as hf
@@ -16,6 +20,7 @@ from hyparflow.cli.main import main
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
+BENCHMARK = REPOSITORY / "benchmarks" / "throughput"
 SAID_BY = ("ValueError", "RuntimeError", "ImportError", "Refused", "warn")
 
 
@@ -115,3 +120,49 @@ def test_each_parallel_argument_is_explained() -> None:
     arguments = list(inspect.signature(hf.parallelize).parameters)[1:]
     assert "num_microbatches" in arguments
     assert not [name for name in arguments if f"``{name}``" not in page]
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_each_argument_of_keras_is_in_the_reference(method: str) -> None:
+    page = (DOCS / "api.rst").read_text()
+    names = set(inspect.signature(getattr(keras.Model, method)).parameters) - {"self", "kwargs"}
+    assert {"x", "callbacks"} <= names
+    assert not [name for name in names if f"\n``{name}``  " not in page]
+
+
+def load(path: pathlib.Path) -> ModuleType:
+    """A Python file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_shows_the_scripts() -> None:
+    drawn = load(DOCS / "side_by_side.py")
+    assert drawn.PICTURE.read_text() == drawn.picture(), "run: python docs/side_by_side.py"
+    marked = [line for line in drawn.picture().splitlines() if drawn.MARK in line]
+    assert len(marked) == 2  # the one line that differs, in both
+
+
+def test_tables_show_what_was_measured() -> None:
+    """The README's table and the page's are those of the last benchmark."""
+    report = load(BENCHMARK / "report.py")
+    results = json.loads((BENCHMARK / "results.json").read_text())["cases"]
+    assert (BENCHMARK / "table.rst").read_text() == report.table(results)
+    highlights = (BENCHMARK / "highlights.rst").read_text()
+    assert highlights == report.highlights(results)
+    assert highlights in (REPOSITORY / "README.rst").read_text()
+    assert "VGG16" in highlights
+
+
+def test_no_limit_is_passed() -> None:
+    report = load(BENCHMARK / "report.py")
+    rows = [{"rate": rate} for rate in (3.0, 5.0)]
+    assert report.limit_of({"limit": 5.0, "rows": rows}) == 5.0
+    assert report.limit_of({"limit": 4.9, "rows": rows}) is None
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.rst").read_text().splitlines()) <= 150
