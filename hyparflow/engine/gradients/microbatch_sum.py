@@ -22,7 +22,7 @@ def _add(left: list[Any], right: list[Any]) -> list[Any]:
 
 
 class GradientSum:
-    """The gradients of one rank's weights, summed over the micro-batches of a step.
+    """Adds up the gradients of a rank's weights, one micro-batch after the other.
 
     Args:
         common: returns the positions of weights of which all samples look up the same rows;

@@ -1,4 +1,4 @@
-"""A stage that a rank holds, with its place in the table."""
+"""The stages that a rank computes: each knows its tensors and its weights among all of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["LocalStage"]
 
 
 class LocalStage:
-    """A stage that a rank holds, with its place in the table.
+    """One stage of the rank, and the numbers of its input and output tensors.
 
     Args:
-        number: of the stage.
+        number: the number of the stage.
         stage: its compiled calls.
         partitioning: the table of stages and edges.
         masked: output tensors whose masks follow the outputs.
         weights: positions of its trained weights among those of the rank.
-        types: of its inputs, as far as they are known before it runs; else None.
+        types: the types of its inputs, or None where they are not known before it runs.
     """
 
     def __init__(
