@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +15,7 @@ from hyparflow.comm.world import World
 from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
+from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.mpi_sum import MakeSum, mpi_sums
 from hyparflow.engine.gradients.overwritten import require_one_holder
 from hyparflow.engine.gradients.reducer import Reducer, SharedGroup
@@ -38,6 +41,7 @@ from hyparflow.model.keras_internals.layers import (
     output_structure,
 )
 from hyparflow.model.layout import ModelCut
+from hyparflow.model.untouched import fixed_moments, untouched
 from hyparflow.options import Options
 
 __all__ = ["build_rank_engine"]
@@ -78,7 +82,8 @@ def build_rank_engine(
     # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
     jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
     bodies = [statistics.around(body) for body in bodies]
-    engine = _engine(model, layout, place, bodies, head, jit_compile)
+    aside = functools.partial(_aside, model, statistics)
+    engine = _engine(model, layout, place, bodies, head, jit_compile, aside)
     table = layout.partitioning
     return RankEngine(
         engine=engine,
@@ -99,10 +104,11 @@ def _engine(
     bodies: Sequence[StageCall],
     head: LossHead | None,
     jit_compile: bool,
+    aside: Aside,
 ) -> Engine:
     eager = model.compiled and bool(model.run_eagerly)
     held = [
-        _held(layout, place, number, body, head, eager, jit_compile)
+        _held(layout, place, number, body, head, eager, jit_compile, aside)
         for number, body in zip(place.stages, bodies, strict=True)
     ]
     return Engine(
@@ -124,6 +130,7 @@ def _held(
     head: LossHead | None,
     eager: bool,
     jit_compile: bool,
+    aside: Aside,
 ) -> LocalStage:
     """One of this rank's stages."""
     table = layout.partitioning
@@ -136,9 +143,21 @@ def _held(
         head if number == table.num_stages - 1 else None,
         eager=eager,
         jit_compile=jit_compile,
+        aside=aside,
     )
     masked = masks.masked_outputs(table, layout.masked, number)
     return LocalStage(number, stage, table, masked, weights, _input_types(layout, number))
+
+
+@contextlib.contextmanager
+def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], None]]:
+    """While open, calls of the model leave no trace, and replicas exchange nothing."""
+    statistics.aside = True
+    try:
+        with fixed_moments(model), untouched(model) as undo:
+            yield undo
+    finally:
+        statistics.aside = False
 
 
 def _input_types(layout: ModelCut, stage: int) -> list[Any] | None:

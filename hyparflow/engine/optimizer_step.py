@@ -33,6 +33,10 @@ __all__ = ["OptimizerStep"]
 class OptimizerStep:
     """Applies summed gradients to the weights of one rank.
 
+    Attributes:
+        given: numbers of the model's weights that had a gradient in the last step.
+        numbers: those of this rank's weights among the model's.
+
     Args:
         model: the compiled model.
         variables: the weights that this rank trains.
@@ -58,9 +62,9 @@ class OptimizerStep:
         ]
         if not self._optimizer.built:
             _build(self._optimizer, model)
-        self.given: list[int] = []  # numbers of the model's weights that had a gradient
+        self.given: list[int] = []
         numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
-        self._numbers = [numbers[id(v)] for v in variables]
+        self.numbers = [numbers[id(v)] for v in variables]
         self._trains = bool(numbers)  # on some rank
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
@@ -94,7 +98,7 @@ class OptimizerStep:
             for index in range(len(self._variables))
             if gradients[index] is not None or index in self._regularized
         ]
-        self.given = [self._numbers[index] for index in present]
+        self.given = [self.numbers[index] for index in present]
         values = [gradients[index] for index in present]
         norm = 0.0
         if self._clip or self._may_skip:

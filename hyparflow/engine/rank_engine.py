@@ -103,8 +103,11 @@ class Learner:
         reducer: sums gradients over ranks.
         update: the optimizer's step.
         compared: whether all ranks know which of the model's weights have a gradient.
+        unclear: numbers of weights that a warning was about: it is not clear how their sparse
+            gradients come about.
     """
 
     reducer: Reducer
     update: OptimizerStep
     compared: bool = False
+    unclear: set[int] = field(default_factory=set)

@@ -20,6 +20,8 @@ _WHAT = "which weights have gradients"
 def compare_gradients(model: Any, world: World, learner: Learner) -> None:
     """After the first step, raise or warn as Keras does of weights without a gradient. Collective.
 
+    Weights whose sparse gradients cannot be joined as plain Keras has them are warned of, too.
+
     Args:
         model: the user's model.
         world: all ranks.
@@ -28,12 +30,35 @@ def compare_gradients(model: Any, world: World, learner: Learner) -> None:
     Raises:
         ValueError: Keras's own, on all ranks, if no weight has a gradient.
     """
+    numbers = learner.update.numbers
+    unclear = {numbers[position] for position in learner.reducer.unclear}
     if learner.compared:
+        _say_unclear(model, unclear - learner.unclear)  # only this rank knows
+        learner.unclear |= unclear
         return
     learner.compared = True
-    everyone = world.all_gather_objects(learner.update.given, _WHAT)
-    given = {number for numbers in everyone for number in numbers}
+    everyone = world.all_gather_objects((learner.update.given, unclear), _WHAT)
+    given = {number for numbers, _ in everyone for number in numbers}
+    learner.unclear = {number for _, numbers in everyone for number in numbers}
     _say(model, given, world.rank == LEADER)
+    if world.rank == LEADER:
+        _say_unclear(model, learner.unclear)
+
+
+def _say_unclear(model: Any, numbers: set[int]) -> None:
+    if not numbers:
+        return
+    weights = model.trainable_variables
+    paths = [weights[number].path for number in sorted(numbers)]
+    warnings.warn(
+        "A table must be looked up either by each sample, or by all samples in common, for its "
+        "gradients to be joined over micro-batches and replicas as in one process. Received: "
+        f"{paths}, of which some rows are looked up by each sample and others in common, or it "
+        "cannot be told. Optimizers that square gradients, as Adam does, and norms differ from "
+        "plain Keras's. Remedy: a table for each, or one replica and num_microbatches=1 "
+        "(strategy='model').",
+        stacklevel=users_stack_level(),
+    )
 
 
 def require_gradients(model: Any, count: int) -> None:

@@ -3,44 +3,118 @@
 The gradient of a lookup is sparse: rows and values. What each sample looks up is joined over
 micro-batches and replicas, as one process would have it. What all samples have in common, one
 process looks up once, so there the values must be added up: optimizers square values row by row.
+
+Which it is shows in how many rows are looked up for twice as many samples: as many, or twice as
+many. A compiled call tells it when it is traced for two numbers of samples. One that runs as Python
+may do something else with values than with their types, and so may one that looks rows up of which
+their number depends on values (`tf.unique`): these are called with a micro-batch and with the same
+micro-batch twice over, which leaves nearly all that is decided by values as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-__all__ = ["common_lookups"]
+__all__ = ["Aside", "Gradients", "Lookups", "lookups_of_types", "lookups_of_values", "rows_of"]
 
 _SAMPLES = (7, 11)  # two numbers of samples that no other size is likely to follow
+_UNKNOWN = -1
+
+# (inputs, share) -> the gradients of the weights.
+Gradients = Callable[..., list[Any]]
+# While what it returns is open, calls of the model leave no trace; it gives what undoes one.
+Aside = Callable[[], contextlib.AbstractContextManager[Callable[[], None]]]
 
 
-def common_lookups(gradients: Callable[..., list[Any]], types: Any) -> frozenset[int]:
-    """Positions of the weights that are looked up as often whatever the number of samples.
+@dataclass(frozen=True)
+class Lookups:
+    """What is known of the sparse gradients of weights, by their positions.
+
+    Attributes:
+        common: of which all samples look up the same rows.
+        unclear: of which some rows, but not all, are looked up by each sample, or nobody knows.
+    """
+
+    common: frozenset[int] = frozenset()
+    unclear: frozenset[int] = frozenset()
+
+
+def lookups_of_types(gradients: Gradients, types: Any) -> Lookups:
+    """What a trace tells.
 
     Args:
-        gradients: the gradients of the weights, to be traced for arguments of these types.
+        gradients: to be traced for arguments of these types.
         types: a TensorSpec for each tensor that it takes; nothing is computed.
     """
-    try:
-        few, many = (_rows(gradients, types, samples) for samples in _SAMPLES)
-    except Exception:  # a model that must run uncompiled: what it looks up cannot be known
-        return frozenset()
-    pairs = enumerate(zip(few, many, strict=True))
-    return frozenset(position for position, (a, b) in pairs if a is not None and a == b)
+    few, many = (_traced(gradients, types, samples) for samples in _SAMPLES)
+    return _lookups(few, many, _SAMPLES)
 
 
-def _rows(gradients: Callable[..., list[Any]], types: Any, samples: int) -> list[int | None]:
-    """For each weight, how many of its rows are looked up; None where that cannot be told."""
-    found: list[int | None] = []
+def lookups_of_values(
+    gradients: Gradients, example: tuple[Any, Any], compiled: bool, aside: Aside
+) -> Lookups | None:
+    """What calls tell, on a micro-batch and on twice or half of its rows.
+
+    Args:
+        gradients: to be called.
+        example: inputs of a micro-batch, and its part of the global batch.
+        compiled: whether it is compiled for the calls.
+        aside: open while it is called.
+
+    Returns:
+        None where it cannot be called with another number of rows.
+    """
+    inputs, share = example
+    rows = rows_of(inputs)
+    count = _counting(gradients, compiled)
+    with aside() as undo:
+        for other, part in ((2 * rows, _twice), (rows // 2, _half)):
+            try:
+                first = count(inputs, share)
+                undo()
+                second = count(keras.tree.map_structure(part, inputs), share)
+            except Exception:  # a layer takes this number of rows only
+                undo()
+                continue
+            if other:
+                return _lookups(first, second, (rows, other))
+    return None
+
+
+def rows_of(inputs: Any) -> int:
+    """How many rows a micro-batch has."""
+    return next((int(x.shape[0]) for x in keras.tree.flatten(inputs) if _has_rows(x)), 0)
+
+
+def _lookups(first: dict[int, int], second: dict[int, int], samples: tuple[int, int]) -> Lookups:
+    """What numbers of rows tell, by position, that were looked up for two numbers of samples."""
+    common, unclear = set(), set()
+    for position in {**first, **second}:
+        one, other = first.get(position, _UNKNOWN), second.get(position, _UNKNOWN)
+        if _UNKNOWN in (one, other):
+            unclear.add(position)
+        elif one == other:
+            common.add(position)
+        elif one * samples[1] != other * samples[0]:
+            unclear.add(position)
+    return Lookups(frozenset(common), frozenset(unclear))
+
+
+def _traced(gradients: Gradients, types: Any, samples: int) -> dict[int, int]:
+    """How many rows of each sparse gradient are looked up for so many samples."""
+    found: dict[int, int] = {}
 
     def trace(*args: Any) -> None:
-        for gradient in gradients(*args):
-            is_sparse = isinstance(gradient, tf.IndexedSlices)
-            found.append(gradient.values.shape[0] if is_sparse else None)
+        for position, gradient in enumerate(gradients(*args)):
+            if isinstance(gradient, tf.IndexedSlices):
+                rows = gradient.values.shape[0]
+                found[position] = _UNKNOWN if rows is None else rows
 
     def with_samples(spec: Any) -> Any:
         if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
@@ -50,3 +124,29 @@ def _rows(gradients: Callable[..., list[Any]], types: Any, samples: int) -> list
     types = keras.tree.map_structure(with_samples, types)
     tf.function(trace, autograph=False).get_concrete_function(*types)
     return found
+
+
+def _counting(gradients: Gradients, compiled: bool) -> Callable[..., dict[int, int]]:
+    """A function from arguments of `gradients` to the number of rows of each sparse one."""
+
+    def count(*args: Any) -> dict[int, Any]:
+        return {
+            position: tf.shape(gradient.indices)[0]
+            for position, gradient in enumerate(gradients(*args))
+            if isinstance(gradient, tf.IndexedSlices)
+        }
+
+    run = tf.function(count, autograph=False) if compiled else count
+    return lambda *args: {position: int(rows) for position, rows in run(*args).items()}
+
+
+def _has_rows(x: Any) -> bool:
+    return isinstance(x, tf.Tensor) and bool(x.shape.rank)
+
+
+def _twice(x: Any) -> Any:
+    return tf.concat([x, x], 0) if _has_rows(x) else x
+
+
+def _half(x: Any) -> Any:
+    return x[: x.shape[0] // 2] if _has_rows(x) else x

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-__all__ = ["GradientSum", "joined"]
+from hyparflow.engine.gradients.common_lookups import Lookups
+
+__all__ = ["GradientSum", "added_rows", "joined"]
 
 
 @tf.function(autograph=False, reduce_retracing=True)
@@ -24,23 +27,34 @@ def _add(left: list[Any], right: list[Any]) -> list[Any]:
 class GradientSum:
     """Adds up the gradients of a rank's weights, one micro-batch after the other.
 
+    Attributes:
+        unclear: positions of sparse gradients that were joined without knowing how they come about.
+
     Args:
-        common: returns the positions of weights of which all samples look up the same rows;
-            asked only where sparse gradients are to be summed.
+        lookups: returns what is known of sparse gradients; asked only where such are to be summed.
         largest: positions of weights of which the largest "gradient" is kept instead of the sum.
     """
 
     def __init__(
-        self,
-        common: Callable[[], frozenset[int]] = frozenset,
-        largest: Collection[int] = (),
+        self, lookups: Callable[[], Lookups] = Lookups, largest: Collection[int] = ()
     ) -> None:
         self.values: list[Any] | None = None
-        self.common = common
+        self.unclear: set[int] = set()
+        self._lookups = lookups
         self._largest = frozenset(largest)
+
+    def common(self) -> frozenset[int]:
+        """Positions of weights of which all samples look up the same rows; asked before a sum."""
+        found = self._lookups()
+        self.unclear |= found.unclear
+        return found.common
 
     def add(self, gradients: Sequence[Any]) -> None:
         """Add one micro-batch's gradients: tensors, `tf.IndexedSlices` or None."""
+        self.take(gradients, self.common)
+
+    def take(self, gradients: Sequence[Any], common: Callable[[], frozenset[int]]) -> None:
+        """Add gradients; of the sparse ones in `common` the same rows are looked up."""
         if self.values is None:
             self.values = list(gradients)
             return
@@ -51,7 +65,7 @@ class GradientSum:
             if total[index] is None or gradient is None:
                 total[index] = gradient if total[index] is None else total[index]
             elif all(isinstance(x, tf.IndexedSlices) for x in (gradient, total[index])):
-                combine = _overlay if index in self.common() else _concat
+                combine = added_rows if index in common() else _concat
                 total[index] = combine(total[index], gradient)
             elif index in self._largest:
                 total[index] = tf.maximum(total[index], gradient)
@@ -74,18 +88,26 @@ def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> Gr
     if len(parts) == 1:
         return parts[0][1]
 
-    def common() -> frozenset[int]:
-        found = [positions[i] for positions, part in parts for i in part.common()]
-        used = [position for positions, _ in parts for position in positions]
-        return frozenset(p for p in found if used.count(p) == 1)
+    def lookups() -> Lookups:
+        common: set[int] = set()
+        others: set[int] = set()
+        unclear: set[int] = set()
+        for positions, part in parts:
+            found = part.common()
+            unclear |= {positions[i] for i in part.unclear}
+            for i, position in enumerate(positions):
+                if part.values is not None and part.values[i] is not None:
+                    (common if i in found else others).add(position)
+        return Lookups(frozenset(common - others), frozenset(unclear | (common & others)))
 
-    total = GradientSum(common)
+    total = GradientSum(lookups)
     for positions, part in parts:
+        total.unclear |= {positions[i] for i in part.unclear}
         if part.values is not None:
             spread: list[Any] = [None] * count
             for position, value in zip(positions, part.values, strict=True):
                 spread[position] = value
-            total.add(spread)
+            total.take(spread, frozenset)  # one stage looks up something else than another
     return total
 
 
@@ -97,5 +119,18 @@ def _concat(left: Any, right: Any) -> Any:
     )
 
 
-def _overlay(left: Any, right: Any) -> Any:
-    return tf.IndexedSlices(left.values + right.values, left.indices, left.dense_shape)
+def added_rows(left: Any, right: Any) -> Any:
+    """The sum of two sparse gradients of what samples look up in common.
+
+    How many rows that are may depend on values, as for the positions up to the longest sequence:
+    then one has rows that the other has not, and each is once in the sum.
+    """
+    mine, others = np.asarray(left.indices), np.asarray(right.indices)
+    if np.array_equal(mine, others):
+        return tf.IndexedSlices(left.values + right.values, left.indices, left.dense_shape)
+    both = _concat(left, right)
+    if any(len(np.unique(rows)) < len(rows) for rows in (mine, others)):
+        return both  # which belong to each other is not known
+    rows, places = tf.unique(both.indices)
+    values = tf.math.unsorted_segment_sum(both.values, places, tf.size(rows))
+    return tf.IndexedSlices(values, rows, left.dense_shape)

@@ -17,6 +17,7 @@ the gradients. Sums that began before are made again if they were of the wrong g
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.recorder import EventKind
-from hyparflow.engine.gradients.microbatch_sum import GradientSum
+from hyparflow.engine.gradients.microbatch_sum import GradientSum, added_rows
 from hyparflow.engine.gradients.mpi_sum import DenseSum, MakeSum, mpi_sums
 
 __all__ = ["Reducer", "SharedGroup"]
@@ -56,6 +57,10 @@ class Reducer:
     """Sums one rank's gradients over the ranks that train the same weights.
 
     The sums over replicas of a stage that is done can begin while others still compute (`start`).
+
+    Attributes:
+        unclear: positions of weights whose sparse gradients were joined without knowing how they
+            come about.
 
     Args:
         variables: the weights that this rank trains.
@@ -92,6 +97,7 @@ class Reducer:
         self._started: dict[_Key, DenseSum] = {}  # in this step
         self._since: dict[_Key, float] = {}  # when those began that are not there yet
         self._recorder = replicas.recorder
+        self.unclear: set[int] = set()
 
     def start(self, stage: int, positions: Sequence[int], values: Sequence[Any] | None) -> None:
         """Begin to sum the gradients of a stage over replicas. Collective, in their order.
@@ -130,6 +136,8 @@ class Reducer:
                 common = gradients.common if group == 0 else frozenset
                 self._reduce_group(group, values, known, common)
             known = True
+        if self._groups[0][1].rank == 0:  # one of all replicas says it
+            self.unclear |= gradients.unclear
         return values
 
     def _reduce_group(
@@ -150,10 +158,7 @@ class Reducer:
             if kind == NONE:
                 values[position] = None
             elif kind in (COMMON, SPARSE):
-                value = own[position]
-                values[position] = self._gather_sparse(comm, position, value)
-                if kind == COMMON:
-                    values[position] = _added_up(comm, values[position], value is not None)
+                values[position] = self._gather_sparse(comm, position, own[position], kind)
         self._keep_largest(comm, [p for p, kind in kinds.items() if kind == LARGEST], own, values)
 
     def _agree(self, group: int, mine: list[int] | None) -> dict[int, int]:
@@ -229,8 +234,10 @@ class Reducer:
         for p, part in zip(positions, parts, strict=True):
             values[p] = tf.constant(part.reshape(self._shapes[p]), self._dtypes[p])
 
-    def _gather_sparse(self, comm: Communicator, position: int, value: Any) -> Any:
-        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows."""
+    def _gather_sparse(self, comm: Communicator, position: int, value: Any, kind: int) -> Any:
+        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows; or
+        add them up, where they are of the kind COMMON.
+        """
         shape, dtype = self._shapes[position], self._dtypes[position]
         if value is None:
             rows, values = np.zeros(0, np.int64), np.zeros((0, *shape[1:]), dtype)
@@ -238,20 +245,21 @@ class Reducer:
             rows = np.asarray(value.indices).astype(np.int64)
             values = np.asarray(value.values, order="C")
         what = "the rows of a sparse gradient"
-        return tf.IndexedSlices(
-            tf.convert_to_tensor(comm.all_gather_rows(values, what)),
-            tf.convert_to_tensor(comm.all_gather_rows(rows, what)),
-            tf.constant(shape, tf.int64),
-        )
-
-
-def _added_up(comm: Communicator, joined: Any, contributes: bool) -> Any:
-    """The sum of the values that ranks, with the same rows each, have `joined`."""
-    parts = np.array([int(contributes)])
-    comm.sum(parts, "the number of ranks with a sparse gradient")
-    values = tf.reshape(joined.values, [int(parts[0]), -1, *joined.values.shape[1:]])
-    rows = joined.indices[: values.shape[1]]
-    return tf.IndexedSlices(tf.reduce_sum(values, 0), rows, joined.dense_shape)
+        rows, values = (np.asarray(comm.all_gather_rows(x, what)) for x in (rows, values))
+        dense_shape = tf.constant(shape, tf.int64)
+        everything = tf.IndexedSlices(tf.constant(values), tf.constant(rows), dense_shape)
+        if kind == SPARSE:
+            return everything
+        counts = np.zeros(comm.size, np.int64)
+        counts[comm.rank] = 0 if value is None else value.indices.shape[0]
+        comm.sum(counts, "the numbers of rows of a sparse gradient")
+        ends = np.cumsum(counts)[:-1]
+        parts = [
+            tf.IndexedSlices(tf.constant(v), tf.constant(r), dense_shape)
+            for v, r in zip(np.split(values, ends), np.split(rows, ends), strict=True)
+            if len(r)
+        ]
+        return functools.reduce(added_rows, parts) if parts else everything
 
 
 class _Changed:

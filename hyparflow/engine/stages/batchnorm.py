@@ -57,6 +57,7 @@ class BatchStatistics:
     Attributes:
         order: of the exchanges between replicas within a compiled step.
         alone: whether nothing is exchanged for now, as if all replicas had the same rows.
+        aside: whether layers report nothing for now, as the model is called to learn of it.
 
     Args:
         model: the user's model.
@@ -74,6 +75,7 @@ class BatchStatistics:
         self._calls: dict[int, int] = {}
         self.order = OrderedCalls()
         self.alone = False
+        self.aside = False
         self._remember = FixedFunction(self._trace_remember)
         self._read = FixedFunction(self._trace_read)
         self._write = FixedFunction(self._trace_write)
@@ -96,6 +98,8 @@ class BatchStatistics:
             return body
 
         def watched(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
+            if self.aside:
+                return body(values, training, share)
             with self.observed(share):
                 return body(values, training, share)
 

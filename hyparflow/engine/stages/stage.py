@@ -9,16 +9,16 @@ where they are computed (`hyparflow.engine.compiled.accumulator`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from hyparflow.engine.compiled.accumulator import Accumulator
 from hyparflow.engine.compiled.functions import Compiled, CompiledPair, EagerPair
-from hyparflow.engine.gradients.common_lookups import common_lookups
+from hyparflow.engine.gradients.common_lookups import Aside
+from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels, LossHead
 from hyparflow.engine.stages.stage_call import StageCall
@@ -26,6 +26,12 @@ from hyparflow.engine.stages.stage_functions import StageFunctions
 from hyparflow.pipeline.actions import Kind
 
 __all__ = ["Saved", "Stage"]
+
+
+@contextlib.contextmanager
+def _no_trace() -> Iterator[Callable[[], None]]:
+    """For what has no state."""
+    yield lambda: None
 
 
 # On which inputs, and on which weights, some outputs depend.
@@ -40,6 +46,7 @@ class Saved:
     loss: Any = None
     pair: Any = None  # the forward and backward, compiled
     state: Any = None  # what goes from one to the other
+    given: Any = None  # inputs and share, where they must be known later
     depend: Dependence | None = None  # where the backward is in two parts
 
 
@@ -54,6 +61,7 @@ class Stage:
         head: loss and metrics, on the last stage only.
         eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
         jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
+        aside: while it is open, calls of the stage leave no trace.
     """
 
     def __init__(
@@ -65,12 +73,12 @@ class Stage:
         head: LossHead | None = None,
         eager: bool = False,
         jit_compile: bool = False,
+        aside: Aside = _no_trace,
     ) -> None:
         weights = [variable.value for variable in trainable]
         self._formulas = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
         self._eager = eager
-        self._types: Any = None
-        self._common: frozenset[int] | None = None
+        self._lookups = LookupSurvey(self._formulas.weight_gradients, aside, eager)
         self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
         self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self._accumulator = Accumulator(weights, self._largest)
@@ -101,7 +109,8 @@ class Stage:
     def begin(self, several: bool) -> None:
         """Begin a training step, of `several` micro-batches or one."""
         self._adds = several and not self._eager  # inside the compiled backward
-        self._total = GradientSum(self.common_lookups, self._largest)
+        self._lookups.begin()
+        self._total = GradientSum(self._lookups, self._largest)
         self._added: set[int] = set()  # weights whose gradients the accumulator has
         self._reached: set[int] = set()  # weights with a gradient
         if self._adds:
@@ -141,14 +150,13 @@ class Stage:
     def forward(self, inputs: Any, share: Any) -> Saved:
         """Forward of a stage that is not the last, of the part `share` of a global batch."""
         (outputs, loss), state = self._pair.forward((inputs, share))
-        self._note_types(inputs, share)
-        return Saved(outputs, loss, self._pair, state)
+        return Saved(outputs, loss, self._pair, state, self._given(inputs, share))
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
         _, state = self._loss_pair.forward((inputs, labels))
-        self._note_types(inputs, labels.share)
-        return Saved([], pair=self._loss_pair, state=state)
+        given = self._given(inputs, labels.share)
+        return Saved([], pair=self._loss_pair, state=state, given=given)
 
     def backward(
         self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
@@ -166,7 +174,8 @@ class Stage:
         """
         further, depend = self._backward_arguments(saved, output_gradients, seed)
         results = saved.pair.backward(saved.state, further, self._adds)
-        return _only(self._add(results, depend and depend[1]), depend and depend[0])
+        of_inputs = self._add(results, saved.given, depend and depend[1])
+        return _only(of_inputs, depend and depend[0])
 
     def input_backward(
         self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
@@ -179,7 +188,7 @@ class Stage:
     def weight_backward(self, saved: Saved) -> None:
         """The rest of a backward: the gradients of the weights."""
         results = saved.pair.late(saved.state, self._adds)
-        self._add(results, saved.depend and saved.depend[1])
+        self._add(results, saved.given, saved.depend and saved.depend[1])
 
     def _backward_arguments(
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
@@ -195,9 +204,10 @@ class Stage:
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
         return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
 
-    def _add(self, results: Any, depend: Sequence[bool] | None = None) -> list[Any]:
+    def _add(self, results: Any, given: Any, depend: Sequence[bool] | None = None) -> list[Any]:
         """Take the gradients of the weights; return those of the inputs."""
         of_inputs, of_weights, *added = results
+        self._lookups.note(of_weights, given)
         self._total.add(of_weights)
         found = [n for n, gradient in enumerate(of_weights) if gradient is not None]
         if added:
@@ -232,8 +242,9 @@ class Stage:
 
     def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
         """Forward and backward of the last stage in one compiled call."""
-        self._note_types(inputs, labels.share)
-        return self._add((self._fused_add if self._adds else self._fused)(inputs, labels))
+        given = self._given(inputs, labels.share)
+        results = (self._fused_add if self._adds else self._fused)(inputs, labels)
+        return self._add(results, given)
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs without training, and what the layers add to the loss."""
@@ -243,15 +254,10 @@ class Stage:
         """Update loss and metrics without training."""
         self._loss_infer(inputs, labels)
 
-    def common_lookups(self) -> frozenset[int]:
-        """Positions of the weights of which all samples look up the same rows."""
-        if self._common is None:
-            self._common = common_lookups(self._formulas.weight_gradients, self._types)
-        return self._common
-
-    def _note_types(self, inputs: Any, share: Any) -> None:
-        if self._types is None:
-            self._types = keras.tree.map_structure(_type_of, (inputs, share))
+    def _given(self, inputs: Any, share: Any) -> Any:
+        """Inputs and share, where it must be found out what is looked up."""
+        self._lookups.see(inputs, share)
+        return (inputs, share) if self._lookups.needs_inputs else None
 
 
 def _as_they_are(results: Any) -> Any:
@@ -263,8 +269,3 @@ def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:
     if wanted is None:
         return list(gradients)
     return [g if keep else None for g, keep in zip(gradients, wanted, strict=True)]
-
-
-def _type_of(value: Any) -> Any:
-    """The type of a tensor."""
-    return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, tf.Tensor) else value

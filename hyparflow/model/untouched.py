@@ -1,0 +1,88 @@
+"""A model that is called to learn something about it, and ends as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.model.keras_internals.layers import (
+    all_layers,
+    layer_metrics,
+    replace_moments,
+    restore_moments,
+    seed_states,
+)
+from hyparflow.model.normalization import normalized_layers
+from hyparflow.model.reachable_variables import reachable_variables
+
+__all__ = ["fixed_moments", "untouched"]
+
+_SIMPLE = (bool, int, float, str, type(None))
+
+
+@contextlib.contextmanager
+def fixed_moments(model: Any) -> Iterator[None]:
+    """While open, BatchNormalization layers normalize by fixed numbers, and not over a batch."""
+    layers = normalized_layers(model)
+    for layer in layers:
+        replace_moments(layer, _moments(layer))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            restore_moments(layer)
+
+
+def _moments(layer: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
+        zeros = keras.ops.cast(keras.ops.zeros_like(layer.moving_mean), inputs.dtype)
+        return zeros, zeros + 1
+
+    return moments
+
+
+@contextlib.contextmanager
+def untouched(model: Any) -> Iterator[Callable[[], None]]:
+    """Whatever calls change within it is as before in the end.
+
+    That is all variables that the model leads to, numbers and text that its layers hold, and the
+    random states of Python and NumPy. What it gives sets the first two back before.
+    """
+    variables = [(raw, tf.identity(raw)) for raw in _variables(model)]
+    values = [(layer, _simple(layer)) for layer in all_layers(model)]
+
+    def restore() -> None:
+        for raw, value in variables:
+            raw.assign(value)
+        for layer, before in values:
+            for name, value in before.items():
+                if vars(layer).get(name, before) is not value:
+                    vars(layer)[name] = value
+
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield restore
+    finally:
+        restore()
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _variables(model: Any) -> list[Any]:
+    """TensorFlow's variables, each once, as far as they hold numbers."""
+    metrics = layer_metrics(all_layers(model, include_self=False))
+    found = [*model.variables, *seed_states(model), *(v for m in metrics for v in m.variables)]
+    found += reachable_variables([model])
+    raw = [v.value if isinstance(v, keras.Variable) else v for v in found]
+    unique = {id(v): v for v in raw}
+    return [v for v in unique.values() if v.dtype not in (tf.resource, tf.variant)]
+
+
+def _simple(layer: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(layer).items() if isinstance(value, _SIMPLE)}
