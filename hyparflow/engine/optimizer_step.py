@@ -117,6 +117,10 @@ class OptimizerStep:
             used = self._apply.concrete(*arguments).graph.variables
             self._touched |= {id(variable): variable for variable in used}
 
+    def take_back(self) -> None:
+        """Let a step without any gradient not count, which plain Keras ends before it counts."""
+        self._inner.iterations.assign_sub(1)
+
     @property
     def touched(self) -> list[Any]:
         """The TensorFlow variables that a step read or wrote: the state this rank owns."""

@@ -22,6 +22,7 @@ __all__ = [
     "Scatter",
     "StepCommand",
     "Stop",
+    "TakeBack",
     "TellEpoch",
     "TellPace",
     "Train",
@@ -98,6 +99,11 @@ class Predict(StepCommand):
     """One prediction step."""
 
     name = "predict"
+
+
+@dataclass
+class TakeBack(Command):
+    """Let the last training step, which had no gradient, not count."""
 
 
 @dataclass

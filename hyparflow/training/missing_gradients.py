@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from hyparflow.comm import abort
@@ -40,6 +41,8 @@ def compare_gradients(model: Any, world: World, learner: Learner) -> None:
     everyone = world.all_gather_objects((learner.update.given, unclear), _WHAT)
     given = {number for numbers, _ in everyone for number in numbers}
     learner.unclear = {number for _, numbers in everyone for number in numbers}
+    if not given and model.trainable_variables:
+        learner.update.take_back()
     _say(model, given, world.rank == LEADER)
     if world.rank == LEADER:
         _say_unclear(model, learner.unclear)
@@ -61,17 +64,19 @@ def _say_unclear(model: Any, numbers: set[int]) -> None:
     )
 
 
-def require_gradients(model: Any, count: int) -> None:
+def require_gradients(model: Any, count: int, take_back: Callable[[], object]) -> None:
     """On the leader after each step, raise as Keras does if no weight has a gradient.
 
     Args:
         model: the user's model.
         count: how many gradients the optimizers of all ranks were given.
+        take_back: lets the step not count, on all ranks.
 
     Raises:
         ValueError: Keras's own, if it is none.
     """
     if not count and model.trainable_variables:
+        take_back()
         check_given(model.optimizer, model.trainable_variables, set())
 
 

@@ -17,7 +17,7 @@ from hyparflow.engine.rank_engine import Learner, Losses, RankEngine
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.program import Program
 from hyparflow.training import notices
-from hyparflow.training.commands import Evaluate, Predict, StepCommand, Train
+from hyparflow.training.commands import Evaluate, Predict, StepCommand, TakeBack, Train
 from hyparflow.training.feed import Data, Feed
 from hyparflow.training.missing_gradients import compare_gradients, require_gradients
 from hyparflow.training.predictions import Predictor
@@ -165,10 +165,18 @@ class TrainingSteps:
         recorder.note(EventKind.TRAINING_STEP, start)
         return logs
 
-    def require_gradients(self) -> None:
-        """On the leader after a step, raise as Keras does if no weight has a gradient."""
+    def take_back(self, command: TakeBack) -> None:
+        """Let the last step not count."""
+        self._learner.update.take_back()
+
+    def require_gradients(self, take_back: Callable[[], object]) -> None:
+        """On the leader after a step, raise as Keras does if no weight has a gradient.
+
+        Args:
+            take_back: lets the step not count, on all ranks.
+        """
         if "train_step" not in self._context.part.own:
-            require_gradients(self._context.model, self._gradients)
+            require_gradients(self._context.model, self._gradients, take_back)
 
     def _train(self, command: Train) -> dict[str, Any] | None:
         context, part = self._context, self._context.part

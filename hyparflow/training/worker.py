@@ -23,6 +23,7 @@ from hyparflow.training.commands import (
     Predict,
     StepCommand,
     Stop,
+    TakeBack,
     TellEpoch,
     TellPace,
     Train,
@@ -91,6 +92,7 @@ class Worker:
         self._training = self._actions[Train] = TrainingSteps(
             self._context, self._evaluation, losses, learner, self._note_rows
         )
+        self._actions[TakeBack] = self._training.take_back
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
@@ -108,7 +110,7 @@ class Worker:
         result = self._order(command)
         self.python.sent()
         if isinstance(command, Train) and self._training is not None:
-            self._training.require_gradients()
+            self._training.require_gradients(lambda: self._order(TakeBack()))
         return result
 
     def step(self, command: StepCommand, data: Data | None) -> dict[str, Any]:
