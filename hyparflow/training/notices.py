@@ -73,9 +73,10 @@ def announce_layers(names: list[str], found: RowFindings) -> None:
     """
     remedy = "Remedy: one replica and num_microbatches=1 (strategy='model')."
     if found.mixed:
+        which = _some(found.mixing) if found.mixing else f"among {_some(names)}"
         warnings.warn(
-            f"Layers that mix the rows of a batch (among {_some(names)}) see a micro-batch of one "
-            f"replica, not the global batch as in one process: results will differ. {remedy}",
+            f"Layers that mix the rows of a batch ({which}) see a micro-batch of one replica, not "
+            f"the global batch as in one process: results will differ. {remedy}",
             stacklevel=users_stack_level(),
         )
     if found.branches:

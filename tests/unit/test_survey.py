@@ -26,6 +26,7 @@ class Own(layers.Layer):  # type: ignore[misc, name-defined]
         self.function = function
         self.seeds = keras.random.SeedGenerator(3)
         self.seen = keras.metrics.Mean(name="seen")
+        self.calls = 0
 
     def build(self, shape: Any) -> None:
         self.gate = self.add_weight(shape=(), initializer="zeros", name="gate")
@@ -33,6 +34,7 @@ class Own(layers.Layer):  # type: ignore[misc, name-defined]
 
     def call(self, x: Any, training: bool = False) -> Any:
         self.seen.update_state(x)
+        self.calls += 1
         return self.function(x, training, self)
 
 
@@ -72,7 +74,53 @@ TYPES = tf.TensorSpec([None, 5], "float32")
 
 @pytest.mark.parametrize("name", MIXING)
 def test_mixed_rows_are_found(name: str) -> None:
-    assert find_row_faults(model_with(MIXING[name]), TYPES).mixed
+    found = find_row_faults(model_with(MIXING[name]), TYPES)
+    assert found.mixed
+    assert found.mixing == ["own"]
+
+
+class Outer(layers.Layer):  # type: ignore[misc, name-defined]
+    """Treats each row alone, but for what a layer within it does."""
+
+    def __init__(self, inner: Any, **more: Any) -> None:
+        super().__init__(**more)
+        self.inner = inner
+        self.dense = layers.Dense(5)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(self.inner(x))
+
+
+class Whole(keras.Model):  # type: ignore[misc, name-defined]
+    """Mixes rows in its own call."""
+
+    def __init__(self) -> None:
+        super().__init__(name="whole")
+        self.dense = layers.Dense(5)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x) - ops.mean(x, axis=0)
+
+
+def test_which_layers_mix_rows() -> None:
+    """Each that does, and of layers within layers the innermost."""
+    mean = lambda x: x - 1e-3 * ops.mean(x, axis=0)  # noqa: E731
+    inputs = keras.Input((5,))
+    x = layers.Lambda(mean, name="first")(layers.Dense(5)(inputs))
+    x = Outer(layers.Lambda(mean, name="inner"), name="outer")(layers.Dense(5, "tanh")(x))
+    x = keras.Sequential([keras.Input((5,)), layers.Lambda(mean, name="nested")], name="steps")(x)
+    model = keras.Model(inputs, layers.Dense(2)(x - ops.max(x, axis=0, keepdims=True)))
+    (name,) = [o.name for o in model.operations if type(o).__name__ == "Max"]
+    assert find_row_faults(model, TYPES).mixing == ["first", "inner", "nested", name]
+    whole = Whole()
+    whole.build((None, 5))
+    assert find_row_faults(whole, TYPES).mixing == ["whole"]
+
+
+def test_a_batch_that_becomes_one_number() -> None:
+    inputs = keras.Input((5,))
+    x = layers.Lambda(lambda x: ops.mean(x), output_shape=(), name="all")(layers.Dense(3)(inputs))
+    assert find_row_faults(keras.Model(inputs, x), TYPES).mixing == ["all"]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -107,11 +155,12 @@ def test_it_leaves_no_trace() -> None:
     own = model.get_layer("own")
     kept = [*model.variables, *own.seen.variables, own.seeds.state]
     before = [v.numpy() for v in kept]
-    random = np.random.get_state()[1].copy()
+    random, calls = np.random.get_state()[1].copy(), own.calls
     find_row_faults(model, TYPES)
     for variable, value in zip(kept, before, strict=True):
         assert np.array_equal(variable.numpy(), value), variable.path
     assert np.array_equal(np.random.get_state()[1], random)
+    assert own.calls == calls
 
 
 def test_layers_of_one_number_of_rows() -> None:

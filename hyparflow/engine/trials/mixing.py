@@ -8,49 +8,81 @@ rows are tried, with and without training, with the weights as they are and of u
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.trials.mixing_layers import mixing_layers
+from hyparflow.engine.trials.other_rows import others_differ
 from hyparflow.engine.trials.rows_trial import RowsTrial
 from hyparflow.model.random_rows import random_rows
 
-__all__ = ["mixes_rows"]
+__all__ = ["Mixing", "find_mixing"]
 
 # (which row is changed, what its numbers are multiplied by: 0 for new ones)
 _CHANGES = ((1, 0.0), (0, 100.0), (-1, -100.0))
-_EPSILONS = {"float64": 2.3e-16, "float32": 1.2e-7, "float16": 1e-3, "bfloat16": 8e-3}
-_ROUNDINGS = 64  # what kernels may round differently, in units of the last place
 _REPEATS = 8  # of equal runs, before it is said that rows are mixed
-_NOISE = 100  # times what two equal runs differ by, where a layer draws numbers of its own
 
 
-def mixes_rows(trial: RowsTrial) -> bool:
-    """Whether outputs for some rows depend on others.
+@dataclass(frozen=True)
+class Mixing:
+    """A change of one row by which outputs for other rows changed.
+
+    Attributes:
+        layers: names of those that did it, as far as they were found.
+    """
+
+    layers: list[str]
+
+
+def find_mixing(trial: RowsTrial) -> Mixing | None:
+    """Whether outputs for some rows depend on others, and which layers make them do so.
 
     Args:
         trial: an open trial.
     """
     with np.errstate(all="ignore"):
-        if _mixes(trial, False, _CHANGES) or _mixes(trial, True, _CHANGES[:2]):
-            return True
+        found = _mixing(trial, False, _CHANGES) or _mixing(trial, True, _CHANGES[:2])
+        if found is not None:
+            return found
         with trial.unit_weights():
-            return _mixes(trial, True, (_CHANGES[0], _CHANGES[2]))
+            return _mixing(trial, True, (_CHANGES[0], _CHANGES[2]))
 
 
-def _mixes(trial: RowsTrial, training: bool, changes: tuple[tuple[int, float], ...]) -> bool:
+def _mixing(
+    trial: RowsTrial, training: bool, changes: tuple[tuple[int, float], ...]
+) -> Mixing | None:
     base, again = (trial.run(trial.inputs, training) for _ in range(2))
-    if any(x.ndim == 0 or x.shape[0] % trial.rows for x in base):
-        return True  # no row of this belongs to one of the batch
+    lost = any(x.ndim == 0 or x.shape[0] % trial.rows for x in base)  # rows of the batch
     for row, factor in changes:
         row %= trial.rows
-        changed = trial.run(_changed(trial.inputs, row, factor), training)
-        for old, repeated, new in zip(base, again, changed, strict=True):
-            if old.shape != new.shape or _others_differ(trial.rows, row, old, repeated, new):
-                return _is_sure(trial, training, row, base, changed)
-    return False
+        inputs = _changed(trial.inputs, row, factor)
+        if not lost:
+            changed = trial.run(inputs, training)
+            if not _show(trial, row, base, again, changed):
+                continue
+            if not _is_sure(trial, training, row, base, changed):
+                return None
+        return Mixing(mixing_layers(trial, inputs, row, training))
+    return None
+
+
+def _show(
+    trial: RowsTrial,
+    row: int,
+    base: list[np.ndarray],
+    again: list[np.ndarray],
+    changed: list[np.ndarray],
+) -> bool:
+    """Whether any output shows that another row was changed."""
+    triples = zip(base, again, changed, strict=True)
+    return any(
+        old.shape != new.shape or others_differ(trial.rows, row, old, repeated, new)
+        for old, repeated, new in triples
+    )
 
 
 def _is_sure(
@@ -59,11 +91,7 @@ def _is_sure(
     """Whether no equal run differs as the changed one does: what drops rows at random may."""
     for _ in range(_REPEATS):
         again = trial.run(trial.inputs, training)
-        triples = list(zip(base, again, changed, strict=True))
-        if not any(
-            old.shape != new.shape or _others_differ(trial.rows, row, old, repeated, new)
-            for old, repeated, new in triples
-        ):
+        if not _show(trial, row, base, again, changed):
             return False
     return True
 
@@ -84,29 +112,3 @@ def _changed(inputs: Any, row: int, factor: float) -> Any:
         return tf.constant(values)
 
     return keras.tree.map_structure(change, inputs)
-
-
-def _others_differ(
-    rows: int, row: int, old: np.ndarray, repeated: np.ndarray, new: np.ndarray
-) -> bool:
-    """Whether an output differs in other rows than the one that was changed."""
-    epsilon = _EPSILONS.get(old.dtype.name, 0.0)
-    others = [n for n in range(rows) if n != row]
-    if not epsilon:
-        if old.dtype.kind not in "biu" or not np.array_equal(old, repeated):
-            return False
-        return not np.array_equal(_rows(old, rows)[others], _rows(new, rows)[others])
-    old, repeated, new = (_rows(x.astype(np.float64), rows)[others] for x in (old, repeated, new))
-    if old.shape[1] == 0:
-        return False
-    finite = np.isfinite(old)
-    if not np.array_equal(finite, np.isfinite(new)):
-        return bool(np.array_equal(finite, np.isfinite(repeated)))
-    old, repeated, new = (np.where(finite, x, 0.0) for x in (old, repeated, new))
-    limit = _ROUNDINGS * epsilon * np.abs(old).max(initial=0.0)
-    limit += _NOISE * np.nan_to_num(np.abs(repeated - old)).max(initial=0.0)
-    return bool(np.abs(new - old).max(initial=0.0) > limit)
-
-
-def _rows(values: np.ndarray, rows: int) -> np.ndarray:
-    return values.reshape(rows, -1)

@@ -21,13 +21,14 @@ import tensorflow as tf
 from hyparflow.engine.stages.stage_call import model_body
 from hyparflow.engine.trials.added_losses import added_losses
 from hyparflow.engine.trials.branches import branching_operations
-from hyparflow.engine.trials.mixing import mixes_rows
+from hyparflow.engine.trials.mixing import find_mixing
 from hyparflow.engine.trials.rows_trial import RowsTrial, open_trial
 from hyparflow.model.keras_internals.compiled import has_overridden
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.layer_names import layer_of, layer_of_operation
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.model.random_rows import random_rows
+from hyparflow.model.untouched import untouched
 
 __all__ = ["RowFindings", "find_row_faults"]
 
@@ -42,6 +43,7 @@ class RowFindings:
 
     Attributes:
         mixed: whether outputs for some rows depend on others.
+        mixing: the layers, or operations, that do it, as far as they were found.
         branches: layers, or operations, that branch on values of the whole batch.
         added: layers that add to the loss what is neither a mean nor a sum over the rows.
         sums: (number of a layer, position among what it adds to the loss) of sums over rows.
@@ -54,6 +56,7 @@ class RowFindings:
     """
 
     mixed: bool = False
+    mixing: list[str] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     sums: list[tuple[int, int]] = field(default_factory=list)
@@ -127,7 +130,9 @@ def _survey(model: Any, types: Any, rows: int, cut: int, findings: RowFindings) 
         others = [layers[loss.layer].name for loss in added if loss.kind == "other"]
         findings.added = list(dict.fromkeys(others))
         findings.sums = [(loss.layer, loss.position) for loss in added if loss.kind == "sum"]
-        findings.mixed = mixes_rows(trial)
+        mixing = find_mixing(trial)
+        findings.mixed = mixing is not None
+        findings.mixing = [] if mixing is None else mixing.layers
         findings.metrics = _odd_metrics(trial)
         findings.state = _changed_state(trial)
 
@@ -174,7 +179,8 @@ def _find_branches(model: Any, types: Any, findings: RowFindings) -> None:
         outputs, losses = body(inputs, True, tf.ones([], tf.float64))
         return [x for x in [*outputs, *losses] if x is not None]
 
-    names = branching_operations(function, types)
+    with untouched(model):
+        names = branching_operations(function, types)
     if names is None:
         findings.hidden = bool(model.compiled and model.run_eagerly)
         return

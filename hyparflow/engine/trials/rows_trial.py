@@ -7,7 +7,6 @@ known, and said elsewhere. Weights, random states and metrics end as they were.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +18,9 @@ from hyparflow.engine.stages.stage_call import model_body
 from hyparflow.model.keras_internals.layers import (
     all_layers,
     layer_metrics,
-    replace_moments,
-    restore_moments,
     seed_states,
 )
-from hyparflow.model.normalization import normalized_layers
+from hyparflow.model.untouched import fixed_moments, untouched
 
 __all__ = ["RowsTrial", "open_trial"]
 
@@ -112,25 +109,5 @@ class RowsTrial:
 @contextlib.contextmanager
 def open_trial(model: Any, inputs: Any, rows: int) -> Iterator[RowsTrial]:
     """A trial of `model` on these inputs; in the end all is as it was."""
-    trial = RowsTrial(model, inputs, rows)
-    python, numpy = random.getstate(), np.random.get_state()
-    layers = normalized_layers(model)
-    for layer in layers:
-        replace_moments(layer, _fixed_moments(layer))
-    try:
-        yield trial
-    finally:
-        for layer in layers:
-            restore_moments(layer)
-        trial.restore()
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _fixed_moments(layer: Any) -> Any:
-    def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
-        zeros = keras.ops.zeros_like(layer.moving_mean)
-        zeros = keras.ops.cast(zeros, inputs.dtype)
-        return zeros, zeros + 1
-
-    return moments
+    with fixed_moments(model), untouched(model):
+        yield RowsTrial(model, inputs, rows)
