@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,13 @@ from hyparflow.training.missing_gradients import compare_gradients, require_grad
 from hyparflow.training.predictions import Predictor
 from hyparflow.training.shared_weights import SharedWeights
 
-__all__ = ["EvaluationSteps", "PredictionSteps", "StepContext", "TrainingSteps"]
+__all__ = [
+    "EvaluationSteps",
+    "OwnTrainingSteps",
+    "PredictionSteps",
+    "StepContext",
+    "TrainingSteps",
+]
 
 
 @dataclass
@@ -38,6 +45,7 @@ class StepContext:
         world: all ranks.
         feed: deals out the rows of a batch.
         weights: kept alike.
+        begin: called as a training step begins, with the rows of its batch.
         stream: the leader's rows of the present step, where the data are no arrays.
         programs: what the engine has run, by kind and number of micro-batches.
     """
@@ -49,6 +57,7 @@ class StepContext:
     world: World
     feed: Feed
     weights: SharedWeights
+    begin: Callable[[int], None]
     stream: Data | None = None
     programs: dict[tuple[str, int], Program] = field(default_factory=dict)
 
@@ -61,6 +70,19 @@ class StepContext:
                 kind, self.schedule, self.grid, partition, key[1]
             )
         return self.programs[key]
+
+    @contextlib.contextmanager
+    def training_step(self, command: Train) -> Iterator[Batch]:
+        """While open, a training step goes on with this batch; it is recorded."""
+        recorder = self.world.recorder
+        recorder.begin_step()
+        self.begin(command.rows)
+        self.weights.note_step()
+        start = time.monotonic()
+        batch = self.feed.batch(command, self.stream)
+        recorder.note(EventKind.DATA, start)
+        yield batch
+        recorder.note(EventKind.TRAINING_STEP, start)
 
 
 class PredictionSteps:
@@ -90,7 +112,7 @@ class EvaluationSteps:
         self._context, self._losses = context, losses
 
     def __call__(self, command: Evaluate) -> dict[str, Any] | None:
-        """One evaluation step; metrics end on the leader. Returns as `TrainingSteps` do."""
+        """One evaluation step; metrics end on the leader. Returns as `OwnTrainingSteps` do."""
         context, losses = self._context, self._losses
         context.weights.agree()
         batch = context.feed.batch(command, context.stream)
@@ -131,6 +153,23 @@ class EvaluationSteps:
         return logs
 
 
+class OwnTrainingSteps:
+    """Steps of `fit` that the model's own `train_step` makes.
+
+    Args:
+        context: what the steps have in common.
+        evaluation: steps of validation.
+    """
+
+    def __init__(self, context: StepContext, evaluation: EvaluationSteps) -> None:
+        self._context, self._evaluation = context, evaluation
+
+    def __call__(self, command: Train) -> dict[str, Any]:
+        """One training step; what the model's own step returned, of all replicas."""
+        with self._context.training_step(command) as batch:
+            return self._evaluation.own("train_step", batch)
+
+
 class TrainingSteps:
     """Steps of `fit`.
 
@@ -139,31 +178,32 @@ class TrainingSteps:
         evaluation: steps of validation.
         losses: the model's losses and metrics.
         learner: updates its weights.
-        begin: called as a step begins, with the rows of its batch.
     """
 
     def __init__(
-        self,
-        context: StepContext,
-        evaluation: EvaluationSteps,
-        losses: Losses,
-        learner: Learner,
-        begin: Callable[[int], None],
+        self, context: StepContext, evaluation: EvaluationSteps, losses: Losses, learner: Learner
     ) -> None:
         self._context, self._evaluation = context, evaluation
         self._losses, self._learner = losses, learner
-        self._begin = begin
         self._gradients = 0  # of all ranks in the last step, on the leader
 
-    def __call__(self, command: Train) -> dict[str, Any] | None:
-        """One training step; what the model's own step returned, where it has one."""
-        recorder = self._context.world.recorder
-        recorder.begin_step()
-        self._begin(command.rows)
-        start = time.monotonic()
-        logs = self._train(command)
-        recorder.note(EventKind.TRAINING_STEP, start)
-        return logs
+    def __call__(self, command: Train) -> None:
+        """One training step."""
+        context, part = self._context, self._context.part
+        update, metrics = self._learner.update, self._losses.metrics
+        with context.training_step(command) as batch:
+            penalty = self._evaluation.penalty(command)
+            program = context.program("train", batch)
+            scale = update.loss_scale()
+            labels = context.feed.labels(batch, scale)
+            parts = context.grid.num_replicas * program.num_microbatches
+            with metrics.paused(batch.is_stand_in):
+                part.statistics.begin()
+                apply = functools.partial(update, parts=parts)
+                part.engine.train(program, batch, labels, scale, self._learner.reducer, apply)
+                part.statistics.finish()
+            self._gradients = metrics.collect(penalty + part.engine.added, len(update.given))
+            compare_gradients(context.model, context.world, self._learner)
 
     def take_back(self, command: TakeBack) -> None:
         """Let the last step not count."""
@@ -175,28 +215,4 @@ class TrainingSteps:
         Args:
             take_back: lets the step not count, on all ranks.
         """
-        if "train_step" not in self._context.part.own:
-            require_gradients(self._context.model, self._gradients, take_back)
-
-    def _train(self, command: Train) -> dict[str, Any] | None:
-        context, part = self._context, self._context.part
-        context.weights.note_step()
-        start = time.monotonic()
-        batch = context.feed.batch(command, context.stream)
-        context.world.recorder.note(EventKind.DATA, start)
-        if "train_step" in part.own:
-            return self._evaluation.own("train_step", batch)
-        penalty = self._evaluation.penalty(command)
-        program = context.program("train", batch)
-        update, metrics = self._learner.update, self._losses.metrics
-        scale = update.loss_scale()
-        labels = context.feed.labels(batch, scale)
-        parts = context.grid.num_replicas * program.num_microbatches
-        with metrics.paused(batch.is_stand_in):
-            part.statistics.begin()
-            apply = functools.partial(update, parts=parts)
-            part.engine.train(program, batch, labels, scale, self._learner.reducer, apply)
-            part.statistics.finish()
-        self._gradients = metrics.collect(penalty + part.engine.added, len(update.given))
-        compare_gradients(context.model, context.world, self._learner)
-        return None
+        require_gradients(self._context.model, self._gradients, take_back)

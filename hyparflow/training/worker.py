@@ -32,7 +32,13 @@ from hyparflow.training.feed import Data, Feed
 from hyparflow.training.optimizer_settings import take_over
 from hyparflow.training.shared_python_values import PythonFollower
 from hyparflow.training.shared_weights import SharedWeights
-from hyparflow.training.steps import EvaluationSteps, PredictionSteps, StepContext, TrainingSteps
+from hyparflow.training.steps import (
+    EvaluationSteps,
+    OwnTrainingSteps,
+    PredictionSteps,
+    StepContext,
+    TrainingSteps,
+)
 from hyparflow.training.throughput import Throughput
 
 __all__ = ["Worker"]
@@ -68,9 +74,10 @@ class Worker:
             world=world,
             feed=feed,
             weights=self.weights,
+            begin=self._note_rows,
         )
         self._evaluation: EvaluationSteps | None = None  # none where only predictions are wanted
-        self._training: TrainingSteps | None = None  # none without an optimizer
+        self._training: TrainingSteps | None = None  # none without an optimizer, or with own steps
         self._actions: dict[type[Command], Callable[[Any], Any]] = {
             **self.weights.actions,
             Predict: PredictionSteps(self._context),
@@ -87,12 +94,12 @@ class Worker:
         if losses is None:
             return
         self._evaluation = self._actions[Evaluate] = EvaluationSteps(self._context, losses)
-        if learner is None:
-            return
-        self._training = self._actions[Train] = TrainingSteps(
-            self._context, self._evaluation, losses, learner, self._note_rows
-        )
-        self._actions[TakeBack] = self._training.take_back
+        if "train_step" in self._part.own:
+            self._actions[Train] = OwnTrainingSteps(self._context, self._evaluation)
+        elif learner is not None:
+            training = TrainingSteps(self._context, self._evaluation, losses, learner)
+            self._actions |= {Train: training, TakeBack: training.take_back}
+            self._training = training
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
