@@ -60,20 +60,22 @@ def parallelize(
     compression: str | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
-    """Spread `model` over the ranks of this job; the object that `fit` builds, to keep.
+    """Spread a model over the ranks of this job, and keep what is built for it.
+
+    `fit`, `evaluate` and `predict` build the same object for each call.
 
     Args:
-        model: a Keras model. To be cut into partitions it must be Functional or Sequential.
+        model: A Keras model. To be cut into partitions it must be Functional or Sequential.
         {options}
-        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of what a
-            plan decides.
+        plan: A `hyparflow.Plan`, the path of a file that holds one, or `None`. It takes the place
+            of the arguments that a plan decides.
 
     Returns:
-        A `ParallelModel` with `fit`, `evaluate`, `predict` and `save`.
+        A `ParallelModel` with the methods `fit`, `evaluate`, `predict` and `save`.
 
     Raises:
-        ValueError: if an argument is not valid; the same on every rank.
-        RuntimeError: if the launcher and MPI disagree on the number of ranks.
+        ValueError: If an argument is not valid. It is the same on every rank.
+        RuntimeError: If the launcher and MPI disagree on the number of ranks.
 
     Source: HyPar-Flow (Awan et al., ISC 2020), section 4 (strategies, LPP).
     """
@@ -148,32 +150,39 @@ def fit(
     launch: bool | Mapping[str, Any] = False,
     **kwargs: Any,
 ) -> Any:
-    """Train `model` over the ranks of this job with the numbers of plain ``model.fit``.
+    """Train a model over the ranks of this job, with the numbers of plain ``model.fit``.
 
-    Every rank calls it with the same model and the whole data. `batch_size` is the global batch;
-    the learning rate is never changed. Callbacks run on rank 0 only, as in one process.
+    Every rank calls it with the same model and the whole data. `batch_size` is the global batch,
+    and the learning rate is never changed. Callbacks run on rank 0 only, as in one process.
 
     Args:
-        model: a compiled Keras model.
-        args, kwargs: as for Keras's ``model.fit``: x, y, batch_size, epochs and so on.
+        model: A compiled Keras model.
+        args, kwargs: The arguments of Keras's ``model.fit``: `x`, `y`, `batch_size`, `epochs` and
+            so on.
         {options}
-        plan: what `hyparflow.plan` returned, or the file where it was saved, in place of what a
-            plan decides.
-        trace: a file into which to write what each rank did in the last 200 steps and when: every
-            computation, message, wait and sum. Perfetto opens it, and ``hyparflow trace`` sums it
-            up. With the environment variable HYPARFLOW_TRACE each call writes one in that folder.
-        launch: True, in a process that no launcher started (a notebook, a script run by plain
-            ``python``), starts as many ranks as the numbers of partitions and replicas say, trains
-            on them and brings back History, weights and optimizer state, but nothing that
-            callbacks keep in themselves; see `hyparflow.launch`.
-            A mapping gives that function's keyword arguments. On a rank it changes nothing.
+        plan: A `hyparflow.Plan`, the path of a file that holds one, or `None`. It takes the place
+            of the arguments that a plan decides.
+        trace: The path of a file, or `None`. What each rank did in the last 200 steps, and when,
+            is written there: every computation, message, wait and allreduce. Perfetto opens it,
+            and ``hyparflow trace`` sums it up. With the environment variable HYPARFLOW_TRACE each
+            call writes one in that folder.
+        launch: Boolean, or a dict of the keyword arguments of `hyparflow.launch`. In a process
+            that no launcher started (a notebook, a script run by plain ``python``), `True` starts
+            as many ranks as the numbers of partitions and replicas say, trains on them, and brings
+            back the History, the weights and the state of the optimizer, but nothing that
+            callbacks keep in themselves. On a rank it changes nothing.
 
     Returns:
-        Keras's History, the same on every rank. Afterwards `model` holds the trained weights, and
+        Keras's `History`, the same on every rank. Afterwards `model` holds the trained weights, and
         its optimizer its state, on every rank.
 
     Raises:
-        ValueError: if an argument is not valid; the same on every rank.
+        ValueError: If an argument is not valid. It is the same on every rank.
+
+    Example::
+
+        history = hf.fit(model, x, y, batch_size=256, epochs=10, strategy="hybrid",
+                         num_partitions=2, num_replicas=2)
     """
     parallel, kwargs = _parted(kwargs)
     parallel["plan"] = plan
@@ -230,12 +239,14 @@ def _automatic(
 @_collective
 @taking_options()
 def evaluate(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
-    """Evaluate `model` over the ranks of this job, as Keras's ``model.evaluate``.
+    """Evaluate a model over the ranks of this job, as Keras's ``model.evaluate`` does.
 
     Args:
-        model: a compiled Keras model.
-        args, kwargs: as for ``model.evaluate``, and the parallel arguments of `parallelize`.
-        plan: as for `parallelize`.
+        model: A compiled Keras model.
+        args, kwargs: The arguments of Keras's ``model.evaluate``.
+        {options}
+        plan: A `hyparflow.Plan`, the path of a file that holds one, or `None`. It takes the place
+            of the arguments that a plan decides.
 
     Returns:
         What ``model.evaluate`` returns, the same on every rank.
@@ -248,12 +259,14 @@ def evaluate(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
 @_collective
 @taking_options()
 def predict(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
-    """Predict with `model` over the ranks of this job, as Keras's ``model.predict``.
+    """Predict with a model over the ranks of this job, as Keras's ``model.predict`` does.
 
     Args:
-        model: a Keras model.
-        args, kwargs: as for ``model.predict``, and the parallel arguments of `parallelize`.
-        plan: as for `parallelize`.
+        model: A Keras model.
+        args, kwargs: The arguments of Keras's ``model.predict``.
+        {options}
+        plan: A `hyparflow.Plan`, the path of a file that holds one, or `None`. It takes the place
+            of the arguments that a plan decides.
 
     Returns:
         The predictions for all rows, on every rank.

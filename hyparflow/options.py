@@ -12,15 +12,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
-from hyparflow.formats.argument_checks import (
-    Check,
-    count_of,
-    count_or_auto,
-    counts_of,
-    flag,
-    one_of,
-    or_none,
-)
+from hyparflow.formats import argument_checks as checks
 from hyparflow.formats.signatures import with_keywords
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.microbatches import most_microbatches
@@ -38,13 +30,14 @@ __all__ = [
 
 _STRATEGIES = ("data", "model", "hybrid", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
+_ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 # --- declarations ---
 
 
-def _option(default: Any, check: Check, meaning: str, **more: Any) -> Any:
+def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any:
     """A parallel argument.
 
     Args:
@@ -69,87 +62,94 @@ class Options:
 
     strategy: str | None = _option(
         None,
-        or_none(one_of(_STRATEGIES)),
-        '"data": every rank trains a replica on its part of the batch. "model": one replica, cut '
-        'into as many partitions as there are ranks. "hybrid": both, as `num_partitions` and '
-        '`num_replicas` say. None: what the numbers say; data parallelism without any. "auto": '
-        "`fit` plans what is not given: rank 0 measures what the model's layers cost, and all "
-        "ranks train by the fastest layout that fits in memory; `evaluate` and `predict` then use "
-        "that plan.",
+        checks.or_none(checks.one_of(_STRATEGIES)),
+        'String or `None`. `"data"`: every rank trains a replica on its part of the batch. '
+        '`"model"`: one replica is cut into as many partitions as there are ranks. `"hybrid"`: '
+        "both, as `num_partitions` and `num_replicas` say. `None`: what these numbers say, data "
+        'parallelism without any. `"auto"`: `fit` plans what is not given. Rank 0 measures the '
+        "model's layers, and all ranks train by the fastest layout that fits in memory; "
+        "`evaluate` and `predict` of the same model then use that plan.",
         choices=_STRATEGIES,
     )
     num_partitions: int | None = _option(
-        None, or_none(count_of), "partitions per replica.", planned=True
+        None,
+        checks.or_none(checks.count_of),
+        "Integer or `None`. The number of partitions of each replica.",
+        planned=True,
     )
     num_replicas: int | None = _option(
         None,
-        or_none(count_of),
-        "replicas; num_partitions x num_replicas must be the number of ranks.",
+        checks.or_none(checks.count_of),
+        "Integer or `None`. The number of replicas. `num_partitions` x `num_replicas` must be the "
+        "number of ranks.",
         planned=True,
     )
     num_microbatches: int | str = _option(
         "auto",
-        count_or_auto,
-        'micro-batches per replica and step, or "auto".',
+        checks.count_or_auto,
+        'Integer or `"auto"`. The number of micro-batches into which each replica cuts its rows '
+        "of a batch.",
         planned=True,
         per_call=True,
     )
     schedule: str = _option(
         "auto",
-        one_of(SCHEDULES, " or 'auto'", ["auto"]),
-        '"gpipe", "1f1b", "interleaved" (several stages per partition, which leave less time idle '
-        'and send more), "zero-bubble" (gradients of weights while a partition would wait), '
-        '"zero-bubble-v" (the same with two stages per partition, down and up again) or "auto" '
-        "(1f1b).",
+        checks.one_of(SCHEDULES, " or 'auto'", ["auto"]),
+        'String. `"gpipe"`; `"1f1b"`; `"interleaved"`, whose partitions have several stages, wait '
+        'less and send more; `"zero-bubble"`, which computes gradients of weights where a '
+        'partition would wait; `"zero-bubble-v"`, the same with two stages per partition, down '
+        'and up again; or `"auto"`, which is 1f1b.',
         planned=True,
         per_call=True,
         choices=SCHEDULES,
     )
     lpp: Sequence[int] | None = _option(
         None,
-        or_none(counts_of),
-        "layers per partition: numbers of operations that override the load balancer; one per "
-        "stage where a partition has several.",
+        checks.or_none(checks.counts_of),
+        "List of integers or `None`. Layers per partition: the number of operations of each, or "
+        "of each stage where a partition has several. It overrides the load balancer.",
         planned=True,
         several=True,
     )
     batchnorm: str = _option(
         "local",
-        one_of(_BATCHNORM),
-        "what BatchNormalization layers normalize over, and when their moving statistics move. "
-        '"local": a micro-batch of one replica, and with it. "deferred": the same, but statistics '
-        'of the whole global batch move them, once per step. "sync": a micro-batch of all '
-        "replicas; with one micro-batch that is what one process sees.",
+        checks.one_of(_BATCHNORM),
+        "String. What BatchNormalization layers normalize over, and when their moving statistics "
+        'move. `"local"`: a micro-batch of one replica, and with each. `"deferred"`: the same, but '
+        'statistics of the whole global batch move them, once per step. `"sync"`: a micro-batch '
+        "of all replicas; with one micro-batch that is what one process sees.",
         choices=_BATCHNORM,
     )
     sharded_data: bool = _option(
         False,
-        flag,
-        "whether data that are a stream (a dataset, a generator) are already sharded: each "
-        "replica then reads the one that its own first rank passes, and a step takes a batch of "
-        "each. An epoch ends when all have ended. `ParallelModel.replica` tells which shard to "
-        "make. Otherwise rank 0 reads the stream and deals out its batches.",
+        checks.flag,
+        "Boolean. Whether data that are a stream (a dataset, a generator) are already sharded. "
+        "Each replica then reads the one that its own first rank passes, a step takes a batch of "
+        "each, and an epoch ends when all have ended; `ParallelModel.replica` tells which shard "
+        "to make. Otherwise rank 0 reads the stream and deals out its batches.",
         per_call=True,
     )
     stages_per_partition: int | None = _option(
         None,
-        or_none(count_of),
-        "of an interleaved schedule; 2 if not given. On one partition with several replicas, the "
-        "pieces whose gradients are summed while others still compute.",
+        checks.or_none(checks.count_of),
+        "Integer or `None`. The number of stages of each partition in an interleaved schedule; "
+        "`None` is 2. On one partition with several replicas, the number of pieces whose "
+        "gradients are summed while others still compute.",
         planned=True,
     )
     allreduce: str = _option(
         "mpi",
-        one_of(("mpi", "horovod")),
-        'what sums gradients over replicas: "mpi", or "horovod" where it is installed.',
-        choices=("mpi", "horovod"),
+        checks.one_of(_ALLREDUCE),
+        'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` where it is installed.',
+        choices=_ALLREDUCE,
     )
     compression: str | None = _option(
         None,
-        or_none(one_of(("bf16", "fp16"), " or None")),
-        'None, or "bf16" or "fp16": gradients travel between replicas as such, and are added up '
-        "in 32 bits. Half as many bytes, but no longer plain Keras's numbers.",
-        choices=("bf16", "fp16"),
+        checks.or_none(checks.one_of(_COMPRESSION, " or None")),
+        'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, and '
+        "are added up in 32 bits. That is half as many bytes, but the numbers are no longer plain "
+        "Keras's.",
+        choices=_COMPRESSION,
     )
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class Options:
     @property
     def built_for(self) -> tuple[Any, ...]:
         """What is built for a model depends on this alone, not on all that a call may say."""
-        called = [option for option in fields(self) if option.metadata.get("per_call")]
+        called = (option for option in fields(self) if option.metadata.get("per_call"))
         usual: dict[str, Any] = {option.name: option.default for option in called}
         return replace(self, **usual), self.grid, self.pace
 
@@ -264,11 +264,9 @@ def _numbers(size: int, given: Options, several: int) -> tuple[int, int]:
     """How many partitions and replicas there are."""
     partitions, replicas = given.num_partitions, given.num_replicas
     if given.strategy == "data":
-        _check_fixed("num_partitions", partitions, given.strategy)
-        partitions = 1
+        partitions = _one("num_partitions", partitions, given.strategy)
     elif given.strategy == "model":
-        _check_fixed("num_replicas", replicas, given.strategy)
-        replicas = 1
+        replicas = _one("num_replicas", replicas, given.strategy)
     elif given.strategy == "hybrid" and partitions is None and replicas is None:
         raise ValueError(
             "`strategy='hybrid'` needs `num_partitions`, `num_replicas` or both. "
@@ -290,9 +288,10 @@ def _numbers(size: int, given: Options, several: int) -> tuple[int, int]:
     return partitions, replicas
 
 
-def _check_fixed(name: str, value: int | None, strategy: str) -> None:
+def _one(name: str, value: int | None, strategy: str) -> int:
     if value not in (None, 1):
         raise ValueError(
             f"`strategy={strategy!r}` has {name}=1; use strategy='hybrid' for both kinds of "
             f"parallelism. Received: {name}={value}"
         )
+    return 1

@@ -49,6 +49,6 @@ def _type_of(option: Field[Any]) -> click.ParamType:
 def _words(option: Field[Any]) -> str:
     """What a plan is held to by an option."""
     words = option.name.removeprefix("num_").replace("_", " ").replace("micro", "micro-")
-    if option.name == "lpp":
+    if option.metadata.get("several"):
         return "these numbers of layers per partition, or per stage"
     return f"this {words}" if option.metadata.get("choices") else f"this many {words}"

@@ -336,7 +336,10 @@ def test_others_take_their_arguments_from_there(function: Any) -> None:
     assert declared().keys() < inspect.signature(function).parameters.keys()
 
 
-@pytest.mark.parametrize("function", [hyparflow.fit, hyparflow.parallelize])
+@pytest.mark.parametrize(
+    "function",
+    [hyparflow.fit, hyparflow.evaluate, hyparflow.predict, hyparflow.parallelize],
+)
 def test_each_argument_is_explained(function: Any) -> None:
     for name in inspect.signature(function).parameters:
         assert re.search(rf"^    +(args, )?{name}(, kwargs)?: ", function.__doc__, re.MULTILINE), (

@@ -150,7 +150,13 @@ class Stage:
     def forward(self, inputs: Any, share: Any) -> Saved:
         """Forward of a stage that is not the last, of the part `share` of a global batch."""
         (outputs, loss), state = self._pair.forward((inputs, share))
-        return Saved(outputs, loss, self._pair, state, self._given(inputs, share))
+        return Saved(
+            outputs=outputs,
+            loss=loss,
+            pair=self._pair,
+            state=state,
+            given=self._given(inputs, share),
+        )
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
