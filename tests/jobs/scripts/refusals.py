@@ -6,6 +6,7 @@ FILE gets a line of JSON for each case: its name and, per rank, the type and tex
 import json
 import pathlib
 import sys
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,13 @@ def fit_subclassed(strategy: str) -> Any:
     return fit(model, strategy=strategy)
 
 
+def fit_with_keras(version: str) -> Any:
+    """Train with a Keras that says that it is of that version."""
+    model = dense(4, 4, 3)
+    with unittest.mock.patch.object(keras, "__version__", version):
+        return fit(model)
+
+
 # Each rank tries these alone: if a message were needed, it would wait for ever.
 ALONE: dict[str, Callable[[], Any]] = {
     "grid": lambda: fit(num_partitions=2, num_replicas=2),
@@ -67,6 +75,7 @@ ALONE: dict[str, Callable[[], Any]] = {
     "lengths": lambda: fit(y=Y[:-1]),
     "labels": lambda: fit(y=None),
     "subclassed": lambda: fit_subclassed("model"),
+    "old Keras": lambda: fit_with_keras("3.11.3"),
 }
 
 
