@@ -41,8 +41,9 @@ def model_fingerprint(model: Any) -> str:
 
 
 def compile_fingerprint(model: Any) -> str:
-    """A hash of the arguments of `compile`."""
-    return digest(_describe(compile_arguments(model)))
+    """A hash of the arguments of `compile`, but for `jit_compile`, which follows the device."""
+    arguments = compile_arguments(model)
+    return digest(_describe({n: v for n, v in arguments.items() if n != "jit_compile"}))
 
 
 def values_fingerprint(model: Any) -> str:

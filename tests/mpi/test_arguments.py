@@ -203,3 +203,24 @@ def test_what_keras_takes_gives_the_same(name: str) -> None:
         assert found[1] == expected[1]
         for value, right in zip(found[0], expected[0], strict=True):
             np.testing.assert_allclose(value, right, rtol=1e-10)
+
+
+def test_ranks_with_and_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" came to is no argument of the user's: the devices are named."""
+    if WORLD.rank:
+        gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+        devices = [*tf.config.list_physical_devices(), gpu]
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda *kinds: devices)
+    model = build()
+    assert model.jit_compile == bool(WORLD.rank)
+    told = (
+        r"^All ranks must compute on devices of one kind .*: CPU on rank 0, GPU on rank 1\. Start"
+    )
+    with pytest.raises(ValueError, match=told):
+        hf.fit(model, X, Y, verbose=0)
+    model.compile("sgd", "mse", jit_compile=False)
+    hf.fit(model, X, Y, verbose=0)
+    model.compile("sgd", "mse", jit_compile=bool(WORLD.rank))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="the same argument `jit_compile` of `compile`"):
+        hf.fit(model, X, Y, verbose=0)
