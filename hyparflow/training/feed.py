@@ -97,16 +97,24 @@ class Feed:
         if self._is_reader:
             self._shards[command.source].epoch(command.event)
 
-    def draw(self, command: DrawBatch) -> list[int]:
-        """Take this replica's next batch of its stream; the rows of each replica. Collective."""
-        drawn = None
+    def draw(self, command: DrawBatch) -> tuple[list[int], bool]:
+        """Take this replica's next batch of its stream. Collective.
+
+        Returns:
+            The rows of each replica, and whether all streams tell how long they are.
+        """
+        drawn, tells = None, True
         if self._is_reader:
-            drawn = self._shards[command.source].draw(command.is_first)
+            shard = self._shards[command.source]
+            drawn, tells = shard.draw(command.is_first), shard.tells_length
         self._drawn = drawn or (None, None, None)
         leaves = [leaf for leaf in keras.tree.flatten(self._drawn[0]) if leaf is not None]
         mine = len(leaves[0]) if leaves else 0
-        counts = self._world.all_gather_objects(mine, "the rows of each replica's stream")
-        return [counts[self._grid.rank(r, 0)] for r in range(self._grid.num_replicas)]
+        everyone = self._world.all_gather_objects(
+            (mine, tells), "the rows of each replica's stream"
+        )
+        counts = [everyone[self._grid.rank(r, 0)][0] for r in range(self._grid.num_replicas)]
+        return counts, all(tells for _, tells in everyone)
 
     def _sharded(self, batch: Batch, command: StepCommand, labels: bool, weighed: bool) -> Batch:
         """This replica's own rows; its reader sends the last partition what that needs."""

@@ -32,7 +32,7 @@ import keras
 import numpy as np
 
 from hyparflow.engine.compiled.tensors import as_tensors
-from hyparflow.model.keras_internals.data import unpack, untuned_datasets
+from hyparflow.model.keras_internals.data import ToldEnd, unpack, untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
@@ -219,7 +219,7 @@ class _Steps:
         Raises:
             StopIteration: at the end of all streams, which ends Keras's epoch.
         """
-        counts = self._worker.order(DrawBatch(source, is_first=step == 0))
+        counts, tell_length = self._worker.order(DrawBatch(source, is_first=step == 0))
         if not any(counts):
-            raise StopIteration
+            raise ToldEnd if tell_length else StopIteration
         return kind(source, rows=sum(counts), counts=counts)

@@ -192,6 +192,25 @@ def test_a_plan_is_for_the_batches_of_the_stream(
     assert batches == ({str(rows)} if hf.is_leader() else set())
 
 
+@pytest.mark.parametrize("steps", [None, 9])
+@pytest.mark.parametrize("name", ["a PyDataset", "a generator"])
+def test_the_end_of_sharded_streams_is_a_surprise_where_it_is_to_keras(
+    name: str, steps: int | None
+) -> None:
+    make = Augmented if name == "a PyDataset" else (lambda: drawn([], 3))
+
+    def said(fit: Callable[..., Any]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(build(), make(), steps_per_epoch=steps, verbose=0)
+        texts = [str(warning.message) for warning in caught]
+        return [text for text in texts if "ran out of data" in text]
+
+    expected = on_leader(lambda: said(keras.Model.fit))
+    found = said(functools.partial(hf.fit, strategy="data", sharded_data=True))
+    assert found == (expected if hf.is_leader() else [])
+
+
 @pytest.mark.parametrize("steps", [None, 2])
 def test_sharded_epochs_begin_and_end_as_keras_does(steps: int | None) -> None:
     """At the same points between the calls of a callback; batches may be read ahead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from hyparflow.model.keras_internals.patched import patched
 
 __all__ = [
+    "ToldEnd",
     "array_sources",
     "is_array_data",
     "is_ragged",
@@ -22,6 +24,10 @@ __all__ = [
     "unpack",
     "untuned_datasets",
 ]
+
+
+class ToldEnd(StopIteration):
+    """The end of data that told before how long they are."""
 
 
 def is_array_data(x: Any) -> bool:
@@ -65,6 +71,8 @@ def told_of_epochs(dataset: Any, tell: Callable[[str], object]) -> Any:
 def untuned_datasets() -> Iterator[None]:
     """While open, what Keras's loops read is not tuned by tf.data, unless its options ask for it.
 
+    Nor does Keras warn of an end that is no surprise (`ToldEnd`).
+
     The end of an iterator waits for the thread that tunes it. TensorFlow wakes this thread before
     it notes that it shall end; on a rank's only core it runs at once, finds nothing noted and
     sleeps again, for as long as the epoch took, up to a minute (TensorFlow: `OptimizeLoop` in
@@ -80,6 +88,11 @@ def untuned_datasets() -> Iterator[None]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._distributed_dataset: Any = untuned(self._get_iterator())
+
+        def _interrupted_warning(self) -> None:
+            # Of data of a known length Keras itself takes no more than that.
+            if self.steps_per_epoch or not isinstance(sys.exc_info()[1], ToldEnd):
+                super()._interrupted_warning()
 
     with patched(trainer, TFEpochIterator=Untuned):
         yield

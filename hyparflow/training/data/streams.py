@@ -47,6 +47,11 @@ class Shard:
         self._adapter = open_stream(stream, **reading)
         self._batches: Iterator[Any] = iter(())
 
+    @property
+    def tells_length(self) -> bool:
+        """Whether it is known how many batches there are."""
+        return self._adapter.num_batches is not None
+
     def epoch(self, event: str) -> None:
         """Tell the stream that an epoch "begins" or "ends"."""
         if event == "begins":
