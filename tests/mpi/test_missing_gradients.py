@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from contract import WORLD
 from keras import layers, ops
 
@@ -94,3 +95,45 @@ def test_some_weights_have_none(layout: str) -> None:
 def test_no_weight_is_trainable(layout: str) -> None:
     texts = said(build(0, trainable=False), **LAYOUTS[layout])
     assert texts == ([] if WORLD.rank else ["The model does not have any trainable weights."])
+
+
+class OwnStep(keras.Model):
+    """With Keras's usual step written out; gradients stop behind layer "a", or before the loss."""
+
+    def __init__(self, everywhere: bool) -> None:
+        super().__init__(name="model")
+        self.a, self.b = layers.Dense(3, name="a"), layers.Dense(3, name="b")
+        self.everywhere = everywhere
+
+    def call(self, x: Any) -> Any:
+        y = self.b(ops.stop_gradient(self.a(x)))
+        return ops.stop_gradient(y) if self.everywhere else y
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean((self(x, training=True) - y) ** 2)
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def with_own_step(everywhere: bool, eager: bool) -> keras.Model:
+    model = OwnStep(everywhere)
+    model.build((None, 3))
+    model.compile("adam", run_eagerly=eager)
+    return model
+
+
+@pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
+def test_own_steps_without_gradients(eager: bool) -> None:
+    """The job goes on where the script catches the error, which is the same on all ranks."""
+    model = with_own_step(True, eager)
+    with pytest.raises(ValueError, match=NONE):
+        hf.fit(model, X, X, batch_size=4, verbose=0, strategy="data")
+    assert int(model.optimizer.iterations) == 0
+    texts = said(with_own_step(False, eager), epochs=2, strategy="data")
+    missing = "Gradients do not exist for variables ['model/a/kernel', 'model/a/bias']"
+    assert all(text.startswith(missing) for text in texts)
+    assert bool(texts) == (WORLD.rank == 0)
+    assert len(texts) <= (4 if eager else 2)  # in each step, or while it is traced

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.ordered_calls import OrderedCalls
 from hyparflow.engine.custom_steps.same_calls import Exchange, SameCalls
 from hyparflow.model.keras_internals.interception import given_variables
+from hyparflow.model.keras_internals.optimizer import check_given
 
 __all__ = ["StepGradients"]
 
@@ -108,15 +110,32 @@ class StepGradients:
             return call(gradients, *args, **kwargs)
         if all(isinstance(pair, list | tuple) for pair in gradients):  # (gradient, variable)
             variables = [pair[1] for pair in gradients]
-            reduced = self._reduced(optimizer, [pair[0] for pair in gradients], variables)
-            return call(list(zip(reduced, variables, strict=True)), *args, **kwargs)
+            pairs = self._summed(optimizer, [pair[0] for pair in gradients], variables)
+            return call(pairs, *args, **kwargs)
         named = kwargs.get("trainable_variables", args[0] if args else None)
         if named is None:
             variables = given_variables(optimizer)
         else:
             variables = list(named)
             args, kwargs = (), {"trainable_variables": variables}
-        return call(self._reduced(optimizer, gradients, variables), *args, **kwargs)
+        if len(gradients) != len(variables):
+            return call(gradients, *args, **kwargs)  # the optimizer will say what is wrong
+        pairs = self._summed(optimizer, gradients, variables)
+        if len(pairs) < len(gradients):
+            args, kwargs = (), {"trainable_variables": [pair[1] for pair in pairs]}
+        return call([pair[0] for pair in pairs], *args, **kwargs)
+
+    def _summed(
+        self, optimizer: Any, gradients: list[Any], variables: Sequence[Any]
+    ) -> list[tuple[Any, Any]]:
+        """The sums over replicas, with their variables.
+
+        Those without a gradient are left out but on the leader, where Keras warns of them once.
+        """
+        reduced = self._reduced(optimizer, gradients, variables)
+        pairs = list(zip(reduced, variables, strict=True))
+        quiet = self._peers.rank > 0 or self.watcher is not None
+        return [pair for pair in pairs if pair[0] is not None] or pairs if quiet else pairs
 
     def _reduced(self, optimizer: Any, gradients: list[Any], variables: Sequence[Any]) -> list[Any]:
         """The sums over replicas; None stays None."""
@@ -139,6 +158,7 @@ class StepGradients:
                 "Use Keras's own step, or one process."
             )
         if not present:
+            self._require_none(optimizer, variables)
             return gradients
         packed = _Packed([gradients[n] for n in present], self.variables[number])
         exchange = Exchange(_WHAT, packed.names, self._keys(packed, self.variables[number]))
@@ -149,6 +169,16 @@ class StepGradients:
         results = self._order.several(sums, packed.tensors(), packed.shapes)
         reduced = iter(packed.unpacked(results))
         return [None if gradient is None else next(reduced) for gradient in gradients]
+
+    def _require_none(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        """Raise alike on all replicas what Keras does where no weight has a gradient.
+
+        In a trace it does so itself, on all of them.
+        """
+        if tf.executing_eagerly() and self.watcher is None:
+            self._same.require(Exchange(_WHAT, [], []))
+            with abort.alike():
+                check_given(optimizer, list(variables), set())
 
     def _keys(self, packed: _Packed, variables: Sequence[Any]) -> list[str]:
         """What names variables alike on all replicas: their place in the model, and shape."""
