@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from hyparflow.cli.doctor import doctor
 from hyparflow.cli.plan import plan
 from hyparflow.cli.run import run
 from hyparflow.cli.trace import trace
+from hyparflow.comm import abort, launcher
 
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_ALONE = ("plan", "trace")  # what needs no other rank: of several the first does it
+
+
+class _Commands(click.Group):
+    """Commands of which ranks that a launcher started give one report."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Call the command that is named."""
+        try:
+            return super().invoke(context)
+        except click.ClickException as error:
+            abort.mark_collective(error)  # all ranks are given the same words
+            abort.give_way(error)
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hyparflow")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Train Keras 3 models on several MPI ranks.
 
     A training script calls hyparflow.fit in place of model.fit, and is started by "hyparflow run",
     mpirun or srun. The other commands help before and after.
     """
+    if context.invoked_subcommand in _ALONE and launcher.told_rank():
+        context.exit()
 
 
 for command in (run, plan, trace, doctor):

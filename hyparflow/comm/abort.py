@@ -2,8 +2,8 @@
 
 A rank that dies while others wait for it would leave them waiting for ever (mpi4py issue 290).
 The hook installed here prints the first error once, with the rank and what it was doing, and
-aborts the job. It starts nothing: without a running MPI of several ranks it only hands over to
-the hook that was there before.
+aborts the job. It starts nothing: without a running MPI of several ranks it hands over to the hook
+that was there before, on the first rank that fails.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from hyparflow.comm import launcher
+
 __all__ = [
     "abort",
     "alike",
+    "give_way",
     "mark_collective",
     "fail",
     "flush",
@@ -122,12 +125,14 @@ def report(
             witness(error)
 
 
-def _give_way(error: BaseException, mpi: Any) -> None:
+def give_way(error: BaseException) -> None:
     """Let the first of the ranks that fail report: mostly all fail alike, for all run one script.
 
-    The report of a rank before this one ends the job, and this rank with it.
+    The report of a rank before this one ends the job, and this rank with it; before MPI runs, the
+    launcher does, as that rank ends with an error.
     """
-    rank = mpi.COMM_WORLD.Get_rank()
+    mpi = _running_mpi()
+    rank = launcher.told_rank() if mpi is None else mpi.COMM_WORLD.Get_rank()
     if rank:
         is_alike = getattr(error, "hyparflow_everywhere", False)
         time.sleep(_GRACE if is_alike else _ALIKE + _NEXT * min(rank - 1, _MOST))
@@ -141,7 +146,7 @@ def fail(error: BaseException) -> None:
     """
     mpi = _running_mpi()
     if mpi is not None:
-        _give_way(error, mpi)
+        give_way(error)
         report(type(error), error, error.__traceback__, mpi)
         abort(130 if isinstance(error, KeyboardInterrupt) else 1)
 
@@ -154,10 +159,10 @@ def install() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mpi = _running_mpi()
+        give_way(error)
         if mpi is None:
             previous(kind, error, trace)
             return
-        _give_way(error, mpi)
         report(kind, error, trace, mpi)
         abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 

@@ -17,6 +17,7 @@ __all__ = [
     "set_log_default",
     "set_thread_defaults",
     "set_threads",
+    "told_rank",
     "usable_cores",
 ]
 
@@ -59,6 +60,12 @@ def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
 def rank_variable(environ: Mapping[str, str] = os.environ) -> str:
     """The variable in which the launcher tells a process its rank; "" if none does."""
     return next((name for name in _RANKS if environ.get(name, "").isdigit()), "")
+
+
+def told_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's rank, as far as a launcher of several says; otherwise 0."""
+    variable = rank_variable(environ)
+    return int(environ[variable]) if variable and expected_size(environ)[0] > 1 else 0
 
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyparflow.comm import launcher
+from hyparflow.comm import abort, launcher
 from hyparflow.comm.log import users_stack_level
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.sizes import parse_bytes
@@ -44,6 +44,7 @@ _MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
 
 @named
 @taking_options(planned_names(), alone=True)
+@abort.alike()
 def plan(
     model: Any,
     *,

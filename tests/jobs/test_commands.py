@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pytest
 from jobs.jobs import run, run_alone
 
 import hyparflow as hf
@@ -56,3 +57,23 @@ def test_doctor_tells_of_ranks_that_do_not_see_each_other() -> None:
     assert result.code == 1
     findings = {found["check"]: found for found in json.loads(result.output)}
     assert "MPI sees only one" in findings["ranks"]["text"]
+
+
+PLAN = "import hyparflow as hf; hf.plan(1, batch_size=8, num_ranks=2)"
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (("-c", PLAN), "hyparflow trains Keras 3 models", 1),
+        (("-m", "hyparflow.cli", "plan", "none.keras", "--ranks=2", "--batch-size=8"), "none", 2),
+        (("-m", "hyparflow.cli", "doctor", "--networks"), "No such option", 2),
+    ],
+    ids=["hf.plan", "plan", "doctor"],
+)
+def test_what_needs_no_other_rank_gives_one_report(
+    words: tuple[str, ...], said: str, code: int
+) -> None:
+    result = run(2, *words)
+    assert result.code == code, result.output
+    assert result.output.count(said) == 1, result.output

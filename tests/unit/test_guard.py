@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -65,6 +66,21 @@ def test_with_one_rank_too(
     error = ValueError("mine")
     assert run_with(monkeypatch, mpi, error) == []
     assert handed_over == [error]
+
+
+def test_before_mpi_the_other_ranks_of_a_launcher_give_way(
+    handed_over: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher ends them when the first has ended; where it does not, they report, too."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for rank, size in ((0, 2), (1, 2), (0, 1)):
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", str(size))
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        error = ValueError("of all")
+        sys.excepthook(ValueError, error, None)
+        assert handed_over[-1] is error
+    assert len(slept) == 1
 
 
 def test_install_once(handed_over: list[BaseException]) -> None:
