@@ -14,6 +14,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from jobs.jobs import SCRIPTS, Job
 __all__ = ["Ending", "Fault", "draw", "try_out"]
 
 DEADLINE = 4  # HYPARFLOW_TIMEOUT
-LIMIT = 90.0  # seconds after which a job is endless; one takes up to 40 on a slow machine
+LIMIT = 90.0  # seconds after the fault after which a job is endless
+START = 300.0  # seconds in which it comes to its fault, or to its end, also on a slow machine
 OUTSIDE = ("import", "first", "mpi", "init", "last", "exit", "before the end")
 TRAINING = ("data", "callback", "step", "save", "evaluate", "between")
 SIGNALS = ("kill", "stop", "segv", "term", "quit")
@@ -104,6 +106,9 @@ def try_out(fault: Fault) -> Ending:
         else:
             start = ("-m", "hyparflow.cli", "run", "--oversubscribe", "-n", fault.ranks)
             job = Job(0, *start, script, *words, **told)
+        deadline = time.monotonic() + START
+        while job.is_running() and not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
         result = job.wait(LIMIT)
         since = float(file.read_text()) if file.exists() else result.end
     how = _how(result.code, result.output, "terminated after" in result.output or bool(result.left))
