@@ -20,8 +20,8 @@ The route of one training step, from the call to one compiled forward::
     fit (api.py) -> ParallelModel.fit (training/parallel_model.py) -> Session.run
     (training/session.py) -> bridge (training/keras_bridge.py) -> Keras's own fit ->
     Worker.step (training/worker.py) -> TrainingSteps (training/steps.py) -> Engine.train
-    (engine/engine.py) -> Stage.forward (engine/stages/stage.py) -> CompiledPair.forward
-    (engine/compiled/functions.py)
+    (engine/engine.py) -> Stage.forward (engine/stages/stage.py) -> SplitPair.forward
+    (engine/compiled/split_pair.py)
 """
 
 from __future__ import annotations

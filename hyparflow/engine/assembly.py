@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hyparflow.comm import abort
 from hyparflow.comm.world import World
-from hyparflow.engine.compiled.functions import Compiled
+from hyparflow.engine.compiled import choice
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
 from hyparflow.engine.gradients.common_lookups import Aside
@@ -60,6 +60,7 @@ def build_rank_engine(
         specs: types of (x, y, sample weights).
         with_loss: whether loss and metrics are wanted, that is, not for predictions only.
     """
+    choice.agree(world)
     place = Ownership(model, layout, options.grid, world)
     statistics = BatchStatistics(model, options.batchnorm, place.peers)
     bodies, pack = _bodies(model, layout, place.stages)
@@ -268,4 +269,4 @@ def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
             y_pred = call_model(model, x, False)
         return terms.weights(y, y_pred, sample_weight)
 
-    return Compiled(weigh, jit_compile=False)
+    return choice.compiler().function(weigh, jit_compile=False)

@@ -114,7 +114,7 @@ class OptimizerStep:
             self._inner.iterations.assign_add(1)
         elif tuple(present) not in self._seen:  # a weight may have its first gradient late
             self._seen.add(tuple(present))
-            used = self._apply.concrete(*arguments).graph.variables
+            used = self._apply.concrete(*arguments).variables
             self._touched |= {id(variable): variable for variable in used}
 
     def take_back(self) -> None:

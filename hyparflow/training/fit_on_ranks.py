@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.engine.compiled.seed import global_seed
+from hyparflow.engine.compiled import choice
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.launching.function import launch
 from hyparflow.model.building import build_weights
@@ -161,7 +161,7 @@ def _weights(model: Any) -> list[Any]:
 
 def _randomness() -> tuple[Any, ...]:
     """What decides the order of samples: TensorFlow's seed, and the states of other generators."""
-    return global_seed(), random.getstate(), np.random.get_state()
+    return choice.compiler().seed(), random.getstate(), np.random.get_state()
 
 
 def _continue_with(randomness: tuple[Any, ...]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import borders
 import keras
 import numpy as np
 import pytest
@@ -29,6 +31,14 @@ CHOSEN = {
     ],
 }
 Layout = tuple[int, int, str]
+# The same for the road that uses TensorFlow's public API alone, which is tried with so many cases.
+PLAIN: dict[str, Layout] = {
+    "residual": (2, 3, "zero-bubble"),
+    "many": (1, 2, "1f1b"),
+    "sequences": (2, 2, "interleaved"),
+    "tied": (2, 4, "gpipe"),
+    "siamese": (2, 2, "1f1b"),
+}
 
 
 def every_layout() -> list[Layout]:
@@ -71,17 +81,23 @@ def run_plain(model: Any, data: dict[str, Any], case: Case) -> Outcome:
     return Outcome(history.history, State.of(model))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_fit_equals_plain(name: str, request: pytest.FixtureRequest) -> None:
-    """Weights, optimizer slots, random seeds and History, relative 1e-10 in float64."""
+def require_equal(name: str, chosen: Sequence[Layout] | None, everything: bool) -> None:
+    """Train a case with plain Keras and with hyparflow, and compare all that training changes.
+
+    Args:
+        name: of the case.
+        chosen: the layouts to try; None for those of `layouts`.
+        everything: whether all are wanted.
+    """
     case = CASES[name]
-    everything = request.config.getoption("--everything")
     with float_type("float64"):
         model, data, start = prepare(case)
         expected = on_leader(lambda: run_plain(model, data, case))
         graph = opened_graph(model)
         operations = 0 if graph is None else len(FlatGraph(model, graph).calls)
-        for partitions, microbatches, schedule in layouts(name, operations, everything):
+        if chosen is None:
+            chosen = layouts(name, operations, everything)
+        for partitions, microbatches, schedule in chosen:
             start.restore(model)
             keras.utils.set_random_seed(11)
             history = hf.fit(
@@ -97,6 +113,27 @@ def test_fit_equals_plain(name: str, request: pytest.FixtureRequest) -> None:
             actual = Outcome(history.history, State.of(model))
             layout = f"{name}: P={partitions} M={microbatches} {schedule}"
             require_none(actual.compare(expected), layout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fit_equals_plain(name: str, request: pytest.FixtureRequest) -> None:
+    """Weights, optimizer slots, random seeds and History, relative 1e-10 in float64."""
+    require_equal(name, None, request.config.getoption("--everything"))
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name", CASES)
+def test_public_api_alone_equals_plain(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on the road without surgery, all ways to which are closed."""
+    everything = request.config.getoption("--everything")
+    if not everything and name not in PLAIN:
+        pytest.skip("for its time only with --everything")
+    borders.choose_anew(monkeypatch)
+    monkeypatch.setenv("HYPARFLOW_COMPILED", "plain")
+    borders.refuse_surgery(monkeypatch)
+    require_equal(name, None if everything else [PLAIN[name]], everything)
 
 
 def test_digits() -> None:

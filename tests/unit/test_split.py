@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from hyparflow.engine.compiled.functions import CompiledPair
 from hyparflow.engine.compiled.split_function import Split
+from hyparflow.engine.compiled.split_pair import SplitPair
 
 
 class Counter(layers.Layer):
@@ -214,7 +214,7 @@ def test_gradients_can_be_added_up_inside() -> None:
         total.assign_add(gradients[0])
         return gradients[2]
 
-    pair = CompiledPair(first, second, (list, add), lambda y: (y,), weights_of(model), False)
+    pair = SplitPair(first, second, (list, add), lambda y: (y,), weights_of(model), False)
     x = tf.ones([2, 4])
     for rows in (x, x, tf.ones([3, 4])):
         outputs, saved = pair.forward((rows,))

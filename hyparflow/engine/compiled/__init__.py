@@ -1,4 +1,4 @@
-"""All that knows the insides of TensorFlow's graphs: compiling, splitting, calling.
+"""The border to TensorFlow's insides: compiling, splitting and calling what stages compute.
 
-Imports model.keras_internals only.
+Imports comm only.
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.fast_call import FixedFunction
 
 __all__ = ["Accumulator"]
@@ -49,18 +49,12 @@ class Accumulator:
         return rest, added
 
     def _sum(self, position: int) -> Any:
-        if position not in self._sums:
-            # Which gradients are dense is known while they are traced. A variable that tf.function
-            # sees being made lets it trace all again; in a thread of its own it does not see it.
-            maker = threading.Thread(target=self._make, args=(position,))
-            maker.start()
-            maker.join()
+        if position not in self._sums:  # which gradients are dense is known while they are traced
+            weight = self._weights[position]
+            self._sums[position] = choice.compiler().variable(
+                lambda: tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
+            )
         return self._sums[position]
-
-    def _make(self, position: int) -> None:
-        weight = self._weights[position]
-        zeros = tf.zeros(weight.shape, weight.dtype)
-        self._sums[position] = tf.Variable(zeros, trainable=False)
 
     def reset(self) -> None:
         """Begin a step."""

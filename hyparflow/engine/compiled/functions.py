@@ -1,4 +1,4 @@
-"""Compiled functions; a forward and its backward as two of them, or as Python runs them."""
+"""Functions that are compiled once for any number of rows, or run as Python runs them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled.fast_call import packed_call
-from hyparflow.engine.compiled.split_function import Split
-
-__all__ = ["Compiled", "CompiledPair", "EagerPair", "any_rows"]
+__all__ = ["ByTypes", "Compiled", "EagerPair", "any_rows"]
 
 
 class EagerPair:
@@ -48,82 +45,42 @@ class EagerPair:
         return self._finishes[finish](([], saved))
 
 
-class CompiledPair:
-    """Compiles both, once for arguments of any number of rows.
-
-    Args:
-        first, second, finishes: as for `EagerPair`.
-        further: (outputs) -> the further arguments, or tensors like them.
-        constant: variables that nothing but the optimizer changes.
-        jit_compile: whether XLA compiles.
-    """
-
-    def __init__(
-        self,
-        first: Callable[..., tuple[Any, Any]],
-        second: Callable[..., Any],
-        finishes: Sequence[Callable[[Any], Any]],
-        further: Callable[[Any], Any],
-        constant: Sequence[Any],
-        jit_compile: bool,
-    ) -> None:
-        self._splits = _ByTypes(
-            lambda types: Split(first, second, types, further, constant, finishes, jit_compile)
-        )
-
-    def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward` needs."""
-        split = self._splits.find(arguments)
-        outputs, kept = split.forward(arguments)
-        return outputs, (split, kept)
-
-    def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second."""
-        split, kept = saved
-        return split.backward(kept, further, finish)
-
-    def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, by what it needs alone, and what `late` needs."""
-        split, kept = saved
-        first, kept = split.early(kept, further)
-        return first, (split, kept)
-
-    def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing."""
-        split, kept = saved
-        return split.late(kept, finish)
-
-    def types(self, saved: Any) -> Any:
-        """The types of arguments that what `forward` saved was compiled for."""
-        return saved[0].arguments
-
-    def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
-        """Compile for arguments of these types, or like these; the second as one or in two."""
-        self._splits.find(arguments).prepare(finish, in_two)
-
-
 class Compiled:
     """Compiles a function once for arguments of any number of rows.
 
     Args:
         function: what to compile.
         jit_compile: whether XLA compiles.
+        call: (concrete function, types of its arguments) -> what calls it with flat tensors.
     """
 
-    def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        jit_compile: bool,
+        call: Callable[[Any, Any], Callable[..., Any]],
+    ) -> None:
         compiled = tf.function(function, autograph=False, jit_compile=jit_compile or None)
-        self._calls = _ByTypes(lambda types: packed_call(compiled.get_concrete_function(*types)))
+
+        def make(types: Any) -> tuple[Any, Callable[..., Any]]:
+            return types, call(compiled.get_concrete_function(*types), types)
+
+        self._calls = ByTypes(make)
 
     def __call__(self, *args: Any) -> Any:
-        call = self._calls.find(args)
+        _, call = self._calls.find(args)
         return call(*(x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)))
 
     def prepare(self, *args: Any) -> None:
         """Compile, if it is not, for arguments of these types, or like these."""
         self._calls.find(args)
 
+    def types(self, *args: Any) -> Any:
+        """The types that it is compiled for where it is called with these arguments."""
+        return self._calls.find(args)[0]
 
-class _ByTypes:
+
+class ByTypes:
     """What was made for arguments of some types, and serves all that fit them.
 
     Args:

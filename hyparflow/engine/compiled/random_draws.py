@@ -139,7 +139,11 @@ def draw_calls(around: Around, whole: Callable[[Any], Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(patched(generator, _prepare_key_counter=prepare))
         for module, draws in _DRAWS.items():
-            telling = {d.name: _telling(d, getattr(module, d.name), around, depth) for d in draws}
+            telling = {
+                draw.name: _telling(draw, getattr(module, draw.name), around, depth)
+                for draw in draws
+                if hasattr(module, draw.name)  # another TensorFlow may have dropped one
+            }
             stack.enter_context(patched(module, **telling))
         yield
 

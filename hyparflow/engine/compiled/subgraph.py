@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled.fast_call import flat_call, packed_call
+from hyparflow.engine.compiled.direct_call import flat_call, packed_call
 
 __all__ = ["GraphParts"]
 

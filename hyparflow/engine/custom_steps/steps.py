@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.compiled.captured import captured_variables
 from hyparflow.engine.custom_steps.draws import StepDraws
 from hyparflow.engine.custom_steps.findings import StepFindings
 from hyparflow.engine.custom_steps.gradients import StepGradients
@@ -120,10 +121,7 @@ class CustomSteps:
         )
         count = 0 if self._terms is None else self._terms.count
         scalars = [tf.TensorSpec([], tf.float64), tf.TensorSpec([count], tf.float64)]
-        graph = self._functions[name].get_concrete_function(types, *scalars).graph
-        # TensorFlow keeps them in a set, whose order is another on each rank.
-        place = {id(outside): n for n, (outside, _) in enumerate(graph.captures)}
-        return sorted(graph.variables, key=lambda v: place.get(id(v.handle), -1))
+        return captured_variables(self._functions[name].get_concrete_function(types, *scalars))
 
     def shared(self) -> list[Any] | None:
         """The variables that steps use beside those of the model and its optimizer, in an order

@@ -1,7 +1,7 @@
 """One stage: compiled forward and backward of a micro-batch.
 
 A stage in the middle runs its forward, and later its backward
-(`hyparflow.engine.compiled.functions`); the last stage, which needs nothing between the two, runs
+(`hyparflow.engine.compiled.compiler`); the last stage, which needs nothing between the two, runs
 both as one compiled call. The gradients of weights are added up over the micro-batches of a step
 where they are computed (`hyparflow.engine.compiled.accumulator`).
 """
@@ -9,14 +9,17 @@ where they are computed (`hyparflow.engine.compiled.accumulator`).
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.accumulator import Accumulator
-from hyparflow.engine.compiled.functions import Compiled, CompiledPair, EagerPair
+from hyparflow.engine.compiled.compiler import Compiler, Computation
+from hyparflow.engine.compiled.functions import EagerPair
 from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
@@ -62,6 +65,7 @@ class Stage:
         eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
         jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
         aside: while it is open, calls of the stage leave no trace.
+        compiler: compiles it; without one, what this process would choose.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Stage:
         eager: bool = False,
         jit_compile: bool = False,
         aside: Aside = _no_trace,
+        compiler: Compiler | None = None,
     ) -> None:
         weights = [variable.value for variable in trainable]
         self._formulas = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
@@ -82,20 +87,29 @@ class Stage:
         self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
         self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self._accumulator = Accumulator(weights, self._largest)
+        chosen = choice.compiler() if compiler is None else compiler
+        self._adds_inside = chosen.adds and not eager
         self.begin(several=False)
 
         def make(function: Callable[..., Any]) -> Any:
-            return function if eager else Compiled(function, jit_compile)
+            return function if eager else chosen.function(function, jit_compile)
 
-        def pair(first: Any, second: Any, further: Any = lambda outputs: ()) -> Any:
+        def pair(computation: Computation) -> Any:
             finishes = (_as_they_are, self._add_up)
-            if eager:
-                return EagerPair(first, second, finishes)
-            return CompiledPair(first, second, finishes, further, weights, jit_compile)
+            if not eager:
+                return chosen.pair(computation, finishes, weights, jit_compile)
+            first = functools.partial(computation.first, computation.compute)
+            return EagerPair(first, computation.second, finishes)
 
         formulas = self._formulas
-        self._pair = pair(formulas.forward, formulas.backward, formulas.gradients_like)
-        self._loss_pair = pair(formulas.forward_loss, formulas.backward_loss)
+        self._pair = pair(
+            Computation(
+                formulas.outputs, formulas.forward, formulas.backward, formulas.gradients_like
+            )
+        )
+        self._loss_pair = pair(
+            Computation(formulas.training_loss, formulas.forward_loss, formulas.backward_loss)
+        )
         self._fused = make(formulas.fused)
         self._fused_add = make(lambda *args: self._add_up(formulas.fused(*args)))
         self._infer = make(formulas.infer)
@@ -108,7 +122,7 @@ class Stage:
 
     def begin(self, several: bool) -> None:
         """Begin a training step, of `several` micro-batches or one."""
-        self._adds = several and not self._eager  # inside the compiled backward
+        self._adds = several and self._adds_inside  # the compiled backward
         self._lookups.begin()
         self._total = GradientSum(self._lookups, self._largest)
         self._added: set[int] = set()  # weights whose gradients the accumulator has
@@ -232,7 +246,8 @@ class Stage:
         if key not in self._known:
 
             def trace(inputs: Any, share: Any) -> None:
-                (outputs, _), state = self._formulas.forward(inputs, share)
+                formulas = self._formulas
+                (outputs, _), state = formulas.forward(formulas.outputs, inputs, share)
                 gradients = [
                     tf.ones_like(outputs[p]) if p in positions else None
                     for p in self._formulas.gradient_outputs

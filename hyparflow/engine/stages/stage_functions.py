@@ -5,7 +5,7 @@ The only file that calls TensorFlow's gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,8 +21,9 @@ __all__ = ["StageFunctions"]
 class StageFunctions:
     """The computations of one stage.
 
-    A forward returns its outputs and a state; a backward takes that state, and returns the
-    gradients of the inputs and of the weights, None where nothing depends on one.
+    A forward is given what computes (`outputs`, `training_loss`, or the same compiled); it returns
+    its outputs and a state. A backward takes that state, and returns the gradients of the inputs
+    and of the weights, None where nothing depends on one.
 
     Args:
         body: the computation.
@@ -46,13 +47,19 @@ class StageFunctions:
         self.gradient_outputs = list(gradient_outputs)
         self._head = head
 
-    def forward(self, inputs: Any, share: Any) -> tuple[Any, Any]:
+    def outputs(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs and what the layers added to the loss, of a stage that is not the last."""
+        outputs, losses = self._body(inputs, True, share)
+        return outputs, _total(losses)
+
+    def forward(
+        self, compute: Callable[..., tuple[list[Any], Any]], inputs: Any, share: Any
+    ) -> tuple[Any, Any]:
+        """What `compute` makes, which is what `outputs` makes, and a state for the backward."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))
-            outputs, losses = self._body(inputs, True, share)
-            loss = _total(losses)
+            outputs, loss = compute(inputs, share)
         return (outputs, loss), (tape, sources, outputs, loss)
 
     def backward(self, state: Any, gradients: Sequence[Any], seed: Any) -> Any:
@@ -92,12 +99,18 @@ class StageFunctions:
         """The loss without training."""
         return self.loss(inputs, labels, training=False)
 
-    def forward_loss(self, inputs: Any, labels: Labels) -> tuple[Any, Any]:
+    def training_loss(self, inputs: Any, labels: Labels) -> Any:
+        """The loss with training."""
+        return self.loss(inputs, labels, training=True)
+
+    def forward_loss(
+        self, compute: Callable[..., Any], inputs: Any, labels: Labels
+    ) -> tuple[Any, Any]:
         """The forward of the last stage, which gives nothing but a state."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))
-            loss = self.loss(inputs, labels, training=True)
+            loss = compute(inputs, labels)
         return (), (tape, sources, loss)
 
     def backward_loss(self, state: Any) -> Any:
@@ -107,7 +120,7 @@ class StageFunctions:
 
     def fused(self, inputs: Any, labels: Labels) -> Any:
         """Forward and backward of the last stage."""
-        _, state = self.forward_loss(inputs, labels)
+        _, state = self.forward_loss(self.training_loss, inputs, labels)
         return self.backward_loss(state)
 
     def weight_gradients(self, inputs: Any, share: Any) -> list[Any]:

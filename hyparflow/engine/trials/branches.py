@@ -60,11 +60,9 @@ def branching_operations(function: Callable[[Any], Sequence[Any]], types: Any) -
         traced = tf.function(function, autograph=False).get_concrete_function(specs)
     except Exception:  # it must run uncompiled, or takes other inputs
         return None
-    captured = {inner.ref() for _, inner in traced.graph.captures}
+    given = traced.inputs[: len(traced.inputs) - len(traced.captured_inputs)]
     search = _Search()
-    search.graph(
-        traced.graph, {x.ref(): _Of.ROWS for x in traced.inputs if x.ref() not in captured}, ""
-    )
+    search.graph(traced.graph, {x.ref(): _Of.ROWS for x in given}, "")
     return list(dict.fromkeys(search.found))
 
 

@@ -1,0 +1,119 @@
+"""What a compiler of stages can do: the border between hyparflow and TensorFlow's insides.
+
+There are two, alike in what they give: `hyparflow.engine.compiled.surgery`, which is fast, and
+`hyparflow.engine.compiled.plain`, which uses nothing but TensorFlow's public API. Which of them a
+process uses is decided in `hyparflow.engine.compiled.choice`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+__all__ = ["Compiler", "Computation", "Fillable", "Pair"]
+
+
+class Computation(NamedTuple):
+    """A forward, and its backward, which runs later.
+
+    Attributes:
+        compute: (arguments) -> what the forward computes; without a gradient tape.
+        first: (compute, arguments) -> (outputs, state); records what it has `compute` compute.
+        second: (state, further arguments) -> (gradients of inputs, gradients of weights).
+        further: (outputs) -> the further arguments, or tensors like them.
+    """
+
+    compute: Callable[..., Any]
+    first: Callable[..., tuple[Any, Any]]
+    second: Callable[..., tuple[Any, Any]]
+    further: Callable[[Any], Any] = lambda outputs: ()
+
+
+class Pair(Protocol):
+    """A forward and its backward, compiled once for arguments of any number of rows."""
+
+    def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The outputs of the first, and what `backward`, or `early`, needs."""
+
+    def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
+        """The results of the second, after one of the `finishes`."""
+
+    def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The first half of the results, and what `late` needs."""
+
+    def late(self, saved: Any, finish: int) -> Any:
+        """The second half of the results, after nothing in place of the first."""
+
+    def types(self, saved: Any) -> Any:
+        """The types of arguments that what `forward` saved was compiled for."""
+
+    def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
+        """Compile for arguments of these types, or like these; the second as one or in two."""
+
+
+class Fillable(Protocol):
+    """Room for a tensor that comes from elsewhere.
+
+    Attributes:
+        array: to be written to before `tensor` is called.
+    """
+
+    array: np.ndarray
+
+    def tensor(self) -> Any:
+        """What was written, as a tensor."""
+
+
+class Compiler(Protocol):
+    """Compiles what stages compute, and what goes on around them.
+
+    Attributes:
+        adds: whether a backward may add gradients up in variables of its own; otherwise it returns
+            them.
+    """
+
+    adds: bool
+
+    def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
+        """A call of a concrete function.
+
+        Args:
+            concrete: the function.
+            arguments: what it was traced with, nested, a TensorSpec or tensor for each tensor.
+
+        Returns:
+            (tensors of `arguments`, flat) -> what the function returns.
+        """
+
+    def function(self, function: Callable[..., Any], jit_compile: bool) -> Any:
+        """A `hyparflow.engine.compiled.functions.Compiled` of `function`."""
+
+    def pair(
+        self,
+        computation: Computation,
+        finishes: Sequence[Callable[[Any], Any]],
+        constant: Sequence[Any],
+        jit_compile: bool,
+    ) -> Pair:
+        """A forward and its backward.
+
+        Args:
+            computation: the two.
+            finishes: what may be done with the results of the second, and is returned then.
+            constant: variables that nothing but the optimizer changes.
+            jit_compile: whether XLA compiles.
+        """
+
+    def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> Fillable:
+        """Room for a tensor of this shape and type."""
+
+    def variable(self, make: Callable[[], Any]) -> Any:
+        """The variable that `make` makes while something is traced, which may use it.
+
+        Without `adds` that may be the first trace of a function only.
+        """
+
+    def seed(self) -> Any:
+        """TensorFlow's global seed, or None."""

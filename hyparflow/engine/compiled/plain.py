@@ -1,0 +1,134 @@
+"""The compiler that uses nothing but TensorFlow's public API.
+
+A forward is a `tf.function` that an eager `tf.GradientTape` watches; its backward is what the tape
+makes of it. A tape gives all gradients at a time, so a backward in two parts computes both in the
+first. Nothing here is known to depend on a version of TensorFlow. `HYPARFLOW_COMPILED=plain` asks
+for it; it costs what `hyparflow.engine.compiled.surgery` gains.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.compiled.compiler import Computation
+from hyparflow.engine.compiled.functions import Compiled, EagerPair
+
+__all__ = ["Plain"]
+
+_NO_SEED = 87654321  # what TensorFlow's get_seed says of the global seed where there is none
+
+
+class Plain:
+    """See `hyparflow.engine.compiled.compiler.Compiler`."""
+
+    adds = False
+
+    def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
+        """The function's own call, which looks at each argument."""
+        flat = tf.nest.flatten(arguments)
+
+        def call(*tensors: Any) -> Any:
+            following = iter(tensors)
+            given = [next(following) if _is_tensor(x) else x for x in flat]
+            return concrete(*tf.nest.pack_sequence_as(arguments, given))
+
+        return call
+
+    def function(self, function: Callable[..., Any], jit_compile: bool) -> Compiled:
+        """A `tf.function`, for arguments of any number of rows."""
+        return Compiled(function, jit_compile, self.call)
+
+    def pair(
+        self,
+        computation: Computation,
+        finishes: Sequence[Callable[[Any], Any]],
+        constant: Sequence[Any],
+        jit_compile: bool,
+    ) -> TapedPair:
+        """A compiled forward, with an eager tape that makes its backward."""
+        return TapedPair(computation, finishes, self.function(computation.compute, jit_compile))
+
+    def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> CopiedMemory:
+        """An array of its own, from which the tensor is made."""
+        return CopiedMemory(shape, dtype)
+
+    def variable(self, make: Callable[[], Any]) -> Any:
+        """Make it where `tf.function` sees it, which then traces all again."""
+        return make()
+
+    def seed(self) -> Any:
+        """The seed as operations get it: modulo 2**31 - 1."""
+        seed, _ = tf.compat.v1.get_seed(1)
+        return None if seed == _NO_SEED else seed
+
+
+class TapedPair:
+    """A forward that is compiled alone, and the backward that an eager tape makes of it.
+
+    Args:
+        computation: the two.
+        finishes: as for `EagerPair`.
+        compute: the compiled `computation.compute`.
+    """
+
+    def __init__(
+        self,
+        computation: Computation,
+        finishes: Sequence[Callable[[Any], Any]],
+        compute: Compiled,
+    ) -> None:
+        first = functools.partial(computation.first, compute)
+        self._pair = EagerPair(first, computation.second, finishes)
+        self._compute = compute
+
+    def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The outputs of the first, and what `backward` needs."""
+        outputs, state = self._pair.forward(arguments)
+        return outputs, (self._compute.types(*arguments), state)
+
+    def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
+        """The results of the second."""
+        return self._pair.backward(saved[1], further, finish)
+
+    def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The first half of the results, and what `late` needs: here, the second half."""
+        return self._pair.early(saved[1], further)
+
+    def late(self, saved: Any, finish: int) -> Any:
+        """The second half of the results, after nothing."""
+        return self._pair.late(saved, finish)
+
+    def types(self, saved: Any) -> Any:
+        """The types of arguments that what `forward` saved was compiled for."""
+        return saved[0]
+
+    def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
+        """Compile the forward; the tape compiles the backward when both first run."""
+        self._compute.prepare(*arguments)
+
+
+class CopiedMemory:
+    """An array, of which TensorFlow makes a tensor.
+
+    Attributes:
+        array: to be written to before `tensor` is called.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.array = np.empty(shape, dtype)
+        self._tensor: Any = None
+
+    def tensor(self) -> Any:
+        """What was written, as a tensor."""
+        if self._tensor is None:
+            self._tensor = tf.convert_to_tensor(self.array)
+        return self._tensor
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, tf.Tensor | tf.TensorSpec)
