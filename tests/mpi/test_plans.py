@@ -91,6 +91,19 @@ def test_automatic_trains_as_plain_keras(capfd: pytest.CaptureFixture[str]) -> N
     capfd.readouterr()
     hf.fit(model, *data(), batch_size=20, verbose=2, strategy="auto")  # planned already
     assert "hyparflow plans" not in capfd.readouterr().out
+    x, y = data()
+    expected = model.evaluate(x, y, batch_size=20, verbose=0)
+    found = hf.evaluate(model, x, y, batch_size=20, verbose=0, strategy="auto")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = hf.predict(model, x, batch_size=20, verbose=0, strategy="auto")
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
+def test_automatic_is_refused_where_there_is_nothing_to_plan_for() -> None:
+    for call in (hf.parallelize, lambda model, **parallel: hf.evaluate(model, *data(), **parallel)):
+        with pytest.raises(ValueError, match="Received: strategy='auto' before any `fit`"):
+            call(build(), strategy="auto")
 
 
 @pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
