@@ -6,6 +6,7 @@ stands first and in bold, then what works with something to know.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,12 @@ TOPICS = {
     "Losses": {"Losses": ""},
     "Metrics": {"Metrics": ""},
     "Optimizers": {
-        "Optimizers": "optimizers",
+        "Optimizers": "",
         "Arguments of optimizers": "arguments",
         "Learning rate schedules": "learning rate schedules",
         "Precision": "precision",
     },
-    "Callbacks": {"Callbacks": "callbacks", "What callbacks do": "callbacks that"},
+    "Callbacks": {"Callbacks": "", "What callbacks do": "callbacks that"},
     "Models": {"Models": "", "BatchNormalization": "", "Models of KerasHub": "KerasHub"},
     "Patterns of keras.io": {"Patterns of keras.io": ""},
 }
@@ -87,8 +88,11 @@ def _merged(sections: dict[str, str]) -> Iterator[tuple[str, str, str]]:
             groups.setdefault((row.state, row.note, section), []).append(row.name)
     for state, note, section in sorted(groups, key=_weight):
         label = sections[section]
-        names = ", ".join(groups[state, note, section])
-        yield f"{label}: {names}" if label else names, state, note
+        found = groups[state, note, section]
+        has_commas = any(", " in re.sub(r"\(.*?\)", "", name) for name in found)
+        names = ("; " if has_commas else ", ").join(found)
+        between = "" if not label else " " if label.endswith("that") else ": "
+        yield f"{label}{between}{names}", state, note
 
 
 def _weight(group: tuple[str, str, str]) -> int:
