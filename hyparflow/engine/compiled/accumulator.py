@@ -1,4 +1,8 @@
-"""Gradients that are added up where they are computed, inside the compiled backward."""
+"""Gradients that are added up where they are computed, inside the compiled backward.
+
+Reaches into nothing itself; its variables are made by the compiler. For the gain, the versions and
+what happens without it see `hyparflow.engine.compiled.hidden_variable`.
+"""
 
 from __future__ import annotations
 

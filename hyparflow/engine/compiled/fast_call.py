@@ -1,4 +1,8 @@
-"""Compiled functions of many tensors, called without a look at each of them where that can be."""
+"""Compiled functions of many tensors, called without a look at each of them where that can be.
+
+Reaches into nothing itself: how they are called is the compiler's. For the gain, the versions and
+what happens without it see `hyparflow.engine.compiled.direct_call`.
+"""
 
 from __future__ import annotations
 

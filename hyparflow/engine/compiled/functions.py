@@ -1,4 +1,7 @@
-"""Functions that are compiled once for any number of rows, or run as Python runs them."""
+"""Functions that are compiled once for any number of rows, or run as Python runs them.
+
+Public API of TensorFlow only. Without it there is a trace for each number of rows.
+"""
 
 from __future__ import annotations
 

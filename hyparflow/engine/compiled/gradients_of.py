@@ -1,4 +1,7 @@
-"""Gradients of a function, by TensorFlow: the one place that opens a tape."""
+"""Gradients of a function, by TensorFlow: the one place that opens a tape.
+
+Public API of TensorFlow only; there is nothing to gain or to do without.
+"""
 
 from __future__ import annotations
 

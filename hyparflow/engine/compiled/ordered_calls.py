@@ -1,4 +1,8 @@
-"""Calls of MPI from inside a compiled step."""
+"""Calls of Python, and by it of MPI, from inside a compiled step.
+
+Public API of TensorFlow only. It gains no time: without it ranks could wait for each other in
+different orders, for ever.
+"""
 
 from __future__ import annotations
 

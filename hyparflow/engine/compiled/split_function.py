@@ -4,6 +4,11 @@ TensorFlow compiles a forward and its backward as two calls only through an eage
 one graph and cut here they cost less: the backward can add up gradients itself, and what goes from
 one to the other is chosen. Of a tensor of which the backward needs only the shape, the shape is
 kept; what a weight alone gives is read again.
+
+Gain: without it a step of small layers took 6 % more processor time, beside the 44 % of adding up
+inside, which only it allows (``benchmarks/border``). Seen to work on TensorFlow 2.21 with Keras
+3.15. Without it, the tape of `hyparflow.engine.compiled.plain` makes the backward, whose two parts
+cannot run apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Room for a tensor that another rank sends: MPI writes an array, the engine takes a tensor."""
+"""Room for a tensor that another rank sends: MPI writes an array, the engine takes a tensor.
+
+Reaches into nothing itself: whose memory it is, is the compiler's. For the gain, the versions and
+what happens without it see `hyparflow.engine.compiled.tensor_memory`.
+"""
 
 from __future__ import annotations
 

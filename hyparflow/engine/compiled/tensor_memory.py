@@ -3,6 +3,10 @@
 A tensor made of an array is a copy of it, in memory that must be found first. Here the tensor comes
 first: TensorFlow's allocator gives the memory of one step to the next. A tensor must not change
 once anything has read it; so the array is written to before the tensor is given away.
+
+Relies on the array of a tensor being the tensor's own memory. Gain: a copy of each message less;
+not measured apart. Seen to work on TensorFlow 2.21 with Keras 3.15. Without it the tensor is made
+of an array, a copy.
 """
 
 from __future__ import annotations

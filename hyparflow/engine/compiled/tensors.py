@@ -1,4 +1,7 @@
-"""Values as tensors that a compiled function takes without a new trace."""
+"""Values as tensors that a compiled function takes without a new trace.
+
+Public API of TensorFlow only; without it each number that changes would be traced anew.
+"""
 
 from __future__ import annotations
 
