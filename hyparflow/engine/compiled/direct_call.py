@@ -4,8 +4,8 @@ The usual way looks at each argument anew, 10 to 20 us of Python for each. A bac
 hundreds: those of half of ResNet-56 took as long as computing 2 rows.
 
 Relies on methods of concrete functions that are documented nowhere. Gain: without it a step of
-small layers took 10 % more processor time (``benchmarks/border``). Seen to work on TensorFlow 2.21
-with Keras 3.15. Without it functions are called as TensorFlow means it.
+small layers took 10 to 29 % more processor time (``benchmarks/border``). Seen to work on TensorFlow
+2.21 with Keras 3.15. Without it functions are called as TensorFlow means it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ What a backward adds up is known only while it is traced. A variable that `tf.fu
 made lets it trace all again, and in a later trace it refuses one.
 
 Relies on what is traced being known by thread. It lets backwards add gradients up inside
-(`hyparflow.engine.compiled.accumulator`). Gain: without it a step of small
-layers in four micro-batches took 44 % more processor time (``benchmarks/border``). Seen to work on
+(`hyparflow.engine.compiled.accumulator`). Gain: without it a step of small layers in four
+micro-batches took 28 to 44 % more processor time (``benchmarks/border``). Seen to work on
 TensorFlow 2.21 with Keras 3.15. Without it backwards return gradients, which are added up by one
 more call.
 """

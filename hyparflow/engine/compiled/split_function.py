@@ -5,10 +5,10 @@ one graph and cut here they cost less: the backward can add up gradients itself,
 one to the other is chosen. Of a tensor of which the backward needs only the shape, the shape is
 kept; what a weight alone gives is read again.
 
-Gain: without it a step of small layers took 6 % more processor time, beside the 44 % of adding up
-inside, which only it allows (``benchmarks/border``). Seen to work on TensorFlow 2.21 with Keras
-3.15. Without it, the tape of `hyparflow.engine.compiled.plain` makes the backward, whose two parts
-cannot run apart.
+Gain: without it a step of small layers took 3 to 6 % more processor time, beside what adding up
+inside gains, which only it allows (``benchmarks/border``). Seen to work on TensorFlow 2.21 with
+Keras 3.15. Without it, the tape of `hyparflow.engine.compiled.plain` makes the backward, whose two
+parts cannot run apart.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ A tensor made of an array is a copy of it, in memory that must be found first. H
 first: TensorFlow's allocator gives the memory of one step to the next. A tensor must not change
 once anything has read it; so the array is written to before the tensor is given away.
 
-Relies on the array of a tensor being the tensor's own memory. Gain: a copy of each message less;
-not measured apart. Seen to work on TensorFlow 2.21 with Keras 3.15. Without it the tensor is made
-of an array, a copy.
+Relies on the array of a tensor being the tensor's own memory. Gain: without it a message
+of 1 or 4 MiB took 90 and 110 % more processor time to be written and taken, one of 64 KiB 27 %
+less, and a step of small layers nothing that could be seen (``benchmarks/border``). Seen to work
+on TensorFlow 2.21 with Keras 3.15. Without it the tensor is made of an array, a copy.
 """
 
 from __future__ import annotations
