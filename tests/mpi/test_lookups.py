@@ -34,6 +34,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         **{"strategy": "model", "schedule": "interleaved"},
         **{"stages_per_partition": 2, "num_microbatches": 2},
     },
+    "stages of replicas": {
+        **{"num_partitions": 1, "num_replicas": 2, "schedule": "interleaved"},
+        **{"stages_per_partition": 2, "num_microbatches": 2},
+    },
 }
 if WORLD.size > 2:
     hybrid = {"num_partitions": 2, "num_replicas": WORLD.size // 2}
@@ -167,7 +171,8 @@ def compare(make: Callable[[], Any], names: Any = None, eager: bool = True) -> N
 
 
 def test_places_of_a_model_that_runs_eagerly() -> None:
-    compare(lambda: build(Places(), Untraceable()))
+    names = None if WORLD.size > 2 else ["data", "parts", "gpipe", "zero-bubble", "interleaved"]
+    compare(lambda: build(Places(), Untraceable()), names)
 
 
 @pytest.mark.on_ranks(2)
@@ -200,7 +205,7 @@ def test_a_table_that_several_stages_look_up(eager: bool) -> None:
         places = Places()
         return build(places, layers.Activation("tanh"), places)
 
-    compare(make, None if WORLD.size > 2 else ["interleaved", "gpipe"], eager)
+    compare(make, None if WORLD.size > 2 else ["stages of replicas", "gpipe"], eager)
 
 
 @pytest.mark.on_ranks(2)
