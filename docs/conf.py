@@ -17,7 +17,6 @@ napoleon_use_param = False  # else arguments that are described together are tor
 napoleon_use_ivar = True
 napoleon_attr_annotations = False  # as above: the descriptions say it
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # as they are written
 autodoc_typehints = "none"  # the descriptions say what is taken; so signatures stay short
 python_maximum_signature_line_length = 80
 

@@ -39,13 +39,19 @@ def with_keywords(
             for o in options
             if o.name not in signature.parameters
         ]
-        at = next((n for n, p in enumerate(own) if p.kind >= p.KEYWORD_ONLY), len(own))
+        optional = (n for n, p in enumerate(own) if p.kind >= p.KEYWORD_ONLY and not _is_needed(p))
+        at = next(optional, len(own))
         function.__signature__ = signature.replace(parameters=[*own[:at], *named, *own[at:]])  # type: ignore[attr-defined]
         if function.__doc__:
             function.__doc__ = function.__doc__.replace("        {options}", _meanings(options))
         return function
 
     return decorate
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind is parameter.KEYWORD_ONLY
+    return named and parameter.default is parameter.empty
 
 
 def _meanings(options: Iterable[Field[Any]]) -> str:

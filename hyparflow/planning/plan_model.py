@@ -53,7 +53,7 @@ def plan(
     memory_limit: str | int | None = None,
     cluster: Cluster | str | Path | None = None,
     costs: str | Path | Costs = "measure",
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     **decided: Any,
 ) -> Plan:
     """Find the fastest layout of a model that fits in memory.
@@ -73,7 +73,7 @@ def plan(
         costs: String, path or `hyparflow.Costs`. `"measure"` measures the layers on this machine
             with the threads that TensorFlow has in this process, `"estimate"` counts operations.
             Anything else is the path of a file that `Costs.save` wrote, or the costs themselves.
-        say: Callable. Called with a line of text for each step of the measurement.
+        say: Callable or `None`. Called with a line of text for each step of the measurement.
         decided: The parallel arguments that are already decided. `None` leaves one to the plan.
         {options}
 
@@ -99,7 +99,7 @@ def plan(
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     _check_lpp(constraints.options.lpp, operations)
-    known = _costs_of(graph, costs, batch_size, cluster, say)
+    known = _costs_of(graph, costs, batch_size, cluster, say or _silent)
     problem = Problem(operations, known, cluster, batch_size)
     found = consider(problem, constraints)
     best = best_of(found, limit)
@@ -263,3 +263,7 @@ def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
         grids.add(prediction.candidate.grid)
     chosen = (others + rest)[:_ALTERNATIVES]
     return sorted(chosen, key=lambda prediction: prediction.step_seconds)
+
+
+def _silent(text: str) -> None:
+    """Say nothing of the progress."""
