@@ -41,6 +41,12 @@ def test_integers_of_numpy_are_taken(model: Any, kind: Any, tmp_path: Path) -> N
     assert hf.Cluster.load(tmp_path / "cluster.json") == cluster
 
 
+def test_auto_and_none_leave_an_argument_to_the_plan(model: Any) -> None:
+    found = plan(model)
+    assert found == plan(model, num_microbatches="auto", schedule="auto")
+    assert found == plan(model, num_microbatches=None, schedule=None, num_partitions=None)
+
+
 COUNTS = ("batch_size", "num_ranks", "num_partitions", "num_replicas", "num_microbatches")
 WRONG: list[dict[str, Any]] = [
     *(
@@ -50,6 +56,8 @@ WRONG: list[dict[str, Any]] = [
             *(0, -1, True, 2.0, "2", "banana", [2], float("nan"), float("inf"), 10**30, 10**5000),
             *(np.array([2, 2]), np.float64(2), np.bool_(True), "auto", object()),
         )
+        # As for fit: left to the plan.
+        if not (name == "num_microbatches" and isinstance(value, str) and value == "auto")
     ),
     *({"batch_size": None}, {"num_ranks": None}, {"num_partitions": 3}, {"num_replicas": 4}),
     {"num_partitions": 2, "num_replicas": 2},

@@ -12,6 +12,7 @@ import pytest
 from hyparflow.comm.communicator import SentMessage
 from hyparflow.engine.transport import Transport
 from hyparflow.pipeline.actions import Edge
+from hyparflow.pipeline.placement import wrapped
 
 EDGES = [Edge(0, 0, 1, True), Edge(1, 0, 1, False)]  # the second carries a mask
 
@@ -63,7 +64,7 @@ def pair(fixed_shapes: bool) -> tuple[Transport, Transport, Wire]:
     """The transports of two partitions, and what is between them."""
     wire = Wire()
     first, second = (
-        Transport(FakeCommunicator(rank, wire), EDGES, [False, True], fixed_shapes)  # type: ignore[arg-type]
+        Transport(FakeCommunicator(rank, wire), wrapped(2), EDGES, [False, True], fixed_shapes)  # type: ignore[arg-type]
         for rank in range(2)
     )
     return first, second, wire

@@ -172,12 +172,17 @@ def _and_shape(shape: Any, values: Any) -> Any:
 
 def eager_generator() -> Any:
     """The state of what gives seeds to eager draws without one; None until it is first needed."""
-    generator = context.context()._rng
+    generator = _eager_generator()
     return None if generator is None else generator.getstate()
 
 
 def set_eager_generator(state: Any) -> None:
     """Set it back to what `eager_generator` returned."""
-    generator = context.context()._rng
+    generator = _eager_generator()
     if state is not None and generator is not None:
         generator.setstate(state)
+
+
+def _eager_generator() -> Any:
+    """The generator; without `set_seed` TensorFlow has none."""
+    return getattr(context.context(), "_rng", None)

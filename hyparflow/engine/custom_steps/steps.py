@@ -12,6 +12,7 @@ by hand, the comparison of replicas shows (`replica_check.py`).
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -268,7 +269,11 @@ class CustomSteps:
     def _variables(self, name: str, data: Any) -> list[Any]:
         """The variables that a step may change (TensorFlow's)."""
         known = self._state.everything(self._optimizers(), self.metrics)
-        return known if self._is_eager else known + self._traced(name, data)
+        if self._is_eager:
+            return known
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first trace has said it
+            return known + self._traced(name, data)
 
 
 def _packed(x: Any, y: Any, sample_weight: Any) -> Any:
