@@ -147,18 +147,19 @@ def _fuse(steps: list[Step], last: int) -> list[Step]:
 def _start_reductions(steps: list[Step]) -> list[Step]:
     """Begin the reduction of each stage that is done while others still compute.
 
-    A stage's gradients are complete with its last backward. The one that is done last gets none:
-    the reduction follows at once.
+    A stage's gradients are complete with its last backward. What is done last gets none: the
+    reduction follows at once. All replicas must begin in one order, however many micro-batches
+    each has, so that is the order of the stages, last first, and not that in which they end.
     """
     kinds = (Kind.BACKWARD, Kind.WEIGHT_BACKWARD, Kind.FUSED)
     done = {step.stage: index for index, step in enumerate(steps) if step.kind in kinds}
-    ends = {index: stage for stage, index in done.items() if index < max(done.values())}
-    started: list[Step] = []
-    for index, step in enumerate(steps):
-        started.append(step)
-        if index in ends:
-            started.append(Step(ends[index], Kind.START_REDUCE))
-    return started
+    after: dict[int, list[Step]] = defaultdict(list)
+    ready = 0
+    for stage in sorted(done, reverse=True):
+        ready = max(ready, done[stage])
+        if ready < max(done.values()):
+            after[ready].append(Step(stage, Kind.START_REDUCE))
+    return [one for index, step in enumerate(steps) for one in (step, *after.get(index, ()))]
 
 
 def prove(lowered: Lowered, edges: Sequence[Edge]) -> Timeline:

@@ -12,10 +12,12 @@ from hyparflow.pipeline.actions import RECEIVES, SENDS, Edge, Kind, Step
 from hyparflow.pipeline.lowering import lower, prove, tags_of
 from hyparflow.pipeline.placement import wrapped
 from hyparflow.pipeline.schedules import (
+    SCHEDULES,
     forward_only,
     gpipe,
     make_schedule,
     one_forward_one_backward,
+    placement_of,
 )
 from hyparflow.pipeline.simulator import Lowered
 
@@ -282,6 +284,19 @@ def test_reductions_begin_with_the_last_backward_of_a_stage() -> None:
     edges = [Edge(0, 0, 1, True)]
     (steps,) = text(lower(make_schedule("interleaved", wrapped(1, 2), 2), edges))
     assert steps == "0F0 1FB0 0F1 0B0 1FB1 1START0 0B1 0REDUCE0 0APPLY0"
+
+
+def test_reductions_begin_in_one_order_whatever_the_number_of_microbatches() -> None:
+    """Replicas may have different numbers of them, and a collective needs all replicas at once."""
+    for name, partitions in itertools.product(SCHEDULES, (1, 2, 3, 4)):
+        placement = placement_of(name, partitions)
+        edges = [Edge(s, s, s + 1, True) for s in range(placement.num_stages - 1)]
+        for microbatches in range(1, 13):
+            for steps in lower(make_schedule(name, placement, microbatches), edges):
+                begun = [step.stage for step in steps if step.kind == Kind.START_REDUCE]
+                forwards = (step.stage for step in steps if step.kind in ("F", "FB"))
+                held = sorted(set(forwards), reverse=True)
+                assert begun == held[: len(begun)]
 
 
 def test_one_stage_has_nothing_to_begin_early() -> None:
