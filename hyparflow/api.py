@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import world
+from hyparflow.formats.argument_checks import is_auto
 from hyparflow.formats.text import shortened
 from hyparflow.model.arguments import named
 from hyparflow.model.versions import require_versions
@@ -102,7 +103,7 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
     if ranks is None:
         return PlainModel(model, arguments)
     options = resolve(ranks.size, **arguments)
-    if ranks.size > 1 and plan is None and _is_automatic(arguments["strategy"]):
+    if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
         raise ValueError(
             "`strategy='auto'` plans for the batches of `hyparflow.fit`, and what it planned for a "
             "model serves `evaluate` and `predict` too. Received: strategy='auto' before any `fit` "
@@ -191,7 +192,7 @@ def fit(
         from hyparflow.training.fit_on_ranks import fit_on_ranks
 
         return fit_on_ranks(fit, model, args, kwargs, parallel | {"trace": trace}, options)
-    if _is_automatic(parallel["strategy"]) and plan is None:
+    if is_auto(parallel["strategy"]) and plan is None:
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
 
@@ -276,14 +277,10 @@ def predict(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
     return parallelize(model, **parallel).predict(*args, **kwargs)
 
 
-def _is_automatic(strategy: Any) -> bool:
-    return isinstance(strategy, str) and strategy == "auto"
-
-
 def _as_planned(model: Any, parallel: dict[str, Any]) -> dict[str, Any]:
     """For strategy="auto", the arguments that the last `fit` of this model has planned."""
     sessions = getattr(model, "__dict__", {}).get(_CACHE)
-    if not _is_automatic(parallel["strategy"]) or parallel["plan"] is not None:
+    if not is_auto(parallel["strategy"]) or parallel["plan"] is not None:
         return parallel
     known = None if sessions is None else sessions.known
     return parallel if known is None or known.last is None else parallel | known.last

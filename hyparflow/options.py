@@ -105,7 +105,7 @@ class Options:
     )
     lpp: Sequence[int] | None = _option(
         None,
-        checks.or_none(checks.counts_of),
+        checks.or_none(checks.layers_per_partition),
         "List of integers or `None`. Layers per partition: the number of operations of each, or "
         "of each stage where a partition has several. It overrides the load balancer.",
         planned=True,

@@ -104,9 +104,7 @@ def _plan(
     # Measured with the threads that a rank will have.
     cores = len(launcher.usable_cores())
     launcher.set_threads(os.environ, threads or max(1, cores // machine.ranks_per_node))
-    built = load_model(model, settings)
-    if optimizer is not None and not built.compiled:
-        built.compile(optimizer)
+    built = _compiled(load_model(model, settings), optimizer)
 
     from hyparflow.planning.plan_model import costs_of_model
     from hyparflow.planning.plan_model import plan as make_plan
@@ -130,6 +128,13 @@ def _plan(
         made.save(save)
     if plot:
         made.plot(plot)
+
+
+def _compiled(model: Any, optimizer: str | None) -> Any:
+    """The model, with this optimizer if it has none of its own."""
+    if optimizer is not None and not model.compiled:
+        model.compile(optimizer)
+    return model
 
 
 def _check_outputs(plot: str | None, *others: str | None) -> None:

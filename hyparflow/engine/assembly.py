@@ -13,6 +13,7 @@ import tensorflow as tf
 from hyparflow.comm import abort
 from hyparflow.comm.world import World
 from hyparflow.engine.compiled import choice
+from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
 from hyparflow.engine.gradients.common_lookups import Aside
@@ -95,6 +96,7 @@ def build_rank_engine(
         partitioning=table,
         losses=losses,
         learner=learner,
+        tag_limit=place.replica.tag_limit,
     )
 
 
@@ -269,4 +271,4 @@ def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
             y_pred = call_model(model, x, False)
         return terms.weights(y, y_pred, sample_weight)
 
-    return choice.compiler().function(weigh, jit_compile=False)
+    return Compiled(weigh, False, choice.compiler().call)

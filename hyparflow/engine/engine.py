@@ -96,11 +96,6 @@ class Engine:
         self.added = 0.0  # what this rank's layers added to the loss, times rows
         self.outputs: list[list[Any]] = []
 
-    @property
-    def tag_limit(self) -> int:
-        """Tags of messages must be less than this."""
-        return self._transport.tag_limit
-
     # --- the loop ---
 
     def train(
@@ -152,7 +147,9 @@ class Engine:
             start, moved = time.monotonic(), self._transport.moved
             try:
                 for later in program.post[index]:
-                    self._post(program.steps[later], program.tags[later])
+                    ahead = program.steps[later]
+                    rows = self._batch.size(ahead.microbatch)
+                    self._transport.post_activation(ahead.edge, rows, program.tags[later])
                 self._handlers[step.kind](step, program.tags[index])
                 self._advance()
             except BaseException as error:
@@ -164,9 +161,6 @@ class Engine:
             )
         self._note("idle")
         self._transport.flush("its last messages to be taken")
-
-    def _post(self, step: Step, tag: int) -> None:
-        self._transport.post_activation(step.edge, self._batch.size(step.microbatch), tag)
 
     # --- computations ---
 

@@ -41,6 +41,7 @@ class RankEngine:
         partitioning: the stages, and the tensors that cross from one to another.
         losses: what belongs to loss and metrics; None for predictions only.
         learner: what belongs to the weights' update; None without an optimizer.
+        tag_limit: tags of messages must be less than this.
         traced: kinds and rows of steps that ran.
     """
 
@@ -52,6 +53,7 @@ class RankEngine:
     partitioning: Partitioning
     losses: Losses | None
     learner: Learner | None
+    tag_limit: int
     traced: set[tuple[str, int]] = field(default_factory=set)
 
     @property
@@ -70,7 +72,7 @@ class RankEngine:
             computation = forward_only(grid.placement, count)
         lowered = lowering.lower(computation, edges, training=kind == "train")
         lowering.prove(lowered, edges)
-        tags = lowering.tags_of(lowered, self.engine.tag_limit)
+        tags = lowering.tags_of(lowered, self.tag_limit)
         return Program(lowered[partition], tags[partition], max(1, count))
 
 

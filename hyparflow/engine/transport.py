@@ -77,11 +77,6 @@ class Transport:
         self._outgoing: list[SentMessage] = []
         self.moved = 0  # bytes, sent and received
 
-    @property
-    def tag_limit(self) -> int:
-        """Tags must be less than this."""
-        return self._comm.tag_limit
-
     def carries_mask(self, edge: int) -> bool:
         """Whether a mask may come with the edge's tensor."""
         return self._masked[edge]

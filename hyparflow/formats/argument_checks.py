@@ -8,7 +8,16 @@ from typing import Any
 
 from hyparflow.formats.text import shortened
 
-__all__ = ["Check", "count_of", "count_or_auto", "counts_of", "flag", "one_of", "or_none"]
+__all__ = [
+    "Check",
+    "count_of",
+    "count_or_auto",
+    "flag",
+    "is_auto",
+    "layers_per_partition",
+    "one_of",
+    "or_none",
+]
 
 _LARGEST = 2**31 - 1  # what MPI counts to
 Check = Callable[[str, Any], Any]  # (name, what the user gives) -> what is meant
@@ -31,8 +40,12 @@ def count_of(name: str, value: Any, also: str = "") -> int:
 
 def count_or_auto(name: str, value: Any) -> int | str:
     """A positive integer, or "auto"."""
-    is_auto = isinstance(value, str) and value == "auto"
-    return "auto" if is_auto else count_of(name, value, ' or "auto"')
+    return "auto" if is_auto(value) else count_of(name, value, ' or "auto"')
+
+
+def is_auto(value: Any) -> bool:
+    """Whether it is "auto", whatever else may be given."""
+    return isinstance(value, str) and value == "auto"
 
 
 def one_of(choices: Sequence[str], also: str = "", others: Sequence[str] = ()) -> Check:
@@ -56,7 +69,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def counts_of(name: str, value: Any) -> tuple[int, ...]:
+def layers_per_partition(name: str, value: Any) -> tuple[int, ...]:
     """Layers per partition: a list of positive integers."""
     parts = tuple(value) if isinstance(value, list | tuple) else ()
     if not parts or not all(

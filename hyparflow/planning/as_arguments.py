@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from hyparflow.formats.argument_checks import is_auto
 from hyparflow.formats.text import shortened
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.options import is_given
@@ -50,7 +51,7 @@ def planned(
     given = [
         f"{name}={shortened(arguments[name])}"
         for name in ("strategy", *plan.arguments)
-        if is_given(name, arguments[name]) and not _is_automatic(name, arguments[name])
+        if is_given(name, arguments[name]) and not (name == "strategy" and is_auto(arguments[name]))
     ]
     if given:
         raise ValueError(
@@ -70,7 +71,3 @@ def planned(
             "not the same. Plan again with this model."
         )
     return arguments | plan.arguments
-
-
-def _is_automatic(name: str, value: Any) -> bool:
-    return name == "strategy" and isinstance(value, str) and value == "auto"

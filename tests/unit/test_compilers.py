@@ -12,6 +12,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled import choice, self_test
 from hyparflow.engine.compiled.compiler import Compiler, Computation
 from hyparflow.engine.compiled.fast_call import FixedFunction
+from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.compiled.plain import Plain
 from hyparflow.engine.compiled.surgery import Surgery
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
@@ -93,7 +94,7 @@ def test_what_is_compiled_serves_any_number_of_rows(compiler: Compiler) -> None:
         traces.append(None)
         return {"sum": x + named["b"] if flag else x, "none": nothing}
 
-    compiled = compiler.function(function, jit_compile=False)
+    compiled = Compiled(function, False, compiler.call)
     for rows in (3, 2, 5):
         x = tf.ones([rows, 2])
         result = compiled(x, None, {"a": x, "b": 2 * x}, True)

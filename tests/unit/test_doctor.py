@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hyparflow.launching.doctor import examination, machine
+from hyparflow.launching.doctor import examination, machine, packages
 from hyparflow.launching.doctor.examination import _merged
 from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding, show
 from hyparflow.launching.doctor.machine import Machine, check_machine
@@ -74,7 +74,7 @@ def test_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, version: str, fix: str
 ) -> None:
     monkeypatch.setattr(
-        machine, "found_version", lambda name: (name, version if name == package else "9.9")
+        packages, "found_version", lambda name: (name, version if name == package else "9.9")
     )
     found = find({"keras": "Keras", "tensorflow": "TensorFlow"}[package], tmp_path)
     assert found.status == PROBLEM

@@ -87,9 +87,6 @@ class Compiler(Protocol):
             (tensors of `arguments`, flat) -> what the function returns.
         """
 
-    def function(self, function: Callable[..., Any], jit_compile: bool) -> Any:
-        """A `hyparflow.engine.compiled.functions.Compiled` of `function`."""
-
     def pair(
         self,
         computation: Computation,

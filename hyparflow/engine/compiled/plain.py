@@ -39,10 +39,6 @@ class Plain:
 
         return call
 
-    def function(self, function: Callable[..., Any], jit_compile: bool) -> Compiled:
-        """A `tf.function`, for arguments of any number of rows."""
-        return Compiled(function, jit_compile, self.call)
-
     def pair(
         self,
         computation: Computation,
@@ -51,7 +47,9 @@ class Plain:
         jit_compile: bool,
     ) -> TapedPair:
         """A compiled forward, with an eager tape that makes its backward."""
-        return TapedPair(computation, finishes, self.function(computation.compute, jit_compile))
+        return TapedPair(
+            computation, finishes, Compiled(computation.compute, jit_compile, self.call)
+        )
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> CopiedMemory:
         """An array of its own, from which the tensor is made."""

@@ -23,7 +23,7 @@ from tensorflow.python.ops import (
 
 from hyparflow.model.keras_internals.patched import patched
 
-__all__ = ["Draw", "draw_calls", "eager_generator", "set_eager_generator"]
+__all__ = ["Draw", "draw_calls", "eager_generator", "set_eager_generator", "unknown_draws"]
 
 
 class Draw(NamedTuple):
@@ -120,6 +120,12 @@ _DRAWS = {
 }
 
 
+def unknown_draws() -> list[str]:
+    """Operations that this TensorFlow does not have under the names by which they are followed."""
+    pairs = ((module, draw) for module, draws in _DRAWS.items() for draw in draws)
+    return [draw.name for module, draw in pairs if not hasattr(module, draw.name)]
+
+
 @contextlib.contextmanager
 def draw_calls(around: Around, whole: Callable[[Any], Any]) -> Iterator[None]:
     """While open, operations that draw random numbers go through `around`.
@@ -142,7 +148,7 @@ def draw_calls(around: Around, whole: Callable[[Any], Any]) -> Iterator[None]:
             telling = {
                 draw.name: _telling(draw, getattr(module, draw.name), around, depth)
                 for draw in draws
-                if hasattr(module, draw.name)  # another TensorFlow may have dropped one
+                if hasattr(module, draw.name)
             }
             stack.enter_context(patched(module, **telling))
         yield

@@ -25,7 +25,6 @@ import numpy as np
 
 from hyparflow.engine.compiled.compiler import Computation
 from hyparflow.engine.compiled.direct_call import packed_call
-from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.compiled.hidden_variable import hidden
 from hyparflow.engine.compiled.seed import global_seed
 from hyparflow.engine.compiled.split_pair import SplitPair
@@ -42,10 +41,6 @@ class Surgery:
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
         """A call that does not look at the tensors."""
         return packed_call(concrete)
-
-    def function(self, function: Callable[..., Any], jit_compile: bool) -> Compiled:
-        """A `tf.function`, for arguments of any number of rows."""
-        return Compiled(function, jit_compile, self.call)
 
     def pair(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
-from hyparflow.engine.compiled.random_draws import Draw, draw_calls
+from hyparflow.comm.log import users_stack_level
+from hyparflow.engine.compiled.random_draws import Draw, draw_calls, unknown_draws
 from hyparflow.engine.custom_steps.state import generator_states, set_generator_states
 from hyparflow.pipeline.row_span import RowSpan
 
@@ -41,6 +43,8 @@ class StepDraws:
 
     def __init__(self, peers: Communicator) -> None:
         self._peers = peers
+        if (unknown := unknown_draws()) and peers.rank == 0:
+            _announce(unknown)
         # For draws to which nobody gave a seed.
         self._entropy = peers.broadcast_object(secrets.randbits(31), 0, "a seed for own steps")
         # Read by compiled steps: start, rows and total; the seed of a trial, or -1 outside of one.
@@ -180,6 +184,16 @@ class StepDraws:
         if len(sizes) < 2:  # of a step that could not be tried, or that draws for the first time
             return size % rows == 0 if site in self._symbolic else size == rows
         return size % rows == 0 and len({n / rows for rows, n in sizes.items()}) == 1
+
+
+def _announce(unknown: Sequence[str]) -> None:
+    warnings.warn(
+        f"TensorFlow {tf.__version__} has other random operations than hyparflow follows. "
+        f"Received: no {', '.join(unknown)}. A step of the model's own that draws by what "
+        "replaced them draws other numbers on each replica. Remedy: another version of TensorFlow, "
+        "or one process.",
+        stacklevel=users_stack_level(),
+    )
 
 
 class _Part:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.accumulator import Accumulator
 from hyparflow.engine.compiled.compiler import Compiler, Computation
-from hyparflow.engine.compiled.functions import EagerPair
+from hyparflow.engine.compiled.functions import Compiled, EagerPair
 from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
@@ -92,7 +92,7 @@ class Stage:
         self.begin(several=False)
 
         def make(function: Callable[..., Any]) -> Any:
-            return function if eager else chosen.function(function, jit_compile)
+            return function if eager else Compiled(function, jit_compile, chosen.call)
 
         def pair(computation: Computation) -> Any:
             finishes = (_as_they_are, self._add_up)

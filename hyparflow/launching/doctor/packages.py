@@ -1,0 +1,86 @@
+"""Which Python packages there are, and whether they are new enough."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from hyparflow.formats.plain_files import require_plain
+from hyparflow.launching.doctor.finding import OK, PROBLEM, Finding
+from hyparflow.launching.installation import install_command
+from hyparflow.model.versions import LEAST, found_version, is_too_old
+
+__all__ = ["check_packages", "version_of"]
+
+
+def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Finding]:
+    """What is found of Python, TensorFlow and Keras.
+
+    Args:
+        environ: environment variables.
+        settings: Keras's settings file.
+    """
+    yield _python()
+    yield _tensorflow()
+    yield _keras()
+    yield _backend(environ, settings)
+
+
+def version_of(package: str) -> str:
+    """The version of a package that is installed; empty without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _python() -> Finding:
+    return Finding("Python", OK, f"{platform.python_version()}, {sys.executable}")
+
+
+def _tensorflow() -> Finding:
+    package, version = found_version("tensorflow")
+    if not version:
+        fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
+        return Finding("TensorFlow", PROBLEM, "not installed", fix)
+    if is_too_old("tensorflow", version):
+        fix = f'pip install "{package}>={LEAST["tensorflow"]}"'
+        return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
+    return Finding("TensorFlow", OK, f"{package} {version}")
+
+
+def _keras() -> Finding:
+    version = found_version("keras")[1]
+    if not version or is_too_old("keras", version):
+        text = version or "not installed"
+        return Finding("Keras", PROBLEM, text, f'pip install "keras>={LEAST["keras"]}"')
+    return Finding("Keras", OK, version)
+
+
+def _backend(environ: Mapping[str, str], settings: Path) -> Finding:
+    chosen, source = environ.get("KERAS_BACKEND", ""), "KERAS_BACKEND"
+    if not chosen and settings.exists():
+        source = str(settings)
+        chosen = _setting(settings)
+    if chosen in ("", "tensorflow"):
+        return Finding("Keras's backend", OK, "tensorflow")
+    return Finding(
+        "Keras's backend",
+        PROBLEM,
+        f"{chosen}, by {source}; hyparflow trains with TensorFlow",
+        "export KERAS_BACKEND=tensorflow",
+    )
+
+
+def _setting(file: Path) -> str:
+    """The backend that Keras's settings file names; empty where it names none."""
+    try:
+        require_plain(file, "Keras's settings are a plain file.")
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("backend", "")) if isinstance(found, dict) else ""
