@@ -6,7 +6,8 @@ MPI starts and ends in calls during which no thread of a rank's Python runs, so 
 rank could. PROCESS is the rank's, VARIABLE the environment variable with a rank's number, SECONDS
 the deadline, RANKS how many there are, LOCAL how many on this machine. What the rank does, one of
 `PHASES`, comes on standard input and becomes the name of this process, so that others can tell.
-Imports nothing of hyparflow: it starts at once. It ends with its rank.
+Imports nothing of hyparflow: it starts at once. It ends with its rank; the last one of a job
+becomes `launcher_end.py`.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def _is_first(launcher: int) -> bool:
         mine.bind(f"\0hyparflow-{os.getuid()}-{launcher}")
     except OSError:
         return False
-    os.dup(mine.detach())  # open until this process ends
+    os.set_inheritable(mine.detach(), True)  # open until this process ends, whatever it becomes
     return True
 
 
@@ -215,12 +216,29 @@ def _name(phase: str) -> None:
 
 
 def main() -> None:
-    """Watch until the rank has ended."""
+    """Watch until the rank has ended, and after the last one the launcher."""
     kinds = (int, str, float, int, int)
     watched = Watched(*(kind(word) for kind, word in zip(kinds, sys.argv[1:], strict=True)))
     os.closerange(3, 4096)  # the launcher's channels to the rank are not for this process
+    _name(STARTING)
+    launcher = _launcher(watched.process, watched.variable, _processes())
+    _watch(watched)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # the launcher waits until nobody holds the output of the rank
+        os.dup2(nowhere, stream)
+    while os.getppid() == watched.process:
+        time.sleep(_LOOK)
+    is_whole = watched.ranks <= watched.local  # else the launcher waits for other machines
+    if launcher and is_whole and not _left(launcher, watched.variable) and _is_first(launcher):
+        script = os.path.join(os.path.dirname(__file__), "launcher_end.py")
+        alone = "-I" if sys.flags.isolated else "-s"
+        words = [alone, "-S", script, str(launcher), repr(watched.seconds)]
+        os.execv(sys.executable, [sys.executable, *words])
+
+
+def _watch(watched: Watched) -> None:
+    """End the job at a deadline; returns when the rank has ended, or tells no more."""
     phase, waited = STARTING, 0.0
-    _name(phase)
     events = select.poll()
     events.register(0, select.POLLIN)
     idle: float | None = 1000 * _PAUSE

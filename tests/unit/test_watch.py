@@ -26,6 +26,28 @@ for phase in sys.argv[2:]:
 print(watch.is_kept, flush=True)
 time.sleep(60)
 """
+# A launcher of two ranks that hangs when they have ended.
+LAUNCHER = """
+import os, signal, subprocess, sys
+name, seconds, output, code = sys.argv[1:]
+with open("/proc/self/comm", "w") as file:
+    file.write(name)
+if output == "unread":
+    os.set_blocking(1, False)
+    while True:
+        try:
+            os.write(1, bytes(4096))
+        except BlockingIOError:
+            break
+ranks = []
+for rank in "01":
+    told = {"SIZE": "2", "LOCAL_SIZE": "2", "RANK": rank}
+    known = os.environ | {"OMPI_COMM_WORLD_" + name: value for name, value in told.items()}
+    words = [sys.executable, "-c", code, seconds, "running"]
+    ranks.append(subprocess.Popen(words, env=known, stdout=subprocess.DEVNULL))
+print([rank.wait() for rank in ranks], file=sys.stderr, flush=True)
+signal.pause()
+"""
 LATE = "print(True, flush=True); import time; time.sleep(60)"
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -110,6 +132,40 @@ def test_it_ends_with_its_rank(ranks: Ranks) -> None:
             assert time.monotonic() < end
             time.sleep(0.02)
         one.kill()
+
+
+def _hanging(name: str, seconds: float, output: str) -> Any:
+    """A launcher that hangs at its end, from when its ranks have ended on."""
+    one = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, name, str(seconds), output, RANK.replace("60", "1")],
+        env={k: v for k, v in os.environ.items() if "OMPI_" not in k},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert one.stderr is not None and one.stderr.readline() == "[0, 0]\n"
+    return one
+
+
+def test_a_launcher_that_hangs_after_its_ranks_is_ended() -> None:
+    one = _hanging("prterun", 0.5, "read")
+    _, said = one.communicate(timeout=30)
+    assert one.returncode == -signal.SIGTERM
+    assert said == (
+        f"hyparflow: prterun (process {one.pid}) has not ended within 0.5 s (HYPARFLOW_TIMEOUT) "
+        "after its ranks did; it is stopped.\n"
+    )
+
+
+def test_a_launcher_that_has_a_reason_to_go_on_is_left_alone() -> None:
+    """A daemon that serves other jobs, and one whose output is still to be read."""
+    both = [_hanging("prte", 0.3, "read"), _hanging("prterun", 0.3, "unread")]
+    time.sleep(1.5)
+    assert [one.poll() for one in both] == [None, None]
+    both[0].kill()
+    assert both[0].communicate()[1] == ""
+    _, said = both[1].communicate(timeout=30)  # now it is read, and still hangs
+    assert "it is stopped" in said
 
 
 def _read(path: Path) -> bytes:
