@@ -232,8 +232,9 @@ def _bodies(model: Any, layout: ModelCut, stages: Sequence[int]) -> tuple[list[S
         return [body], lambda flat: keras.tree.pack_sequence_as(body.structure, flat)  # type: ignore[attr-defined]
     functional, table = layout.graph.functional, layout.partitioning
     count = len(table.stage_outputs[-1])
-    bodies = [graph_body(layout.graph, table, number, layout.masked) for number in stages]
-    layout.graph.mode.sums = layout.sums
+    bodies = [
+        graph_body(layout.graph, table, number, layout.masked, layout.sums) for number in stages
+    ]
     return bodies, lambda flat: output_structure(functional, flat[:count])
 
 

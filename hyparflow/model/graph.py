@@ -7,22 +7,27 @@ called twice becomes two calls of the same layer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from hyparflow.model.graph_call import GraphCall, Mode, Standardize
+from hyparflow.model.graph_call import CallContext, GraphCall, Standardize
 from hyparflow.model.keras_internals.layers import (
     all_layers,
     execution_order,
     opened_graph,
+    run_through,
     state_variables,
 )
 from hyparflow.model.operation_cost import OperationWork, crossing_cost, work_of
 from hyparflow.pipeline.operations import Operation, OperationGraph
 
-__all__ = ["FlatGraph"]
+__all__ = ["FlatGraph", "GraphFunction"]
+
+# (tensors, what the calls of this run share) -> tensors
+GraphFunction = Callable[[list[Any], CallContext], list[Any]]
 
 
 class FlatGraph:
@@ -35,13 +40,11 @@ class FlatGraph:
         tensors: symbolic tensors by number; the model's inputs come first.
         arguments: of each call, args and kwargs, with symbolic tensors in them.
         inputs, outputs: numbers of the model's flat inputs and outputs.
-        mode: shared by all calls; set it before a stage is traced.
     """
 
     def __init__(self, model: Any, functional: Any) -> None:
         self.model = model
         self.functional = functional
-        self.mode = Mode()
         self.calls: list[GraphCall] = []
         self.tensors: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -102,7 +105,7 @@ class FlatGraph:
     def _record(
         self, operation: Any, specs: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any]:
-        call = GraphCall(operation, specs, self.mode, self._unique(operation.name))
+        call = GraphCall(operation, specs, self._unique(operation.name))
         outputs = keras.tree.flatten(call(*args, **kwargs))
         reads = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         self.calls.append(call)
@@ -119,7 +122,7 @@ class FlatGraph:
 
     def function(
         self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]
-    ) -> Callable[[list[Any]], list[Any]]:
+    ) -> GraphFunction:
         """What `operations` make of tensors `inputs`: the tensors `outputs`, all by number.
 
         It is a `keras.Function` over inputs of its own, since not every version of Keras can cut
@@ -133,7 +136,7 @@ class FlatGraph:
             args, kwargs = keras.tree.map_structure(
                 lambda x: values.get(id(x), x), self.arguments[index]
             )
-            twin = GraphCall(call.operation, call.output_specs, self.mode, call.name)
+            twin = GraphCall(call.operation, call.output_specs, call.name)
             results = keras.tree.flatten(twin(*args, **kwargs))
             for n, result in zip(self._makes[index], results, strict=True):
                 values[id(self.tensors[n])] = result
@@ -145,9 +148,13 @@ class FlatGraph:
             [values[id(self.tensors[n])] for n in made],
         )
 
-        def run(tensors: list[Any]) -> list[Any]:
+        def run(tensors: list[Any], context: CallContext) -> list[Any]:
+            def call_of(twin: GraphCall) -> Callable[..., Any]:
+                return functools.partial(twin.call_in, context)
+
+            results = run_through(function, [tensors[position] for position in taken], call_of)
             known = dict(zip(inputs, tensors, strict=True))
-            known.update(zip(made, function([tensors[p] for p in taken]), strict=True))
+            known.update(zip(made, results, strict=True))
             return [known[n] for n in outputs]
 
         return run

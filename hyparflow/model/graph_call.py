@@ -15,24 +15,24 @@ from hyparflow.model.keras_internals.layers import (
     takes_training,
 )
 
-__all__ = ["GraphCall", "Mode", "Standardize"]
+__all__ = ["CallContext", "GraphCall", "Standardize"]
 
 
 @dataclass
-class Mode:
-    """How the calls of a graph run while they are traced.
+class CallContext:
+    """What all calls of one run through a graph share.
 
     Attributes:
         training: whether the model trains.
         share: the part of the global batch that passes through, n / B.
-        losses: what the layers have added to the loss so far.
         sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
+        losses: what the layers have added to the loss so far.
     """
 
     training: bool = False
     share: Any = 1.0
-    losses: list[Any] = field(default_factory=list)
     sums: Collection[tuple[int, int]] = ()
+    losses: list[Any] = field(default_factory=list)
 
 
 class GraphCall(keras.Operation):
@@ -40,24 +40,28 @@ class GraphCall(keras.Operation):
 
     Passes `training` down as Keras's Functional model does, and collects what the layer adds
     to the loss.
+
+    Args:
+        operation: what is called.
+        outputs: symbolic tensors like those that the call returns.
+        name: of the call, its own within the graph.
     """
 
-    def __init__(self, operation: Any, outputs: Sequence[Any], mode: Mode, name: str) -> None:
+    def __init__(self, operation: Any, outputs: Sequence[Any], name: str) -> None:
         super().__init__(name=name)
         self.operation = operation
-        self.mode = mode
         self.output_specs = tuple(outputs)
         self._takes_training = takes_training(operation)
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the operation on tensors."""
+    def call_in(self, context: CallContext, *args: Any, **kwargs: Any) -> Any:
+        """Call the operation on tensors, as a part of the run that `context` describes."""
         if self._takes_training:
-            kwargs["training"] = self.mode.training
+            kwargs["training"] = context.training
         # Inside of a scope, as inside of a model: at the root TensorFlow takes fewer names.
         with tf.name_scope("call"):
             outputs = self.operation(*args, **kwargs)
         if isinstance(self.operation, keras.Layer):
-            self.mode.losses += additional_losses(self.operation, self.mode.share, self.mode.sums)
+            context.losses += additional_losses(self.operation, context.share, context.sums)
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:

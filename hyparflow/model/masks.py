@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.graph_call import CallContext
 from hyparflow.model.keras_internals.layers import all_layers, get_mask, symbolic_output
 from hyparflow.pipeline.partition import Partitioning
 
@@ -46,6 +47,8 @@ def masked_inputs(graph: FlatGraph, table: Partitioning) -> frozenset[tuple[int,
     ]
     masked: list[tuple[int, int]] = []
 
+    context = CallContext()
+
     def trace(inputs: list[Any]) -> Any:
         tensors = dict(zip(graph.inputs, inputs, strict=True))
         for stage, function in zip(stages, functions, strict=True):
@@ -54,10 +57,9 @@ def masked_inputs(graph: FlatGraph, table: Partitioning) -> frozenset[tuple[int,
             masks = map(get_mask, taken)
             pairs = zip(numbers, masks, strict=True)
             masked.extend((n, stage) for n, mask in pairs if mask is not None)
-            tensors.update(zip(table.stage_outputs[stage], function(taken), strict=True))
+            tensors.update(zip(table.stage_outputs[stage], function(taken, context), strict=True))
         return tensors[graph.inputs[0]]
 
-    graph.mode.training = False
     symbolic_output(trace, [graph.tensors[n] for n in graph.inputs])
     return frozenset(masked)
 

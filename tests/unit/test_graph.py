@@ -15,6 +15,7 @@ from keras import layers, ops  # noqa: E402
 from zoo import CASES  # noqa: E402
 
 from hyparflow.model.graph import FlatGraph  # noqa: E402
+from hyparflow.model.graph_call import CallContext  # noqa: E402
 from hyparflow.model.keras_internals.layers import (  # noqa: E402
     opened_graph,
     output_structure,
@@ -37,7 +38,7 @@ def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
     for stage in range(stages):
         takes, gives = table.stage_inputs[stage], table.stage_outputs[stage]
         values = graph.function(takes, gives, table.operations(stage))(
-            [mail[tensor, stage] for tensor in takes]
+            [mail[tensor, stage] for tensor in takes], CallContext()
         )
         made = dict(zip(gives, values, strict=True))
         for edge in table.edges:

@@ -121,11 +121,10 @@ def total_of_parts(terms: Any, y: Any, y_pred: Any, ends: list[int]) -> float:
     total = 0.0
     for start, stop in itertools.pairwise(ends):
         share = (stop - start) / ROWS
-        terms.box.share = ops.convert_to_tensor(share, "float64")
         factors = terms.factors(stop - start, ROWS)
-        terms.box.factors = ops.convert_to_tensor(factors, "float64")
+        scale = [ops.convert_to_tensor(value, "float64") for value in (share, factors)]
         part = ops.convert_to_tensor(y_pred[start:stop])
-        total += share * float(terms.value(y[start:stop], part, None))
+        total += share * float(terms.value(y[start:stop], part, None, *scale))
     return total
 
 

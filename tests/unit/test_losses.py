@@ -93,9 +93,8 @@ def sum_of_parts(
         part = np.asarray(terms.weights(*batch)) if terms.need_weights else None
         share = (stop - start) / rows
         factors = terms.factors(stop - start, rows, part, whole)
-        terms.box.share = keras.ops.convert_to_tensor(share, "float64")
-        terms.box.factors = keras.ops.convert_to_tensor(factors, "float64")
-        total += share * float(terms.value(*batch))
+        scale = [keras.ops.convert_to_tensor(value, "float64") for value in (share, factors)]
+        total += share * float(terms.value(*batch, *scale))
     return total
 
 

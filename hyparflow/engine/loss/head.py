@@ -67,9 +67,9 @@ class LossHead:
             labels: labels, weights and shares.
         """
         y_pred = self._pack(outputs)
-        self._terms.box.share = labels.share
-        self._terms.box.factors = labels.factors
-        loss = self._terms.value(labels.y, y_pred, labels.sample_weight)
+        loss = self._terms.value(
+            labels.y, y_pred, labels.sample_weight, labels.share, labels.factors
+        )
         parts = [part for part in (loss, added) if part is not None]
         loss = sum(parts) if parts else ops.zeros(())
         loss_tracker(self._model).update_state(loss, sample_weight=labels.rows)

@@ -29,35 +29,21 @@ from hyparflow.model.keras_internals.compiled import (
 )
 from hyparflow.model.keras_internals.layers import get_mask, symbolic_output
 
-__all__ = ["LossTerms", "ShareBox"]
+__all__ = ["LossTerms"]
 
 _MEANS = ("sum_over_batch_size", "mean")
-
-
-class ShareBox:
-    """What the wrapped losses read while a step is traced.
-
-    Attributes:
-        share: n / B, the part of the global batch in this micro-batch.
-        factors: one factor per loss term, see [Note: One scale].
-    """
-
-    def __init__(self) -> None:
-        self.share: Any = None
-        self.factors: Any = None
 
 
 class _FactoredLoss:
     """One of the user's losses, times its factor."""
 
-    def __init__(self, loss: Any, index: int, box: ShareBox) -> None:
+    def __init__(self, loss: Any, factor: Any) -> None:
         self._loss = loss
-        self._index = index
-        self._box = box
+        self._factor = factor
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         value = self._loss(y_true, y_pred, sample_weight)
-        return value * ops.cast(self._box.factors[self._index], value.dtype)
+        return value * ops.cast(self._factor, value.dtype)
 
 
 class _Probe:
@@ -111,12 +97,12 @@ class _SharedMean:
     of one batch must add up to one.
     """
 
-    def __init__(self, metric: Any, box: ShareBox) -> None:
+    def __init__(self, metric: Any, share: Any) -> None:
         self._metric = metric
-        self._box = box
+        self._share = share
 
     def update_state(self, value: Any, sample_weight: Any = None) -> None:
-        self._metric.update_state(value, sample_weight=self._box.share)
+        self._metric.update_state(value, sample_weight=self._share)
 
 
 class LossTerms:
@@ -130,7 +116,6 @@ class LossTerms:
     """
 
     def __init__(self, model: Any, masked: bool, symbolic: Any = None) -> None:
-        self.box = ShareBox()
         self._compiled = compile_loss(model)
         if self._compiled is not None and not self._compiled.built:
             self._compiled = None  # nothing is known of the labels; the model's own code has them
@@ -150,15 +135,17 @@ class LossTerms:
             or (_reduction(loss) in _MEANS and (masked or masks))
             for loss, masks in zip(self.losses, self._masks, strict=True)
         ]
+
+    def _additive(self, share: Any, factors: Any) -> Any:
+        """The model's losses as they are for a part `share` of the global batch."""
         losses = [
-            _FactoredLoss(loss, index, self.box)
-            if self._weighted[index] or index in self._sums or index in self._one_number
-            else loss
+            _FactoredLoss(loss, factors[index]) if self._has_factor(index) else loss
             for index, loss in enumerate(self.losses)
         ]
-        self._additive = self._compiled and copy_with_losses(
-            self._compiled, losses, lambda metric: _SharedMean(metric, self.box)
-        )
+        return copy_with_losses(self._compiled, losses, lambda metric: _SharedMean(metric, share))
+
+    def _has_factor(self, index: int) -> bool:
+        return self._weighted[index] or index in self._sums or index in self._one_number
 
     def _learn(self, symbolic: Any) -> None:
         """Find the losses that mask values (`ignore_class`) or give one number for a batch."""
@@ -195,11 +182,10 @@ class LossTerms:
     @contextlib.contextmanager
     def used_by(self, model: Any, share: Any, factors: Any) -> Iterator[None]:
         """While open, the model's own `compute_loss` finds these losses in place of its own."""
-        if self._additive is None:
+        if self._compiled is None:
             yield
             return
-        self.box.share, self.box.factors = share, factors
-        with replaced_loss(model, self._additive):
+        with replaced_loss(model, self._additive(share, factors)):
             yield
 
     @property
@@ -230,20 +216,25 @@ class LossTerms:
 
     def tried(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """The summed losses of a batch that is no part of training."""
-        self.box.share = ops.ones((), "float64")
-        self.box.factors = ops.ones((max(1, self.count),), "float64")
-        return self.value(y, y_pred, sample_weight)
+        share, factors = ops.ones((), "float64"), ops.ones((max(1, self.count),), "float64")
+        return self.value(y, y_pred, sample_weight, share, factors)
 
     @property
     def need_weights(self) -> bool:
         """Whether `weights` must be evaluated for each batch and micro-batch."""
         return any(self._weighted)
 
-    def value(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-        """The summed losses of a micro-batch; to be traced with `box` filled."""
-        if self._additive is None:
+    def value(self, y: Any, y_pred: Any, sample_weight: Any, share: Any, factors: Any) -> Any:
+        """The summed losses of a micro-batch, or None without a loss; to be traced.
+
+        Args:
+            y, y_pred, sample_weight: in the user's structures.
+            share: n / B, the part of the global batch in this micro-batch.
+            factors: one factor per loss term, see [Note: One scale].
+        """
+        if self._compiled is None:
             return None
-        return self._additive(y, y_pred, sample_weight)
+        return self._additive(share, factors)(y, y_pred, sample_weight)
 
     def weights(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """W of each term for one batch, as a float64 vector; `y_pred` gives shapes and masks."""

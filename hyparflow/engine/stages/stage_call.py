@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from hyparflow.engine.loss.additive_metrics import weighting
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.graph_call import CallContext
 from hyparflow.model.keras_internals.layers import (
     additional_losses,
     all_layers,
@@ -29,7 +30,11 @@ StageCall = Callable[[Any, bool, Any], tuple[list[Any], list[Any]]]
 
 
 def graph_body(
-    graph: FlatGraph, table: Partitioning, stage: int, masked: frozenset[tuple[int, int]]
+    graph: FlatGraph,
+    table: Partitioning,
+    stage: int,
+    masked: frozenset[tuple[int, int]],
+    sums: Collection[tuple[int, int]] = (),
 ) -> StageCall:
     """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
 
@@ -42,6 +47,7 @@ def graph_body(
         table: how it is cut.
         stage: the stage's number.
         masked: from `hyparflow.model.masks.masked_inputs`.
+        sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
     """
     inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
     function = graph.function(inputs, outputs, table.operations(stage))
@@ -53,9 +59,7 @@ def graph_body(
     unmasked = [p for p, n in enumerate(outputs) if n in crossing and p not in sent_masks]
 
     def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-        graph.mode.training = training
-        graph.mode.share = share
-        graph.mode.losses = []
+        context = CallContext(training, share, sums)
         if stage == 0:
             tensors = standardize_inputs(graph.functional, values)
         else:
@@ -65,12 +69,12 @@ def graph_body(
                     tensors[position] = tf.identity(tensors[position])
                     set_mask(tensors[position], mask)
         with weighting(metrics, share):
-            results = function(tensors)
+            results = function(tensors, context)
         for position in unmasked:
             if get_mask(results[position]) is not None:
                 raise _unforeseen_mask(graph.maker(outputs[position]))
         masks = [get_mask(results[position]) for position in sent_masks]
-        return results + masks, graph.mode.losses
+        return results + masks, context.losses
 
     return body
 

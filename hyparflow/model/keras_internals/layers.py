@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ __all__ = [
     "output_structure",
     "replace_moments",
     "restore_moments",
+    "run_through",
     "seed_states",
     "set_default_seed",
     "set_mask",
@@ -107,6 +108,17 @@ def output_structure(functional: Any, flat: list[Any]) -> Any:
     """Flat outputs in the structure that the model's call returns (one-element lists undone)."""
     packed = keras.tree.pack_sequence_as(functional._outputs_struct, flat)
     return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
+
+
+def run_through(
+    function: Any, inputs: list[Any], call_of: Callable[[Any], Callable[..., Any]]
+) -> list[Any]:
+    """The outputs of a `keras.Function`, each of its operations called as `call_of` gives it.
+
+    The public call runs the operations themselves, which leaves no way to hand them more than
+    tensors.
+    """
+    return list(function._run_through_graph(inputs, operation_fn=call_of))
 
 
 def called_graph(graph: Any, function: str) -> Any | None:

@@ -14,6 +14,7 @@ from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.compiled.tensors import as_share
 from hyparflow.engine.stages.stage import Stage
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.graph_call import CallContext
 from hyparflow.model.random_rows import random_rows
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.segments import Segment
@@ -58,8 +59,8 @@ class Sample:
         function = graph.function(segment.inputs, segment.outputs, list(segment.operations))
 
         def body(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
-            graph.mode.training, graph.mode.share, graph.mode.losses = training, share, []
-            return function(list(values)), graph.mode.losses
+            context = CallContext(training, share)
+            return function(list(values), context), context.losses
 
         known = {id(v) for v in graph.variables(segment.operations)}
         self._weights = [v for v in trained if id(v) in known]
