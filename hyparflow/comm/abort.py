@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
 
@@ -32,6 +32,7 @@ __all__ = [
     "witnessed",
 ]
 
+_Error = TypeVar("_Error", bound=BaseException)
 _LAST_WORDS = 0.2  # seconds for what this rank has said to get through
 _UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
@@ -41,7 +42,7 @@ _MOST = 10
 _witnesses: list[Callable[[BaseException], object]] = []
 
 
-def mark_collective(error: BaseException) -> BaseException:
+def mark_collective(error: _Error) -> _Error:
     """Mark `error` as one that every rank raises alike, so that only the leader reports it."""
     error.__dict__["hyparflow_everywhere"] = True
     return error

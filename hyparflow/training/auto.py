@@ -125,7 +125,8 @@ def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
     def look() -> int | None:
         stream = open_stream(x, **reading("fit", arguments))
         arguments["x"] = stream
-        return stream.rows  # type: ignore[no-any-return]
+        rows: int | None = stream.rows
+        return rows
 
     return on_leader(world, look, "the rows of a batch") or DEFAULT_BATCH
 
@@ -153,13 +154,12 @@ def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) ->
 
 def _follow(world: World) -> Plan:
     found: Plan | None = None
-    recipe = None
-    while found is None and recipe is None:
+    while found is None:
         found, recipe = world.broadcast_object(None, LEADER, _WHAT)
-    if recipe is not None:
-        make, arguments = recipe
-        raise abort.mark_collective(make(*arguments))
-    return found  # type: ignore[return-value]
+        if recipe is not None:
+            make, arguments = recipe
+            raise abort.mark_collective(make(*arguments))
+    return found
 
 
 def _plan(

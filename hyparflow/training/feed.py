@@ -153,8 +153,8 @@ class Feed:
                 self._world.wait_all(requests, "another replica to take a row")
         elif self._replica in empty:
             lender_rank = self._grid.rank(lender, 0)
-            row = self._world.receive_object(lender_rank, Tag.ROWS, "a row of another replica")
-            return row  # type: ignore[no-any-return]
+            lent: Data = self._world.receive_object(lender_rank, Tag.ROWS, "another replica's row")
+            return lent
         return self._drawn
 
     def _weigh_all(self, batch: Batch, weigh: Callable[[Any, Any, Any], Any]) -> None:

@@ -174,16 +174,16 @@ class StepDraws:
         if self.watched:
             self._sizes.setdefault(site, {})[self.span.rows] = int(known)
             return None
-        return _Part(self._place, size) if self._is_of_rows(site, int(known)) else None
+        is_of_rows = self._is_of_rows(site, int(known), self.span.rows)
+        return _Part(self._place, size) if is_of_rows else None
 
-    def _is_of_rows(self, site: tuple[str, int], size: int) -> bool:
-        rows = self.span.rows  # type: ignore[union-attr]
+    def _is_of_rows(self, site: tuple[str, int], size: int, rows: int) -> bool:
         if site in self._fixed:
             return False
         sizes = self._sizes.get(site, {})
         if len(sizes) < 2:  # of a step that could not be tried, or that draws for the first time
             return size % rows == 0 if site in self._symbolic else size == rows
-        return size % rows == 0 and len({n / rows for rows, n in sizes.items()}) == 1
+        return size % rows == 0 and len({n / tried for tried, n in sizes.items()}) == 1
 
 
 def _announce(unknown: Sequence[str]) -> None:

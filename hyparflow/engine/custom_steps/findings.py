@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hyparflow.engine.custom_steps.gradients import StepGradients
 from hyparflow.engine.custom_steps.metrics import StepMetrics
@@ -110,7 +109,7 @@ class StepFindings:
         """By what each variable of the metrics' state counts, on a replica with this share."""
         counts = 1.0 if share else 0.0
         by_kind = {MEAN: share, WEIGHTED_SUM: counts and 1.0 / share}
-        variables: Sequence[Any] = self._metrics.state.variables  # type: ignore[union-attr]
+        variables = self._metrics.state.variables
         return [by_kind.get(self._by_variable.get(id(v), SUM), counts) for v in variables]
 
     def coupled(self) -> list[str]:

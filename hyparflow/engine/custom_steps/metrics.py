@@ -32,7 +32,6 @@ class StepMetrics:
     Attributes:
         used: the metrics that steps update or read, by id.
         scalar: ids of those that were updated with one number for all rows.
-        state: their variables, once they are known.
         on_new: told of each metric that comes up, before it is used.
         tried: whether a trial runs, in which nothing is joined.
         disturbed: whether results are to be wrong, in a trial that looks for what depends on them.
@@ -49,10 +48,21 @@ class StepMetrics:
         self._same = same
         self.used: dict[int, Any] = {}
         self.scalar: set[int] = set()
-        self.state: MetricState | None = None
+        self._state: MetricState | None = None
         self.on_new: Callable[[Any], None] | None = None
         self.tried = False
         self.disturbed = False
+
+    def attach(self, state: MetricState) -> None:
+        """Take the state of the model's metrics; before any step runs."""
+        self._state = state
+
+    @property
+    def state(self) -> MetricState:
+        """The variables of all metrics, those of `compile` included."""
+        if self._state is None:
+            raise RuntimeError("Steps must have the metrics' state. Received: none yet")
+        return self._state
 
     def around(
         self, name: str, call: Any, metric: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -91,7 +101,6 @@ class StepMetrics:
         if self.tried:
             return values * 1.7 + np.linspace(0.3, 0.9, len(values)) if self.disturbed else values
         self._same.require(exchange)
-        state: MetricState = self.state  # type: ignore[assignment]
-        total = state.contribution(variables, values)
+        total = self.state.contribution(variables, values)
         self._peers.sum(total, "the sum of a metric's state")
         return total

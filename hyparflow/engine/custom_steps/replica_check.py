@@ -76,4 +76,4 @@ class ReplicaCheck:
             "replica. Give the gradients to an optimizer (`optimizer.apply`), or train in one "
             "process."
         )
-        return abort.mark_collective(error)  # type: ignore[return-value]
+        return abort.mark_collective(error)

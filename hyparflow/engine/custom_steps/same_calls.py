@@ -61,8 +61,8 @@ class SameCalls:
             return
         mine = (exchange.what, dict(zip(exchange.keys, exchange.names, strict=True)))
         everyone = self._peers.all_gather_objects(mine, "what each replica exchanges")
-        self.error = abort.mark_collective(ValueError(_message(everyone)))  # type: ignore[assignment]
-        raise self.error  # type: ignore[misc]
+        error = self.error = abort.mark_collective(ValueError(_message(everyone)))
+        raise error
 
 
 def _message(everyone: list[tuple[str, dict[str, str]]]) -> str:

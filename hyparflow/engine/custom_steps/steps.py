@@ -134,7 +134,7 @@ class CustomSteps:
 
     def attach(self, state: MetricState) -> None:
         """Take the state of the model's metrics."""
-        self._metrics.state = state
+        self._metrics.attach(state)
 
     def _compiled(self, name: str) -> Callable[..., Any]:
         step = self._methods[name]
@@ -182,17 +182,19 @@ class CustomSteps:
         if self._trial is None or (before is not None and not before.is_open):
             return None
         data = _packed(x, labels.y, labels.sample_weight)
-        found = before or self._found(name, data, None, FEW)
+        found = before or self._found(self._trial, name, data, None, FEW)
         if found.is_open:
-            found = self._found(name, data, found, ALL)
+            found = self._found(self._trial, name, data, found, ALL)
         self._findings[name] = found
         if name == "train_step":
             self._gradients.take(found.sums, found.common, found.scaled)
         return found if before is None or found.coupled() != before.coupled() else None
 
-    def _found(self, name: str, data: Any, before: StepFindings | None, half: int) -> StepFindings:
+    def _found(
+        self, trial: OwnTrial, name: str, data: Any, before: StepFindings | None, half: int
+    ) -> StepFindings:
         """What a trial on these rows finds, and those before it. Collective."""
-        verdict = self._trial.verdict(  # type: ignore[union-attr]
+        verdict = trial.verdict(
             self._functions[name],
             data,
             lambda: self._variables(name, data),
@@ -200,14 +202,12 @@ class CustomSteps:
             self._is_eager,
             half,
         )
-        if self._metrics.state is not None:
-            self._metrics.state.include(self.metrics)
+        self._metrics.state.include(self.metrics)
         everyone = self._peers.all_gather_objects(verdict, "what a step computes")
         known = [] if before is None else [before.verdict]
-        returned = self._trial.returned  # type: ignore[union-attr]
         tries = 1 if before is None else before.tries + 1
         total = agreed([*known, *everyone])
-        return StepFindings(name, total, self._gradients, self._metrics, returned, tries)
+        return StepFindings(name, total, self._gradients, self._metrics, trial.returned, tries)
 
     def run(self, name: str, x: Any, labels: Labels, span: RowSpan) -> dict[str, Any]:
         """Run a step on this replica's rows; what it returned, of all replicas. Collective.
@@ -227,7 +227,7 @@ class CustomSteps:
             if "train_step" not in self:  # Keras's own trains, by other seeds on each replica
                 seeds = self._draws.use_leaders(seed_states(self._model))
             self._gradients.set_share(share)
-            self._metrics.state.begin(self._findings[name].weights(share))  # type: ignore[union-attr]
+            self._metrics.state.begin(self._findings[name].weights(share))
         self._same.error = None
         try:
             logs = self._functions[name](data, labels.share, labels.factors)
