@@ -1,5 +1,7 @@
 """What is left out for its time, unless --everything is asked for."""
 
+import gc
+
 import pytest
 
 
@@ -17,3 +19,9 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="for its time only with --everything"))
+
+
+def pytest_collection_finish(session):
+    """Keep what TensorFlow's import has made out of all garbage collections, for their time."""
+    gc.collect()
+    gc.freeze()

@@ -344,7 +344,7 @@ class Branching(Own):
 )
 def test_what_replicas_do_apart_is_refused(kind: type[Own], eager: bool, words: str) -> None:
     """Alike on all ranks, before anything of it is learnt."""
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(5)
     model, (x, y) = kind(), data()
     x[:] = np.clip(x, -1, 1)
