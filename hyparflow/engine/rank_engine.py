@@ -59,9 +59,12 @@ class RankEngine:
     @property
     def stand_ins(self) -> frozenset[str]:
         """The commands in which all replicas must take part, whether or not they have rows."""
+        names = {"predict"} if "predict_step" in self.own else set()
         if "train_step" in self.own or "test_step" in self.own:
-            return frozenset(("train", "test"))
-        return frozenset(("train",) if self.statistics.active else ())
+            names |= {"train", "test"}
+        elif self.statistics.active:
+            names |= {"train"}
+        return frozenset(names)
 
     def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""

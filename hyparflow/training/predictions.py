@@ -45,7 +45,7 @@ class Predictor:
         """
         outputs = self._compute(batch, program)
         is_leader = self._world.rank == LEADER
-        if self._grid.is_last(self._world.rank) and outputs:
+        if self._grid.is_last(self._world.rank) and outputs and not batch.is_stand_in:
             columns = [
                 np.concatenate([np.asarray(t) for t in c]) for c in zip(*outputs, strict=True)
             ]

@@ -61,7 +61,8 @@ def unfrozen(fit: Callable[[Any], Any], eager: bool) -> None:
 def test_optimizer_of_other_variables(
     change: Callable[..., None], eager: bool, partitions: int
 ) -> None:
-    keras.utils.clear_session(free_memory=False)  # or names count what was made before, more on the leader
+    # Or names count what was made before, which is more on the leader.
+    keras.utils.clear_session(free_memory=False)
     with pytest.raises(ValueError, match="Unknown variable") as caught:
         change(fitter(partitions), eager)
     assert all(text == str(caught.value) for text in WORLD.allgather(str(caught.value)))

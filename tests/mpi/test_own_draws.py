@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -245,6 +246,72 @@ def test_an_evaluation_that_draws() -> None:
 
     x, y = data()
     compare(make, validation_data=(x[:13], y[:13]))
+
+
+class Predicting(keras.Model):
+    """Draws when it predicts: one number for all rows, and some for each."""
+
+    seeds: Any
+
+    def predict_step(self, data: Any) -> Any:
+        x = data * keras.random.uniform((), seed=self.seeds)
+        return self(x) + keras.random.normal((ops.shape(x)[0], 2), seed=self.seeds)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_predictions_that_draw(jit_compile: bool) -> None:
+    def predicted(predict: Callable[..., Any], jit_compile: bool) -> Any:
+        keras.utils.set_random_seed(5)
+        inputs = keras.Input((4,))
+        model = Predicting(inputs, layers.Dense(2)(inputs))
+        model.seeds = keras.random.SeedGenerator(3)
+        model.compile(jit_compile=jit_compile)
+        x, _ = data()
+        return [predict(model, x[:rows], batch_size=BATCH, verbose=0) for rows in (17, ROWS)]
+
+    expected = on_leader(lambda: predicted(keras.Model.predict, False))
+    found = predicted(functools.partial(hf.predict, strategy="data"), jit_compile)
+    faults = []
+    for number, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
+        faults += differences(f"call {number}", actual, wanted, 1e-10)
+    require_none(faults, "own predict_step")
+
+
+class Both(ByKeras):
+    """Trains and predicts by steps of its own, which draw from one generator."""
+
+    def predict_step(self, data: Any) -> Any:
+        return self(data) + keras.random.normal((ops.shape(data)[0], 1), seed=self.seeds)
+
+
+def test_training_goes_on_from_what_predictions_drew() -> None:
+    """One replica had no rows in the last batch that was predicted."""
+
+    def make() -> Any:
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(5)
+        model = Both()
+        model(data()[0][:1])
+        model.compile(SGD(0.05))
+        return model
+
+    class Predicts(keras.callbacks.Callback):
+        """In the middle of a training."""
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.predict(data()[0][:17], batch_size=BATCH, verbose=0)
+
+    def fitted(model: Any, fit: Callable[..., Any], **layout: Any) -> list[Any]:
+        arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0, "epochs": 2} | layout
+        history = fit(model, *data(), callbacks=[Predicts()], **arguments).history
+        return [*history.values(), *(np.array(v) for v in model.get_weights())]
+
+    expected = on_leader(lambda: fitted(make(), keras.Model.fit))
+    found = fitted(make(), hf.fit, strategy="data")
+    faults = []
+    for number, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
+        faults += differences(f"value {number}", actual, wanted, 1e-10)
+    require_none(faults, "predictions within training")
 
 
 class Scaled(Own):

@@ -82,15 +82,19 @@ class StepDraws:
             states = self._peers.broadcast_object(generator_states(), 0, "random generators")
             set_generator_states(states)
 
-    def use_leaders(self, seeds: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Give this replica the leader's seeds; its own, to set back after a step. Collective."""
-        if not (self._sizes or self._fixed or self._symbolic):
-            return []  # steps draw nothing
+    @contextlib.contextmanager
+    def leaders_seeds(self, seeds: Sequence[Any]) -> Iterator[None]:
+        """While open, this replica draws by the leader's seeds, and by its own again afterwards.
+        Collective.
+        """
         mine = [state.numpy() for state in seeds]
         leaders = self._peers.broadcast_object(mine, 0, "random seeds")
         for state, value in zip(seeds, leaders, strict=True):
             state.assign(value)
-        return [] if self._peers.rank == 0 else list(zip(seeds, mine, strict=True))
+        yield
+        if self._peers.rank:
+            for state, value in zip(seeds, mine, strict=True):
+                state.assign(value)
 
     def forget_sizes(self) -> bool:
         """Forget the sizes that were noted of the last step; whether there were any."""

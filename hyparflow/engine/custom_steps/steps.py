@@ -145,12 +145,9 @@ class CustomSteps:
 
         if self._is_eager:
             return run
-        # Gradients and metrics are exchanged between ranks within these: XLA is refused there.
-        by_xla = self._is_by_xla(name) or None
-        return tf.function(run, autograph=False, reduce_retracing=True, jit_compile=by_xla)
-
-    def _is_by_xla(self, name: str) -> bool:
-        return name == "predict_step" and bool(asked_for_xla(self._model))
+        # XLA must know all sizes, and lets nothing be exchanged: it is refused for other steps.
+        by_xla = name == "predict_step" and self._draws is None and asked_for_xla(self._model)
+        return tf.function(run, autograph=False, reduce_retracing=True, jit_compile=by_xla or None)
 
     @contextlib.contextmanager
     def _adapted(self, name: str, share: Any, factors: Any) -> Iterator[None]:
@@ -160,8 +157,7 @@ class CustomSteps:
             return
         self._gradients.begin()
         with contextlib.ExitStack() as stack:
-            if not self._is_by_xla(name):  # which must know all sizes
-                stack.enter_context(self._draws.around(name))
+            stack.enter_context(self._draws.around(name))
             stack.enter_context(optimizer_calls(self._gradients.around))
             stack.enter_context(metric_calls(self._metrics.around))
             if self._terms is not None:
@@ -221,22 +217,18 @@ class CustomSteps:
             ValueError: if replicas do not the same.
         """
         data, share = _packed(x, labels.y, labels.sample_weight), float(labels.share)
-        seeds: list[tuple[Any, Any]] = []
         if self._draws is not None:
             self._draws.begin(span, self._is_eager)
-            if "train_step" not in self:  # Keras's own trains, by other seeds on each replica
-                seeds = self._draws.use_leaders(seed_states(self._model))
             self._gradients.set_share(share)
             self._metrics.state.begin(self._findings[name].weights(share))
         self._same.error = None
         try:
-            logs = self._functions[name](data, labels.share, labels.factors)
+            with self._common_seeds():
+                logs = self._functions[name](data, labels.share, labels.factors)
         except Exception:
             if self._same.error is not None:
                 raise self._same.error from None
             raise
-        for state, value in seeds:
-            state.assign(value)
         logs = logs if isinstance(logs, dict) else {}
         if self._draws is not None:
             found = self._findings[name]
@@ -256,11 +248,19 @@ class CustomSteps:
         return [self._state.name(v) for v in odd]
 
     def predict(self, x: Any, span: RowSpan) -> Any:
-        """Run the model's own `predict_step` on this replica's rows."""
+        """Run the model's own `predict_step` on this replica's rows. Collective."""
         if self._draws is not None:
-            self._draws.set(span)
+            self._draws.begin(span, self._is_eager)
         share, factors = tf.ones([], tf.float64), tf.zeros([0], tf.float64)
-        return self._functions["predict_step"](_packed(x, None, None), share, factors)
+        with self._common_seeds():
+            return self._functions["predict_step"](_packed(x, None, None), share, factors)
+
+    def _common_seeds(self) -> contextlib.AbstractContextManager[None]:
+        """While open, all replicas draw by the leader's seeds."""
+        if self._draws is None or "train_step" in self:  # which has them alike at all times
+            return contextlib.nullcontext()
+        # Keras's own step trains, by other seeds on each replica.
+        return self._draws.leaders_seeds(seed_states(self._model))
 
     def _optimizers(self) -> list[Any]:
         held = optimizers_of(self._model)
