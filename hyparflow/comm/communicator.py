@@ -20,7 +20,7 @@ from hyparflow.comm.deadline import Deadline
 from hyparflow.comm.half_precision_sum import Add, rounded_sum
 from hyparflow.comm.message_log import MessageLog, wants_messages
 from hyparflow.comm.recorder import EventKind, Recorder
-from hyparflow.comm.requests import Pending, SentMessage
+from hyparflow.comm.requests import Pending, Transfer
 from hyparflow.comm.tags import FIRST_OF_SUMS, SMALLEST_LIMIT
 from hyparflow.comm.timeout import Waiting
 
@@ -88,30 +88,30 @@ class Communicator:
 
     # --- messages between two ranks ---
 
-    def send(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         """Start to send a contiguous `array`, which must not change until the requests are done."""
         if self._log is not None:
             self._log.sends(array, peer, tag)
         return [
-            SentMessage(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
+            Transfer(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
             for part in chunks(as_bytes(array))
         ]
 
-    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         """Start to receive into a contiguous `array`."""
         if self._log is not None:
             self._log.receives(array, peer, tag)
         return [
-            SentMessage(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
+            Transfer(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
             for part in chunks(as_bytes(array))
         ]
 
-    def wait_all(self, requests: Sequence[SentMessage], what: str) -> None:
+    def wait_all(self, requests: Sequence[Transfer], what: str) -> None:
         """Wait for all `requests`."""
         for request in requests:
             self.wait(request.handle, what)
 
-    def send_object(self, value: Any, peer: int, tag: int) -> list[SentMessage]:
+    def send_object(self, value: Any, peer: int, tag: int) -> list[Transfer]:
         """Start to send any picklable `value`."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
         size = np.array([data.size], np.int64)
@@ -205,7 +205,7 @@ class Communicator:
     ) -> Pending:
         """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
 
-        What travels is as small as the type, and all ranks get the same (`rounded_sum.py`).
+        What travels is as small as the type, and all ranks get the same (`half_precision_sum.py`).
 
         Args:
             array: where the sum goes.

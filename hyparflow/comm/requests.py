@@ -1,4 +1,4 @@
-"""What is under way between ranks while they do other work."""
+"""Messages and sums that go on between ranks while these do other work."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Pending", "SentMessage", "Together"]
+__all__ = ["Pending", "Together", "Transfer"]
 
 
 @dataclass
-class SentMessage:
-    """A message under way; `keep` holds its buffer alive until it is done."""
+class Transfer:
+    """One message that is being sent or received.
+
+    Attributes:
+        handle: the request of MPI.
+        keep: the buffer, which must not be freed before the message has been sent or received.
+    """
 
     handle: Any
     keep: Any

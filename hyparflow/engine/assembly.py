@@ -154,7 +154,10 @@ def _held(
 
 @contextlib.contextmanager
 def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], None]]:
-    """While open, calls of the model leave no trace, and replicas exchange nothing."""
+    """A context for trial calls of the model: their effects are undone, replicas exchange nothing.
+
+    Yields a function that undoes the effects of the calls so far.
+    """
     statistics.aside = True
     try:
         with fixed_moments(model), untouched(model) as undo:

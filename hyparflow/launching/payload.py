@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyparflow.comm.portable_errors import portable
-from hyparflow.launching.folder import room_needed
+from hyparflow.launching.folder import explain_out_of_space
 from hyparflow.launching.installation import install_command
 from hyparflow.launching.pickled_models import is_model, keras_settings, reduce_model
 
@@ -63,7 +63,7 @@ def write_call(folder: Path, call: RemoteCall) -> None:
         RuntimeError: if there is no room for it.
         ValueError: if something in it cannot be sent to another process.
     """
-    with room_needed(folder):
+    with explain_out_of_space(folder):
         (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd(), keras_settings()]))
     _write(folder, _CALL, tuple(call))
 
@@ -106,7 +106,7 @@ def _write(folder: Path, name: str, value: Any) -> None:
     """Pickle `value`: the file is complete or not there."""
     buffer = io.BytesIO()
     try:
-        with room_needed(folder):
+        with explain_out_of_space(folder):
             _pickler(buffer, folder, name).dump(value)
             part = folder / f"part-{name}"
             part.write_bytes(buffer.getvalue())

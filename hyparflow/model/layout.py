@@ -68,5 +68,5 @@ def cut_model(model: Any, options: Options) -> ModelCut:
         return ModelCut(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.num_stages, options.lpp, options.pace)
+    partitioning = divide(operations, options.num_stages, options.lpp, options.balanced_for)
     return ModelCut(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from hyparflow.model.keras_internals.callbacks import write_scalars
-from hyparflow.training.commands import Gather, MeasurePace, TellPace
+from hyparflow.training.commands import Gather, MeasureThroughput, TellThroughput
 from hyparflow.training.worker import Worker
 
 __all__ = ["ThroughputToBoards", "WeightsIn", "WeightsOut", "find_boards"]
@@ -53,7 +53,7 @@ def find_boards(callbacks: Sequence[Any]) -> list[Any]:
 
 
 class ThroughputToBoards(keras.callbacks.Callback):
-    """Writes an epoch's pace beside what TensorBoard callbacks write of it.
+    """Writes an epoch's throughput beside what TensorBoard callbacks write of it.
 
     Args:
         boards: these callbacks.
@@ -65,10 +65,10 @@ class ThroughputToBoards(keras.callbacks.Callback):
         self._boards, self._worker = boards, worker
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._worker.order(MeasurePace())
+        self._worker.order(MeasureThroughput())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        pace = self._worker.order(TellPace())
-        values = {f"epoch_{name}": value for name, value in pace.items()}
+        throughput = self._worker.order(TellThroughput())
+        values = {f"epoch_{name}": value for name, value in throughput.items()}
         for board in self._boards:
             write_scalars(board, values, epoch)

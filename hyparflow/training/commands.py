@@ -17,14 +17,14 @@ __all__ = [
     "Finalize",
     "Finish",
     "Gather",
-    "MeasurePace",
+    "MeasureThroughput",
     "Predict",
     "Scatter",
     "StepCommand",
     "Stop",
     "TakeBack",
     "TellEpoch",
-    "TellPace",
+    "TellThroughput",
     "Train",
     "Write",
 ]
@@ -150,12 +150,12 @@ class Finish(Command):
 
 
 @dataclass
-class MeasurePace(Command):
-    """From now on, note how long what takes."""
+class MeasureThroughput(Command):
+    """From now on, measure how fast the steps are."""
 
 
 @dataclass
-class TellPace(Command):
+class TellThroughput(Command):
     """How fast were the steps since this was last asked?"""
 
 

@@ -19,13 +19,13 @@ from hyparflow.training.commands import (
     DrawBatch,
     Evaluate,
     Fail,
-    MeasurePace,
+    MeasureThroughput,
     Predict,
     StepCommand,
     Stop,
     TakeBack,
     TellEpoch,
-    TellPace,
+    TellThroughput,
     Train,
 )
 from hyparflow.training.feed import Data, Feed
@@ -64,7 +64,7 @@ class Worker:
         self.weights = SharedWeights(model, part.sync, world)
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
-        self._pace: Throughput | None = None
+        self._throughput: Throughput | None = None
         feed = Feed(call, world, part.losses, part.stand_ins)
         self._context = StepContext(
             model=model,
@@ -83,8 +83,8 @@ class Worker:
             Predict: PredictionSteps(self._context),
             TellEpoch: feed.epoch,
             DrawBatch: feed.draw,
-            MeasurePace: self._measure_pace,
-            TellPace: self._tell_pace,
+            MeasureThroughput: self._measure_throughput,
+            TellThroughput: self._tell_throughput,
         }
         self._add_steps()
 
@@ -172,15 +172,15 @@ class Worker:
             self._carry_out(command)
             self.in_command = False
 
-    # --- pace ---
+    # --- throughput ---
 
     def _note_rows(self, rows: int) -> None:
-        if self._pace is not None:
-            self._pace.add(rows)
+        if self._throughput is not None:
+            self._throughput.add(rows)
 
-    def _measure_pace(self, command: MeasurePace) -> None:
-        self._pace = Throughput(self._world)
+    def _measure_throughput(self, command: MeasureThroughput) -> None:
+        self._throughput = Throughput(self._world)
 
-    def _tell_pace(self, command: TellPace) -> dict[str, float]:
+    def _tell_throughput(self, command: TellThroughput) -> dict[str, float]:
         """On the leader, how fast the steps were since it was last asked."""
-        return {} if self._pace is None else self._pace.take()
+        return {} if self._throughput is None else self._throughput.take()

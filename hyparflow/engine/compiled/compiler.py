@@ -35,22 +35,22 @@ class Pair(Protocol):
     """A forward and its backward, compiled once for arguments of any number of rows."""
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward`, or `early`, needs."""
+        """The outputs of the forward, and the state that `backward`, or `early`, needs."""
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second, after one of the `finishes`."""
+        """What one of the `finishes` makes of the results of the backward."""
 
     def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, and what `late` needs."""
+        """The first half of the results of the backward, and the state that `late` needs."""
 
     def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing in place of the first."""
+        """What one of the `finishes` makes of `([], second half of the results)`."""
 
     def types(self, saved: Any) -> Any:
-        """The types of arguments that what `forward` saved was compiled for."""
+        """The types of the arguments of the `forward` that returned the state `saved`."""
 
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
-        """Compile for arguments of these types, or like these; the second as one or in two."""
+        """Compile for arguments of these types, or like these; the backward in two if `in_two`."""
 
 
 class Fillable(Protocol):
@@ -98,7 +98,8 @@ class Compiler(Protocol):
 
         Args:
             computation: the two.
-            finishes: what may be done with the results of the second, and is returned then.
+            finishes: functions of the results of the backward, one of which is compiled with it;
+                `backward` and `late` choose by its number.
             constant: variables that nothing but the optimizer changes.
             jit_compile: whether XLA compiles.
         """

@@ -188,7 +188,10 @@ class Split:
         return front
 
     def _cheap_again(self, constant: Collection[int]) -> set[Any]:
-        """Operations of the first function that the second does better again than be given."""
+        """Operations of the first function that are cheaper to repeat in the second than to keep.
+
+        They are constants, reads of variables in `constant` (ids), and views of these.
+        """
         captured = self._parts.captured
         handles = {name for name, outer in captured.items() if id(outer) in constant}
         front = self._parts.operations[: self._boundary]

@@ -28,7 +28,8 @@ _UNKNOWN = -1
 
 # (inputs, share) -> the gradients of the weights.
 Gradients = Callable[..., list[Any]]
-# While what it returns is open, calls of the model leave no trace; it gives what undoes one.
+# Makes a context for trial calls of the model, whose effects (on metrics, moving statistics, other
+# ranks) are undone when it closes; the function that it gives undoes those of the calls so far.
 Aside = Callable[[], contextlib.AbstractContextManager[Callable[[], None]]]
 
 

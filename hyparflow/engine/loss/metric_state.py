@@ -83,7 +83,7 @@ class MetricState:
         self._writer([flat])
 
     def start(self) -> None:
-        """Before a call of the user's: the leader's metrics are as Keras has them."""
+        """Begin a call of `fit` or `evaluate`: all ranks but the leader reset their metrics."""
         if self._world.rank != LEADER:
             self.reset()
 
@@ -93,7 +93,7 @@ class MetricState:
 
     @contextlib.contextmanager
     def paused(self, is_paused: bool) -> Iterator[None]:
-        """Forget what is updated meanwhile, if `is_paused`: rows that stand in do not count."""
+        """Undo updates of metrics when closed, if `is_paused`: placeholder rows do not count."""
         state = self._read() if is_paused else None
         yield
         if state is not None:
@@ -108,7 +108,15 @@ class MetricState:
         self._base = np.array(self._read()) if is_leader else self._initial
 
     def contribution(self, variables: Sequence[Any], values: np.ndarray) -> np.ndarray:
-        """What this rank adds to the states of `variables`, whose present values these are."""
+        """What this rank adds to metric variables in a step of the model's own.
+
+        Args:
+            variables: variables of metrics.
+            values: their present values, as one flat vector.
+
+        Returns:
+            A vector like `values`; added up over the ranks it gives the values after the step.
+        """
         if any(id(v) not in self._places for v in variables):
             return np.array(values)  # made in this step, which the next knows
         return self._weighted(values, np.concatenate([self._places[id(v)] for v in variables]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching.doctor.finding import OK, PROBLEM, Finding
 from hyparflow.launching.installation import install_command
-from hyparflow.model.versions import LEAST, found_version, is_too_old
+from hyparflow.model.versions import MINIMUM, found_version, is_too_old
 
 __all__ = ["check_packages", "version_of"]
 
@@ -48,7 +48,7 @@ def _tensorflow() -> Finding:
         fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
         return Finding("TensorFlow", PROBLEM, "not installed", fix)
     if is_too_old("tensorflow", version):
-        fix = f'pip install "{package}>={LEAST["tensorflow"]}"'
+        fix = f'pip install "{package}>={MINIMUM["tensorflow"]}"'
         return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
     return Finding("TensorFlow", OK, f"{package} {version}")
 
@@ -57,7 +57,7 @@ def _keras() -> Finding:
     version = found_version("keras")[1]
     if not version or is_too_old("keras", version):
         text = version or "not installed"
-        return Finding("Keras", PROBLEM, text, f'pip install "keras>={LEAST["keras"]}"')
+        return Finding("Keras", PROBLEM, text, f'pip install "keras>={MINIMUM["keras"]}"')
     return Finding("Keras", OK, version)
 
 
