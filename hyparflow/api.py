@@ -225,7 +225,7 @@ def _automatic(
         return parallel, args, kwargs
     from hyparflow.model.checks import check_model
     from hyparflow.training.auto import PlanCache, plan_fit
-    from hyparflow.training.data_arguments import bound
+    from hyparflow.training.data_arguments import keras_arguments
 
     with abort.alike():
         check_model(model)
@@ -233,7 +233,7 @@ def _automatic(
         resolve(ranks.size, **{k: v for k, v in parallel.items() if k not in left_open})
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or PlanCache()
-        arguments = bound(model, "fit", args, kwargs)
+        arguments = keras_arguments(model, "fit", args, kwargs)
         return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
 
 

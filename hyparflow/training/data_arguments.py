@@ -16,7 +16,7 @@ from hyparflow.model.keras_internals.data import is_array_data, is_ragged, unpac
 from hyparflow.model.keras_internals.data import is_stream as is_stream_of_keras
 from hyparflow.training.data.array_source import ArraySource, dense
 
-__all__ = ["array_source", "bound", "check_data", "validation_parts"]
+__all__ = ["array_source", "check_data", "keras_arguments", "validation_parts"]
 
 _REMEDIES: dict[Any, str] = {  # of what is no data
     list: "Make arrays of lists of numbers: np.array(...).",
@@ -25,7 +25,9 @@ _REMEDIES: dict[Any, str] = {  # of what is no data
 }
 
 
-def bound(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def keras_arguments(
+    model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """The arguments by name, as the model's own `method` takes them.
 
     Raises:

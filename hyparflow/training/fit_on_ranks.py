@@ -24,7 +24,7 @@ from hyparflow.options import declared, resolve
 from hyparflow.planning.as_arguments import as_plan
 from hyparflow.tracing.collect import wants_trace
 from hyparflow.training.data.array_source import ArraySource
-from hyparflow.training.data_arguments import bound
+from hyparflow.training.data_arguments import keras_arguments
 
 __all__ = ["fit_on_ranks"]
 
@@ -72,7 +72,7 @@ def fit_on_ranks(
         ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
     """
     check_model(model)
-    bound(model, "fit", args, kwargs)
+    keras_arguments(model, "fit", args, kwargs)
     wants_trace(own["trace"])
     _check_options(options)
     ranks = {"num_ranks": _num_ranks(own)} | dict(options)

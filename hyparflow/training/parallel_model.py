@@ -19,7 +19,12 @@ from hyparflow.tracing.collect import TraceRequest, wants_trace
 from hyparflow.training import checks, notices
 from hyparflow.training.call import DEFAULT_BATCH, Call
 from hyparflow.training.data.array_source import ArraySource
-from hyparflow.training.data_arguments import array_source, bound, check_data, validation_parts
+from hyparflow.training.data_arguments import (
+    array_source,
+    check_data,
+    keras_arguments,
+    validation_parts,
+)
 from hyparflow.training.keras_bridge import row_numbers, step_tickets, with_weights
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
@@ -78,7 +83,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "fit", args, kwargs)
+            arguments = keras_arguments(self.model, "fit", args, kwargs)
             require_compiled(self.model, "fit")
             checks.check_optimizer(self.model.optimizer, self.options)
             checks.check_jit_compile(self.model, self.options)
@@ -109,7 +114,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "evaluate", args, kwargs)
+            arguments = keras_arguments(self.model, "evaluate", args, kwargs)
             require_compiled(self.model, "evaluate")
             call = self._call("evaluate", arguments, arguments.get("steps"))
         return self._session.run(
@@ -133,7 +138,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "predict", args, kwargs)
+            arguments = keras_arguments(self.model, "predict", args, kwargs)
             call = self._call("predict", arguments, arguments.get("steps"))
         return self._session.run(
             call,

@@ -10,7 +10,7 @@ from typing import Any
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
 from hyparflow.options import is_given, resolve
-from hyparflow.training.data_arguments import bound
+from hyparflow.training.data_arguments import keras_arguments
 
 __all__ = ["PlainModel"]
 
@@ -71,15 +71,15 @@ class PlainModel:
                 f"Received: trace={trace!r}. Start several ranks, or use Keras's TensorBoard.",
                 stacklevel=users_stack_level(),
             )
-        return self.model.fit(**bound(self.model, "fit", args, kwargs))
+        return self.model.fit(**keras_arguments(self.model, "fit", args, kwargs))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Call Keras's `evaluate`."""
-        return self.model.evaluate(**bound(self.model, "evaluate", args, kwargs))
+        return self.model.evaluate(**keras_arguments(self.model, "evaluate", args, kwargs))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Call Keras's `predict`."""
-        return self.model.predict(**bound(self.model, "predict", args, kwargs))
+        return self.model.predict(**keras_arguments(self.model, "predict", args, kwargs))
 
     @property
     def num_replicas(self) -> int:
