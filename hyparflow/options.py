@@ -41,9 +41,9 @@ def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any
     """A parallel argument.
 
     Args:
-        default: where the user says nothing.
-        check: refuses what cannot be meant.
-        meaning: what `help` and the documentation say.
+        default: the value if the user gives none.
+        check: refuses values that are not valid.
+        meaning: the text for `help` and the documentation.
         more: planned=True where `hyparflow.plan` decides it if the user does not; per_call=True
             where nothing that is built for a model depends on it; choices: names to choose from;
             several=True where it is a list of numbers, for the command line.
@@ -172,7 +172,7 @@ class Options:
 
     @property
     def num_stages(self) -> int:
-        """Into how many stages the model is cut."""
+        """The number of stages that the model is cut into."""
         return self.grid.placement.num_stages
 
     @property
@@ -208,7 +208,7 @@ def planned_names() -> list[str]:
 
 
 def is_given(name: str, value: Any) -> bool:
-    """Whether a value of an argument says more than its default."""
+    """Whether the value of an argument differs from its default."""
     default = declared()[name].default
     return not (value is default or (type(value) is type(default) and value == default))
 
@@ -216,13 +216,13 @@ def is_given(name: str, value: Any) -> bool:
 def taking_options(
     names: Iterable[str] | None = None, alone: bool = False
 ) -> Callable[[_Function], _Function]:
-    """Give a function, which takes ``**kwargs``, the parallel arguments in its signature.
+    """Add the parallel arguments to the signature of a function that takes ``**kwargs``.
 
     In its docstring, a line ``{options}`` becomes their meanings.
 
     Args:
-        names: of those that it takes; None for all.
-        alone: whether it takes no other keyword.
+        names: the arguments to add; None for all.
+        alone: whether the function takes no other keyword.
     """
     return with_keywords([declared()[name] for name in names or declared()], alone)
 
@@ -250,7 +250,7 @@ def resolve(size: int, **arguments: Any) -> Options:
     schedule = "1f1b" if given.schedule == "auto" else given.schedule
     alone = given.stages_per_partition is None or replicas == 1
     if partitions == 1 and several > 1 and alone:
-        schedule, several = "1f1b", 1  # no pipeline, and no sums to make meanwhile
+        schedule, several = "1f1b", 1  # no pipeline, and no sums that could overlap
     return replace(
         given,
         strategy=None,

@@ -26,8 +26,8 @@ from hyparflow.comm.timeout import Waiting
 
 __all__ = ["Communicator"]
 
-_EAGER = 0.5  # seconds of a wait after which deadline and notices are looked at in any case
-_EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
+_EAGER = 0.5  # seconds of a wait after which deadline and notices are checked in any case
+_EMBEDDED = 4096  # bytes of an object that are broadcast together with its length
 
 
 class Communicator:
@@ -182,17 +182,17 @@ class Communicator:
         return parts
 
     def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
-        """Add `array`, or `mine` where it is given, of all ranks into `array` on all ranks."""
+        """Add the ranks' `array`s, or their `mine` if given; `array` holds the sum on all ranks."""
         self.start_sum(array, what, mine).wait()
 
     def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
-        """Begin what `sum` does; neither array may change until it is done."""
+        """Begin a `sum`; neither array may change until it is done."""
         if self._log is not None:
             self._log.sums(array)
         return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
 
     def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
-        """The operations of a sum; as long as it is not done, it keeps both arrays."""
+        """The MPI operations of a sum; the iterator keeps both arrays alive until it ends."""
         parts = chunks(array)
         sources = [self._mpi.IN_PLACE] * len(parts)
         if mine is not None:
@@ -205,7 +205,7 @@ class Communicator:
     ) -> Pending:
         """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
 
-        What travels is as small as the type, and all ranks get the same (`half_precision_sum.py`).
+        Messages have the size of this type; all ranks get the same (`half_precision_sum.py`).
 
         Args:
             array: where the sum goes.

@@ -25,7 +25,7 @@ __all__ = ["Transport"]
 _MAX_AXES = 16
 _PART = 2 + _MAX_AXES  # type, number of axes, sizes
 _HEADER = 2 * _PART  # tensor and mask
-_MISSING = -1  # for the type of what there is not
+_MISSING = -1  # stands for the type of a missing part
 _TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
@@ -69,7 +69,7 @@ class Transport:
         self._consumers = [placement.partitions[edge.consumer] for edge in edges]
         self._masked = masked
         self._fixed = fixed_shapes
-        self._forms: dict[tuple[int, int], list[_Form]] = {}  # by edge and rows, of all parts
+        self._forms: dict[tuple[int, int], list[_Form]] = {}  # (edge, rows) -> tensor and mask
         self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
         self._incoming: dict[tuple[int, int], _Incoming] = {}  # by sender and tag
         self._outgoing: list[Transfer] = []
@@ -201,7 +201,7 @@ def _header(forms: Sequence[_Form]) -> np.ndarray:
 
 
 def _read(header: np.ndarray) -> list[_Form]:
-    """What `_header` described."""
+    """The shapes and types in a header."""
     return [
         None
         if kind == _MISSING

@@ -53,11 +53,11 @@ class Partitioning:
         return range(self.boundaries[stage], self.boundaries[stage + 1])
 
     def gradient_inputs(self, stage: int) -> list[Edge]:
-        """The edges on which `stage` gives a gradient back."""
+        """The edges on which `stage` sends a gradient back."""
         return [edge for edge in self.edges if edge.consumer == stage and edge.carries_gradient]
 
     def gradient_outputs(self, stage: int) -> list[int]:
-        """The tensors of `stage` of which a gradient comes back."""
+        """The tensors of `stage` whose gradient comes back from later stages."""
         given = [e.tensor for e in self.edges if e.producer == stage and e.carries_gradient]
         return list(dict.fromkeys(given))
 

@@ -79,7 +79,7 @@ def interleaved(placement: Placement, num_microbatches: int) -> Schedule:
         stages = placement.stages(partition)
         forwards = [Action(s, _F, m) for group in groups for s in stages for m in group]
         backwards = [Action(s, _B, m) for group in groups for s in stages[::-1] for m in group]
-        each = 2 if further else 1  # forwards per partition that comes after
+        each = 2 if further else 1  # forwards ahead for each later partition
         ahead = (num_partitions - 1 - partition) * each
         ahead += further * max(map(len, groups), default=0)
         ahead = min(ahead, len(forwards))
@@ -113,10 +113,10 @@ def _groups(num_partitions: int, count: int) -> list[range]:
 def zero_bubble(placement: Placement, num_microbatches: int) -> Schedule:
     """1F1B with backwards in two parts (Qi et al. 2024, "Zero Bubble Pipeline Parallelism").
 
-    `I` gives the gradients that the stage before waits for; `W`, those of the weights, fills the
-    time in which a partition would wait. No partition keeps more activations than that of P
-    micro-batches. The order is that of a machine on which all three take one unit of time: each
-    partition runs what is ready, what is furthest on its way first, and a `W` last.
+    `I` computes the gradients that the stage before waits for; `W`, the gradients of the weights,
+    fills the time in which a partition would wait. No partition keeps the activations of more than
+    P micro-batches. The order follows from a simulation in which `F`, `I` and `W` take one unit of
+    time: each partition runs an action that is ready, later stages first, and a `W` last.
 
     With one stage per partition that is H1 (section 3); with two, placed as a V, ZB-V (section 6),
     with idle share ``(P - 1) / (6 M + P - 1)`` where M is a multiple of P.
@@ -133,7 +133,7 @@ def zero_bubble(placement: Placement, num_microbatches: int) -> Schedule:
 
 
 class _Progress:
-    """What is done of a schedule whose computations all take one unit of time.
+    """Which computations of a schedule are done, if each takes one unit of time.
 
     Args:
         placement: of the stages.
@@ -151,7 +151,7 @@ class _Progress:
             self._done[action.kind][action.stage] += 1
 
     def ready(self, partition: int) -> Iterator[Action]:
-        """What a partition could do next, the best first."""
+        """The actions that a partition could run next, the best first."""
         stages = self._placement.stages(partition)
         for stage in stages:
             if self._has_gradient(stage):
@@ -173,7 +173,7 @@ class _Progress:
         return self._done[_F][stage] < given
 
     def _has_room(self, stage: int, stages: tuple[int, ...]) -> bool:
-        """Whether activations may be kept, and the stages that come later can go on meanwhile."""
+        """Whether there is memory for more activations, with some left for later stages."""
         kept = {s: self._done[_F][s] - self._done[_W][s] for s in stages}
         most = self._placement.num_stages
         later = len(stages) - 1 - stages.index(stage)

@@ -1,6 +1,6 @@
-"""What a compiler of stages can do: the border between hyparflow and TensorFlow's insides.
+"""The interface of a compiler of stages: the border to TensorFlow's private parts.
 
-There are two, alike in what they give: `hyparflow.engine.compiled.surgery`, which is fast, and
+There are two compilers, with equal results: `hyparflow.engine.compiled.surgery`, which is fast, and
 `hyparflow.engine.compiled.plain`, which uses nothing but TensorFlow's public API. Which of them a
 process uses is decided in `hyparflow.engine.compiled.choice`, and nowhere else.
 """
@@ -19,8 +19,8 @@ class Computation(NamedTuple):
     """A forward, and its backward, which runs later.
 
     Attributes:
-        compute: (arguments) -> what the forward computes; without a gradient tape.
-        first: (compute, arguments) -> (outputs, state); records what it has `compute` compute.
+        compute: (arguments) -> the results of the forward; without a gradient tape.
+        first: (compute, arguments) -> (outputs, state); calls `compute` under a gradient tape.
         second: (state, further arguments) -> (gradients of inputs, gradients of weights).
         further: (outputs) -> the further arguments, or tensors like them.
     """
@@ -54,24 +54,24 @@ class Pair(Protocol):
 
 
 class Fillable(Protocol):
-    """Room for a tensor that comes from elsewhere.
+    """Memory of a tensor that another rank sends.
 
     Attributes:
-        array: to be written to before `tensor` is called.
+        array: the memory; must be written before `tensor` is called.
     """
 
     array: np.ndarray
 
     def tensor(self) -> Any:
-        """What was written, as a tensor."""
+        """The content of `array` as a tensor."""
 
 
 class Compiler(Protocol):
     """Compiles what stages compute, and what goes on around them.
 
     Attributes:
-        adds: whether a backward may add gradients up in variables of its own; otherwise it returns
-            them.
+        adds: whether a compiled backward may add up gradients in variables of its own; if not, it
+            returns them.
     """
 
     adds: bool
@@ -105,12 +105,12 @@ class Compiler(Protocol):
         """
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> Fillable:
-        """Room for a tensor of this shape and type."""
+        """Memory for a tensor of this shape and type."""
 
     def variable(self, make: Callable[[], Any]) -> Any:
-        """The variable that `make` makes while something is traced, which may use it.
+        """Make a variable by `make` while a function is traced, which may then use it.
 
-        Without `adds` that may be the first trace of a function only.
+        Without `adds` this works in the first trace of a function only.
         """
 
     def seed(self) -> Any:

@@ -37,7 +37,7 @@ def _no_trace() -> Iterator[Callable[[], None]]:
     yield lambda: None
 
 
-# On which inputs, and on which weights, some outputs depend.
+# For each input and for each weight: whether the outputs depend on it.
 Dependence = tuple[list[bool], list[bool]]
 
 
@@ -48,7 +48,7 @@ class Saved:
     outputs: list[Any]
     loss: Any = None
     pair: Any = None  # the forward and backward, compiled
-    state: Any = None  # what goes from one to the other
+    state: Any = None  # what the forward keeps for the backward
     given: Any = None  # (inputs, share), if trial calls need them to find which rows are looked up
     depend: Dependence | None = None  # where the backward is in two parts
 
@@ -134,10 +134,9 @@ class Stage:
         """Compile what training calls, while other ranks compile theirs.
 
         Args:
-            inputs: types of the inputs, as far as they are known; where they prove wrong, it is
-                compiled again.
+            inputs: types of the inputs; if they prove wrong, the stage is compiled again.
             rest: the share n / B of a micro-batch, or for the last stage its labels.
-            kinds: of the steps that it will run.
+            kinds: the kinds of the steps that it will run.
         """
         if self._eager:
             return
@@ -162,7 +161,7 @@ class Stage:
         return self._total
 
     def forward(self, inputs: Any, share: Any) -> Saved:
-        """Forward of a stage that is not the last; `share` is n / B, of rows of the batch."""
+        """Forward of a stage that is not the last; `share` is n / B, its part of the batch."""
         (outputs, loss), state = self._pair.forward((inputs, share))
         return Saved(
             outputs=outputs,
@@ -214,14 +213,14 @@ class Stage:
     def _backward_arguments(
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
     ) -> tuple[tuple[Any, ...], Dependence | None]:
-        """What a backward takes; and what depends on the gradients given, if they are not all."""
+        """The arguments of a backward; and the `Dependence`, if some gradients are None."""
         if saved.pair is self._loss_pair:
             return (), None
         given = list(zip(self._functions.gradient_outputs, output_gradients, strict=True))
         reached = tuple(position for position, gradient in given if gradient is not None)
         if self._eager or len(reached) == len(given):
             return (output_gradients, seed), None
-        # A compiled backward takes all gradients; what depends on none of those given is known.
+        # A compiled backward takes all gradients, so zeros stand for None; `Dependence` tells them.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
         return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
 
@@ -277,7 +276,7 @@ class Stage:
         self._loss_infer(inputs, labels)
 
     def _given(self, inputs: Any, share: Any) -> Any:
-        """Inputs and share, where it must be found out what is looked up."""
+        """(inputs, share), if trial calls may be needed to find which rows are looked up."""
         self._lookups.see(inputs, share)
         return (inputs, share) if self._lookups.needs_inputs else None
 

@@ -1,4 +1,4 @@
-"""What a stage computes: its forward, its backward, its loss, as functions to be traced or run.
+"""Forward, backward and loss of a stage, as functions to be traced or run.
 
 The only file that calls TensorFlow's gradients.
 """
@@ -56,7 +56,7 @@ class StageFunctions:
     def forward(
         self, compute: Callable[..., tuple[list[Any], Any]], inputs: Any, share: Any
     ) -> tuple[Any, Any]:
-        """What `compute` returns, which must be as from `outputs`, and a state for the backward."""
+        """What `compute(inputs, share)`, like `outputs`, returns; and a state for the backward."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))
@@ -112,7 +112,7 @@ class StageFunctions:
     def forward_loss(
         self, compute: Callable[..., Any], inputs: Any, labels: Labels
     ) -> tuple[Any, Any]:
-        """The forward of the last stage, which gives nothing but a state."""
+        """The forward of the last stage: no outputs, and a state for the backward."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))
