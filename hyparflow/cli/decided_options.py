@@ -47,7 +47,7 @@ def _type_of(option: Field[Any]) -> click.ParamType:
 
 
 def _words(option: Field[Any]) -> str:
-    """The help text of an option."""
+    """The end of an option's help text: what a plan must keep to."""
     words = option.name.removeprefix("num_").replace("_", " ").replace("micro", "micro-")
     if option.metadata.get("several"):
         return "these numbers of layers per partition, or per stage"

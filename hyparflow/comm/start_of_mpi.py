@@ -46,9 +46,7 @@ class _Finder:
 
 def _watch(loader: Any) -> None:
     """Patch the loader, if possible, so that the deadline is watched while it loads."""
-    if not isinstance(
-        getattr(loader, "__dict__", None), dict
-    ):  # the loader of some other import hook
+    if not isinstance(getattr(loader, "__dict__", None), dict):  # of some other import hook
         return
     original = loader.exec_module
 

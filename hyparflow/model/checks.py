@@ -47,9 +47,8 @@ def check_can_cut(model: Any) -> None:
         ValueError: naming the class and what to do.
     """
     name = type(model).__name__
-    unbuilt = (
-        isinstance(model, keras.Sequential) and not model.built
-    )  # its input follows from the data
+    # The input of a Sequential model that is not built follows from the data.
+    unbuilt = isinstance(model, keras.Sequential) and not model.built
     if not unbuilt and opened_graph(model) is None:
         raise ValueError(
             "A model can be cut into partitions only if Keras knows its graph: a Functional or "

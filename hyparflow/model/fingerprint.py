@@ -18,12 +18,8 @@ from hyparflow.model.reachable_variables import is_users_own
 __all__ = ["compile_fingerprint", "digest", "model_fingerprint", "values_fingerprint"]
 
 _DEEPEST = 5  # levels of functions within functions
-_COUNTED = (
-    keras.Layer,
-    keras.Loss,
-    keras.Metric,
-    keras.optimizers.Optimizer,
-)  # Keras numbers their names
+# Keras numbers the names of these.
+_COUNTED = (keras.Layer, keras.Loss, keras.Metric, keras.optimizers.Optimizer)
 
 
 def digest(value: Any) -> str:

@@ -24,9 +24,8 @@ _HOLD_CODE = ("Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrappe
 _LIBRARIES = ("keras", "keras_hub")
 # Layers of these libraries that mix rows.
 _MIXING = frozenset(["MixUp", "CutMix", "CLIPHead", "SigLIPHead", "MetaCLIP2Head"])
-_CHANGES = frozenset(
-    ["add_loss", "assign", "assign_add", "assign_sub"]
-)  # methods that a call may use
+# Methods by which a call changes state.
+_CHANGES = frozenset(["add_loss", "assign", "assign_add", "assign_sub"])
 
 
 def own_layers(model: Any) -> list[str]:

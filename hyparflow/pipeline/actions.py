@@ -44,10 +44,7 @@ class Kind(str, Enum):
     __hash__ = str.__hash__  # type: ignore[assignment]
 
 
-BACKWARDS = (
-    Kind.BACKWARD,
-    Kind.INPUT_BACKWARD,
-)  # the kinds that take and give gradients of tensors
+BACKWARDS = (Kind.BACKWARD, Kind.INPUT_BACKWARD)  # these take and give gradients of tensors
 COMPUTATIONS = (Kind.FORWARD, *BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
 SENDS = (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT)
 RECEIVES = (Kind.RECEIVE_ACTIVATION, Kind.RECEIVE_GRADIENT)

@@ -192,7 +192,7 @@ class ParallelModel:
             sources["train"] = array_source(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
         checks.check_shards(self.options, sources)
-        rows = None  # a stream will tell
+        rows = None  # known when the stream is opened
         if sources:
             rows = arguments.get("batch_size") or batch_rows(sources["train"], steps)
         call = Call(
@@ -223,7 +223,7 @@ class ParallelModel:
 
     def _trace(self, call: Call, trace: Any) -> None:
         if wants_trace(trace):
-            call.arguments["trace"] = True  # on all ranks or on none
+            call.arguments["trace"] = True  # must be wanted by all ranks or by none
             plan = None if self._plan is None else self._plan.to_values()
             call.trace = TraceRequest(call, trace, plan)
 
@@ -231,7 +231,7 @@ class ParallelModel:
     def _ready(
         call: Call, arguments: dict[str, Any], worker: Worker, stream: Any
     ) -> dict[str, Any]:
-        """What the leader gives to Keras."""
+        """The arguments that the leader gives to Keras."""
         ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
         for name, argument in (("train", "x"), ("validation", "validation_data")):
             if name in call.shards:

@@ -16,8 +16,9 @@ __all__ = ["PlainModel"]
 
 
 def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
-    """The number of ranks that the parallel arguments ask for, as far as they are valid; None if
-    they only say how several would train.
+    """The number of ranks that the parallel arguments ask for, as far as they are valid.
+
+    None if they only say how several ranks would train.
     """
     lpp, each = arguments.get("lpp"), arguments.get("stages_per_partition")
     partitions = arguments.get("num_partitions")
@@ -43,8 +44,8 @@ class PlainModel:
 
     Args:
         model: a Keras model.
-        arguments: the parallel arguments, checked but for the number of ranks; a script made
-            for several ranks then trains in one process and says how to start them.
+        arguments: the parallel arguments. If they ask for several ranks, a warning says how to
+            start these, and training goes on in one process.
 
     Raises:
         ValueError: if an argument is not valid.

@@ -161,7 +161,7 @@ class Stage:
         return self._total
 
     def forward(self, inputs: Any, share: Any) -> Saved:
-        """Forward of a stage that is not the last; `share` is n / B, its part of the batch."""
+        """Forward of a stage that is not the last; `share` is the micro-batch's n / B."""
         (outputs, loss), state = self._pair.forward((inputs, share))
         return Saved(
             outputs=outputs,

@@ -1,4 +1,4 @@
-"""Which layout: all pairs of replicas and partitions, micro-batches, schedules and cuts.
+"""Searches all layouts: replicas and partitions, micro-batches, schedules and cuts.
 
 For each grid and number of micro-batches the best divisions come from dynamic programming
 (`hyparflow.planning.search.cuts`), under the memory limit; a simulation of each with each schedule
