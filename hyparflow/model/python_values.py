@@ -69,7 +69,7 @@ class PythonValues:
         }
 
     def changes(self, required: bool = True) -> list[Change]:
-        """What was changed since `note`.
+        """The changes since `note`.
 
         Args:
             required: whether a call reads the changes; else those that cannot be sent are left out.

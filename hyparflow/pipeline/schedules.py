@@ -214,7 +214,7 @@ TABLE = {
     "gpipe": ScheduleEntry(lambda place, m: gpipe(place.num_partitions, m), is_searched=False),
     "1f1b": ScheduleEntry(lambda place, m: one_forward_one_backward(place.num_partitions, m)),
     "interleaved": ScheduleEntry(interleaved, stages=2, free=True),
-    # Not searched: the two parts of a backward are not measured for each operation.
+    # Not searched: the two parts of a backward are measured for one piece of the model only.
     "zero-bubble": ScheduleEntry(zero_bubble, in_two=True, is_searched=False),
     "zero-bubble-v": ScheduleEntry(
         zero_bubble,

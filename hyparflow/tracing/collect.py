@@ -150,7 +150,7 @@ def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> l
 
 
 def _gather(world: World, grid: Grid, steps: list[list[Event]]) -> list[RankTrace]:
-    """What all ranks recorded, on the leader."""
+    """The recorded events of all ranks, on the leader."""
     what = "the events of all ranks"
     if world.rank != LEADER:
         world.wait_all(world.send_object(steps, LEADER, Tag.EVENTS), what)

@@ -43,7 +43,7 @@ Dependence = tuple[list[bool], list[bool]]
 
 @dataclass
 class Saved:
-    """What a stage keeps of a micro-batch from its forward to its backward."""
+    """The data that a stage keeps of a micro-batch from its forward to its backward."""
 
     outputs: list[Any]
     loss: Any = None

@@ -1,4 +1,4 @@
-"""Which Python packages there are, and whether they are new enough."""
+"""Checks that the Python packages are installed and new enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_packages", "version_of"]
 
 
 def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Finding]:
-    """What is found of Python, TensorFlow and Keras.
+    """Check Python, TensorFlow and Keras.
 
     Args:
         environ: environment variables.
@@ -31,7 +31,7 @@ def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Findi
 
 
 def version_of(package: str) -> str:
-    """The version of a package that is installed; empty without it."""
+    """The version of a package; an empty string if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def _backend(environ: Mapping[str, str], settings: Path) -> Finding:
 
 
 def _setting(file: Path) -> str:
-    """The backend that Keras's settings file names; empty where it names none."""
+    """The backend that Keras's settings file names; an empty string if it names none."""
     try:
         require_plain(file, "Keras's settings are a plain file.")
         found = json.loads(file.read_text())

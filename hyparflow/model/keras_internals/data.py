@@ -54,7 +54,7 @@ def is_ragged(value: Any) -> bool:
 
 
 def open_stream(x: Any, **arguments: Any) -> Any:
-    """What Keras reads a dataset, a PyDataset or a generator with, as an `OpenedStream`."""
+    """Open a dataset, a PyDataset or a generator: the adapter by which Keras reads it."""
     from hyparflow.model.keras_internals.streams import OpenedStream
 
     return x if isinstance(x, OpenedStream) else OpenedStream(x, **arguments)

@@ -43,7 +43,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Overheads:
-    """The costs of a step besides its operations, in seconds, or in bytes where it says so.
+    """The costs of a step besides its operations, in seconds; the last ones in bytes.
 
     Attributes:
         call: each compiled call of a stage.

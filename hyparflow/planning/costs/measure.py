@@ -246,7 +246,7 @@ def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
 
 
 def _call_seconds(budget: float) -> np.ndarray:
-    """What a compiled call takes that computes nothing: [(forward, backward, fused)]."""
+    """The seconds of a compiled call that computes nothing: [(forward, backward, fused)]."""
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.ops.negative(keras.ops.negative(inputs)))
     graph = FlatGraph(model, opened_graph(model))

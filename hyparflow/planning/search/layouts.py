@@ -83,7 +83,7 @@ def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCand
 
 
 def _decided(constraints: Constraints) -> str:
-    """What the user fixed, as text."""
+    """The arguments that the user fixed, as text."""
     given = [f"{name}={value}" for name, value in constraints.decided.items()]
     return f", and {', '.join(given)}" if given else ""
 

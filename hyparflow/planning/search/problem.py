@@ -82,7 +82,7 @@ _MOST = {
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the user fixed.
+    """The constraints of the user.
 
     Attributes:
         num_ranks: ranks to use, all of them.
