@@ -9,9 +9,13 @@ The rooms, each importing only from those below it::
     tracing/          what ranks did and when: recorded, written, summed up, drawn
     planning/         which layout is fastest: costs, search, plans
     engine/           one training step on one rank      launching/   starts ranks
+                      (compiled: compilers of stages; stages: one stage; loss: losses and metrics;
+                      gradients: their sums; weights: who holds which; trials: does the model add
+                      up over parts of a batch; custom_steps: a model's own train_step)
     model/            the user's Keras model as operations; private uses of Keras
     options.py        the parallel arguments
-    pipeline/         pure: partitions, schedules, lowering, simulator
+    pipeline/         partitions, schedules, lowering (a schedule with its messages added),
+                      simulator; pure: without MPI, Keras and TensorFlow
     comm/             communicators, deadlines, notices of failure
     formats/          text, tables, sizes, JSON records, whole files
 
@@ -19,9 +23,13 @@ The route of one training step, from the call to one compiled forward::
 
     fit (api.py) -> ParallelModel.fit (training/parallel_model.py) -> Session.run
     (training/session.py) -> bridge (training/keras_bridge.py) -> Keras's own fit ->
-    Worker.step (training/worker.py) -> TrainingSteps (training/steps.py) -> Engine.train
-    (engine/engine.py) -> Stage.forward (engine/stages/stage.py) -> SplitPair.forward
-    (engine/compiled/split_pair.py)
+    _Steps.train_step (training/keras_bridge.py) -> Worker.step (training/worker.py) ->
+    TrainingSteps (training/steps.py) -> Engine.train (engine/engine.py) -> Stage.forward
+    (engine/stages/stage.py) -> SplitPair.forward (engine/compiled/split_pair.py)
+
+That is the leader, and a stage that is not the last. Other ranks enter at Worker.follow. The last
+stage calls Stage.forward_backward, which compiles forward and backward together. In place of
+SplitPair stands EagerPair with run_eagerly, and TapedPair with HYPARFLOW_COMPILED=plain.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ __all__ = ["evaluate", "fit", "parallelize", "predict"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_CACHE = "_hyparflow_parallel"  # attribute of a model: what was built for it
+_CACHE = "_hyparflow_parallel"  # attribute of a model that holds what was built for it
 
 
 def _collective(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """One that all ranks call: MPI is started before it fails, so that one reports it for all."""
+    """Wrap a function that all ranks call: it starts MPI first, so that one rank reports errors."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -134,7 +134,7 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
 
 
 class _Sessions:
-    """What was built for one model object, so that a second `fit` need not compile again."""
+    """The sessions of one model object, so that a second `fit` need not compile again."""
 
     def __init__(self) -> None:
         self.by_layout: dict[Any, Session] = {}
@@ -225,7 +225,7 @@ def _automatic(
         return parallel, args, kwargs
     from hyparflow.model.checks import check_model
     from hyparflow.training.auto import PlanCache, plan_fit
-    from hyparflow.training.data_arguments import bound
+    from hyparflow.training.data_arguments import keras_arguments
 
     with abort.alike():
         check_model(model)
@@ -233,7 +233,7 @@ def _automatic(
         resolve(ranks.size, **{k: v for k, v in parallel.items() if k not in left_open})
         sessions = vars(model).setdefault(_CACHE, _Sessions())
         sessions.known = sessions.known or PlanCache()
-        arguments = bound(model, "fit", args, kwargs)
+        arguments = keras_arguments(model, "fit", args, kwargs)
         return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
 
 

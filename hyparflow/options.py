@@ -41,11 +41,12 @@ def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any
     """A parallel argument.
 
     Args:
-        default: where the user says nothing.
-        check: refuses what cannot be meant.
-        meaning: what `help` and the documentation say.
+        default: the value if the user gives none.
+        check: refuses values that are not valid.
+        meaning: the text for `help` and the documentation.
         more: planned=True where `hyparflow.plan` decides it if the user does not; per_call=True
-            where nothing that is built for a model depends on it; choices: names to choose from.
+            where nothing that is built for a model depends on it; choices: names to choose from;
+            several=True where it is a list of numbers, for the command line.
     """
     return field(default=default, metadata={"check": check, "meaning": meaning, **more})
 
@@ -54,7 +55,7 @@ def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any
 class Options:
     """How a model is spread over the ranks: the parallel arguments, checked.
 
-    Those that `resolve` returns leave nothing open but a number of micro-batches.
+    The ones that `resolve` returns are complete, except that `num_microbatches` may be "auto".
 
     Raises:
         ValueError: if one of them is not valid.
@@ -171,14 +172,14 @@ class Options:
 
     @property
     def num_stages(self) -> int:
-        """Into how many stages the model is cut."""
+        """The number of stages that the model is cut into."""
         return self.grid.placement.num_stages
 
     @property
-    def pace(self) -> tuple[str, Placement, int] | None:
-        """For which schedule, placement and micro-batches stages are better not equal, if any.
+    def balanced_for(self) -> tuple[str, Placement, int] | None:
+        """(schedule, placement, micro-batches) to balance stages for; None if equal ones are best.
 
-        Cuts stay where they are from batch to batch, so "auto" stands for that of a large one.
+        Cuts stay where they are from batch to batch, so "auto" counts as for a large batch.
         """
         placement = self.grid.placement
         if placement.num_partitions == 1 or placement.depth == 1:
@@ -190,10 +191,10 @@ class Options:
 
     @property
     def built_for(self) -> tuple[Any, ...]:
-        """What is built for a model depends on this alone, not on all that a call may say."""
+        """Cache key of what is built for a model: all arguments except those marked `per_call`."""
         called = (option for option in fields(self) if option.metadata.get("per_call"))
         usual: dict[str, Any] = {option.name: option.default for option in called}
-        return replace(self, **usual), self.grid, self.pace
+        return replace(self, **usual), self.grid, self.balanced_for
 
 
 def declared() -> dict[str, Field[Any]]:
@@ -207,7 +208,7 @@ def planned_names() -> list[str]:
 
 
 def is_given(name: str, value: Any) -> bool:
-    """Whether a value of an argument says more than its default."""
+    """Whether the value of an argument differs from its default."""
     default = declared()[name].default
     return not (value is default or (type(value) is type(default) and value == default))
 
@@ -215,13 +216,13 @@ def is_given(name: str, value: Any) -> bool:
 def taking_options(
     names: Iterable[str] | None = None, alone: bool = False
 ) -> Callable[[_Function], _Function]:
-    """Give a function, which takes ``**kwargs``, the parallel arguments in its signature.
+    """Add the parallel arguments to the signature of a function that takes ``**kwargs``.
 
     In its docstring, a line ``{options}`` becomes their meanings.
 
     Args:
-        names: of those that it takes; None for all.
-        alone: whether it takes no other keyword.
+        names: the arguments to add; None for all.
+        alone: whether the function takes no other keyword.
     """
     return with_keywords([declared()[name] for name in names or declared()], alone)
 
@@ -237,8 +238,8 @@ def resolve(size: int, **arguments: Any) -> Options:
         arguments: those of `Options` that are given.
 
     Returns:
-        Options of which `strategy` is None, for the numbers say it, and the others are known, but
-        for a `num_microbatches` of "auto".
+        Complete options, except that `num_microbatches` may be "auto"; `strategy` is None, since
+        the numbers of partitions and replicas say it.
 
     Raises:
         ValueError: if an argument is not valid or the numbers do not fit `size`.
@@ -249,7 +250,7 @@ def resolve(size: int, **arguments: Any) -> Options:
     schedule = "1f1b" if given.schedule == "auto" else given.schedule
     alone = given.stages_per_partition is None or replicas == 1
     if partitions == 1 and several > 1 and alone:
-        schedule, several = "1f1b", 1  # no pipeline, and no sums to make meanwhile
+        schedule, several = "1f1b", 1  # no pipeline, and no sums that could overlap
     return replace(
         given,
         strategy=None,

@@ -1,4 +1,4 @@
 """The command `hyparflow`: one file for each of its commands.
 
-Imports everything but api.
+Imports comm, formats, launching, model, options, planning and tracing.
 """

@@ -21,13 +21,13 @@ class _Counts(click.ParamType):
     name = "N,N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
-        """As click does it."""
+        """The integers in `value`; see `click.ParamType`."""
         each: click.ParamType = click.IntRange(1)
         return [each.convert(part, param, ctx) for part in str(value).split(",")]
 
 
 def decided_options(names: Iterable[str]) -> Callable[[_Command], _Command]:
-    """Give a command options of these names; what is not given is None."""
+    """Add options of these names to a command; an option that is not given is None."""
 
     def decorate(command: _Command) -> _Command:
         for name in reversed(list(names)):
@@ -47,7 +47,7 @@ def _type_of(option: Field[Any]) -> click.ParamType:
 
 
 def _words(option: Field[Any]) -> str:
-    """What a plan is held to by an option."""
+    """The end of an option's help text: what a plan must keep to."""
     words = option.name.removeprefix("num_").replace("_", " ").replace("micro", "micro-")
     if option.metadata.get("several"):
         return "these numbers of layers per partition, or per stage"

@@ -39,13 +39,13 @@ def doctor(network: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(as_values(findings), indent=1))
     else:
-        # Open MPI gives rank 0 a terminal, whoever reads it.
+        # Open MPI gives rank 0 a terminal, even if the job's output goes elsewhere.
         show(findings, is_drawn=sys.stdout.isatty() and not launcher.is_launched())
     sys.exit(int(any(finding.status == PROBLEM for finding in findings)))
 
 
 def _leads() -> bool:
-    """Whether this rank speaks for all: the first, or each where ranks do not see each other."""
+    """Whether this rank reports: the first, or each rank if they do not see each other."""
     from hyparflow.comm.world import start_mpi
 
     try:

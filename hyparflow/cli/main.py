@@ -15,18 +15,18 @@ from hyparflow.comm import abort, launcher
 __all__ = ["main"]
 
 
-_ALONE = ("plan", "trace")  # what needs no other rank: of several the first does it
+_ALONE = ("plan", "trace")  # commands that need no other rank: only the first of several runs them
 
 
 class _Commands(click.Group):
-    """Commands of which ranks that a launcher started give one report."""
+    """A group of commands; under a launcher only one rank reports an error."""
 
     def invoke(self, context: click.Context) -> Any:
         """Call the command that is named."""
         try:
             return super().invoke(context)
         except click.ClickException as error:
-            abort.mark_collective(error)  # all ranks are given the same words
+            abort.mark_collective(error)  # all ranks have the same command line
             abort.give_way(error)
             raise
 

@@ -16,7 +16,7 @@ from hyparflow.model.versions import found_version, require_versions
 
 __all__ = ["load_model"]
 
-_REASON = 300  # letters of an error of Keras's, which may show whole models
+_REASON = 300  # letters that are shown of an error of Keras, which may print whole models
 
 
 def load_model(model: str, settings: Sequence[str] = ()) -> Any:
@@ -27,7 +27,7 @@ def load_model(model: str, settings: Sequence[str] = ()) -> Any:
         settings: ``NAME=VALUE`` for the function, values as Python writes them, else text.
 
     Raises:
-        ValueError: if there is no such file or function, or none that gives a model.
+        ValueError: if there is no such file or function, or it gives no model.
         ImportError: without TensorFlow, or with versions that are too old.
     """
     if not found_version("tensorflow")[1]:
@@ -60,7 +60,7 @@ def _saved(model: str) -> Any:
         require_plain(model, "MODEL must be a plain file, or FILE.py:FUNCTION.")
     try:
         return keras.models.load_model(model)
-    except Exception as error:  # Keras raises many types, as do layers that it loads
+    except Exception as error:  # Keras, and layers that it loads, raise many types
         reason = str(error).strip().split("\n")[0][:_REASON]
         raise ValueError(
             "MODEL must be a file that Keras can load, or FILE.py:FUNCTION, which builds one. "

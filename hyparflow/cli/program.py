@@ -1,4 +1,4 @@
-"""What ``hyparflow run`` starts on each rank."""
+"""The command that ``hyparflow run`` starts on each rank."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command_of(program: Sequence[str], is_module: bool) -> list[str]:
 
 
 def _why_not(name: str) -> str:
-    """What is no program about a file of this name, if there is one."""
+    """Why a file of this name is no program; an empty string if there is no such file."""
     if not name or not os.path.exists(name):
         return ""
     if os.path.isdir(name):
@@ -57,7 +57,7 @@ def _why_not(name: str) -> str:
 
 
 def _is_python(path: Path) -> bool:
-    """Whether Python runs it: a script, or a folder or archive with a main program."""
+    """Whether Python can run `path`: a script, or a folder or archive with a main program."""
     if path.is_dir() and (path / "__main__.py").is_file():
         return True
     if path.suffix in (".py", ".pyc", ".pyz"):

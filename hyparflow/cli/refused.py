@@ -1,4 +1,4 @@
-"""How a command ends that cannot do what it is asked."""
+"""The error of a command that cannot do what the user asks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["Refused"]
 
 
 class Refused(click.ClickException):
-    """What cannot be done as asked; like a wrong option, it ends the command with code 2."""
+    """A request that cannot be carried out; like a wrong option, it ends with exit status 2."""
 
     exit_code = 2

@@ -105,7 +105,7 @@ def run(
 
 
 def _open_streams() -> None:
-    """What a shell has closed is empty: a file that is opened later must not take its place."""
+    """Open streams that the shell has closed, so that no file opened later takes their numbers."""
     for stream in _STREAMS:
         try:
             os.fstat(stream)
@@ -115,6 +115,6 @@ def _open_streams() -> None:
 
 def _say(text: str) -> None:
     try:
-        os.write(2, f"hyparflow run: {text}\n".encode())  # also from a thread, and in one piece
-    except OSError:  # nobody is there to be told
+        os.write(2, f"hyparflow run: {text}\n".encode())  # in one piece, also from a thread
+    except OSError:  # nobody reads the message
         return

@@ -1,4 +1,4 @@
 """Ranks that talk to each other: communicators, deadlines, notices of failure.
 
-Imports formats; `world.py` alone imports mpi4py.
+Imports nothing of hyparflow; `world.py` alone imports mpi4py.
 """

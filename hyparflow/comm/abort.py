@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 _Error = TypeVar("_Error", bound=BaseException)
-_LAST_WORDS = 0.2  # seconds for what this rank has said to get through
-_UNWRITABLE = (OSError, ValueError)  # of a stream: its disk is full, its reader gone, it is closed
+_LAST_WORDS = 0.2  # seconds in which the last output of this rank gets through
+_UNWRITABLE = (OSError, ValueError)  # a stream cannot be written: disk full, reader gone, or closed
 _GRACE = 5.0  # seconds in which another rank's report may end the job before this rank does
-_ALIKE = 1.0  # the same, for an error of which it is not known whether other ranks have it
-_NEXT = 0.3  # further seconds for each rank before this one, up to so many ranks:
+_ALIKE = 1.0  # the same, for an error that other ranks may or may not have
+_NEXT = 0.3  # further seconds for each rank before this one, up to this number of ranks:
 _MOST = 10
 _witnesses: list[Callable[[BaseException], object]] = []
 
@@ -50,7 +50,7 @@ def mark_collective(error: _Error) -> _Error:
 
 @contextlib.contextmanager
 def alike() -> Iterator[None]:
-    """Within it, what is wrong is wrong on every rank: all are given the same."""
+    """While open, an error counts as one that all ranks raise: all have the same arguments."""
     try:
         yield
     except Exception as error:
@@ -82,12 +82,12 @@ def abort(code: int = 1) -> None:
     flush()
     module = _running_mpi()
     if module is not None:
-        time.sleep(_LAST_WORDS)  # some launchers stop at once what carries the output
+        time.sleep(_LAST_WORDS)  # some launchers stop the process that carries the output at once
         module.COMM_WORLD.Abort(code)
 
 
 def say(text: str) -> None:
-    """Write `text` where it is seen even if someone captures `sys.stderr`, for the job ends now."""
+    """Write `text` to the real standard error, even if `sys.stderr` is captured."""
     for stream in {id(s): s for s in (sys.stderr, sys.__stderr__) if s is not None}.values():
         with contextlib.suppress(*_UNWRITABLE):
             stream.write(text)
@@ -95,7 +95,7 @@ def say(text: str) -> None:
 
 
 def flush() -> None:
-    """Let go what has been written, where somebody still takes it."""
+    """Flush standard output and error, where they can still be written."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, *_UNWRITABLE):
             stream.flush()
@@ -103,7 +103,7 @@ def flush() -> None:
 
 @contextlib.contextmanager
 def witnessed(witness: Callable[[BaseException], object]) -> Iterator[None]:
-    """While open, `witness` is told of an error that ends the job, before it does."""
+    """While open, `witness` is called with an error that ends the job, before the end."""
     _witnesses.append(witness)
     try:
         yield
@@ -122,12 +122,12 @@ def report(
     text = "".join(traceback.format_exception(kind, error, trace))
     say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
     for witness in _witnesses:
-        with contextlib.suppress(Exception):  # what it does must not keep the job from its end
+        with contextlib.suppress(Exception):  # an error in it must not keep the job from its end
             witness(error)
 
 
 def give_way(error: BaseException) -> None:
-    """Let the first of the ranks that fail report: mostly all fail alike, for all run one script.
+    """Let the first of the failing ranks report: mostly all fail alike, since all run one script.
 
     The report of a rank before this one ends the job, and this rank with it; before MPI runs, the
     launcher does, as that rank ends with an error.

@@ -20,14 +20,14 @@ from hyparflow.comm.deadline import Deadline
 from hyparflow.comm.half_precision_sum import Add, rounded_sum
 from hyparflow.comm.message_log import MessageLog, wants_messages
 from hyparflow.comm.recorder import EventKind, Recorder
-from hyparflow.comm.requests import Pending, SentMessage
+from hyparflow.comm.requests import Pending, Transfer
 from hyparflow.comm.tags import FIRST_OF_SUMS, SMALLEST_LIMIT
 from hyparflow.comm.timeout import Waiting
 
 __all__ = ["Communicator"]
 
-_EAGER = 0.5  # seconds of a wait after which deadline and notices are looked at in any case
-_EMBEDDED = 4096  # bytes of an object that travel with its length in one broadcast
+_EAGER = 0.5  # seconds of a wait after which deadline and notices are checked in any case
+_EMBEDDED = 4096  # bytes of an object that are broadcast together with its length
 
 
 class Communicator:
@@ -88,30 +88,30 @@ class Communicator:
 
     # --- messages between two ranks ---
 
-    def send(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         """Start to send a contiguous `array`, which must not change until the requests are done."""
         if self._log is not None:
             self._log.sends(array, peer, tag)
         return [
-            SentMessage(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
+            Transfer(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
             for part in chunks(as_bytes(array))
         ]
 
-    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         """Start to receive into a contiguous `array`."""
         if self._log is not None:
             self._log.receives(array, peer, tag)
         return [
-            SentMessage(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
+            Transfer(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
             for part in chunks(as_bytes(array))
         ]
 
-    def wait_all(self, requests: Sequence[SentMessage], what: str) -> None:
+    def wait_all(self, requests: Sequence[Transfer], what: str) -> None:
         """Wait for all `requests`."""
         for request in requests:
             self.wait(request.handle, what)
 
-    def send_object(self, value: Any, peer: int, tag: int) -> list[SentMessage]:
+    def send_object(self, value: Any, peer: int, tag: int) -> list[Transfer]:
         """Start to send any picklable `value`."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
         size = np.array([data.size], np.int64)
@@ -182,17 +182,17 @@ class Communicator:
         return parts
 
     def sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> None:
-        """Add `array`, or `mine` where it is given, of all ranks into `array` on all ranks."""
+        """Add the ranks' `array`s, or their `mine` if given; `array` holds the sum on all ranks."""
         self.start_sum(array, what, mine).wait()
 
     def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
-        """Begin what `sum` does; neither array may change until it is done."""
+        """Begin a `sum`; neither array may change until it is done."""
         if self._log is not None:
             self._log.sums(array)
         return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
 
     def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
-        """The operations of a sum; as long as it is not done, it keeps both arrays."""
+        """The MPI operations of a sum; the iterator keeps both arrays alive until it ends."""
         parts = chunks(array)
         sources = [self._mpi.IN_PLACE] * len(parts)
         if mine is not None:
@@ -205,7 +205,7 @@ class Communicator:
     ) -> Pending:
         """Begin to add `mine` of all ranks into `array`, both of a type that MPI cannot add.
 
-        What travels is as small as the type, and all ranks get the same (`rounded_sum.py`).
+        Messages have the size of this type; all ranks get the same (`half_precision_sum.py`).
 
         Args:
             array: where the sum goes.

@@ -20,16 +20,16 @@ from hyparflow.comm.watch import Watch
 __all__ = ["Deadline", "wait_for_all_ranks"]
 
 _SPIN = 0.002  # seconds, where ranks may share cores
-_LONG_SPIN = 0.5  # where they do not: longer than a rank waits within a step
+_LONG_SPIN = 0.5  # where ranks have cores of their own: longer than a wait within a step
 _GRACE = 2.0  # seconds given to the other ranks for their answers
-_SPARE = 10.0  # seconds after which a rank sees to what the process beside it should have seen to
+_SPARE = 10.0  # seconds after which a rank does what the process beside it has failed to do
 _NOTICE = 7  # tag of a notice on the deadline's own communicator
 
 
 def wait_for_all_ranks(mpi: Any, watch: Watch) -> None:
-    """Wait until all ranks have come here, or end the job at the deadline.
+    """Wait until all ranks have called this, or end the job at the deadline.
 
-    What follows makes communicators, which MPI does only in calls that cannot be polled.
+    Communicators are made next, by MPI calls that cannot be polled.
     """
     barrier = mpi.COMM_WORLD.Ibarrier()
     waiting = Waiting()
@@ -51,10 +51,10 @@ class Deadline:
         mpi: the mpi4py.MPI module.
         comm: a communicator of all ranks for notices only.
         board: this machine's status board.
-        watch: knows what ranks do that do not answer.
+        watch: finds out what ranks do that do not answer.
 
     Attributes:
-        seconds: when a wait ends the job.
+        seconds: how long a wait may last before it ends the job.
         spin: for how long of a wait this rank keeps its core busy.
         calls: how many calls this rank has begun in which all ranks take part.
     """
@@ -72,10 +72,10 @@ class Deadline:
         self._next_check = 0.0
         self._sent: list[Any] = []
         self.calls = 0
-        self._left: list[dict[str, Any]] = []  # notices of ranks that have
+        self._left: list[dict[str, Any]] = []  # notices of ranks that have left
 
     def keep_core_busy(self) -> None:
-        """Spin for long, for no other rank wants the core; unless the user chose how long."""
+        """Spin for long, since no other rank needs the core; unless the user chose the time."""
         if self._chosen_spin is None:
             self.spin = _LONG_SPIN
 
@@ -168,7 +168,7 @@ class Deadline:
         abort.abort(1)
 
     def _states(self) -> dict[int, str]:
-        """What the system tells of the ranks of this machine that may not answer."""
+        """What /proc shows of the ranks of this machine that may not answer."""
         stuck = f"runs, has {sentinel.STARTED}"
         return {
             rank: "is stuck or still computing" if text == stuck else text

@@ -19,18 +19,18 @@ def rounded_sum(
 ) -> Iterator[Together]:
     """The exchanges that add up pieces of an array, each begun when the one before is done.
 
-    Each rank adds up one part of a piece of all ranks, and gives the sum to the others: what
-    travels is as small as the type, and all ranks get the same.
+    Each rank receives one part of a piece from all ranks, adds it up, and sends the sum to the
+    others: messages have the size of the type, and all ranks get the same sum.
 
-    These are messages with a tag of their own, not collective operations: of several sums under
-    way, one rank may be the first to come to the second exchange of this one and another to that of
-    another, and MPI tells collective operations apart only by their order.
+    The exchanges are messages with a tag of their own, not collective operations. MPI tells
+    collective operations apart only by their order, and with several sums under way ranks may
+    reach the second exchanges of these sums in different orders.
 
     Args:
         comm: an mpi4py communicator.
         pieces: (where the sum of a piece goes, this rank's piece), flat and of one size.
-        tag: of no other sum that is under way, and the same on all ranks.
-        add: adds up what the ranks gave, and rounds once.
+        tag: the same on all ranks, and not in use by another sum under way.
+        add: adds up the rows of all ranks, and rounds once.
     """
     rank, size = comm.Get_rank(), comm.Get_size()
     for total, mine in pieces:
@@ -46,7 +46,7 @@ def rounded_sum(
 def _exchange(
     comm: Any, given: Sequence[np.ndarray], taken: Sequence[np.ndarray], tag: int
 ) -> Together:
-    """Begin to give each rank what is for it, and to take in what each has for this one."""
+    """Begin to send each rank its part, and to receive this rank's part from each."""
     rank, size = comm.Get_rank(), comm.Get_size()
     taken[rank][...] = given[rank]
     peers = [peer for peer in range(size) if peer != rank]

@@ -107,7 +107,7 @@ def usable_cores() -> set[int]:
 
 
 def set_log_default(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep what TensorFlow notices of each process from a rank's output, unless the user chose.
+    """Hide TensorFlow's log lines of level INFO, unless the user chose a level.
 
     Warnings and errors stay. TensorFlow reads the variable when it is loaded.
     """
@@ -135,7 +135,7 @@ def set_threads(environ: MutableMapping[str, str], count: int, keep: bool = Fals
     Args:
         environ: environment variables.
         count: threads.
-        keep: whether what is set stays.
+        keep: whether variables that are already set stay.
     """
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         if not (keep and variable in environ):

@@ -22,7 +22,7 @@ __all__ = ["main"]
 # Launchers of one job, by the names of their processes; others serve jobs that come later.
 _LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "orterun", "prterun")
 _LOOK = 0.2  # seconds from one look to the next
-_PAUSE = 1.0  # more than this between two looks is time in which this process did not run either
+_PAUSE = 1.0  # a longer time between two looks is one in which this process was stopped, too
 _PATIENCE = 3.0  # seconds for it to end when it is told to
 
 

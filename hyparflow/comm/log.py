@@ -1,7 +1,7 @@
-"""What hyparflow says of its work: lines of the logger "hyparflow", and who shows them.
+"""The logger "hyparflow", and the handler that shows its lines.
 
-An application that has configured logging gets them as it gets those of other libraries. For all
-others a handler shows them as they are: what is said of the training on standard output, beside
+An application that has configured logging gets the lines like those of other libraries. For all
+others a handler shows them without additions: lines about the training on standard output, beside
 Keras's progress bar, and the rest on standard error.
 """
 
@@ -28,7 +28,7 @@ def level(environ: Mapping[str, str] = os.environ) -> str | None:
     """The level that the environment asks for; None if it asks for nothing.
 
     Raises:
-        ValueError: if it asks for one that there is not.
+        ValueError: if there is no such level.
     """
     text = environ.get(_VARIABLE, "").strip()
     if text and text.upper() not in _LEVELS:
@@ -78,7 +78,7 @@ class _Terminal(logging.Handler):
             self.handleError(record)
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
-        """Whether a handler shows it that is not hyparflow's."""
+        """Whether a handler of the application shows the record."""
         logger: logging.Logger | None = logging.getLogger(record.name)
         while logger is not None:
             for handler in logger.handlers:
@@ -89,9 +89,9 @@ class _Terminal(logging.Handler):
 
 
 def _shows(handler: logging.Handler) -> bool:
-    """Whether a handler takes what it is given to where someone may read it.
+    """Whether a handler writes records where someone may read them.
 
-    Not those which keep it in memory, as test frameworks have them, or throw it away.
+    Handlers that keep records in memory, as test frameworks do, or drop them do not count.
     """
     if isinstance(handler, logging.FileHandler):
         return handler.baseFilename != os.devnull

@@ -12,17 +12,17 @@ __all__ = ["is_faithful", "portable"]
 def portable(
     error: BaseException, dumps: Callable[[Any], bytes] = pickle.dumps
 ) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
-    """How another process makes `error`: a function and its arguments.
+    """A recipe by which another process makes `error`: a function and its arguments.
 
     Args:
-        error: what was raised.
-        dumps: what pickles it.
+        error: the error.
+        dumps: the function that pickles.
     """
     for recipe in ((_same, (error,)), (_rebuild, (type(error), error.args, vars(error)))):
         try:
             make, arguments = pickle.loads(dumps(recipe))
             twin = make(*arguments)
-        except Exception:  # any failure means that it cannot travel so
+        except Exception:  # then it cannot be pickled
             continue
         if type(twin) is type(error) and str(twin) == str(error):
             return recipe

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 __all__ = ["Event", "EventKind", "Recorder"]
 
-_KEPT = 200  # steps; the last ones, and with them what a training of days ends with
+_KEPT = 200  # steps: the last ones of a training
 
 
 class EventKind:
     """The kinds of an `Event` beside those of the steps in the lowered list."""
 
-    TRAINING_STEP = "step"  # all of one
-    DATA = "data"  # its rows
+    TRAINING_STEP = "step"  # a whole training step
+    DATA = "data"  # getting the rows of a step
     WAIT = "wait"  # for another rank
     SUM = "sum"  # over replicas, from its start until all parts have arrived
 
@@ -53,12 +53,12 @@ class Recorder:
         self.steps: deque[list[Event]] = deque(maxlen=_KEPT)
 
     def begin_step(self) -> None:
-        """What follows belongs to the next training step."""
+        """Begin a training step: later events belong to it."""
         if self.on:
             self.steps.append([])
 
     def note(self, kind: str, start: float, text: str = "", moved: int = 0) -> None:
-        """Something of this kind has gone on since `start`, until now."""
+        """Note an event of this kind, from `start` until now."""
         if self.on and self.steps:
             event = Event(kind, start, time.monotonic(), text=text, moved=moved)
             self.steps[-1].append(event)
@@ -66,7 +66,7 @@ class Recorder:
     def note_step(
         self, kind: str, stage: int, microbatch: int, peer: int, start: float, moved: int
     ) -> None:
-        """A step of the lowered list has gone on since `start`, until now."""
+        """Note a step of the lowered list, from `start` until now."""
         if self.on and self.steps:
             event = Event(
                 kind=kind,

@@ -1,4 +1,4 @@
-"""What is under way between ranks while they do other work."""
+"""Messages and sums that go on between ranks while these do other work."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Pending", "SentMessage", "Together"]
+__all__ = ["Pending", "Together", "Transfer"]
 
 
 @dataclass
-class SentMessage:
-    """A message under way; `keep` holds its buffer alive until it is done."""
+class Transfer:
+    """One message that is being sent or received.
+
+    Attributes:
+        handle: the request of MPI.
+        keep: the buffer, which must not be freed before the message has been sent or received.
+    """
 
     handle: Any
     keep: Any
 
 
 class Together:
-    """Operations that are done when all of them are; tested like one."""
+    """Several MPI operations that are tested like one."""
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self._handles = list(handles)
 
     def Test(self) -> bool:
-        """Let MPI go on; whether all are done."""
+        """Let MPI make progress; returns whether all are done."""
         self._handles = [handle for handle in self._handles if not handle.Test()]
         return not self._handles
 
@@ -32,12 +37,12 @@ class Together:
 class Pending:
     """An exchange between ranks that goes on while its rank does other work.
 
-    MPI gets on with it only while it is called: `advance` now and then lets it.
+    MPI makes progress only during calls: call `advance` now and then.
 
     Args:
-        handles: of one nonblocking operation after the other, each begun when it is asked for.
-        poll: polls a condition until it holds; the text names the wait in the deadline's report.
-        what: that text.
+        handles: nonblocking operations one after the other; taking the next one begins it.
+        poll: polls a condition until it holds.
+        what: names the wait in the deadline's report.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Pending:
         self._handle = next(handles, None)
 
     def advance(self) -> bool:
-        """Go on as far as the other ranks have come; whether it is done."""
+        """Make progress without waiting; returns whether the exchange is done."""
         while self._handle is not None and self._handle.Test():
             self._handle = next(self._handles, None)
         return self._handle is None

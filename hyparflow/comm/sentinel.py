@@ -33,10 +33,10 @@ PHASES = {  # what a rank waits for in each
     RUNNING: "",
     ENDING: "all ranks to end",
 }
-STARTED = "started MPI"  # said of a rank that runs on
+STARTED = "started MPI"  # in reports, of a rank that has got further
 _NAME = "hyparflow:"  # of this process, before the phase; Linux keeps 15 characters, see `phase`
 _LOOK = 0.2  # seconds from one look at the time to the next
-_PAUSE = 1.0  # more than this between two looks is time in which this process did not run either
+_PAUSE = 1.0  # a longer time between two looks is one in which this process was stopped, too
 _GRACE = 3.0  # seconds for another report, or for the launcher to end the other ranks
 
 
@@ -141,7 +141,7 @@ def _describe(processes: list[Process], phase: str | None) -> str:
         return f"{text}, has not started MPI by a call of hyparflow"
     if phase == RUNNING:
         return f"{text}, has {STARTED}"
-    ends = "ends, or " if phase == ENDING else ""  # what the script does at its exit is not known
+    ends = "ends, or " if phase == ENDING else ""  # the script may do something at its exit
     return f"{text}, {ends}waits for {PHASES[phase]}"
 
 
@@ -216,7 +216,7 @@ def _name(phase: str) -> None:
 
 
 def main() -> None:
-    """Watch until the rank has ended, and after the last one the launcher."""
+    """Watch until the rank has ended; after the last rank, watch the launcher."""
     kinds = (int, str, float, int, int)
     watched = Watched(*(kind(word) for kind, word in zip(kinds, sys.argv[1:], strict=True)))
     os.closerange(3, 4096)  # the launcher's channels to the rank are not for this process

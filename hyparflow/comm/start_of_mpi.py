@@ -1,7 +1,7 @@
 """A deadline for MPI's start where a script starts MPI itself, before its first call of hyparflow.
 
-Who imports mpi4py.MPI waits in that import for all other ranks. Where hyparflow has been imported
-before, the process beside the rank keeps the time, as it does for hyparflow's own start of MPI.
+The import of mpi4py.MPI waits for all other ranks. If hyparflow was imported before, the process
+beside the rank watches the deadline, as it does when hyparflow itself starts MPI.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _MPI = "mpi4py.MPI"
 
 
 def watch_start_of_mpi() -> None:
-    """Have the import that starts MPI watched; starts nothing."""
+    """Arrange that the import of mpi4py.MPI is watched; starts nothing."""
     if launcher.expected_size()[0] > 1 and _MPI not in sys.modules:
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds that one module, once, by the other finders."""
+    """Finds the module mpi4py.MPI, once, by asking the other finders."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the others find, with a loader that is watched."""
+        """The spec that the other finders give, with a loader that is watched."""
         if name != _MPI:
             return None
         sys.meta_path.remove(self)
@@ -45,7 +45,7 @@ class _Finder:
 
 
 def _watch(loader: Any) -> None:
-    """Have the loader keep the time while it loads, if it can be told to."""
+    """Patch the loader, if possible, so that the deadline is watched while it loads."""
     if not isinstance(getattr(loader, "__dict__", None), dict):  # of some other import hook
         return
     original = loader.exec_module

@@ -1,6 +1,6 @@
-"""The board of what each rank of a machine does: a line of text per rank, in shared memory.
+"""The status board of a machine: a line of text per rank, in shared memory.
 
-So a stopped rank's last action is known to its neighbours.
+It lets the other ranks know the last action of a rank that is stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _shared_lines(node: Any, count: int) -> list[np.ndarray]:
     (MPI's shared windows would do, but Open MPI prints warnings when it makes one.)
     """
     path = node.bcast(_new_file(count * _SLOT) if node.Get_rank() == 0 else None)
-    memory = mmap.mmap(-1, count * _SLOT)  # of this rank alone, where no file can be had
+    memory = mmap.mmap(-1, count * _SLOT)  # of this rank alone, if no file can be made
     with contextlib.suppress(OSError, TypeError), open(path, "r+b") as file:
         memory = mmap.mmap(file.fileno(), count * _SLOT)
     node.Barrier()
@@ -68,7 +68,7 @@ def _new_file(size: int) -> str | None:
         with contextlib.suppress(OSError):
             descriptor, path = tempfile.mkstemp(prefix="hyparflow-", dir=folder)
             try:
-                # A file that is only said to be as large would end the rank that writes to it.
+                # Writing to a sparse file on a full disk would kill the rank.
                 os.posix_fallocate(descriptor, 0, size)
                 return path
             except OSError:

@@ -1,6 +1,6 @@
-"""What messages are told apart by: one table of all tags.
+"""The table of all message tags.
 
-Messages of a step have a communicator of their own, and number theirs from 0
+Messages of a training step have a communicator of their own, with tags from 0
 (`hyparflow.pipeline.lowering.tags_of`).
 """
 
@@ -19,7 +19,7 @@ class Tag(IntEnum):
 
     ROWS = 1  # of a batch, from the leader or a replica's reader
     PREDICTIONS = 2  # on their way to the leader
-    NETWORK = 3  # what measures it
-    CLOCK = 4  # what compares clocks
+    NETWORK = 3  # measurements of the network
+    CLOCK = 4  # comparison of clocks
     EVENTS = 5  # of a trace, on their way to the leader
-    RING = 6  # what tries each rank's neighbours
+    RING = 6  # trial messages to each rank's neighbours

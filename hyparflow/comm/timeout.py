@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 __all__ = ["Waiting", "spin_seconds", "timeout_seconds"]
 
-_PAUSE = 1.0  # more than this between two looks is time in which this process did not run
+_PAUSE = 1.0  # a longer time between two looks is one in which this process was stopped
 
 
 def timeout_seconds(environ: Mapping[str, str] = os.environ) -> float:
@@ -44,7 +44,7 @@ def spin_seconds() -> float | None:
 
 
 def _number(text: str) -> float:
-    """The number that `text` is; NaN, which no comparison holds for, if it is none."""
+    """`text` as a number; NaN, for which no comparison holds, if it is not one."""
     try:
         return float(text)
     except ValueError:
@@ -59,7 +59,7 @@ class Waiting:
         self.seconds = 0.0
 
     def look(self) -> float:
-        """The seconds so far; to be asked often."""
+        """The seconds so far; to be called often, to notice that the process was stopped."""
         now = time.monotonic()
         passed = now - self._last
         if passed < _PAUSE:

@@ -1,4 +1,4 @@
-"""Has a process beside this rank watch what no thread of it could: MPI's start and its end."""
+"""Starts a process beside this rank that watches MPI's start and end, as no thread could."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Watch", "own_watch"]
 
 
 class Watch:
-    """Says to the process beside this rank (`sentinel.py`) what the rank does.
+    """Tells the process beside this rank (`sentinel.py`) what the rank does.
 
     That process costs a rank some milliseconds once and some megabytes, and sleeps while the rank
     trains. There is none where a rank is alone, or where the system does not show processes as
@@ -37,11 +37,11 @@ class Watch:
 
     @property
     def is_kept(self) -> bool:
-        """Whether there is such a process."""
+        """Whether there is a process beside this rank."""
         return self._channel is not None
 
     def enter(self, phase: str) -> None:
-        """The rank does something else from now on: one of `sentinel.PHASES`."""
+        """Tell the process the new phase of this rank, one of `sentinel.PHASES`."""
         self._phase = phase
         if self._channel is not None:
             with contextlib.suppress(OSError):  # somebody has killed it
@@ -49,7 +49,7 @@ class Watch:
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Do something in this phase, and go on with what was done before."""
+        """While open, the rank is in this phase; then in the one before."""
         before = self._phase
         self.enter(phase)
         try:
@@ -68,7 +68,7 @@ class Watch:
 
 @functools.cache
 def own_watch() -> Watch:
-    """The one of this process, with a process beside it from the first time on it is asked for.
+    """The watch of this process; the first call starts the process beside it.
 
     Raises:
         ValueError: if HYPARFLOW_TIMEOUT is not valid.
@@ -77,7 +77,7 @@ def own_watch() -> Watch:
 
 
 def _start(variable: str, seconds: float, size: int) -> int:
-    """Start the process; where to write what it is to know."""
+    """Start the process; returns the file descriptor on which it is told the phases."""
     ours, other = os.pipe()
     words = (os.getpid(), variable, repr(seconds), size, launcher.local_size())
     script = str(Path(sentinel.__file__).resolve())

@@ -64,9 +64,9 @@ class World(Communicator):
         self._deadline.announce_exit()
 
     def begin_call(self) -> None:
-        """Note that something begins in which all ranks take part, as often on each of them."""
+        """Count a collective call that begins; every rank makes equally many."""
         self._deadline.calls += 1
 
     def keep_cores_busy(self) -> None:
-        """Let ranks that wait keep their cores busy, because no other rank wants them."""
+        """Let waiting ranks keep their cores busy, since no other rank needs these cores."""
         self._deadline.keep_core_busy()

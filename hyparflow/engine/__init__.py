@@ -1,4 +1,5 @@
 """One training step on one rank: it executes the lowered list of its partition.
 
-Imports model, options, pipeline, comm and formats.
+Imports comm, engine.compiled, engine.custom_steps, engine.gradients, engine.loss, engine.stages,
+engine.weights, model, options and pipeline.
 """

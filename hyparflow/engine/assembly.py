@@ -1,4 +1,4 @@
-"""Builds what one rank needs to train its part of a model: stage, edges, update, state."""
+"""Builds the engine by which one rank trains its part of a model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def build_rank_engine(
         options: the checked parallel arguments.
         world: all ranks.
         specs: types of (x, y, sample weights).
-        with_loss: whether loss and metrics are wanted, that is, not for predictions only.
+        with_loss: whether to compute loss and metrics; False for predictions.
     """
     choice.agree(world)
     place = Ownership(model, layout, options.grid, world)
@@ -154,7 +154,10 @@ def _held(
 
 @contextlib.contextmanager
 def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], None]]:
-    """While open, calls of the model leave no trace, and replicas exchange nothing."""
+    """A context for trial calls of the model: their effects are undone, replicas exchange nothing.
+
+    Yields a function that undoes the effects of the calls so far.
+    """
     statistics.aside = True
     try:
         with fixed_moments(model), untouched(model) as undo:
@@ -164,7 +167,7 @@ def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], Non
 
 
 def _input_types(layout: ModelCut, stage: int) -> list[Any] | None:
-    """Types of what a later stage takes; None for the first, or where masks come with it."""
+    """The types of a stage's inputs; None for the first stage, or if masks come with them."""
     if stage == 0 or layout.graph is None:
         return None
     numbers = layout.partitioning.stage_inputs[stage]
@@ -213,7 +216,7 @@ def _learner(model: Any, layout: ModelCut, place: Ownership, options: Options) -
 
 
 def _replica_sums(options: Options, place: Ownership) -> MakeSum:
-    """What makes the sums of dense gradients over replicas."""
+    """The function that makes sums of dense gradients over replicas."""
     if options.allreduce == "horovod" and place.grid.num_replicas > 1:
         from hyparflow.engine.gradients.horovod_sum import horovod_sums
 
@@ -255,8 +258,8 @@ def _transport(layout: ModelCut, place: Ownership, eager: bool) -> Transport:
 def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
     """A compiled function (x, y, sample weights) -> W of each loss term.
 
-    Where masks may reach the losses it calls the whole model for them; TensorFlow prunes
-    everything that the masks do not depend on, which leaves a comparison or two on the inputs.
+    If masks may reach the losses, it calls the whole model to get them; TensorFlow prunes all that
+    the masks do not depend on, which leaves a comparison or two on the inputs.
     """
     functional = opened_graph(model)
     shapes = [] if functional is None else [x.shape[1:] for x in functional.outputs]

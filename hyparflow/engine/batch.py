@@ -1,4 +1,4 @@
-"""A batch of rows, and how it is dealt out: to replicas, and to micro-batches."""
+"""A batch of rows, and its division into parts of replicas and micro-batches."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def replica_rows(rows: int, grid: Grid, replica: int) -> Rows:
 
 
 def microbatch_rows(rows: int, grid: Grid, replica: int, num_microbatches: int) -> list[Rows]:
-    """A replica's part of a global batch as micro-batches: as many in all replicas that have any
-    rows, and fewer than M where there are fewer rows.
+    """A replica's part of a global batch as micro-batches.
+
+    All replicas with rows have equally many: M, or fewer if there are fewer rows.
     """
     counts = [stop - start for start, stop in split(0, rows, grid.num_replicas)]
     return shard_rows(counts, replica, num_microbatches)
 
 
 def shard_rows(counts: list[int], replica: int, num_microbatches: int) -> list[Rows]:
-    """As `microbatch_rows`, where the replicas have so many rows each."""
+    """Like `microbatch_rows`, for replicas that read `counts` rows each."""
     start = sum(counts[:replica])
     fewest = min(filter(None, counts), default=1)
     parts = split(start, start + counts[replica], min(num_microbatches, fewest))
@@ -67,8 +68,8 @@ class Batch:
         x: inputs of this replica's rows (readers) or of the whole batch (`x_is_global`).
         y, sample_weight: of the whole global batch (last partitions), or None; of this replica's
             rows where each replica reads a stream of its own (`is_shard`).
-        is_stand_in: whether this replica has no rows in this batch and computes with the first
-            row of another, at weight 0, to take part in what all replicas do together.
+        is_stand_in: whether this replica has no rows in this batch and computes with a row of
+            another replica, at weight 0, to take part in collective operations.
     """
 
     rows: int
@@ -113,7 +114,7 @@ class Batch:
         return RowSpan(self.microbatches[microbatch][0], self.size(microbatch), self.rows)
 
     def weight(self, microbatch: int) -> int:
-        """The number of rows by which one micro-batch counts."""
+        """The number of rows of one micro-batch, 0 for a stand-in."""
         return 0 if self.is_stand_in else self.size(microbatch)
 
     def share(self, microbatch: int) -> float:

@@ -1,6 +1,6 @@
-"""Walks one rank's list of steps through a table of short handlers.
+"""Executes one rank's list of steps, each by a short handler from a table.
 
-The engine knows nothing of schedules: what it executes is the list that the simulator proved.
+The engine knows nothing of schedules: it executes the list that the simulator has checked.
 """
 
 from __future__ import annotations
@@ -25,21 +25,17 @@ from hyparflow.pipeline.program import Program
 __all__ = ["Engine"]
 
 
-def _nothing() -> None:
-    pass
-
-
 class Engine:
     """Executes programs on one rank.
 
     Args:
-        held: this rank's stages.
-        edges: the table of crossing tensors.
-        transport: moves tensors.
+        held: the stages that this rank holds.
+        edges: the tensors that cross from stage to stage.
+        transport: sends and receives these tensors.
         num_weights: how many weights this rank trains.
-        place: what to call this rank in a report.
+        place: the rank's name in reports.
         note: called with each step's name before it runs.
-        recorder: notes each step.
+        recorder: records the time of each step.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class Engine:
         self._place = place
         self._note = note
         self._recorder = recorder
-        # Edges between two stages of this rank, by the one that makes the tensor.
+        # Edges between two stages of this rank, by the stage that makes the tensor.
         self._local: dict[int, list[int]] = {number: [] for number in self._held}
         for index, edge in enumerate(edges):
             if edge.producer in self._held and edge.consumer in self._held:
@@ -85,15 +81,15 @@ class Engine:
     def _begin(self, batch: Batch, labels: Callable[[int], Labels]) -> None:
         self._batch = batch
         self._labels = labels
-        # By stage, tensor and micro-batch: what came in; the gradients of inputs, and of outputs.
+        # By (stage, tensor, micro-batch): inputs received; gradients of inputs, and of outputs.
         self._received: dict[tuple[int, int, int], list[Any]] = {}
         self._of_inputs: dict[tuple[int, int, int], Any] = {}
         self._of_outputs: dict[tuple[int, int, int], Any] = {}
         self._saved: dict[tuple[int, int], Saved] = {}  # (stage, micro-batch)
-        self._sums: dict[int, GradientSum] = {}  # by stage, of those that are done
+        self._sums: dict[int, GradientSum] = {}  # by stage, once its backwards are done
         self._reduced: list[Any] = []
-        self._advance: Callable[[], None] = _nothing  # what goes on beside computations
-        self.added = 0.0  # what this rank's layers added to the loss, times rows
+        self._advance: Callable[[], object] = lambda: None  # lets sums over ranks go on
+        self.added = 0.0  # losses that this rank's layers added, times rows
         self.outputs: list[list[Any]] = []
 
     # --- the loop ---
@@ -107,7 +103,7 @@ class Engine:
         reducer: Reducer,
         apply: Callable[[list[Any]], None],
     ) -> None:
-        """Run one training step: `reducer` sums the gradients over ranks, `apply` updates."""
+        """Run one training step: `reducer` sums gradients over ranks, `apply` updates weights."""
         self._begin(batch, labels)
         self._loss_scale = loss_scale
         self._forward_call = self._train_forward
@@ -120,7 +116,7 @@ class Engine:
         self._run(program)
 
     def _prepare(self, program: Program) -> None:
-        """Compile later stages while other ranks compile those before."""
+        """Compile a stage before its inputs come, while other ranks compile the stages before."""
         self._prepared = True
         for held in self._held.values():
             if held.types is not None:
@@ -232,7 +228,7 @@ class Engine:
     def _seeds(self, held: LocalStage, m: int) -> tuple[Any, ...]:
         """The gradients of a stage's outputs, and of what its layers added to the loss."""
         if held.is_last:
-            return ()  # it begins with the loss
+            return ()  # its backward begins with the loss
         keys = [(held.number, tensor, m) for tensor in held.gradient_outputs]
         seeds = as_tensors([self._of_outputs.pop(key) for key in keys])
         return seeds, as_share(self._batch.share(m) * self._loss_scale)
@@ -245,7 +241,7 @@ class Engine:
                 self._of_inputs[held.number, edge.tensor, m] = gradient
 
     def _add_output_gradient(self, edge: Edge, m: int, gradient: Any) -> None:
-        """Add what one consumer of a tensor of this rank gives back; None if it gives nothing."""
+        """Add the gradient that one consumer of this rank's tensor sends back, or None."""
         key = (edge.producer, edge.tensor, m)
         other = self._of_outputs.get(key)
         if gradient is not None and other is not None:
@@ -291,7 +287,7 @@ class Engine:
         self._reduced = self._reducer.reduce(joined(parts, self._num_weights))
 
     def _gradients(self, held: LocalStage) -> GradientSum:
-        """The sum over this rank's micro-batches of a stage that is done."""
+        """The gradients of a stage, summed over this rank's micro-batches."""
         if held.number not in self._sums:
             self._sums[held.number] = held.stage.gradients()
         return self._sums[held.number]

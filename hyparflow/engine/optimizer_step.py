@@ -1,9 +1,9 @@
 """The optimizer step of one rank: regularize, unscale, clip, apply, with the user's own optimizer.
 
 The optimizer is built for all of the model's weights, so that its state can be saved as plain
-Keras saves it, and applied to those that this rank owns. Two things need the other partitions: the
-global norm, to which each adds the squares of the weights that it counts, once per weight; and
-whether a scaled gradient overflowed, for one overflow anywhere skips the step everywhere.
+Keras saves it, and applied to the weights that this rank owns. Two things need the other
+partitions: the global norm, to which each adds the squares of the weights that it counts, once per
+weight; and whether a scaled gradient overflowed, since one overflow skips the step on all ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OptimizerStep:
 
     Attributes:
         given: numbers of the model's weights that had a gradient in the last step.
-        numbers: those of this rank's weights among the model's.
+        numbers: the numbers of this rank's weights among the model's.
 
     Args:
         model: the compiled model.
@@ -65,14 +65,14 @@ class OptimizerStep:
         self.given: list[int] = []
         numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
         self.numbers = [numbers[id(v)] for v in variables]
-        self._trains = bool(numbers)  # on some rank
+        self._trains = bool(numbers)  # whether any rank trains weights
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
         self.compile_anew()
 
     def compile_anew(self) -> None:
-        """From now on, steps count with the present settings of optimizer and regularizers."""
+        """Trace the step again, with the present settings of optimizer and regularizers."""
         self._clip = float(self._inner.global_clipnorm or 0.0)
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
         self._survey = FixedFunction(self._trace_survey)
@@ -80,15 +80,15 @@ class OptimizerStep:
         self._seen: set[tuple[int, ...]] = set()  # which gradients there were in some step
 
     def loss_scale(self) -> float:
-        """What the loss is multiplied by before the backward, and gradients divided by here."""
+        """The factor of the loss in the backward, by which gradients are divided here."""
         return float(self._optimizer.scale_loss(1.0))
 
     def __call__(self, gradients: Sequence[Any], parts: int = 1) -> None:
         """Apply `gradients` (tensors, `tf.IndexedSlices` or None), one per weight.
 
         Args:
-            gradients: summed over everything.
-            parts: of the batch, that they were summed over.
+            gradients: summed over micro-batches, replicas and holders.
+            parts: the number of parts of the batch that they were summed over.
         """
         if self._unproved and parts > 1:
             require_one_call(self._model, self._variables, gradients)
@@ -118,7 +118,7 @@ class OptimizerStep:
             self._touched |= {id(variable): variable for variable in used}
 
     def take_back(self) -> None:
-        """Let a step without any gradient not count, which plain Keras ends before it counts."""
+        """Do not count a step without any gradient: plain Keras raises before it counts."""
         self._inner.iterations.assign_sub(1)
 
     @property
@@ -127,8 +127,8 @@ class OptimizerStep:
         return list(self._touched.values())
 
     def _trace_survey(self, values: list[Any], present: tuple[int, ...]) -> Any:
-        """The sum of squares of what will be clipped, and the number of gradients with an
-        overflow, of what this rank counts.
+        """The sum of squares of the values to be clipped, and the number of gradients with an
+        overflow, of the weights that this rank counts.
         """
         squares = overflows = tf.zeros((), tf.float64)
         scale = self._optimizer.scale_loss(tf.ones((), tf.float64))
@@ -141,8 +141,8 @@ class OptimizerStep:
         return tf.stack([squares, overflows])
 
     def _to_be_clipped(self, index: int, value: Any, scale: Any) -> Any:
-        """What Keras clips, without the loss scale: a step's gradient, or the mean over
-        accumulated steps, which are kept without it.
+        """The value that Keras clips, without the loss scale: a step's gradient, or the mean of
+        accumulated gradients.
         """
         scale = tf.cast(scale, _values(value).dtype)
         if self._accumulated == 1:
@@ -173,11 +173,11 @@ class OptimizerStep:
 
 
 def _build(optimizer: Any, model: Any) -> None:
-    """Make the optimizer's variables as plain `fit` does, which makes them while a step is traced.
+    """Make the optimizer's variables with the values that they have in plain `fit`.
 
-    Values that an optimizer assigns then are lost (ScheduleFreeAdamW: its momentum starts at 0
-    and not at the weights), unless the model runs eagerly. That is Keras's, and so must ours be.
-    But nothing is traced here, for a variable made in a trace costs 15 ms.
+    Plain `fit` makes them while a step is traced, so values that the optimizer assigns to them are
+    lost, unless the model runs eagerly (ScheduleFreeAdamW: its momentum starts at 0 and not at the
+    weights). That is repeated here, but without a trace: a variable made in one costs 15 ms.
     """
     if model.run_eagerly:
         optimizer.build(model.trainable_variables)
@@ -196,7 +196,7 @@ def _build(optimizer: Any, model: Any) -> None:
 
 
 def _values(gradient: Any) -> Any:
-    """The values of a gradient, those of a sparse one as they come."""
+    """The values of a gradient; of a sparse one, its values without adding up rows."""
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 

@@ -1,4 +1,4 @@
-"""All that one rank trains its partition with: plain data that `assembly.py` fills."""
+"""Everything by which one rank trains its partition: plain data that `assembly.py` fills."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class RankEngine:
         sync: moves weights between ranks.
         pack: flat outputs -> the structure that the model's call returns.
         statistics: what BatchNormalization layers normalize by and remember.
-        own: the steps that the model's class has in place of Keras's.
+        own: the model's own steps, which replace Keras's.
         partitioning: the stages, and the tensors that cross from one to another.
-        losses: what belongs to loss and metrics; None for predictions only.
-        learner: what belongs to the weights' update; None without an optimizer.
+        losses: loss and metrics; None if only predictions are wanted.
+        learner: the update of weights; None without an optimizer.
         tag_limit: tags of messages must be less than this.
         traced: kinds and rows of steps that ran.
     """
@@ -87,7 +87,7 @@ class Losses:
         terms: the losses, additive over micro-batches.
         metrics: the metrics' state.
         head: the end of the last stage.
-        weigh: (x, y, sample weights) -> W of each loss term, where that must be known.
+        weigh: (x, y, sample weights) -> W of each loss term; None if W is not needed.
         symbolic: symbolic (y, y_pred, sample weights), or None where there are no labels.
         penalty: the weight regularization that this rank counts.
     """
@@ -102,14 +102,14 @@ class Losses:
 
 @dataclass
 class Learner:
-    """What turns one rank's gradients into new weights.
+    """The objects that turn one rank's gradients into new weights.
 
     Attributes:
         reducer: sums gradients over ranks.
         update: the optimizer's step.
         compared: whether all ranks know which of the model's weights have a gradient.
-        unclear: numbers of weights that a warning was about: it is not clear how their sparse
-            gradients come about.
+        unclear: numbers of weights for which a warning was given that the lookups of their sparse
+            gradients are not known.
     """
 
     reducer: Reducer

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from hyparflow.comm.communicator import Communicator
-from hyparflow.comm.requests import SentMessage
+from hyparflow.comm.requests import Transfer
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.placement import Placement
 
 __all__ = ["Transport"]
 
-_MAX_RANK = 16
-_PART = 2 + _MAX_RANK  # type, number of axes, sizes
+_MAX_AXES = 16
+_PART = 2 + _MAX_AXES  # type, number of axes, sizes
 _HEADER = 2 * _PART  # tensor and mask
-_MISSING = -1  # for the type of what there is not
+_MISSING = -1  # stands for the type of a missing part
 _TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
@@ -38,9 +38,7 @@ _Form = tuple[tuple[int, ...], np.dtype] | None  # shape and type of a part; Non
 class _Incoming:
     """A message that is being received."""
 
-    def __init__(
-        self, requests: list[SentMessage], buffers: list[TensorBuffer | None] | None
-    ) -> None:
+    def __init__(self, requests: list[Transfer], buffers: list[TensorBuffer | None] | None) -> None:
         self.requests = requests
         self.buffers = buffers  # None while only the header is known to come
 
@@ -53,8 +51,8 @@ class Transport:
         placement: which partition holds which stage.
         edges: the table of crossing tensors.
         masked: for each edge, whether its tensor carries a mask.
-        fixed_shapes: whether shapes follow from the number of rows, and what depends on what is
-            the same in every step.
+        fixed_shapes: whether shapes follow from the number of rows, and the same tensors have a
+            gradient in every step.
     """
 
     def __init__(
@@ -71,10 +69,10 @@ class Transport:
         self._consumers = [placement.partitions[edge.consumer] for edge in edges]
         self._masked = masked
         self._fixed = fixed_shapes
-        self._forms: dict[tuple[int, int], list[_Form]] = {}  # by edge and rows, of all parts
+        self._forms: dict[tuple[int, int], list[_Form]] = {}  # (edge, rows) -> tensor and mask
         self._reached: dict[int, bool] = {}  # edge -> whether its gradient is more than None
         self._incoming: dict[tuple[int, int], _Incoming] = {}  # by sender and tag
-        self._outgoing: list[SentMessage] = []
+        self._outgoing: list[Transfer] = []
         self.moved = 0  # bytes, sent and received
 
     def carries_mask(self, edge: int) -> bool:
@@ -176,12 +174,12 @@ class Transport:
     # --- end of a step ---
 
     def flush(self, what: str) -> None:
-        """Wait until everything that was sent has been taken."""
+        """Wait until all sent messages are taken, and release their buffers: the end of a step."""
         self._comm.wait_all(self._outgoing, what)
         self._outgoing.clear()
 
     def trim(self) -> None:
-        """Let go of the buffers of messages that are done."""
+        """Release the buffers of messages that are already taken; does not wait."""
         self._outgoing = [request for request in self._outgoing if not request.handle.Test()]
 
 
@@ -203,7 +201,7 @@ def _header(forms: Sequence[_Form]) -> np.ndarray:
 
 
 def _read(header: np.ndarray) -> list[_Form]:
-    """What `_header` described."""
+    """The shapes and types in a header."""
     return [
         None
         if kind == _MISSING

@@ -1,4 +1,4 @@
-"""Checks of what users pass: the argument's name and value in, what is meant out, or an error."""
+"""Checks of the parallel arguments: a name and a value in; the value that is meant, or an error."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def count_or_auto(name: str, value: Any) -> int | str:
 
 
 def is_auto(value: Any) -> bool:
-    """Whether it is "auto", whatever else may be given."""
+    """Whether `value` is the text "auto"; arrays and other types are not."""
     return isinstance(value, str) and value == "auto"
 
 
 def one_of(choices: Sequence[str], also: str = "", others: Sequence[str] = ()) -> Check:
-    """A check that refuses what is none of `choices` nor of `others`, which `also` tells of."""
+    """A check that accepts `choices` and `others` only; `also` names `others` in the message."""
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in (*choices, *others):
@@ -85,5 +85,5 @@ def layers_per_partition(name: str, value: Any) -> tuple[int, ...]:
 
 
 def or_none(check: Check) -> Check:
-    """A check that takes None beside what `check` takes."""
+    """A check that accepts None and all that `check` accepts."""
     return lambda name, value: None if value is None else check(name, value)

@@ -1,4 +1,4 @@
-"""What is no plain file is not opened: a named pipe that nobody writes to may be waited for."""
+"""Refuses anything but plain files: opening a named pipe might wait for ever."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What a file of this mode is, in words; empty for a plain one."""
+    """The kind of a file of this mode, in words; an empty string for a plain file."""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no plain file")
 
 
 def require_plain(path: str | os.PathLike[str], rule: str) -> None:
-    """Refuse what is no plain file, or leads to none; opens nothing.
+    """Refuse a path that does not lead to a plain file; opens nothing.
 
     Args:
-        path: of something that is read.
-        rule: says what it must be; begins the error.
+        path: the path of a file to read.
+        rule: the first words of the error, which say what the file must be.
 
     Raises:
-        ValueError: if it is something else, or cannot be looked at.
+        ValueError: if it is not a plain file, or cannot be examined.
     """
     try:
         kind = kind_of(os.stat(path).st_mode)

@@ -1,4 +1,4 @@
-"""Reads what is kept as JSON, and says which field of which file is wrong.
+"""Reads JSON files, and names the field and the file that are wrong.
 
 The types of a dataclass's fields are the schema. msgspec reads and checks in one pass, quickly
 enough for files of 100 MB, and names the field.
@@ -27,8 +27,8 @@ __all__ = ["Amount", "Bytes", "Count", "Number", "Share", "made", "read", "schem
 _T = TypeVar("_T")
 _LARGEST = 2**53  # the largest integer that every reader of JSON knows
 _MOST_BYTES = 2**30  # of a file; no plan, costs or trace has as many
-_CHECKED_TWICE = 2**24  # bytes of files in which fields may not stand twice
-_SHOWN = 40  # letters before and after what is no JSON
+_CHECKED_TWICE = 2**24  # bytes up to which a file is checked for fields that stand twice
+_SHOWN = 40  # letters that are shown before and after an error in the JSON
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]  # of a rank, a stage, a variable
@@ -43,13 +43,13 @@ def read(
     rule: str,
     finish: Callable[[Any], _T],
 ) -> _T:
-    """What `finish` makes of the content of a JSON file.
+    """Read a JSON file, and return what `finish` makes of its content.
 
     Args:
         path: the file.
         schema: the type of the content, as msgspec or `schema_of` has it.
-        rule: says what the file must be; begins the error.
-        finish: takes the content, and raises ValueError where a field does not fit another.
+        rule: the first words of the error, which say what the file must be.
+        finish: (content) -> result; raises ValueError if fields contradict each other.
 
     Raises:
         ValueError: if the file cannot be read, or holds something else.
@@ -86,7 +86,7 @@ def schema_of(kind: type, **others: Any) -> Any:
 
     Args:
         kind: the dataclass; the types of its fields may be dataclasses, or hold some.
-        others: types in place of those of the fields of these names.
+        others: field name -> the type that takes the place of the field's own.
     """
     hints = typing.get_type_hints(kind, include_extras=True) | others
     described: list[Any] = []
@@ -108,7 +108,7 @@ def schema_of(kind: type, **others: Any) -> Any:
 
 
 def _strict(hint: Any) -> Any:
-    """A type with `schema_of` each dataclass in it in its place."""
+    """A type in which each dataclass is replaced by its `schema_of`."""
     if dataclasses.is_dataclass(hint):
         return schema_of(hint)  # type: ignore[arg-type]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -121,7 +121,7 @@ def _strict(hint: Any) -> Any:
 
 
 def _content(path: str | bytes | os.PathLike[str]) -> bytes:
-    """The bytes of a plain file; what others are, such as a named pipe, is not waited for."""
+    """The bytes of a plain file; other files, such as named pipes, are refused unread."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)

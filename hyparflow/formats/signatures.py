@@ -16,9 +16,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def with_keywords(
     options: Sequence[Field[Any]], alone: bool = False
 ) -> Callable[[_Function], _Function]:
-    """Give a function, which takes ``**kwargs``, these arguments in its signature.
+    """Add arguments to the signature of a function that takes ``**kwargs``.
 
-    Those that it has are left. In its docstring, a line ``{options}`` becomes their meanings.
+    Arguments that it already has stay. A line ``{options}`` of its docstring becomes their
+    meanings.
 
     Args:
         options: fields of a dataclass, whose metadata say the `meaning`.

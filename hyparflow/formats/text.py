@@ -51,7 +51,7 @@ class Page:
         from rich.table import Column, Table
         from rich.text import Text
 
-        # Folded where there is no room: a number without its end would be another.
+        # Fold cells that are too wide: a number that is cut off would be another number.
         columns = [Column(title, overflow="fold") for title in self.table[0]]
         table = Table(*columns, box=box.SIMPLE_HEAD)
         for row in self.table[1:]:
@@ -77,7 +77,7 @@ def shortened(value: object, most: int = 100) -> str:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # which is another on each rank
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses differ from rank to rank
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 + 3 :]}"
 
 
@@ -85,7 +85,7 @@ def path_text(path: object) -> str:
     """The path of a file as text.
 
     Raises:
-        ValueError: if it is something else, or has a character that no path has.
+        ValueError: if it is not a path, or has a character that no path can have.
     """
     text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "\0"
     if "\0" in text:

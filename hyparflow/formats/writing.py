@@ -27,7 +27,7 @@ from hyparflow.formats.text import path_text
 __all__ = ["folder_beside", "replacing", "require_writable", "write_text"]
 
 _LONGEST = 255  # bytes of a file's name
-_MOST_LINKS = 40  # that Linux follows
+_MOST_LINKS = 40  # links that Linux follows in a row
 _ABANDONED = 24 * 3600.0  # seconds since another machine wrote to a temporary file of its own
 _TEMPORARY = re.compile(r"\.hyparflow-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{16}-(?P<name>.+)", re.S)
 
@@ -47,15 +47,15 @@ def write_text(path: str | bytes | os.PathLike[str], text: str) -> None:
 def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[Path]:
     """An empty file beside `path` to write to; at the end of the block it takes its place.
 
-    It ends with the last letters of the name of `path`, for those who go by them. If the block
-    raises, it is gone, and what was at `path` is as it was.
+    It has the suffix of `path`, since some writers choose the format by it. If the block raises,
+    the new file is removed, and the one at `path` is unchanged.
 
     Args:
         path: where the file is to be.
 
     Raises:
         ValueError: if there is something at `path` that is no plain file, or that another user
-            put into a folder for all.
+            put into a folder that all may write to.
         OSError: if it cannot be written.
     """
     wanted = Path(path_text(path)).absolute()
@@ -77,7 +77,7 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A folder beside `path`, gone after the block, for files that name each other."""
+    """A temporary folder beside `path`, removed after the block, for files that name each other."""
     _remove_abandoned(path)
     folder = _temporary(path)
     folder.mkdir(0o700)
@@ -130,7 +130,7 @@ def _refusal(path: Path, reason: str) -> str:
 
 
 def _require_own(path: Path, wanted: Path) -> None:
-    """Refuse what others put into a folder for all, as Linux does (protected_symlinks).
+    """Refuse files of other users in a folder for all, as Linux does (protected_symlinks).
 
     Raises:
         ValueError: if `path` is a link or file of another user in such a folder.
@@ -201,11 +201,11 @@ def _is_abandoned(match: re.Match[str], found: os.stat_result) -> bool:
         return False
     except (psutil.Error, OverflowError):
         return True
-    return begun > found.st_mtime + 1.0  # the number is another process's by now
+    return begun > found.st_mtime + 1.0  # another process has the number by now
 
 
 def _sync(temporary: Path, older: os.stat_result | None) -> None:
-    """Bring it to the disk, with owner and mode of what it replaces."""
+    """Sync a file to the disk, with owner and mode of the file that it replaces."""
     descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if older is not None:
@@ -219,7 +219,7 @@ def _sync(temporary: Path, older: os.stat_result | None) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the file system can."""
+    """Sync a folder to the disk, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -229,7 +229,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _name_the_file(error: BaseException, temporary: str, path: str) -> None:
-    """Let an error speak of the file that the user knows."""
+    """Put the name of the user's file into an error, in place of the temporary one."""
     error.args = tuple(
         argument.replace(temporary, path) if isinstance(argument, str) else argument
         for argument in error.args

@@ -1,4 +1,4 @@
 """Starts ranks: the launcher's command, a function on fresh ranks, cores, GPUs.
 
-Imports model (to send models), comm and formats.
+Imports comm, formats and model (to send models).
 """

@@ -1,4 +1,4 @@
-"""Which cores the ranks of a node compute on, and a word where they get in each other's way."""
+"""Which cores the ranks of a node compute on, and a warning if they share them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Claim", "announce_cores", "crowded", "intra_op_threads"]
 
 @functools.cache
 def announce_cores(world: World) -> None:
-    """Warn once, on the leader, of ranks that share cores; where none do, use them. Collective."""
+    """Warn, on the leader, of ranks that share cores; if none do, keep cores busy. Collective."""
     mine = Claim(platform.node(), tuple(sorted(launcher.usable_cores())), intra_op_threads())
     claims = world.all_gather_objects(mine, "the cores of all ranks")
     texts = crowded(claims)
@@ -33,12 +33,12 @@ def announce_cores(world: World) -> None:
 
 
 class Claim(NamedTuple):
-    """What one rank wants of its node.
+    """The cores and threads that one rank uses on its node.
 
     Attributes:
         node: the node's name.
-        cores: those that it may run on.
-        threads: how many it computes with.
+        cores: the cores that it may run on.
+        threads: the number of threads that it computes with.
     """
 
     node: str
@@ -47,7 +47,7 @@ class Claim(NamedTuple):
 
 
 def crowded(claims: Sequence[Claim]) -> list[str]:
-    """For each node whose ranks compute with more threads than there are cores, a warning.
+    """A warning for each node whose ranks compute with more threads than it has cores.
 
     Args:
         claims: of all ranks, in their order.
@@ -59,7 +59,7 @@ def crowded(claims: Sequence[Claim]) -> list[str]:
 
 
 def _warning(node: str, ranks: dict[int, Claim]) -> str:
-    """What to say of a node; nothing if each thread has a core."""
+    """The warning for a node; an empty string if each thread has a core."""
     load: dict[int, float] = defaultdict(float)
     for claim in ranks.values():
         for core in claim.cores:

@@ -1,7 +1,7 @@
 """One GPU for each rank of a node, chosen before TensorFlow looks for them.
 
 TensorFlow takes all GPUs that it sees, and all of their memory; several ranks would fight over
-them. What it sees is decided by the environment, the first time it looks.
+them. An environment variable decides which GPUs it sees, when it first looks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def choose_device(
 ) -> None:
     """Let this rank see one GPU, by its number on the node, and take memory as it needs it.
 
-    Where ranks are more than GPUs they share them. A rank that sees one GPU already, as a batch
-    system may have it, keeps that; so does a process that no launcher started.
+    If there are more ranks than GPUs, they share them. A rank for which the batch system has
+    already chosen one GPU keeps it. A process that no launcher started keeps what it sees.
 
     Args:
         environ: environment variables.
@@ -42,7 +42,7 @@ def choose_device(
     environ.setdefault(_GROWTH, "true")
     if _VISIBLE in environ:
         seen = [device for device in environ[_VISIBLE].split(",") if device.strip()]
-        # As CUDA reads it: -1 ends the list.
+        # As in CUDA, -1 ends the list.
         seen = list(itertools.takewhile(lambda device: not device.strip().startswith("-"), seen))
     else:
         count = count_devices() if available is None else available

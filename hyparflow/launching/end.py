@@ -1,4 +1,4 @@
-"""How a job ended, and how that is said."""
+"""How a job ended: its exit status and a text for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class End(NamedTuple):
 
     Attributes:
         code: 0, or the exit status of the first rank that failed (128 + the signal that killed it).
-        text: who failed and how; empty if nobody did, or a signal from outside ended the job.
+        text: which rank failed and how; empty if none did, or a signal from outside ended the job.
     """
 
     code: int
@@ -32,7 +32,7 @@ def end_of(code: int, record: Path, received: Sequence[int]) -> End:
     """How a job ended.
 
     Args:
-        code: the launcher's exit status, as `subprocess` tells it.
+        code: the launcher's exit status, as in `subprocess`.
         record: where ranks of this machine noted how they failed.
         received: the signals that were sent to the job.
     """
@@ -43,7 +43,8 @@ def end_of(code: int, record: Path, received: Sequence[int]) -> End:
         return End(128 + ended[0])
     noted = record.read_text().split("\n")[0] if record.exists() else ""
     rank, failed = map(int, noted.split()) if noted else (None, 0)
-    if failed and not (code < 0 and failed == -signal.SIGTERM):  # as ranks end without a launcher
+    # Ranks whose launcher has been killed end by SIGTERM, too.
+    if failed and not (code < 0 and failed == -signal.SIGTERM):
         return End(_as_status(failed), f"rank {rank} {_said(failed)}")
     if code:
         before = ", and no rank of this machine had failed before" if code > 0 else ""

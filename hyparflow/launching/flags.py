@@ -1,4 +1,4 @@
-"""How many ranks, where, and how that is said to each launcher."""
+"""How many ranks to start and where, and the flags for it of each launcher."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-# What ranks on other hosts must be told; MPICH and Intel MPI tell them everything.
+# Variables to pass to ranks on other hosts; MPICH and Intel MPI pass all.
 _LOOPBACK = ("lo", "lo0")
 _SHARED = "/dev/shm"
-_SEGMENT = 32 << 20  # bytes of shared memory from which on a rank does without TCP
+_SEGMENT = 32 << 20  # bytes of shared memory with which a rank needs no TCP
 _TOLD = ("HYPARFLOW_", "TF_", "OMP_", "KERAS_", "PYTHON", "CUDA_", "XLA_", "MPI4PY_")
 _HOSTS_RULE = "Hosts are written as names with numbers of ranks, 'a:2,b:2'"
 _LEAST_MEMORY = 16 << 20  # bytes that a rank takes, whatever it does
@@ -34,14 +34,14 @@ _LEAST_MEMORY = 16 << 20  # bytes that a rank takes, whatever it does
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What a user asks for.
+    """The ranks that a user asks for.
 
     Attributes:
-        ranks: how many.
+        ranks: the number of ranks.
         hosts: names with numbers of ranks, "a:2,b:2"; None for this machine.
         hostfile: a file of hosts for the launcher; None for none.
         oversubscribe: whether there may be more ranks than cores.
-        is_allocated: whether a batch system tells the launcher of several hosts.
+        is_allocated: whether a batch system gives the launcher several hosts.
     """
 
     ranks: int
@@ -60,7 +60,7 @@ class LaunchRequest:
         """The most ranks of a host; None if that is not known.
 
         Raises:
-            ValueError: if hosts are not written so, have too few ranks, or are given twice.
+            ValueError: if the text of `hosts` is wrong, hosts have too few ranks, or stand twice.
         """
         if self.hosts is not None and self.hostfile is not None:
             raise ValueError(
@@ -100,7 +100,7 @@ def cores_per_rank(request: LaunchRequest) -> int | None:
     """How many cores each rank has to itself; None where they share, or hosts are not known.
 
     Raises:
-        ValueError: if there are more ranks than cores, and that was not asked for.
+        ValueError: if there are more ranks than cores, and `oversubscribe` is False.
     """
     per_host = request.ranks_per_host
     if per_host is None:
@@ -130,7 +130,7 @@ def flags(mpi: Mpi, request: LaunchRequest) -> list[str]:
 
 
 def _who_and_where(request: LaunchRequest, hosts: str, hostfile: str) -> list[str]:
-    """How many ranks, and on which hosts, by the names that a launcher's flags have."""
+    """Flags for the number of ranks and their hosts, with the launcher's names of flags."""
     named = ((hosts, request.hosts), (hostfile, request.hostfile))
     given = [word for flag, value in named if value for word in (flag, value)]
     return ["-n", str(request.ranks), *given]
@@ -159,14 +159,14 @@ _FLAGS = {OPEN_MPI: _open_mpi, MPICH: _mpich, INTEL: _intel}
 
 
 def environment(mpi: Mpi, request: LaunchRequest, known: dict[str, str]) -> dict[str, str]:
-    """What the launcher's environment needs beside `known`."""
+    """Environment variables to add to `known`, for the launcher."""
     found = dict(known)
     cores = cores_per_rank(request)
     per_host = request.ranks_per_host or 1
     launcher.set_threads(found, cores or max(1, physical_cores() // per_host), keep=True)
     if mpi.vendor == OPEN_MPI and os.geteuid() == 0:
         found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    if not known.get("HOME"):  # Open MPI does not start without
+    if not known.get("HOME"):  # Open MPI does not start without it
         found["HOME"] = home()
     found |= temporary(known)
     if request.is_local:
@@ -175,13 +175,13 @@ def environment(mpi: Mpi, request: LaunchRequest, known: dict[str, str]) -> dict
 
 
 def _only_here(mpi: Mpi, request: LaunchRequest, known: dict[str, str]) -> dict[str, str]:
-    """What keeps ranks of this machine from listening to others; what the user chose stays."""
+    """Variables that keep ranks from listening to other machines; the user's choice stays."""
     names = [name for name in psutil.net_if_addrs() if name in _LOOPBACK]
     if not names:
         return {}
     found = {"UCX_NET_DEVICES": names[0], "FI_TCP_IFACE": names[0], "FI_SOCKETS_IFACE": names[0]}
     if mpi.vendor == OPEN_MPI and not any(name.startswith("OMPI_MCA_btl") for name in known):
-        # Its TCP listens on all interfaces, whichever it is to use; it is for want of memory only.
+        # Its TCP listens on all interfaces; it is used only if there is too little shared memory.
         if has_shared_memory(request.ranks):
             found["OMPI_MCA_btl"] = "^tcp"
         else:
@@ -190,7 +190,7 @@ def _only_here(mpi: Mpi, request: LaunchRequest, known: dict[str, str]) -> dict[
 
 
 def has_shared_memory(ranks: int) -> bool:
-    """Whether as many ranks can exchange messages through it."""
+    """Whether `ranks` ranks can exchange messages through shared memory."""
     try:
         return psutil.disk_usage(_SHARED).free >= ranks * _SEGMENT
     except OSError:

@@ -22,7 +22,7 @@ __all__ = ["launch"]
 
 
 class _RemoteTraceback(Exception):
-    """Shows, above an error that came from a rank, where it was raised there."""
+    """The cause of an error that came from a rank: its traceback on that rank."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"on rank {outcome.rank}\n\n{outcome.text}")
@@ -114,7 +114,7 @@ def _check(function: Any, args: Any, kwargs: Any, oversubscribe: Any) -> None:
 
 
 def _show(text: str) -> None:
-    """Where Jupyter looks for it."""
+    """Write to `sys.stdout`, from which Jupyter takes it."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -123,7 +123,7 @@ def _result(outcomes: Sequence[Outcome], ended: str) -> Any:
     failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
     if failed is not None and isinstance(failed.error, Exception):
         raise failed.error from _RemoteTraceback(failed)
-    if failed is not None:  # else it would end this process, too
+    if failed is not None:  # an exit of a rank must not end this process, too
         raise RuntimeError(
             "A function that runs on ranks must return, or raise an exception. "
             f"Received: {failed.error!r} on rank {failed.rank}"

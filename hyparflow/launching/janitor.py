@@ -2,8 +2,8 @@
 
     python janitor.py FOLDER
 
-That process holds a lock as long as it lives, and removes the folder itself if it may. Imports
-nothing of hyparflow: it starts at once.
+That process holds a lock as long as it lives, and removes the folder itself if it can. Imports
+nothing of hyparflow, to start fast.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import time
 
 __all__ = ["main"]
 
-_TRIALS, _INTERVAL = 20, 0.5  # seconds; the launcher writes into it until it has ended, too
+# Several trials, seconds apart: the launcher writes into the folder until it has ended, too.
+_TRIALS, _INTERVAL = 20, 0.5
 
 
 def main() -> None:
-    """Wait for the end of that process; then see to it that nothing is left."""
+    """Wait for the end of that process; then remove the folder."""
     folder = sys.argv[1]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(os.path.join(folder, "lock"), "rb+") as lock:
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def remove(folder: str) -> None:
-    """Remove it, the lock last: by that the next job finds what is left."""
+    """Remove the folder, the lock last: by the lock the next job finds a folder that is left."""
     try:
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False):

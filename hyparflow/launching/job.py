@@ -29,7 +29,7 @@ from hyparflow.launching.words import as_one, sent
 __all__ = ["Job", "run", "run_and_show"]
 
 _PATIENCE = 10.0  # seconds for a job to end by itself
-_LAST_PATIENCE = 5.0  # seconds for it to end when it is told to
+_LAST_PATIENCE = 5.0  # seconds for it to end after a signal
 _INTERVAL = 0.5  # seconds from one look at the record to the next
 _FILES = "PRTE_MCA_prte_tmpdir_base"
 
@@ -38,15 +38,15 @@ _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 @dataclass
 class Job:
-    """What to start.
+    """A job to start.
 
     Attributes:
         launcher: the program that starts ranks.
-        mpi: of which MPI it is.
+        mpi: the MPI library of the launcher.
         request: how many ranks, and where.
-        program: what each rank runs, and its arguments.
+        program: the program of each rank, and its arguments.
         output: "all", "leader" or a folder; see `hyparflow.launching.rank_process`.
-        known: the environment.
+        known: the environment variables of this process.
     """
 
     launcher: Path
@@ -58,12 +58,12 @@ class Job:
 
     @property
     def added(self) -> dict[str, str]:
-        """What is added to the environment."""
+        """The environment variables that are added."""
         return environment(self.mpi, self.request, self.known)
 
     @property
     def _starting(self) -> list[str]:
-        """The launcher's command line up to what each rank runs."""
+        """The launcher's command line up to the program of each rank."""
         told = passed_on(self.mpi, self.request, sorted(self.known | self.added))
         return [str(self.launcher), *flags(self.mpi, self.request), *told]
 
@@ -81,13 +81,13 @@ class Job:
         ]
 
     def describe(self) -> str:
-        """The same for a shell, without what shows the output."""
+        """The command line for a shell, without the wrapper that shows the output."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.added.items())]
         return " ".join([*settings, shlex.join([*self._starting, *as_one(self.program)])])
 
     @property
     def is_allowed_root(self) -> bool:
-        """Whether the launcher is told that root may use it, which it was not."""
+        """Whether hyparflow allows root to use the launcher, which the user has not done."""
         return "OMPI_ALLOW_RUN_AS_ROOT" in self.added
 
 
@@ -96,7 +96,7 @@ def run(job: Job, say: Callable[[str], object]) -> End:
 
     Args:
         job: the job.
-        say: called with what happens to the output.
+        say: called with a text if output can no longer be written.
 
     Returns:
         How it ended.
@@ -140,7 +140,7 @@ def run_and_show(job: Job, show: Callable[[str], object], folder: Path) -> End:
     Args:
         job: the job.
         show: called with each piece of text, as it comes.
-        folder: the job's own; see `job_folder`.
+        folder: the job's folder, from `job_folder`.
 
     Returns:
         How it ended.
@@ -171,7 +171,7 @@ def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
             [*tied, *job.command(record)],
             env=job.known | job.added | _own_folder(job, record.parent),
             stdin=subprocess.DEVNULL,
-            # Else Ctrl-C would reach the launcher twice, from the terminal and from here.
+            # Otherwise Ctrl-C would reach the launcher twice, from the terminal and from here.
             start_new_session=True,
             **streams,
         )
@@ -186,10 +186,10 @@ def _start(job: Job, record: Path, **streams: Any) -> subprocess.Popen[bytes]:
 
 
 def _own_folder(job: Job, folder: Path) -> dict[str, str]:
-    """Where Open MPI keeps its files on this machine: in the folder of the job.
+    """Variables that make Open MPI keep its files of this machine in the folder of the job.
 
-    It names them by the launcher's process number. What a killed job has left behind would keep
-    another of that number from starting.
+    It names them by the launcher's process number. Files that a killed job has left would keep a
+    launcher with the same number from starting.
     """
     if job.mpi.vendor != OPEN_MPI or not job.request.is_local or _FILES in job.known:
         return {}
@@ -202,8 +202,9 @@ def _ended_with_its_ranks(
 ) -> Iterator[list[str]]:
     """While open, stop a launcher that outlives a rank that failed, or all of its ranks.
 
-    One that has lost another host waits for the processes there for many minutes, and Open MPI's
-    may hang at its end. Gives a list, which is not empty if that was after all had ended well.
+    A launcher that has lost another host waits many minutes for the processes there, and that of
+    Open MPI may hang at its end. Yields a list, which is not empty if the launcher was stopped
+    after all ranks had ended without error.
     """
     over, stopped = threading.Event(), list[str]()
 
@@ -228,7 +229,7 @@ def _ended_with_its_ranks(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """See to it that nothing of the job stays behind on this machine."""
+    """End all processes of the job on this machine."""
     if process.poll() is None:
         process.terminate()
         try:

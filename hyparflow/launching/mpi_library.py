@@ -30,16 +30,16 @@ OPEN_MPI = "Open MPI"
 MPICH = "MPICH"
 INTEL = "Intel MPI"
 _NAMES = ("mpirun", "mpiexec", "mpirun.openmpi", "mpirun.mpich", "mpiexec.hydra")
-# What libraries and launchers say of themselves; MPICH's launcher is called Hydra, and Intel's is
-# one too, so Intel comes first.
+# Words in the version texts of libraries and launchers. The launchers of MPICH and Intel MPI are
+# both called Hydra, so Intel comes first.
 _PATTERNS = (
     (INTEL, r"Intel\(R\) MPI Library[^0-9]*([0-9.]+)"),
     (OPEN_MPI, r"Open MPI\)?[ v]*([0-9.]+)"),
     (MPICH, r"MPICH Version:\s*([0-9.]+)"),
     (MPICH, r"HYDRA build details:\s*Version:\s*([0-9.]+)"),
 )
-_PATIENCE = 60.0  # seconds for mpi4py to say which library it loads
-_LAUNCHERS_PATIENCE = 30.0  # seconds for a launcher to say of which it is
+_PATIENCE = 60.0  # seconds for mpi4py to tell which library it loads
+_LAUNCHERS_PATIENCE = 30.0  # seconds for a launcher to print its version
 _ASK = (
     "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
     "print(MPI.Get_library_version())"
@@ -57,7 +57,7 @@ class Mpi(NamedTuple):
 
 
 def identify(text: str) -> Mpi | None:
-    """The MPI that says so of itself; None for others."""
+    """The MPI whose version text this is; None if it is unknown."""
     for vendor, pattern in _PATTERNS:
         if match := re.search(pattern, text):
             return Mpi(vendor, match[1].rstrip("."))
@@ -68,7 +68,7 @@ def library() -> Mpi:
     """The MPI library that mpi4py loads in this environment. Starts no MPI.
 
     Raises:
-        ValueError: if there is none, or none that is known, or it does not come to an answer.
+        ValueError: if there is no library, or an unknown one, or mpi4py does not answer in time.
     """
     answer = _answer([sys.executable, "-c", _ASK], _PATIENCE)
     if answer is None:
@@ -94,7 +94,7 @@ def find_launcher(wanted: Mpi, given: str | None = None) -> Path:
         given: the launcher to use; otherwise one beside this Python, or on the PATH.
 
     Raises:
-        ValueError: if there is none of this MPI.
+        ValueError: if there is no launcher of this MPI.
     """
     paths = [Path(given)] if given else list(_candidates())
     found = {path: matching(path) for path in paths}
@@ -111,7 +111,7 @@ def find_launcher(wanted: Mpi, given: str | None = None) -> Path:
 
 
 def _what(path: Path, launcher: Mpi | None) -> str:
-    """What is wrong with a launcher."""
+    """The error message for a launcher that does not fit."""
     if launcher is not None:
         return f" of {launcher}"
     if path.is_dir() or not os.access(path, os.X_OK):
@@ -125,19 +125,19 @@ def home() -> str:
         return found
     try:
         return pwd.getpwuid(os.geteuid()).pw_dir
-    except KeyError:  # a container's user of whom nothing is known
+    except KeyError:  # a user of a container without an entry in /etc/passwd
         return tempfile.gettempdir()
 
 
 def temporary(known: Mapping[str, str]) -> dict[str, str]:
-    """Folders for temporary files in place of what is none, which Open MPI would open and read."""
+    """Variables for temporary folders that replace wrong ones, which Open MPI would try to read."""
     names = ("TMPDIR", "TEMP", "TMP")
     wrong = [name for name in names if known.get(name) and not os.path.isdir(known[name])]
     return dict.fromkeys(wrong, tempfile.gettempdir() if wrong else "")
 
 
 def matching(launcher: Path) -> Mpi | None:
-    """Of which MPI a launcher is; None if it is none."""
+    """The MPI of a launcher; None if the program is no launcher."""
     try:
         answer = _answer([str(launcher), "--version"], _LAUNCHERS_PATIENCE)
     except OSError:
@@ -146,14 +146,14 @@ def matching(launcher: Path) -> Mpi | None:
 
 
 def _answer(command: Sequence[str], seconds: float) -> tuple[str, str] | None:
-    """What a command writes to its two streams; None if it does not end within `seconds`.
+    """The output and error text of a command; None if it does not end within `seconds`.
 
-    One that hangs is killed and not waited for: where a file system does not answer it cannot end.
+    A command that hangs is killed, but not waited for: it cannot end if a file system hangs.
     """
     process = subprocess.Popen(
         command,
         env=os.environ | {"HOME": home()} | temporary(os.environ),
-        stdin=subprocess.DEVNULL,  # else it would take what rank 0 is to read
+        stdin=subprocess.DEVNULL,  # the input is for rank 0
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

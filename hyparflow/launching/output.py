@@ -1,4 +1,4 @@
-"""Where the output of ranks goes, as a user says it."""
+"""Checks the argument that says where the output of ranks goes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["checked_output"]
 
 
 def checked_output(name: str, output: Any, is_made: bool = True) -> str:
-    """The words "all" and "leader", or a folder's whole path; the folder is made.
+    """The value itself if "all" or "leader", else the absolute path of a folder, which is made.
 
     Args:
-        name: of the argument.
-        output: what was given.
+        name: the name of the argument.
+        output: its value.
         is_made: whether the folder is made.
 
     Raises:
-        ValueError: if it is none of these, or cannot be written.
+        ValueError: if it is none of these, or the folder cannot be written.
     """
     if isinstance(output, str) and output in ("all", "leader"):
         return output

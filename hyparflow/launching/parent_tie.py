@@ -2,8 +2,8 @@
 
     python parent_tie.py PARENT COMMAND...
 
-PARENT is the number of that process. So ranks do not outlive a notebook's kernel, or a script, that
-is killed; Linux keeps the promise over `exec`. Imports nothing of hyparflow: it starts at once.
+PARENT is the number of that process. So ranks end when a notebook's kernel, or a script, is killed;
+Linux keeps this setting over `exec`. Imports nothing of hyparflow, to start fast.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 def main() -> None:
     """Tie this process to its parent, and become the command."""
     parent, *command = sys.argv[1:]
-    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() == int(parent):  # it might have gone before
+    if os.getppid() == int(parent):  # the parent may have ended before
         os.execvp(command[0], command)
 
 

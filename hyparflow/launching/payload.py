@@ -1,4 +1,4 @@
-"""A function and its arguments as files, for processes that are started for them; and back.
+"""Sends a function and its arguments to new processes as files, and the results back.
 
 Code and small values are pickled by cloudpickle, which takes functions of a notebook. Large arrays
 are files of their own, which ranks map into memory instead of reading a copy each.
@@ -19,19 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyparflow.comm.portable_errors import portable
-from hyparflow.launching.folder import room_needed
+from hyparflow.launching.folder import explain_out_of_space
 from hyparflow.launching.installation import install_command
 from hyparflow.launching.pickled_models import is_model, keras_settings, reduce_model
 
 __all__ = ["RemoteCall", "Outcome", "read_call", "read_outcomes", "write_call", "write_outcome"]
 
-_LARGE = 1 << 20  # bytes from which on an array is a file of its own
-_PLAIN = "biufc"  # kinds of numbers that a file of NumPy's keeps
+_LARGE = 1 << 20  # bytes; a larger array is a file of its own
+_PLAIN = "biufc"  # kinds of numbers that NumPy's files can hold
 _CALL, _OUTCOME = "call", "outcome-{}"
 
 
 class RemoteCall(NamedTuple):
-    """What to call."""
+    """A function and its arguments."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -42,10 +42,10 @@ class Outcome(NamedTuple):
     """How a call ended on a rank.
 
     Attributes:
-        rank: where.
-        value: what it returned.
-        error: what it raised, or None.
-        text: the traceback.
+        rank: the rank.
+        value: the value that it returned.
+        error: the error that it raised, or None.
+        text: the traceback of the error.
     """
 
     rank: int
@@ -55,32 +55,32 @@ class Outcome(NamedTuple):
 
 
 def write_call(folder: Path, call: RemoteCall) -> None:
-    """Write a call into `folder`; "place.json" says what a process must be told before it reads it.
+    """Write a call into `folder`, and "place.json", which a process must read before the call.
 
-    That is where this process is, where it looks for modules, and Keras's settings.
+    It holds the working folder and module path of this process, and Keras's settings.
 
     Raises:
-        RuntimeError: if there is no room for it.
+        RuntimeError: if there is no space left.
         ValueError: if something in it cannot be sent to another process.
     """
-    with room_needed(folder):
+    with explain_out_of_space(folder):
         (folder / "place.json").write_text(json.dumps([sys.path, os.getcwd(), keras_settings()]))
     _write(folder, _CALL, tuple(call))
 
 
 def read_call(folder: Path) -> RemoteCall:
-    """What `write_call` wrote."""
+    """Read the call that `write_call` wrote."""
     return RemoteCall(*_read(folder, _CALL))
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write how a call ended; a value that cannot be sent is an error, too."""
+    """Write how a call ended; a value that cannot be sent becomes an error."""
     name = _OUTCOME.format(outcome.rank)
     try:
         _write(folder, name, _as_sent(outcome))
     except (RuntimeError, ValueError) as error:
         for part in (*folder.glob(f"array-{name}-*"), *folder.glob(f"part-{name}")):
-            part.unlink()  # there may be room for the error then
+            part.unlink()  # there may be space for the error then
         text = "".join(traceback.format_exception(error))
         _write(folder, name, _as_sent(Outcome(outcome.rank, error=error, text=text)))
 
@@ -93,7 +93,7 @@ def _as_sent(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
-    """How the call ended, on the ranks that tell, in the order in which they told."""
+    """How the call ended, on the ranks that have written it, in the order of writing."""
     paths = sorted(folder.glob(_OUTCOME.format("*")), key=lambda path: path.stat().st_mtime_ns)
     found = [_read(folder, path.name) for path in paths]
     return [
@@ -106,7 +106,7 @@ def _write(folder: Path, name: str, value: Any) -> None:
     """Pickle `value`: the file is complete or not there."""
     buffer = io.BytesIO()
     try:
-        with room_needed(folder):
+        with explain_out_of_space(folder):
             _pickler(buffer, folder, name).dump(value)
             part = folder / f"part-{name}"
             part.write_bytes(buffer.getvalue())
@@ -140,7 +140,7 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
         known: dict[int, tuple[Any, ...]] = {}
 
         def persistent_id(self, value: Any) -> Any:
-            # Another class knows what else it has, as a mask, and pickles it.
+            # A subclass pickles itself, with its further parts, such as a mask.
             if type(value) not in (np.ndarray, np.memmap) or value.nbytes < _LARGE:
                 return None
             if value.dtype.kind not in _PLAIN:
@@ -160,13 +160,13 @@ def _pickler(buffer: io.BytesIO, folder: Path, name: str) -> Any:
 
 
 def _as_file(array: np.ndarray, folder: Path, name: str) -> tuple[Any, ...]:
-    """The file of an array, whether it is mapped, and where it is in another's file: offset, type
-    and shape.
+    """Write an array to a file: (file name, whether it is mapped, and for a mapped part of a file
+    its offset, type and shape).
     """
     mapped = isinstance(array, np.memmap) and array.filename and array.mode in ("r", "r+")
     if mapped and array.flags.c_contiguous and not isinstance(array.base, np.ndarray):
         return str(array.filename), True, array.offset, array.dtype.str, array.shape  # type: ignore[attr-defined]
-    np.save(folder / name, array)  # which keeps Fortran's order
+    np.save(folder / name, array)  # keeps Fortran order
     return name, isinstance(array, np.memmap)
 
 
@@ -177,7 +177,7 @@ class _Unpickler(pickle.Unpickler):
         self._known: dict[Any, np.ndarray] = {}
 
     def persistent_load(self, key: Any) -> Any:
-        # "c": what a rank writes stays its own.
+        # "c", copy on write: changes by a rank stay its own.
         if key not in self._known:
             name, is_mapped, *rest = key
             if rest:

@@ -1,4 +1,4 @@
-"""Keras models on their way to another process, with what is not Keras's in them."""
+"""Pickles Keras models together with the user's own classes and functions in them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 __all__ = ["is_model", "keras_settings", "reduce_model", "use_keras_settings"]
 
-_LIBRARIES = ("builtins", "hyparflow", "keras", "numpy", "tensorflow")  # what every process has
+# Modules that every process has.
+_LIBRARIES = ("builtins", "hyparflow", "keras", "numpy", "tensorflow")
 
 
 def keras_settings() -> dict[str, Any]:
-    """What was set for Keras in this process, as JSON; nothing if it has not been imported."""
+    """Keras's settings in this process, as JSON; empty if Keras has not been imported."""
     keras = sys.modules.get("keras")
     if keras is None:
         return {}
@@ -30,7 +31,7 @@ def keras_settings() -> dict[str, Any]:
 
 
 def use_keras_settings(settings: Mapping[str, Any]) -> None:
-    """Set for this process what `keras_settings` told of another."""
+    """Apply the `keras_settings` of another process to this one."""
     if settings:
         import keras
 
@@ -45,10 +46,10 @@ def is_model(value: Any) -> bool:
 
 
 def reduce_model(model: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What pickle needs of a model: a function and its arguments.
+    """The function and arguments by which pickle restores a model.
 
-    Keras's own way finds a layer, loss or metric of the user's only if it is registered. Here these
-    classes and functions go with the model, by value where they are a notebook's.
+    Keras's own pickling finds a layer, loss or metric of the user's only if it is registered. Here
+    these classes and functions are sent with the model; those of a notebook by value.
     """
     with tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
         path = Path(folder) / "model.keras"
@@ -58,7 +59,7 @@ def reduce_model(model: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def _restore(content: bytes, custom_objects: dict[str, Any], is_new: bool) -> Any:
-    """The model; one whose optimizer `is_new` has nothing saved of the state that Keras makes."""
+    """Restore a model; if its optimizer `is_new`, the optimizer has no saved state yet."""
     import keras
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="hyparflow-") as folder:
@@ -66,7 +67,7 @@ def _restore(content: bytes, custom_objects: dict[str, Any], is_new: bool) -> An
         path.write_bytes(content)
         if is_new:
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-        # As trustworthy as the pickle that this came with.
+        # Unsafe loading is no worse than the pickle that holds it.
         return keras.models.load_model(path, custom_objects, safe_mode=False)
 
 
@@ -82,7 +83,7 @@ def _custom_objects(model: Any) -> dict[str, Any]:
 
 
 def _own(model: Any) -> Iterator[Any]:
-    """Those of its layers, of what they are made with, and of what it is compiled with."""
+    """The user's classes and functions among its layers and in the arguments of `compile`."""
     from hyparflow.model.keras_internals.compiled import compile_arguments
     from hyparflow.model.keras_internals.layers import all_layers
 
@@ -90,7 +91,7 @@ def _own(model: Any) -> Iterator[Any]:
     made_with = [value for layer in layers for value in _leaves(dict(vars(layer)))]
     compiled = compile_arguments(model) if model.compiled else {}
     for value in (*layers, *made_with, *_leaves(compiled)):
-        if hasattr(value, "__wrapped__"):  # a method that Keras has put into the object itself
+        if hasattr(value, "__wrapped__"):  # a method that Keras has stored in the object
             continue
         if isinstance(value, type | types.FunctionType):
             own = value
@@ -103,7 +104,7 @@ def _own(model: Any) -> Iterator[Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What a value of lists and dictionaries holds; Keras's trees would sort keys, of any type."""
+    """The leaves of lists and dicts; Keras's trees would sort keys, which may be of any type."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, list | tuple | set):

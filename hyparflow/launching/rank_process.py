@@ -1,11 +1,11 @@
-"""Runs one rank's program, sends its output where it belongs, and notes how it ended.
+"""Runs one rank's program, passes on its output, and records how it ended.
 
     python rank_process.py OUTPUT RECORD WORDS...
 
 OUTPUT is "all" (each line with the rank's number), "leader" (what others write is shown if they
 fail) or a folder (a file for each rank, and the leader's on the terminal too). RECORD is a file to
 which the rank's exit status is added if it fails. WORDS are the program and its arguments, as
-hyparflow.launching.words writes them. Imports nothing of hyparflow: it starts at once.
+hyparflow.launching.words writes them. Imports nothing of hyparflow, to start fast.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ __all__ = ["main"]
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-_SHOWN = 60  # last lines of a rank that failed
-_HELD = 0.2  # seconds for a line to be completed
+_SHOWN = 60  # number of last lines that are shown of a rank that failed
+_HELD = 0.2  # seconds to wait for the end of a line
 _ENDS = (b"\n", b"\r")
-# From here on a stream is shown, if it is the first with one: a launcher may stop this process
-# before the rank's end is known.
+# The first stream with this text is shown from there on: a launcher may stop this process before
+# the rank's end is known.
 _TRACEBACK = b"Traceback (most recent call last)"
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # environment variable: 0 shows all that TensorFlow notices
-# What TensorFlow 2.21 writes while it is loaded, twice in each process, before it knows that level.
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # environment variable: 0 shows all log lines of TensorFlow
+# Lines that TensorFlow 2.21 writes while it is loaded, before it reads that variable.
 _NOTICES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|I0000 .* port\.cc:\d+\] oneDNN custom operations are on\."
 )
 _INTERVAL = 1.0  # seconds from one look for the launcher to the next
-_PATIENCE = 5.0  # seconds for a program to end when it is told to
+_PATIENCE = 5.0  # seconds for a program to end after a signal
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
 @dataclass
 class Stream:
-    """One of a rank's two streams on its way.
+    """One of a rank's two output streams.
 
     Attributes:
-        target: where it is shown; None once nobody takes it.
-        shown: whether it is.
-        starts_line: whether what comes next starts a line.
+        target: the file descriptor to which it is copied; None once that cannot be written.
+        shown: whether it is copied there.
+        starts_line: whether the next byte starts a line.
     """
 
     target: int | None
@@ -63,7 +63,7 @@ class Stream:
     starts_line: bool = True
 
     def write(self, data: bytes) -> None:
-        """Show it. What nobody takes is dropped: the rank must not wait for them."""
+        """Copy `data`; drop it if that cannot be written, since the rank must not wait."""
         try:
             if self.target is not None:
                 write_whole(self.target, data)
@@ -95,9 +95,9 @@ class Sink:
                 self._drop_file(error)
 
     def take(self, source: IO[bytes], target: int) -> None:
-        """All that comes from `source`: whole lines, and what has waited for its end for long.
+        """Copy `source` to its end, in whole lines, or parts of lines that have waited for long.
 
-        Launchers may mix pieces of lines of several ranks.
+        Whole lines, because launchers may mix pieces of lines of several ranks.
         """
         stream, rest = Stream(target, self._shown), b""
         while True:
@@ -131,7 +131,7 @@ class Sink:
             stream.write(b"".join(pieces))
 
     def _keep(self, data: bytes) -> None:
-        """Write it into the rank's file, as long as that can be written."""
+        """Write `data` into the rank's file, as long as that is possible."""
         try:
             if self._file is not None:
                 write_whole(self._file, data)
@@ -139,20 +139,20 @@ class Sink:
             self._drop_file(error)
 
     def _drop_file(self, error: OSError) -> None:
-        """Go on without the file, and say so once."""
+        """Go on without the file, and print one warning."""
         self._file = None
         text = f"output is not written to {self._path} from here on: {error.strerror}"
         Stream(2, True).write(f"hyparflow: rank {self._rank}'s {text}\n".encode())
 
     def explain(self, status: str) -> None:
-        """Show how a rank ended that was not shown."""
+        """Print the end of a rank whose output was not shown."""
         if not self._shown:
             lines = b"".join(self._last)
             head = f"--- rank {self._rank} {status}" + ("; its last lines:\n" if lines else "\n")
             Stream(2, True).write(head.encode() + lines)
 
     def _is_first_error(self) -> bool:
-        """Whether no other rank of this machine has shown one."""
+        """Whether no other rank of this machine has shown an error."""
         try:
             with open(f"{self._record}.traceback", "x"):
                 return True
@@ -163,21 +163,21 @@ class Sink:
 
 
 def write_whole(file: int, data: bytes) -> None:
-    """Write all of it; a write may take a part only."""
+    """Write all of `data`; one system call may write only a part."""
     while data:
         try:
             data = data[os.write(file, data) :]
         except BlockingIOError:
-            if stat.S_ISFIFO(os.fstat(file).st_mode) and file > 2:  # a file nobody reads
+            if stat.S_ISFIFO(os.fstat(file).st_mode) and file > 2:  # a pipe that nobody reads
                 raise
             select.select([], [file], [])
 
 
 def open_file(path: Path) -> int:
-    """Open a file to write it anew; waits for nobody who would read it.
+    """Open a file for new content; does not wait for a reader of a pipe.
 
     Raises:
-        OSError: if that cannot be.
+        OSError: if it cannot be opened.
     """
     if path.is_symlink() and path.lstat().st_uid not in (os.geteuid(), 0):
         raise PermissionError(0, "another user's link is not followed")
@@ -192,14 +192,14 @@ def decoded(words: list[str]) -> list[str]:
 
 
 def own_input(rank: int, record: str) -> int:
-    """What the program reads: the leader what is handed to it, the others nothing."""
+    """The standard input of the program: the job's input for rank 0, empty for the others."""
     if rank == 0:
         import socket
 
-        with contextlib.suppress(OSError):  # on another machine, or there is none
+        with contextlib.suppress(OSError):  # on another machine, or without an input
             place = os.open(Path(record).parent, os.O_RDONLY)
             with socket.socket(socket.AF_UNIX) as peer:
-                near = f"/proc/self/fd/{place}"  # a folder's name may be too long for an address
+                near = f"/proc/self/fd/{place}"  # the path may be too long for a socket's address
                 folder = near if os.path.exists(near) else str(Path(record).parent)
                 peer.connect(f"{folder}/input")
                 _, files, _, _ = socket.recv_fds(peer, 1, 1)
@@ -213,7 +213,7 @@ def rank_number() -> int:
 
 
 def is_first(record: str, rank: int, code: int) -> bool:
-    """Note how this rank failed; whether it was the first on this machine."""
+    """Record how this rank failed; returns whether it is the first failure on this machine."""
     try:
         with open(record, "a+") as file:
             file.write(f"{rank} {code}\n")
@@ -225,7 +225,7 @@ def is_first(record: str, rank: int, code: int) -> bool:
 
 
 def die_with_parent() -> None:
-    """A launcher may kill this process and know nothing of its child."""
+    """Have Linux kill the program with this process, since a launcher may kill only the latter."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
@@ -237,11 +237,11 @@ def end_without(launcher: int, program: subprocess.Popen[bytes]) -> None:
     program.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         program.wait(_PATIENCE)
-    os.kill(os.getpid(), signal.SIGKILL)  # and with it the program
+    os.kill(os.getpid(), signal.SIGKILL)  # and the program with it
 
 
 def start(command: list[str], rank: int, record: str) -> subprocess.Popen[bytes]:
-    """Start the rank's program; the launcher's own channels to this process belong to it."""
+    """Start the rank's program, which inherits the launcher's channels to this process."""
     return subprocess.Popen(
         command,
         stdin=own_input(rank, record),
@@ -254,10 +254,10 @@ def start(command: list[str], rank: int, record: str) -> subprocess.Popen[bytes]
 
 
 def forward_signals(program: subprocess.Popen[bytes]) -> None:
-    """Let the program have each signal once, and this process outlive it.
+    """Give the program each signal once; this process lives until the program has ended.
 
-    Launchers (PRRTE, Hydra) give this process a group of its own and signal the group, so that the
-    program hears of it already. A second one would kill a program whose handler has led to its end.
+    Launchers (PRRTE, Hydra) give this process a group of its own and signal the group, so the
+    program gets the signal already. A second signal would kill a program that ends in its handler.
     """
     hears_itself = os.getpgrp() == os.getpid()
     for number in _FORWARDED:
@@ -293,12 +293,12 @@ def main() -> int:
     for thread in threads:
         thread.start()
     code = program.wait()
-    first = bool(code) and is_first(record, rank, code)  # the others are stopped because of it
+    first = bool(code) and is_first(record, rank, code)  # after which others are stopped
     for thread in threads:
-        thread.join(2.0)  # a process that the program left behind may hold them open
+        thread.join(2.0)  # a process that the program left may hold the streams open
     if not code:
         with contextlib.suppress(OSError), open(f"{record}.well", "a") as file:
-            file.write(".")  # as many as there are ranks: all have ended well
+            file.write(".")  # one for each rank that has ended without error
     if first:
         sink.explain(how(code))
     return code if code >= 0 else 128 - code

@@ -1,4 +1,4 @@
-"""Shows what a launcher writes, and goes on taking it when it cannot be shown."""
+"""Copies a launcher's output, and goes on reading it if it cannot be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 
 __all__ = ["shown"]
 
-_INTERVAL = 0.5  # seconds without output after which the end of the process is looked for
+_INTERVAL = 0.5  # seconds without output before a check whether the process has ended
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def shown(
 ) -> Iterator[None]:
     """While open, copy a process's two streams to this process's.
 
-    A launcher that writes by itself is stopped by a full disk, or drops output without a word.
+    A launcher that writes directly stops at a full disk, or drops output without a message.
 
     Args:
         process: with pipes for both.
@@ -59,7 +59,7 @@ def _copy(
 
 
 def _pieces(process: subprocess.Popen[bytes], source: IO[bytes] | None) -> Iterator[bytes]:
-    """What comes, to the end of the stream or of the process, whose children may hold it open."""
+    """Pieces of output, to the end of the stream or of the process, whose children may keep it."""
     while source is not None:
         has_ended = process.poll() is not None
         if select.select([source], [], [], _INTERVAL)[0]:
@@ -75,5 +75,5 @@ def _write(target: int, piece: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(target, rest) :]
-        except BlockingIOError:  # somebody made it so, who shares it
+        except BlockingIOError:  # another process that shares it made it non-blocking
             select.select([], [target], [])

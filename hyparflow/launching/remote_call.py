@@ -1,9 +1,9 @@
-"""Runs on each rank what `hyparflow.launch` was given.
+"""Runs on each rank the function that `hyparflow.launch` was given.
 
     python remote_call.py FOLDER
 
-Modules are looked for where the process looked for them that started this one, hyparflow too; so
-nothing of it is imported before that is known.
+The module path of the process that started this one is read first, since hyparflow, too, is
+imported from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(folder: Path) -> None:
-    """Call the function; the leader tells what it returns, and any rank what it raises."""
+    """Call the function; the leader writes what it returns, and each rank what it raises."""
     sys.path[:], directory, settings = json.loads((folder / "place.json").read_text())
     os.chdir(directory)
     from hyparflow.comm import abort
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
     try:
         use_keras_settings(settings)
         function, args, kwargs = read_call(folder)
-        with abort.witnessed(tell):  # of what ends the job in the middle of a step
+        with abort.witnessed(tell):  # of an error that ends the job in the middle of a step
             value = function(*args, **kwargs)
     except BaseException as error:
         tell(error)

@@ -1,4 +1,4 @@
-"""A launcher that does not come to start any rank is stopped at the deadline."""
+"""Stops a launcher that has not started any rank by the deadline."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def begins_in_time(
     seconds: float,
     stop: Callable[[subprocess.Popen[bytes]], object],
 ) -> None:
-    """Watch a launcher until one of its ranks runs; whatever comes later, the ranks see to.
+    """Watch a launcher until one of its ranks runs; from then on the ranks watch deadlines.
 
     Args:
         process: the launcher's process.
         launcher: its path.
-        record: beside it, a rank of this machine makes a file when it begins (`rank_process.py`).
+        record: the job's record; a rank makes a file beside it when it begins (`rank_process.py`).
         seconds: the deadline.
         stop: ends the process and what it has started.
     """

@@ -1,6 +1,6 @@
 """Hands this process's standard input to rank 0, which reads it to its end.
 
-Launchers forward it, but Open MPI never tells a rank that it has ended.
+Launchers forward the input, but with Open MPI a rank never sees its end.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 __all__ = ["NAME", "handed_to_rank_0"]
 
-NAME = "input"  # of the socket in the job's folder
+NAME = "input"  # name of the socket in the job's folder
 
 
 @contextlib.contextmanager
 def handed_to_rank_0(folder: Path) -> Iterator[None]:
-    """While open, whoever connects to the socket in `folder` is given the standard input.
+    """While open, the first process that connects to the socket in `folder` gets the input.
 
-    The descriptor itself is given, so that nothing is read of it that the rank does not read. A
-    rank that finds no socket has an empty input.
+    It gets the descriptor itself, so that only the rank reads from it. A rank that finds no socket
+    has an empty input.
     """
     if not _has_input():
         yield
@@ -31,9 +31,9 @@ def handed_to_rank_0(folder: Path) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX) as server:
         place = os.open(folder, os.O_RDONLY)
         try:
-            # Not by the folder's name, which may be longer than a socket's address.
+            # By a descriptor: the folder's path may be too long for a socket's address.
             server.bind(f"/proc/self/fd/{place}/{NAME}")
-        except OSError:  # another system than Linux
+        except OSError:  # not Linux
             server.bind(str(folder / NAME))
         finally:
             os.close(place)
@@ -47,7 +47,7 @@ def handed_to_rank_0(folder: Path) -> Iterator[None]:
 
 
 def _give(server: socket.socket) -> None:
-    """Give it to the first; another that believes to be rank 0 is told that there is none."""
+    """Give the input to the first process; others that claim to be rank 0 get none."""
     is_given = False
     with contextlib.suppress(OSError):
         while True:

@@ -1,7 +1,7 @@
-"""Words of a command line on their way through a launcher, which may understand some itself.
+"""Encodes the words of a command line, because launchers interpret some words themselves.
 
-Open MPI takes what follows ":" for another program. So each word is sent as "=" and the word, in
-which what is not plain stands as %XX; many or long ones in a file.
+Open MPI starts another program after a word ":". So each word is sent as "=" and the word, with
+special characters as %XX; many or long words are sent in a file.
 `hyparflow.launching.rank_process` reads them.
 """
 
@@ -15,17 +15,17 @@ from urllib.parse import quote_from_bytes
 
 __all__ = ["as_one", "sent"]
 
-_PLAIN = "/:,=@+"  # what is sent as it is, beside letters and digits
-# Characters in all: Open MPI puts them into one environment variable, of which Linux takes 131,071.
+_PLAIN = "/:,=@+"  # characters that are not encoded, besides letters and digits
+# Characters of all words: Open MPI puts them into one environment variable, at most 131,071.
 _MOST = 60_000
 
 
 def sent(words: Sequence[str], file: Path) -> list[str]:
-    """The words as they are sent: each one, or "@" and where they stand.
+    """The encoded words, or "@" and the path of the file that holds them.
 
     Args:
         words: a program and its arguments.
-        file: where they are written if there are too many.
+        file: the file that is written if the words are too long.
     """
     texts = ["=" + quote_from_bytes(os.fsencode(word), _PLAIN) for word in words]
     if sum(map(len, texts)) <= _MOST:
@@ -35,7 +35,7 @@ def sent(words: Sequence[str], file: Path) -> list[str]:
 
 
 def as_one(words: Sequence[str]) -> list[str]:
-    """A command that launchers take whole: by a shell if a word would be theirs."""
+    """A command that launchers do not interpret: run by a shell if one of its words is special."""
     if all(words) and ":" not in words:
         return list(words)
     return ["sh", "-c", f"exec {shlex.join(words)}"]

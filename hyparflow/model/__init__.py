@@ -1,4 +1,4 @@
 """The user's Keras model as operations: its graph, masks, cuts, fingerprint, how it is saved.
 
-Imports options, pipeline, comm and formats.
+Imports comm, formats, model.keras_internals, options and pipeline.
 """

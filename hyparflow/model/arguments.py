@@ -1,8 +1,8 @@
-"""What users pass: names that a function has, and values that Keras can use.
+"""Checks of the arguments that users pass: names that a function has, values that Keras can use.
 
-Keras finds out late, and in words of Python's or TensorFlow's: "'float' object cannot be
-interpreted as an integer". Here the argument is named, before any message is sent. Nothing is
-refused that Keras takes, but for a number of steps that is no number (NaN).
+Keras reports such mistakes late, with an error of Python or TensorFlow: "'float' object cannot be
+interpreted as an integer". Here the error names the argument, before any message is sent.
+Everything that Keras accepts is accepted, except a number of steps that is NaN.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ _SINGLE = (
 def named(
     function: Callable[_P, _T], before: Callable[[], object] = lambda: None
 ) -> Callable[_P, _T]:
-    """A public function that says what it takes where it is called with something else.
+    """Wrap a public function: a call with wrong argument names raises an error with the right ones.
 
     Args:
-        function: it.
-        before: called before such an error is raised.
+        function: the function to wrap.
+        before: called before the error is raised.
+
+    Returns:
+        The function that checks its arguments, and then calls `function`.
     """
 
     @functools.wraps(function)
@@ -55,15 +58,15 @@ def named(
 def bound(
     function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by name.
+    """The arguments of a call, by name.
 
     Args:
-        function: what is called.
+        function: the function that is called.
         name: its name, for messages.
-        args, kwargs: what it is called with.
+        args, kwargs: the arguments of the call.
 
     Raises:
-        TypeError: if `function` does not take them so.
+        TypeError: if the call does not fit the signature of `function`.
     """
     signature = inspect.signature(function)
     try:
@@ -75,7 +78,7 @@ def bound(
 def _mistake(
     name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str:
-    """What is wrong with a call."""
+    """The error message for a call that does not fit the signature."""
     parameters = signature.parameters.values()
     any_name = [p for p in parameters if p.kind is p.VAR_KEYWORD]
     taken = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -100,7 +103,7 @@ def _mistake(
 
 
 def unknown(name: str, key: str, value: Any, names: Iterable[str]) -> str:
-    """What is said of an argument `key` that is none of `names`."""
+    """The error message for an argument `key` that is not in `names`; it suggests a close one."""
     close = difflib.get_close_matches(key, names, 1)
     fix = f"Did you mean `{close[0]}`?" if close else f"It takes {', '.join(names)}."
     return f"`{name}` has no argument `{key}`. Received: {key}={shortened(value)}. {fix}"
@@ -110,11 +113,11 @@ def check_values(arguments: Mapping[str, Any], is_stream: bool) -> dict[str, Any
     """Refuse values that Keras's `fit`, `evaluate` and `predict` cannot use.
 
     Args:
-        arguments: theirs by name.
+        arguments: the arguments of the call, by name.
         is_stream: whether the data are a stream, which has batches of its own.
 
     Returns:
-        The arguments, with Python's integers for those of NumPy and others.
+        The arguments, with integers of NumPy and others converted to Python's.
 
     Raises:
         ValueError: naming the argument.
@@ -130,18 +133,19 @@ def check_values(arguments: Mapping[str, Any], is_stream: bool) -> dict[str, Any
         _check_frequency(arguments.get("validation_freq", 1))
     _check_callbacks(arguments.get("callbacks"))
     _check_class_weight(arguments.get("class_weight"))
-    parted = not is_stream and not arguments.get("batch_size")  # by the number of steps
+    # Without a batch size, Keras derives it from the number of steps.
+    parted = not is_stream and not arguments.get("batch_size")
     found = {}
     for name in names:
         value = arguments.get(name)
         if value or (name in ("epochs", "initial_epoch") and name in arguments):
             is_size = name.endswith("batch_size") or (parted and name.startswith("steps"))
             found[name] = _integer_of(name, value, is_size)
-    return dict(arguments) | found  # what is empty, or 0, leaves it to Keras
+    return dict(arguments) | found  # empty values and 0 stay: Keras uses its default
 
 
 def _check_single(name: str, value: Any) -> None:
-    """Arrays are neither true nor false."""
+    """Refuse values without a truth value, such as arrays."""
     try:
         bool(value)
     except (TypeError, ValueError):
@@ -166,7 +170,7 @@ def _integer_of(name: str, value: Any, is_size: bool) -> int:
 
 
 def _check_split(value: Any) -> None:
-    """Whatever can be taken from 1 is a share, as for Keras."""
+    """Like Keras, accept whatever `1.0 - value` accepts."""
     try:
         math.floor(1.0 - value)
     except (TypeError, ValueError, OverflowError):
@@ -199,7 +203,7 @@ def _check_frequency(value: Any) -> None:
 
 
 def _check_callbacks(callbacks: Any) -> None:
-    """Whatever has a callback's methods is one, as for Keras."""
+    """Like Keras, accept any object with the methods of a callback."""
     from keras import callbacks as keras_callbacks
     from keras import tree
 

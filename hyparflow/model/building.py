@@ -13,7 +13,7 @@ __all__ = ["build_weights"]
 
 
 def build_weights(model: Any, specs: Any) -> None:
-    """Build `model`, unless it is built, for inputs of the types that `specs` tell."""
+    """Build `model`, unless it is built, for inputs of the types in `specs`."""
     if isinstance(model, keras.Sequential) and not model.built:
         model.build(specs.shape)
     if not model.built and has_overridden(model, "call"):

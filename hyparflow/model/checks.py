@@ -1,4 +1,4 @@
-"""What a model must be for a call, before any of its ranks does anything."""
+"""Checks of the model: that it is Keras's, compiled, and can be cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def check_can_cut(model: Any) -> None:
         ValueError: naming the class and what to do.
     """
     name = type(model).__name__
-    unbuilt = isinstance(model, keras.Sequential) and not model.built  # data will tell its input
+    # The input of a Sequential model that is not built follows from the data.
+    unbuilt = isinstance(model, keras.Sequential) and not model.built
     if not unbuilt and opened_graph(model) is None:
         raise ValueError(
             "A model can be cut into partitions only if Keras knows its graph: a Functional or "

@@ -17,13 +17,13 @@ _LARGEST = 1 << 20  # bytes of an array that are compared; a larger one only as 
 
 
 def comparable(value: Any) -> Any:
-    """What tells a plain value (numbers, text, arrays, containers of them) from others, or None."""
+    """A comparable form of a plain value (numbers, text, arrays, containers); None for others."""
     found = compared(value)
     return None if isinstance(found, Identity) else found
 
 
 class Identity:
-    """Something that is compared by what it is, not by what it holds."""
+    """Wraps an object that is compared by identity, not by its content."""
 
     def __init__(self, value: Any) -> None:
         self.value = value  # held, so that no other object gets its id
@@ -33,9 +33,9 @@ class Identity:
 
 
 def compared(value: Any) -> Any:
-    """What is equal to that of another value if, and only if, a call that reads them sees the same.
+    """A key of `value`: equal keys mean that a call which reads the values sees the same.
 
-    Of what is no plain value, it is an `Identity`.
+    The key of a value that is not plain is an `Identity`.
     """
     if isinstance(value, float | np.floating):
         return type(value), repr(value)  # NaN equals itself, and -0.0 is not 0.0

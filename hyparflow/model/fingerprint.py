@@ -17,8 +17,9 @@ from hyparflow.model.reachable_variables import is_users_own
 
 __all__ = ["compile_fingerprint", "digest", "model_fingerprint", "values_fingerprint"]
 
-_DEEPEST = 5  # functions within functions
-_COUNTED = (keras.Layer, keras.Loss, keras.Metric, keras.optimizers.Optimizer)  # named so
+_DEEPEST = 5  # levels of functions within functions
+# Keras numbers the names of these.
+_COUNTED = (keras.Layer, keras.Loss, keras.Metric, keras.optimizers.Optimizer)
 
 
 def digest(value: Any) -> str:
@@ -41,13 +42,13 @@ def model_fingerprint(model: Any) -> str:
 
 
 def compile_fingerprint(model: Any) -> str:
-    """A hash of the arguments of `compile`, but for `jit_compile`, which follows the device."""
+    """A hash of the arguments of `compile`, without `jit_compile`, which depends on the device."""
     arguments = compile_arguments(model)
     return digest(_describe({n: v for n, v in arguments.items() if n != "jit_compile"}))
 
 
 def values_fingerprint(model: Any) -> str:
-    """A hash of what the user's own layers read beside their settings: code, numbers and text."""
+    """A hash of what the user's layers read beside their config: code, numbers and text."""
     layers = all_layers(model)
     return digest([_own_values(layer) for layer in layers if is_users_own(type(layer))])
 
@@ -57,7 +58,7 @@ def _own_values(layer: Any) -> Any:
     methods = [f for kind in kinds for f in vars(kind).values() if inspect.isfunction(f)]
     read = {name for method in methods for name in names_read(method)}
     values = [
-        # Keras counts names.
+        # Keras numbers names.
         (name, str(plain).replace(layer.name, ""))
         for name, value in sorted(vars(layer).items())
         if name in read and (plain := comparable(value)) is not None
@@ -67,7 +68,7 @@ def _own_values(layer: Any) -> Any:
 
 def _describe_layer(layer: Any) -> Any:
     if isinstance(layer, keras.Model):
-        return type(layer).__name__  # its layers come themselves
+        return type(layer).__name__  # its layers are described one by one
     if isinstance(layer, keras.layers.Lambda):
         return type(layer).__name__, _describe(getattr(layer, "function", None))
     return _describe(layer)
@@ -92,7 +93,7 @@ def _describe(value: Any) -> Any:
     name = getattr(value, "__name__", type(value).__name__)
     try:
         config = value.get_config()
-    except Exception:  # it has no settings, or cannot tell them
+    except Exception:  # it has no config, or `get_config` fails
         config = {}
     if isinstance(value, _COUNTED):
         config = {k: v for k, v in config.items() if k != "name"}
@@ -100,7 +101,7 @@ def _describe(value: Any) -> Any:
 
 
 def _attributes(value: Any) -> Any:
-    """What an object of the user's own, such as a loss, holds of numbers and text."""
+    """The numbers and text that an object of the user's, such as a loss, holds."""
     is_plain = not isinstance(value, keras.Layer | keras.Metric | keras.optimizers.Optimizer)
     if not is_plain or not is_users_own(type(value)) or not hasattr(value, "__dict__"):
         return []
@@ -109,7 +110,7 @@ def _attributes(value: Any) -> Any:
 
 
 def _code(function: Any, depth: int = 0) -> Any:
-    """What a function of the user's own computes: its code, and numbers and text around it."""
+    """A description of a function of the user's: its code, and the numbers and text it reads."""
     cells = [cell for cell in function.__closure__ or () if not is_empty(cell)]
     around = [cell.cell_contents for cell in cells] + list(function.__defaults__ or ())
     around += (function.__kwdefaults__ or {}).values()

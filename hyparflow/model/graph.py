@@ -92,7 +92,7 @@ class FlatGraph:
         return opened_graph(operation) if plain else None
 
     def _enter(self, nested: Any, argument: Any) -> list[Any]:
-        """The nested model's inputs for `argument`, standardized only where it makes a change."""
+        """The nested model's inputs for `argument`, standardized only if that changes them."""
         flat = keras.tree.flatten(argument)
         same_order = not isinstance(argument, dict)
         if same_order and len(flat) == len(nested.inputs):
@@ -123,7 +123,7 @@ class FlatGraph:
     def function(
         self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]
     ) -> GraphFunction:
-        """What `operations` make of tensors `inputs`: the tensors `outputs`, all by number.
+        """A function from tensors `inputs` to tensors `outputs`, by `operations`; all are numbers.
 
         It is a `keras.Function` over inputs of its own, since not every version of Keras can cut
         a graph at tensors in its middle. An output that is an input is passed on as it is.
@@ -160,7 +160,7 @@ class FlatGraph:
         return run
 
     def shapes_follow_rows(self) -> bool:
-        """Whether no operation is known that could choose sizes by the values of its inputs.
+        """Whether no known operation chooses the shape of its output by values of its inputs.
 
         Keras's layers do not; the user's own code may (`boolean_mask`), and so do `nonzero` and
         indexing with a tensor.
@@ -211,7 +211,7 @@ class FlatGraph:
         return OperationGraph(tuple(operations), self.inputs, self.outputs, frozenset(needs))
 
     def work(self, index: int) -> OperationWork:
-        """What a call computes."""
+        """The work of a call."""
         read = [self.tensors[n] for n in self._reads[index]]
         made = [self.tensors[n] for n in self._makes[index]]
         return work_of(self.calls[index], read, made)

@@ -25,7 +25,7 @@ class CallContext:
     Attributes:
         training: whether the model trains.
         share: the part of the global batch that passes through, n / B.
-        sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
+        sums: (id of a layer, position) of the added losses that are sums over rows.
         losses: what the layers have added to the loss so far.
     """
 
@@ -42,9 +42,9 @@ class GraphCall(keras.Operation):
     to the loss.
 
     Args:
-        operation: what is called.
+        operation: the operation that is called.
         outputs: symbolic tensors like those that the call returns.
-        name: of the call, its own within the graph.
+        name: of the call, unique in the graph.
     """
 
     def __init__(self, operation: Any, outputs: Sequence[Any], name: str) -> None:
@@ -65,7 +65,7 @@ class GraphCall(keras.Operation):
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """New symbolic outputs, shaped as in the user's graph: no layer is called for it."""
+        """New symbolic outputs with the shapes of the user's graph; calls no layer."""
         specs = [
             keras.KerasTensor(shape=x.shape, dtype=x.dtype, sparse=x.sparse)
             for x in self.output_specs

@@ -15,7 +15,7 @@ _NODES = re.compile(r"\{\{node ([^}\s]+)\}\}|Detected at node (\S+) defined at")
 
 
 def layer_of_operation(operation: str, layers: Collection[str]) -> str:
-    """The innermost of `layers` by whose name a part of an operation's name is called, or "".
+    """The innermost of `layers` whose name is a part of an operation's name, or "".
 
     TensorFlow numbers a scope that is entered again, so "dense_1" may be the layer of that name, or
     "dense": then both are named, with ' or ' between them.
@@ -41,8 +41,8 @@ def layer_that_failed(error: BaseException, layers: Iterable[Any]) -> str:
     """The name of the layer that failed, in Python's code or in TensorFlow's graph, or "".
 
     Args:
-        error: what came up.
-        layers: those of the model.
+        error: the error.
+        layers: the layers of the model.
     """
     names = {layer.name for layer in layers}
     found = layer_of(error)

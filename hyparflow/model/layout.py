@@ -1,4 +1,4 @@
-"""How a model is cut: known on every rank alike, before any message."""
+"""How a model is cut: each rank finds the same cut by itself, without messages."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["ModelCut", "cut_model"]
 
 @dataclass
 class ModelCut:
-    """How a model is cut, the same on every rank, known before any message.
+    """How a model is cut, the same on every rank.
 
     Attributes:
         graph: the flat graph, or None where the whole model is the only stage.
         operations: the graph as pure data (None without a graph).
         partitioning: stages and edges.
         masked: (tensor, stage) where a stage takes a tensor with a mask.
-        sums: (id of a layer, position) of losses that layers add, and that are sums over rows:
-            filled before a stage is traced.
+        sums: (id of a layer, position) of the added losses that are sums over rows; filled in
+            before a stage is traced.
     """
 
     graph: FlatGraph | None
@@ -60,7 +60,7 @@ def cut_model(model: Any, options: Options) -> ModelCut:
     """Cut `model` as `options` say. No messages.
 
     Raises:
-        ValueError: if the model cannot be cut so.
+        ValueError: if the model cannot be cut in this way.
     """
     if options.num_stages == 1:
         if options.lpp is not None:
@@ -68,5 +68,5 @@ def cut_model(model: Any, options: Options) -> ModelCut:
         return ModelCut(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.num_stages, options.lpp, options.pace)
+    partitioning = divide(operations, options.num_stages, options.lpp, options.balanced_for)
     return ModelCut(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

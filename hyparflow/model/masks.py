@@ -33,7 +33,7 @@ def _is_source(layer: Any) -> bool:
 
 
 def masked_inputs(graph: FlatGraph, table: Partitioning) -> frozenset[tuple[int, int]]:
-    """The (tensor, stage) where a tensor has a mask when the stage takes it as an input.
+    """The pairs (tensor, stage) in which the stage takes the tensor with a mask.
 
     The stages are traced one after the other on the same tensors: some layers (attention) use up
     the masks of their inputs, so that later stages find none where earlier ones did.

@@ -12,14 +12,14 @@ from hyparflow.model.graph_call import GraphCall
 
 __all__ = ["OperationWork", "crossing_cost", "work_of"]
 
-# Multiplications by weights that take as long, forward and backward, on a CPU's core: to write a
-# value of an output; in each micro-batch, of so many rows, to make a call, and to keep a weight's
-# gradient. benchmarks/balance fits them to the times of stages.
+# Costs, forward and backward, in multiplications by weights that take as long on a CPU's core: of
+# writing a value of an output; and, in each micro-batch of that many rows, of a call, and of a
+# weight's gradient. benchmarks/balance fits them to the times of stages.
 _PER_VALUE = 30.0
 _PER_CALL = 1e6
 _PER_WEIGHT = 40.0
 _ROWS = 16
-# The same of a tensor that crosses a cut, and its gradient, at either end: fitted to the times of
+# Costs of a tensor that crosses a cut, and of its gradient, at either end: fitted to the times of
 # messages between two ranks of a machine.
 _PER_MESSAGE = 4e6
 _PER_VALUE_SENT = 12.0
@@ -30,8 +30,8 @@ class OperationWork(NamedTuple):
 
     Attributes:
         multiplications: by weights, for one row, roughly.
-        values: of its outputs, for one row.
-        weights: whose gradients are kept.
+        values: number of values of its outputs, for one row.
+        weights: number of weights whose gradients are kept.
     """
 
     multiplications: int
@@ -64,7 +64,7 @@ def work_of(call: GraphCall, read: Sequence[Any], made: Sequence[Any]) -> Operat
 
 
 def crossing_cost(tensor: Any) -> float:
-    """What it costs at either end that a tensor crosses a cut, in `OperationWork.cost`'s unit."""
+    """The cost of a crossing tensor at either end of the cut, in `OperationWork.cost`'s unit."""
     return _PER_VALUE_SENT * _size(tensor.shape[1:]) + _PER_MESSAGE / _ROWS
 
 

@@ -1,7 +1,7 @@
 """Which layers of a model may do more than treat each row of a batch alone.
 
-Those are the user's own, and layers of Keras and KerasHub that do it by themselves, or that were
-given a function or an axis by which they may. What they do, a trial tells
+They are the user's own layers, layers of Keras and KerasHub that mix rows by themselves, and layers
+that were given a function or an axis by which they may. A trial finds out what they do
 (`hyparflow.engine.trials.row_findings`).
 """
 
@@ -15,7 +15,7 @@ from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 
 __all__ = ["own_layers"]
 
-_OVER_ROWS = frozenset(  # operations of keras.ops that may join the rows
+_OVER_ROWS = frozenset(  # operations of keras.ops that may mix the rows
     ["Mean", "Sum", "Max", "Min", "Std", "Var", "Norm", "Prod", "Cumsum", "Cumprod", "Average"]
     + ["Median", "Quantile", "Softmax", "LogSoftmax", "Moments", "Sort", "Argsort", "Flip", "Roll"]
     + ["Matmul", "Einsum", "Tensordot", "Transpose", "Reshape", "Logsumexp", "CountNonzero"]
@@ -24,7 +24,8 @@ _HOLD_CODE = ("Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrappe
 _LIBRARIES = ("keras", "keras_hub")
 # Layers of these libraries that mix rows.
 _MIXING = frozenset(["MixUp", "CutMix", "CLIPHead", "SigLIPHead", "MetaCLIP2Head"])
-_CHANGES = frozenset(["add_loss", "assign", "assign_add", "assign_sub"])  # in a call
+# Methods by which a call changes state.
+_CHANGES = frozenset(["add_loss", "assign", "assign_add", "assign_sub"])
 
 
 def own_layers(model: Any) -> list[str]:

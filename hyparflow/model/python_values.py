@@ -1,9 +1,9 @@
-"""Python values that a model's calls read: what a callback changes of them reaches all ranks.
+"""Python values that a model's calls read; changes of them by a callback reach all ranks.
 
 A layer may read a number that is no variable: an attribute, a global, a name of the function
-around it. Callbacks run on the leader only, so what they change of these is sent with the next
-command during which Python reads them: any, where the model runs eagerly, and else the first of
-its kind, while it is traced. What was traced before keeps its values, as in plain Keras.
+around it. Callbacks run on the leader only, so their changes are sent with the next command during
+which Python reads the values: any command if the model runs eagerly, else the first of its kind,
+which is traced. Functions that were traced before keep their values, as in plain Keras.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KERAS_OWN = frozenset(  # attributes that Keras changes in its loops
 
 
 class Change(NamedTuple):
-    """A new value: where, of what name, and how it is sent; deleted where `sent` is None."""
+    """A new value: its place, its name, and its pickled form; None if it was deleted."""
 
     way: str
     name: Any
@@ -69,10 +69,10 @@ class PythonValues:
         }
 
     def changes(self, required: bool = True) -> list[Change]:
-        """What was changed since `note`.
+        """The changes since `note`.
 
         Args:
-            required: whether a call reads it; else what cannot be sent is left out.
+            required: whether a call reads the changes; else those that cannot be sent are left out.
 
         Raises:
             ValueError: if a change cannot be sent to other ranks.
@@ -102,7 +102,7 @@ class PythonValues:
             ) from error
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Take over what was changed on the leader."""
+        """Make the changes that were made on the leader."""
         for change in changes:
             self._holders[change.way].set(change.name, change.sent)
 
@@ -112,7 +112,7 @@ class _Holder:
     """An object whose members are values that calls may read.
 
     Attributes:
-        way: what leads to it, the same on all ranks.
+        way: the path that leads to it, the same on all ranks.
         owner: the object.
         names: the members that count, or None for all but `hidden` ones.
         hidden: attributes of every layer, which are Keras's.
@@ -141,12 +141,12 @@ class _Holder:
             return name in self.names
         if name in _KERAS_OWN or name.startswith(("__", "_hyparflow")):
             return False
-        if isinstance(self.owner, type):  # not its methods
+        if isinstance(self.owner, type):  # without its methods
             return isinstance(value, (*SIMPLE, *CONTAINERS, np.ndarray))
         if isinstance(self.owner, keras.Layer) and name in self.hidden:
             return False
         if callable(value) and str(getattr(value, "__module__", "")).startswith("hyparflow."):
-            return False  # in the place of Keras's method while a call runs
+            return False  # it replaces Keras's method while a call runs
         return not name.startswith("_") or is_users_own(type(self.owner))
 
     def set(self, name: Any, sent: bytes | None) -> None:
@@ -163,7 +163,7 @@ class _Holder:
         present = dict(self.values()).get(name)
         kinds = [kind for kind in (list, dict, set) if isinstance(value, kind)]
         if kinds and isinstance(present, kinds[0]):
-            _refill(present, value)  # others may hold it, too
+            _refill(present, value)  # other objects may refer to it, too
         elif isinstance(owner, types.FunctionType):
             cells = dict(zip(owner.__code__.co_freevars, owner.__closure__ or (), strict=False))
             cells[name].cell_contents = value
@@ -187,10 +187,10 @@ class _Holder:
 
 
 def _holders(root: tuple[str, Any], hidden: frozenset[str]) -> Iterator[_Holder]:
-    """What holds values at one thing that the model leads to."""
+    """The holders of values at one object that the model leads to."""
     way, value = root
     if isinstance(value, keras.optimizers.Optimizer | keras.Variable | tf.Variable | tf.Tensor):
-        return  # of these there are other accounts
+        return  # these are compared elsewhere
     if isinstance(value, types.FunctionType):
         if not is_users_own(value):
             return
@@ -222,7 +222,7 @@ def names_read(value: Any) -> Iterator[str]:
 
 
 def _packed(value: Any) -> bytes:
-    """`value` as bytes; raises what pickling raises, or TypeError where a copy is no equal."""
+    """`value` as bytes; raises what pickling raises, or TypeError if a copy would not be equal."""
     if isinstance(value, tf.Tensor):
         value = _Tensor(value.numpy())
     if isinstance(value, keras.Layer | keras.Variable | keras.optimizers.Optimizer | keras.Metric):
@@ -242,7 +242,7 @@ def _untracked(value: Any) -> Any:
 
 
 class _Tensor(NamedTuple):
-    """A tensor on its way."""
+    """A tensor in the form in which it is sent."""
 
     value: np.ndarray
 
@@ -253,6 +253,6 @@ def _unpacked(sent: bytes) -> Any:
 
 
 def _refill(container: Any, value: Any) -> None:
-    """Let a list, dict or set hold what `value` holds."""
+    """Give a list, dict or set the content of `value`."""
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(value)

@@ -12,12 +12,12 @@ __all__ = ["random_rows"]
 
 
 def random_rows(shape: Sequence[int], dtype: str, seed: int = 0) -> tf.Tensor:
-    """The same numbers each time; whole ones are 0 or 1, which every embedding has.
+    """Random numbers, the same in each call; integers are 0 or 1, which every embedding has.
 
     Args:
         shape: of the tensor.
         dtype: its type.
-        seed: another gives other numbers.
+        seed: chooses the numbers.
     """
     random = np.random.default_rng(seed)
     dtype = keras.backend.standardize_dtype(dtype)

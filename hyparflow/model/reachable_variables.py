@@ -1,4 +1,4 @@
-"""What functions and objects of the user's lead to, in an order that all ranks share.
+"""Finds the objects that the user's functions and objects lead to, in the same order on all ranks.
 
 A loss may read a variable or a number of the user's own, which is in no list of Keras's. It is
 found from the loss, through closures, globals, arguments and attributes: the same way on every
@@ -30,7 +30,7 @@ def reachable_variables(roots: Iterable[Any]) -> list[Any]:
 
 
 def reachable(roots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """All that `roots` lead to, each once, with the way that leads there in words."""
+    """All objects that `roots` lead to, each once, with the path to it in words."""
     seen: dict[int, Any] = {}
     stack = [(f"({number})", root, 0) for number, root in reversed(list(enumerate(roots)))]
     while stack:
@@ -72,7 +72,7 @@ def _leads_to(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _own_parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Attributes and methods of an object, as far as they are not of Keras's layers."""
+    """Attributes and methods of an object, without those of Keras's layers."""
     if isinstance(value, types.ModuleType | type):
         return
     is_layer = isinstance(value, keras.Layer)
@@ -92,7 +92,7 @@ def _own_parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_function(function: Any) -> Iterator[tuple[str, Any]]:
-    """What a function reads: from around it, its defaults, and globals that it names."""
+    """The values that a function reads: closure, defaults, and globals that it names."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     for name, cell in cells:
         try:

@@ -1,9 +1,9 @@
-"""Models are saved complete or not at all, whichever ranks save them.
+"""Saves models completely or not at all, whichever ranks save them.
 
-After a parallel `fit`, a script's plain `model.save("m.keras")` runs on every rank. With a name
-of its own for each rank's temporary file, and a rename at the end, they cannot spoil each other's
-file, whichever ranks call it. What a callback saves, and what a job leaves that is killed while it
-saves, is complete for the same reason.
+After a parallel `fit`, a script's plain `model.save("m.keras")` runs on every rank. Each rank's
+temporary file has a name of its own, and a rename ends the save, so ranks cannot damage each
+other's file. For the same reason files of callbacks, and of jobs that are killed while they save,
+are complete.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def _atomic(original: Callable[..., Any], write: Callable[..., Any]) -> Callable
 
 
 def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call `original` on a temporary name beside `filepath`; what it wrote takes its place.
+    """Call `original` on a temporary name beside `filepath`, and rename the result.
 
-    What is no file here (a bucket, a stream), and a prompt before overwriting, is left to Keras.
+    Paths that are no local files (buckets, streams), and prompts before overwriting, are left to
+    Keras.
     """
     if not _is_here(filepath):
         return original(filepath, *args, **kwargs)
@@ -62,7 +63,7 @@ def _write(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: An
     if not kwargs.get("overwrite", True):
         if os.path.lexists(path):
             return original(filepath, **kwargs)
-        kwargs["overwrite"] = True  # of the temporary file
+        kwargs["overwrite"] = True  # the temporary file
     if kwargs.get("zipped") is False or kwargs.get("max_shard_size") is not None:
         return _write_several(original, path, kwargs)
     with replacing(path) as temporary:
@@ -82,7 +83,7 @@ def _write_several(original: Callable[..., Any], path: Path, kwargs: dict[str, A
 
 
 def _move(folder: Path, parent: Path) -> None:
-    """Let what is in `folder` take its place in `parent`, file by file; what is there too stays."""
+    """Move the content of `folder` into `parent`, file by file; other files there stay."""
     made: list[Path] = []
     for root, _, names in os.walk(folder):
         (parent / Path(root).relative_to(folder)).mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,10 @@ def _move(folder: Path, parent: Path) -> None:
 
 
 def _export(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call Keras's `export` on a name in a folder beside `filepath`; what it wrote takes its place.
+    """Call Keras's `export` on a name in a folder beside `filepath`, and rename the result.
 
-    A folder does so as a whole: its files belong together, and are not mixed with those of another
-    rank. Nor does it replace what another rank has put there since this one began.
+    A folder is renamed as a whole: its files belong together, and are not mixed with those of
+    another rank. It does not replace a folder that another rank has put there in the meantime.
     """
     if not _is_here(filepath):
         return original(filepath, *args, **kwargs)
@@ -119,7 +120,7 @@ def _export(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: A
 
 
 def _identity(path: Path) -> int | None:
-    """What tells a folder from another that takes its place; None if there is none."""
+    """The number that tells a folder from one that replaces it; None if there is no folder."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -127,7 +128,7 @@ def _identity(path: Path) -> int | None:
 
 
 def _put(made: Path, path: Path) -> None:
-    """Let a folder take the place of one that may be there; what only that one has stays."""
+    """Put a folder into its place; files that only the older folder there has stay."""
     if not path.is_dir():
         try:
             os.rename(made, path)
@@ -157,13 +158,13 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 class _Renaming:
-    """A stream in which Keras tells the name that the user knows."""
+    """A stream that replaces the temporary name by the user's in what Keras writes."""
 
     def __init__(self, stream: Any, old: str, new: str) -> None:
         self._stream, self._old, self._new = stream, old, new
 
     def write(self, text: str) -> Any:
-        """Write it with the other name."""
+        """Write `text` with the user's name."""
         return self._stream.write(text.replace(self._old, self._new))
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A model that is called to learn something about it, and ends as it was."""
+"""Trial calls of a model, after which it is as it was before."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def _moments(layer: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def untouched(model: Any) -> Iterator[Callable[[], None]]:
-    """Whatever calls change within it is as before in the end.
+    """While open, calls of the model are trials: at the end all that they changed is set back.
 
     That is all variables that the model leads to, numbers and text that its layers hold, and the
-    random states of Python and NumPy. What it gives sets the first two back before.
+    random states of Python and NumPy. Yields a function that sets back the first two at once.
     """
     variables = [(raw, tf.identity(raw)) for raw in _variables(model)]
     values = [(layer, _simple(layer)) for layer in all_layers(model)]

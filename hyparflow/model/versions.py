@@ -7,21 +7,21 @@ import re
 import sys
 from importlib import metadata
 
-__all__ = ["LEAST", "found_version", "is_too_old", "require_versions"]
+__all__ = ["MINIMUM", "found_version", "is_too_old", "require_versions"]
 
-# The oldest that `make compat` tries; docs/versions.rst has the results. pyproject.toml asks for
-# the same, but TensorFlow may have been there before, and either may be changed afterwards.
-LEAST = {"keras": "3.12", "tensorflow": "2.20"}
-_NAMES = {"keras": ("keras",), "tensorflow": ("tensorflow", "tensorflow-cpu")}  # to pip
+# The oldest versions that `make compat` tries; docs/versions.rst has the results. pyproject.toml
+# asks for the same, but pip checks only when hyparflow is installed.
+MINIMUM = {"keras": "3.12", "tensorflow": "2.20"}
+_NAMES = {"keras": ("keras",), "tensorflow": ("tensorflow", "tensorflow-cpu")}  # on PyPI
 
 
 def require_versions() -> None:
     """Check that Keras and TensorFlow are not too old. Imports neither.
 
     Raises:
-        ImportError: naming the one that is, and the command that replaces it.
+        ImportError: if one is too old; the message has the pip command.
     """
-    for name, least in LEAST.items():
+    for name, least in MINIMUM.items():
         package, version = found_version(name)
         if is_too_old(name, version):
             raise ImportError(
@@ -31,13 +31,14 @@ def require_versions() -> None:
 
 
 def found_version(name: str) -> tuple[str, str]:
-    """The package that has `name`, and its version; an empty one if there is none.
+    """The installed package that provides module `name`, and its version.
 
     Args:
         name: "keras" or "tensorflow".
 
     Returns:
-        The package as pip knows it, and the version: of what is imported, or else installed.
+        The name of the package on PyPI, and the version: of the imported module, or else of the
+        installed package; an empty string if there is neither.
     """
     package, installed = _installed(name)
     imported = getattr(sys.modules.get(name), "__version__", "")
@@ -48,14 +49,14 @@ def _installed(name: str) -> tuple[str, str]:
     for package in _NAMES[name]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return package, metadata.version(package)
-    # Nightly builds and those of vendors have other names. This reads every package's list.
+    # Builds of vendors have other names. Slow: reads the file lists of all installed packages.
     others = metadata.packages_distributions().get(name, [])
     return (others[0], metadata.version(others[0])) if others else (_NAMES[name][0], "")
 
 
 def is_too_old(name: str, version: str) -> bool:
-    """Whether `version` of "keras" or "tensorflow" is; an empty one is not known to be."""
-    return bool(version) and _numbers(version) < _numbers(LEAST[name])
+    """Whether `version` of "keras" or "tensorflow" is older than the minimum; False if empty."""
+    return bool(version) and _numbers(version) < _numbers(MINIMUM[name])
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -22,9 +22,9 @@ _TEXT = re.compile(r"^(\d+)([A-Z]+)(\d+)$")
 
 
 class Kind(str, Enum):
-    """The kinds of a `Step`; the first four are also those of an `Action`.
+    """The kinds of a `Step`; an `Action` has one of the first four.
 
-    Each equals its letters, by which plans and traces know it.
+    Each equals its letters, which plans and traces use.
     """
 
     FORWARD = "F"
@@ -36,7 +36,7 @@ class Kind(str, Enum):
     RECEIVE_ACTIVATION = "RA"
     SEND_GRADIENT = "SG"
     RECEIVE_GRADIENT = "RG"
-    START_REDUCE = "START"  # begin to sum the gradients of a stage that is done over replicas
+    START_REDUCE = "START"  # begin to sum the gradients of a finished stage over replicas
     REDUCE = "REDUCE"  # sum gradients over replicas and over the holders of shared weights
     APPLY = "APPLY"  # the optimizer step
 
@@ -44,7 +44,7 @@ class Kind(str, Enum):
     __hash__ = str.__hash__  # type: ignore[assignment]
 
 
-BACKWARDS = (Kind.BACKWARD, Kind.INPUT_BACKWARD)  # what takes and gives gradients of tensors
+BACKWARDS = (Kind.BACKWARD, Kind.INPUT_BACKWARD)  # these take and give gradients of tensors
 COMPUTATIONS = (Kind.FORWARD, *BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
 SENDS = (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT)
 RECEIVES = (Kind.RECEIVE_ACTIVATION, Kind.RECEIVE_GRADIENT)

@@ -1,4 +1,4 @@
-"""Equal shares: cuts a row of costs into contiguous parts."""
+"""Cuts a list of costs into contiguous parts of about equal cost."""
 
 from __future__ import annotations
 

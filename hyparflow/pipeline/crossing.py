@@ -10,7 +10,7 @@ from hyparflow.pipeline.operations import OperationGraph
 
 __all__ = ["Reads", "crossing_sums", "reads_of"]
 
-# Of each tensor: the operation that makes it, and those that read it, in order.
+# For each tensor: the operation that makes it, and the operations that read it, in order.
 Reads = Sequence[tuple[int, Sequence[int]]]
 
 

@@ -20,7 +20,7 @@ class Grid:
     Args:
         num_partitions: columns.
         num_replicas: rows.
-        placement: which partition holds which stage of the model; one each, if it is left out.
+        placement: which partition holds which stage of the model; by default each holds one.
     """
 
     num_partitions: int

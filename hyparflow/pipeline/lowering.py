@@ -19,10 +19,10 @@ __all__ = ["lower", "prove", "tags_of"]
 
 
 def tags_of(lowered: Lowered, limit: int) -> list[list[int]]:
-    """The MPI tag of each step that is a message, and -1 of the others, for each partition.
+    """The MPI tag of each step that is a message, and -1 for the others, for each partition.
 
-    What one rank sends another is numbered in the order in which it sends, from 0 again where
-    there are more messages than tags.
+    Messages from one rank to another are numbered in the order of sending, from 0 again when the
+    tags are used up.
 
     Args:
         lowered: one list of steps per partition.
@@ -147,9 +147,9 @@ def _fuse(steps: list[Step], last: int) -> list[Step]:
 def _start_reductions(steps: list[Step]) -> list[Step]:
     """Begin the reduction of each stage that is done while others still compute.
 
-    A stage's gradients are complete with its last backward. What is done last gets none: the
-    reduction follows at once. All replicas must begin in one order, however many micro-batches
-    each has, so that is the order of the stages, last first, and not that in which they end.
+    A stage's gradients are complete with its last backward. The stage that is done last needs no
+    such step: the reduction follows at once. All replicas must begin in the same order, however
+    many micro-batches each has: by the number of the stage, last first.
     """
     kinds = (Kind.BACKWARD, Kind.WEIGHT_BACKWARD, Kind.FUSED)
     done = {step.stage: index for index, step in enumerate(steps) if step.kind in kinds}

@@ -1,4 +1,4 @@
-"""How many micro-batches a replica's rows are cut into where the user does not say."""
+"""How many micro-batches a replica's rows are cut into for `num_microbatches="auto"`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hyparflow.pipeline.placement import Placement
 
 __all__ = ["automatic_microbatches", "most_microbatches"]
 
-_SMALLEST = 16  # rows of a micro-batch under which a row costs noticeably more on CPUs
+_SMALLEST = 16  # rows: in a smaller micro-batch each row costs noticeably more on CPUs
 
 
 def automatic_microbatches(batch_size: int, grid: Grid) -> int:
@@ -26,7 +26,7 @@ def automatic_microbatches(batch_size: int, grid: Grid) -> int:
 
 
 def most_microbatches(placement: Placement) -> int:
-    """What "auto" stands for where rows are no matter."""
+    """The number that "auto" stands for if there are enough rows."""
     partitions = placement.num_partitions
     most = min(4 * partitions, 16 * partitions // placement.depth)
     return max(most, partitions)

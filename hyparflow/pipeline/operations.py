@@ -18,7 +18,7 @@ class Operation:
         cost: estimated time, any unit.
         state: variables that change as it runs (random seeds, moving statistics).
         crossing: what each output costs at either end, in the same unit, if it crosses a cut;
-            nothing if it is not given.
+            empty for no cost.
     """
 
     name: str

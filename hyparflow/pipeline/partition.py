@@ -53,11 +53,11 @@ class Partitioning:
         return range(self.boundaries[stage], self.boundaries[stage + 1])
 
     def gradient_inputs(self, stage: int) -> list[Edge]:
-        """The edges on which `stage` gives a gradient back."""
+        """The edges on which `stage` sends a gradient back."""
         return [edge for edge in self.edges if edge.consumer == stage and edge.carries_gradient]
 
     def gradient_outputs(self, stage: int) -> list[int]:
-        """The tensors of `stage` of which a gradient comes back."""
+        """The tensors of `stage` whose gradient comes back from later stages."""
         given = [e.tensor for e in self.edges if e.producer == stage and e.carries_gradient]
         return list(dict.fromkeys(given))
 
@@ -66,7 +66,7 @@ def divide(
     graph: OperationGraph,
     num_stages: int,
     lpp: Sequence[int] | None = None,
-    pace: tuple[str, Placement, int] | None = None,
+    balanced_for: tuple[str, Placement, int] | None = None,
 ) -> Partitioning:
     """Divide `graph` into `num_stages` stages of equal cost, or as `lpp` says.
 
@@ -74,8 +74,8 @@ def divide(
         graph: the operations in execution order.
         num_stages: how many stages to make.
         lpp: layers per partition: how many operations each stage gets; overrides the balance.
-        pace: a schedule, its placement and the number of its micro-batches, for which the cuts are
-            moved from equal cost to where a step ends sooner.
+        balanced_for: a schedule, its placement and the number of its micro-batches: the cuts are
+            moved from equal cost to where a step of it ends sooner.
 
     Returns:
         A verified partitioning.
@@ -95,8 +95,8 @@ def divide(
         costs = [operation.cost for operation in graph.operations]
         allowed = allowed_cuts(graph)
         boundaries = balance(costs, num_stages, allowed)
-        if pace is not None:
-            boundaries = refine(boundaries, costs, _crossing_costs(graph), allowed, *pace)
+        if balanced_for is not None:
+            boundaries = refine(boundaries, costs, _crossing_costs(graph), allowed, *balanced_for)
     else:
         boundaries = _boundaries_from_lpp(graph, num_stages, lpp)
     return make_partitioning(graph, boundaries)

@@ -1,4 +1,4 @@
-"""A lowered list with what can be known before it runs."""
+"""A lowered list with its message tags, receives and names, worked out before it runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Program"]
 
 
 class Program:
-    """What an engine executes.
+    """The list of steps that an engine executes.
 
     Args:
         steps: this rank's steps.
-        tags: of those that are messages, -1 of the others.
+        tags: the tag of each step that is a message, -1 for the others.
         num_microbatches: M.
     """
 

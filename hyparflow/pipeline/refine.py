@@ -1,9 +1,9 @@
 """Moves cuts to where a step of a schedule ends sooner.
 
-Stages of equal cost are the best ones where a partition has one. Where it has several, ranks take
+If each partition has one stage, stages of equal cost are best. If it has several, ranks take
 turns: the last stage runs forward and backward at once while the others, which have only forwards
-left, wait for it; so it had better be small, and the stages of other ranks take its share. Which
-sizes are best depends on the schedule, so it is played.
+left, wait for it; so the last stage should be small, and the other ranks' stages larger. Which
+sizes are best depends on the schedule, so the schedule is played.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SHARES = {
     Kind.INPUT_BACKWARD: 1 / 3,
     Kind.WEIGHT_BACKWARD: 1 / 3,
 }
-_FUSED = 0.92  # of its cost, where the last stage's forward and backward are one call
+_FUSED = 0.92  # of the last stage's cost, if its forward and backward are one call
 _STEPS = (1, 2, 4, 8)  # places by which cuts move
-_BETTER = 1e-4  # relative; what is less is no reason to move
+_BETTER = 1e-4  # relative gain below which cuts do not move
 _GROUPS = 3  # of micro-batches that are played
-_MOST = 2e8  # computations that may be played, for the time it takes: seconds
+_MOST = 2e8  # computations that may be played, which takes seconds
 
 
 def refine(
@@ -55,7 +55,7 @@ def refine(
         schedule: its name.
         placement: of the stages.
         num_microbatches: M.
-        fused: the part of its cost that the last stage takes where it runs both ways in one call.
+        fused: the time of the last stage's forward and backward in one call, over its cost.
 
     Returns:
         As many boundaries.
@@ -91,8 +91,8 @@ def refine(
 class _Length:
     """How long a step takes; of many micro-batches only some are played.
 
-    In the middle of a step all groups of micro-batches take about the same: as long as one more of
-    them, and at least as long as the rank that has the most to compute.
+    In the middle of a step each group of micro-batches takes the same time: what one group more
+    adds to a step, and at least the time of the rank that computes most.
 
     Attributes:
         count: how many computations are played for a division.

@@ -17,7 +17,9 @@ from hyparflow.pipeline.placement import Placement, v_shaped, wrapped
 
 __all__ = [
     "SCHEDULES",
+    "TABLE",
     "Schedule",
+    "ScheduleEntry",
     "forward_only",
     "gpipe",
     "group_size",
@@ -77,7 +79,7 @@ def interleaved(placement: Placement, num_microbatches: int) -> Schedule:
         stages = placement.stages(partition)
         forwards = [Action(s, _F, m) for group in groups for s in stages for m in group]
         backwards = [Action(s, _B, m) for group in groups for s in stages[::-1] for m in group]
-        each = 2 if further else 1  # forwards per partition that comes after
+        each = 2 if further else 1  # forwards ahead for each later partition
         ahead = (num_partitions - 1 - partition) * each
         ahead += further * max(map(len, groups), default=0)
         ahead = min(ahead, len(forwards))
@@ -89,11 +91,11 @@ def interleaved(placement: Placement, num_microbatches: int) -> Schedule:
 
 
 def group_size(num_partitions: int) -> int:
-    """How many micro-batches go through all stages of a partition before the next do, at least.
+    """The least number of micro-batches in a group, which goes through all stages of a partition.
 
-    As published there are P, and fewer would deadlock. But with P, what one rank sends the next
-    needs at once: each message's way, and each computation that takes a little longer, delays all
-    ranks. Half as many again give them time, and keep half as many activations more.
+    As published it is P, and fewer would deadlock. With groups of P, the next rank needs each
+    message the moment it is sent, so any delay stops all ranks. Groups of 1.5 P leave slack, for
+    half as many activations more.
     """
     return num_partitions + num_partitions // 2
 
@@ -111,10 +113,10 @@ def _groups(num_partitions: int, count: int) -> list[range]:
 def zero_bubble(placement: Placement, num_microbatches: int) -> Schedule:
     """1F1B with backwards in two parts (Qi et al. 2024, "Zero Bubble Pipeline Parallelism").
 
-    `I` gives the gradients that the stage before waits for; `W`, those of the weights, fills the
-    time in which a partition would wait. No partition keeps more activations than that of P
-    micro-batches. The order is that of a machine on which all three take one unit of time: each
-    partition runs what is ready, what is furthest on its way first, and a `W` last.
+    `I` computes the gradients that the stage before waits for; `W`, the gradients of the weights,
+    fills the time in which a partition would wait. No partition keeps the activations of more than
+    P micro-batches. The order follows from a simulation in which `F`, `I` and `W` take one unit of
+    time: each partition runs an action that is ready, later stages first, and a `W` last.
 
     With one stage per partition that is H1 (section 3); with two, placed as a V, ZB-V (section 6),
     with idle share ``(P - 1) / (6 M + P - 1)`` where M is a multiple of P.
@@ -131,7 +133,7 @@ def zero_bubble(placement: Placement, num_microbatches: int) -> Schedule:
 
 
 class _Progress:
-    """What is done of a schedule whose computations all take one unit of time.
+    """Which computations of a schedule are done, if each takes one unit of time.
 
     Args:
         placement: of the stages.
@@ -149,7 +151,7 @@ class _Progress:
             self._done[action.kind][action.stage] += 1
 
     def ready(self, partition: int) -> Iterator[Action]:
-        """What a partition could do next, the best first."""
+        """The actions that a partition could run next, the best first."""
         stages = self._placement.stages(partition)
         for stage in stages:
             if self._has_gradient(stage):
@@ -171,7 +173,7 @@ class _Progress:
         return self._done[_F][stage] < given
 
     def _has_room(self, stage: int, stages: tuple[int, ...]) -> bool:
-        """Whether activations may be kept, and the stages that come later can go on meanwhile."""
+        """Whether there is memory for more activations, with some left for later stages."""
         kept = {s: self._done[_F][s] - self._done[_W][s] for s in stages}
         most = self._placement.num_stages
         later = len(stages) - 1 - stages.index(stage)
@@ -187,30 +189,42 @@ def forward_only(placement: Placement, num_microbatches: int) -> Schedule:
     ]
 
 
-class _Entry(NamedTuple):
-    """A schedule of the table.
+class ScheduleEntry(NamedTuple):
+    """All that is known of one schedule.
 
     Attributes:
         make: (placement, number of micro-batches) -> the schedule.
         place: (number of partitions, stages per partition) -> the placement.
-        stages: how many stages a partition has if the user does not say.
-        free: whether the user may say another number.
+        stages: how many stages a partition has by default.
+        free: whether the user may choose another number of stages.
+        in_two: whether each backward is computed in two parts.
+        is_searched: whether a plan may choose the schedule; otherwise only the user can.
     """
 
     make: Callable[[Placement, int], Schedule]
     place: Callable[[int, int], Placement] = wrapped
     stages: int = 1
     free: bool = False
+    in_two: bool = False
+    is_searched: bool = True
 
 
-_TABLE = {
-    "gpipe": _Entry(lambda place, m: gpipe(place.num_partitions, m)),
-    "1f1b": _Entry(lambda place, m: one_forward_one_backward(place.num_partitions, m)),
-    "interleaved": _Entry(interleaved, stages=2, free=True),
-    "zero-bubble": _Entry(zero_bubble),
-    "zero-bubble-v": _Entry(zero_bubble, lambda num_partitions, _: v_shaped(num_partitions), 2),
+TABLE = {
+    # Not searched: it takes as long as 1f1b, and more memory.
+    "gpipe": ScheduleEntry(lambda place, m: gpipe(place.num_partitions, m), is_searched=False),
+    "1f1b": ScheduleEntry(lambda place, m: one_forward_one_backward(place.num_partitions, m)),
+    "interleaved": ScheduleEntry(interleaved, stages=2, free=True),
+    # Not searched: the two parts of a backward are measured for one piece of the model only.
+    "zero-bubble": ScheduleEntry(zero_bubble, in_two=True, is_searched=False),
+    "zero-bubble-v": ScheduleEntry(
+        zero_bubble,
+        place=lambda num_partitions, _: v_shaped(num_partitions),
+        stages=2,
+        in_two=True,
+        is_searched=False,
+    ),
 }
-SCHEDULES = tuple(_TABLE)
+SCHEDULES = tuple(TABLE)
 _MOST_STAGES = 2**20
 
 
@@ -228,7 +242,7 @@ def placement_of(
         ValueError: if the schedule has another number of stages per partition, or there are more
             stages than any model has operations.
     """
-    entry = _TABLE["1f1b" if schedule == "auto" else schedule]
+    entry = TABLE["1f1b" if schedule == "auto" else schedule]
     count = entry.stages if stages_per_partition is None else stages_per_partition
     if num_partitions * count > _MOST_STAGES:
         raise ValueError(
@@ -236,21 +250,22 @@ def placement_of(
             f"num_partitions={num_partitions}, stages_per_partition={count}"
         )
     if count != entry.stages and not entry.free:
+        free = " or ".join(repr(name) for name, known in TABLE.items() if known.free)
         raise ValueError(
-            "Only schedule='interleaved' has several stages per partition, as many as you say; "
-            "'zero-bubble-v' has two, and the others one. Received: "
+            f"Only schedule={free} has several stages per partition, as many as you say; "
+            f"schedule={schedule!r} has {entry.stages}. Received: "
             f"schedule={schedule!r}, stages_per_partition={stages_per_partition}"
         )
     return entry.place(num_partitions, count)
 
 
 def in_words(schedule: str, placement: Placement) -> str:
-    """What to call a schedule; one partition is no pipeline, and has none.
+    """What to call a schedule; on one partition, which is no pipeline, an empty string.
 
     Args:
         schedule: one of `SCHEDULES`.
-        placement: several stages per partition are named, for one partition too: their sums begin
-            in turn.
+        placement: of the stages; several per partition are named on one partition, too, where they
+            say in how many pieces the gradients are summed.
     """
     words = [schedule] if placement.num_partitions > 1 else []
     if placement.depth > 1:
@@ -269,9 +284,9 @@ def make_schedule(name: str, placement: Placement, num_microbatches: int) -> Sch
     Raises:
         ValueError: if there is no schedule of this name.
     """
-    if name not in _TABLE:
+    if name not in TABLE:
         raise ValueError(
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))} or 'auto'. "
             f"Received: schedule={name!r}"
         )
-    return _TABLE[name].make(placement, num_microbatches)
+    return TABLE[name].make(placement, num_microbatches)

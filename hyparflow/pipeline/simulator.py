@@ -60,11 +60,11 @@ class Timeline:
         return int(self.peak_kept(rank, lambda step: 1.0))
 
     def peak_kept(self, rank: int, size: Callable[[Step], float]) -> float:
-        """The most that `rank` keeps at one time, in the unit of `size`.
+        """The largest sum of `size` over what `rank` keeps at one time.
 
         Args:
             rank: the rank.
-            size: what a computation (a forward, its backward, or both as one) keeps.
+            size: the size of what a computation (forward, backward, or both in one) keeps.
         """
         kept = peak = 0.0
         for span in self.spans[rank]:
@@ -104,8 +104,8 @@ def play(lowered: Lowered, cost: Cost = unit_cost) -> Timeline:
 
     Args:
         lowered: one list of steps per rank of a replica (`hyparflow.pipeline.lowering.lower`).
-        cost: the duration of a computation; of a receive, once the message is there; of what a
-            send keeps its rank busy.
+        cost: the duration of a computation; of a receive, from the arrival of the message on;
+            and the time for which a send keeps its rank busy.
 
     Returns:
         The timeline.

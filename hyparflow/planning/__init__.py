@@ -1,4 +1,4 @@
 """Which layout is fastest: what a plan is, and how one is made, drawn and followed.
 
-Imports engine, model, launching, pipeline, comm and formats.
+Imports comm, formats, launching, model, options, pipeline, planning.costs and planning.search.
 """

@@ -37,7 +37,7 @@ def as_plan(plan: Any) -> Plan:
 def planned(
     arguments: dict[str, Any], plan: Plan, model: Any, num_ranks: int | None
 ) -> dict[str, Any]:
-    """`arguments` with those of `plan`.
+    """`arguments` completed by those of `plan`.
 
     Args:
         arguments: the parallel arguments.
@@ -46,7 +46,7 @@ def planned(
         num_ranks: the ranks of the job; None without a launcher.
 
     Raises:
-        ValueError: if both say something, or the plan is for another model or number of ranks.
+        ValueError: if both give a value, or the plan is for another model or number of ranks.
     """
     given = [
         f"{name}={shortened(arguments[name])}"

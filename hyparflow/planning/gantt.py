@@ -1,4 +1,4 @@
-"""A step as a picture: who does what when."""
+"""Draws a step as a Gantt chart."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _NAMES = (
 )
 _IDLE = "#eeeeee"
 _HEIGHT = 0.8  # of a bar; the rows are 1 apart
-_PALEST = 0.55  # how much the last stage of a partition is paler than its first
-_EDGED = 600  # more computations than this are too narrow for edges
+_PALEST = 0.55  # how much paler the last stage of a partition is than its first
+_EDGED = 600  # with more computations than this, bars are too narrow for edges
 
 
 def check_picture(path: str | Path) -> None:
     """Refuse files of types that matplotlib does not write.
 
     Raises:
-        ValueError: if `path` is one.
+        ValueError: if `path` has such a suffix.
     """
     known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
     if Path(path_text(path)).suffix.removeprefix(".").lower() not in known:
@@ -81,11 +81,11 @@ def draw_step(
     """Draw what each partition, or rank, does in a step.
 
     Args:
-        axes: matplotlib's.
-        rows: what each does, from 0 s.
+        axes: the axes of matplotlib.
+        rows: the work of each partition or rank, from 0 s.
         num_partitions: later stages of a partition are paler.
         end: where the axis ends (seconds); the end of the step if not given.
-        what: the rows are.
+        what: what a row is: "partition" or "rank".
     """
     end = (end or max(work.end for works in rows for work in works)) * 1e3
     computations = sum(work.kind in COMPUTATIONS for works in rows for work in works)
@@ -119,7 +119,7 @@ def draw_step(
 
 
 def _numbered(rows: Sequence[Sequence[Bar]], end: float) -> set[str]:
-    """Kinds of computations of which all, but for a few, have room for a number."""
+    """Kinds of computations whose bars, except a few, are wide enough for a number."""
     widths: dict[str, list[float]] = {}
     for work in (work for works in rows for work in works if work.kind in COMPUTATIONS):
         widths.setdefault(work.kind, []).append((work.end - work.start) * 1e3)

@@ -1,4 +1,4 @@
-"""From predictions to a plan: the chosen one in full, the next best with what makes them worse."""
+"""Makes a plan from predictions: the best in full, the next best with the reason why not."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def make_plan(
     Args:
         model: its name.
         fingerprint: a hash of its structure.
-        problem: what was planned.
+        problem: the problem that was solved.
         best: the chosen prediction.
-        single: that of one process.
-        others: the next best.
+        single: the prediction for one process.
+        others: the next best predictions.
         memory_limit: bytes per rank, or None.
     """
     candidate = best.candidate

@@ -1,4 +1,4 @@
-"""A plan: how to spread a model over ranks, what that is expected to cost, and what else was near.
+"""A plan: how to spread a model over ranks, the expected costs, and the next best layouts.
 
 Plain data that prints itself, goes to JSON and back, and tells `hyparflow.fit` what to do.
 """
@@ -33,7 +33,7 @@ _TITLES = (
     *("gradients", "slots", "activations", "buffers", "program", "sends in a step"),
 )
 
-_MOST_ROWS = 32  # ranks that a picture shows one by one
+_MOST_ROWS = 32  # a picture shows up to this number of ranks one by one
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,12 @@ class Plan:
         return total / (self.step_seconds * self.num_partitions)
 
     def to_values(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The plan as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_values(cls, values: Any) -> Plan:
-        """What `to_values` made, also after it was JSON.
+        """The plan from values that `to_values` made, also after JSON.
 
         Raises:
             ValueError: if a field is missing, unknown or wrong.
@@ -184,9 +184,9 @@ class Plan:
         return read(path, schema_of(cls), rule, cls.from_values)
 
     def rows(self) -> tuple[str, list[Sequence[Bar]]]:
-        """What a picture has a row for, and what each does in a step: every rank.
+        """The rows of a picture: what a row is, and the work of each.
 
-        Or, of many, every partition: all replicas do the same.
+        A row is a rank; of many ranks, a partition, since all replicas do the same.
         """
         if self.num_ranks > _MOST_ROWS:
             return "partition", list(self.work)
@@ -213,11 +213,11 @@ class Plan:
 
     @property
     def pipeline(self) -> str:
-        """The schedule in words; empty where there is no pipeline to have one."""
+        """The schedule in words; an empty string if there is no pipeline."""
         return in_words(self.schedule, self.placement)
 
     def page(self) -> Page:
-        """What is shown: a head, a table of the partitions, and a summary."""
+        """The text of the plan: a head, a table of the partitions, and a summary."""
         return Page(self._head(), self._table(), self._summary())
 
     def __str__(self) -> str:
@@ -267,7 +267,7 @@ class Plan:
         return rows
 
     def _stages(self, partition: int) -> str:
-        """What the first stage of a partition holds, and how many more there are."""
+        """The layers of the first stage of a partition, and how many more stages there are."""
         layers, first = self.partitions[partition].layers, self.lpp[partition]
         each = self.stages_per_partition
         more = f" and {counted(each - 1, 'more stage', 'more stages')}" if each > 1 else ""

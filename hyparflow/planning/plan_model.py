@@ -137,7 +137,7 @@ def _check_lpp(lpp: Sequence[int] | None, operations: OperationGraph) -> None:
 
 
 def _check(model: Any, batch_size: int, costs: Any) -> int:
-    """The number of rows, if all these can be planned with."""
+    """Check the arguments; returns the number of rows as an integer."""
     check_model(model)
     check_can_cut(model)
     if not model.built:
@@ -205,7 +205,7 @@ def _costs_of(
         say: called with a line of progress.
 
     Raises:
-        ValueError: if they are of another model.
+        ValueError: if the costs are those of another model.
     """
     model = graph.model
     optimizer = model.optimizer if model.compiled else None
@@ -241,8 +241,8 @@ def _warn_of_threads(ranks_per_node: int) -> None:
 def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
     """Sizes of micro-batches that bracket those in question, at most a factor of 8 apart.
 
-    A single row is one of them: a line through two larger sizes says little of it, and is wrong by
-    as much as their times are.
+    A single row is one of them: a line through two larger sizes is inexact there, as errors of
+    their times add up.
     """
     sizes = [batch_size]
     while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
@@ -251,7 +251,7 @@ def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
 
 
 def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
-    """The next best: of other grids first, then with other numbers of micro-batches."""
+    """The next best predictions: of other grids first, then of other numbers of micro-batches."""
     grids = {best.candidate.grid}
     others: list[Prediction] = []
     rest: list[Prediction] = []

@@ -1,4 +1,4 @@
-"""A plan as a picture: one step, rank by rank, and what partitions take of time and memory."""
+"""Draws a plan: one step, rank by rank, and time and memory of the partitions."""
 
 from __future__ import annotations
 

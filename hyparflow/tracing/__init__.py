@@ -1,4 +1,4 @@
 """What ranks did in the last steps of a training: recorded, written, summed up, drawn.
 
-Imports planning (to draw a plan beside it), pipeline, comm and formats.
+Imports comm, formats, pipeline and planning (to draw a plan beside the trace).
 """

@@ -19,7 +19,7 @@ _WHAT = "the comparison of clocks"
 def clock_offset(world: Communicator) -> float:
     """Seconds to add to this rank's clock (`time.monotonic`) to get the leader's. Collective.
 
-    Each rank asks the leader what time it is, several times; the shortest round trip says it best.
+    Each rank asks the leader for its time, several times; the shortest round trip is most exact.
 
     Source: Cristian, Probabilistic clock synchronization (Distributed Computing 3, 1989).
     """
@@ -36,7 +36,7 @@ def clock_offset(world: Communicator) -> float:
 
 
 def _ask(world: Communicator) -> tuple[float, float]:
-    """How long a round trip took, and the difference that it shows."""
+    """The time of one round trip, and the difference of the clocks that it shows."""
     start = time.monotonic()
     requests = world.send(np.array([start]), LEADER, Tag.CLOCK)
     leader = _receive(world, LEADER)

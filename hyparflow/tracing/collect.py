@@ -1,4 +1,4 @@
-"""Traces a call of `fit`: every rank records, and the leader writes what all have done."""
+"""Traces a call of `fit`: every rank records its events, and the leader writes them all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FOLDER = "HYPARFLOW_TRACE"  # environment variable: a trace of each call goes i
 
 
 class TracedCall(Protocol):
-    """What a trace tells of a call.
+    """What a trace needs to know of a call.
 
     Attributes:
         options: the checked parallel arguments.
@@ -40,10 +40,10 @@ class TracedCall(Protocol):
 
 @dataclass
 class TraceRequest:
-    """A trace that is wanted of a call.
+    """The wish for a trace of a call.
 
     Attributes:
-        call: of which it is; once it runs, it knows its rows.
+        call: the call; its rows are known once it runs.
         file: where to write it; None for a new file in the folder HYPARFLOW_TRACE.
         plan: the plan that is followed, as JSON, or None.
     """
@@ -66,7 +66,7 @@ def wants_trace(trace: Any) -> bool:
 
 @contextlib.contextmanager
 def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
-    """While open, all ranks record what they do, if that is wanted; then the leader writes it.
+    """While open, all ranks record events, if a trace is wanted; then the leader writes it.
 
     Collective.
     """
@@ -94,7 +94,7 @@ def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
 
 
 def _ready_file(trace: Any) -> Path:
-    """The file to write, in a folder that is there; refused before anything is trained."""
+    """The file to write; makes sure before training that it can be written."""
     try:
         if trace is None:
             return _new_file(Path(os.environ[_FOLDER]).absolute())
@@ -128,7 +128,7 @@ def _new_file(folder: Path) -> Path:
 def _write(trace: Trace, path: Path) -> None:
     try:
         trace.save(path)
-    except (OSError, ValueError) as error:  # what was learnt is worth more than the trace
+    except (OSError, ValueError) as error:  # the trained weights are worth more than the trace
         warnings.warn(f"The trace was not written: {error}", stacklevel=2)
 
 
@@ -139,7 +139,7 @@ def _read_clock(world: World) -> tuple[float, float]:
 
 
 def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> list[Event]:
-    """The events with the leader's times; between two comparisons, a clock drifts evenly."""
+    """The events by the leader's clock; clocks drift evenly between two comparisons."""
     (begin, first), (end, last) = clocks
     drift = (last - first) / (end - begin)
 
@@ -150,7 +150,7 @@ def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> l
 
 
 def _gather(world: World, grid: Grid, steps: list[list[Event]]) -> list[RankTrace]:
-    """What all ranks recorded, on the leader."""
+    """The recorded events of all ranks, on the leader."""
     what = "the events of all ranks"
     if world.rank != LEADER:
         world.wait_all(world.send_object(steps, LEADER, Tag.EVENTS), what)

@@ -23,7 +23,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
     Args:
         trace: what was measured.
         path: a file of a type that matplotlib writes.
-        plan: what was planned; that of the trace if not given.
+        plan: the plan; that of the trace if not given.
 
     Raises:
         ImportError: without matplotlib.
@@ -32,7 +32,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
         plan = Plan.from_values(trace.plan)
     steps = _median_step(trace.ranks)
     zero = min(event.start for step in steps for event in step)
-    alone = trace.arguments["num_replicas"] == 1  # whose sums, of nothing, take no time
+    alone = trace.arguments["num_replicas"] == 1  # its sums over replicas take no time
     summed = not alone or any(e.kind == EventKind.SUM for step in steps for e in step)
     measured = [_works(step, zero, summed) for step in steps]
     drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
@@ -51,7 +51,7 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
 
 
 def _median_step(ranks: list[RankTrace]) -> list[list[Event]]:
-    """Of each rank, the same step: the one that took the leader as long as half of them."""
+    """The same step of each rank: the one of median length on the leader."""
     steps = ranks[0].steps
     kept = settled(steps)
     lengths = {}
@@ -66,13 +66,13 @@ def _median_step(ranks: list[RankTrace]) -> list[list[Event]]:
 
 
 def _within(step: list[Event]) -> list[Event]:
-    """What is no part of the time between two steps."""
+    """The events within a step, without those between two steps."""
     whole = whole_step(step)
     return [event for event in step if whole is None or event.end <= whole.end]
 
 
 def _works(step: list[Event], zero: float, summed: bool) -> list[Bar]:
-    """Actions without the waits in them: who waits is idle. With sums, if there are any."""
+    """Actions without the waits in them, which are idle time; and sums, if there are any."""
     works = []
     waits = [event for event in step if event.kind == EventKind.WAIT]
     for event in step:

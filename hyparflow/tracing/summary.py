@@ -1,4 +1,4 @@
-"""Where the time of each rank went."""
+"""Sums up a trace: what each rank spent its time on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hyparflow.tracing.trace import RankTrace, Trace
 
 __all__ = ["Shares", "describe", "means", "settled", "shares", "whole_step"]
 
-_WARM = 2  # steps that compile, and measure nothing else
+_WARM = 2  # first steps, which compile and are left out
 _SAME = 1e-6  # seconds by which times in a file may be off
 _TITLES = (
     *("", "step", "forward", "backward", "messages", "waiting", "sums", "waiting for sums"),
@@ -22,27 +22,27 @@ _TITLES = (
 )
 _FORWARDS = (Kind.FORWARD,)
 _BACKWARDS = (*BACKWARDS, Kind.WEIGHT_BACKWARD, Kind.FUSED)
-_NOTHING = ("0.0", "-", "0.0 MB")  # what a column that is left out is full of
+_NOTHING = ("0.0", "-", "0.0 MB")  # the cells of a column that is left out
 _REDUCES = (Kind.START_REDUCE, Kind.REDUCE)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What a rank does in a step, in seconds.
+    """The times of a step of a rank, in seconds.
 
     Attributes:
-        step: all of it; what follows, up to `other`, adds up to it.
+        step: the whole step, the sum of the times from `forward` to `other`.
         forward: forwards alone.
         backward: backwards, and forwards that are one call with them.
-        messages: to send and receive, without waiting.
-        waiting: for messages.
-        sums: over replicas and holders of shared weights, without waiting.
+        messages: sending and receiving, without waiting.
+        waiting: waiting for messages.
+        sums: sums over replicas and holders of shared weights, without waiting.
         waiting_for_sums: seconds in which the rank waited for sums to arrive.
         optimizer: the update.
-        data: to get the rows.
+        data: getting the rows.
         other: the rest.
-        between: from one step to the next: Keras's loop, callbacks, and waiting for them; the
-            median.
+        between: median time from one step to the next: Keras's loop, callbacks, and waiting for
+            them.
         under_way: how long sums were under way.
         moved: bytes of tensors sent and received.
     """
@@ -73,8 +73,7 @@ class Shares:
 
     @property
     def hidden(self) -> float | None:
-        """Of the time in which sums are under way, the share in which the rank computes, 0 to 1;
-        None without sums."""
+        """The share of the time of sums in which the rank computes, 0 to 1; None without sums."""
         if not self.under_way:
             return None
         return max(0.0, 1.0 - (self.sums + self.waiting_for_sums) / self.under_way)
@@ -106,7 +105,7 @@ def means(steps: Sequence[list[Event]]) -> Shares:
             sums[name] += value / len(steps)
     spans = [span for step in steps if (span := whole_step(step)) is not None]
     gaps = [b.start - a.end for a, b in zip(spans, spans[1:], strict=False)]
-    # Not the mean: validation, at the end of an epoch, would be most of it.
+    # The mean would consist mostly of the validation at the end of an epoch.
     sums["between"] = statistics.median(gaps) if gaps else 0.0
     return Shares(**sums)
 
@@ -117,7 +116,7 @@ def whole_step(step: Sequence[Event]) -> Event | None:
 
 
 def _split(step: Sequence[Event]) -> dict[str, float]:
-    """The time of one step, by what it went to; what comes after it, validation, is no part."""
+    """The times of one step; validation, which comes after it, is not part of it."""
     found = dict.fromkeys(
         ("forward", "backward", "messages", "waiting", "sums", "waiting_for_sums", "optimizer"), 0.0
     ) | {"data": 0.0, "moved": 0.0}
@@ -188,9 +187,10 @@ def describe(trace: Trace) -> Page:
 
 
 def _without_replicas(found: Sequence[Shares]) -> tuple[list[Shares], tuple[str, ...]]:
-    """One replica sums nothing over replicas, but the gradients of weights that ranks share.
+    """For a single replica: the times, and the titles of the columns.
 
-    Where there are none, what it took to find that out goes to `other`.
+    It sums only gradients of weights that ranks share. If there are none, the time of `sums` is
+    added to `other`.
     """
     titles = tuple(title.replace("sums", "shared weights") for title in _TITLES)
     shared = any(mine.under_way for mine in found)

@@ -1,4 +1,4 @@
-"""A trace: the events of all ranks, as a file that Perfetto and chrome://tracing open."""
+"""A trace: the events of all ranks, and its file, which Perfetto and chrome://tracing open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RankTrace", "Trace"]
 
 _MADE_BY = "hyparflow"
 _MICRO = 1e6  # the format counts microseconds
-_LANES = {"steps": 0, "actions": 1, "sums over replicas": 2}  # of a rank, from above
+_LANES = {"steps": 0, "actions": 1, "sums over replicas": 2}  # rows of a rank, from above
 _LANE_OF = {EventKind.TRAINING_STEP: 0, EventKind.SUM: 2}  # the others are actions
 _WORDS = NAMES | {
     EventKind.TRAINING_STEP: "training step",
@@ -89,7 +89,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """What `save` wrote.
+        """Read the trace that `save` wrote.
 
         Raises:
             ValueError: if the file holds no trace of hyparflow's.
@@ -113,7 +113,7 @@ class Trace:
 
 
 def _row(rank: int, step: int, event: Event, zero: float) -> dict[str, Any]:
-    """An event as Chrome writes it."""
+    """An event in Chrome's trace format."""
     known: dict[str, Any] = {"step": step, "kind": event.kind}
     known |= {k: v for k in ("stage", "microbatch", "peer") if (v := getattr(event, k)) >= 0}
     if event.moved:

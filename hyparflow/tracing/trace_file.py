@@ -21,7 +21,7 @@ _KINDS = {
 
 
 class _Arguments(msgspec.Struct):
-    """Those parallel arguments that readers of a trace need."""
+    """The parallel arguments that readers of a trace need."""
 
     num_partitions: Count
     num_replicas: Count
@@ -29,7 +29,7 @@ class _Arguments(msgspec.Struct):
 
 
 class _About(msgspec.Struct):
-    """What is hyparflow's own."""
+    """The part of the file that is hyparflow's own."""
 
     arguments: dict[str, Any]
     ranks: Annotated[list[tuple[str, Number, Number]], Meta(min_length=1)]
@@ -37,7 +37,7 @@ class _About(msgspec.Struct):
 
 
 class _Known(msgspec.Struct):
-    """What an event says beside its times."""
+    """The arguments of an event."""
 
     step: Number
     kind: str
@@ -101,7 +101,7 @@ def _check_rows(content: TraceFile, ranks: int, num_partitions: int) -> None:
             raise ValueError(f"Expected `int` < {ranks}, got {row.pid} - at {where}.pid`")
         if row.args.kind not in _KINDS:
             raise ValueError(f"Expected a kind of event, got {row.args.kind!r} - at {where}.kind`")
-        # A step has an event at least, so this many there can be.
+        # A step has at least one event, so there cannot be more steps.
         if row.args.step >= counts[row.pid]:
             most, step = counts[row.pid], row.args.step
             raise ValueError(f"Expected `int` < {most}, got {step} - at {where}.args.step`")

@@ -1,4 +1,5 @@
 """One call of `fit`, `evaluate` or `predict`: the leader runs Keras, other ranks follow.
 
-Imports everything but api and cli.
+Imports comm, engine, formats, launching, model, options, pipeline, planning, tracing and
+training.data.
 """

@@ -1,4 +1,4 @@
-"""Whether all ranks were given the same model, data and arguments."""
+"""Checks that all ranks have the same model, data and arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hyparflow.training.data.array_source import ArraySource
 __all__ = ["collect", "device_kind", "require_same"]
 
 _JIT = "argument `jit_compile` of `compile`"
-_DEVICE = "device"  # explains, and may differ
+_DEVICE = "device"  # is shown to explain a difference, and may itself differ
 
 
 def collect(
@@ -63,7 +63,7 @@ def collect(
 
 
 def _own_names() -> list[str]:
-    """The parallel arguments that have names of their own."""
+    """The names of the parallel arguments that are compared one by one."""
     return [name for name in declared() if name not in ("num_partitions", "num_replicas")]
 
 
@@ -109,6 +109,6 @@ def _by_device(kinds: list[str]) -> ValueError:
 
 
 def device_kind() -> str:
-    """The kind of device that TensorFlow computes on here: "CPU" where it sees no other."""
+    """The kind of device on which TensorFlow computes here: "CPU" if it sees no other."""
     kinds = [device.device_type for device in tf.config.list_physical_devices()]
     return next((kind for kind in kinds if kind != "CPU"), "CPU")

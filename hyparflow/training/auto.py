@@ -30,7 +30,7 @@ from hyparflow.training.parallel_model import batch_rows, reading
 
 __all__ = ["PlanCache", "plan_fit"]
 
-_SHARE = 0.9  # of the memory that is free now: the system needs some
+_SHARE = 0.9  # of the memory that is free now; the rest is for the system
 _WHAT = "the leader's plan"
 _NOTHING_TO_PLAN = (
     "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
@@ -40,10 +40,10 @@ _NOTHING_TO_PLAN = (
 
 @dataclass
 class PlanCache:
-    """What was found out for one model: the plans of calls, and on the leader their costs.
+    """The plans of one model's calls and, on the leader, their costs.
 
     Attributes:
-        last: the arguments that the last call was planned to have.
+        last: the planned arguments of the last call.
     """
 
     plans: dict[Any, Plan | None] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class PlanCache:
     _optimizers: list[Any] = field(default_factory=list)
 
     def number(self, optimizer: Any) -> int:
-        """The same for the same object, which is kept, and for no other."""
+        """A number that identifies an optimizer, which is kept so that no other gets its id."""
         for number, other in enumerate(self._optimizers):
             if other is optimizer:
                 return number
@@ -72,17 +72,17 @@ def plan_fit(
     Args:
         model: the user's model.
         world: all ranks.
-        arguments: what the user gives to Keras's `fit`, by name. On the leader, a stream in it
-            is replaced by the opened one, so that no batch is drawn twice.
-        parallel: the arguments of `hyparflow.parallelize`; what they decide stays as it is.
-        known: from earlier calls; this one's is added.
+        arguments: the arguments of Keras's `fit`, by name. On the leader, the opened stream
+            replaces a stream, so that no batch is drawn twice.
+        parallel: the arguments of `hyparflow.parallelize`; values that they give stay.
+        known: the plans of earlier calls; the plan of this one is added.
 
     Returns:
-        `parallel` with the best plan; as it is for a model that cannot be cut, which only data
+        `parallel` with the best plan; unchanged for a model that cannot be cut, which only data
         parallelism can train.
 
     Raises:
-        ValueError: on all ranks, if the data are none, no layout agrees with `parallel`, or none
+        ValueError: on all ranks, if there are no data, no layout agrees with `parallel`, or none
             fits in memory.
     """
     require_compiled(model, "fit")
@@ -90,7 +90,7 @@ def plan_fit(
         name: parallel[name] if is_given(name, parallel[name]) else None for name in planned_names()
     }
     rows = _batch_size(model, world, arguments)
-    if parallel["sharded_data"]:  # each replica has a stream, and takes a batch of it
+    if parallel["sharded_data"]:  # each replica takes a batch of its own stream
         each = decided["num_partitions"] or 1
         replicas: int = decided["num_replicas"] or world.size // each
         decided["num_replicas"] = replicas
@@ -106,19 +106,19 @@ def plan_fit(
             if show and world.rank == LEADER:
                 STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
     known.last = {"strategy": None, "plan": known.plans[key]}
-    if known.plans[key] is not None:  # what was decided stands in it
+    if known.plans[key] is not None:  # the plan includes the decided arguments
         known.last |= {name: declared()[name].default for name in planned_names()}
     return parallel | known.last
 
 
 def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
-    """Rows of a batch that `fit` is called with, of one replica's where data are sharded."""
+    """Rows of a batch of `fit`; of a batch of one replica if data are sharded."""
     x = arguments.get("x")
     check_data("x", x)
     if is_array_data(x):
         parts = [arguments.get(name) for name in ("y", "sample_weight", "class_weight")]
         check_labels(model, parts[0], "fit")
-        source = array_source(x, *parts)  # with all checks
+        source = array_source(x, *parts)  # makes all checks
         rows = arguments.get("batch_size")
         return int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
 
@@ -132,12 +132,12 @@ def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
 
 
 def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:
-    """What `planned`, which is given a function that says what it does, makes on the leader."""
+    """The plan that `planned(say)` makes on the leader; `say` shows its progress."""
     world.begin_call()
     if world.rank != LEADER:
         return _follow(world)
 
-    def say(line: str) -> None:  # the others' wait has a deadline
+    def say(line: str) -> None:  # keeps the wait of the other ranks from its deadline
         world.board.write(f"measures {line}")
         world.broadcast_object((None, None), LEADER, _WHAT)
 

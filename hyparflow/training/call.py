@@ -1,4 +1,4 @@
-"""What users ask of all ranks: one call of a method of the model."""
+"""One call of a method of the model, on all ranks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ class Call:
         method: "fit", "evaluate" or "predict".
         options: the checked parallel arguments.
         sources: its arrays, by name.
-        stream: its data where they are no arrays; only the leader reads it.
+        stream: its data, if they are no arrays; only the leader reads it.
         reading: Keras's arguments that say how the stream is read.
-        shards: streams of which each replica reads its own, with the arguments that say how, by
-            name.
+        shards: by name, this replica's own streams, with the arguments that say how they are read.
         rows: rows of a full batch; None where a stream does not tell.
-        arguments: what must be the same on all ranks beside model and data.
-        trace: the trace that is wanted of it.
+        arguments: further values that must be the same on all ranks.
+        trace: the trace that is wanted, or None.
     """
 
     method: str
@@ -53,7 +52,7 @@ class Call:
 
     @property
     def part_rows(self) -> list[int]:
-        """How many rows the micro-batches of a full batch have, each number once."""
+        """The different numbers of rows of the micro-batches of a full batch."""
         rows, grid = self.rows or 0, self.options.grid
         parts = [
             stop - start

@@ -1,4 +1,4 @@
-"""The leader's own callbacks: weights come in and go out, and TensorBoard gets the throughput."""
+"""hyparflow's callbacks on the leader: they move weights, and give TensorBoard the throughput."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import keras
 
 from hyparflow.model.keras_internals.callbacks import write_scalars
-from hyparflow.training.commands import Gather, MeasurePace, TellPace
+from hyparflow.training.commands import Gather, MeasureThroughput, TellThroughput
 from hyparflow.training.worker import Worker
 
 __all__ = ["ThroughputToBoards", "WeightsIn", "WeightsOut", "find_boards"]
 
 
 class WeightsIn(keras.callbacks.Callback):
-    """First of the callbacks: what the others then see at these points are current weights.
+    """First of the callbacks: gathers current weights, so that the other callbacks see them.
 
     A callback may read and write variables directly, which no wrapper of a method can notice.
     """
@@ -33,7 +33,7 @@ class WeightsIn(keras.callbacks.Callback):
 
 
 class WeightsOut(keras.callbacks.Callback):
-    """Last of the callbacks: weights that one of the others wrote go to all ranks."""
+    """Last of the callbacks: sends weights that other callbacks wrote to all ranks."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def find_boards(callbacks: Sequence[Any]) -> list[Any]:
 
 
 class ThroughputToBoards(keras.callbacks.Callback):
-    """Writes an epoch's pace beside what TensorBoard callbacks write of it.
+    """Writes an epoch's throughput into the files of TensorBoard callbacks.
 
     Args:
         boards: these callbacks.
@@ -65,10 +65,10 @@ class ThroughputToBoards(keras.callbacks.Callback):
         self._boards, self._worker = boards, worker
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._worker.order(MeasurePace())
+        self._worker.order(MeasureThroughput())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        pace = self._worker.order(TellPace())
-        values = {f"epoch_{name}": value for name, value in pace.items()}
+        throughput = self._worker.order(TellThroughput())
+        values = {f"epoch_{name}": value for name, value in throughput.items()}
         for board in self._boards:
             write_scalars(board, values, epoch)

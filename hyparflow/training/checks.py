@@ -1,4 +1,4 @@
-"""What is refused before any message is sent, alike on every rank."""
+"""Checks of a call before any message is sent; errors are the same on every rank."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_jit_compile(model: Any, options: Options) -> None:
     """Check that XLA need not compile an exchange between ranks.
 
     Raises:
-        ValueError: if it would have to.
+        ValueError: if XLA would have to.
     """
     asked = asked_for_xla(model)
     if asked and (own := own_step(model, "train_step")):
@@ -96,9 +96,9 @@ def check_optimizer(optimizer: Any, options: Options) -> None:
     """Check that `optimizer` can update the weights of one partition without the others'.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the optimizer cannot.
     """
-    several = getattr(keras.optimizers, "MultiOptimizer", None)  # new in Keras 3.15
+    several = getattr(keras.optimizers, "MultiOptimizer", None)  # since Keras 3.15
     if several and isinstance(optimizer, several) and options.grid.num_partitions > 1:
         raise ValueError(
             "A MultiOptimizer cannot be used on a model that is cut: its optimizers clip and "
@@ -153,7 +153,7 @@ def check_batch(options: Options, rows: int | None) -> None:
     The batches of a stream, of None rows, may be of any size.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if there are too few rows.
     """
     grid, count = options.grid, options.num_microbatches
     count = count if isinstance(count, int) else 1
@@ -170,7 +170,7 @@ def check_shards(options: Options, sources: Any) -> None:
     """Check that data which are said to be sharded are a stream.
 
     Raises:
-        ValueError: if they are arrays, of which every rank has all rows.
+        ValueError: if they are arrays, which every rank has as a whole.
     """
     if options.sharded_data and sources:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the leader tells all ranks to do in the course of a call: a class for each command."""
+"""The commands of the leader to all ranks during a call: a class for each."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = [
     "Finalize",
     "Finish",
     "Gather",
-    "MeasurePace",
+    "MeasureThroughput",
     "Predict",
     "Scatter",
     "StepCommand",
     "Stop",
     "TakeBack",
     "TellEpoch",
-    "TellPace",
+    "TellThroughput",
     "Train",
     "Write",
 ]
@@ -32,13 +32,13 @@ __all__ = [
 
 @dataclass
 class Changes:
-    """What callbacks have changed on the leader, beside variables, since the last step.
+    """Changes by callbacks on the leader since the last step, except those of variables.
 
     Attributes:
         python: Python values that calls of layers read (`hyparflow.model.python_values`).
-        compile_anew: whether what is compiled must read them.
+        compile_anew: whether compiled functions must be traced again to read these.
         settings: of the optimizer.
-        learning_rates: of all optimizers, where any has changed.
+        learning_rates: those of all optimizers, if any has changed.
     """
 
     python: Any = None
@@ -59,11 +59,11 @@ class StepCommand(Command):
     """One step with a global batch.
 
     Attributes:
-        name: which of Keras's steps it is.
-        source: which arrays the row numbers mean, or None for rows sent by the leader.
+        name: the name of Keras's step.
+        source: the name of the arrays whose rows are meant, or None for rows sent by the leader.
         indices: row numbers of the global batch.
         rows: rows of the global batch.
-        counts: rows of each replica where they read streams of their own, else None.
+        counts: rows of each replica, if replicas read streams of their own, else None.
     """
 
     name: ClassVar[str]
@@ -103,7 +103,7 @@ class Predict(StepCommand):
 
 @dataclass
 class TakeBack(Command):
-    """Let the last training step, which had no gradient, not count."""
+    """Do not count the last training step, which had no gradient."""
 
 
 @dataclass
@@ -150,13 +150,13 @@ class Finish(Command):
 
 
 @dataclass
-class MeasurePace(Command):
-    """From now on, note how long what takes."""
+class MeasureThroughput(Command):
+    """From now on, measure how fast the steps are."""
 
 
 @dataclass
-class TellPace(Command):
-    """How fast were the steps since this was last asked?"""
+class TellThroughput(Command):
+    """Tell how fast the steps were since the last such command."""
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Stop(Command):
     """The call is over.
 
     Attributes:
-        result: what it returns on all ranks.
+        result: the value that it returns on all ranks.
     """
 
     result: Any
@@ -175,7 +175,7 @@ class Fail(Command):
     """The call has failed between two steps.
 
     Attributes:
-        error: what makes the exception, and with which arguments.
+        error: the function that makes the exception, and its arguments.
     """
 
     error: tuple[Any, tuple[Any, ...]]

@@ -1,4 +1,4 @@
-"""What Keras's methods are given: arguments by name, data of kinds that can be dealt out."""
+"""Checks of the data that are given to Keras's methods, and the arguments by name."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from hyparflow.model.keras_internals.data import is_array_data, is_ragged, unpac
 from hyparflow.model.keras_internals.data import is_stream as is_stream_of_keras
 from hyparflow.training.data.array_source import ArraySource, dense
 
-__all__ = ["array_source", "bound", "check_data", "validation_parts"]
+__all__ = ["array_source", "check_data", "keras_arguments", "validation_parts"]
 
-_REMEDIES: dict[Any, str] = {  # of what is no data
+_REMEDIES: dict[Any, str] = {  # by the type of an argument that is no data
     list: "Make arrays of lists of numbers: np.array(...).",
     type: "Pass an object of that class.",
     types.FunctionType: "Call the function, if it makes such data.",
 }
 
 
-def bound(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, as the model's own `method` takes them.
+def keras_arguments(
+    model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call of the model's `method`, by name, checked.
 
     Raises:
-        TypeError: if it does not take them so.
+        TypeError: if they do not fit its signature.
         ValueError: if Keras cannot use a value.
     """
     function = getattr(model, method)
     parameters = inspect.signature(function).parameters.values()
     if parameters and next(iter(parameters)).kind is inspect.Parameter.VAR_POSITIONAL:
-        # One of the user's own, which passes on to Keras's what this has names for.
+        # A method of the user's, which passes its arguments on to Keras's.
         known = list(inspect.signature(getattr(keras.Model, method)).parameters)[1:]
         args, kwargs = (), dict(zip(known, args, strict=False)) | kwargs
     given = arguments.bound(function, method, args, kwargs)
@@ -111,10 +113,10 @@ def array_source(
 
     Args:
         x, y, sample_weight, class_weight: as for Keras's `fit`.
-        within: the argument that holds them, if they are no arguments themselves.
+        within: the argument that holds them, such as `validation_data`; None if they are arguments.
 
     Raises:
-        ValueError: naming what is no array of numbers; Keras's own where lengths differ.
+        ValueError: naming an argument that is no array of numbers; Keras's own if lengths differ.
     """
     for name, part in {"x": x, "y": y, "sample_weight": sample_weight}.items():
         _require_numbers(f"`{name}`" if within is None else f"`{name}` of `{within}`", part)

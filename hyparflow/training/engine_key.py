@@ -1,4 +1,4 @@
-"""What the engine of a rank was built for, and whether that still holds."""
+"""The key of a rank's engine: when it changes, the engine must be built again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["engine_key", "require_same_weights"]
 
 
 def engine_key(model: Any) -> tuple[Any, ...]:
-    """What a rank's engine is built for: what `compile` made, and the weights.
+    """The key of a rank's engine: the objects that `compile` made, and the weights.
 
-    Run eagerly, a model trains those weights that are trainable when a step begins.
+    A model that runs eagerly trains the weights that are trainable when a step begins.
     """
     weights = tuple(map(id, model.weights))
     if not model.compiled:
@@ -25,7 +25,7 @@ def engine_key(model: Any) -> tuple[Any, ...]:
 
 
 def require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
-    """Check that a model which is not compiled anew has the weights that it was compiled with."""
+    """Check that a model that was not compiled again has the weights it was compiled with."""
     compiled = model.compiled and not model.run_eagerly
     if compiled and before[0] == now[0] and before[2] != now[2]:
         error = ValueError(

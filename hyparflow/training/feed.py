@@ -1,4 +1,4 @@
-"""What one rank needs of each global batch: rows of the inputs, labels, and loss factors."""
+"""Gives one rank its part of each global batch: rows of inputs, labels, and loss factors."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Feed:
     Args:
         call: what the user called.
         world: all ranks.
-        losses: the model's losses, where labels are wanted.
-        stand_ins: the commands in which a replica without rows takes part nevertheless.
+        losses: the model's losses, if labels are needed.
+        stand_ins: the commands in which replicas without rows take part, too.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Feed:
         self._weigh = None if losses is None else losses.weigh
         self._sources = call.sources
         self._drawn: Data = (None, None, None)
-        self._whole: Any = None  # the weights of a global batch of which each replica has a part
+        self._whole: Any = None  # weights of the losses for the global batch, if data are sharded
         self._stand_ins = stand_ins
         self._is_reader = grid.is_reader(world.rank)
         self._is_last = grid.is_last(world.rank)
@@ -56,15 +56,15 @@ class Feed:
         self._replica = grid.replica(world.rank)
 
     def batch(self, command: StepCommand, stream: Data | None, labels: bool = True) -> Batch:
-        """What this rank needs of the global batch.
+        """The part of the global batch that this rank needs.
 
         Args:
             command: names the rows, or says how many the leader sends.
-            stream: the leader's rows, where the data are no arrays.
-            labels: whether labels are wanted.
+            stream: the leader's rows, if the data are no arrays.
+            labels: whether labels are needed.
         """
         batch = self._dealt(command, self._replica)
-        # Where losses must be weighed, the last stage needs the whole batch for W.
+        # If losses need weights, the last stage needs the whole batch for W.
         weighed = self._weigh is not None and labels
         if command.counts is not None:
             return self._sharded(batch, command, labels, weighed)
@@ -101,7 +101,7 @@ class Feed:
         """Take this replica's next batch of its stream. Collective.
 
         Returns:
-            The rows of each replica, and whether all streams tell how long they are.
+            The rows of each replica, and whether the length of all streams is known.
         """
         drawn, tells = None, True
         if self._is_reader:
@@ -117,7 +117,7 @@ class Feed:
         return counts, all(tells for _, tells in everyone)
 
     def _sharded(self, batch: Batch, command: StepCommand, labels: bool, weighed: bool) -> Batch:
-        """This replica's own rows; its reader sends the last partition what that needs."""
+        """This replica's own rows; its first rank sends the last partition its part."""
         batch.is_shard = True
         x, y, sample_weight = self._lent(command) if self._is_reader else (None, None, None)
         last = self._grid.last_rank(self._replica)
@@ -138,8 +138,8 @@ class Feed:
         return batch
 
     def _lent(self, command: StepCommand) -> Data:
-        """The drawn rows; a replica without any is lent the first row of another, if it needs
-        one to stand in with.
+        """The drawn rows; a replica without rows gets the first row of another as placeholder, if
+        it must take part.
         """
         counts: list[int] = command.counts or []
         empty = [r for r, count in enumerate(counts) if not count]
@@ -184,8 +184,8 @@ class Feed:
     def _part_for(
         self, rank: int, command: StepCommand, stream: Data | None, weighed: bool
     ) -> Data:
-        """What `rank` needs of the leader's batch: its rows of x, or all where losses are to be
-        weighed, and on a last partition all of y and the sample weights.
+        """The part of the leader's batch that `rank` needs: its rows of x, or all if losses need
+        weights; and on a last partition all of y and the sample weights.
         """
         x, y, sample_weight = stream or (None, None, None)
         is_last = self._grid.is_last(rank)

@@ -1,4 +1,4 @@
-"""`fit(..., launch=True)`: a process without ranks trains on some that are started for it."""
+"""`fit(..., launch=True)`: starts ranks, trains on them, and brings the weights back."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from hyparflow.options import declared, resolve
 from hyparflow.planning.as_arguments import as_plan
 from hyparflow.tracing.collect import wants_trace
 from hyparflow.training.data.array_source import ArraySource
-from hyparflow.training.data_arguments import bound
+from hyparflow.training.data_arguments import keras_arguments
 
 __all__ = ["fit_on_ranks"]
 
 
 class Trained(NamedTuple):
-    """What comes back.
+    """The results of training that the leader sends back.
 
     Attributes:
-        build: what a model that was not built needs to be.
-        weights: of the model, and the states of its random generators.
-        optimizer: its variables' values.
+        build: the data to build a model that was not built.
+        weights: the weights of the model, and the states of its random generators.
+        optimizer: the values of its variables.
         history: the History's attributes.
         randomness: see `_randomness`.
     """
@@ -55,24 +55,24 @@ def fit_on_ranks(
     own: dict[str, Any],
     options: Mapping[str, Any],
 ) -> Any:
-    """Train `model` on fresh ranks, and give it what they learnt.
+    """Train `model` on new ranks, and give it the trained weights.
 
     Args:
         fit: `hyparflow.fit`, which each rank calls.
         model: a compiled Keras model.
-        args, kwargs: Keras's, for `fit`.
-        own: its other arguments.
-        options: keyword arguments of `hyparflow.launch`. How many ranks follows from the numbers of
-            partitions and replicas if it is not among them.
+        args, kwargs: the arguments of Keras's `fit`.
+        own: the further arguments of `hyparflow.fit`.
+        options: keyword arguments of `hyparflow.launch`. Without `num_ranks`, the number of ranks
+            follows from the numbers of partitions and replicas.
 
     Returns:
         The History.
 
     Raises:
-        ValueError: if nothing says how many ranks there shall be, or something cannot be sent.
+        ValueError: if the number of ranks is not known, or something cannot be sent.
     """
     check_model(model)
-    bound(model, "fit", args, kwargs)
+    keras_arguments(model, "fit", args, kwargs)
     wants_trace(own["trace"])
     _check_options(options)
     ranks = {"num_ranks": _num_ranks(own)} | dict(options)
@@ -118,7 +118,7 @@ def _num_ranks(own: dict[str, Any]) -> int | None:
 
 
 def _build(model: Any, x: Any) -> None:
-    """Draw first weights here, where random generators are as plain Keras would find them."""
+    """Draw the first weights in this process, whose random generators plain Keras would use."""
     if not model.built and is_array_data(x):
         build_weights(model, ArraySource(x).specs()[0])
 
@@ -126,7 +126,7 @@ def _build(model: Any, x: Any) -> None:
 def _train(
     fit: Callable[..., Any], model: Any, args: Any, kwargs: dict[str, Any], randomness: Any
 ) -> Trained:
-    """On each rank; what the leader returns goes back."""
+    """Train on one rank; the result of the leader is sent back."""
     _continue_with(randomness)
     history = fit(model, *args, **kwargs)
     return Trained(
@@ -160,7 +160,7 @@ def _weights(model: Any) -> list[Any]:
 
 
 def _randomness() -> tuple[Any, ...]:
-    """What decides the order of samples: TensorFlow's seed, and the states of other generators."""
+    """The state that decides the order of samples: TensorFlow's seed, and other generators'."""
     return choice.compiler().seed(), random.getstate(), np.random.get_state()
 
 

@@ -61,12 +61,12 @@ _WRITES = ("set_weights", "load_weights", "set_state_tree")
 
 
 def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:
-    """What Keras's `fit` gets in place of the arrays of `source`: the numbers of their rows."""
+    """The data for Keras's `fit` in place of the arrays of `source`: the numbers of their rows."""
     return {_PREFIX + source: np.arange(count)}
 
 
 def step_tickets(source: str, worker: Worker) -> Any:
-    """What Keras's `fit` gets in place of streams that each replica reads itself."""
+    """The data for Keras's `fit` in place of streams that each replica reads itself."""
 
     def tell(event: str) -> None:
         worker.order(TellEpoch(source, event))
@@ -75,11 +75,11 @@ def step_tickets(source: str, worker: Worker) -> Any:
 
 
 def with_weights(callbacks: Any, worker: Worker) -> Any:
-    """The user's callbacks between `WeightsIn` and `WeightsOut`; none stay none."""
+    """The user's callbacks between `WeightsIn` and `WeightsOut`; nothing if there are none."""
     if not callbacks:
         return callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        surrounded = copy.copy(callbacks)  # the user's own is used again in other calls
+        surrounded = copy.copy(callbacks)  # the user's own serves other calls, too
         surrounded.callbacks = _surrounded(callbacks.callbacks, worker)
         return surrounded
     return _surrounded(keras.tree.flatten(callbacks), worker)
@@ -133,7 +133,7 @@ def _layers_gathered(model: Any, worker: Worker) -> Iterator[None]:
     """While open, `get_weights` and `set_weights` of each layer find the present weights."""
     with contextlib.ExitStack() as stack:
         for layer in all_layers(model, include_self=False):
-            # What a layer is given reaches the other ranks as all that is assigned does.
+            # Weights that are set on a layer reach the other ranks through `WriteLog`.
             methods = {name: getattr(layer, name) for name in ("get_weights", "set_weights")}
             given = {n: _gathered(m, worker, writes=False) for n, m in methods.items()}
             stack.enter_context(patched(layer, **given))

@@ -1,4 +1,4 @@
-"""Weights without a gradient: what plain Keras says of them, found over all ranks."""
+"""Reports weights without a gradient as plain Keras does, found over all ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _WHAT = "which weights have gradients"
 def compare_gradients(model: Any, world: World, learner: Learner) -> None:
     """After the first step, raise or warn as Keras does of weights without a gradient. Collective.
 
-    Weights whose sparse gradients cannot be joined as plain Keras has them are warned of, too.
+    Also warns of weights whose sparse gradients may be joined differently from plain Keras.
 
     Args:
         model: the user's model.
         world: all ranks.
-        learner: this rank's.
+        learner: that of this rank.
 
     Raises:
         ValueError: Keras's own, on all ranks, if no weight has a gradient.
@@ -70,7 +70,7 @@ def require_gradients(model: Any, count: int, take_back: Callable[[], object]) -
     Args:
         model: the user's model.
         count: how many gradients the optimizers of all ranks were given.
-        take_back: lets the step not count, on all ranks.
+        take_back: makes all ranks not count the step.
 
     Raises:
         ValueError: Keras's own, if it is none.

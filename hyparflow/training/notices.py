@@ -1,4 +1,4 @@
-"""What the leader says once, before training: the layout, and what will differ from plain Keras."""
+"""Notices of the leader before training: the layout, and differences from plain Keras."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
-    """Say how a batch is dealt out, and warn of what cannot equal plain Keras.
+    """Log how a batch is divided, and warn of values that cannot equal those of plain Keras.
 
     Args:
         model: the user's model.
-        call: of `fit`; nothing is said of it with ``verbose=0``.
+        call: the call of `fit`; the layout is not logged with ``verbose=0``.
         terms: the model's losses.
     """
     grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
@@ -55,7 +55,7 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
 
 
 def announce_other_batch(planned: int, rows: int | None) -> None:
-    """Say that a plan does not tell time and memory of batches of so many `rows`."""
+    """Log that a plan does not hold for time and memory of batches of `rows` rows."""
     if rows not in (None, planned):
         warnings.warn(
             f"The plan is for batches of {planned} rows: what it says of time and memory does not "
@@ -65,10 +65,10 @@ def announce_other_batch(planned: int, rows: int | None) -> None:
 
 
 def announce_layers(names: list[str], found: RowFindings) -> None:
-    """Say what layers of the user's own do differently when a batch is parted.
+    """Warn of layers of the user's own that give other results when a batch is parted.
 
     Args:
-        names: those layers.
+        names: the names of these layers.
         found: what they do.
     """
     remedy = "Remedy: one replica and num_microbatches=1 (strategy='model')."
@@ -109,11 +109,11 @@ def announce_layers(names: list[str], found: RowFindings) -> None:
 
 
 def announce_step(model: Any, found: StepFindings) -> None:
-    """Say what of a step of the model's own cannot be joined over replicas.
+    """Warn of values of a model's own step that cannot be joined over replicas.
 
     Args:
         model: the user's model.
-        found: by a trial of that step.
+        found: the findings of a trial of that step.
     """
     own = own_step(model, found.step) or found.step
     if found.error:
@@ -136,7 +136,7 @@ def announce_step(model: Any, found: StepFindings) -> None:
 
 
 def announce_changed(names: list[str]) -> None:
-    """Say which variables, of no optimizer, the replicas' steps have changed differently."""
+    """Warn of variables, of no optimizer, that steps have changed differently on replicas."""
     warnings.warn(
         f"Variables that the model's own `train_step` changes ({_some(names)}) differ between "
         "replicas: each has changed them by its own rows, and the leader's are kept. Remedy: one "
@@ -146,7 +146,7 @@ def announce_changed(names: list[str]) -> None:
 
 
 def _announce_batchnorm(model: Any, call: Call) -> None:
-    """Say what BatchNormalization layers normalize over where it is not the global batch."""
+    """Warn if BatchNormalization layers normalize over less than the global batch."""
     names = [layer.name for layer in normalized_layers(model) if layer.trainable]
     mode, grid = call.options.batchnorm, call.options.grid
     if not names or (mode == "sync" and call.num_microbatches == 1):

@@ -1,4 +1,4 @@
-"""What callbacks may change of an optimizer on the leader, told to the other ranks with a step."""
+"""Sends changes of an optimizer by callbacks on the leader to the other ranks, with a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Tuning", "take_over"]
 
 
 class Tuning:
-    """Notices changes, on the leader.
+    """Finds the changes, on the leader.
 
     Args:
         model: the user's model, before its callbacks run.
@@ -24,7 +24,7 @@ class Tuning:
         self._settings: dict[str, Any] | None = _settings(model)
 
     def add_to(self, changes: Changes) -> None:
-        """Add what has changed since the last step."""
+        """Add the changes since the last step to `changes`."""
         if self._settings is not None:
             settings = _settings(self._model)
             changes.settings = dict(settings.items() - self._settings.items())
@@ -36,7 +36,7 @@ class Tuning:
 
 
 def take_over(model: Any, changes: Changes) -> None:
-    """Change the optimizer as the leader's was."""
+    """Make the changes of the leader's optimizer in this rank's."""
     for name, value in changes.settings.items():
         setattr(inner_optimizer(model.optimizer), name, value)
     if changes.learning_rates is not None:

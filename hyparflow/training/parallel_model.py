@@ -19,7 +19,12 @@ from hyparflow.tracing.collect import TraceRequest, wants_trace
 from hyparflow.training import checks, notices
 from hyparflow.training.call import DEFAULT_BATCH, Call
 from hyparflow.training.data.array_source import ArraySource
-from hyparflow.training.data_arguments import array_source, bound, check_data, validation_parts
+from hyparflow.training.data_arguments import (
+    array_source,
+    check_data,
+    keras_arguments,
+    validation_parts,
+)
 from hyparflow.training.keras_bridge import row_numbers, step_tickets, with_weights
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
@@ -78,7 +83,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "fit", args, kwargs)
+            arguments = keras_arguments(self.model, "fit", args, kwargs)
             require_compiled(self.model, "fit")
             checks.check_optimizer(self.model.optimizer, self.options)
             checks.check_jit_compile(self.model, self.options)
@@ -109,7 +114,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "evaluate", args, kwargs)
+            arguments = keras_arguments(self.model, "evaluate", args, kwargs)
             require_compiled(self.model, "evaluate")
             call = self._call("evaluate", arguments, arguments.get("steps"))
         return self._session.run(
@@ -133,7 +138,7 @@ class ParallelModel:
             ValueError: If an argument is not valid; the same on every rank.
         """
         with abort.alike():
-            arguments = bound(self.model, "predict", args, kwargs)
+            arguments = keras_arguments(self.model, "predict", args, kwargs)
             call = self._call("predict", arguments, arguments.get("steps"))
         return self._session.run(
             call,
@@ -187,7 +192,7 @@ class ParallelModel:
             sources["train"] = array_source(x, *parts)
             arguments["x"] = row_numbers("train", sources["train"].num_samples)
         checks.check_shards(self.options, sources)
-        rows = None  # a stream will tell
+        rows = None  # known when the stream is opened
         if sources:
             rows = arguments.get("batch_size") or batch_rows(sources["train"], steps)
         call = Call(
@@ -218,7 +223,7 @@ class ParallelModel:
 
     def _trace(self, call: Call, trace: Any) -> None:
         if wants_trace(trace):
-            call.arguments["trace"] = True  # on all ranks or on none
+            call.arguments["trace"] = True  # must be wanted by all ranks or by none
             plan = None if self._plan is None else self._plan.to_values()
             call.trace = TraceRequest(call, trace, plan)
 
@@ -226,7 +231,7 @@ class ParallelModel:
     def _ready(
         call: Call, arguments: dict[str, Any], worker: Worker, stream: Any
     ) -> dict[str, Any]:
-        """What the leader gives to Keras."""
+        """The arguments that the leader gives to Keras."""
         ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
         for name, argument in (("train", "x"), ("validation", "validation_data")):
             if name in call.shards:

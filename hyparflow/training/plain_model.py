@@ -10,14 +10,15 @@ from typing import Any
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
 from hyparflow.options import is_given, resolve
-from hyparflow.training.data_arguments import bound
+from hyparflow.training.data_arguments import keras_arguments
 
 __all__ = ["PlainModel"]
 
 
 def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
-    """The number of ranks that the parallel arguments ask for, as far as they are valid; None if
-    they only say how several would train.
+    """The number of ranks that the parallel arguments ask for, as far as they are valid.
+
+    None if they only say how several ranks would train.
     """
     lpp, each = arguments.get("lpp"), arguments.get("stages_per_partition")
     partitions = arguments.get("num_partitions")
@@ -43,8 +44,8 @@ class PlainModel:
 
     Args:
         model: a Keras model.
-        arguments: the parallel arguments, checked but for the number of ranks; a script made
-            for several ranks then trains in one process and says how to start them.
+        arguments: the parallel arguments. If they ask for several ranks, a warning says how to
+            start these, and training goes on in one process.
 
     Raises:
         ValueError: if an argument is not valid.
@@ -71,15 +72,15 @@ class PlainModel:
                 f"Received: trace={trace!r}. Start several ranks, or use Keras's TensorBoard.",
                 stacklevel=users_stack_level(),
             )
-        return self.model.fit(**bound(self.model, "fit", args, kwargs))
+        return self.model.fit(**keras_arguments(self.model, "fit", args, kwargs))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Call Keras's `evaluate`."""
-        return self.model.evaluate(**bound(self.model, "evaluate", args, kwargs))
+        return self.model.evaluate(**keras_arguments(self.model, "evaluate", args, kwargs))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Call Keras's `predict`."""
-        return self.model.predict(**bound(self.model, "predict", args, kwargs))
+        return self.model.predict(**keras_arguments(self.model, "predict", args, kwargs))
 
     @property
     def num_replicas(self) -> int:

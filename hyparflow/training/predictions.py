@@ -1,4 +1,4 @@
-"""Predicts a global batch: each replica its rows, the leader joins them."""
+"""Predicts a global batch: each replica predicts its rows, and the leader joins them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Predictor:
     """One rank's share of predictions.
 
     Args:
-        part: what this rank computes.
+        part: this rank's engine.
         grid: partitions and replicas.
         world: all ranks.
     """
 
     def __init__(self, part: RankEngine, grid: Grid, world: World) -> None:
         self._part, self._grid, self._world = part, grid, world
-        self._mine: Any = None  # the leader's own rows, where it has outputs
-        self._packed_as: Any = None  # structure of what the model's own predict_step returns
+        self._mine: Any = None  # the leader's own outputs, if it has some
+        self._packed_as: Any = None  # structure of the result of the model's own predict_step
 
     def run(self, command: Predict, batch: Batch, program: Callable[[], Program]) -> Any:
-        """The outputs of the global batch, on the leader; None on others.
+        """The outputs of the global batch, on the leader; None on other ranks.
 
         Args:
-            command: tells which rows are whose.
+            command: has the rows of each replica.
             batch: this replica's rows.
-            program: makes what the engine runs, if the model has no step of its own.
+            program: makes the engine's program, if the model has no step of its own.
         """
         outputs = self._compute(batch, program)
         is_leader = self._world.rank == LEADER

@@ -1,4 +1,4 @@
-"""One call of `fit`, `evaluate` or `predict`: the leader leads, the others follow."""
+"""Runs a call of `fit`, `evaluate` or `predict`: the leader runs Keras, the others follow."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = ["Session"]
 
 
 class Session:
-    """Runs calls on all ranks; what was compiled for one serves the next.
+    """Runs calls on all ranks; functions that were compiled for one call serve the next.
 
     Args:
         model: the user's model.
-        options: the checked parallel arguments; what is built from them serves for all calls, with
-            any number of micro-batches, schedule and kind of data.
+        options: the checked parallel arguments; the engine serves all calls, with any number of
+            micro-batches, schedule and kind of data.
         world: all ranks.
     """
 
@@ -60,9 +60,8 @@ class Session:
         self._part: rank_engine.RankEngine | None = None
         self._part_key: Any = None
         self._checked_part: rank_engine.RankEngine | None = None
-        self._known_part: rank_engine.RankEngine | None = (
-            None  # of which the optimizer knows the weights
-        )
+        # The engine for which the optimizer was checked.
+        self._known_part: rank_engine.RankEngine | None = None
         self._checked_weights: set[str] = set()
         self._layout: ModelCut | None = None
         self._sums: set[tuple[int, int]] = set()  # see `ModelCut.sums`
@@ -103,7 +102,7 @@ class Session:
             stream, specs, rows = self._peek(call)
             shards = call.options.grid.num_replicas if call.shards else 1
             call.rows = None if rows is None else rows * shards
-            if "train" in call.shards:  # Keras gets tickets, and the leader reads as others do
+            if "train" in call.shards:  # Keras gets tickets, and the leader reads like other ranks
                 call.shards["train"] = (stream, call.shards["train"][1])
                 stream = None
         self._check_state(call)
@@ -146,13 +145,13 @@ class Session:
             raise abort.mark_collective(error) from None
 
     def _check_labels(self, call: Call, specs: Any) -> None:
-        """Of streams, whose parts are known by now."""
+        """Check that a stream has labels; its parts are known by now."""
         if specs[1] is None and call.method != "predict":
             with abort.alike():
                 check_labels(self.model, None, call.method)
 
     def _check_inputs(self, specs: Any, where: str = "") -> None:
-        """Before any message, and alike on all ranks: do the data fit the model?"""
+        """Check that the data fit the model, before any message; the same on all ranks."""
         inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
         unknown = any(None in s.shape[1:] or s.dtype == "string" for s in inputs)
         if unknown or not self.model.built:
@@ -165,7 +164,7 @@ class Session:
             raise abort.mark_collective(found) from None
 
     def _check_optimizer(self, part: rank_engine.RankEngine) -> None:
-        """Once per part, as Keras does when it traces its step: does it know the weights?"""
+        """Check, once per engine, that the optimizer knows the weights, as Keras's step does."""
         if part.learner is None or part is self._known_part:
             return
         try:
@@ -175,7 +174,7 @@ class Session:
         self._known_part = part
 
     def _check_weights(self, part: rank_engine.RankEngine, specs: Any) -> None:
-        """Once per kind of sample weights, and alike on all ranks."""
+        """Check sample weights, once per kind; the same on all ranks."""
         kind = repr(keras.tree.map_structure(lambda s: s and (s.shape[1:], s.dtype), specs[1:]))
         if specs[2] is None or part.losses is None or kind in self._checked_weights:
             return
@@ -190,10 +189,10 @@ class Session:
     def _check_parts(
         self, part: rank_engine.RankEngine, call: Call, specs: Any
     ) -> rank_engine.RankEngine:
-        """Once per part, where batches are parted: refuse what does not add up. Collective.
+        """If batches are parted, check once per engine that the model adds up. Collective.
 
         Returns:
-            The part, built anew where it was traced before this was known.
+            The engine, built again if it was traced before this was known.
         """
         split = call.options.grid.num_replicas * call.num_microbatches > 1
         if not split or part is self._checked_part:
@@ -234,7 +233,7 @@ class Session:
             require_additive(self.model, part.losses.terms, part.losses.symbolic)
 
     def _peek(self, call: Call) -> tuple[Any, Any, int | None]:
-        """What `peek` returns on the leader; on the others, without the stream. Collective."""
+        """The results of `peek`; on ranks other than the leader, without the stream. Collective."""
         streams = [call.stream]
 
         def look() -> tuple[Any, Any]:
@@ -253,10 +252,10 @@ class Session:
                 raise  # in the middle of a step: no rank can go on
             abort.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
             abort.mark_collective(error)
-            worker.order(Finish())  # as in plain Keras, what was learnt so far is kept
+            worker.order(Finish())  # as in plain Keras, the weights trained so far are kept
             recipe = portable(error)
             worker.release(Fail(recipe))
-            if not is_faithful(recipe):  # all ranks must see the same
+            if not is_faithful(recipe):  # all ranks must raise the same error
                 raise abort.mark_collective(recipe[0](*recipe[1])) from error
             raise
         worker.order(Finish())

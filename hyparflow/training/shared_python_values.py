@@ -1,4 +1,4 @@
-"""All ranks read the Python values that the leader's callbacks leave."""
+"""Sends changes of Python values by the leader's callbacks to all ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["PythonFollower"]
 class PythonFollower:
     """Sends changes of Python values with the commands during which calls read them.
 
-    That is while a step runs eagerly or, as its kind and rows are new, is traced.
+    Calls read them if a step runs eagerly, or is traced because its kind and rows are new.
 
     Args:
         model: the user's model.
-        traced: the kinds and rows of steps that ran before; further ones are added.
+        traced: the kinds and rows of steps that have run; new ones are added.
     """
 
     def __init__(self, model: Any, traced: set[tuple[str, int]]) -> None:
@@ -29,7 +29,7 @@ class PythonFollower:
         self._is_read = False
 
     def begin(self) -> None:
-        """Leader: from now on, callbacks may change something."""
+        """Leader: note the present values, before callbacks run."""
         self._values = PythonValues(self._model)
         self._values.note()
         self._trainable = self._flags()
@@ -38,7 +38,7 @@ class PythonFollower:
         return [variable.trainable for variable in self._model.variables]
 
     def send(self, command: Command) -> None:
-        """Leader: add to `command` what was changed, if it is read.
+        """Leader: add changed values to `command`, if it reads them.
 
         Raises:
             ValueError: if a change cannot be followed.
@@ -46,7 +46,7 @@ class PythonFollower:
         self._is_read = False
         if self._values is None:
             return
-        if isinstance(command, Finish):  # with which ranks end alike
+        if isinstance(command, Finish):  # after which all ranks have the same values
             command.changes.python = self._values.changes(required=False)
         if isinstance(command, StepCommand):
             self._send_with(command, self._values)
@@ -61,7 +61,7 @@ class PythonFollower:
         if isinstance(step, Train) and (self._is_eager or is_first):
             self._check_trainable()
         step.changes.python = values.changes()
-        # What was compiled before the first step, and what stays compiled in an eager one.
+        # Functions that were compiled before the first step, or stay compiled in an eager one.
         changed = step.changes.python or step.changes.settings
         step.changes.compile_anew = bool(changed) and (is_first or self._is_eager)
 
@@ -78,12 +78,12 @@ class PythonFollower:
         )
 
     def sent(self) -> None:
-        """Leader: the command was carried out; what a step itself changed is no news."""
+        """Leader: after the command, note the values again: all ranks make a step's own changes."""
         if self._values is not None and self._is_read:
             self._values.note()
 
     def take(self, command: Command) -> None:
-        """Follower: take over what `command` brings."""
+        """Follower: make the changes in `command`."""
         if changes := command.changes.python:
             self._values = self._values or PythonValues(self._model)
             self._values.apply(changes)

@@ -1,4 +1,4 @@
-"""One rank's share of keeping weights alike: who has the present ones, and what callbacks write."""
+"""Keeps the weights of all ranks equal: gathers them, and sends what callbacks write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SharedWeights:
     """The weights of one call, on one rank.
 
     Attributes:
-        log: what callbacks write to variables.
+        log: the variables that callbacks write.
 
     Args:
         model: the user's model.
@@ -43,11 +43,11 @@ class SharedWeights:
         }
 
     def note_step(self) -> None:
-        """A training step changes them."""
+        """Note that a training step changes weights."""
         self._are_everywhere, self._differ = False, True
 
     def agree(self) -> None:
-        """Before the model is used without training: replicas agree on statistics. Collective."""
+        """Let replicas agree on moving statistics, before a use without training. Collective."""
         if self._differ:
             self._sync.agree()
             self._differ = False
@@ -55,7 +55,7 @@ class SharedWeights:
     # --- what callbacks write, on the leader ---
 
     def written(self) -> Write | None:
-        """What tells all ranks what callbacks wrote since the last command, if they did."""
+        """The command with the values that callbacks wrote since the last one; None if none."""
         written = self.log.take()
         if self._watched is not None:
             written += self._sync.changed(self._watched)
@@ -64,15 +64,15 @@ class SharedWeights:
         return Write(self._sync.describe(list({id(v): v for v in written}.values())))
 
     def watch(self, watched: bool) -> None:
-        """From now on, look for writes that did not go through Keras, or no longer."""
+        """Begin, or end, to look for writes that did not go through Keras."""
         self._watched = self._sync.checksums() if watched else None
 
     def watch_anew(self) -> None:
-        """What was written is told."""
+        """Begin to look again: writes so far have been sent."""
         self.watch(self._watched is not None)
 
     def _told_otherwise(self) -> list[Any]:
-        """Variables that change on the leader between commands and are no news to the others."""
+        """Variables whose changes on the leader reach the other ranks in another way."""
         metrics = tracked_metrics(self._model) if self._model.compiled else []
         rates = settable_learning_rates(self._model)
         return [v for metric in metrics for v in metric.variables] + rates

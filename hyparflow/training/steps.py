@@ -35,19 +35,19 @@ __all__ = [
 
 @dataclass
 class StepContext:
-    """What steps of one call have in common, on one rank.
+    """The objects that all steps of one call use, on one rank.
 
     Attributes:
         model: the user's model.
-        part: what this rank computes.
-        schedule: of training steps.
+        part: this rank's engine.
+        schedule: the schedule of training steps.
         grid: partitions and replicas.
         world: all ranks.
         feed: deals out the rows of a batch.
-        weights: kept alike.
-        begin: called as a training step begins, with the rows of its batch.
-        stream: the leader's rows of the present step, where the data are no arrays.
-        programs: what the engine has run, by kind and number of micro-batches.
+        weights: keeps the weights of all ranks equal.
+        begin: called when a training step begins, with the rows of its batch.
+        stream: the leader's rows of the present step, if the data are no arrays.
+        programs: the engine's programs, by kind and number of micro-batches.
     """
 
     model: Any
@@ -62,7 +62,7 @@ class StepContext:
     programs: dict[tuple[str, int], Program] = field(default_factory=dict)
 
     def program(self, kind: str, batch: Batch) -> Program:
-        """What the engine runs of a batch: "train" or "forward"."""
+        """The engine's program for a batch; `kind` is "train" or "forward"."""
         key = (kind, len(batch.microbatches))
         if key not in self.programs:
             partition = self.grid.partition(self.world.rank)
@@ -73,7 +73,7 @@ class StepContext:
 
     @contextlib.contextmanager
     def training_step(self, command: Train) -> Iterator[Batch]:
-        """While open, a training step goes on with this batch; it is recorded."""
+        """While open, a training step runs and is recorded; yields its batch."""
         recorder = self.world.recorder
         recorder.begin_step()
         self.begin(command.rows)
@@ -112,7 +112,7 @@ class EvaluationSteps:
         self._context, self._losses = context, losses
 
     def __call__(self, command: Evaluate) -> dict[str, Any] | None:
-        """One evaluation step; metrics end on the leader. Returns as `OwnTrainingSteps` do."""
+        """One evaluation step; metrics end on the leader. Returns as `OwnTrainingSteps`."""
         context, losses = self._context, self._losses
         context.weights.agree()
         batch = context.feed.batch(command, context.stream)
@@ -129,13 +129,13 @@ class EvaluationSteps:
         return self._losses.metrics.results(logs)
 
     def penalty(self, command: StepCommand) -> float:
-        """This rank's weight regularization times the batch's rows; counted by replica 0."""
+        """This rank's weight regularization times the batch's rows; 0 except on replica 0."""
         if self._context.grid.replica(self._context.world.rank):
             return 0.0
         return self._losses.penalty(command.name) * command.rows
 
     def own(self, name: str, batch: Batch) -> dict[str, Any]:
-        """The model's own step on this replica's rows; what it returned, of all replicas."""
+        """Run the model's own step on this replica's rows; its values, joined over replicas."""
         context, metrics = self._context, self._losses.metrics
         own, labels = context.part.own, context.feed.labels(batch)(0)
         is_leader = context.world.rank == LEADER
@@ -165,7 +165,7 @@ class OwnTrainingSteps:
         self._context, self._evaluation = context, evaluation
 
     def __call__(self, command: Train) -> dict[str, Any]:
-        """One training step; what the model's own step returned, of all replicas."""
+        """One training step; the values of the model's own step, joined over replicas."""
         with self._context.training_step(command) as batch:
             return self._evaluation.own("train_step", batch)
 
@@ -177,7 +177,7 @@ class TrainingSteps:
         context: what the steps have in common.
         evaluation: steps of validation.
         losses: the model's losses and metrics.
-        learner: updates its weights.
+        learner: updates the weights.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class TrainingSteps:
     ) -> None:
         self._context, self._evaluation = context, evaluation
         self._losses, self._learner = losses, learner
-        self._gradients = 0  # of all ranks in the last step, on the leader
+        self._gradients = 0  # gradients of all ranks in the last step, on the leader
 
     def __call__(self, command: Train) -> None:
         """One training step."""
@@ -206,13 +206,13 @@ class TrainingSteps:
             compare_gradients(context.model, context.world, self._learner)
 
     def take_back(self, command: TakeBack) -> None:
-        """Let the last step not count."""
+        """Do not count the last step."""
         self._learner.update.take_back()
 
     def require_gradients(self, take_back: Callable[[], object]) -> None:
         """On the leader after a step, raise as Keras does if no weight has a gradient.
 
         Args:
-            take_back: lets the step not count, on all ranks.
+            take_back: makes all ranks not count the step.
         """
         require_gradients(self._context.model, self._gradients, take_back)

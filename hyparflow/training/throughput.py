@@ -14,7 +14,7 @@ __all__ = ["Throughput"]
 
 
 class Throughput:
-    """What the ranks have done since they were last asked.
+    """Measures the speed of all ranks since the last call of `take`.
 
     Args:
         world: all ranks; their recorders are turned on.
@@ -26,7 +26,7 @@ class Throughput:
         self._since, self._rows, self._steps = time.monotonic(), 0, 0
 
     def add(self, rows: int) -> None:
-        """A step has begun with a global batch of so many rows."""
+        """Note that a step with a global batch of `rows` rows has begun."""
         self._rows += rows
         self._steps += 1
 
@@ -36,7 +36,7 @@ class Throughput:
         self._since, self._rows, self._steps = time.monotonic(), 0, 0
         if not steps:
             return {}
-        # What a trace will show stays with the recorder.
+        # Events that a trace will show stay in the recorder.
         recorder = self._world.recorder
         recorded = [step for step in recorder.steps if step and step[0].start >= since]
         mine = means(settled(recorded))

@@ -1,7 +1,7 @@
 """One rank's share of the leader's commands.
 
 The leader announces a command to all ranks and then carries out its own share; followers wait for
-commands in `follow`. What a command does is the same code on all ranks.
+commands in `follow`. The code of a command is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hyparflow.training.commands import (
     DrawBatch,
     Evaluate,
     Fail,
-    MeasurePace,
+    MeasureThroughput,
     Predict,
     StepCommand,
     Stop,
     TakeBack,
     TellEpoch,
-    TellPace,
+    TellThroughput,
     Train,
 )
 from hyparflow.training.feed import Data, Feed
@@ -48,14 +48,14 @@ class Worker:
     """Carries out commands on one rank.
 
     Attributes:
-        weights: kept alike on all ranks.
-        python: values of Python's kept alike.
+        weights: keeps the weights of all ranks equal.
+        python: keeps Python values of all ranks equal.
         in_command: whether a command is being carried out.
 
     Args:
         model: the user's model.
-        part: what `build_rank_engine` made.
-        call: what the user called.
+        part: this rank's engine, from `build_rank_engine`.
+        call: the user's call.
         world: all ranks.
     """
 
@@ -64,7 +64,7 @@ class Worker:
         self.weights = SharedWeights(model, part.sync, world)
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
-        self._pace: Throughput | None = None
+        self._throughput: Throughput | None = None
         feed = Feed(call, world, part.losses, part.stand_ins)
         self._context = StepContext(
             model=model,
@@ -76,20 +76,20 @@ class Worker:
             weights=self.weights,
             begin=self._note_rows,
         )
-        self._evaluation: EvaluationSteps | None = None  # none where only predictions are wanted
-        self._training: TrainingSteps | None = None  # none without an optimizer, or with own steps
+        self._evaluation: EvaluationSteps | None = None  # None if only predictions are wanted
+        self._training: TrainingSteps | None = None  # None without an optimizer, or with own steps
         self._actions: dict[type[Command], Callable[[Any], Any]] = {
             **self.weights.actions,
             Predict: PredictionSteps(self._context),
             TellEpoch: feed.epoch,
             DrawBatch: feed.draw,
-            MeasurePace: self._measure_pace,
-            TellPace: self._tell_pace,
+            MeasureThroughput: self._measure_throughput,
+            TellThroughput: self._tell_throughput,
         }
         self._add_steps()
 
     def _add_steps(self) -> None:
-        """The steps that the model is compiled for."""
+        """Make the steps that the model is compiled for."""
         losses, learner = self._part.losses, self._part.learner
         if losses is None:
             return
@@ -107,7 +107,7 @@ class Worker:
         if self._part.losses is not None:
             self._part.losses.metrics.start()
 
-    # --- telling and following ---
+    # --- sending and following commands ---
 
     def order(self, command: Command, data: Data | None = None) -> Any:
         """Leader: announce `command` and carry out its own share; `data` goes with it."""
@@ -121,12 +121,12 @@ class Worker:
         return result
 
     def step(self, command: StepCommand, data: Data | None) -> dict[str, Any]:
-        """Leader: let all ranks take a step; the metrics so far."""
+        """Leader: run a step on all ranks; returns the metrics so far."""
         logs = self.order(command, data)
         return {} if self._evaluation is None else self._evaluation.results(logs)
 
     def send_writes(self) -> None:
-        """Leader: give all ranks what callbacks wrote to variables since the last command."""
+        """Leader: send all ranks the variables that callbacks wrote since the last command."""
         if (command := self.weights.written()) is not None:
             self._order(command)
             self.weights.watch_anew()
@@ -145,7 +145,7 @@ class Worker:
         return self._actions[type(command)](command)
 
     def _compile_anew(self, step: StepCommand) -> None:
-        """Let what was compiled for such a step read Python's present values."""
+        """Let functions for such a step be traced again, with the present Python values."""
         self._part.own.compile_anew(f"{step.name}_step")
         if self._part.losses is not None:
             self._part.losses.penalty.compile_anew(step.name)
@@ -153,11 +153,11 @@ class Worker:
             self._part.learner.update.compile_anew()
 
     def release(self, command: Stop | Fail) -> None:
-        """Leader: let the followers go."""
+        """Leader: end `follow` on the other ranks."""
         self._world.broadcast_object(command, LEADER, "the leader's last command")
 
     def follow(self) -> Any:
-        """Follower: carry out commands until the leader says that it is over."""
+        """Follower: carry out commands until the leader ends the call."""
         while True:
             self._world.board.write("waits for the leader")
             command = self._world.broadcast_object(None, LEADER, "the leader's command")
@@ -172,15 +172,15 @@ class Worker:
             self._carry_out(command)
             self.in_command = False
 
-    # --- pace ---
+    # --- throughput ---
 
     def _note_rows(self, rows: int) -> None:
-        if self._pace is not None:
-            self._pace.add(rows)
+        if self._throughput is not None:
+            self._throughput.add(rows)
 
-    def _measure_pace(self, command: MeasurePace) -> None:
-        self._pace = Throughput(self._world)
+    def _measure_throughput(self, command: MeasureThroughput) -> None:
+        self._throughput = Throughput(self._world)
 
-    def _tell_pace(self, command: TellPace) -> dict[str, float]:
-        """On the leader, how fast the steps were since it was last asked."""
-        return {} if self._pace is None else self._pace.take()
+    def _tell_throughput(self, command: TellThroughput) -> dict[str, float]:
+        """The figures of the throughput since the last such command, on the leader."""
+        return {} if self._throughput is None else self._throughput.take()

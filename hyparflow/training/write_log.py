@@ -1,6 +1,6 @@
-"""What callbacks write to variables, noted so that it reaches all ranks before anything uses it.
+"""Logs the variables that callbacks write, so that all ranks get the values before using them.
 
-Who notices what callbacks change on the leader, when it reaches the others, and what that costs
+How changes by callbacks on the leader are noticed, when they reach the others, and what that costs
 (seconds of CPU on one core of a Xeon):
 
 =============================  ============================  ================  ===================
@@ -20,8 +20,8 @@ Python values that calls read  `PythonFollower`              the first step of 0
 
 Callbacks run on the leader only and may assign to any variable at any time: weights, optimizer
 state, or a variable of the user's own that a loss reads, Keras's or TensorFlow's. There is no hook
-for that, so `assign` itself is wrapped while a call runs; what hyparflow and Keras's metrics write
-is left out.
+for that, so `assign` itself is wrapped while a call runs; writes of hyparflow and of Keras's
+metrics are left out.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class WriteLog:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """While open, writes are noted."""
+        """While open, writes are logged."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._wrapped(keras.Variable, "assign"))
-            # Keras's variables write to TensorFlow's; those are noted already.
+            # Keras's variables write to TensorFlow's, which are logged already.
             for name in ("assign", "assign_add", "assign_sub"):
                 stack.enter_context(self._wrapped(type(tf.Variable(0.0)), name))
             yield
@@ -79,7 +79,7 @@ class WriteLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """While open, writes are hyparflow's own."""
+        """While open, writes are hyparflow's own, and are not logged."""
         self._pauses += 1
         try:
             yield
@@ -96,7 +96,7 @@ class WriteLog:
         self._written[id(variable)] = variable
 
     def take(self) -> list[Any]:
-        """What was written, in order; the log is empty then."""
+        """The variables that were written, in order; empties the log."""
         if not self._written:
             return []
         written, self._written = self._written, {}

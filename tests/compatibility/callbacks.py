@@ -213,7 +213,7 @@ def check_tensorboard(runs: Runs) -> None:
                     if value.metadata.plugin_data.plugin_name == "scalars" or "loss" in value.tag:
                         told.append([value.tag, event.step, float(tf.make_ndarray(value.tensor))])
         assert any(tag.endswith("loss") for tag, _, _ in told)
-        # hyparflow adds the pace of the ranks.
+        # hyparflow adds the throughput of the ranks.
         paces = ("per_second", "idle_share", "communication_share")
         numbers = [[tag, *rest] for tag, *rest in told if not tag.endswith(paces)]
         return model, [[path.parent.name for path in files], sorted(numbers)]

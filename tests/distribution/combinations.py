@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 
-from hyparflow.model.versions import LEAST
+from hyparflow.model.versions import MINIMUM
 
 RECORD = Path(__file__).with_name("results.json")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -35,7 +35,7 @@ class Combination:
         """What pip is asked for, beside hyparflow, so that it takes these."""
         oldest = {"keras": self.keras == OLDEST, "tensorflow-cpu": self.tensorflow == OLDEST}
         return [
-            f"{package}=={LEAST[package.removesuffix('-cpu')]}.0"
+            f"{package}=={MINIMUM[package.removesuffix('-cpu')]}.0"
             for package, is_oldest in oldest.items()
             if is_oldest
         ]

@@ -10,15 +10,15 @@ if __name__ == "__main__":
 
 from distribution.combinations import COMBINATIONS, Result, in_order, read
 from distribution.environments import REPOSITORY
-from hyparflow.model.versions import LEAST
+from hyparflow.model.versions import MINIMUM
 
 PAGE = REPOSITORY / "docs" / "versions.rst"
 INTRODUCTION = f"""\
 Versions
 ========
 
-hyparflow works with Python 3.10 and newer, Keras {LEAST["keras"]} and newer, and TensorFlow \
-{LEAST["tensorflow"]} and newer.
+hyparflow works with Python 3.10 and newer, Keras {MINIMUM["keras"]} and newer, and TensorFlow \
+{MINIMUM["tensorflow"]} and newer.
 Older versions of Keras and TensorFlow are refused with an error that names them.
 
 ``make compat`` installs each combination of the table into an environment of its own, hyparflow

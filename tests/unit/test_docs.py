@@ -166,3 +166,39 @@ def test_no_limit_is_passed() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.rst").read_text().splitlines()) <= 150
+
+
+# Files of users and of examples, which are made up.
+MADE_UP = {"model.py", "train.py", "script.py"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.rst", "CONTRIBUTING.rst", "CHANGES.rst", "benchmarks/README.rst"]
+    + [f"docs/{path.name}" for path in sorted(DOCS.glob("*.rst"))],
+)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    """By their last names at least: those with a folder before them in some such folder."""
+    folders = ("hyparflow", "tests", "docs", "examples", "benchmarks")
+    known = {
+        path.relative_to(REPOSITORY) for f in folders for path in (REPOSITORY / f).rglob("*.py")
+    }
+    known |= {pathlib.Path(path.name) for path in known}
+    named = set(re.findall(r"``(?:python )?([\w/]+\.py)``", (REPOSITORY / page).read_text()))
+    missing = [name for name in named - MADE_UP if not any(is_named(path, name) for path in known)]
+    assert not missing
+
+
+def is_named(path: pathlib.Path, name: str) -> bool:
+    return path.parts[-len(pathlib.Path(name).parts) :] == pathlib.Path(name).parts
+
+
+def test_the_route_of_a_step_exists() -> None:
+    """Each function that the first page of the package names is in the file that it names."""
+    route = " ".join((hf.__doc__ or "").split()).split("one compiled forward:: ")[1]
+    stops = re.findall(r"([\w.]+) \(([\w/]+\.py)\)", route)
+    assert len(stops) == 10
+    for name, file in stops:
+        tree = ast.parse((REPOSITORY / "hyparflow" / file).read_text())
+        for part in name.split("."):
+            (tree,) = (node for node in tree.body if getattr(node, "name", "") == part)

@@ -13,7 +13,7 @@ import pytest
 
 from hyparflow.cli.program import command_of
 from hyparflow.launching.end import end_of
-from hyparflow.launching.folder import job_folder, room_needed
+from hyparflow.launching.folder import explain_out_of_space, job_folder
 from hyparflow.launching.output import checked_output
 from hyparflow.launching.rank_process import Sink, Stream, decoded
 from hyparflow.launching.relay import shown
@@ -81,6 +81,30 @@ def test_what_a_whole_killed_job_left_goes(tmp_path: pathlib.Path, tmpdir_of_job
     assert left == ["hyparflow-job-link", "hyparflow-job-other"]
 
 
+@pytest.mark.parametrize("number, left", [("0123abcd", 0), ("", 1)])
+def test_what_a_job_left_before_a_reboot_goes(
+    number: str,
+    left: int,
+    tmp_path: pathlib.Path,
+    tmpdir_of_job: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine is known by its own number, and kept from others that have none."""
+    boot, machine = tmp_path / "boot", tmp_path / "machine"
+    monkeypatch.setattr("hyparflow.launching.folder._BOOT", boot)
+    monkeypatch.setattr("hyparflow.launching.folder._MACHINE", machine)
+    boot.write_text("first\n")
+    machine.write_text(number)
+    (tmp_path / "hyparflow-job-left").mkdir()
+    with job_folder() as folder:
+        lock = (folder / "lock").read_bytes()
+    (tmp_path / "hyparflow-job-left" / "lock").write_bytes(lock)
+    boot.write_text("second\n")
+    with job_folder():
+        pass
+    assert len(list(tmp_path.glob("hyparflow-job-*"))) == left
+
+
 @pytest.fixture
 def tmpdir_of_job(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)  # it is looked up once
@@ -102,9 +126,9 @@ def test_a_working_folder_must_be_there(
 def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
     full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     message = f"Received: .*No space left.*, in {tmp_path.parent}"
-    with full, pytest.raises(RuntimeError, match=message), room_needed(tmp_path):
+    with full, pytest.raises(RuntimeError, match=message), explain_out_of_space(tmp_path):
         full.write(b"x")
-    with pytest.raises(FileNotFoundError), room_needed(tmp_path):
+    with pytest.raises(FileNotFoundError), explain_out_of_space(tmp_path):
         open(tmp_path / "none")  # noqa: SIM115
 
 

@@ -85,7 +85,7 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
             4,
             {"strategy": "model", "stages_per_partition": 2},
             "Only schedule='interleaved' has several stages per partition, as many as you say; "
-            "'zero-bubble-v' has two, and the others one. Received: schedule='auto', "
+            "schedule='auto' has 1. Received: schedule='auto', "
             "stages_per_partition=2",
         ),
         (
@@ -230,7 +230,7 @@ def test_automatic_microbatches(batch_size: int, grid: Grid, stages: int, expect
 
 
 @pytest.mark.parametrize(
-    "arguments, pace",
+    "arguments, balanced_for",
     [
         ({"strategy": "model"}, None),
         ({"strategy": "model", "schedule": "zero-bubble-v"}, ("zero-bubble-v", v_shaped(4), 16)),
@@ -247,9 +247,9 @@ def test_automatic_microbatches(batch_size: int, grid: Grid, stages: int, expect
     ],
 )
 def test_for_what_stages_are_better_not_equal(
-    arguments: dict[str, Any], pace: tuple[str, Placement, int] | None
+    arguments: dict[str, Any], balanced_for: tuple[str, Placement, int] | None
 ) -> None:
-    assert resolve(4, **arguments).pace == pace
+    assert resolve(4, **arguments).balanced_for == balanced_for
 
 
 @pytest.mark.parametrize("name", ["strategy", "schedule", "batchnorm", "num_microbatches"])

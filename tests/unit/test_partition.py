@@ -142,18 +142,19 @@ def test_stages_compute_the_graph(stages: int) -> None:
 
 
 def test_cuts_are_moved_for_a_schedule() -> None:
-    graph, pace = line(80), ("interleaved", wrapped(2, 2), 2)
+    graph, schedule = line(80), ("interleaved", wrapped(2, 2), 2)
     assert divide(graph, 4).boundaries == (0, 20, 40, 60, 80)
-    moved = divide(graph, 4, pace=pace).boundaries
+    moved = divide(graph, 4, balanced_for=schedule).boundaries
     assert moved[4] - moved[3] < 18  # the last stage
     # Where tensors cost a lot to send, cuts stand where few cross.
     wide = [
         dataclasses.replace(op, crossing=(50.0 if index % 8 < 7 else 0.0,))
         for index, op in enumerate(graph.operations)
     ]
-    narrow = divide(dataclasses.replace(graph, operations=tuple(wide)), 4, pace=pace)
+    narrow = divide(dataclasses.replace(graph, operations=tuple(wide)), 4, balanced_for=schedule)
     assert all(cut % 8 == 0 for cut in narrow.boundaries)
-    assert divide(graph, 4, lpp=[5, 5, 5, 65], pace=pace).boundaries == (0, 5, 10, 15, 80)
+    fixed = divide(graph, 4, lpp=[5, 5, 5, 65], balanced_for=schedule)
+    assert fixed.boundaries == (0, 5, 10, 15, 80)
 
 
 # --- what the user may ask for ---

@@ -147,19 +147,3 @@ def test_what_is_no_path(model: Any, path: Any) -> None:
     for call in (hf.Plan.load, hf.Costs.load, hf.Cluster.load, made.save, made.plot):
         with pytest.raises(ValueError, match="named by its path.* Received: "):
             call(path)
-
-
-def test_one_process_names_what_keras_never_takes(model: Any) -> None:
-    x = np.ones((8, 4))
-    for arguments, words in (
-        ((x, 3), "`y` must be arrays"),
-        ((np.float32(1), x), "`x` must have a row for each sample"),
-        ((None, x), "Received: x=None"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            hf.fit(model, *arguments)
-    for data in (3, (x, x, x, x), (None, None)):
-        with pytest.raises(ValueError, match="`validation_data` must be"):
-            hf.fit(model, x, x, validation_data=data)
-    with pytest.raises(TypeError, match="`fit` has no argument `bogus`. Received: bogus=1"):
-        hf.fit(model, x, x, bogus=1)

@@ -15,7 +15,7 @@ from hyparflow.pipeline.balance import balance
 from hyparflow.pipeline.lowering import lower
 from hyparflow.pipeline.placement import Placement, wrapped
 from hyparflow.pipeline.refine import refine, step_lengths
-from hyparflow.pipeline.schedules import SCHEDULES, make_schedule, placement_of
+from hyparflow.pipeline.schedules import SCHEDULES, TABLE, make_schedule, placement_of
 from hyparflow.pipeline.simulator import play
 
 FUSED = 0.9  # of the last stage's cost
@@ -60,7 +60,7 @@ def test_a_step_is_as_long_as_the_simulator_says(
     name: str, partitions: int, several: int, microbatches: int, random: random.Random
 ) -> None:
     """Whatever the division: sizes of stages that differ by up to a hundred times."""
-    placement = placement_of(name, partitions, several if name == "interleaved" else None)
+    placement = placement_of(name, partitions, several if TABLE[name].free else None)
     divisions = [[random.uniform(0.1, 10) for _ in placement.partitions] for _ in range(3)]
     lengths = step_lengths(make_schedule(name, placement, microbatches), np.array(divisions).T)
     expected = [played(name, placement, microbatches, sizes, 1.0) for sizes in divisions]

@@ -13,6 +13,7 @@ from hyparflow.pipeline.lowering import lower, prove
 from hyparflow.pipeline.placement import v_shaped, wrapped
 from hyparflow.pipeline.schedules import (
     SCHEDULES,
+    TABLE,
     Schedule,
     forward_only,
     gpipe,
@@ -91,7 +92,7 @@ def test_forward_only() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_computation_stands_once(name: str) -> None:
-    kinds = "FIW" if name.startswith("zero-bubble") else "BF"
+    kinds = "FIW" if TABLE[name].in_two else "BF"
     for partitions, microbatches in SIZES:
         placement = placement_of(name, partitions)
         schedule = make_schedule(name, placement, microbatches)

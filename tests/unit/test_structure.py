@@ -103,6 +103,11 @@ def room_of(module: str) -> str:
     return module.split(".")[0]
 
 
+def folder(module: str) -> str:
+    """The package that `module` lies in, or is; a lone file is its own."""
+    return module if module in PACKAGES else module.rpartition(".")[0] or module
+
+
 def modules_that_import(package: str) -> set[str]:
     return {
         module
@@ -145,6 +150,15 @@ def test_the_top_has_few_rooms() -> None:
 
 
 @pytest.mark.parametrize("module", TREES)
+def test_files_are_short(module: str) -> None:
+    """What stands alone, since ranks run it before hyparflow can be imported, may be longer."""
+    path = Path(ROOT, *module.split("."))
+    file = path / "__init__.py" if module in PACKAGES else path.with_suffix(".py")
+    if module not in ("hyparflow", "launching.rank_process"):
+        assert len(file.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("module", TREES)
 def test_imports_go_down(module: str) -> None:
     """Also those inside functions: they are there to be late, not to hide a way up."""
     room = room_of(module)
@@ -175,10 +189,6 @@ def test_files_form_no_circle() -> None:
 
 def test_packages_form_no_circle() -> None:
     """Packages within packages neither."""
-
-    def folder(module: str) -> str:
-        return module if module in PACKAGES else module.rpartition(".")[0] or module
-
     graph: dict[str, set[str]] = {}
     for module in TREES:
         mine = folder(module)
@@ -194,6 +204,23 @@ def test_a_package_begins_with_words_alone(package: str) -> None:
     words = ast.get_docstring(tree) or ""
     assert len(tree.body) == 1
     assert 2 <= len([line for line in words.splitlines() if line]) <= 4
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_names_its_imports(package: str) -> None:
+    """Packages beside it by their whole names, and those of other rooms by that of the room."""
+    words = " ".join((ast.get_docstring(TREES[package]) or "").split())
+    named = re.search(r" Imports (.+?)[.;]( |$)", words)
+    assert named is not None
+    listed = re.split(", | and ", re.sub(r" \(.*?\)", "", named[1]))
+    found = {
+        folder(name) if room_of(name) == room_of(package) else room_of(name)
+        for module in TREES
+        if folder(module) == package
+        for name in own_imports(module)
+        if folder(name) != package
+    }
+    assert listed == (sorted(found) or ["nothing of hyparflow"])
 
 
 @pytest.mark.parametrize("module", [name for name in TREES if room_of(name) in PURE])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyparflow.comm.communicator import SentMessage
+from hyparflow.comm.communicator import Transfer
 from hyparflow.engine.transport import Transport
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.placement import wrapped
@@ -43,16 +43,16 @@ class FakeCommunicator:
         self.rank, self.wire = rank, wire
         self.posted: dict[tuple[int, int, int], deque[np.ndarray]] = defaultdict(deque)
 
-    def send(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         self.wire.messages[self.rank, peer, tag].append(array.tobytes())
         self.wire.count += 1
-        return [SentMessage(Done(), array)]
+        return [Transfer(Done(), array)]
 
-    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[SentMessage]:
+    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
         self.posted[peer, self.rank, tag].append(array)
-        return [SentMessage(Done(), array)]
+        return [Transfer(Done(), array)]
 
-    def wait_all(self, requests: list[SentMessage], what: str) -> None:
+    def wait_all(self, requests: list[Transfer], what: str) -> None:
         for key, buffers in self.posted.items():
             while buffers and self.wire.messages[key]:
                 data, buffer = self.wire.messages[key].popleft(), buffers.popleft()

@@ -13,7 +13,7 @@ import pytest
 
 import hyparflow as hf
 from hyparflow.model import versions
-from hyparflow.model.versions import LEAST, found_version, require_versions
+from hyparflow.model.versions import MINIMUM, found_version, require_versions
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_older_ones_are_refused(name: str, version: str, monkeypatch: pytest.Mon
     with pytest.raises(ImportError) as caught:
         require_versions()
     text = str(caught.value)
-    assert f"hyparflow works with {name} {LEAST[name]} and newer. Received: {name}" in text
+    assert f"hyparflow works with {name} {MINIMUM[name]} and newer. Received: {name}" in text
     assert f" {version}. Install a newer one: pip install" in text
 
 
@@ -89,7 +89,7 @@ plan(["{tmp_path / "model.keras"}", "--ranks", "2", "--batch-size", "8"])
 
 def test_the_package_asks_for_the_same() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text()
-    assert f'"keras>={LEAST["keras"]}"' in text
+    assert f'"keras>={MINIMUM["keras"]}"' in text
     asked = re.findall(r'"tensorflow[^"]*>=([\d.]+)', text)
     assert len(asked) == 3
-    assert set(asked) == {LEAST["tensorflow"]}
+    assert set(asked) == {MINIMUM["tensorflow"]}

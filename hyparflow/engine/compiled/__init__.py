@@ -1,4 +1,4 @@
 """The border to TensorFlow's insides: compiling, splitting and calling what stages compute.
 
-Imports comm only.
+Imports comm and model.
 """

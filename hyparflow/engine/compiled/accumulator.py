@@ -1,7 +1,7 @@
 """Gradients that are added up where they are computed, inside the compiled backward.
 
-Reaches into nothing itself; its variables are made by the compiler. For the gain, the versions and
-what happens without it see `hyparflow.engine.compiled.hidden_variable`.
+Uses no private part of TensorFlow itself; the compiler makes its variables. For the gain, the
+versions and what happens without it see `hyparflow.engine.compiled.hidden_variable`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Accumulator:
 
     Args:
         weights: the variables (TensorFlow's) that the stage trains.
-        largest: positions of those of which the largest is kept instead of the sum.
+        largest: positions of weights of which the largest gradient is kept instead of the sum.
     """
 
     def __init__(self, weights: Sequence[Any], largest: Collection[int] = ()) -> None:
@@ -33,11 +33,11 @@ class Accumulator:
         self._read = FixedFunction(self._trace_read)
 
     def add(self, gradients: Sequence[Any]) -> tuple[list[Any], dict[int, None]]:
-        """To be traced: add the dense ones.
+        """To be traced: add the dense gradients.
 
         Returns:
-            The others, with None for those added; and the positions of those added, as keys, which
-            compiled functions return without a tensor.
+            The gradients, with None for the dense ones; and the positions of the dense ones, as
+            keys of a dict, which compiled functions return without a tensor.
         """
         rest: list[Any] = []
         added: dict[int, None] = {}
@@ -53,7 +53,7 @@ class Accumulator:
         return rest, added
 
     def _sum(self, position: int) -> Any:
-        if position not in self._sums:  # which gradients are dense is known while they are traced
+        if position not in self._sums:  # tracing tells which gradients are dense
             weight = self._weights[position]
             self._sums[position] = choice.compiler().variable(
                 lambda: tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
@@ -66,14 +66,14 @@ class Accumulator:
             self._zero([], len(self._sums))
 
     def fill(self, values: list[Any], added: Collection[int]) -> None:
-        """Add the sums of those that this step `added` to their places in `values`."""
+        """Put the sums at the positions in `added` into `values`, added to the values there."""
         if added:
             for position, value in zip(self._sums, self._read([], len(self._sums)), strict=True):
                 if position in added:
                     sparse = values[position]
                     values[position] = value if sparse is None else value + _dense(sparse)
 
-    # Traced again when there are more sums, which a count as an argument brings about.
+    # The count is an argument so that the function is traced again when there are more sums.
 
     def _trace_zero(self, nothing: list[Any], count: int) -> None:
         for variable in self._sums.values():
@@ -84,5 +84,5 @@ class Accumulator:
 
 
 def _dense(gradient: Any) -> Any:
-    """A gradient that another micro-batch gave as rows and values."""
+    """A gradient as a dense tensor; another micro-batch gave it as rows and values."""
     return tf.convert_to_tensor(gradient)

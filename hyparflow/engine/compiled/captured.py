@@ -1,6 +1,6 @@
 """The variables that a traced function uses.
 
-TensorFlow has them in a set, whose order is another on each rank; the order in which the function
+TensorFlow has them in a set, whose order differs from rank to rank; the order in which the function
 captured them is not public. Seen to work with TensorFlow 2.20 and 2.21.
 """
 

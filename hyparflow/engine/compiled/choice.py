@@ -1,7 +1,7 @@
 """Which compiler this process uses: chosen when the first one is needed, alike on all ranks.
 
 `HYPARFLOW_COMPILED=plain` asks for `hyparflow.engine.compiled.plain`. Without it a self-test
-decides: `hyparflow.engine.compiled.surgery` where all that it relies on is there, on every rank.
+decides: `hyparflow.engine.compiled.surgery` if all that it relies on works, on every rank.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PLAIN = "plain"
 
 @dataclass
 class Choice:
-    """What is known by now.
+    """The state of the choice.
 
     Attributes:
-        compiler: what this process uses.
+        compiler: the compiler that this process uses.
         faults: of the self-test, once it has run.
-        agreed: whether all ranks know of each other's.
+        agreed: whether all ranks know the faults of all.
     """
 
     compiler: Compiler | None = None
@@ -47,10 +47,10 @@ _choice = Choice()
 
 
 def compiler() -> Compiler:
-    """What this process compiles by; before ranks agree, what it would choose alone.
+    """The compiler of this process; before ranks agree, the one that it would choose alone.
 
     Raises:
-        ValueError: if the environment asks for what there is not.
+        ValueError: if the environment asks for an unknown compiler.
     """
     if _choice.compiler is None:
         wanted = _wanted()
@@ -61,14 +61,14 @@ def compiler() -> Compiler:
 
 
 def agree(world: Communicator) -> Compiler:
-    """What all ranks compile by from now on. Collective.
+    """Choose the compiler of all ranks. Collective.
 
     Args:
         world: all ranks.
 
     Raises:
-        ValueError: on all ranks, if the environment of one asks for what there is not, or for
-            something else than that of another.
+        ValueError: on all ranks, if the environment of one asks for an unknown compiler, or if
+            ranks ask for different ones.
     """
     if not _choice.agreed:
         wanted = _wanted()
@@ -88,7 +88,7 @@ def _wanted(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _faults(wanted: str) -> list[str]:
-    """What the self-test found; it does not run where nothing depends on it."""
+    """The faults that the self-test found; it runs only if the choice depends on it."""
     if wanted:
         return []
     if _choice.faults is None:
@@ -101,7 +101,7 @@ def _made(wanted: str, faults: Sequence[str]) -> Compiler:
 
 
 def _problem(texts: Sequence[str]) -> str | None:
-    """What is wrong with the variable, given its value on each rank."""
+    """What is wrong with the environment variable, from its values on all ranks; or None."""
     for text in texts:
         if text not in ("", _PLAIN):
             return (

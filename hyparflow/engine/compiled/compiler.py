@@ -1,6 +1,6 @@
-"""What a compiler of stages can do: the border between hyparflow and TensorFlow's insides.
+"""The interface of a compiler of stages: the border to TensorFlow's private parts.
 
-There are two, alike in what they give: `hyparflow.engine.compiled.surgery`, which is fast, and
+There are two compilers, with equal results: `hyparflow.engine.compiled.surgery`, which is fast, and
 `hyparflow.engine.compiled.plain`, which uses nothing but TensorFlow's public API. Which of them a
 process uses is decided in `hyparflow.engine.compiled.choice`, and nowhere else.
 """
@@ -19,8 +19,8 @@ class Computation(NamedTuple):
     """A forward, and its backward, which runs later.
 
     Attributes:
-        compute: (arguments) -> what the forward computes; without a gradient tape.
-        first: (compute, arguments) -> (outputs, state); records what it has `compute` compute.
+        compute: (arguments) -> the results of the forward; without a gradient tape.
+        first: (compute, arguments) -> (outputs, state); calls `compute` under a gradient tape.
         second: (state, further arguments) -> (gradients of inputs, gradients of weights).
         further: (outputs) -> the further arguments, or tensors like them.
     """
@@ -35,43 +35,43 @@ class Pair(Protocol):
     """A forward and its backward, compiled once for arguments of any number of rows."""
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward`, or `early`, needs."""
+        """The outputs of the forward, and the state that `backward`, or `early`, needs."""
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second, after one of the `finishes`."""
+        """What one of the `finishes` makes of the results of the backward."""
 
     def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, and what `late` needs."""
+        """The first half of the results of the backward, and the state that `late` needs."""
 
     def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing in place of the first."""
+        """What one of the `finishes` makes of `([], second half of the results)`."""
 
     def types(self, saved: Any) -> Any:
-        """The types of arguments that what `forward` saved was compiled for."""
+        """The types of the arguments of the `forward` that returned the state `saved`."""
 
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
-        """Compile for arguments of these types, or like these; the second as one or in two."""
+        """Compile for arguments of these types, or like these; the backward in two if `in_two`."""
 
 
 class Fillable(Protocol):
-    """Room for a tensor that comes from elsewhere.
+    """Memory of a tensor that another rank sends.
 
     Attributes:
-        array: to be written to before `tensor` is called.
+        array: the memory; must be written before `tensor` is called.
     """
 
     array: np.ndarray
 
     def tensor(self) -> Any:
-        """What was written, as a tensor."""
+        """The content of `array` as a tensor."""
 
 
 class Compiler(Protocol):
     """Compiles what stages compute, and what goes on around them.
 
     Attributes:
-        adds: whether a backward may add gradients up in variables of its own; otherwise it returns
-            them.
+        adds: whether a compiled backward may add up gradients in variables of its own; if not, it
+            returns them.
     """
 
     adds: bool
@@ -98,18 +98,19 @@ class Compiler(Protocol):
 
         Args:
             computation: the two.
-            finishes: what may be done with the results of the second, and is returned then.
+            finishes: functions of the results of the backward, one of which is compiled with it;
+                `backward` and `late` choose by its number.
             constant: variables that nothing but the optimizer changes.
             jit_compile: whether XLA compiles.
         """
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> Fillable:
-        """Room for a tensor of this shape and type."""
+        """Memory for a tensor of this shape and type."""
 
     def variable(self, make: Callable[[], Any]) -> Any:
-        """The variable that `make` makes while something is traced, which may use it.
+        """Make a variable by `make` while a function is traced, which may then use it.
 
-        Without `adds` that may be the first trace of a function only.
+        Without `adds` this works in the first trace of a function only.
         """
 
     def seed(self) -> Any:

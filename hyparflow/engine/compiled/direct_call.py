@@ -1,11 +1,11 @@
-"""Calls of compiled functions without a look at each argument.
+"""Calls of compiled functions without TensorFlow's checks of each argument.
 
-The usual way looks at each argument anew, 10 to 20 us of Python for each. A backward takes
-hundreds: those of half of ResNet-56 took as long as computing 2 rows.
+The usual call checks each argument, 10 to 20 us of Python for each. A backward takes hundreds:
+those of half of ResNet-56 took as long as computing 2 rows.
 
 Relies on methods of concrete functions that are documented nowhere. Gain: without it a step of
 small layers took 10 to 29 % more processor time (``benchmarks/border``). Seen to work on TensorFlow
-2.21 with Keras 3.15. Without it functions are called as TensorFlow means it.
+2.21 with Keras 3.15. Without it functions are called in the usual way.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def flat_call(concrete: Any) -> Callable[..., list[Any]]:
 
 
 def packed_call(concrete: Any) -> Callable[..., Any]:
-    """The same of a function that returns any structure."""
+    """Like `flat_call`, for a function that returns any structure."""
     captured, function = concrete.captured_inputs, concrete.inference_fn
     return lambda *tensors: function.call_preflattened([*tensors, *captured])

@@ -1,7 +1,7 @@
-"""Compiled functions of many tensors, called without a look at each of them where that can be.
+"""Compiled functions of many tensors, called without checks of each one where possible.
 
-Reaches into nothing itself: how they are called is the compiler's. For the gain, the versions and
-what happens without it see `hyparflow.engine.compiled.direct_call`.
+Uses no private part of TensorFlow itself: the compiler calls the functions. For the gain, the
+versions and what happens without it see `hyparflow.engine.compiled.direct_call`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class FixedFunction:
         self._calls: dict[Hashable, Callable[..., Any]] = {}
 
     def __call__(self, tensors: Sequence[Any], *constants: Hashable) -> Any:
-        """Call it with tensors, and None where one is missing; compiled once for each lack.
+        """Call it with tensors or None; compiled once for each set of missing tensors.
 
-        Sparse gradients, of which the number of rows changes, are called as usual.
+        With sparse gradients, whose number of rows changes, it is called in the usual way.
         """
         if any(isinstance(x, tf.IndexedSlices) for x in tensors):
             return self._function(list(tensors), *constants)
@@ -48,5 +48,5 @@ class FixedFunction:
 
 
 def _types(tensors: Sequence[Any]) -> list[Any]:
-    """Their types, which hold no memory."""
+    """The types of the tensors, which hold no memory."""
     return [None if x is None else tf.TensorSpec(x.shape, x.dtype) for x in tensors]

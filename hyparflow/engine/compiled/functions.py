@@ -1,6 +1,6 @@
-"""Functions that are compiled once for any number of rows, or run as Python runs them.
+"""Functions that are compiled once for any number of rows, or run eagerly.
 
-Public API of TensorFlow only. Without it there is a trace for each number of rows.
+Public API of TensorFlow only. Without this file there would be a trace for each number of rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ __all__ = ["ByTypes", "Compiled", "EagerPair", "any_rows"]
 
 
 class EagerPair:
-    """Runs both without compiling.
+    """A forward and its backward, run eagerly.
 
     Args:
         first: (arguments) -> (outputs, state).
         second: (state, further arguments) -> results.
-        finishes: what may be done with the results.
+        finishes: see `hyparflow.engine.compiled.compiler.Compiler.pair`.
     """
 
     def __init__(
@@ -31,20 +31,20 @@ class EagerPair:
         self._first, self._second, self._finishes = first, second, finishes
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward` needs."""
+        """See `Pair.forward`."""
         return self._first(*arguments)
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second."""
+        """See `Pair.backward`."""
         return self._finishes[finish](self._second(saved, *further))
 
     def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, and what `late` needs: here, the second half."""
+        """See `Pair.early`; the state for `late` is the second half of the results."""
         first, second = self._second(saved, *further)
         return first, second
 
     def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing."""
+        """See `Pair.late`."""
         return self._finishes[finish](([], saved))
 
 
@@ -54,7 +54,7 @@ class Compiled:
     Args:
         function: what to compile.
         jit_compile: whether XLA compiles.
-        call: (concrete function, types of its arguments) -> what calls it with flat tensors.
+        call: (concrete function, types of its arguments) -> a function of flat tensors.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class Compiled:
         return call(*(x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)))
 
     def prepare(self, *args: Any) -> None:
-        """Compile, if it is not, for arguments of these types, or like these."""
+        """Compile for arguments of these types, or like these, unless that was done."""
         self._calls.find(args)
 
     def types(self, *args: Any) -> Any:
-        """The types that it is compiled for where it is called with these arguments."""
+        """The types that the compiled function for these arguments was compiled for."""
         return self._calls.find(args)[0]
 
 
 class ByTypes:
-    """What was made for arguments of some types, and serves all that fit them.
+    """A cache by types of arguments; an entry serves all arguments that fit its types.
 
     Args:
-        make: types of arguments, nested as they are -> what serves them.
+        make: (types of arguments, nested) -> a new entry.
     """
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
@@ -95,7 +95,7 @@ class ByTypes:
         self._made: list[tuple[Any, list[Any], Any]] = []  # with the types, nested and flat
 
     def find(self, arguments: tuple[Any, ...]) -> Any:
-        """What serves these arguments, or arguments of these types; made if nothing does."""
+        """The entry for these arguments, or for arguments of these types; made if there is none."""
         flat = tf.nest.flatten(arguments)
         alike = None
         for nested, types, made in self._made:
@@ -121,8 +121,9 @@ def any_rows(value: Any) -> Any:
 
 
 def _alike(types: Any, arguments: Any) -> bool:
-    """Whether they are nested in one way; labels of a fit may have weights, and those of its
-    validation none.
+    """Whether types and arguments have the same structure.
+
+    They may not: the labels of a fit may have weights, and those of its validation none.
     """
     try:
         tf.nest.assert_same_structure(types, arguments)
@@ -139,7 +140,7 @@ def _fit(types: Sequence[Any], values: Sequence[Any]) -> bool:
 
 
 def _wider(known: Any, new: Any) -> Any:
-    """The type of both, where shapes vary from step to step."""
+    """The type that both fit, if shapes vary from step to step."""
     specs = isinstance(known, tf.TensorSpec) and isinstance(new, tf.TensorSpec)
     if not specs or known.dtype != new.dtype or known.shape.rank != new.shape.rank:
         return new

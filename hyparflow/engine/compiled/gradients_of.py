@@ -1,6 +1,6 @@
 """Gradients of a function, by TensorFlow: the one place that opens a tape.
 
-Public API of TensorFlow only; there is nothing to gain or to do without.
+Public API of TensorFlow only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["gradients_of"]
 
 
 def _differentiable(sources: list[Any]) -> list[Any]:
-    """Those of floating point: what Keras takes for a float may be an integer when it runs."""
+    """The sources of floating point: a tensor that Keras takes for a float may be an integer."""
     return [x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating]
 
 

@@ -1,9 +1,9 @@
-"""A variable that is made while TensorFlow traces a function, and that the tracing does not see.
+"""Makes a variable while TensorFlow traces a function, without the tracing noticing it.
 
-What a backward adds up is known only while it is traced. A variable that `tf.function` sees being
-made lets it trace all again, and in a later trace it refuses one.
+Which gradients a backward adds up is known only while it is traced. If `tf.function` notices a new
+variable it traces again, and in a later trace it raises an error.
 
-Relies on what is traced being known by thread. It lets backwards add gradients up inside
+Relies on TensorFlow tracing per thread. It lets backwards add up gradients inside
 (`hyparflow.engine.compiled.accumulator`). Gain: without it a step of small layers in four
 micro-batches took 28 to 44 % more processor time (``benchmarks/border``). Seen to work on
 TensorFlow 2.21 with Keras 3.15. Without it backwards return gradients, which are added up by one
@@ -20,6 +20,6 @@ __all__ = ["hidden"]
 
 
 def hidden(make: Callable[[], Any]) -> Any:
-    """What `make` makes, in a thread of its own: what is traced is known by thread."""
+    """What `make` returns, called in a thread of its own, which traces nothing."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(make).result()

@@ -1,7 +1,6 @@
-"""Calls of Python, and by it of MPI, from inside a compiled step.
+"""Calls of Python functions, which may call MPI, from inside a compiled step.
 
-Public API of TensorFlow only. It gains no time: without it ranks could wait for each other in
-different orders, for ever.
+Public API of TensorFlow only. Without a fixed order, ranks could wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ __all__ = ["OrderedCalls"]
 class OrderedCalls:
     """Calls Python functions from compiled steps one after the other, in traced order.
 
-    TensorFlow may run operations in any order that their inputs allow; ranks that wait for each
-    other must not differ in theirs.
+    TensorFlow may run operations in any order that their inputs allow; but ranks that wait for each
+    other must use the same order.
     """
 
     def __init__(self) -> None:
@@ -28,7 +27,7 @@ class OrderedCalls:
     def __call__(
         self, function: Callable[[np.ndarray], np.ndarray], values: Any, shape: Sequence[Any]
     ) -> Any:
-        """What `function` makes of the tensor `values`: a tensor of its dtype and of `shape`."""
+        """`function(values)` in the graph: a tensor of the same dtype and of `shape`."""
         return self.several(lambda array: [function(array)], [values], [shape])[0]
 
     def several(
@@ -37,7 +36,7 @@ class OrderedCalls:
         values: Sequence[Any],
         shapes: Sequence[Sequence[Any]],
     ) -> list[Any]:
-        """What `function` makes of tensors: as many, of their dtypes and of `shapes`."""
+        """`function` of several tensors in the graph: as many, of their dtypes and of `shapes`."""
         if tf.executing_eagerly():
             return [tf.convert_to_tensor(x) for x in function(*(np.asarray(v) for v in values))]
         graph = tf.compat.v1.get_default_graph()

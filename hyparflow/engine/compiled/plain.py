@@ -1,9 +1,9 @@
 """The compiler that uses nothing but TensorFlow's public API.
 
-A forward is a `tf.function` that an eager `tf.GradientTape` watches; its backward is what the tape
-makes of it. A tape gives all gradients at a time, so a backward in two parts computes both in the
-first. Nothing here is known to depend on a version of TensorFlow. `HYPARFLOW_COMPILED=plain` asks
-for it; it costs what `hyparflow.engine.compiled.surgery` gains.
+A forward is a `tf.function` under an eager `tf.GradientTape`, and the tape computes its backward. A
+tape gives all gradients at a time, so the first part of a backward in two computes both. Nothing
+here is known to depend on a version of TensorFlow. `HYPARFLOW_COMPILED=plain` asks for it; it costs
+what `hyparflow.engine.compiled.surgery` gains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hyparflow.engine.compiled.functions import Compiled, EagerPair
 
 __all__ = ["Plain"]
 
-_NO_SEED = 87654321  # what TensorFlow's get_seed says of the global seed where there is none
+_NO_SEED = 87654321  # what TensorFlow's get_seed returns for the global seed if there is none
 
 
 class Plain:
@@ -29,7 +29,7 @@ class Plain:
     adds = False
 
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
-        """The function's own call, which looks at each argument."""
+        """The function's usual call, which checks each argument."""
         flat = tf.nest.flatten(arguments)
 
         def call(*tensors: Any) -> Any:
@@ -56,7 +56,7 @@ class Plain:
         return CopiedMemory(shape, dtype)
 
     def variable(self, make: Callable[[], Any]) -> Any:
-        """Make it where `tf.function` sees it, which then traces all again."""
+        """Make it in the usual way; `tf.function` then traces again."""
         return make()
 
     def seed(self) -> Any:
@@ -85,24 +85,24 @@ class TapedPair:
         self._compute = compute
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward` needs."""
+        """See `Pair.forward`."""
         outputs, state = self._pair.forward(arguments)
         return outputs, (self._compute.types(*arguments), state)
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second."""
+        """See `Pair.backward`."""
         return self._pair.backward(saved[1], further, finish)
 
     def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, and what `late` needs: here, the second half."""
+        """See `Pair.early`; the state for `late` is the second half of the results."""
         return self._pair.early(saved[1], further)
 
     def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing."""
+        """See `Pair.late`."""
         return self._pair.late(saved, finish)
 
     def types(self, saved: Any) -> Any:
-        """The types of arguments that what `forward` saved was compiled for."""
+        """See `Pair.types`."""
         return saved[0]
 
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
@@ -111,10 +111,10 @@ class TapedPair:
 
 
 class CopiedMemory:
-    """An array, of which TensorFlow makes a tensor.
+    """An array, which TensorFlow copies into a tensor.
 
     Attributes:
-        array: to be written to before `tensor` is called.
+        array: the memory; must be written before `tensor` is called.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -122,7 +122,7 @@ class CopiedMemory:
         self._tensor: Any = None
 
     def tensor(self) -> Any:
-        """What was written, as a tensor."""
+        """The content of `array` as a tensor."""
         if self._tensor is None:
             self._tensor = tf.convert_to_tensor(self.array)
         return self._tensor

@@ -1,7 +1,7 @@
-"""Calls of TensorFlow's operations that draw random numbers, whoever makes them.
+"""Intercepts the operations of TensorFlow that draw random numbers, whoever calls them.
 
-`keras.random`, `tf.random`, generators and layers all end in a few generated functions. No public
-hook sees them, so for the time of a step they are replaced by functions that tell of them.
+`keras.random`, `tf.random`, generators and layers all call a few generated functions in the end. No
+public hook sees these, so for the time of a step they are replaced by functions that report calls.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Draw(NamedTuple):
 
     Attributes:
         name: of the operation.
-        parameters: the arguments that have a value for each number that is drawn, or one for all.
-        after: whether the size of the parameters comes after `shape` in that of the result.
-        alone: draws the same by a seed, (arguments, seed) -> numbers, where the operation has a
-            state of its own that nobody can set back.
+        parameters: the arguments that have one value per number drawn, or one for all.
+        after: whether the shape of the result is `shape` followed by that of the parameters.
+        alone: (arguments, seed) -> numbers: draws by a seed in place of an operation that has a
+            state of its own, which cannot be set back.
     """
 
     name: str
@@ -121,7 +121,7 @@ _DRAWS = {
 
 
 def unknown_draws() -> list[str]:
-    """Operations that this TensorFlow does not have under the names by which they are followed."""
+    """Names of operations that are to be intercepted, and that this TensorFlow does not have."""
     pairs = ((module, draw) for module, draws in _DRAWS.items() for draw in draws)
     return [draw.name for module, draw in pairs if not hasattr(module, draw.name)]
 
@@ -163,7 +163,7 @@ def _telling(draw: Draw, original: Any, around: Around, depth: list[int]) -> Any
             return original(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        depth[0] += 1  # what stands in for a draw may draw itself
+        depth[0] += 1  # a replacement may draw random numbers itself
         try:
             return around(draw, original, dict(bound.arguments))
         finally:
@@ -177,13 +177,13 @@ def _and_shape(shape: Any, values: Any) -> Any:
 
 
 def eager_generator() -> Any:
-    """The state of what gives seeds to eager draws without one; None until it is first needed."""
+    """The state of the generator of seeds for eager draws; None until it is first used."""
     generator = _eager_generator()
     return None if generator is None else generator.getstate()
 
 
 def set_eager_generator(state: Any) -> None:
-    """Set it back to what `eager_generator` returned."""
+    """Set the generator back to what `eager_generator` returned."""
     generator = _eager_generator()
     if state is not None and generator is not None:
         generator.setstate(state)

@@ -1,6 +1,6 @@
-"""TensorFlow's global seed, which its public API sets but does not tell.
+"""TensorFlow's global seed, which its public API can set but not read.
 
-Asks a private module. No gain in time: with it `fit(..., launch=True)` shuffles on its ranks as
+Reads a private module. No gain in time: with it `fit(..., launch=True)` shuffles on its ranks as
 this process would, whatever the seed. Seen to work on TensorFlow 2.21 with Keras 3.15. Without it
 seeds of 2**31 - 1 and more come out modulo that, and 87654321 as none.
 """
@@ -13,7 +13,7 @@ __all__ = ["global_seed"]
 
 
 def global_seed() -> Any:
-    """What `tf.random.set_seed` was last given, or None."""
+    """The last argument of `tf.random.set_seed`, or None."""
     from tensorflow.python.eager import context
 
     return context.global_seed()

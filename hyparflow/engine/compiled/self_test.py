@@ -1,7 +1,7 @@
-"""Whether TensorFlow still lets `hyparflow.engine.compiled.surgery` do what it relies on.
+"""Tests whether `hyparflow.engine.compiled.surgery` works with this TensorFlow.
 
 Each part is tried on a few numbers, in milliseconds, before the first stage is compiled: a later
-TensorFlow may take away what is asked for, or let it be done without effect.
+TensorFlow may lack the private parts that it uses, or they may have no effect.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _LONGEST = 200  # characters of an error's first line that are shown
 
 
 def faults() -> list[str]:
-    """What does not work, and how that showed; empty if all does."""
+    """The parts that do not work, each with its error; empty if all work."""
     found: list[str] = []
     surgery = Surgery()
-    with tf.init_scope():  # wherever this is asked, it is not to be traced
+    with tf.init_scope():  # the caller may be traced; this must not be
         for name, check in CHECKS.items():
             try:
                 check(surgery)
-            except Exception as error:  # whatever it is: that part cannot be used
+            except Exception as error:  # any error means that the part cannot be used
                 line = (str(error).splitlines() or [""])[0][:_LONGEST]
                 found.append(f"{name} ({type(error).__name__}: {line})")
     return found
 
 
 class _Wrong(Exception):
-    """Something else came out than what is right."""
+    """A result is wrong."""
 
 
 def _require(actual: Any, expected: Any) -> None:
@@ -44,7 +44,7 @@ def _require(actual: Any, expected: Any) -> None:
 
 
 def _cut(surgery: Surgery) -> None:
-    """A forward, then its backward: as one and in two, with what they change on the way."""
+    """A forward, then its backward in one and in two parts, which also write to a variable."""
     weight, calls, total = tf.Variable([2.0, 3.0]), tf.Variable(0.0), tf.Variable([0.0, 0.0])
 
     def compute(x: Any) -> Any:
@@ -80,7 +80,7 @@ def _cut(surgery: Surgery) -> None:
 
 
 def _call(surgery: Surgery) -> None:
-    """A function that returns a structure, and uses what it was not given."""
+    """A function that returns a structure, and uses a captured variable."""
     scale = tf.Variable(10.0)
     function = tf.function(lambda x, nothing, y: {"sum": x + scale * y}, autograph=False)
     types = (tf.TensorSpec([None]), None, tf.TensorSpec([None]))
@@ -89,7 +89,7 @@ def _call(surgery: Surgery) -> None:
 
 
 def _variable(surgery: Surgery) -> None:
-    """One that is made in a trace, which does not begin anew for it."""
+    """A variable that is made in a trace, without a second trace."""
     made: list[Any] = []
     traces: list[None] = []
 
@@ -107,10 +107,10 @@ def _variable(surgery: Surgery) -> None:
 
 
 def _memory(surgery: Surgery) -> None:
-    """What is written to the array is in the tensor; it would be lost in a copy."""
+    """Numbers that are written to the array are in the tensor, which is no copy."""
     for dtype in (np.dtype(np.float32), np.dtype(tf.bfloat16.as_numpy_dtype)):
         memory = surgery.memory((2, 3), dtype)
-        views = [np.asarray(memory.tensor()) for _ in range(2)]  # alive at a time
+        views = [np.asarray(memory.tensor()) for _ in range(2)]  # both alive
         addresses = {view.ctypes.data for view in views}
         if dtype.isbuiltin == 1 and addresses != {memory.array.ctypes.data}:
             raise _Wrong("a copy in place of the memory of the tensor")
@@ -119,14 +119,14 @@ def _memory(surgery: Surgery) -> None:
 
 
 def _seed(surgery: Surgery) -> None:
-    """The seed that operations are made with is the one that is read; none is drawn for this."""
+    """The seed that is read is the one that operations get."""
     seed = surgery.seed()
     used, _ = tf.compat.v1.get_seed(1)
     if seed is not None:
         _require(used, seed % (2**31 - 1))
 
 
-# What is checked, as a message names it.
+# The parts that are checked, by their names in messages.
 CHECKS: dict[str, Callable[[Surgery], None]] = {
     "a traced function cut in parts": _cut,
     "a compiled function called directly": _call,

@@ -1,14 +1,14 @@
-"""A computation that is traced as one and run as two: a forward, and what follows it later.
+"""A computation that is traced as one graph and run in two calls: a forward, later its backward.
 
 TensorFlow compiles a forward and its backward as two calls only through an eager tape. Traced as
-one graph and cut here they cost less: the backward can add up gradients itself, and what goes from
-one to the other is chosen. Of a tensor of which the backward needs only the shape, the shape is
-kept; what a weight alone gives is read again.
+one graph, which is cut here, they cost less: the backward can add up gradients itself, and the
+tensors that it keeps from the forward are chosen. If it needs only the shape of a tensor, only the
+shape is kept; values that follow from a weight alone are computed again.
 
-Gain: without it a step of small layers took 3 to 6 % more processor time, beside what adding up
-inside gains, which only it allows (``benchmarks/border``). Seen to work on TensorFlow 2.21 with
-Keras 3.15. Without it, the tape of `hyparflow.engine.compiled.plain` makes the backward, whose two
-parts cannot run apart.
+Gain: without it a step of small layers took 3 to 6 % more processor time; and only with it can
+backwards add up gradients, which gains more (``benchmarks/border``). Seen to work on TensorFlow
+2.21 with Keras 3.15. Without it, the tape of `hyparflow.engine.compiled.plain` makes the backward,
+whose two parts cannot run apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyparflow.engine.compiled.subgraph import GraphParts
 __all__ = ["Split"]
 
 _SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
-_VIEWS = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")  # cheap to make again
+_VIEWS = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")  # cheap to compute again
 _WHOLE = (tf.int32, tf.int64, tf.bool)
 
 
@@ -32,7 +32,7 @@ class Split:
     """Two functions of which the second continues the first.
 
     Attributes:
-        arguments: their types.
+        arguments: the types of the arguments.
 
     Args:
         first: (arguments) -> (outputs, state); the state goes to `second`.
@@ -41,7 +41,7 @@ class Split:
         arguments: types of the arguments, nested; `tf.TensorSpec` where there are tensors.
         further: (outputs) -> the further arguments, nested; tensors like those to come.
         constant: variables that nothing but the optimizer changes.
-        finishes: what may be done with the results inside the second call; its return value is
+        finishes: functions of the results, one of which is compiled with the second; its value is
             returned.
         jit_compile: whether XLA compiles.
     """
@@ -75,7 +75,7 @@ class Split:
     # --- what users call ---
 
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:
-        """Run the first function: its outputs, and what `backward` or `early` needs."""
+        """Run the first function: its outputs, and the tensors kept for `backward` or `early`."""
         made = self._forward(*_tensors(arguments))
         count = len(self._outputs)
         return _pack(self._outputs_like, made[:count]), made[count:]
@@ -85,18 +85,18 @@ class Split:
         return self._made(self._whole, finish)(*kept, *_tensors(further))
 
     def early(self, kept: list[Any], further: Any = ()) -> tuple[Any, list[Any]]:
-        """Run what the first half of the results needs: that half, and what `late` needs."""
+        """Compute the first half of the results: that half, and the tensors kept for `late`."""
         made = self._made(self._first_half, None)(*kept, *_tensors(further))
         like = self._results_like[0]
         count = len(_tensors(like))
         return _pack(like, made[:count]), made[count:]
 
     def late(self, kept: list[Any], finish: int = 0) -> Any:
-        """Run the rest, and one of `finishes` on the results, the first half left empty."""
+        """Run the rest, and one of `finishes` on ([], second half of the results)."""
         return self._made(self._second_half, finish)(*kept)
 
     def prepare(self, finish: int, in_two: bool = False) -> None:
-        """Compile what follows the first function, as one or in two."""
+        """Compile the second function, as one call or, if `in_two`, as two."""
         if in_two:
             self._made(self._first_half, None)
             self._made(self._second_half, finish)
@@ -123,7 +123,7 @@ class Split:
 
     @functools.cached_property
     def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
-        """Tensors of the first half; those that the second needs of it; operations before it."""
+        """Tensors of the first half; those that the second half needs; operations before them."""
         early, late = map(_tensors, self._results_like)
         before = self._parts.upstream([x.op for x in early], self._behind) - self._again
         before |= self._behind | {x.op for x in self._further}
@@ -188,7 +188,10 @@ class Split:
         return front
 
     def _cheap_again(self, constant: Collection[int]) -> set[Any]:
-        """Operations of the first function that the second does better again than be given."""
+        """Operations of the first function that are cheaper to repeat in the second than to keep.
+
+        They are constants, reads of variables in `constant` (ids), and views of these.
+        """
         captured = self._parts.captured
         handles = {name for name, outer in captured.items() if id(outer) in constant}
         front = self._parts.operations[: self._boundary]
@@ -215,7 +218,7 @@ def _unique(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _placeholder(like: Any) -> Any:
-    """Stands in for an argument that comes later."""
+    """A placeholder for an argument of the second function."""
     if not isinstance(like, tf.Tensor | tf.TensorSpec):
         return like
     return tf.compat.v1.placeholder(like.dtype, like.shape)

@@ -1,7 +1,8 @@
 """A forward and its backward as two compiled functions, cut from one that was traced.
 
-Reaches into nothing itself; for gain and versions see `hyparflow.engine.compiled.split_function`.
-Without it `hyparflow.engine.compiled.plain.TapedPair` stands in.
+Uses no private part of TensorFlow itself; for gain and versions see
+`hyparflow.engine.compiled.split_function`. Without it `hyparflow.engine.compiled.plain.TapedPair`
+stands in.
 """
 
 from __future__ import annotations
@@ -39,31 +40,31 @@ class SplitPair:
         )
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The outputs of the first, and what `backward` needs."""
+        """See `Pair.forward`."""
         split = self._splits.find(arguments)
         outputs, kept = split.forward(arguments)
         return outputs, (split, kept)
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
-        """The results of the second."""
+        """See `Pair.backward`."""
         split, kept = saved
         return split.backward(kept, further, finish)
 
     def early(self, saved: Any, further: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The first half of the results, by what it needs alone, and what `late` needs."""
+        """See `Pair.early`; computes only what the first half needs."""
         split, kept = saved
         first, kept = split.early(kept, further)
         return first, (split, kept)
 
     def late(self, saved: Any, finish: int) -> Any:
-        """The second half of the results, after nothing."""
+        """See `Pair.late`."""
         split, kept = saved
         return split.late(kept, finish)
 
     def types(self, saved: Any) -> Any:
-        """The types of arguments that what `forward` saved was compiled for."""
+        """See `Pair.types`."""
         return saved[0].arguments
 
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
-        """Compile for arguments of these types, or like these; the second as one or in two."""
+        """See `Pair.prepare`."""
         self._splits.find(arguments).prepare(finish, in_two)

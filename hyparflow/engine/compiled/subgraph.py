@@ -1,8 +1,8 @@
 """Parts of a traced TensorFlow graph as compiled functions of their own.
 
-Relies on what a traced function's graph tells of its captures and effects, and on graph definitions
-that can be imported again. Gain: what `hyparflow.engine.compiled.split_function` gains, which cuts
-by it. Seen to work on TensorFlow 2.21 with Keras 3.15. Without it nothing can be cut.
+Relies on the captures and effects that a traced function's graph lists, and on graph definitions
+that can be imported again. Gain: that of `hyparflow.engine.compiled.split_function`, which uses it
+to cut. Seen to work on TensorFlow 2.21 with Keras 3.15. Without it nothing can be cut.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class GraphParts:
         jit_compile: whether XLA compiles the parts.
 
     Attributes:
-        operations: all of it, in the order of tracing.
-        effects: those that must run for what they do.
-        captured: names of the tensors that stand for what is outside -> what that is.
+        operations: all operations, in the order of tracing.
+        effects: the operations that must run for their side effects.
+        captured: name of a placeholder -> the captured variable or tensor that it stands for.
     """
 
     def __init__(self, traced: Any, jit_compile: bool) -> None:
@@ -40,7 +40,7 @@ class GraphParts:
         self.captured = {inner.name: outer for outer, inner in traced.graph.captures}
 
     def needed(self, start: Iterable[Any], front: Collection[Any]) -> list[Any]:
-        """The tensors that operations in `front` give to others, on the way to `start`."""
+        """The outputs of operations in `front` that other operations need, to compute `start`."""
         found: dict[Any, Any] = {}
         seen: set[Any] = set()
         stack = [operation for operation in start if operation not in front]
@@ -58,7 +58,7 @@ class GraphParts:
         return list(found.values())
 
     def upstream(self, start: Iterable[Any], stop: Collection[Any] = ()) -> set[Any]:
-        """The operations that `start` needs, without those to `stop` at."""
+        """The operations that `start` needs; the search stops at those in `stop`."""
         found: set[Any] = set()
         stack = list(start)
         while stack:
@@ -75,13 +75,13 @@ class GraphParts:
         operations: Collection[Any],
         finish: Callable[[list[Any]], Any] | None = None,
     ) -> Callable[..., Any]:
-        """A function of tensors `given` that makes those `wanted` by these operations.
+        """A compiled function that computes the tensors `wanted` from the tensors `given`.
 
         Args:
             given, wanted: tensors of the graph.
-            operations: what may run for it.
-            finish: what is done with what is made; its return value is returned. Without it, what
-                is made, as a list.
+            operations: the operations that it may run.
+            finish: a function of the list of tensors, whose value is returned; without it the list
+                itself is.
         """
         names = {operation.name for operation in operations}
         arguments = [x.name for x in given]
@@ -118,8 +118,8 @@ class GraphParts:
             if node.name in names:
                 copy = part.node.add()
                 copy.CopyFrom(node)
-                copy.attr.pop("_class", None)  # names operations that may be in the other part
-                # What ran in the other call need not be waited for.
+                copy.attr.pop("_class", None)  # names operations that may be in another part
+                # Operations that ran in the other call need not be waited for.
                 sources = [s for s in node.input if s[0] != "^" or s[1:] in names]
                 del copy.input[:]
                 copy.input.extend(sources)
@@ -127,7 +127,7 @@ class GraphParts:
 
 
 def _tensor(source: str) -> str:
-    """The name of a tensor as an operation's input has it, in full."""
+    """The full name of a tensor, from an operation's input."""
     return source if ":" in source or source[0] == "^" else f"{source}:0"
 
 

@@ -1,18 +1,18 @@
-"""The compiler that reaches into TensorFlow, for speed: its parts, gathered.
+"""The compiler that uses private parts of TensorFlow, for speed.
 
 ====================  ===================================================================
-part                  what is reached into
+part                  what it uses of TensorFlow
 ====================  ===================================================================
 split_function        the graph of a traced forward and backward, cut in two or three
 subgraph              graph definitions, and what a traced function captures
-direct_call           calls of compiled functions past the look at each argument
-hidden_variable       a variable made while something is traced, which does not notice it
+direct_call           calls of compiled functions without checks of each argument
+hidden_variable       a variable made during a trace that does not notice it
 tensor_memory         the memory of a tensor, which MPI writes to
 ====================  ===================================================================
 
-Each part says what it gains and on which versions it was seen to work. Whether TensorFlow still
-lets them do what they rely on, `hyparflow.engine.compiled.self_test` finds out; where it does not,
-`hyparflow.engine.compiled.plain` stands in for all.
+The docstring of each part says what it gains and on which versions it was seen to work.
+`hyparflow.engine.compiled.self_test` finds out whether they work with this TensorFlow; if not,
+`hyparflow.engine.compiled.plain` takes the place of all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Surgery:
     adds = True
 
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
-        """A call that does not look at the tensors."""
+        """A call without checks of the tensors."""
         return packed_call(concrete)
 
     def pair(
@@ -49,7 +49,7 @@ class Surgery:
         constant: Sequence[Any],
         jit_compile: bool,
     ) -> SplitPair:
-        """Both traced as one, and cut."""
+        """A forward and backward, traced as one graph and cut."""
         first = functools.partial(computation.first, computation.compute)
         return SplitPair(
             first, computation.second, finishes, computation.further, constant, jit_compile
@@ -60,9 +60,9 @@ class Surgery:
         return TensorMemory(shape, dtype)
 
     def variable(self, make: Callable[[], Any]) -> Any:
-        """Make it where what is traced does not see it."""
+        """Make the variable without the trace noticing it."""
         return hidden(make)
 
     def seed(self) -> Any:
-        """The seed as it was set."""
+        """The seed that the user set."""
         return global_seed()

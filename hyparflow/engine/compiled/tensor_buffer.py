@@ -1,7 +1,7 @@
-"""Room for a tensor that another rank sends: MPI writes an array, the engine takes a tensor.
+"""Memory for a tensor that another rank sends: MPI writes an array, the engine takes a tensor.
 
-Reaches into nothing itself: whose memory it is, is the compiler's. For the gain, the versions and
-what happens without it see `hyparflow.engine.compiled.tensor_memory`.
+Uses no private part of TensorFlow itself: the compiler makes the memory. For the gain, the versions
+and what happens without it see `hyparflow.engine.compiled.tensor_memory`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["TensorBuffer"]
 
 
 class TensorBuffer:
-    """A tensor that is to be filled.
+    """A tensor whose content is received.
 
     Args:
         shape, dtype: of the tensor.
 
     Attributes:
-        array: its memory; written to before `tensor` is asked for.
+        array: its memory; must be written before `tensor` is read.
     """
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype) -> None:

@@ -1,7 +1,7 @@
-"""Memory of TensorFlow's that MPI can write to, so that what arrives need not be copied.
+"""Memory of TensorFlow that MPI can write to, so that received tensors need not be copied.
 
-A tensor made of an array is a copy of it, in memory that must be found first. Here the tensor comes
-first: TensorFlow's allocator gives the memory of one step to the next. A tensor must not change
+A tensor made of an array is a copy of it, in newly allocated memory. Here the tensor is made first:
+TensorFlow's allocator gives the memory of one step to the next. A tensor must not change
 once anything has read it; so the array is written to before the tensor is given away.
 
 Relies on the array of a tensor being the tensor's own memory. Gain: without it a message
@@ -25,13 +25,13 @@ _PLAIN = {1: tf.uint8, 2: tf.uint16}  # by size: for types that numpy itself doe
 
 
 class TensorMemory:
-    """A tensor that is to be filled.
+    """A tensor whose content is received.
 
     Args:
         shape, dtype: of the tensor.
 
     Attributes:
-        array: its memory; to be written to before `tensor` is called.
+        array: its memory; must be written before `tensor` is called.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -39,7 +39,7 @@ class TensorMemory:
         stored = self._dtype if dtype.isbuiltin == 1 else _PLAIN[dtype.itemsize]
         with tf.device("CPU:0"):
             self._tensor = tf.raw_ops.Empty(shape=_as_tensor(shape), dtype=stored)
-        view = np.asarray(self._tensor)  # of the same memory, but not to be written to
+        view = np.asarray(self._tensor)  # the same memory, read-only
         memory = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
         self.array = np.ndarray(shape, dtype, memory)  # type: ignore[arg-type]
 

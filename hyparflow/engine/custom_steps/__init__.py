@@ -1,4 +1,4 @@
 """A model's own `train_step`, `test_step` and `predict_step` on replicas.
 
-Imports the other packages of engine, model and comm.
+Imports comm, engine.compiled, engine.loss, engine.stages, engine.weights, model and pipeline.
 """

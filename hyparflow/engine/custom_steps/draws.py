@@ -1,13 +1,13 @@
-"""The random numbers that a step of the model's own draws: those that one process draws.
+"""Gives a step of the model's own, on each replica, the random numbers that one process draws.
 
-All replicas have random generators in the same state. What does not depend on the rows of a batch,
-such as one number for all of them, is then the same on all replicas. Of what has a number for each
-row, or several, each replica draws what one process draws for the global batch, and takes the part
-that belongs to its rows.
+All replicas have random generators in the same state. So a draw that does not depend on the rows of
+a batch, such as one number for all, is the same on all replicas. For a draw with one or more
+numbers per row, each replica draws the numbers of the global batch, and takes those of its own
+rows.
 
-That a size of a draw is that of the batch, or a multiple of it, is seen where it is known in
-traced steps only when they run; of sizes that are fixed when a step is traced, or that steps run
-eagerly, it is found out from two batches of different size.
+Is the size of a draw that of the batch, or a multiple of it? In traced steps whose sizes are known
+only when they run, the graph shows it. If sizes are fixed when a step is traced, or steps run
+eagerly, two batches of different size show it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["StepDraws"]
 
 
 class StepDraws:
-    """Draws for a replica what one process draws.
+    """Draws for a replica the numbers that one process draws.
 
     Attributes:
         span: the rows of the batch that steps run on; None while no batch is known.
-        watched: whether numbers are drawn as they come, and only their sizes noted.
+        watched: whether draws are not changed, and only their sizes are noted.
 
     Args:
         peers: the replicas.
@@ -45,7 +45,7 @@ class StepDraws:
         self._peers = peers
         if (unknown := unknown_draws()) and peers.rank == 0:
             _announce(unknown)
-        # For draws to which nobody gave a seed.
+        # Generators for draws without a seed.
         self._entropy = peers.broadcast_object(secrets.randbits(31), 0, "a seed for own steps")
         # Read by compiled steps: start, rows and total; the seed of a trial, or -1 outside of one.
         self._place = tf.Variable(np.array([0, 1, 1], np.int64), trainable=False)
@@ -61,11 +61,11 @@ class StepDraws:
 
     @property
     def variables(self) -> list[Any]:
-        """What belongs to this object and not to the user's step."""
+        """The variables of this object, which are not those of the user's step."""
         return [self._place, self._trial]
 
     def set(self, span: RowSpan) -> None:
-        """Say which rows the next step runs on."""
+        """Set the rows that the next step runs on."""
         if span != self.span:
             self._place.assign(np.array(span, np.int64))
         self.span = span
@@ -75,7 +75,7 @@ class StepDraws:
 
         Args:
             span: the rows.
-            is_eager: whether the step may draw from what callbacks draw from, too, on the leader.
+            is_eager: whether the step may use a generator that callbacks on the leader use, too.
         """
         self.set(span)
         if is_eager:
@@ -97,7 +97,7 @@ class StepDraws:
                 state.assign(value)
 
     def forget_sizes(self) -> bool:
-        """Forget the sizes that were noted of the last step; whether there were any."""
+        """Forget the sizes noted in the last step; returns whether there were any."""
         noted = [site for site in self._sizes if site[0] == self._step]
         for site in noted:
             del self._sizes[site]
@@ -105,7 +105,7 @@ class StepDraws:
 
     @contextlib.contextmanager
     def tried(self) -> Iterator[None]:
-        """While open, no generator of TensorFlow's moves on that nobody can set back."""
+        """While open, draws leave alone the generators of TensorFlow that cannot be set back."""
         self._trial.assign(np.int64(1))
         self._is_tried = True
         try:
@@ -125,7 +125,7 @@ class StepDraws:
     # --- one draw ---
 
     def _drawn(self, draw: Draw, original: Any, given: dict[str, Any]) -> Any:
-        if draw.alone and given.get("seed") == 0 == given.get("seed2"):  # another at each start
+        if draw.alone and given.get("seed") == 0 == given.get("seed2"):  # seeded anew at each start
             given |= {"seed": self._entropy, "seed2": self._site + 1}
         given |= {name: tf.convert_to_tensor(given[name]) for name in draw.parameters}
         shape = given.get("shape")
@@ -147,7 +147,7 @@ class StepDraws:
         return part.taken(self._called(draw, original, wide))
 
     def _called(self, draw: Draw, original: Any, given: dict[str, Any]) -> Any:
-        """What an operation draws; in a trial, what stands in for one with a state of its own."""
+        """Call an operation; in a trial, call the replacement of one with a state of its own."""
         if draw.alone is None:
             return original(**given)
         alone, number = draw.alone, self._site
@@ -161,7 +161,7 @@ class StepDraws:
         part = self._part(_first(shape))
         return shape if part is None else part.whole_shape(shape)
 
-    # --- which of them are of rows ---
+    # --- which draws are of rows ---
 
     def _part(self, size: Any) -> _Part | None:
         """How a size of a draw follows from the rows of the batch; None if it does not."""
@@ -185,7 +185,7 @@ class StepDraws:
         if site in self._fixed:
             return False
         sizes = self._sizes.get(site, {})
-        if len(sizes) < 2:  # of a step that could not be tried, or that draws for the first time
+        if len(sizes) < 2:  # the step could not be tried, or draws for the first time
             return size % rows == 0 if site in self._symbolic else size == rows
         return size % rows == 0 and len({n / tried for tried, n in sizes.items()}) == 1
 
@@ -203,11 +203,11 @@ def _announce(unknown: Sequence[str]) -> None:
 class _Part:
     """The part of a draw that belongs to a replica's rows.
 
-    A size that is not a multiple of the rows is not of rows: then all of the draw belongs to it.
+    If the size is not a multiple of the rows, the part is the whole draw.
 
     Args:
         place: start, rows and total of the batch.
-        size: of the draw for this replica.
+        size: the size of the draw on this replica.
     """
 
     def __init__(self, place: Any, size: Any) -> None:
@@ -227,14 +227,14 @@ class _Part:
         return tf.concat([[first], shape[1:]], 0)
 
     def spread(self, values: Any) -> Any:
-        """Values of this replica's rows at their place in those of the global batch."""
+        """The values of this replica's rows, at their places in an array for the global batch."""
         apart = self._apart(values, self._rows)
         after = self._total - self._start - self._rows
         around = tf.pad([[self._start, after]], [[1, len(apart.shape) - 2], [0, 0]])
         return self._together(tf.pad(apart, around, constant_values=1), self._total)
 
     def taken(self, numbers: Any) -> Any:
-        """Of the global batch's numbers, those of this replica's rows."""
+        """The numbers of this replica's rows, from those of the global batch."""
         apart = self._apart(numbers, self._total)
         mine = self._together(apart[:, self._start : self._start + self._rows], self._rows)
         mine.set_shape([tf.get_static_value(self._size), *numbers.shape[1:]])
@@ -252,13 +252,13 @@ class _Part:
 
 
 def _is_for_each(values: Any, shape: Any) -> bool:
-    """Whether values have one for each row of a draw of this shape, and not one for all."""
+    """Whether `values` has one value per row of a draw of this shape, and not one for all."""
     same_rank = values.shape.rank == tf.convert_to_tensor(shape).shape.num_elements()
     return bool(same_rank and values.shape[0] != 1)
 
 
 def _first(shape: Any) -> Any:
-    """The first size in a shape; None if it is that of one number."""
+    """The first size in a shape; None for the shape of a single number."""
     shape = tf.convert_to_tensor(shape)
     if shape.dtype not in (tf.int32, tf.int64):  # the empty list
         return None
@@ -267,7 +267,7 @@ def _first(shape: Any) -> Any:
         return None if not len(known) else tf.constant(known[0])
     if shape.shape.num_elements() == 0:
         return None
-    # Of a shape that is put together of sizes, one may be known.
+    # If a shape is stacked from sizes, the first may be known.
     sizes = tf.get_static_value(shape, partial=True)
     if sizes is not None and len(sizes) and sizes[0] is not None:
         return tf.constant(sizes[0])

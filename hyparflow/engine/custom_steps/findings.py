@@ -1,4 +1,4 @@
-"""What a trial of a step means for its gradients, its metrics and what it returns."""
+"""How gradients, metrics and results of a step are joined over replicas, found by trials."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _TRIES = 6
 
 
 class StepFindings:
-    """How what a step computes is joined over replicas.
+    """How the values that a step computes are joined over replicas.
 
     Attributes:
         step: its name.
         sums: (call, position) of gradients that are sums over rows.
         common: (call, position) of sparse gradients that look up the same rows for all samples.
-        scaled: calls whose gradients are those of a mean that the optimizer scales.
-        log_kinds: of the leaves that it returns.
+        scaled: calls with gradients of a mean loss that the optimizer scales.
+        log_kinds: the kinds of the leaves that it returns.
         error: why there was no trial.
-        verdict: what trials have seen.
-        tries: how many there were.
+        verdict: the result of the trials.
+        tries: the number of trials.
 
     Args:
         step: its name.
-        verdict: of all replicas.
-        gradients, metrics: what the step gave and used.
-        returned: names of what it returns.
-        tries: how many trials the verdict is of.
+        verdict: that of all replicas.
+        gradients, metrics: the gradients that the step gave, the metrics that it used.
+        returned: names of the values that it returns.
+        tries: the number of trials of the verdict.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StepFindings:
 
     @property
     def is_open(self) -> bool:
-        """Whether other rows may tell more: some were all zeros, or not finite."""
+        """Whether a trial with other rows may tell more: some values were zero, or not finite."""
         if self.error or self.tries >= _TRIES:
             return False
         gradients: dict[int, set[str]] = {}
@@ -75,7 +75,7 @@ class StepFindings:
         return {UNKNOWN} in gradients.values() or UNKNOWN in self.log_kinds
 
     def _summed(self) -> set[tuple[int, int]]:
-        """Gradients that are sums; those that are zero are as the others of their call."""
+        """Gradients that are sums; zero gradients count like the others of their call."""
         found = set()
         for call, variables in self._gradients.variables.items():
             positions = range(len(variables))
@@ -106,14 +106,14 @@ class StepFindings:
         return found
 
     def weights(self, share: float) -> list[float]:
-        """By what each variable of the metrics' state counts, on a replica with this share."""
+        """The weight of each variable of the metrics' state, on a replica with this share."""
         counts = 1.0 if share else 0.0
         by_kind = {MEAN: share, WEIGHTED_SUM: counts and 1.0 / share}
         variables = self._metrics.state.variables
         return [by_kind.get(self._by_variable.get(id(v), SUM), counts) for v in variables]
 
     def coupled(self) -> list[str]:
-        """Names of what is neither a mean over rows nor a sum."""
+        """Names of the values that are neither a mean over rows nor a sum."""
         names = []
         metric_names = [
             metric.name

@@ -1,9 +1,9 @@
 """The gradients that a step of the model's own gives to optimizers, summed over replicas.
 
-Whatever optimizer is given gradients while a step runs, they are summed before it sees them: dense
-ones as vectors, sparse ones by joining their rows, as `hyparflow.engine.gradients.reducer` does. A
-gradient of a loss that is a mean over the batch is weighted by the replica's share of it, one of a
-sum is not; which it is, a trial has found out (`hyparflow.engine.custom_steps.trial`).
+Gradients that a step gives to any optimizer are summed before the optimizer gets them: dense ones
+as vectors, sparse ones by joining their rows, as `hyparflow.engine.gradients.reducer` does. The
+gradient of a mean over the batch is weighted by the replica's share of the batch, that of a sum is
+not; a trial has found out which it is (`hyparflow.engine.custom_steps.trial`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _WHAT = "gives an optimizer the gradients of"
 
 
 class StepGradients:
-    """Sums what a step gives to optimizers.
+    """Sums the gradients that a step gives to optimizers.
 
     Attributes:
-        optimizers: those that were given any.
+        optimizers: the optimizers that were given gradients.
         variables: call -> the variables whose gradients it gives.
         watcher: in a trial, takes (call, gradients, positions of sparse ones) in place of the
             sums; the step goes on with zeros.
-        on_new: told of each optimizer that comes up.
+        on_new: called with each optimizer when it is first used.
 
     Args:
         model: the user's model.
         peers: the replicas.
-        order: of the calls in compiled steps.
-        same: compares what replicas give.
+        order: calls the exchanges in the same order in each compiled step.
+        same: compares the exchanges of the replicas.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class StepGradients:
     def take(
         self, sums: set[tuple[int, int]], common: set[tuple[int, int]], scaled: set[int]
     ) -> None:
-        """Take what a trial has found.
+        """Take the results of a trial.
 
         Args:
             sums: (call, position) of gradients that are sums over rows, not means.
             common: (call, position) of sparse gradients of which all samples look up the same rows.
-            scaled: calls that give gradients of a loss which the optimizer scales, and a mean: it
-                is weighted by the replica's share before it is scaled, as each row is in one
-                process, so that gradients overflow where they do there.
+            scaled: calls with gradients of a mean loss that the optimizer scales: the loss is
+                weighted by the replica's share before it is scaled, so that gradients overflow
+                where they do in one process.
         """
         self._sums, self._common, self._scaled = sums, common, scaled
 
     def set_share(self, share: float) -> None:
-        """Say which share of the batch this replica has in the next step."""
+        """Set the share of the batch that this replica has in the next step."""
         self._share = share
         self.set_part(share if self._scaled else 1.0)
 
@@ -119,7 +119,7 @@ class StepGradients:
             variables = list(named)
             args, kwargs = (), {"trainable_variables": variables}
         if len(gradients) != len(variables):
-            return call(gradients, *args, **kwargs)  # the optimizer will say what is wrong
+            return call(gradients, *args, **kwargs)  # the optimizer raises an error
         pairs = self._summed(optimizer, gradients, variables)
         if len(pairs) < len(gradients):
             args, kwargs = (), {"trainable_variables": [pair[1] for pair in pairs]}
@@ -130,7 +130,7 @@ class StepGradients:
     ) -> list[tuple[Any, Any]]:
         """The sums over replicas, with their variables.
 
-        Those without a gradient are left out but on the leader, where Keras warns of them once.
+        Variables without a gradient are left out, except on the leader, where Keras warns of them.
         """
         reduced = self._reduced(optimizer, gradients, variables)
         pairs = list(zip(reduced, variables, strict=True))
@@ -140,7 +140,7 @@ class StepGradients:
     def _reduced(self, optimizer: Any, gradients: list[Any], variables: Sequence[Any]) -> list[Any]:
         """The sums over replicas; None stays None."""
         if len(gradients) != len(variables):
-            return gradients  # the optimizer will say what is wrong
+            return gradients  # the optimizer raises an error
         number, self._calls = self._calls, self._calls + 1
         if id(optimizer) not in self.optimizers:
             self.optimizers[id(optimizer)] = optimizer
@@ -171,9 +171,9 @@ class StepGradients:
         return [None if gradient is None else next(reduced) for gradient in gradients]
 
     def _require_none(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        """Raise alike on all replicas what Keras does where no weight has a gradient.
+        """Raise Keras's error on all replicas if no weight has a gradient.
 
-        In a trace it does so itself, on all of them.
+        In a trace Keras raises it itself, on all replicas.
         """
         if tf.executing_eagerly() and self.watcher is None:
             self._same.require(Exchange(_WHAT, [], []))
@@ -181,7 +181,7 @@ class StepGradients:
                 check_given(optimizer, list(variables), set())
 
     def _keys(self, packed: _Packed, variables: Sequence[Any]) -> list[str]:
-        """What names variables alike on all replicas: their place in the model, and shape."""
+        """Keys of variables that are the same on all replicas: place in the model, and shape."""
         numbers = {id(v): n for n, v in enumerate(self._model.variables)}
         return [
             f"{numbers.get(id(v), -1)} {n if id(v) not in numbers else ''} {tuple(v.shape)} "
@@ -192,12 +192,12 @@ class StepGradients:
     def _exchanged(
         self, number: int, packed: _Packed, exchange: Exchange, arrays: list[np.ndarray]
     ) -> list[np.ndarray]:
-        """The sums, or joined rows, of what all replicas have packed. Collective."""
+        """The sums, or joined rows, of the packed gradients of all replicas. Collective."""
         if self.watcher is not None:
             self.watcher(number, packed.each(arrays), packed.sparse)
             return [x if x.dtype == np.int64 else np.zeros_like(x) for x in arrays]
         self._same.require(exchange)
-        counts = self._share > 0  # rows that stand in do not
+        counts = self._share > 0  # placeholder rows do not count
 
         def weight(position: int) -> float:
             is_weighted = number in self._scaled or (number, position) in self._sums
@@ -227,7 +227,7 @@ class StepGradients:
 
 
 class _Packed:
-    """Gradients as few tensors: one vector of all dense ones, and (values, rows) of each sparse.
+    """Gradients as few tensors: one vector of all dense, and (values, rows) of each sparse one.
 
     Attributes:
         dense, sparse: positions.
@@ -255,7 +255,7 @@ class _Packed:
             self.shapes += [[None, *self._shapes[n][1:]], [None]]
 
     def tensors(self) -> list[Any]:
-        """What goes to the other replicas."""
+        """The tensors that are sent to the other replicas."""
         found = []
         if self.dense:
             gradients = [self._gradients[n] for n in self.dense]
@@ -267,7 +267,7 @@ class _Packed:
         return found
 
     def unpacked(self, tensors: Sequence[Any]) -> list[Any]:
-        """What came back, as gradients like those packed."""
+        """Gradients like those packed, from the exchanged tensors."""
         results: dict[int, Any] = {}
         rest = iter(tensors)
         if self.dense:

@@ -1,4 +1,4 @@
-"""What a step of the model's own returns, of all replicas."""
+"""Joins the values that a step of the model's own returns over all replicas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["joined_logs", "numbers_of", "paths_of"]
 
 
 def numbers_of(logs: Any) -> list[np.ndarray | None]:
-    """The leaves of what a step returned, as arrays; None for what is no number."""
+    """The leaves of what a step returned, as arrays; None for those that are no numbers."""
     return [_number(leaf) for leaf in keras.tree.flatten(logs)]
 
 
@@ -29,18 +29,18 @@ def paths_of(logs: Any) -> list[str]:
 def joined_logs(
     peers: Communicator, same: SameCalls, logs: Any, share: float, kinds: Sequence[str]
 ) -> Any:
-    """What a step returned, of all replicas. Collective.
+    """The values that a step returned, joined over all replicas. Collective.
 
-    Means are weighted by the replicas' shares of the batch, sums added up, and values of rows put
-    one after the other. What comes from metrics' results is the same on all replicas already. What
-    is no number is the leader's.
+    Means are weighted by the replicas' shares of the batch, sums are added up, and values of rows
+    are concatenated. Results of metrics are the same on all replicas already. Values that are no
+    numbers are taken from the leader.
 
     Args:
         peers: the replicas.
-        same: compares what replicas return.
-        logs: what this one's step returned.
-        share: its part of the global batch.
-        kinds: of the leaves, as far as they are known.
+        same: compares the structures that replicas return.
+        logs: what the step returned on this replica.
+        share: n / B, its part of the global batch.
+        kinds: the kinds of the leaves, as far as they are known.
     """
     leaves = keras.tree.flatten(logs)
     values = numbers_of(logs)

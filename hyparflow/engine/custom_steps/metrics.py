@@ -1,12 +1,12 @@
 """The metrics that a step of the model's own updates and reads, over all replicas.
 
-A step may return a metric's result under any name, or what it makes of several results. So `result`
-itself, called within a step, gives the result of all replicas: their states are joined there and
-then, and whatever the step makes of it is right.
+A step may return a metric's result under any name, or compute something from several results. So
+`result` itself, called within a step, joins the states of all replicas and returns their result;
+then all that the step computes from it is right.
 
-What a batch adds to a variable of a metric is weighted: by 1 where batches' rows are counted or
-added up, by the replica's share of the batch where a step updates a metric with one number, a mean,
-for all its rows. Which it is, a trial has found out (`hyparflow.engine.custom_steps.trial`).
+What a batch adds to a variable of a metric is weighted: by 1 if the metric counts or adds up rows,
+by the replica's share of the batch if a step updates the metric with one number, a mean over its
+rows. A trial has found out which it is (`hyparflow.engine.custom_steps.trial`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class StepMetrics:
     Attributes:
         used: the metrics that steps update or read, by id.
         scalar: ids of those that were updated with one number for all rows.
-        on_new: told of each metric that comes up, before it is used.
+        on_new: called with each metric before it is first used.
         tried: whether a trial runs, in which nothing is joined.
-        disturbed: whether results are to be wrong, in a trial that looks for what depends on them.
+        disturbed: whether results are made wrong, in a trial that finds values that depend on them.
 
     Args:
         peers: the replicas.
-        order: of the calls in compiled steps.
-        same: compares what replicas give.
+        order: calls the exchanges in the same order in each compiled step.
+        same: compares the exchanges of the replicas.
     """
 
     def __init__(self, peers: Communicator, order: OrderedCalls, same: SameCalls) -> None:
@@ -54,7 +54,7 @@ class StepMetrics:
         self.disturbed = False
 
     def attach(self, state: MetricState) -> None:
-        """Take the state of the model's metrics; before any step runs."""
+        """Take the state of the model's metrics. To be called before any step runs."""
         self._state = state
 
     @property
@@ -67,7 +67,7 @@ class StepMetrics:
     def around(
         self, name: str, call: Any, metric: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call a metric's method; a result is that of all replicas."""
+        """Call a metric's method; `result` returns the result of all replicas."""
         if id(metric) not in self.used:
             self.used[id(metric)] = metric
             if self.on_new is not None:

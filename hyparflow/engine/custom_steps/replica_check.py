@@ -1,7 +1,7 @@
 """Whether replicas still hold the same weights after the first steps of the model's own.
 
-What a step does to weights without an optimizer (``w.assign_sub(rate * g)``) nobody sees; but
-replicas that each do it with gradients of their own have other weights after it.
+A step may change weights without an optimizer (``w.assign_sub(rate * g)``), which cannot be
+intercepted; but replicas that do so with their own gradients have different weights afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hyparflow.engine.weights.sync import checksum
 __all__ = ["ReplicaCheck"]
 
 _STEPS = frozenset((1, 3, 10))  # gradients may be applied every few steps only
-_UNITS = 16  # of the last place, by which machines of other kinds may differ
+_UNITS = 16  # units of the last place by which different machines may differ
 
 
 class ReplicaCheck:
@@ -34,10 +34,10 @@ class ReplicaCheck:
         self._steps = 0
 
     def after_step(self, variables: Callable[[], Sequence[Any]]) -> list[Any]:
-        """After a step: the variables that differ between replicas. Collective.
+        """The variables that differ between replicas after a step. Collective.
 
         Args:
-            variables: returns those to compare, the same on all replicas.
+            variables: returns the variables to compare, in the same order on all replicas.
         """
         self._steps += 1
         if self._steps not in _STEPS or self._peers.size == 1:
@@ -66,7 +66,7 @@ class ReplicaCheck:
         return bool(odd[0])
 
     def error(self, names: Sequence[str]) -> Exception:
-        """What ends the job: these weights differ."""
+        """The error that ends the job because these weights differ."""
         shown = ", ".join(f"'{name}'" for name in names[:4])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         error = ValueError(

@@ -1,7 +1,7 @@
-"""Whether all replicas come to the same exchange, of the same things.
+"""Checks that all replicas are about to make the same exchange.
 
-Own code may take another branch on each replica. Without a look before it, an exchange would then
-add up what does not belong together, or end in an error of MPI that names nothing.
+The user's code may take a different branch on each replica. Without the check, an exchange would
+add up values that do not belong together, or end in an error of MPI without any names.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Exchange", "SameCalls"]
 
 
 class Exchange:
-    """What a replica is about to exchange.
+    """An exchange that a replica is about to make.
 
     Attributes:
-        what: says it: "gives an optimizer the gradients of".
-        names: of what it gives, for messages; Keras's names count creations, and so may differ.
-        keys: of the same, alike on all replicas.
-        number: differs where the keys do.
+        what: the exchange in words: "gives an optimizer the gradients of".
+        names: names of the values, for messages; Keras numbers names, so they may differ.
+        keys: keys of the values, which are the same on all replicas.
+        number: a hash of the keys.
     """
 
     def __init__(self, what: str, names: Sequence[str], keys: Sequence[str]) -> None:
@@ -35,10 +35,10 @@ class Exchange:
 
 
 class SameCalls:
-    """Compares what replicas are about to exchange.
+    """Compares the exchanges that replicas are about to make.
 
     Attributes:
-        error: what the last comparison raised; TensorFlow wraps it beyond recognition.
+        error: the error of the last comparison; TensorFlow wraps it in another one.
 
     Args:
         peers: the replicas.
@@ -52,7 +52,7 @@ class SameCalls:
         """Go on if all replicas are at this exchange. Collective.
 
         Raises:
-            ValueError: on all replicas alike, saying who gives what.
+            ValueError: on all replicas, with the exchange of each.
         """
         numbers = np.zeros(self._peers.size, np.int64)
         numbers[self._peers.rank] = exchange.number

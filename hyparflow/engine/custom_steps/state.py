@@ -1,4 +1,4 @@
-"""The variables that steps of a model's own lead to; kept as they are while a step is tried."""
+"""The variables that a model's own steps use; set back after trials of a step."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class OwnState:
         self._weights: set[int] = set()
 
     def leave_out(self, others: Sequence[Any]) -> None:
-        """Say which variables are not the user's, although steps use them."""
+        """Leave out variables that are hyparflow's, although steps use them."""
         self._others = {id(_raw(v)) for v in others}
 
-    # --- kept as it is ---
+    # --- trials ---
 
     @contextlib.contextmanager
     def kept(self, variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
-        """Leave everything as it was at the start."""
+        """While open, a step is tried; at the end all is set back."""
         self._values = {}
         simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
         self._generators = generator_states()
@@ -65,13 +65,13 @@ class OwnState:
             self._values[id(raw)] = raw, tf.identity(raw)
 
     def add(self, holder: Any) -> None:
-        """Keep the variables of an optimizer or a metric that comes up."""
+        """Include the variables of a newly found optimizer or metric."""
         with tf.init_scope():
             for variable in holder.variables:
                 self._keep(variable)
 
     def restore(self) -> None:
-        """Set everything back, random generators too."""
+        """Set all variables and random generators back."""
         for raw, value in self._values.values():
             raw.assign(value)
         set_generator_states(self._generators)
@@ -89,10 +89,10 @@ class OwnState:
         ]
 
     def shared(self, optimizers: Sequence[Any], used: Sequence[Any], metrics: Sequence[Any]) -> Any:
-        """What all ranks must begin with alike: all but the states of metrics.
+        """The variables with which all ranks must begin alike: all but the states of metrics.
 
         Args:
-            optimizers, metrics: that steps are known to use.
+            optimizers, metrics: the ones that steps are known to use.
             used: variables of compiled steps.
         """
         holders = [*metrics, *tracked_metrics(self._model)]
@@ -107,7 +107,7 @@ class OwnState:
         return {n: np.array(v.value, float) for n, v in enumerate(variables.values())}
 
     def of_training(self, optimizers: Sequence[Any]) -> list[Any]:
-        """The variables that replicas should have alike, in an order that all share."""
+        """The variables that should be equal on all replicas, in the same order on all."""
         optimizers = [optimizer for optimizer in optimizers if optimizer.built]
         own = {id(v): v for v in reachable_variables([self._model]) if v.dtype not in _HANDLES}
         weights = [
@@ -131,7 +131,7 @@ class OwnState:
         return id(_raw(variable)) in self._weights
 
     def name(self, variable: Any) -> str:
-        """What to call a variable in messages."""
+        """The name of a variable in messages."""
         return str(getattr(variable, "path", variable.name))
 
 
@@ -142,7 +142,7 @@ def generator_states() -> Any:
 
 
 def set_generator_states(states: Any) -> None:
-    """Set them back to what `generator_states` returned."""
+    """Set the generators back to what `generator_states` returned."""
     python, legacy, eager, seed = states
     random.setstate(python)
     np.random.set_state(legacy)  # noqa: NPY002

@@ -1,12 +1,12 @@
 """A model's own `train_step`, `test_step` and `predict_step` on replicas.
 
-Each replica runs the model's own code on its rows. What the code does with the whole batch in one
-process is done over all replicas at the moment that it happens: gradients are summed when any
-optimizer is given them (`gradients.py`), states of metrics when their results are read
-(`metrics.py`), and other numbers that a step returns when it ends (`logs.py`). Random numbers are
-those of the global batch (`draws.py`). Which of all this are means over rows, and which are sums,
-a trial finds out before the first step (`trial.py`). What nobody can see, such as a weight written
-by hand, the comparison of replicas shows (`replica_check.py`).
+Each replica runs the model's own code on its rows. Operations on the whole batch are done over all
+replicas at the moment that they happen: gradients are summed when any optimizer is given them
+(`gradients.py`), states of metrics when their results are read (`metrics.py`), and other numbers
+that a step returns when it ends (`logs.py`). Random numbers are those of the global batch
+(`draws.py`). A trial before the first step finds out which values are means over rows, and which
+are sums (`trial.py`). Changes that cannot be intercepted, such as a weight written by hand, show
+when replicas are compared (`replica_check.py`).
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ _STEPS = ("train_step", "test_step", "predict_step")
 
 
 class CustomSteps:
-    """The steps that a model's class has in place of Keras's, or changes by its `compute_loss` or
-    `compute_metrics`.
+    """The steps that a model's class overrides, or changes by `compute_loss` or `compute_metrics`.
 
     Args:
         model: the user's model.
@@ -68,7 +67,7 @@ class CustomSteps:
         self._trial: OwnTrial | None = None
         self._findings: dict[str, StepFindings] = {}
         self._terms: LossTerms | None = None
-        # Now, for on the leader Keras's loops run eagerly, whatever the steps do.
+        # Read now: later the leader's Keras loops run eagerly, whether or not the steps do.
         self._is_eager = bool(model.compiled and model.run_eagerly)
         self._methods: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
@@ -81,12 +80,12 @@ class CustomSteps:
             parts = self._gradients, self._metrics, statistics
             self._trial = OwnTrial(model, self._state, self._draws, *parts)
         for name in names:
-            # Not the one that is in its place while a call runs.
+            # Keras's own, not the method that replaces it while a call runs.
             self._methods[name] = getattr(model, name)
             self.compile_anew(name)
 
     def compile_anew(self, name: str) -> None:
-        """From now on, the step of this name, if there is one, reads Python's present values."""
+        """Trace the step of this name, if there is one, again, with the present Python values."""
         if name in self._methods:
             self._functions[name] = self._compiled(name)
 
@@ -111,12 +110,12 @@ class CustomSteps:
         data = _packed(*specs)
         for name in ("train_step", "test_step"):
             if name in self and not self._is_eager:
-                # A step that is not wanted need not work: without a loss, say.
+                # A step that is not used need not work, for example without a loss.
                 with contextlib.suppress(*([Exception] if name == "test_step" else [])):
                     self._traced_variables += self._traced(name, data)
 
     def _traced(self, name: str, data: Any) -> list[Any]:
-        """The variables of a step that is traced for any number of rows of such data."""
+        """Trace a step for any number of rows of `data`; returns the variables that it uses."""
         types = keras.tree.map_structure(
             lambda x: None if x is None else tf.TensorSpec([None, *x.shape[1:]], x.dtype), data
         )
@@ -161,7 +160,7 @@ class CustomSteps:
             stack.enter_context(optimizer_calls(self._gradients.around))
             stack.enter_context(metric_calls(self._metrics.around))
             if self._terms is not None:
-                # What a step adds to metrics is weighted after it, so not by the losses.
+                # Updates of metrics are weighted after the step, and not by the losses.
                 stack.enter_context(self._terms.used_by(self._model, tf.ones_like(share), factors))
             stack.enter_context(self._statistics.observed(share))
             yield
@@ -169,10 +168,10 @@ class CustomSteps:
     # --- what the worker calls ---
 
     def try_out(self, name: str, x: Any, labels: Labels) -> StepFindings | None:
-        """Before the first step of a kind: find out what it computes. Collective.
+        """Try a step before it first runs, to find out what it computes. Collective.
 
         Returns:
-            What is to be said of it, or None after the first step.
+            The findings to report, or None after the first step.
         """
         before = self._findings.get(name)
         if self._trial is None or (before is not None and not before.is_open):
@@ -189,7 +188,7 @@ class CustomSteps:
     def _found(
         self, trial: OwnTrial, name: str, data: Any, before: StepFindings | None, half: int
     ) -> StepFindings:
-        """What a trial on these rows finds, and those before it. Collective."""
+        """The findings of a trial on these rows and of earlier trials. Collective."""
         verdict = trial.verdict(
             self._functions[name],
             data,
@@ -206,15 +205,15 @@ class CustomSteps:
         return StepFindings(name, total, self._gradients, self._metrics, trial.returned, tries)
 
     def run(self, name: str, x: Any, labels: Labels, span: RowSpan) -> dict[str, Any]:
-        """Run a step on this replica's rows; what it returned, of all replicas. Collective.
+        """Run a step on this replica's rows; returns its values, joined over replicas. Collective.
 
         Args:
-            name: of the step.
+            name: the name of the step.
             x, labels: the rows.
-            span: where they are in the global batch.
+            span: their places in the global batch.
 
         Raises:
-            ValueError: if replicas do not the same.
+            ValueError: if replicas do different things.
         """
         data, share = _packed(x, labels.y, labels.sample_weight), float(labels.share)
         if self._draws is not None:
@@ -236,7 +235,7 @@ class CustomSteps:
         return logs
 
     def compare(self) -> list[Any]:
-        """After a training step: variables of replicas that differ and need not. Collective.
+        """After a training step: other variables that differ between replicas. Collective.
 
         Raises:
             ValueError: if weights differ, or the state of optimizers.
@@ -257,7 +256,7 @@ class CustomSteps:
 
     def _common_seeds(self) -> contextlib.AbstractContextManager[None]:
         """While open, all replicas draw by the leader's seeds."""
-        if self._draws is None or "train_step" in self:  # which has them alike at all times
+        if self._draws is None or "train_step" in self:  # seeds are always the same then
             return contextlib.nullcontext()
         # Keras's own step trains, by other seeds on each replica.
         return self._draws.leaders_seeds(seed_states(self._model))
@@ -272,7 +271,7 @@ class CustomSteps:
         if self._is_eager:
             return known
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the first trace has said it
+            warnings.simplefilter("ignore")  # the first trace has shown the warnings
             return known + self._traced(name, data)
 
 

@@ -1,10 +1,10 @@
-"""A trial of a step: what it computes for some rows at once and for parts of them.
+"""A trial of a step: compares its results for some rows at once with those for parts of them.
 
-A gradient, a number that a step returns, or what it adds to a metric, may be a mean over the rows
-of its batch, or a sum, or neither; nothing in a step says which. So it runs on a few of its first
-rows, on each half of them, and once more on one half. Where chance has a part in it, or rows do not
-stand alone, a half and sixteen copies of it tell a mean from a sum. Random numbers of a half are
-its part of those of all rows (`hyparflow.engine.custom_steps.draws`).
+A gradient, a number that a step returns, or an update of a metric may be a mean over the rows of
+its batch, a sum, or neither; nothing in a step says which. So the step runs on a few of its first
+rows, on each half of them, and once more on one half. If a step is random, or rows depend on each
+other, a half and sixteen copies of it tell a mean from a sum. The random numbers of a half are its
+part of those of all rows (`hyparflow.engine.custom_steps.draws`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
 
 MEAN = "mean"
 SUM = "sum"
-WEIGHTED_SUM = "weighted sum"  # times the number of rows, as a metric of means takes it
+WEIGHTED_SUM = "weighted sum"  # times the number of rows, as in a metric of means
 ROWS = "rows"
 NEITHER = "neither"
 UNKNOWN = "unknown"
-FEW = 4  # rows that are half of the whole
+FEW = 4  # rows of a half
 ALL = 1 << 62
 _COPIES = 16
 Key = tuple[Any, ...]
@@ -49,11 +49,11 @@ _TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
 
 @dataclass
 class Seen:
-    """What one run of a step has computed.
+    """The values that one run of a step has computed.
 
     Attributes:
-        values: by what they are: ("gradient", call, position), ("metric", variable), ("log", leaf).
-        rows: of sparse gradients, how many were looked up.
+        values: by key: ("gradient", call, position), ("metric", variable), ("log", leaf).
+        rows: how many rows each sparse gradient has looked up.
     """
 
     values: dict[Key, np.ndarray] = field(default_factory=dict)
@@ -62,15 +62,15 @@ class Seen:
 
 @dataclass
 class Verdict:
-    """What a trial has found.
+    """The findings of a trial.
 
     Attributes:
-        kinds: of each value.
-        scaled: calls of optimizers whose gradients are those of a loss that the optimizer scales;
-            None where something else depends on the scaled loss.
+        kinds: the kind of each value.
+        scaled: calls of optimizers with gradients of a loss that the optimizer scales; None if
+            something else depends on the scaled loss.
         common: sparse gradients that look up the same rows for all samples.
-        coupled: values that depend on rows together, as neither a mean nor a sum does.
-        of_results: values that the step makes of metrics' results.
+        coupled: values that are neither a mean over rows nor a sum.
+        of_results: values that depend on metrics' results.
         error: why there was no trial.
     """
 
@@ -82,8 +82,7 @@ class Verdict:
     error: str = ""
 
 
-# (batch, where its rows are in the whole that it is a part of, whether results of metrics are
-# disturbed) -> what was computed
+# (batch, places of its rows in the whole batch, whether metrics' results are made wrong) -> values
 Run = Callable[[Any, RowSpan, bool], Seen]
 
 
@@ -91,10 +90,10 @@ def tried(run: Run, data: Any, dtype: str, most: int = FEW) -> Verdict:
     """Run a step on a few rows.
 
     Args:
-        run: runs it, and leaves everything as it was.
+        run: runs the step, and sets everything back.
         data: the replica's batch.
-        dtype: what the step computes in.
-        most: half of the rows to run it on.
+        dtype: the type in which the step computes.
+        most: the largest number of rows of a half.
     """
     both, one, other = few_rows(data, most)
     half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
@@ -107,7 +106,7 @@ def tried(run: Run, data: Any, dtype: str, most: int = FEW) -> Verdict:
     floors = _floors(whole, limit)
     for key, value in whole.values.items():
         parted = [part.values.get(key) for part in parts]
-        # Metrics, and what comes of them, may be of float32.
+        # Metrics, and values computed from them, may be of float32.
         bound = limit if key[0] == "gradient" else max(limit, _TOLERANCES["float32"])
         verdict.kinds[key] = _kind(value, parted, bound, floors.get(key, 0.0))
     verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
@@ -125,7 +124,7 @@ def tried(run: Run, data: Any, dtype: str, most: int = FEW) -> Verdict:
 
 
 def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
-    """A few rows of a batch, and each half of them, which has so many at most."""
+    """A few rows of a batch, and each half of them, of at most `most` rows."""
     count = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
     half = min(most, max(1, count // 2))
     one = _rows(data, range(half))
@@ -134,7 +133,7 @@ def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
 
 
 def agreed(everyone: Iterable[Verdict]) -> Verdict:
-    """One verdict of those of all replicas: the first that knows."""
+    """One verdict from those of all replicas: for each value the first that is known."""
     total = Verdict()
     for verdict in everyone:
         for key, kind in verdict.kinds.items():
@@ -150,7 +149,7 @@ def agreed(everyone: Iterable[Verdict]) -> Verdict:
 
 
 def _floors(seen: Seen, limit: float) -> dict[Key, float]:
-    """For each gradient, the size up to which it is rounding beside the others of its call."""
+    """For each gradient, the size up to which it is rounding, next to the others of its call."""
     gradients = {key: x for key, x in seen.values.items() if key[0] == "gradient"}
     sizes = {key: float(np.linalg.norm(x)) for key, x in gradients.items()}
     largest: dict[Any, float] = {}
@@ -181,7 +180,7 @@ def _kind(whole: np.ndarray, parts: list[np.ndarray | None], limit: float, floor
 
 
 def _by_size(few: np.ndarray | None, copies: np.ndarray | None) -> str:
-    """A mean stays, or shrinks to a quarter where it is noise; a sum grows at least fourfold."""
+    """The kind by size: a mean stays, or as noise shrinks to a quarter; a sum grows fourfold."""
     if few is None or copies is None or few.shape != copies.shape:
         return UNKNOWN
     before, after = float(np.linalg.norm(few)), float(np.linalg.norm(copies))
@@ -191,7 +190,7 @@ def _by_size(few: np.ndarray | None, copies: np.ndarray | None) -> str:
 
 
 def _changed(first: Seen, second: Seen, limit: float) -> set[Key]:
-    """The values that two runs do not have alike."""
+    """The values that differ between two runs."""
     return {
         key
         for key, value in first.values.items()
@@ -202,7 +201,7 @@ def _changed(first: Seen, second: Seen, limit: float) -> set[Key]:
 
 
 def _halved(first: Seen, second: Seen, limit: float) -> set[int] | None:
-    """The calls that give half of their gradients in a second run; None if it halves others."""
+    """The calls whose gradients a second run halves; None if it halves other values, too."""
     both: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
     for key, value in first.values.items():
         other = second.values.get(key, value)

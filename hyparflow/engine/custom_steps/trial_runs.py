@@ -1,4 +1,4 @@
-"""A trial of a step of the model's own: runs it on a few rows, and leaves all as it was."""
+"""Runs trials of a step of the model's own, on a few rows, and sets everything back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hyparflow.pipeline.row_span import RowSpan
 __all__ = ["OwnTrial"]
 
 _MORE = 8  # steps in which a trial waits for gradients that are applied every few steps
-_PART = 1 / 64  # of a scaled loss, for its gradients to be finite
+_PART = 1 / 64  # of a scaled loss, so that its gradients are finite
 
 
 class OwnTrial:
@@ -30,12 +30,12 @@ class OwnTrial:
 
     Attributes:
         terms: the model's losses.
-        returned: names of what the last step has returned.
+        returned: names of the values that the last step has returned.
 
     Args:
         model: the user's model.
         state: its variables.
-        draws, gradients, metrics, statistics: what exchanges for a step, and does not in a trial.
+        draws, gradients, metrics, statistics: make the exchanges of a step, but none in a trial.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class OwnTrial:
         is_eager: bool,
         half: int = FEW,
     ) -> Verdict:
-        """What a step computes, as far as this replica's rows tell.
+        """The kinds of the values that a step computes, as far as this replica's rows tell.
 
         Args:
             step: takes (data, share, factors of the losses).
             data: this replica's batch.
-            variables: returns those that the step may change.
-            trains: whether gradients are waited for.
+            variables: returns the variables that the step may change.
+            trains: whether to repeat the trial until there are gradients.
             is_eager: whether the step was not traced.
-            half: how many rows are half of the whole, at most.
+            half: the largest number of rows of a half.
         """
         self._step, self._trains = step, trains
         verdict = Verdict()
@@ -87,7 +87,7 @@ class OwnTrial:
                     if is_eager:
                         self._look_at_draws(data)
                     verdict = tried(self._seen, data, str(self._model.compute_dtype), half)
-            except Exception as error:  # the step itself will tell, or take no such part
+            except Exception as error:  # the step itself will raise it, or only takes other rows
                 verdict.error = f"{type(error).__name__}: {str(error)[:200]}"
             finally:
                 self._metrics.tried = self._statistics.alone = False
@@ -97,7 +97,7 @@ class OwnTrial:
         return verdict
 
     def _look_at_draws(self, data: Any) -> None:
-        """Tell sizes of the batch from others, which a traced step has told."""
+        """Find out which sizes of draws depend on the rows of the batch."""
         both, one, _ = few_rows(data)
         self._draws.watched = True
         try:

@@ -1,4 +1,4 @@
 """Gradients summed over micro-batches and over replicas.
 
-Imports engine.compiled, model and comm.
+Imports comm, engine.compiled, model and pipeline.
 """

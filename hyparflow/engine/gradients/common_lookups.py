@@ -1,14 +1,15 @@
 """Which embeddings are looked up once for all samples, as positions are, not by each sample.
 
-The gradient of a lookup is sparse: rows and values. What each sample looks up is joined over
-micro-batches and replicas, as one process would have it. What all samples have in common, one
-process looks up once, so there the values must be added up: optimizers square values row by row.
+The gradient of a lookup is sparse: rows and values. Rows that each sample looks up for itself are
+joined over micro-batches and replicas, as in one process. Rows that all samples have in common are
+looked up once by one process, so their values must be added up: optimizers square values row by
+row.
 
-Which it is shows in how many rows are looked up for twice as many samples: as many, or twice as
-many. A compiled call tells it when it is traced for two numbers of samples. One that runs as Python
-may do something else with values than with their types, and so may one that looks rows up of which
-their number depends on values (`tf.unique`): these are called with a micro-batch and with the same
-micro-batch twice over, which leaves nearly all that is decided by values as it is.
+The number of rows looked up for twice as many samples shows the case: as many, or twice as many.
+For a compiled call, traces for two numbers of samples tell it. A call that runs as Python may
+depend on values and not only on types, and so may one that looks up a number of rows that depends
+on values (`tf.unique`): these are called with a micro-batch and with the same micro-batch twice
+over, which leaves nearly all decisions by values unchanged.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ _UNKNOWN = -1
 
 # (inputs, share) -> the gradients of the weights.
 Gradients = Callable[..., list[Any]]
-# While what it returns is open, calls of the model leave no trace; it gives what undoes one.
+# Makes a context for trial calls of the model, whose effects (on metrics, moving statistics, other
+# ranks) are undone when it closes; the function that it gives undoes those of the calls so far.
 Aside = Callable[[], contextlib.AbstractContextManager[Callable[[], None]]]
 
 
 @dataclass(frozen=True)
 class Lookups:
-    """What is known of the sparse gradients of weights, by their positions.
+    """The kinds of the sparse gradients of weights, by the positions of the weights.
 
     Attributes:
-        common: of which all samples look up the same rows.
-        unclear: of which some rows, but not all, are looked up by each sample, or nobody knows.
+        common: weights of which all samples look up the same rows.
+        unclear: weights of which each sample looks up some of the rows, or whose kind is unknown.
     """
 
     common: frozenset[int] = frozenset()
@@ -46,11 +48,11 @@ class Lookups:
 
 
 def lookups_of_types(gradients: Gradients, types: Any) -> Lookups:
-    """What a trace tells.
+    """The kinds, found by traces; nothing is computed.
 
     Args:
-        gradients: to be traced for arguments of these types.
-        types: a TensorSpec for each tensor that it takes; nothing is computed.
+        gradients: the function to trace.
+        types: its arguments, with a TensorSpec for each tensor.
     """
     few, many = (_traced(gradients, types, samples) for samples in _SAMPLES)
     return _lookups(few, many, _SAMPLES)
@@ -59,16 +61,16 @@ def lookups_of_types(gradients: Gradients, types: Any) -> Lookups:
 def lookups_of_values(
     gradients: Gradients, example: tuple[Any, Any], compiled: bool, aside: Aside
 ) -> Lookups | None:
-    """What calls tell, on a micro-batch and on twice or half of its rows.
+    """The kinds, found by calls with a micro-batch and with twice or half of its rows.
 
     Args:
-        gradients: to be called.
-        example: inputs of a micro-batch, and its part of the global batch.
-        compiled: whether it is compiled for the calls.
-        aside: open while it is called.
+        gradients: the function to call.
+        example: inputs and share of a micro-batch.
+        compiled: whether to compile the function.
+        aside: makes the context of a trial.
 
     Returns:
-        None where it cannot be called with another number of rows.
+        The kinds; None if the function cannot be called with another number of rows.
     """
     inputs, share = example
     rows = rows_of(inputs)
@@ -93,7 +95,7 @@ def rows_of(inputs: Any) -> int:
 
 
 def _lookups(first: dict[int, int], second: dict[int, int], samples: tuple[int, int]) -> Lookups:
-    """What numbers of rows tell, by position, that were looked up for two numbers of samples."""
+    """The kinds, from the numbers of rows looked up, by position, for two numbers of samples."""
     common, unclear = set(), set()
     for position in {**first, **second}:
         one, other = first.get(position, _UNKNOWN), second.get(position, _UNKNOWN)
@@ -107,7 +109,7 @@ def _lookups(first: dict[int, int], second: dict[int, int], samples: tuple[int, 
 
 
 def _traced(gradients: Gradients, types: Any, samples: int) -> dict[int, int]:
-    """How many rows of each sparse gradient are looked up for so many samples."""
+    """How many rows of each sparse gradient are looked up for `samples` samples."""
     found: dict[int, int] = {}
 
     def trace(*args: Any) -> None:

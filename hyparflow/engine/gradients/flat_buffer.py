@@ -1,4 +1,4 @@
-"""Several tensors of one type as one buffer that MPI can take, and back, by compiled calls."""
+"""Packs tensors of one type into one buffer for MPI, and unpacks it, by compiled calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMPRESSED = {"bf16": tf.bfloat16, "fp16": tf.float16}
 
 
 def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
-    """What numbers of this type travel as: those of 16 bits as 32, unless they are compressed."""
+    """The type in which numbers are sent: 32 bits for those of 16, unless they are compressed."""
     if not tf.as_dtype(dtype).is_floating:
         return dtype
     if compression is not None:
@@ -29,7 +29,7 @@ def carried_type(dtype: np.dtype, compression: str | None) -> np.dtype:
 
 @functools.cache
 def adder(dtype: np.dtype) -> Add:
-    """Adds up rows of 16 bits in 32; compiled, for NumPy takes several times as long."""
+    """A function that adds up rows of 16 bits in 32; compiled, since NumPy is much slower."""
 
     def trace(rows: Any) -> Any:
         return tf.cast(tf.reduce_sum(tf.cast(rows, tf.float32), 0), dtype)
@@ -40,12 +40,12 @@ def adder(dtype: np.dtype) -> Add:
 
 
 class FlatBuffer:
-    """Joins tensors of given shapes, and parts what is like them; one alone is not copied.
+    """Packs tensors of given shapes, and unpacks them; a single tensor is not copied.
 
     Args:
         shapes: of the tensors.
         dtype: their type.
-        carried: the type that they have when they are joined.
+        carried: their type in the buffer.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FlatBuffer:
 
     @property
     def size(self) -> int:
-        """Bytes of what `pack` returns."""
+        """Bytes of the buffer."""
         return sum(self._sizes) * self._carried.itemsize
 
     def pack(self, values: Sequence[Any]) -> np.ndarray:
@@ -67,11 +67,11 @@ class FlatBuffer:
         return np.asarray(self._join(dense))
 
     def empty(self) -> TensorBuffer:
-        """Memory for as much as `pack` returns."""
+        """A new buffer of the same size."""
         return TensorBuffer([sum(self._sizes)], self._carried)
 
     def unpack(self, joined: TensorBuffer) -> list[Any]:
-        """The tensors that are joined there."""
+        """The tensors in a buffer."""
         return list(self._part([joined.tensor]))
 
     def _trace_join(self, values: list[Any]) -> Any:

@@ -37,9 +37,9 @@ class HorovodSum:
         hvd: the module horovod.tensorflow.
         process_set: the ranks.
         thread: runs one call at a time.
-        comm: the ranks too, whose deadline holds.
+        comm: the same ranks; its deadline holds.
         dtypes: of the tensors.
-        compression: "bf16" or "fp16": what floating-point numbers of more bits travel as.
+        compression: "bf16" or "fp16": the type in which longer floating-point numbers are sent.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HorovodSum:
         self._future = self._thread.submit(self._call, tensors)
 
     def advance(self) -> bool:
-        """Whether the sums are there; Horovod goes on by itself."""
+        """Whether the sums are done; Horovod makes progress by itself."""
         return self._future is None or self._future.done()
 
     def finish(self) -> list[Any]:
@@ -88,16 +88,16 @@ class HorovodSum:
 
 
 def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str | None) -> MakeSum:
-    """Makes sums over the replicas of this rank's partition. Collective over all ranks.
+    """The function that makes sums over the replicas of this rank's partition. Collective.
 
     Args:
         grid: the ranks.
         world: all of them.
-        comm: those of this partition.
+        comm: the ranks of this partition.
         compression: "bf16", "fp16" or None.
 
     Raises:
-        ValueError: on all ranks, if one of them has no Horovod that can do it.
+        ValueError: on all ranks, if one of them has no Horovod that works.
     """
     hvd = _started(world)
     sets = [
@@ -113,7 +113,7 @@ def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str 
 
 
 def _started(world: World) -> Any:
-    """Horovod's module, on as many ranks as there are."""
+    """Horovod's module, started on all ranks."""
     hvd, missing = _found()
     _require(world, missing and f"{_NEEDED}Received on rank {world.rank}: {missing}")
     if not hvd.is_initialized():
@@ -129,7 +129,7 @@ def _started(world: World) -> Any:
 
 
 def _found() -> tuple[Any, str | None]:
-    """Horovod's module, or what is missing."""
+    """Horovod's module, or None and what is missing."""
     try:
         import horovod.tensorflow as hvd
     except Exception as error:  # one built for another TensorFlow fails in ways of its own
@@ -138,7 +138,7 @@ def _found() -> tuple[Any, str | None]:
 
 
 def _require(world: World, problem: str | None) -> None:
-    """Raise on all ranks what one of them has come upon."""
+    """Raise an error on all ranks if one of them has a problem. Collective."""
     for text in world.all_gather_objects(problem, "whether all ranks have Horovod"):
         if text is not None:
             raise abort.mark_collective(ValueError(text))

@@ -1,8 +1,8 @@
-"""Finds out, while a stage trains, how the sparse gradients of its weights come about.
+"""Finds out, while a stage trains, by which lookups the sparse gradients of its weights arise.
 
-A compiled stage does the same in each step, so it is asked once. One that runs as Python may look
-up other rows in a later step, or none; it is asked again when the number of rows is another one
-than what is known lets expect.
+A compiled stage does the same in each step, so one trial call tells. A stage that runs as Python
+may look up other rows in a later step, or none; it is tried again when the number of rows looked
+up is not the one that earlier trials let expect.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from hyparflow.engine.gradients.common_lookups import (
 __all__ = ["LookupSurvey"]
 
 _COMMON, _EACH, _UNCLEAR = "common", "each", "unclear"
-_ENOUGH = 8  # equal answers after which a weight is not asked about again
+_ENOUGH = 8  # equal results of trials, after which a weight is not tried again
 
 _Example = tuple[Any, Any]  # inputs and share of a micro-batch
 
 
 class LookupSurvey:
-    """The lookups of one stage.
+    """Which rows of its weights one stage looks up: the same for all samples, or each its own.
 
     Args:
-        gradients: of its weights.
-        aside: open while the stage is called to learn of it.
-        eager: whether it runs as Python.
+        gradients: computes the gradients of the stage's weights, for trials.
+        aside: makes the context of a trial, which leaves no effects.
+        eager: whether the stage runs as Python.
     """
 
     def __init__(self, gradients: Gradients, aside: Aside, eager: bool) -> None:
@@ -46,14 +46,14 @@ class LookupSurvey:
         self._types: Any = None
         self._sparse: frozenset[int] | None = None  # positions, once there are gradients
         self._example: _Example | None = None
-        # Of one that runs as Python:
+        # Of a stage that runs as Python:
         self._known: dict[int, list[tuple[str, int, int]]] = {}  # kind, looked up, samples
         self._kinds: dict[int, str] = {}  # in this step
         self._unseen: dict[tuple[tuple[int, int], ...], _Example] = {}
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether `note` needs what the gradients were computed from."""
+        """Whether `note` needs an example: inputs and share of the micro-batch."""
         return self._eager or self._sparse is None
 
     def begin(self) -> None:
@@ -62,16 +62,16 @@ class LookupSurvey:
         self._unseen.clear()
 
     def see(self, inputs: Any, share: Any) -> None:
-        """Note the types of what the stage takes."""
+        """Note the types of the inputs and the share."""
         if self._types is None and not self._eager:
             self._types = keras.tree.map_structure(_type_of, (inputs, share))
 
     def note(self, gradients: Sequence[Any], example: _Example | None) -> None:
-        """Keep what must be known of a micro-batch, until it is asked for.
+        """Keep the example of a micro-batch, if the survey will have to try it.
 
         Args:
             gradients: of the weights.
-            example: what they were computed from, where it is needed.
+            example: inputs and share that they were computed from; None if not needed.
         """
         if example is None:
             return
@@ -87,7 +87,7 @@ class LookupSurvey:
             self._unseen.setdefault(tuple(unseen.items()), example)
 
     def __call__(self) -> Lookups:
-        """What is known of this step's gradients."""
+        """The lookups of this step's gradients; tries the stage where they are not known."""
         if not self._eager:
             if self._found is None:
                 self._found = self._of_compiled()
@@ -111,7 +111,7 @@ class LookupSurvey:
         return lookups_of_values(self._gradients, self._example, True, self._aside) or found
 
     def _is_known(self, position: int, count: int, samples: int) -> bool:
-        """Whether what is known tells of what kind so many looked-up rows are."""
+        """Whether earlier trials tell the kind of a gradient with `count` rows looked up."""
         known = self._known.get(position, [])
         kinds = {
             kind
@@ -127,7 +127,7 @@ class LookupSurvey:
         return True
 
     def _ask(self, counts: dict[int, int], example: _Example) -> None:
-        """Call the stage to learn about the weights at these positions."""
+        """Try the stage, for the weights at these positions."""
         found = lookups_of_values(self._gradients, example, False, self._aside)
         for position, count in counts.items():
             kind = _EACH
@@ -139,7 +139,7 @@ class LookupSurvey:
             self._take(position, kind)
 
     def _take(self, position: int, kind: str) -> None:
-        """Note a kind in this step; micro-batches of which one is of another kind are unclear."""
+        """Note the kind of a gradient in this step: unclear, if micro-batches differ in it."""
         before = self._kinds.setdefault(position, kind)
         if before != kind:
             self._kinds[position] = _UNCLEAR

@@ -1,7 +1,7 @@
 """The gradients of one rank's weights, summed over the micro-batches of a step.
 
 Gradients of embeddings stay sparse (rows and values), as in plain Keras: its norms and Adam's
-squares are taken over the values as they come, so densifying them first would give other numbers.
+squares are taken over the values without adding up rows, so dense gradients would give others.
 They are joined, except those of rows that all samples have in common
 (`hyparflow.engine.gradients.common_lookups`).
 """
@@ -28,10 +28,10 @@ class GradientSum:
     """Adds up the gradients of a rank's weights, one micro-batch after the other.
 
     Attributes:
-        unclear: positions of sparse gradients that were joined without knowing how they come about.
+        unclear: positions of sparse gradients that were joined although their lookups are unknown.
 
     Args:
-        lookups: returns what is known of sparse gradients; asked only where such are to be summed.
+        lookups: returns the kinds of sparse gradients; called only if there are any to sum.
         largest: positions of weights of which the largest "gradient" is kept instead of the sum.
     """
 
@@ -44,7 +44,7 @@ class GradientSum:
         self._largest = frozenset(largest)
 
     def common(self) -> frozenset[int]:
-        """Positions of weights of which all samples look up the same rows; asked before a sum."""
+        """Positions of weights of which all samples look up the same rows."""
         found = self._lookups()
         self.unclear |= found.unclear
         return found.common
@@ -54,7 +54,7 @@ class GradientSum:
         self.take(gradients, self.common)
 
     def take(self, gradients: Sequence[Any], common: Callable[[], frozenset[int]]) -> None:
-        """Add gradients; of the sparse ones in `common` the same rows are looked up."""
+        """Add gradients; all samples look up the same rows of the sparse ones in `common`."""
         if self.values is None:
             self.values = list(gradients)
             return
@@ -107,7 +107,7 @@ def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> Gr
             spread: list[Any] = [None] * count
             for position, value in zip(positions, part.values, strict=True):
                 spread[position] = value
-            total.take(spread, frozenset)  # one stage looks up something else than another
+            total.take(spread, frozenset)  # stages look up different rows
     return total
 
 
@@ -120,17 +120,17 @@ def _concat(left: Any, right: Any) -> Any:
 
 
 def added_rows(left: Any, right: Any) -> Any:
-    """The sum of two sparse gradients of what samples look up in common.
+    """The sum of two sparse gradients of rows that all samples look up.
 
-    How many rows that are may depend on values, as for the positions up to the longest sequence:
-    then one has rows that the other has not, and each is once in the sum.
+    The number of rows may depend on values, as for positions up to the longest sequence: then one
+    gradient has rows that the other lacks, and the sum has each row once.
     """
     mine, others = np.asarray(left.indices), np.asarray(right.indices)
     if np.array_equal(mine, others):
         return tf.IndexedSlices(left.values + right.values, left.indices, left.dense_shape)
     both = _concat(left, right)
     if any(len(np.unique(rows)) < len(rows) for rows in (mine, others)):
-        return both  # which belong to each other is not known
+        return both  # it is not known which rows belong together
     rows, places = tf.unique(both.indices)
     values = tf.math.unsorted_segment_sum(both.values, places, tf.size(rows))
     return tf.IndexedSlices(values, rows, left.dense_shape)

@@ -16,7 +16,7 @@ from hyparflow.engine.gradients.flat_buffer import FlatBuffer, adder, carried_ty
 __all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
 
 _WHAT = "the sum of gradients"
-_LARGE = 1 << 20  # bytes from which on copying a tensor costs more than a sum of its own
+_LARGE = 1 << 20  # bytes; copying a larger tensor costs more than a sum of its own
 
 
 class DenseSum(Protocol):
@@ -29,26 +29,26 @@ class DenseSum(Protocol):
     size: int
 
     def start(self, values: Sequence[Any]) -> None:
-        """Begin with this rank's tensors; None counts as zeros. Collective, in one order."""
+        """Begin to sum; None counts as zeros. Collective: all ranks begin sums in one order."""
 
     def advance(self) -> bool:
-        """Go on as far as the other ranks have come; whether the sums are there."""
+        """Make progress without waiting; returns whether the sums are done."""
 
     def finish(self) -> list[Any]:
-        """The sums, once they are there."""
+        """Wait for the sums, and return them."""
 
 
-# (shapes, types) of tensors -> what sums them over the ranks that it was made for.
+# (shapes, types) of tensors -> an object that sums such tensors over ranks.
 MakeSum = Callable[[Sequence[tuple[int, ...]], Sequence[np.dtype]], DenseSum]
 
 
 class MpiSum:
-    """Sums small tensors of a type through one flat buffer, and large ones where they are.
+    """Sums the small tensors of a type in one flat buffer, and large ones in their own memory.
 
     Args:
         comm: the ranks.
         shapes, dtypes: of the tensors.
-        compression: "bf16" or "fp16": what floating-point numbers of more bits travel as.
+        compression: "bf16" or "fp16": the type in which longer floating-point numbers are sent.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class MpiSum:
             self._pending.append((pending, total))
 
     def advance(self) -> bool:
-        """Let MPI go on; whether it is done."""
-        done = [pending.advance() for pending, _ in self._pending]  # each of them goes on
+        """Let MPI make progress; returns whether the sums are done."""
+        done = [pending.advance() for pending, _ in self._pending]  # all, not only the first
         return all(done)
 
     def finish(self) -> list[Any]:
@@ -106,5 +106,5 @@ def _buckets(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> l
 
 
 def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:
-    """Makes sums over these ranks."""
+    """The function that makes sums over the ranks of `comm`."""
     return lambda shapes, dtypes: MpiSum(comm, shapes, dtypes, compression)

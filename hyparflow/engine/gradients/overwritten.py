@@ -1,8 +1,8 @@
 """Variables that are overwritten with their "gradient": scales and largest values of float8 layers.
 
-Keras's float8 layers give the next value of such a variable as its gradient: a scale, which follows
-from what was there before and is the same for all parts of a batch, and the largest values seen,
-of which the largest of all parts is that of the whole batch. What other layers give is not known.
+Keras's float8 layers give the next value of such a variable as its gradient. A scale follows from
+earlier values and is the same for all parts of a batch. The largest value seen is, for a whole
+batch, the largest of those of its parts. Other layers' values of this kind are not known.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ONE_PART = "train with one replica and num_microbatches=1 (strategy='model')"
 
 
 def check_overwritten(model: Any, parts: int) -> None:
-    """Check that such variables of `model` can be had from `parts` of a batch.
+    """Check that such variables of `model` can be computed from `parts` parts of a batch.
 
     Raises:
-        ValueError: naming those that cannot.
+        ValueError: naming the variables for which this is not possible.
     """
     found = [v for v in model.trainable_variables if v.overwrite_with_gradient]
     if not found or parts == 1:
@@ -66,13 +66,13 @@ def require_one_holder(variables: Sequence[Any], holders: Mapping[int, Sequence[
 def require_one_call(model: Any, variables: Sequence[Any], values: Sequence[Any]) -> None:
     """Check that each float8 layer was called once in a step.
 
-    Keras sums up what several calls give, of which the largest of all parts is not that of the
-    whole batch. The sum of scales shows it.
+    Keras sums the values of several calls; the largest sum of all parts is not that of the whole
+    batch. Several calls show in the sum of the scales.
 
     Args:
-        model: which has the layers.
-        variables: those that this rank trains.
-        values: what each is to be overwritten with, or its gradient.
+        model: the model.
+        variables: the variables that this rank trains.
+        values: for each, its next value, or its gradient.
 
     Raises:
         RuntimeError: naming a layer that was called several times.
@@ -92,7 +92,9 @@ def require_one_call(model: Any, variables: Sequence[Any], values: Sequence[Any]
 
 
 def _float8(model: Any) -> Iterator[tuple[Any, Any, Any, float]]:
-    """Keras's float8 layers, each scale with what it follows from and the largest number."""
+    """For each scale of Keras's float8 layers: the layer, the scale, the largest values that it
+    follows from, and the largest number of its type.
+    """
     for layer in all_layers(model):
         own_class = not type(layer).__module__.startswith("keras.")
         if own_class or getattr(layer, "quantization_mode", None) != "float8":

@@ -1,8 +1,8 @@
 """Gradients: summed over micro-batches, over replicas and over the holders of shared weights.
 
-All three are plain sums; what makes them right stands in `hyparflow.engine.loss.terms`, [Note: One
-scale]. But a "gradient" that is the next value of its variable (float8's scales and largest values)
-is no part of a sum: of these the largest is kept. The order of everything that follows the backward
+All three are plain sums; `hyparflow.engine.loss.terms`, [Note: One scale], says why they are right.
+But a "gradient" that is the next value of its variable (scales and largest values of float8) is not
+summed: the largest is kept. The order of everything that follows the backward
 is fixed: sum over micro-batches, sum over replicas, sum over holders, add weight regularization,
 clip, apply.
 
@@ -10,9 +10,9 @@ Gradients of embeddings stay sparse, for the reason that `hyparflow.engine.gradi
 gives.
 
 [Note: Kinds] Which gradients there are, and which are sparse, decides what ranks send each other.
-They tell each other in the first step, and again in a step in which one of them has others than it
-told: a layer may take part in some steps only. That it has not is a number that is summed beside
-the gradients. Sums that began before are made again if they were of the wrong gradients.
+Ranks exchange these kinds in the first step, and again in a step in which the kinds of one rank
+have changed: a layer may take part in some steps only. Whether they have is a number that is summed
+beside the gradients. Sums that have already begun with the wrong kinds are made again.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ class Reducer:
     The sums over replicas of a stage that is done can begin while others still compute (`start`).
 
     Attributes:
-        unclear: positions of weights whose sparse gradients were joined without knowing how they
-            come about.
+        unclear: positions of weights whose sparse gradients were joined although their lookups are
+            unknown.
 
     Args:
         variables: the weights that this rank trains.
         replicas: the ranks that own the same partition, one per replica.
         shared: groups of weights held by other partitions too.
-        sums: makes what sums dense gradients over `replicas`; by MPI if it is not given.
-        pieces: stage -> the weights that are summed when it is done, apart from the others; in the
-            order in which stages are done, on all replicas the same. The rest come last.
+        sums: makes the sums of dense gradients over `replicas`; by default, sums of MPI.
+        pieces: stage -> the weights that are summed by themselves when the stage is done; in the
+            order in which stages are done, the same on all replicas. Other weights come last.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Reducer:
         self._told: list[list[int] | None] = [None] * len(self._groups)  # kinds of this rank
         self._sums: dict[_Key, DenseSum] = {}
         self._started: dict[_Key, DenseSum] = {}  # in this step
-        self._since: dict[_Key, float] = {}  # when those began that are not there yet
+        self._since: dict[_Key, float] = {}  # when sums began that are not done yet
         self._recorder = replicas.recorder
         self.unclear: set[int] = set()
 
@@ -106,8 +106,8 @@ class Reducer:
         are, [Note: Kinds].
 
         Args:
-            stage: which is done.
-            positions: its weights; those that other stages have too are left for `reduce`.
+            stage: the stage that is done.
+            positions: its weights; weights that other stages have, too, are left for `reduce`.
             values: their gradients; None if this replica had no rows in this step.
         """
         kinds = self._kinds[0]
@@ -122,7 +122,7 @@ class Reducer:
                 self._note_done(key)
 
     def reduce(self, gradients: GradientSum) -> list[Any]:
-        """The summed gradients: tensors, `tf.IndexedSlices`, or None where nothing depends.
+        """The summed gradients: tensors, `tf.IndexedSlices`, or None for weights without one.
 
         Args:
             gradients: this rank's sum; empty if its replica had no rows in this step.
@@ -132,11 +132,11 @@ class Reducer:
         known = total is not None
         for group, (positions, comm) in enumerate(self._groups):
             if comm.size > 1 and positions:
-                # The other partitions that hold a weight look up something else.
+                # Other partitions that hold the weight look up other rows.
                 common = gradients.common if group == 0 else frozenset
                 self._reduce_group(group, values, known, common)
             known = True
-        if self._groups[0][1].rank == 0:  # one of all replicas says it
+        if self._groups[0][1].rank == 0:  # one replica reports it
             self.unclear |= gradients.unclear
         return values
 
@@ -162,7 +162,7 @@ class Reducer:
         self._keep_largest(comm, [p for p, kind in kinds.items() if kind == LARGEST], own, values)
 
     def _agree(self, group: int, mine: list[int] | None) -> dict[int, int]:
-        """The kinds that any rank has. Collective."""
+        """For each weight, the kind of highest precedence on any rank. Collective."""
         positions, comm = self._groups[group]
         told = [_UNKNOWN] * len(positions) if mine is None else mine
         everyone = comm.all_gather_objects(told, "the kinds of gradients")
@@ -177,7 +177,7 @@ class Reducer:
     ) -> None:
         """Put sums of dense gradients in their places in `values`.
 
-        They are summed piece by piece, those that have not begun all at a time.
+        They are summed piece by piece; pieces that have not begun begin together.
         """
         known = dict(enumerate(own))
         for piece in self._pieces[group]:
@@ -224,7 +224,7 @@ class Reducer:
     def _keep_largest(
         self, comm: Communicator, positions: list[int], own: list[Any], values: list[Any]
     ) -> None:
-        """The largest of all ranks, in place of the values at `positions`; none is negative."""
+        """Replace the values at `positions` by the largest of all ranks; none is negative."""
         if not positions:
             return
         zeros = {p: np.zeros(self._shapes[p], self._dtypes[p]) for p in positions}
@@ -235,8 +235,8 @@ class Reducer:
             values[p] = tf.constant(part.reshape(self._shapes[p]), self._dtypes[p])
 
     def _gather_sparse(self, comm: Communicator, position: int, value: Any, kind: int) -> Any:
-        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows; or
-        add them up, where they are of the kind COMMON.
+        """Join the rows and values of all ranks, in rank order: plain Keras's order of rows. Or
+        add them up, if they are of the kind COMMON.
         """
         shape, dtype = self._shapes[position], self._dtypes[position]
         if value is None:
@@ -263,11 +263,11 @@ class Reducer:
 
 
 class _Changed:
-    """Whether a rank has other kinds of gradients than it told; begun here, known later.
+    """Whether the kinds of gradients have changed on any rank: a sum that goes on meanwhile.
 
     Args:
         comm: the ranks. Collective.
-        mine: whether this rank has.
+        mine: whether they have changed on this rank.
     """
 
     def __init__(self, comm: Communicator, mine: bool) -> None:
@@ -276,6 +276,6 @@ class _Changed:
         self._pending = comm.start_sum(self._count, what, np.array([mine], np.int64))
 
     def anywhere(self) -> bool:
-        """Whether any rank has."""
+        """Whether they have changed on any rank. Waits for the sum."""
         self._pending.wait()
         return bool(self._count[0])

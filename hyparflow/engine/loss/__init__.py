@@ -1,4 +1,4 @@
 """Losses and metrics that add up over the parts of a batch.
 
-Imports engine.compiled, engine.stages, model and comm.
+Imports comm, engine.compiled and model.
 """

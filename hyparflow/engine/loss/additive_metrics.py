@@ -2,8 +2,8 @@
 
 A metric's state after a batch must be the sum of what its micro-batches add to it. Keras's own
 metrics keep sums, counts and confusion matrices. A function that gives one number for a batch is
-weighted by the micro-batch's share of it, which makes a mean over rows exact. What does not add up
-is found by trying it (`hyparflow.engine.trials.sums`), and refused.
+weighted by the micro-batch's share n / B, which makes a mean over rows exact. Metrics that do not
+add up are found by trials (`hyparflow.engine.trials.sums`), and refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AdditiveMetrics:
         self._of_functions = [m for m in self.metrics if metric_function(m)]
 
     def update(self, y: Any, y_pred: Any, sample_weight: Any, share: Any) -> None:
-        """Update all with a micro-batch that is the part `share` of a global batch."""
+        """Update all metrics with a micro-batch; `share` is n / B, its part of the global batch."""
         if self._compiled is None:
             return
         with weighting(self._of_functions, share):
@@ -42,7 +42,7 @@ class AdditiveMetrics:
 
 @contextlib.contextmanager
 def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:
-    """While open, the means among `metrics` are `weighted_by` this share."""
+    """While open, `weighted_by` holds for each mean among `metrics`."""
     with contextlib.ExitStack() as stack:
         for metric in metrics:
             if isinstance(metric, keras.metrics.Mean):
@@ -52,7 +52,7 @@ def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weighted_by(metric: Any, share: Any) -> Iterator[None]:
-    """While open, `metric`, a mean, counts a single number by `share` instead of by 1."""
+    """While open, a single number counts in the mean `metric` with weight `share`, not 1."""
     function = metric_function(metric)
     original = metric.update_state
 

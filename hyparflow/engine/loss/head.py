@@ -15,12 +15,12 @@ __all__ = ["LossHead", "Labels", "no_labels"]
 
 
 class Labels(NamedTuple):
-    """What the last stage needs of a micro-batch beside its inputs.
+    """What the last stage needs of a micro-batch besides its inputs.
 
     Attributes:
         y, sample_weight: in the user's structure, or None.
         share: n / B, the part of the global batch in this micro-batch.
-        seed: what the loss is multiplied by for the backward: the share times the loss scale.
+        seed: the share times the loss scale, by which the loss is multiplied for the backward.
         factors: one factor per loss term, see `hyparflow.engine.loss.terms`, [Note: One scale].
         rows: n.
     """

@@ -30,7 +30,7 @@ class MetricState:
         model: the model; its metrics must be built.
         world: all ranks.
         updates: whether this rank updates any metric.
-        further: metrics that the model does not name, but its own steps use.
+        further: metrics that are not in the model's list, but that its own steps use.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MetricState:
         self._writer([flat])
 
     def start(self) -> None:
-        """Before a call of the user's: the leader's metrics are as Keras has them."""
+        """Begin a call of `fit` or `evaluate`: all ranks but the leader reset their metrics."""
         if self._world.rank != LEADER:
             self.reset()
 
@@ -93,7 +93,7 @@ class MetricState:
 
     @contextlib.contextmanager
     def paused(self, is_paused: bool) -> Iterator[None]:
-        """Forget what is updated meanwhile, if `is_paused`: rows that stand in do not count."""
+        """Undo updates of metrics when closed, if `is_paused`: placeholder rows do not count."""
         state = self._read() if is_paused else None
         yield
         if state is not None:
@@ -102,20 +102,28 @@ class MetricState:
     # --- steps of the model's own ---
 
     def begin(self, weights: Sequence[float]) -> None:
-        """Begin a step that adds to each variable what counts by its weight."""
+        """Begin a step; for each variable, what the step adds to it is multiplied by its weight."""
         self._weights = np.repeat(np.asarray(weights, float), self._sizes)
         is_leader = self._world.rank == LEADER
         self._base = np.array(self._read()) if is_leader else self._initial
 
     def contribution(self, variables: Sequence[Any], values: np.ndarray) -> np.ndarray:
-        """What this rank adds to the states of `variables`, whose present values these are."""
+        """What this rank adds to metric variables in a step of the model's own.
+
+        Args:
+            variables: variables of metrics.
+            values: their present values, as one flat vector.
+
+        Returns:
+            A vector like `values`; added up over the ranks it gives the values after the step.
+        """
         if any(id(v) not in self._places for v in variables):
-            return np.array(values)  # made in this step, which the next knows
+            return np.array(values)  # variables made in this step; the next step knows them
         return self._weighted(values, np.concatenate([self._places[id(v)] for v in variables]))
 
     def _weighted(self, values: np.ndarray, places: Any = slice(None)) -> np.ndarray:
         base = self._base[places]
-        # What is infinite stays so.
+        # Infinite values stay infinite: inf - inf would be NaN.
         added = np.subtract(values, base, out=np.zeros_like(values), where=values != base)
         if self._weights is not None:
             weights = self._weights[places]
@@ -130,10 +138,10 @@ class MetricState:
         Args:
             added_loss: what this rank adds to the sum of losses times rows: regularization and
                 the losses that layers of earlier stages add.
-            gradients: how many this rank's optimizer was given; their sum needs no further message.
+            gradients: the number of gradients that this rank's optimizer was given.
 
         Returns:
-            The gradients of all ranks, on the leader.
+            The number of gradients on all ranks; right on the leader only.
         """
         is_leader = self._world.rank == LEADER
         if self._weights is not None:
@@ -158,7 +166,7 @@ class MetricState:
         """The present value of every metric by name, as Keras's `get_metrics_result`.
 
         Args:
-            logs: what the model's own step returned, of all replicas, where it has one.
+            logs: what the model's own step returned, joined over replicas, if it has one.
         """
         if logs is not None:
             return logs
@@ -166,5 +174,5 @@ class MetricState:
         for metric in self._shown:
             value = metric.result()
             results.update(value if isinstance(value, dict) else {metric.name: value})
-        # As a compiled step returns them even where a metric's result is a variable.
+        # Tensors, as from a compiled step, even if a metric's result is a variable.
         return keras.tree.map_structure(tf.convert_to_tensor, results)

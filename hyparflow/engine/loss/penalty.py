@@ -1,4 +1,4 @@
-"""Weight regularization as one rank counts it: the part of a loss that no row has."""
+"""Weight regularization, the part of a loss that belongs to no row, as one rank counts it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Penalty:
         return float(self._steps[step]([]))
 
     def compile_anew(self, step: str) -> None:
-        """From now on, this kind of step counts with the present settings of regularizers."""
+        """Compile the sum of this kind of step again, with the present settings of regularizers."""
         self._steps.pop(step, None)
 
     def _trace(self, nothing: list[Any]) -> Any:

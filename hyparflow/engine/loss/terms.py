@@ -47,7 +47,7 @@ class _FactoredLoss:
 
 
 class _Probe:
-    """Stands in for one loss and records what is asked about a batch instead of its value."""
+    """Takes the place of one loss, and records something about a batch in place of its value."""
 
     def __init__(self, loss: Any, ask: Callable[[Any, Any, Any, Any], Any]) -> None:
         self._loss = loss
@@ -59,7 +59,7 @@ class _Probe:
 
 
 def _unique_names(entries: list[Any]) -> list[str]:
-    """What to call each loss in messages: its own name, and its output's where there are more."""
+    """The name of each loss in messages, with the name of its output if there are several."""
     names = [str(getattr(entry.loss, "name", type(entry.loss).__name__)) for entry in entries]
     if len(names) == 1:
         return names
@@ -68,7 +68,7 @@ def _unique_names(entries: list[Any]) -> list[str]:
 
 def _reduction(loss: Any) -> str | None:
     if has_own_call(loss):
-        return "own"  # reduces as it likes; what it is told to do may be ignored
+        return "own"  # its own `__call__` may ignore the reduction
     return getattr(loss, "reduction", "sum_over_batch_size")
 
 
@@ -112,21 +112,21 @@ class LossTerms:
         model: a compiled model whose compile-loss object is built.
         masked: whether a mask may reach the losses from the model.
         symbolic: symbolic (y, y_pred, sample weights), to learn what the losses do with a batch;
-            None where nothing is known of the labels.
+            None if nothing is known of the labels.
     """
 
     def __init__(self, model: Any, masked: bool, symbolic: Any = None) -> None:
         self._compiled = compile_loss(model)
         if self._compiled is not None and not self._compiled.built:
-            self._compiled = None  # nothing is known of the labels; the model's own code has them
+            self._compiled = None  # the labels are unknown: only the model's own code has them
         entries = [] if self._compiled is None else loss_entries(self._compiled)
         self.names = _unique_names(entries)
         self.losses = [entry.loss for entry in entries]
         self.masked = masked
         self._masks = [False] * len(entries)  # which losses mask their own values
-        self.unreduced: list[str] = []  # losses that are no number
-        self._one_number: set[int] = set()  # losses that give a number, a mean or a sum over rows
-        self._unknown: set[int] = set()  # those of which it is not known which
+        self.unreduced: list[str] = []  # losses whose value is not a number
+        self._one_number: set[int] = set()  # losses that give one number: a mean or a sum
+        self._unknown: set[int] = set()  # losses of which it is not known whether mean or sum
         self._sums = {n for n, loss in enumerate(self.losses) if _reduction(loss) == "sum"}
         if symbolic is not None and entries:
             self._learn(symbolic)
@@ -137,7 +137,7 @@ class LossTerms:
         ]
 
     def _additive(self, share: Any, factors: Any) -> Any:
-        """The model's losses as they are for a part `share` of the global batch."""
+        """The model's losses, wrapped for a micro-batch; `share` is n / B."""
         losses = [
             _FactoredLoss(loss, factors[index]) if self._has_factor(index) else loss
             for index, loss in enumerate(self.losses)
@@ -190,7 +190,7 @@ class LossTerms:
 
     @property
     def one_number(self) -> list[str]:
-        """Losses that give a number for a batch, not known to be a mean or a sum over rows."""
+        """Losses that give one number for a batch, and may be a mean or a sum over rows."""
         return [self.names[number] for number in sorted(self._unknown)]
 
     def is_one_number(self, number: int) -> bool:
@@ -198,13 +198,13 @@ class LossTerms:
         return number in self._one_number
 
     def note(self, number: int, is_known: bool, is_sum: bool | None = None) -> None:
-        """Note of a loss that gives one number whether it is known, and is a sum, not a mean."""
+        """Note whether a loss that gives one number is known, and whether it is a sum or a mean."""
         (self._unknown.discard if is_known else self._unknown.add)(number)
         if is_sum is not None:
             (self._sums.add if is_sum else self._sums.discard)(number)
 
     def alone(self, number: int, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-        """What one of the losses returns for a batch."""
+        """The value of one of the losses for a batch."""
         found: list[Any] = []
 
         def ask(loss: Any, *batch: Any) -> None:
@@ -215,7 +215,7 @@ class LossTerms:
         return found[0]
 
     def tried(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-        """The summed losses of a batch that is no part of training."""
+        """The summed losses of a whole batch in a trial."""
         share, factors = ops.ones((), "float64"), ops.ones((max(1, self.count),), "float64")
         return self.value(y, y_pred, sample_weight, share, factors)
 

@@ -1,4 +1,4 @@
 """One stage of the model on this rank: its call, its gradients, its batch normalization.
 
-Imports engine.compiled, model and comm.
+Imports comm, engine.compiled, engine.gradients, engine.loss, model and pipeline.
 """

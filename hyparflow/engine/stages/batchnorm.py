@@ -36,7 +36,7 @@ __all__ = ["BatchStatistics"]
 
 
 class _Sum:
-    """What one call of one layer adds up over the micro-batches of a step.
+    """The sums of one call of one layer over the micro-batches of a step.
 
     Attributes:
         state: (weight, sum, sum of squares) of the values of each channel.
@@ -55,9 +55,9 @@ class BatchStatistics:
     """The statistics of the BatchNormalization layers of one stage.
 
     Attributes:
-        order: of the exchanges between replicas within a compiled step.
-        alone: whether nothing is exchanged for now, as if all replicas had the same rows.
-        aside: whether layers report nothing for now, as the model is called to learn of it.
+        order: calls the exchanges between replicas in the same order in each compiled step.
+        alone: whether replicas exchange nothing for now, as if all had the same rows.
+        aside: whether layers report nothing for now, because the calls are trials.
 
     Args:
         model: the user's model.
@@ -82,7 +82,7 @@ class BatchStatistics:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to do beside what the layers do themselves."""
+        """Whether this object has to do more than the layers do themselves."""
         return bool(self._layers)
 
     @property
@@ -138,7 +138,7 @@ class BatchStatistics:
         return moments
 
     def _add(self, layer: Any, epsilon: float, local: Any) -> None:
-        """Add one call's (weight, sum, squared deviations, mean) to what its step has seen."""
+        """Add one call's (weight, sum, squared deviations, mean) to the sums of its step."""
         if layer.renorm:
             return  # its statistics correct each other from batch to batch
         call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
@@ -150,7 +150,7 @@ class BatchStatistics:
         self._sums[id(layer), call].state.assign_add(tf.stack([weight, total, squares]))
 
     def _gathered(self, local: Any) -> Any:
-        """`local` of all replicas, on a new first axis; its gradient is summed over them."""
+        """`local` of all replicas, on a new first axis; the gradient is summed over replicas."""
         shape = [self._peers.size, *local.shape]
 
         @tf.custom_gradient
@@ -183,7 +183,7 @@ class BatchStatistics:
             self._remember([], len(self._sums))
 
     def forget(self) -> None:
-        """Leave out what was seen since the last step."""
+        """Drop the sums since the last step."""
         for sums in self._sums.values():
             sums.state.assign(tf.zeros_like(sums.state))
 
@@ -195,7 +195,7 @@ class BatchStatistics:
         self._peers.sum(flat, "the statistics of the global batch")
         self._write([tf.convert_to_tensor(flat)], len(self._sums))
 
-    # Traced again when there are more layers, which a count as an argument brings about.
+    # The count is an argument so that the function is traced again when there are more layers.
 
     def _trace_remember(self, nothing: list[Any], count: int) -> None:
         for sums in self._sums.values():

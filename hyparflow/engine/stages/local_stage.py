@@ -1,4 +1,4 @@
-"""The stages that a rank computes: each knows its tensors and its weights among all of them."""
+"""One stage on this rank, with the numbers of its tensors and weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ __all__ = ["LocalStage"]
 
 
 class LocalStage:
-    """One stage of the rank, and the numbers of its input and output tensors.
+    """One stage on this rank, with its place in the whole model.
+
+    `Stage` computes, and knows its own inputs, outputs and weights only; this class adds what the
+    engine needs: the numbers of its tensors in the model, and of its weights on the rank.
 
     Args:
         number: the number of the stage.
         stage: its compiled calls.
         partitioning: the table of stages and edges.
-        masked: output tensors whose masks follow the outputs.
-        weights: positions of its trained weights among those of the rank.
+        masked: output tensors whose masks are appended to the list of outputs.
+        weights: indices of this stage's trained weights in the rank's list.
         types: the types of its inputs, or None where they are not known before it runs.
     """
 
@@ -45,7 +48,13 @@ class LocalStage:
         self.gradient_outputs = partitioning.gradient_outputs(number)
 
     def parts(self, outputs: list[Any], tensor: int, with_mask: bool) -> list[Any]:
-        """An output tensor, and its mask where it goes with it."""
+        """The parts of a message: [tensor], or [tensor, mask] if `with_mask`.
+
+        Args:
+            outputs: what the stage returned: its output tensors, then their masks.
+            tensor: the number of the output tensor.
+            with_mask: whether the mask goes with it.
+        """
         parts = [outputs[self.outputs.index(tensor)]]
         if with_mask:
             parts.append(outputs[len(self.outputs) + self.masked.index(tensor)])

@@ -33,23 +33,23 @@ __all__ = ["Saved", "Stage"]
 
 @contextlib.contextmanager
 def _no_trace() -> Iterator[Callable[[], None]]:
-    """For what has no state."""
+    """The context for trial calls of a stage without state: there is nothing to undo."""
     yield lambda: None
 
 
-# On which inputs, and on which weights, some outputs depend.
+# For each input and for each weight: whether the outputs depend on it.
 Dependence = tuple[list[bool], list[bool]]
 
 
 @dataclass
 class Saved:
-    """What a stage keeps of a micro-batch from its forward to its backward."""
+    """The data that a stage keeps of a micro-batch from its forward to its backward."""
 
     outputs: list[Any]
     loss: Any = None
     pair: Any = None  # the forward and backward, compiled
-    state: Any = None  # what goes from one to the other
-    given: Any = None  # inputs and share, where they must be known later
+    state: Any = None  # what the forward keeps for the backward
+    given: Any = None  # (inputs, share), if trial calls need them to find which rows are looked up
     depend: Dependence | None = None  # where the backward is in two parts
 
 
@@ -64,8 +64,8 @@ class Stage:
         head: loss and metrics, on the last stage only.
         eager: whether to run without compiling, as `compile(run_eagerly=True)` asks.
         jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
-        aside: while it is open, calls of the stage leave no trace.
-        compiler: compiles it; without one, what this process would choose.
+        aside: makes a context in which calls of the stage have no lasting effects.
+        compiler: compiles the stage; None for the compiler that this process uses.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Stage:
         compiler: Compiler | None = None,
     ) -> None:
         weights = [variable.value for variable in trainable]
-        self._formulas = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
+        self._functions = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
         self._eager = eager
-        self._lookups = LookupSurvey(self._formulas.weight_gradients, aside, eager)
+        self._lookups = LookupSurvey(self._functions.weight_gradients, aside, eager)
         self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
         self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self._accumulator = Accumulator(weights, self._largest)
@@ -101,19 +101,19 @@ class Stage:
             first = functools.partial(computation.first, computation.compute)
             return EagerPair(first, computation.second, finishes)
 
-        formulas = self._formulas
+        functions = self._functions
         self._pair = pair(
             Computation(
-                formulas.outputs, formulas.forward, formulas.backward, formulas.gradients_like
+                functions.outputs, functions.forward, functions.backward, functions.gradients_like
             )
         )
         self._loss_pair = pair(
-            Computation(formulas.training_loss, formulas.forward_loss, formulas.backward_loss)
+            Computation(functions.training_loss, functions.forward_loss, functions.backward_loss)
         )
-        self._fused = make(formulas.fused)
-        self._fused_add = make(lambda *args: self._add_up(formulas.fused(*args)))
-        self._infer = make(formulas.infer)
-        self._loss_infer = make(formulas.infer_loss)
+        self._fused = make(functions.fused)
+        self._fused_add = make(lambda *args: self._add_up(functions.fused(*args)))
+        self._infer = make(functions.infer)
+        self._loss_infer = make(functions.infer_loss)
 
     def _add_up(self, results: Any) -> Any:
         """To be traced: add dense gradients of weights to those of the micro-batches before."""
@@ -121,7 +121,7 @@ class Stage:
         return of_inputs, *self._accumulator.add(of_weights)
 
     def begin(self, several: bool) -> None:
-        """Begin a training step, of `several` micro-batches or one."""
+        """Begin a training step; `several` tells whether it has more than one micro-batch."""
         self._adds = several and self._adds_inside  # the compiled backward
         self._lookups.begin()
         self._total = GradientSum(self._lookups, self._largest)
@@ -134,10 +134,9 @@ class Stage:
         """Compile what training calls, while other ranks compile theirs.
 
         Args:
-            inputs: types of the inputs, as far as they are known; where they prove wrong, it is
-                compiled again.
-            rest: the share, or labels, of a micro-batch.
-            kinds: of the steps that it will run.
+            inputs: types of the inputs; if they prove wrong, the stage is compiled again.
+            rest: the share n / B of a micro-batch, or for the last stage its labels.
+            kinds: the kinds of the steps that it will run.
         """
         if self._eager:
             return
@@ -162,7 +161,7 @@ class Stage:
         return self._total
 
     def forward(self, inputs: Any, share: Any) -> Saved:
-        """Forward of a stage that is not the last, of the part `share` of a global batch."""
+        """Forward of a stage that is not the last; `share` is the micro-batch's n / B."""
         (outputs, loss), state = self._pair.forward((inputs, share))
         return Saved(
             outputs=outputs,
@@ -187,7 +186,8 @@ class Stage:
             saved: what the forward returned.
             output_gradients: gradients of the outputs in `gradient_outputs`, summed over
                 their consumers; None where no consumer depends on one.
-            seed: n / B times the loss scale, for what the stage's layers added to the loss.
+            seed: n / B times the loss scale: the gradient of the total loss by what the stage's
+                layers add to it, with which their backward begins.
 
         Returns:
             Gradients of the inputs in `gradient_inputs`; None where nothing depends on one.
@@ -213,14 +213,14 @@ class Stage:
     def _backward_arguments(
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
     ) -> tuple[tuple[Any, ...], Dependence | None]:
-        """What a backward takes; and what depends on the gradients given, if they are not all."""
+        """The arguments of a backward; and the `Dependence`, if some gradients are None."""
         if saved.pair is self._loss_pair:
             return (), None
-        given = list(zip(self._formulas.gradient_outputs, output_gradients, strict=True))
+        given = list(zip(self._functions.gradient_outputs, output_gradients, strict=True))
         reached = tuple(position for position, gradient in given if gradient is not None)
         if self._eager or len(reached) == len(given):
             return (output_gradients, seed), None
-        # A compiled backward takes all gradients; what depends on none of those given is known.
+        # A compiled backward takes all gradients, so zeros stand for None; `Dependence` tells them.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
         return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
 
@@ -246,13 +246,13 @@ class Stage:
         if key not in self._known:
 
             def trace(inputs: Any, share: Any) -> None:
-                formulas = self._formulas
-                (outputs, _), state = formulas.forward(formulas.outputs, inputs, share)
+                functions = self._functions
+                (outputs, _), state = functions.forward(functions.outputs, inputs, share)
                 gradients = [
                     tf.ones_like(outputs[p]) if p in positions else None
-                    for p in self._formulas.gradient_outputs
+                    for p in self._functions.gradient_outputs
                 ]
-                of_inputs, of_weights = self._formulas.backward(state, gradients, share)
+                of_inputs, of_weights = self._functions.backward(state, gradients, share)
                 self._known[key] = (
                     [gradient is not None for gradient in of_inputs],
                     [gradient is not None for gradient in of_weights],
@@ -276,7 +276,7 @@ class Stage:
         self._loss_infer(inputs, labels)
 
     def _given(self, inputs: Any, share: Any) -> Any:
-        """Inputs and share, where it must be found out what is looked up."""
+        """(inputs, share), if trial calls may be needed to find which rows are looked up."""
         self._lookups.see(inputs, share)
         return (inputs, share) if self._lookups.needs_inputs else None
 

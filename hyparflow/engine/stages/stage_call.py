@@ -38,9 +38,9 @@ def graph_body(
 ) -> StageCall:
     """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
 
-    The first stage takes the user's inputs as `fit` gives them; a later one the flat list of
-    its input tensors, then the masks of those that come with one. The outputs are followed by the
-    masks of those that a later stage takes with one.
+    The first stage takes the user's inputs as `fit` gives them; a later stage takes the flat list
+    of its input tensors, then the masks of the inputs that have one. It returns the outputs, then
+    the masks of the outputs that a later stage takes with one.
 
     Args:
         graph: the model's flat graph.

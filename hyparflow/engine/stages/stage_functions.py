@@ -1,4 +1,4 @@
-"""What a stage computes: its forward, its backward, its loss, as functions to be traced or run.
+"""Forward, backward and loss of a stage, as functions to be traced or run.
 
 The only file that calls TensorFlow's gradients.
 """
@@ -21,9 +21,10 @@ __all__ = ["StageFunctions"]
 class StageFunctions:
     """The computations of one stage.
 
-    A forward is given what computes (`outputs`, `training_loss`, or the same compiled); it returns
-    its outputs and a state. A backward takes that state, and returns the gradients of the inputs
-    and of the weights, None where nothing depends on one.
+    A forward calls the function that it is given (`outputs`, `training_loss`, or one of them
+    compiled) under a gradient tape; it returns its outputs and a state. A backward takes that
+    state, and returns the gradients of the inputs and of the weights, None where nothing depends
+    on one. `share` is n / B, the micro-batch's rows over those of the global batch.
 
     Args:
         body: the computation.
@@ -55,7 +56,7 @@ class StageFunctions:
     def forward(
         self, compute: Callable[..., tuple[list[Any], Any]], inputs: Any, share: Any
     ) -> tuple[Any, Any]:
-        """What `compute` makes, which is what `outputs` makes, and a state for the backward."""
+        """What `compute(inputs, share)`, like `outputs`, returns; and a state for the backward."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))
@@ -68,7 +69,8 @@ class StageFunctions:
         Args:
             state: from `forward`.
             gradients: of the outputs in `gradient_outputs`, or None.
-            seed: of what the layers added to the loss.
+            seed: the gradient of the total loss by what the layers added to it: n / B times the
+                loss scale.
         """
         tape, sources, outputs, loss = state
         given = zip(self.gradient_outputs, gradients, strict=True)
@@ -79,7 +81,11 @@ class StageFunctions:
         return self._gradients(tape, targets, sources, seeds)
 
     def gradients_like(self, outputs: Any) -> Any:
-        """Types of `gradients` and `seed`, for outputs of `forward`."""
+        """Types of the arguments `gradients` and `seed` of `backward`.
+
+        Args:
+            outputs: what `forward` returned first: (outputs, added losses).
+        """
         values, _ = outputs
         types = [tf.TensorSpec(values[p].shape, values[p].dtype) for p in self.gradient_outputs]
         return types, tf.TensorSpec((), tf.float64)
@@ -90,7 +96,7 @@ class StageFunctions:
         return outputs, _total(losses)
 
     def loss(self, inputs: Any, labels: Labels, training: bool) -> Any:
-        """The micro-batch's loss, times its seed; metrics are updated."""
+        """The micro-batch's loss times `labels.seed`, which has the loss scale; updates metrics."""
         outputs, losses = self._body(inputs, training, labels.share)
         loss = self._head.loss(outputs, _total(losses), labels)  # type: ignore[union-attr]
         return loss * tf.cast(labels.seed, loss.dtype)
@@ -106,7 +112,7 @@ class StageFunctions:
     def forward_loss(
         self, compute: Callable[..., Any], inputs: Any, labels: Labels
     ) -> tuple[Any, Any]:
-        """The forward of the last stage, which gives nothing but a state."""
+        """The forward of the last stage: no outputs, and a state for the backward."""
         sources = self._sources(inputs)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_differentiable(sources))

@@ -1,4 +1,4 @@
-"""Tries a model on a few random rows: what does not add up over the parts of a batch?
+"""Trials of a model on a few random rows, which find what does not add up over parts of a batch.
 
-Imports engine.compiled, engine.stages, engine.loss and model.
+Imports engine.compiled, engine.loss, engine.stages and model.
 """

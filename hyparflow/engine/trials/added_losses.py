@@ -1,7 +1,7 @@
 """What layers add to the loss: a mean over the rows of a batch, a sum, or neither.
 
-Keras adds up what a layer adds that is no single number. So a value for each row is a sum over the
-rows, as `reduce_sum` is. What does not depend on the rows counts as a mean.
+If a layer adds a tensor, Keras adds up its values. So one value per row is a sum over the rows, as
+`reduce_sum` is. A value that does not depend on the rows counts as a mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hyparflow.model.keras_internals.layers import added_losses as keras_added_l
 __all__ = ["AddedLoss", "added_losses"]
 
 _TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
-_DRAWS = 4  # of what is random
+_DRAWS = 4  # trials of a random loss
 
 
 class AddedLoss(NamedTuple):
@@ -24,7 +24,7 @@ class AddedLoss(NamedTuple):
 
     Attributes:
         layer: number of the layer in the model.
-        position: among what that layer adds.
+        position: its position among the losses that the layer adds.
         kind: "mean", "sum", or "other".
     """
 
@@ -34,7 +34,7 @@ class AddedLoss(NamedTuple):
 
 
 def added_losses(trial: RowsTrial) -> list[AddedLoss]:
-    """What each loss is that layers add to the loss, with and without training.
+    """The kind of each loss that layers add, with and without training.
 
     Args:
         trial: an open trial.
@@ -48,7 +48,7 @@ def added_losses(trial: RowsTrial) -> list[AddedLoss]:
             kinds.setdefault(key, set()).add(kind)
     found = []
     for (layer, position), names in kinds.items():
-        names.discard("zero")  # nothing can be told
+        names.discard("zero")  # zero may be either
         kind = "mean" if not names else names.pop() if len(names) == 1 else "other"
         found.append(AddedLoss(layer, position, kind))
     return found
@@ -92,7 +92,7 @@ def _kind(whole: np.ndarray, first: np.ndarray, second: np.ndarray, share: float
 
 
 def _random_kind(trial: RowsTrial, key: tuple[int, int], training: bool) -> str:
-    """Of what draws random numbers: does it grow with the number of rows?"""
+    """The kind of a loss that draws random numbers: does it grow with the number of rows?"""
     wholes = [_losses(trial, 0, trial.rows, training)[key] for _ in range(_DRAWS)]
     starts = list(range(0, trial.rows, trial.cut)) * _DRAWS
     parts = [_losses(trial, n, n + trial.cut, training)[key] for n in starts[:_DRAWS]]

@@ -1,9 +1,9 @@
 """Which layers branch, or loop, on values of the whole batch: seen in the traced graph.
 
-A condition is one value. If it depends on values of the inputs, all rows were joined for it, and
-parts of a batch may branch otherwise. It counts if what is computed depends on it: a check that
-only may raise an error does not. Inside a loop over the rows (`map_fn`) each row has a condition of
-its own. A loop until a whole number is reached, as over the longest sequence, goes over steps.
+A condition is one value. If it depends on values of many rows, parts of a batch may branch in
+another way. It counts only if outputs depend on it: a check that may raise an error does not.
+Inside a loop over the rows (`map_fn`) each row has a condition of its own. A loop up to an integer,
+such as the length of the longest sequence, is a loop over steps and does not count.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hyparflow.model.keras_internals.layers import called_graph
 
 __all__ = ["branching_operations"]
 
-_ROWS = 1009  # a prime: a dimension that it divides has the rows of the batch in it
-_LENGTH = 5  # in place of a dimension of unknown size
+_ROWS = 1009  # a prime: the rows of the batch are in each dimension that it divides
+_LENGTH = 5  # the size for a dimension of unknown size
 _BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
 _LOOPS = frozenset(["While", "StatelessWhile"])
 _CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
@@ -31,12 +31,12 @@ _ASK_NO_VALUES = frozenset(
 
 
 class _Of(IntEnum):
-    """What of the inputs a tensor depends on."""
+    """What part of the inputs a tensor depends on."""
 
     NOTHING = 0
-    ROW = 1  # on one row, as an element of a loop over the rows does
-    ROWS = 2  # each of its rows on one
-    COUNT = 3  # a whole number, on many rows
+    ROW = 1  # on one row: an element of a loop over the rows
+    ROWS = 2  # each row of it on one row
+    COUNT = 3  # on many rows, and an integer
     BATCH = 4  # on many rows
 
 
@@ -58,7 +58,7 @@ def branching_operations(function: Callable[[Any], Sequence[Any]], types: Any) -
     )
     try:
         traced = tf.function(function, autograph=False).get_concrete_function(specs)
-    except Exception:  # it must run uncompiled, or takes other inputs
+    except Exception:  # it must run eagerly, or takes other inputs
         return None
     given = traced.inputs[: len(traced.inputs) - len(traced.captured_inputs)]
     search = _Search()
@@ -67,13 +67,13 @@ def branching_operations(function: Callable[[Any], Sequence[Any]], types: Any) -
 
 
 class _Search:
-    """Follows values through a graph and through those that its operations call."""
+    """Follows values through a graph and through the graphs that its operations call."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
     def graph(self, graph: Any, values: dict[Any, _Of], place: str) -> list[_Of]:
-        """What the outputs of `graph` depend on, from what its inputs do."""
+        """What the outputs of `graph` depend on, from what its inputs depend on."""
         needed = _upstream(graph)
         for operation in graph.get_operations():
             given = [values.get(x.ref(), _Of.NOTHING) for x in operation.inputs]
@@ -106,7 +106,7 @@ class _Search:
     def _loop(
         self, graph: Any, operation: Any, given: list[_Of], name: str, needed: bool
     ) -> list[_Of]:
-        """Of a loop: its variables depend on what they do after as many rounds as it takes."""
+        """What the variables of a loop depend on: repeated until nothing more is added."""
         while True:
             body = operation.get_attr("body").name
             results = self._call(graph, body, given, name, len(given))
@@ -124,14 +124,14 @@ class _Search:
     ) -> list[_Of]:
         """What the `count` results of a function depend on."""
         inner = called_graph(graph, function)
-        if inner is None:  # not of Python's making
+        if inner is None:  # the function was not made by Python
             return [max(given, default=_Of.NOTHING)] * count
         values = {x.ref(): of for x, of in zip(inner.inputs, given, strict=True)}
         return self.graph(inner, values, place)
 
 
 def _upstream(graph: Any) -> set[Any]:
-    """The operations whose results the outputs are made of."""
+    """The operations that the outputs depend on."""
     found: set[Any] = set()
     stack = [x.op for x in graph.outputs]
     while stack:

@@ -1,4 +1,4 @@
-"""What layers may not do with the rows of a batch that is parted: refused, alike on every rank."""
+"""Checks that layers can be called with parts of a batch; errors are the same on every rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def require_sums(names: list[str], found: RowFindings) -> None:
         found: what they do.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if something does not add up.
     """
     if found.added:
         raise ValueError(
@@ -42,7 +42,7 @@ def require_rows(names: list[str], found: RowFindings, rows: int | None, parts: 
         parts: how the batch is parted, in words.
 
     Raises:
-        ValueError: naming the layer that cannot.
+        ValueError: naming the layer that cannot be called so.
     """
     if found.fixed is None:
         return

@@ -1,8 +1,8 @@
 """Tries each loss on a few rows, whole and in parts: is it, and its gradient, the sum of its parts?
 
-What training would make of the parts is compared with what Keras makes of the whole, values and
-gradients: so it holds for any loss, a class with a `__call__` of its own too. A loss that gives one
-number for a batch may be a mean over its rows, or a sum; which of the two is found here.
+The values and gradients that training computes from the parts are compared with those of Keras for
+the whole, so any loss can be tried, also a class with its own `__call__`. A loss that gives one
+number for a batch may be a mean over its rows, or a sum; the trial tells which.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hyparflow.model.reachable_variables import reachable_variables
 
 __all__ = ["LossFindings", "try_losses"]
 
-_ENDS = (0, 3, 10)  # of the parts, of two sizes: a sum and a mean must not look alike
+_ENDS = (0, 3, 10)  # of parts of two sizes, so that a sum and a mean differ
 _TOLERANCE = 1e-4  # relative, in float32
-_NOTHING = 1e-10  # of numbers that are rounding alone
+_NOTHING = 1e-10  # smaller numbers are rounding errors
 
 
 @dataclass
@@ -30,7 +30,7 @@ class LossFindings:
     """Names of losses that do not add up.
 
     Attributes:
-        coupled: their value, or its gradient, is not the sum of those of parts of the batch.
+        coupled: value or gradient is not the sum over parts of the batch.
         changing: they change variables at each call.
     """
 
@@ -40,11 +40,11 @@ class LossFindings:
 
 @dataclass
 class _Tried:
-    """What a loss gives for some rows."""
+    """The results of a loss for some rows."""
 
     value: float
     gradients: list[np.ndarray]  # in the order of the outputs
-    weight: Any  # W of each loss, where that must be known
+    weight: Any  # W of each loss, if it is needed
     rows: int
 
 
@@ -64,7 +64,7 @@ def try_losses(terms: LossTerms, batch: Any) -> LossFindings:
         try:
             with np.errstate(all="ignore"):
                 adds_up = _try_loss(terms, number, batch)
-        except Exception:  # training then fails as in plain Keras, if it does
+        except Exception:  # if training fails, too, it fails as in plain Keras
             continue
         finally:
             pairs = list(zip(variables, before, strict=True))
@@ -87,7 +87,7 @@ def _try_loss(terms: LossTerms, number: int, batch: Any) -> bool:
     tried, again = _try(terms, number, batch), _try(terms, number, batch)
     pairs = zip(tried, again, strict=True)
     if any(a.value != b.value and np.isfinite(a.value) for a, b in pairs):
-        return True  # it draws random numbers, and nothing can be told
+        return True  # it draws random numbers, so nothing can be compared
     if not terms.is_one_number(number):
         return _sums(terms, number, tried)
     for is_sum in (False, True):
@@ -97,7 +97,7 @@ def _try_loss(terms: LossTerms, number: int, batch: Any) -> bool:
     else:
         terms.note(number, is_known=False, is_sum=False)
         return False
-    # A mean over all values is none over those that a mask leaves.
+    # A mean over all values is no mean over the unmasked ones.
     mask = np.arange(_ENDS[-1]) % 4 != 1
     if terms.masked and not _sums(terms, number, _try(terms, number, batch, mask)):
         terms.note(number, is_known=False)
@@ -133,7 +133,7 @@ def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice)
 
 
 def _sums(terms: LossTerms, number: int, tried: list[_Tried]) -> bool:
-    """Whether value and gradients are what training would make of the parts."""
+    """Whether value and gradients equal those that training computes from the parts."""
     whole, *parts = tried
     scales = [
         terms.factors(part.rows, whole.rows, part.weight, whole.weight)[number]

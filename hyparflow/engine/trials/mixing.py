@@ -1,8 +1,8 @@
 """Whether a model's outputs for some rows depend on other rows.
 
-One row is changed, strongly, and the outputs for the others are looked at: where rows are treated
-alone these stay the same to the last bit, however large the outputs are. Small, large and negative
-rows are tried, with and without training, with the weights as they are and of unit size.
+One row is changed, strongly, and the outputs for the other rows are compared: if rows are treated
+alone, these stay the same to the last bit, however large the outputs are. Small, large and negative
+rows are tried, with and without training, with the present weights and with weights of unit size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hyparflow.model.random_rows import random_rows
 
 __all__ = ["Mixing", "find_mixing"]
 
-# (which row is changed, what its numbers are multiplied by: 0 for new ones)
+# (the row that is changed, the factor of its numbers; 0 for new numbers)
 _CHANGES = ((1, 0.0), (0, 100.0), (-1, -100.0))
-_REPEATS = 8  # of equal runs, before it is said that rows are mixed
+_REPEATS = 8  # equal runs, before mixing is reported
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Mixing:
     """A change of one row by which outputs for other rows changed.
 
     Attributes:
-        layers: names of those that did it, as far as they were found.
+        layers: names of the layers that mixed rows, as far as they were found.
     """
 
     layers: list[str]
@@ -88,7 +88,7 @@ def _show(
 def _is_sure(
     trial: RowsTrial, training: bool, row: int, base: list[np.ndarray], changed: list[np.ndarray]
 ) -> bool:
-    """Whether no equal run differs as the changed one does: what drops rows at random may."""
+    """Whether no equal run differs as much; a layer that drops rows at random may differ."""
     for _ in range(_REPEATS):
         again = trial.run(trial.inputs, training)
         if not _show(trial, row, base, again, changed):
@@ -108,7 +108,7 @@ def _changed(inputs: Any, row: int, factor: float) -> Any:
         elif x.dtype == tf.bool:
             values[row] = ~values[row]
         else:
-            values[row] = 1 - values[row]  # whole ones are 0 or 1
+            values[row] = 1 - values[row]  # integers are 0 or 1
         return tf.constant(values)
 
     return keras.tree.map_structure(change, inputs)

@@ -1,8 +1,8 @@
 """Which layers make outputs for some rows depend on other rows.
 
-All calls of layers and operations are written down, in a run of the model on some rows and in one
-with another row changed. Then each is called alone, with that row changed in its inputs and in no
-other row: what changes in the output for the others, it has mixed itself.
+All calls of layers and operations are recorded, in a run of the model on some rows and in one with
+one row changed. Then each layer is called alone, with only that row changed in its inputs: if
+outputs for other rows change, this layer mixes rows itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def mixing_layers(trial: RowsTrial, changed: Any, row: int, training: bool) -> l
     Args:
         trial: an open trial.
         changed: its inputs with one row changed.
-        row: which.
+        row: the row that was changed.
         training: whether the layers are called as in training.
     """
     try:
@@ -53,7 +53,7 @@ def mixing_layers(trial: RowsTrial, changed: Any, row: int, training: bool) -> l
 
 
 def _holds(operation: Any, others: dict[int, Any]) -> bool:
-    """Whether one of the others is inside a layer."""
+    """Whether one of `others` is inside a layer."""
     if not isinstance(operation, keras.Layer):
         return False
     return any(id(layer) in others for layer in all_layers(operation, include_self=False))
@@ -91,7 +91,7 @@ def _watched(operation: Any, note: Callable[[_Call], object]) -> Iterator[None]:
         note(_Call(operation, (args, kwargs)))
         return outputs
 
-    attributes = vars(operation)  # written directly: setting it would track it
+    attributes = vars(operation)  # written directly: `setattr` would track it
     saved = {"call": attributes["call"]} if "call" in attributes else {}
     attributes["call"] = call
     try:
@@ -102,13 +102,13 @@ def _watched(operation: Any, note: Callable[[_Call], object]) -> Iterator[None]:
 
 
 def _mixes(trial: RowsTrial, row: int, one: _Call, other: _Call) -> bool:
-    """Whether a layer's outputs for other rows follow the change of a row in its inputs."""
+    """Whether a layer's outputs for other rows change with one row of its inputs."""
     arguments = keras.tree.map_structure(
         lambda x, y: _with_row(x, y, row, trial.rows), one.arguments, other.arguments
     )
     pairs = zip(keras.tree.flatten(one.arguments), keras.tree.flatten(arguments), strict=True)
     if all(x is y for x, y in pairs):
-        return False  # no row of its inputs depends on that of the batch
+        return False  # its inputs did not change with the row
     base, again, new = (_run(trial, one.operation, x) for x in (one.arguments,) * 2 + (arguments,))
     for old, repeated, changed in zip(base, again, new, strict=True):
         if old.shape != changed.shape:
@@ -136,7 +136,7 @@ def _with_row(before: Any, after: Any, row: int, rows: int) -> Any:
 
 
 def _run(trial: RowsTrial, operation: Any, arguments: Any) -> list[np.ndarray]:
-    """The flat outputs of one call, with random numbers from the beginning."""
+    """The flat outputs of one call, with random generators set back to the start."""
     trial.restore()
     args, kwargs = arguments
     flat = keras.tree.flatten(operation(*args, **kwargs))

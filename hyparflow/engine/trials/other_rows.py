@@ -7,8 +7,8 @@ import numpy as np
 __all__ = ["others_differ"]
 
 _EPSILONS = {"float64": 2.3e-16, "float32": 1.2e-7, "float16": 1e-3, "bfloat16": 8e-3}
-_ROUNDINGS = 64  # what kernels may round differently, in units of the last place
-_NOISE = 100  # times what two equal runs differ by, where a layer draws numbers of its own
+_ROUNDINGS = 64  # rounding differences of kernels, in units of the last place
+_NOISE = 100  # times the difference of two equal runs, if a layer draws random numbers
 
 
 def others_differ(
@@ -17,10 +17,10 @@ def others_differ(
     """Whether an output differs in other rows than the one that was changed.
 
     Args:
-        rows: how many there are.
-        row: which was changed.
-        old, repeated: the output of two equal runs before.
-        new: the one after.
+        rows: the number of rows.
+        row: the row that was changed.
+        old, repeated: the outputs of two equal runs before the change.
+        new: the output after the change.
     """
     epsilon = _EPSILONS.get(old.dtype.name, 0.0)
     others = [n for n in range(rows) if n != row]

@@ -1,9 +1,10 @@
 """Tries a model out on a few rows, to learn what its layers do with the rows of a batch.
 
 Most layers treat each row alone, so that a batch may be parted. A layer of the user's own may not:
-it may mix rows, branch on values of the whole batch, add to the loss what is no mean over rows,
-count its calls, or take one number of rows only. Nothing declares it, so the model runs on four
-random rows at once and in parts, or on as many as training will have, and what differs is named.
+it may mix rows, branch on values of the whole batch, add to the loss something else than a mean
+over rows, count its calls, or take one number of rows only. Nothing declares this, so the model
+runs on four random rows at once and in parts, or on as many as training will have, and differences
+are named.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hyparflow.model.untouched import untouched
 __all__ = ["RowFindings", "find_row_faults"]
 
 _ROWS = 4
-_LENGTH = 5  # in place of a dimension of unknown size
+_LENGTH = 5  # the size for a dimension of unknown size
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 
 
@@ -43,16 +44,16 @@ class RowFindings:
 
     Attributes:
         mixed: whether outputs for some rows depend on others.
-        mixing: the layers, or operations, that do it, as far as they were found.
+        mixing: the layers, or operations, that mix rows, as far as they were found.
         branches: layers, or operations, that branch on values of the whole batch.
         added: layers that add to the loss what is neither a mean nor a sum over the rows.
-        sums: (number of a layer, position among what it adds to the loss) of sums over rows.
+        sums: (number of a layer, position) of the added losses that are sums over rows.
         state: variables that change in each call.
         metrics: metrics of layers whose state does not add up over parts of a batch.
-        fixed: how many rows a call had that failed, though one with the whole batch did not.
+        fixed: the number of rows with which a call failed, though a call with all did not.
         failed: the layer in which that happened, or "".
         error: the first line of the error; without `fixed`, why nothing else is known.
-        hidden: whether branches cannot be seen, for the model runs uncompiled.
+        hidden: whether branches cannot be seen, because the model runs eagerly.
     """
 
     mixed: bool = False
@@ -84,7 +85,7 @@ def find_row_faults(
     """
     findings = RowFindings()
     if opened_graph(model) is None and not has_overridden(model, "call"):
-        return findings  # its own steps call its parts
+        return findings  # the model has no `call`; its own steps call its layers
     try:
         _survey(model, types, _ROWS, 1, findings)
     except Exception as error:  # random rows may be no valid input, or four too few
@@ -108,7 +109,7 @@ def _survey_sizes(
         if findings.fixed is None:
             _survey(model, types, rows, parts[0], findings)
             findings.error = ""
-    except Exception:  # the first error tells as much
+    except Exception:  # the first error is reported
         return
 
 
@@ -138,7 +139,7 @@ def _survey(model: Any, types: Any, rows: int, cut: int, findings: RowFindings) 
 
 
 def _changed_state(trial: RowsTrial) -> list[str]:
-    """Paths of the variables that a call in training changes, without those that may."""
+    """Paths of the variables that a call in training changes and should not."""
     known = {id(v) for layer in normalized_layers(trial.model) for v in layer.variables}
     known |= {id(v) for v in [*trial.seeds, *trial.metric_variables]}
     trial.run(trial.inputs, training=True)
@@ -150,7 +151,7 @@ def _changed_state(trial: RowsTrial) -> list[str]:
 
 
 def _odd_metrics(trial: RowsTrial) -> list[str]:
-    """Names of metrics of layers whose state after a batch is not what its parts add up to."""
+    """Names of metrics of layers whose state after a batch is not the sum over its parts."""
 
     def after(*ends: int) -> list[list[np.ndarray]]:
         for metric in trial.metrics:
@@ -191,16 +192,16 @@ def _find_branches(model: Any, types: Any, findings: RowFindings) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """What happened, without the layer's name and arguments that Keras writes around it."""
+    """The first line of an error, without the layer and arguments that Keras writes around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Exception encountered"):
         lines = lines[1:]
-    # Without colours, and what TensorFlow says about nodes and devices.
+    # Without colours, and without TensorFlow's words about nodes and devices.
     return re.sub(r"\x1b\[\dm|\{\{.*?\}\} ?| ?\[Op:.*?\]", "", lines[0]) if lines else repr(error)
 
 
 def _random(types: Any, rows: int) -> Any:
-    seeds = itertools.count(0, 2)  # inputs that are alike hide what is made of both
+    seeds = itertools.count(0, 2)  # different inputs: the difference of equal ones would be zero
 
     def draw(spec: Any) -> Any:
         shape = [rows, *(_LENGTH if size is None else size for size in spec.shape[1:])]

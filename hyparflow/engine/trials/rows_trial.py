@@ -1,7 +1,7 @@
-"""A model on a few random rows, as often as wanted, without a trace in it.
+"""Runs a model on a few random rows, and sets it back afterwards.
 
 While a trial is open, BatchNormalization layers normalize by fixed numbers: that they mix rows is
-known, and said elsewhere. Weights, random states and metrics end as they were.
+known, and reported elsewhere. Weights, random states and metrics are set back at the end.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class RowsTrial:
     Args:
         model: a built model.
         inputs: random rows, in the user's structure.
-        rows: how many.
+        rows: the number of rows.
 
     Attributes:
         state: variables that calls may change, with their present values.
         seeds: the states of random generators.
-        metrics, metric_variables: that layers keep.
-        cut: after how many rows the batch is parted in two.
+        metrics, metric_variables: the metrics of layers, and their variables.
+        cut: the number of rows of the first of two parts of the batch.
     """
 
     def __init__(self, model: Any, inputs: Any, rows: int) -> None:
@@ -61,17 +61,17 @@ class RowsTrial:
         return keras.tree.map_structure(lambda x: x[start:stop], self.inputs)
 
     def restore(self) -> None:
-        """Give all state the values that it had, random states too."""
+        """Set all state back to its values at the start, random states, too."""
         for variable, value in self.state:
             variable.assign(value)
 
     def call(self, inputs: Any, training: bool, share: float = 1.0) -> list[np.ndarray]:
-        """The flat outputs for these rows; the state is left as the call leaves it."""
+        """The flat outputs for these rows; changes of the state stay."""
         outputs, _ = self._body(inputs, training, tf.constant(share, tf.float64))
         return [np.asarray(x) for x in outputs if x is not None]
 
     def run(self, inputs: Any, training: bool) -> list[np.ndarray]:
-        """The same from the state, and so the random numbers, of the beginning."""
+        """The flat outputs for these rows, after `restore`."""
         self.restore()
         return self.call(inputs, training)
 
@@ -79,8 +79,8 @@ class RowsTrial:
     def unit_weights(self) -> Iterator[None]:
         """While open, weights are random and of unit size: none hides by being small or zero.
 
-        Random generators begin elsewhere: what is drawn is another thing than with the weights as
-        they are.
+        Random generators start from another state than with the present weights, so they draw other
+        numbers.
         """
         draw = np.random.default_rng(1)
         saved = []
@@ -108,6 +108,6 @@ class RowsTrial:
 
 @contextlib.contextmanager
 def open_trial(model: Any, inputs: Any, rows: int) -> Iterator[RowsTrial]:
-    """A trial of `model` on these inputs; in the end all is as it was."""
+    """A trial of `model` on these inputs; at the end the model is set back."""
     with fixed_moments(model), untouched(model):
         yield RowsTrial(model, inputs, rows)

@@ -78,7 +78,7 @@ def require_weights(terms: LossTerms, symbolic: Any) -> None:
     y, y_pred, weights = _example(symbolic)
     try:
         terms.tried(y, y_pred, None)
-    except Exception:  # not with these data; training will tell
+    except Exception:  # not with these data; training will show the error
         return
     try:
         terms.tried(y, y_pred, weights)
@@ -97,11 +97,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _found(find: Callable[[], list[str]]) -> list[str]:
-    """The names that `find` returns; none where the data are not for what it tries."""
+    """The names that `find` returns; none if it cannot take these data."""
     try:
         with np.errstate(all="ignore"):
             return find()
-    except Exception:  # training then fails as in plain Keras, if it does
+    except Exception:  # if training fails, too, it fails as in plain Keras
         return []
 
 
@@ -180,7 +180,7 @@ def _example(symbolic: Any) -> Any:
 
 
 def _in_full(dtype: Any) -> str:
-    """A type in which sums can be compared: Keras's losses compute in it, whatever comes in."""
+    """A type in which sums can be compared: Keras's losses convert their arguments to it."""
     name = keras.backend.standardize_dtype(dtype)
     return "float32" if name in ("float16", "bfloat16") else name
 

@@ -1,4 +1,4 @@
 """Who holds which weights, and how they move between ranks.
 
-Imports model, pipeline and comm.
+Imports comm, engine.compiled, model and pipeline.
 """

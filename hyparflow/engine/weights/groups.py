@@ -1,8 +1,8 @@
 """The groups of ranks that talk to each other: made once for a layout, and used by all models.
 
-MPI has a limited number of communicators, and giving one back is something that all its ranks do
-together, while Python collects a model on each rank at a moment of its own. So none is given back:
-a job has as many as it has layouts, whatever the number of models.
+MPI has a limited number of communicators, and all ranks of a communicator must free it together;
+but Python collects a model at a different moment on each rank. So none is freed: a job has as many
+as it has layouts, whatever the number of models.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Groups", "groups_of"]
 class Groups:
     """The groups that one rank belongs to. Making it is collective.
 
-    Calls run one after the other, in one order on all ranks, and each ends with its messages taken;
-    so models that share a communicator do not get each other's.
+    Calls run one after the other, in one order on all ranks, and no message is left when one ends;
+    so models that share a communicator do not receive each other's messages.
 
     Args:
         grid: the ranks.
-        world: all of them.
+        world: all ranks.
 
     Attributes:
         replica: the ranks of its replica.
-        peers: those with its partition.
-        reducing: those with its partition again, for sums that go on while others are made.
+        peers: the ranks with its partition.
+        reducing: the same ranks as `peers`, for sums that overlap with other operations.
     """
 
     def __init__(self, grid: Grid, world: World) -> None:

@@ -1,4 +1,4 @@
-"""Where one rank stands: its partition, its neighbours and the weights it holds."""
+"""What one rank holds, and with whom: its partition, its stages and its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Ownership:
         rank, partition: its numbers.
         stages: numbers of the stages that it holds.
         replica, peers: the ranks of its replica; the ranks with its partition.
-        reducing: those with its partition again, for sums that go on while others are made.
+        reducing: the same ranks as `peers`, for sums that overlap with other operations.
         holders: id of a variable -> the partitions that use it.
         shared: communicators of the partitions that hold a weight together with this one.
         trained: the weights that it trains.
@@ -42,7 +42,7 @@ class Ownership:
     def trained_by(self, stage: int, layout: ModelCut) -> list[int]:
         """Positions of the weights in `trained` that `stage` trains.
 
-        Those that no operation uses belong to stage 0.
+        Weights that no operation uses belong to stage 0.
         """
         if layout.graph is None:
             return list(range(len(self.trained)))

@@ -26,7 +26,7 @@ from hyparflow.pipeline.grid import Grid
 
 __all__ = ["WeightSync", "checksum"]
 
-_LARGE = 1 << 22  # bytes of a variable that travels alone, and of a message of small ones, about
+_LARGE = 1 << 22  # bytes: a larger variable is sent alone; small ones are joined to about as many
 _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 
@@ -36,11 +36,11 @@ class WeightSync:
     Args:
         model: the compiled model, its optimizer built.
         grid: the ranks.
-        world, replica, peers: all ranks; those of this replica; those of this partition.
+        world, replica, peers: all ranks; the ranks of this replica; the ranks of this partition.
         owners: id of a model variable -> the partition that owns it.
         touched: the optimizer variables (TensorFlow's) that this rank's updates use.
-        draws_alike: whether replicas have random generators in the same state, as a step of the
-            model's own needs it (`hyparflow.engine.custom_steps.draws`).
+        draws_alike: whether replicas keep random generators in the same state, as the model's own
+            steps need it (`hyparflow.engine.custom_steps.draws`).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class WeightSync:
     def describe(self, variables: Sequence[Any]) -> list[tuple[int, np.ndarray]]:
         """The present values of `variables`, for `write` on other ranks, each with its number.
 
-        What neither the model nor its losses, metrics and own layers lead to is left out.
+        Variables that model, losses, metrics and own layers do not lead to are left out.
         """
         known = [*self._weights, *self._slots]
         numbers = _numbers(known)
@@ -120,7 +120,7 @@ class WeightSync:
         return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
 
     def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
-        """Take what `describe` returned on the leader."""
+        """Write the values that `describe` returned on the leader."""
         known = [*self._weights, *self._slots]
         if any(number >= len(known) for number, _ in values):
             known += self._users_own()
@@ -140,11 +140,11 @@ class WeightSync:
         if isinstance(variable, keras.Variable) and id(variable) in self._owners:
             return self._owners[id(variable)] != mine
         used = {id(slot) for slot in self._touched()}
-        is_slot = any(variable is slot for slot in self._slots)  # TensorFlow's are never
+        is_slot = any(variable is slot for slot in self._slots)  # a variable of TensorFlow is none
         return is_slot and self._grid.num_partitions > 1 and id(variable.value) not in used
 
     def checksums(self) -> list[int]:
-        """A number for each weight and slot of this rank, which changes when that does."""
+        """A checksum of each weight and optimizer slot of this rank."""
         return [checksum(variable) for variable in [*self._weights, *self._slots]]
 
     def changed(self, before: Sequence[int]) -> list[Any]:
@@ -223,7 +223,7 @@ class WeightSync:
         self._broadcast_piece(piece, root)
 
     def _broadcast_large(self, variable: Any, root: int) -> None:
-        """From the variable's own memory into what becomes the other's."""
+        """Broadcast a large variable without copies: receivers use the memory of the message."""
         what = f"weights from rank {root}"
         value = tf.convert_to_tensor(variable)
         if self._world.rank == root:
@@ -234,7 +234,7 @@ class WeightSync:
         variable.assign(buffer.tensor)
 
     def _broadcast_piece(self, variables: Sequence[Any], root: int) -> None:
-        """One message; several of them, so that a model is never copied whole."""
+        """Broadcast small variables in one message; pieces, so that no whole model is copied."""
         values = [np.asarray(variable.numpy(), order="C") for variable in variables]
         if not values:
             return
@@ -250,7 +250,7 @@ class WeightSync:
 
 
 def checksum(variable: Any) -> int:
-    """Of the variable's own memory: a copy of a large weight would be the step's peak."""
+    """A checksum of the variable's own memory: a copy of a large weight would take too much."""
     value = np.asarray(tf.convert_to_tensor(variable), order="C")
     return zlib.crc32(value.reshape(-1).view(np.uint8).data)
 
@@ -260,7 +260,7 @@ def _bytes_of(variable: Any) -> int:
 
 
 def _numbers(variables: Sequence[Any]) -> dict[int, int]:
-    """The place of each variable, by its id and by that of TensorFlow's within it."""
+    """The number of each variable, by its id and by the id of TensorFlow's variable in it."""
     numbers: dict[int, int] = {}
     for number, variable in enumerate(variables):
         numbers.setdefault(id(variable), number)

@@ -18,11 +18,11 @@ from hyparflow.launching.mpi_library import find_launcher, library
 
 __all__ = ["examine"]
 
-_TRIED = 2  # ranks that are started to see whether they see each other
+_TRIED = 2  # number of ranks that are started, to check whether they see each other
 
 
 def examine() -> list[Finding]:
-    """What all checks find; under a launcher it is collective, and the same on every rank."""
+    """Run all checks. Under a launcher this is collective, with the same findings on every rank."""
     mine = list(check_machine(Machine.here()))
     if not launcher.is_launched():
         return [*mine, *_try_ranks()]
@@ -36,7 +36,7 @@ def examine() -> list[Finding]:
 
 
 def _merged(everyone: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Of each check what the first rank finds, unless another finds something worse."""
+    """One finding of each check: that of the first rank, unless another rank has a worse one."""
     merged = []
     for column in zip(*everyone, strict=False):
         odd = next((n for n, finding in enumerate(column) if finding.status != OK), 0)
@@ -51,7 +51,7 @@ def _try_ranks() -> list[Finding]:
     try:
         mpi = library()
         launcher_ = find_launcher(mpi)
-    except ValueError:  # said by the checks of the library and the launcher
+    except ValueError:  # the checks of the library and the launcher report it
         return []
     said: list[str] = []
     try:

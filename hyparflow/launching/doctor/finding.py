@@ -1,4 +1,4 @@
-"""What a check finds, and how it is shown."""
+"""The finding of a check, and how it is shown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The finding of one check.
 
     Attributes:
-        check: its name.
+        check: the name of the check.
         status: `OK`, `WARNING` (it may cost time, or matters only elsewhere) or `PROBLEM`
             (training over ranks will fail, or not be what it seems).
-        text: what was found.
-        fix: what to do about it; empty if nothing.
+        text: the finding in words.
+        fix: what the user should do; empty if nothing.
     """
 
     check: str
@@ -38,7 +38,7 @@ def show(findings: Sequence[Finding], is_drawn: bool) -> None:
     """Write one row for each, and the fix below it.
 
     Args:
-        findings: what was found.
+        findings: the findings.
         is_drawn: whether rich draws them as a table, for a terminal; plain lines otherwise.
     """
     if is_drawn:
@@ -57,7 +57,7 @@ def _draw(findings: Sequence[Finding]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    # What is too long for a line is folded, for it may be the path that matters.
+    # Long lines are folded and not cut, because a path at their end may matter.
     found = Column("found", overflow="fold")
     table = Table("status", "check", found, box=box.SIMPLE_HEAD)
     for finding in findings:
@@ -70,5 +70,5 @@ def _draw(findings: Sequence[Finding]) -> None:
 
 
 def as_values(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """The findings as values that JSON can hold."""
     return [asdict(finding) for finding in findings]

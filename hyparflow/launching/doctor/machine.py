@@ -1,4 +1,4 @@
-"""What can be seen on this machine without MPI."""
+"""Checks of this machine that need no MPI."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _BRIDGES = re.compile(r"^(docker|virbr|br-|veth|lxc|podman|cni)")
 
 
 class Machine(NamedTuple):
-    """Where facts come from; the defaults are this machine.
+    """The sources of facts about a machine; the defaults are those of this machine.
 
     Attributes:
         environ: environment variables.
         shared: the folder of shared memory.
         keras: Keras's settings file.
-        is_root: whether root asks.
+        is_root: whether the user is root.
         interfaces: names of network interfaces.
     """
 
@@ -117,7 +117,7 @@ def _slurm(mpi: Mpi, machine: Machine) -> Finding:
     if "pmix" not in _output(["srun", "--mpi=list"]):
         text = "srun has no PMIx, so that each rank of Open MPI would believe that it is alone"
         return Finding("Slurm", PROBLEM, text, _WITHOUT_SRUN)
-    # What it lists need not work: its plugin looks for a library at run time.
+    # A listed component need not work: its plugin looks for a library at run time.
     in_step = launcher.is_launched(machine.environ)
     trial = ["srun", "--mpi=pmix", "--overlap", "--ntasks=1", "echo", "works"]
     if not in_step and "works" not in _output(trial).splitlines():
@@ -175,7 +175,7 @@ def may_read(process: int) -> bool:
 
     buffer = ctypes.create_string_buffer(8)
     here = Vector(ctypes.cast(buffer, ctypes.c_void_p), 8)
-    there = Vector(8, 8)  # no such address: what is allowed fails with EFAULT
+    there = Vector(8, 8)  # no such address: an allowed read fails with EFAULT
     try:
         read = ctypes.CDLL(None, use_errno=True).process_vm_readv
     except AttributeError:  # not Linux

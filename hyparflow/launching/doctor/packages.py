@@ -1,4 +1,4 @@
-"""Which Python packages there are, and whether they are new enough."""
+"""Checks that the Python packages are installed and new enough."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching.doctor.finding import OK, PROBLEM, Finding
 from hyparflow.launching.installation import install_command
-from hyparflow.model.versions import LEAST, found_version, is_too_old
+from hyparflow.model.versions import MINIMUM, found_version, is_too_old
 
 __all__ = ["check_packages", "version_of"]
 
 
 def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Finding]:
-    """What is found of Python, TensorFlow and Keras.
+    """Check Python, TensorFlow and Keras.
 
     Args:
         environ: environment variables.
@@ -31,7 +31,7 @@ def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Findi
 
 
 def version_of(package: str) -> str:
-    """The version of a package that is installed; empty without it."""
+    """The version of a package; an empty string if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def _tensorflow() -> Finding:
         fix = f"{install_command('cpu')}; for CUDA, {install_command('gpu')}"
         return Finding("TensorFlow", PROBLEM, "not installed", fix)
     if is_too_old("tensorflow", version):
-        fix = f'pip install "{package}>={LEAST["tensorflow"]}"'
+        fix = f'pip install "{package}>={MINIMUM["tensorflow"]}"'
         return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
     return Finding("TensorFlow", OK, f"{package} {version}")
 
@@ -57,7 +57,7 @@ def _keras() -> Finding:
     version = found_version("keras")[1]
     if not version or is_too_old("keras", version):
         text = version or "not installed"
-        return Finding("Keras", PROBLEM, text, f'pip install "keras>={LEAST["keras"]}"')
+        return Finding("Keras", PROBLEM, text, f'pip install "keras>={MINIMUM["keras"]}"')
     return Finding("Keras", OK, version)
 
 
@@ -77,7 +77,7 @@ def _backend(environ: Mapping[str, str], settings: Path) -> Finding:
 
 
 def _setting(file: Path) -> str:
-    """The backend that Keras's settings file names; empty where it names none."""
+    """The backend that Keras's settings file names; an empty string if it names none."""
     try:
         require_plain(file, "Keras's settings are a plain file.")
         found = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""What only several ranks can see: whether they see each other, and how fast they talk."""
+"""Checks that need several ranks: whether they see each other, and how fast messages are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASK = "ask who runs the network"
 
 
 def check_ranks(world: World) -> list[Finding]:
-    """What all ranks find together; the same on each. Collective."""
+    """The findings of all ranks together, the same on each. Collective."""
     nodes = world.all_gather_objects(platform.node(), "the names of the nodes")
     count = len(set(nodes))
     several = f"{counted(world.size, 'rank', 'ranks')} on {counted(count, 'node', 'nodes')}"
@@ -35,7 +35,7 @@ def check_ranks(world: World) -> list[Finding]:
 
 
 def _ring(world: World, several: str) -> Finding:
-    """A token goes around; each rank adds its number."""
+    """Check messages: a token goes around all ranks, and each adds its number."""
     token = np.zeros(1, np.int64)
     after, before = (world.rank + 1) % world.size, (world.rank - 1) % world.size
     times = []

@@ -1,4 +1,4 @@
-"""Runs on ranks that the doctor starts: writes what they find together as JSON.
+"""Runs on the ranks that the doctor starts: writes their findings as JSON.
 
 python -m hyparflow.launching.doctor.remote FILE
 """

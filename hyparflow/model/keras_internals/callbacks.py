@@ -1,4 +1,4 @@
-"""What Keras's callbacks keep to themselves."""
+"""Access to private parts of Keras's callbacks."""
 
 from __future__ import annotations
 

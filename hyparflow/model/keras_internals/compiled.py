@@ -1,4 +1,4 @@
-"""What `compile` made: losses, metrics and the optimizer."""
+"""Access to what `compile` made: losses, metrics and the optimizer."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def copy_with_losses(
 ) -> Any:
     """A compile-loss object like `compiled` with each loss, and each metric, replaced.
 
-    Resolving names, structures and weights of several outputs is Keras's; only the leaves are
-    wrapped. Without `wrap_metric` the metrics are left alone by the copy.
+    Keras resolves names, structures and weights of several outputs; only the leaves are wrapped.
+    Without `wrap_metric` the copy ignores metrics.
     """
     ignore = _IgnoredMetric() if wrap_metric is None else None
     metrics = [ignore or wrap_metric(metric) for metric in compiled.metrics]  # type: ignore[misc]
@@ -102,7 +102,7 @@ def symbolic_batch(model: Any, specs: Any) -> Any:
         return None
     functional = opened_graph(model)
     if functional is None and not has_overridden(model, "call"):
-        return None  # its own steps call its parts
+        return None  # the model has no `call`; its own steps call its layers
     if functional is None:
         outputs = symbolic_output(lambda x: call_model(model, x, False), _symbolic(x))
     else:
@@ -117,10 +117,10 @@ def compile_arguments(model: Any) -> dict[str, Any]:
 
 
 def asked_for_xla(model: Any) -> bool:
-    """Whether `compile` was given jit_compile=True, where "auto" would not have meant the same.
+    """Whether `compile` was given jit_compile=True, and "auto" would not have become True.
 
-    Keras keeps what "auto" came to, not the word: on GPUs it is True for nearly all models, and
-    nobody has asked for what cannot be done then.
+    Keras does not keep the word "auto". On GPUs it becomes True for nearly all models, so there
+    True does not mean that the user asked for XLA.
     """
     is_on = compile_arguments(model).get("jit_compile") is True
     return is_on and not model._resolve_auto_jit_compile()
@@ -195,7 +195,7 @@ def loss_values(loss: Any, y_true: Any, y_pred: Any) -> Any | None:
 
 
 def has_own_call(loss: Any) -> bool:
-    """Whether a loss has its own `__call__`, in which Keras reduces, and not only `call`."""
+    """Whether a loss overrides `__call__`, where Keras reduces values, and not only `call`."""
     return has_overridden(loss, "__call__")
 
 

@@ -1,4 +1,4 @@
-"""How Keras reads data."""
+"""Access to Keras's readers of data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class ToldEnd(StopIteration):
-    """The end of data that told before how long they are."""
+    """The end of data whose length was known."""
 
 
 def is_array_data(x: Any) -> bool:
@@ -54,7 +54,7 @@ def is_ragged(value: Any) -> bool:
 
 
 def open_stream(x: Any, **arguments: Any) -> Any:
-    """What Keras reads a dataset, a PyDataset or a generator with, as an `OpenedStream`."""
+    """Open a dataset, a PyDataset or a generator: the adapter by which Keras reads it."""
     from hyparflow.model.keras_internals.streams import OpenedStream
 
     return x if isinstance(x, OpenedStream) else OpenedStream(x, **arguments)
@@ -71,10 +71,10 @@ def told_of_epochs(dataset: Any, tell: Callable[[str], object]) -> Any:
 def untuned_datasets() -> Iterator[None]:
     """While open, what Keras's loops read is not tuned by tf.data, unless its options ask for it.
 
-    Nor does Keras warn of an end that is no surprise (`ToldEnd`).
+    Keras does not warn of the end of data whose length was known (`ToldEnd`).
 
     The end of an iterator waits for the thread that tunes it. TensorFlow wakes this thread before
-    it notes that it shall end; on a rank's only core it runs at once, finds nothing noted and
+    it sets the flag that stops it; on a rank's only core the thread runs at once, finds no flag and
     sleeps again, for as long as the epoch took, up to a minute (TensorFlow: `OptimizeLoop` in
     tensorflow/core/framework/model.cc, `StartCancel` in tsl/framework/cancellation.cc).
     """
@@ -90,7 +90,7 @@ def untuned_datasets() -> Iterator[None]:
             self._distributed_dataset: Any = untuned(self._get_iterator())
 
         def _interrupted_warning(self) -> None:
-            # Of data of a known length Keras itself takes no more than that.
+            # If the length is known, Keras itself takes no more batches.
             if self.steps_per_epoch or not isinstance(sys.exc_info()[1], ToldEnd):
                 super()._interrupted_warning()
 
@@ -131,7 +131,7 @@ def _is_cast(array: Any) -> bool:
 
 
 class _CastRows:
-    """Rows of an array, cast when they are taken: the array may be larger than memory."""
+    """An array whose rows are cast when they are read: it may be larger than memory."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

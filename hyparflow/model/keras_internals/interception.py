@@ -1,8 +1,8 @@
 """Calls of the methods of all optimizers, or of all metrics, whoever holds them.
 
 A step of the user's own may keep its optimizers and metrics anywhere: in lists, in closures, in
-modules. No public hook of Keras sees their calls, so for the time of a step their classes are
-given methods that tell of them.
+modules. No public hook of Keras sees their calls, so for the time of a step methods of their
+classes are replaced by methods that report the calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Around = Callable[[str, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]
 
 
 def optimizer_calls(around: Around) -> contextlib.AbstractContextManager[None]:
-    """While open, what gives gradients, or a loss to scale, to any optimizer goes to `around`."""
+    """While open, calls that give any optimizer gradients, or a loss to scale, go to `around`."""
     names = ("apply", "apply_gradients", "update_step", "scale_loss")
     return _intercepted(keras.optimizers.Optimizer, names, around)
 
@@ -42,7 +42,7 @@ def given_variables(optimizer: Any) -> list[Any]:
 def _intercepted(base: type, names: Sequence[str], around: Around) -> Iterator[None]:
     """While open, these methods of `base` and its subclasses go through `around`.
 
-    What such a method calls in its turn, as an optimizer does that wraps another, does not.
+    Calls from inside such a method, as by an optimizer that wraps another, do not.
     """
     depth = [0]
     with contextlib.ExitStack() as stack:
@@ -71,7 +71,7 @@ def _telling(name: str, original: Any, around: Around, depth: list[int]) -> Any:
 
 
 def _family(base: type) -> list[type]:
-    """`base`, Keras's classes above it, and all that are derived from it."""
+    """`base`, Keras's classes above it, and all classes that are derived from it."""
     found: dict[type, None] = {
         cls: None for cls in base.__mro__ if cls.__module__.startswith("keras.")
     }

@@ -1,4 +1,4 @@
-"""The graph of a model and what its layers hold and attach."""
+"""Access to the graph of a model, and to what its layers hold and attach to tensors."""
 
 from __future__ import annotations
 
@@ -113,10 +113,9 @@ def output_structure(functional: Any, flat: list[Any]) -> Any:
 def run_through(
     function: Any, inputs: list[Any], call_of: Callable[[Any], Callable[..., Any]]
 ) -> list[Any]:
-    """The outputs of a `keras.Function`, each of its operations called as `call_of` gives it.
+    """The outputs of a `keras.Function`, with `call_of(operation)` in place of each operation.
 
-    The public call runs the operations themselves, which leaves no way to hand them more than
-    tensors.
+    The public call of a Function can pass its operations tensors only.
     """
     return list(function._run_through_graph(inputs, operation_fn=call_of))
 
@@ -181,7 +180,7 @@ def default_seed() -> np.ndarray | None:
 
 
 def set_default_seed(state: np.ndarray | None) -> None:
-    """Set it back to what `default_seed` returned."""
+    """Set the generator back to what `default_seed` returned."""
     from keras.src.backend.common.global_state import set_global_attribute
     from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
@@ -217,9 +216,9 @@ def additional_losses(layer: Any, share: Any, sums: Collection[tuple[int, int]])
 
     Args:
         layer: a layer that has been called.
-        share: the part of the global batch that it was called with. Divided by it, a sum over
-            rows counts as an average does. Some versions of Keras sum activity regularizers.
-        sums: (id of a layer, position among what it adds) of what is a sum over rows.
+        share: n / B, the part of the global batch that it was called with. A sum over rows is
+            divided by it, to count like a mean. Some versions of Keras sum activity regularizers.
+        sums: (id of a layer, position) of the added losses that are sums over rows.
     """
     losses = []
     for sub in all_layers(layer):

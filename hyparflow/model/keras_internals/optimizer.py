@@ -1,4 +1,4 @@
-"""What an optimizer says of the variables and gradients that it is given."""
+"""Access to private parts of optimizers."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def check_known(optimizer: Any, variables: list[Any]) -> None:
 def check_given(optimizer: Any, variables: list[Any], given: set[int]) -> None:
     """Warn of variables without a gradient, as the optimizer's `apply` does.
 
-    Its `apply` is called with the gradients of a partition only, which are not all.
+    hyparflow calls `apply` with the gradients of one partition only, so `apply` cannot tell.
 
     Args:
         optimizer: the model's.
         variables: all that it updates.
-        given: numbers of those that have a gradient.
+        given: numbers of the variables that have a gradient.
 
     Raises:
         ValueError: Keras's own, if none has.
@@ -90,8 +90,7 @@ def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
 def skip_overflowed_step(optimizer: Any) -> None:
     """Let a LossScaleOptimizer lower its scale as after an overflow of its own gradients.
 
-    Its public `apply` looks at the gradients that it is given, which may all be finite on this
-    rank.
+    Its public `apply` checks the gradients of this rank only, which may all be finite.
     """
     optimizer._stateful_handle_non_finite_grads()
 
@@ -100,14 +99,14 @@ def skip_overflowed_step(optimizer: Any) -> None:
 def applying_part(
     optimizer: Any, variables: list[Any], clip: Callable[[Any], Any] | None = None
 ) -> Iterator[None]:
-    """While an optimizer step is traced for some of its variables only.
+    """While open, an optimizer step is traced for some of the optimizer's variables only.
 
-    Global clipping is hyparflow's, over all partitions, at the place where Keras clips. Moving
-    averages must follow the given variables only, and only their accumulated gradients may be
-    reset, for the others are trained elsewhere.
+    hyparflow's clipping, by the norm over all partitions, replaces Keras's. Moving averages follow
+    the given variables only, and only their accumulated gradients are reset: other ranks train the
+    other variables.
 
     Args:
-        optimizer: the one that updates weights.
+        optimizer: the optimizer that updates weights.
         variables: those that this rank trains.
         clip: gradients -> clipped gradients, in place of Keras's clipping.
     """

@@ -1,7 +1,7 @@
-"""Attributes that are others for a while: the one way in which hyparflow changes objects of others.
+"""Replaces attributes for a while: the only way in which hyparflow changes objects of others.
 
 ==========================================  ====================================================
-what is changed, while what lasts           where
+what is changed                             where, and for how long
 ==========================================  ====================================================
 steps, weights' methods, of one model       `hyparflow.training.keras_bridge`, a call
 weights' methods of its layers              `hyparflow.training.keras_bridge`, a call
@@ -29,14 +29,14 @@ _ABSENT = object()
 
 @contextlib.contextmanager
 def patched(owner: Any, **replacements: Any) -> Iterator[None]:
-    """While open, attributes of an object, a class or a module are others.
+    """While open, attributes of an object, a class or a module have other values.
 
-    Afterwards each is what it was, be it the owner's own or inherited. Those of an object are
-    written past its `__setattr__`, by which Keras would track them.
+    Afterwards each is as before, whether the owner's own or inherited. The attributes of an object
+    are written without its `__setattr__`, by which Keras would track them.
 
     Args:
-        owner: whose attributes they are.
-        replacements: their values, by name.
+        owner: the object, class or module.
+        replacements: the other values, by name.
     """
     own = vars(owner)
     before = {name: own.get(name, _ABSENT) for name in replacements}
@@ -54,8 +54,8 @@ def patched(owner: Any, **replacements: Any) -> Iterator[None]:
 
 
 def _writers(owner: Any) -> tuple[Any, Any]:
-    """What sets an attribute, and what removes it."""
-    if isinstance(owner, type):  # whose `vars` cannot be written to
+    """The functions that set and remove an attribute."""
+    if isinstance(owner, type):  # the `vars` of a class cannot be written to
         return (
             lambda name, value: setattr(owner, name, value),
             lambda name: delattr(owner, name),

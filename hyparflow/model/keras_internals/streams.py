@@ -1,7 +1,7 @@
 """A stream as Keras reads it, opened once: types and rows are known before anything is trained.
 
-Keras takes it in place of the stream and so reads every batch as often, and in the order, as it
-would have without hyparflow.
+Keras takes it in place of the stream, and reads every batch as often, and in the same order, as
+without hyparflow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def untuned(data: Any) -> Any:
 
 
 class OpenedStream(DataAdapter):  # type: ignore[misc]
-    """What Keras reads a dataset, a PyDataset or a generator with, and what it will read.
+    """The adapter by which Keras reads a dataset, a PyDataset or a generator, already opened.
 
     Keras itself looks at the first batches of a PyDataset or a generator for their types. The
     first batch of a dataset that does not tell its rows is taken out, and put back in front.
@@ -63,7 +63,7 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
             self.rows = self._begin(dataset)
 
     def _look(self) -> Any:
-        """The dataset that Keras makes; what it reads for the types of a batch tells the rows."""
+        """The dataset that Keras makes; notes the rows of the batch that it reads for the types."""
         adapter = self._adapter
         if not isinstance(adapter, PyDatasetAdapter):
             first = getattr(adapter, "_first_batches", None)  # of a generator
@@ -80,7 +80,7 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
             return adapter.get_tf_dataset()
 
     def _begin(self, dataset: Any) -> int | None:
-        """The rows of the first batch, which is then the first that is read."""
+        """Take the first batch out of a dataset, to be put back in front; returns its rows."""
         iterator = iter(dataset)
         first = next(iterator, None)
         if first is None:
@@ -89,7 +89,7 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
         return _rows(first)
 
     def get_tf_dataset(self) -> Any:
-        """What Keras iterates over, once an epoch."""
+        """The dataset that Keras iterates over, once an epoch."""
         dataset = untuned(self._adapter.get_tf_dataset())
         return dataset if self._begun is None else _Once(self, dataset)
 
@@ -143,7 +143,7 @@ class ToldDataset(TFDatasetAdapter):  # type: ignore[misc]
     """A dataset that passes on what Keras tells it of epochs.
 
     Args:
-        dataset: what Keras reads.
+        dataset: the dataset that Keras reads.
         tell: called with "begins" or "ends".
     """
 
@@ -206,7 +206,7 @@ class _Begun(tf.data.Iterator):  # type: ignore[misc]
 
 
 def _rows(batch: Any) -> int | None:
-    """How many rows a batch, or its types, has; None if that is not told."""
+    """The number of rows of a batch, or of its types; None if that is not known."""
     for leaf in keras.tree.flatten(batch):
         shape = getattr(leaf, "shape", None)
         if shape is not None and len(shape):

@@ -1,4 +1,4 @@
 """What operations, machine and network cost: measured or estimated.
 
-Imports engine (to time it), model, launching, comm and formats.
+Imports comm, engine (to time it), formats, launching, model and pipeline.
 """

@@ -1,4 +1,4 @@
-"""The machine on paper: its nodes and ranks, and what a message or an allreduce costs on it."""
+"""A model of a machine: nodes and ranks, and the times of messages and allreduces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE = "A cluster is a file that Cluster.save or `hyparflow doctor --network` w
 
 
 def _number(value: object) -> float | None:
-    """As a plain float; None if it is no finite number."""
+    """`value` as a plain float; None if it is no finite number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return None
     try:
@@ -61,7 +61,7 @@ class Link:
         return self.latency + size / self.bandwidth
 
     def shared(self, by: int) -> Link:
-        """The link as each of `by` ranks has it that use it at the same time."""
+        """The link for each of `by` ranks that use it at the same time."""
         return Link(self.latency, self.bandwidth / max(1, by))
 
 
@@ -129,21 +129,21 @@ class Cluster:
         return rank // self.ranks_per_node
 
     def link(self, rank: int, other: int) -> Link:
-        """What connects two ranks."""
+        """The link between two ranks."""
         return self.within if self.node(rank) == self.node(other) else self.between
 
     def allreduce_seconds(self, ranks: Sequence[int], size: float, groups: int = 1) -> float:
         """The time in which `ranks` sum `size` bytes.
 
         A ring (Patarasuk and Yuan 2009) sends the data twice around in parts: 2 (n - 1) messages
-        of 1/n. A tree reduces and broadcasts whole buffers: 2 log2 n messages. Half of what a rank
-        receives it adds up.
+        of 1/n. A tree reduces and broadcasts whole buffers: 2 log2 n messages. A rank
+        adds up half of the data that it receives.
 
         Args:
-            ranks: who takes part.
+            ranks: the ranks that take part.
             size: bytes on each.
-            groups: how many such sums go on at once, by other ranks of the same nodes; they share
-                the nodes' links to each other.
+            groups: how many such sums the ranks of these nodes make at the same time; they share
+                the links between nodes.
         """
         count = len(ranks)
         if count < 2:

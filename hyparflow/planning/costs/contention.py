@@ -1,7 +1,7 @@
-"""How much slower a rank computes while the others of its node do the same.
+"""Measures how much slower a rank computes while other ranks of its node compute.
 
-Cores share caches and memory. A piece of the model is timed alone and beside processes that run the
-same piece, in turns.
+Cores share caches and memory. A piece of the model is timed alone, and while other processes run
+the same piece, in turns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ __all__ = ["companions_possible", "measure_crowd"]
 _PROCESS = 600 << 20  # bytes of memory of a process with TensorFlow and a piece of a model
 _TURNS = 4
 _LOOK = 0.5  # seconds from one look at the time to the next
-# What launchers set for their ranks; a companion is none.
+# Variables that launchers set for ranks; a companion process is no rank.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
 
 
 def companions_possible(ranks_per_node: int) -> int:
-    """How many processes can compute beside this one: as many as a node has other ranks, as far
-    as this machine has cores and memory for them."""
+    """How many processes can compute beside this one: one for each other rank of a node, as far
+    as this machine has cores and memory.
+    """
     cores = len(launcher.usable_cores() | _other_cores()) // intra_op_threads()
     memory = psutil.virtual_memory().available // 2 // _PROCESS
     return int(max(0, min(ranks_per_node - 1, cores - 1, memory)))
@@ -57,11 +58,11 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
         budget: seconds to spend on each size and turn.
 
     Returns:
-        The factors, [(forward, backward, fused), size]: the same for all three, for they differ by
-        less than by chance.
+        The factors, [(forward, backward, fused), size]: the same for all three, since they do not
+        differ by more than noise.
 
     Raises:
-        RuntimeError: if such a process cannot run it, or does not answer within the deadline.
+        RuntimeError: if a process cannot run the sample, or does not answer within the deadline.
     """
     factors = []
     with tempfile.TemporaryDirectory() as folder, _companions(sample, folder, count) as processes:
@@ -72,7 +73,7 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
                 _tell(processes, size)
                 crowded.append(sample.fused_seconds(size, budget))
                 _tell(processes, 0)
-            # The fastest turns, for a machine that others share is slow for seconds at a time.
+            # The fastest turns, since a shared machine is slow for seconds at a time.
             factors.append([min(crowded) / min(alone)] * 3)
     return np.maximum(1.0, np.array(factors).T)
 
@@ -111,16 +112,16 @@ def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Po
 
 
 def _tell(processes: Sequence[subprocess.Popen[str]], rows: int) -> None:
-    """Let all run with `rows`, and wait until they do; 0 lets them pause."""
+    """Let all processes run with `rows`, and wait until they do; 0 is a pause."""
     for process in processes:
-        with contextlib.suppress(BrokenPipeError):  # said below
+        with contextlib.suppress(BrokenPipeError):  # `_require_answer` reports it
             print(rows, file=process.stdin, flush=True)
     for process in processes:
         _require_answer(process)
 
 
 def _require_answer(process: subprocess.Popen[str]) -> None:
-    """Wait for a line, of which each process writes one for each that it is told."""
+    """Wait for the line by which a process answers each line that it is sent."""
     answers, seconds, waiting = process.stdout, timeout_seconds(), Waiting()
     while answers is not None and not select.select([answers], [], [], _LOOK)[0]:
         if waiting.look() > seconds:

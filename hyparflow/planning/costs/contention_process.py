@@ -2,9 +2,10 @@
 
     python contention_process.py FOLDER
 
-FOLDER holds a SavedModel whose function `run` takes a number of rows. Lines on standard input say
-how many to run with, over and over; 0 is a pause, the end of the input the end. Each is answered by
-the same line once it is so. Imports nothing of hyparflow, so that a job takes no notice of it.
+FOLDER holds a SavedModel whose function `run` takes a number of rows. Each line of standard input
+is a number of rows to run with, over and over; 0 is a pause. The end of the input ends the process.
+It answers each line by the same line, once it runs so. Imports nothing of hyparflow, so that it
+does not join the job.
 """
 
 import sys
@@ -41,7 +42,7 @@ class Companion:
                 self._module.run(tf.constant(rows))
             else:
                 time.sleep(1e-3)
-            if rows != answered:  # also the first run of a size, which is slow, is over now
+            if rows != answered:  # the first run of a size, which is slow, is over now
                 print(rows, flush=True)
                 answered = rows
 

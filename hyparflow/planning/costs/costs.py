@@ -1,4 +1,4 @@
-"""What each operation of a model costs: time forward and backward, and memory. Pure data.
+"""The costs of a model's operations: time forward and backward, and memory. Pure data.
 
 `hyparflow.planning.costs.measure` fills it by measuring, `hyparflow.planning.costs.estimate` by
 counting.
@@ -43,7 +43,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What a step costs beside its operations, in seconds, but the last three.
+    """The costs of a step besides its operations, in seconds; the last ones in bytes.
 
     Attributes:
         call: each compiled call of a stage.
@@ -55,10 +55,10 @@ class Overheads:
         apply_weight: each weight that the optimizer updates, whatever its size.
         reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
         reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
-        program: bytes of memory for each compiled operation of TensorFlow, where forward and
+        program: bytes of memory for each compiled operation of TensorFlow, if forward and
             backward are one call.
-        program_in_two: the same where they are two, which are traced as one.
-        program_of_keras: what plain Keras takes more.
+        program_in_two: the same if they are two calls, which are traced as one.
+        program_of_keras: additional bytes of plain Keras.
         uncollected: bytes of Python objects that compiling each operation leaves behind, until
             there are `uncollected_most`, and Python collects them.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
@@ -81,9 +81,9 @@ class Overheads:
     runtime: Amount = 50e6
 
     def program_bytes(self, whole: Any, in_two: Any) -> Any:
-        """Bytes of memory for compiled operations, so many in one call and so many in two.
+        """Bytes of memory for `whole` operations in one call and `in_two` operations in two.
 
-        Numbers, or arrays of them.
+        Both are numbers, or arrays of them.
         """
         left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
         return self.program * whole + self.program_in_two * in_two + left_behind
@@ -155,19 +155,19 @@ class Costs:
     def times(self, rows: float, at_once: float = 1.0) -> Times:
         """The seconds of every operation for a micro-batch of `rows` rows.
 
-        Between sizes that are known, and beyond them, times follow straight lines. But fewer rows
-        than were measured are not cheaper each: a line through noise may say so, and a plan would
-        cut batches into single rows.
+        Between the known sizes, and beyond them, times follow straight lines. But below the
+        smallest known size a row is not cheaper: a line through noisy times might say so, and a
+        plan would then cut batches into single rows.
 
         Args:
-            rows: of a micro-batch.
+            rows: the rows of a micro-batch.
             at_once: how many ranks compute on a node at a time, on average.
         """
         at = _line(self.rows, rows)
         slower = self._slower(at_once)
         known = (self.forward, self.backward, self.fused)
         times = [x @ (at * factors) for x, factors in zip(known, slower, strict=True)]
-        # At least the part of what the fewest rows that were measured take.
+        # At least in proportion to the time of the smallest known size.
         part = rows / self.rows[0] if rows < self.rows[0] else 0.0
         least = [part * x[:, 0] * factors[0] for x, factors in zip(known, slower, strict=True)]
         return Times(*(np.maximum(low, x) for low, x in zip(least, times, strict=True)))
@@ -175,7 +175,7 @@ class Costs:
     def _slower(self, at_once: float) -> np.ndarray:
         """How many times longer a rank computes beside others, [(F, B, FB), size].
 
-        Each further rank slows the others alike, up to as many as were tried.
+        Each further rank adds the same factor, up to the number that was tried.
         """
         if self.crowded is None or self.crowd < 2:
             return np.ones((3, len(self.rows)))
@@ -240,7 +240,7 @@ class Costs:
 
 
 def _schema() -> Any:
-    """Of a file."""
+    """The schema of a file of costs."""
     row, matrix = tuple[Amount, ...], tuple[tuple[Amount, ...], ...]
     others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "tensors"), row)
     others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
@@ -252,7 +252,7 @@ def _from_file(content: Any) -> Costs:
     """The costs that a file holds, if its fields fit each other.
 
     Raises:
-        ValueError: naming the field that does not.
+        ValueError: naming the field that does not fit.
     """
     sizes, count = len(content.rows), len(content.operations)
     _require_length("rows", content.rows, sizes if sizes else 1)

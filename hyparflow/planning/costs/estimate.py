@@ -1,4 +1,4 @@
-"""Costs by counting, for a machine that one is not on: operations of arithmetic and bytes."""
+"""Estimates costs by counting arithmetic operations and bytes, for a machine elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hyparflow.planning.costs.tensor_sizes import (
 
 __all__ = ["estimate"]
 
-_FLOPS = 3e10  # of one core, in float32, as convolutions of a deep learning library reach them
+_FLOPS = 3e10  # of one core, in float32, by convolutions of a deep learning library
 _BYTES = 5e9  # per second, written and read by one core
 _TRACED_PER_OPERATION = 50  # operations of TensorFlow for one of Keras, backward included
 
@@ -28,12 +28,12 @@ def estimate(
 ) -> Costs:
     """Costs of a model's operations, counted.
 
-    A forward multiplies and adds each weight at every position, and writes its outputs; the
-    backward does it twice, for the inputs and for the weights.
+    A forward multiplies and adds each weight at every position, and writes its outputs; a
+    backward takes twice as long, for the gradients of inputs and of weights.
 
     Args:
         graph: the model's graph.
-        optimizer: the one it trains with, for its slots.
+        optimizer: the model's optimizer, for its slots.
         flops: additions and multiplications per second of a rank.
         bandwidth: bytes per second of a rank.
     """

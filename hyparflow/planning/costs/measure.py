@@ -1,9 +1,9 @@
 """Measures what the operations of a model cost on this machine.
 
 Each kind of segment (`hyparflow.planning.costs.segments`) runs as a stage does, at the sizes of
-micro-batches in question; its time is dealt out to its operations in proportion to their
-estimates. One long piece of the model is measured too: what it takes beyond the sum of its
-segments (activations that leave the caches, memory that must be found) scales them all.
+micro-batches in question; its time is divided among its operations in proportion to their
+estimates. One long piece of the model is measured, too: all times are scaled by its time over the
+sum of its segments' (activations that leave the caches, memory that must be allocated).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def measure(
     The model is left as it was.
 
     Args:
-        graph: its graph.
+        graph: the model's graph.
         rows: sizes of micro-batches to measure.
-        optimizer: the one it trains with, for its slots and its time.
-        budget: seconds to spend on each kind of segment and size, beside compiling.
-        ranks_per_node: how many ranks will compute on a node at a time; what that costs them is
-            measured with as many of them as this machine has cores for.
+        optimizer: the model's optimizer, for its slots and its time.
+        budget: seconds to spend on each kind of segment and size, besides compiling.
+        ranks_per_node: how many ranks will compute on a node at a time; how they slow each other
+            down is measured with as many processes as this machine has cores for.
         say: called with a line of progress.
 
     Returns:
@@ -116,7 +116,7 @@ def _measure(
 
 
 class Trial(NamedTuple):
-    """Something to measure: what to call it, and the seconds to spend on each size."""
+    """Something to measure: its name, and the seconds to spend on each size."""
 
     name: str
     sample: Sample
@@ -128,8 +128,8 @@ def _fastest(
 ) -> np.ndarray:
     """Seconds, [trial, size, (forward, backward, fused)], of the fastest of several rounds.
 
-    A machine that others share is slow for seconds at a time, so each trial comes up more than
-    once, with all others in between.
+    A shared machine is slow for seconds at a time, so each trial is repeated, with all others in
+    between.
     """
     rounds = []
     for number in range(_ROUNDS):
@@ -148,13 +148,13 @@ def _crowd(
     budget: float,
     say: Callable[[str], None],
 ) -> tuple[int, np.ndarray]:
-    """How many ranks of a node were tried at a time, and how much slower each was."""
+    """How many processes were tried at a time, and how much slower each of them was."""
     count = companions_possible(ranks_per_node)
     if count:
         say(f"{count + 1} processes at a time")
         try:
             return count + 1, measure_crowd(sample, rows, count, budget)
-        except Exception as error:  # a layer that another process cannot load, for example
+        except Exception as error:  # for example a layer that another process cannot load
             say(f"{count + 1} processes at a time: not possible ({error})")
     return 1, np.ones((3, len(rows)))
 
@@ -174,7 +174,7 @@ class CostTable:
         self._known: set[int] = set()
 
     def enter(self, segment: Segment, seconds: np.ndarray, memory: SampleMemory) -> None:
-        """Deal out what a segment took, [size, (forward, backward, fused)], to its operations."""
+        """Divide a segment's seconds, [size, (forward, backward, fused)], among its operations."""
         inside = list(segment.operations)
         weights = np.array([self._operations.operations[i].cost for i in inside]) + 1.0
         share = weights / weights.sum()
@@ -186,7 +186,7 @@ class CostTable:
         self._enter_edge(segment.outputs, memory.kept.outputs)
 
     def _enter_edge(self, tensors: Sequence[int], kept: Sequence[bool]) -> None:
-        """Tensors between segments are kept once, whoever keeps them."""
+        """Count tensors between segments once, whichever segment keeps them."""
         for number, is_kept in zip(tensors, kept, strict=True):
             if is_kept and number not in self._known and number in self._makers:
                 self._known.add(number)
@@ -246,7 +246,7 @@ def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
 
 
 def _call_seconds(budget: float) -> np.ndarray:
-    """What a compiled call takes that computes nothing: [(forward, backward, fused)]."""
+    """The seconds of a compiled call that computes nothing: [(forward, backward, fused)]."""
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.ops.negative(keras.ops.negative(inputs)))
     graph = FlatGraph(model, opened_graph(model))

@@ -15,15 +15,15 @@ __all__ = ["measure_network"]
 
 # Bytes of messages that show latency and bandwidth, and of a sum; caches hold no such sum.
 _SMALL, _LARGE, _SUMMED = 8, 1 << 25, 1 << 25
-_LEAST = 0.1  # of the time of a sum goes to adding up
+_LEAST = 0.1  # least share of a sum's time that is spent on adding
 _TIMES = 25
 
 
 def measure_network(world: World) -> Cluster:
     """The cluster that `world` runs on, with measured links. Collective.
 
-    Rank 0 and one rank of its node, and one of another node, send messages to and fro, and the
-    former two sum; what has no such rank keeps its default.
+    Rank 0 exchanges messages with a rank of its node and with one of another node, and makes sums
+    with the former. A link without such a rank keeps its default.
 
     Args:
         world: all ranks.
@@ -62,7 +62,7 @@ def _measure_sum(world: World, peer: int, link: Link) -> float | None:
     pair.free()
     if world.rank != 0:
         return None
-    half, fastest = _SUMMED / 2, min(found)  # each of the two sends a half, twice, and adds one
+    half, fastest = _SUMMED / 2, min(found)  # each of the two sends a half twice, and adds up one
     return half / max(fastest - 2 * link.seconds(half), _LEAST * fastest)
 
 

@@ -1,4 +1,4 @@
-"""What a measurement of an operation depends on, so that equal ones share it."""
+"""Keys of operations and tensors; operations with equal keys share a measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures what a training step costs beside the model's operations."""
+"""Measures the costs of a training step besides the model's operations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
 
     Args:
         weights: the trained variables.
-        optimizer: the one that they are trained with, or None.
+        optimizer: the model's optimizer, or None.
         call: seconds of a compiled call that computes nothing.
     """
     default = Overheads()
@@ -61,13 +61,13 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
 
 
 class _Done:
-    """A sum that is there."""
+    """A sum that is done."""
 
     def wait(self) -> None: ...
 
 
 class _Alone:
-    """Stands in for the ranks that share a partition, and sends nothing."""
+    """A communicator of one rank, which sends nothing."""
 
     rank, size = 0, 2
     recorder = Recorder()
@@ -81,7 +81,7 @@ class _Alone:
 
 
 def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
-    """What the sum over replicas takes beside its messages."""
+    """A function that does the work of a sum over replicas, without its messages."""
     reducer = Reducer(weights, _Alone(), [])  # type: ignore[arg-type]
 
     def run() -> None:
@@ -93,7 +93,7 @@ def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
 
 
 def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
-    """A step of a copy of `optimizer` on copies of `weights`."""
+    """A function that runs a step of a copy of `optimizer` on copies of `weights`."""
     copy = type(optimizer).from_config(optimizer.get_config())
     variables = [keras.Variable(v, name=f"copy_{i}") for i, v in enumerate(weights)]
     copy.build(variables)
@@ -102,7 +102,7 @@ def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callab
 
 
 def median_seconds(run: Callable[[], Any], times: int = 9) -> float:
-    """The median time of `run`, after a first that compiles."""
+    """The median time of `run`, after a first run that compiles."""
     run()
     found = []
     for _ in range(times):

@@ -1,4 +1,4 @@
-"""A part of a model that can be run, to measure its time and what it keeps."""
+"""A part of a model that can be run, to measure its time and memory."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from hyparflow.planning.costs.tensor_sizes import known_shape
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
 
-TRACED_ROWS = 13  # memory is counted for so many
+TRACED_ROWS = 13  # memory is counted for this number of rows
 
 
 @dataclass
 class SampleMemory:
-    """What a segment needs, for `TRACED_ROWS` rows.
+    """The memory of a segment, for `TRACED_ROWS` rows.
 
     Attributes:
-        kept: what is kept between a forward and its backward.
-        working: bytes that live beside that.
+        kept: the tensors that are kept between a forward and its backward.
+        working: bytes of further tensors.
         operations: how many operations were traced.
     """
 
@@ -47,7 +47,7 @@ class Sample:
     Args:
         graph: the model's graph.
         operations: the same as pure data.
-        segment: which part.
+        segment: the part.
         trained: the model's trainable variables.
     """
 
@@ -93,7 +93,7 @@ class Sample:
         return outputs, gradients_of(targets, sources)
 
     def memory(self) -> SampleMemory:
-        """What it keeps and needs, for `TRACED_ROWS` rows."""
+        """The memory of the segment, for `TRACED_ROWS` rows."""
         specs = [
             tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
         ]
@@ -118,7 +118,7 @@ class Sample:
         module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
         logger = tf.get_logger()
         level = logger.level
-        logger.setLevel("ERROR")  # or it says where it wrote what nobody asked for
+        logger.setLevel("ERROR")  # otherwise TensorFlow logs where it wrote the files
         try:
             tf.saved_model.save(module, folder)
         finally:
@@ -154,9 +154,9 @@ class Sample:
         return _medians(fused, budget)[0]
 
     def halves(self, rows: int, budget: float) -> tuple[float, float]:
-        """What the two parts of a backward take, as multiples of one in one piece.
+        """The times of the two parts of a backward, as multiples of a backward in one piece.
 
-        Measured in turns for about `budget` s; halves where there are no two parts.
+        Measured in turns for about `budget` s; 0.5 each if there are no two parts.
         """
         if not (self._weights and self._sources):
             return 0.5, 0.5

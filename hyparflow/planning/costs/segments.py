@@ -1,4 +1,4 @@
-"""Runs of operations that are measured as one, and which of them are alike.
+"""Segments: runs of operations that are measured together, and which of them are alike.
 
 A model of a hundred layers has few different ones. Its operations are grouped into short
 segments, each from one operation with a kernel to the next; segments with the same operations,
@@ -75,7 +75,7 @@ def alike(
     Args:
         graph: the operations.
         found: its segments.
-        kinds: for each operation, what it is: its type and settings.
+        kinds: for each operation, its type and settings.
         types: for each tensor, its shape and type.
     """
     groups: dict[Hashable, list[Segment]] = {}

@@ -1,7 +1,7 @@
-"""How much memory a traced computation needs: which tensors live from where to where.
+"""How much memory a traced computation needs, from the lifetimes of its tensors.
 
-Walks a TensorFlow graph that holds a forward and then its backward. What the backward reads of the
-forward's tensors is kept between the two; the rest is freed after its last reader.
+Walks a TensorFlow graph that holds a forward and then its backward. Tensors of the forward that the
+backward reads are kept between the two; the others are freed after their last reader.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["Kept", "kept_between", "origin", "working_bytes"]
 _ALIASES = ("Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims", "PreventGradient")
 _NOT_MADE = ("Placeholder", "Const", "ReadVariableOp", "VarHandleOp")
 _ONLY_SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
-_SEEDS = ("OnesLike",)  # stand in for the gradients that come from the next stage
-_IN_PLACE = frozenset(  # write over an input that nobody else reads
+_SEEDS = ("OnesLike",)  # these replace the gradients that come from the next stage
+_IN_PLACE = frozenset(  # these overwrite an input that no other operation reads
     ["Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Neg", "Square", "Sqrt", "Rsqrt", "Exp"]
     + ["Relu", "ReluGrad", "Relu6", "Relu6Grad", "Tanh", "TanhGrad", "Sigmoid", "SigmoidGrad"]
     + ["Elu", "EluGrad", "Erf", "Maximum", "Minimum", "BiasAdd", "Softmax", "SelectV2", "Pow"]
@@ -27,10 +27,10 @@ _IN_PLACE = frozenset(  # write over an input that nobody else reads
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept between a forward and its backward.
+    """The tensors that are kept between a forward and its backward.
 
     Attributes:
-        inside: bytes of what neither comes in nor goes out.
+        inside: bytes of those that are neither inputs nor outputs.
         inputs, outputs: for each input and output of the forward, whether it is kept.
     """
 
@@ -52,11 +52,11 @@ def kept_between(
     inputs: list[Any],
     outputs: list[Any],
 ) -> Kept:
-    """What a traced forward and backward keep between the two.
+    """The tensors that a traced forward and backward keep between the two.
 
     Args:
-        operations: of the graph, in the order of tracing.
-        num_forward: how many of them are the forward's.
+        operations: the operations of the graph, in the order of tracing.
+        num_forward: how many of them belong to the forward.
         inputs, outputs: the forward's tensors.
     """
     kept = {
@@ -82,7 +82,7 @@ def kept_between(
 def working_bytes(
     operations: list[Any], num_forward: int, inputs: list[Any], outputs: list[Any]
 ) -> int:
-    """The peak of what lives beside the inputs, the outputs and what is kept, for static shapes."""
+    """The peak of bytes besides inputs, outputs and kept tensors, for static shapes."""
     last: dict[Any, int] = {}
     counted = {origin(x).ref() for x in [*inputs, *outputs]}
     forward = set(operations[:num_forward])
@@ -97,7 +97,7 @@ def working_bytes(
 
 
 def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> int:
-    """The peak of what lives, without the tensors that are `counted` elsewhere."""
+    """The peak of bytes in use, without the tensors that are `counted` elsewhere."""
     freed: dict[int, list[int]] = {}
     live = peak = 0
     for index, operation in enumerate(operations):

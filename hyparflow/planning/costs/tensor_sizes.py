@@ -12,7 +12,7 @@ from hyparflow.model.graph import FlatGraph
 
 __all__ = ["bytes_per_row", "known_shape", "size_of", "slots_per_byte", "used_weights"]
 
-_UNKNOWN_LENGTH = 32  # in place of a dimension of unknown size
+_UNKNOWN_LENGTH = 32  # the size for a dimension of unknown size
 
 
 def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
 """Which layouts there are, and what each would take of time and memory.
 
-Imports planning.costs, pipeline and formats.
+Imports formats, options, pipeline and planning.costs.
 """

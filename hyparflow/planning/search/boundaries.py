@@ -1,4 +1,4 @@
-"""Where a model may be cut, and what stages between such places take of time and memory."""
+"""Where a model may be cut, and the time and memory of stages between these places."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hyparflow.planning.search.problem import Problem
 
 __all__ = ["Boundaries", "Load", "StageSeconds", "candidates"]
 
-# Boundaries that a search looks at, about: so many for each rank, but not fewer or more than these.
+# Approximate number of boundaries in a search: per rank, and the least and the most.
 _PER_RANK, _FEWEST, _MOST = 64, 512, 1024
 
 
 class Load(NamedTuple):
-    """What the stages of a layout have to hold, wherever it is cut.
+    """What the memory of a layout depends on besides its cuts.
 
     Attributes:
-        rows: of a micro-batch.
-        copies: how many gradients of a weight there are at a time.
-        in_flight: of each stage, how many micro-batches' activations it keeps.
+        rows: the rows of a micro-batch.
+        copies: how many tensors as large as a weight's gradient there are at a time.
+        in_flight: for each stage, of how many micro-batches it keeps activations.
         placement: of the stages.
     """
 
@@ -40,11 +40,11 @@ class Boundaries:
     """The places where a problem's model may be cut.
 
     Args:
-        problem: what is to be planned.
-        rows: of a typical micro-batch, to choose places by.
+        problem: the problem to solve.
+        rows: the rows of a typical micro-batch, by which places are chosen.
 
     Attributes:
-        positions: numbers of operations that a stage may start with, and that of all.
+        positions: numbers of operations that a stage may start with, and the number of all.
     """
 
     def __init__(self, problem: Problem, rows: float) -> None:
@@ -61,29 +61,29 @@ class Boundaries:
         self._stages = StageSeconds(self._reads, self.positions)
 
     def operation_seconds(self, rows: float) -> np.ndarray:
-        """What the forward and backward of each operation take for a micro-batch."""
+        """The seconds of forward and backward of each operation for a micro-batch."""
         times = self._problem.costs.times(rows)
         return (times.forward + times.backward) / self._problem.cluster.speed
 
     def seconds(self, rows: float) -> np.ndarray:
-        """What the forward and backward of a stage take for a micro-batch, as a matrix [a, b]."""
+        """The seconds of forward and backward of a stage for a micro-batch, as a matrix [a, b]."""
         cluster, over = self._problem.cluster, self._problem.costs.overheads
         seconds = self.operation_seconds(rows)
         call = 2 * over.call / cluster.speed
         return self._stages.matrix(seconds, self._prices(rows)) + call
 
     def fused_share(self, rows: float) -> float:
-        """The part of a forward's and a backward's time that both take in one call."""
+        """The time of forward and backward in one call, over their time in two."""
         times = self._problem.costs.times(rows)
         return float(times.fused.sum() / max(1e-30, (times.forward + times.backward).sum()))
 
     def crossing_seconds(self, rows: float) -> np.ndarray:
-        """What sending takes of all tensors that cross each boundary 0..n, and their gradients."""
+        """The seconds to send all tensors that cross each boundary 0..n, and their gradients."""
         count = len(self._problem.graph.operations)
         return crossing_sums(self._reads, self._prices(rows), count)
 
     def _prices(self, rows: float) -> np.ndarray:
-        """What it takes to send each tensor, and its gradient, of a micro-batch."""
+        """The seconds to send each tensor of a micro-batch, and its gradient."""
         cluster, over = self._problem.cluster, self._problem.costs.overheads
         link = cluster.within if cluster.ranks_per_node > 1 else cluster.between
         size = self._problem.costs.tensors[self._tensors] * rows
@@ -92,14 +92,13 @@ class Boundaries:
         return np.asarray(price * [2.0 if n in needing else 1.0 for n in self._tensors])
 
     def fits(self, load: Load, limit: int) -> Fits | None:
-        """Whether a stage fits in memory; None if it is plain that the stages cannot all fit.
+        """A function that tells whether a stage fits in memory; None if the model cannot fit.
 
-        A little less than `partition_memory` counts, or more: a weight counts where it is used
-        first, a tensor that several stages read crosses once.
+        It is not as exact as `partition_memory`: a weight counts where it is first used, and a
+        tensor that several stages read crosses once.
 
         Args:
-            load: what the stages have to hold. Each of a partition's may have an equal part of what
-                is left.
+            load: see `Load`. The stages of a partition have equal parts of the memory left.
             limit: bytes.
         """
         if self._plainly_too_large(load, limit):
@@ -127,8 +126,8 @@ class Boundaries:
         rows, copies, in_flight, placement = load
         others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
         share = limit - costs.fixed_bytes - costs.overheads.runtime
-        # A partition holds activations in what its other needs leave. Even if those that keep the
-        # most micro-batches had all the others, this much would have to hold all activations.
+        # Activations have the memory that other needs leave. An upper bound: all other needs are
+        # charged to partitions that keep the most micro-batches, where they cost the least room.
         held = [placement.stages(partition) for partition in range(placement.num_partitions)]
         fewest = [min(in_flight[stage] for stage in stages) for stages in held]
         room = sum(share / kept for kept in fewest) - others / max(in_flight)
@@ -143,7 +142,7 @@ class StageSeconds:
     """The times of stages between given positions, for any times of operations and messages.
 
     Args:
-        reads: who makes and who reads each tensor.
+        reads: which operation makes, and which ones read, each tensor.
         positions: boundaries that may be used, from 0 to the number of operations.
     """
 
@@ -172,11 +171,11 @@ class StageSeconds:
         return starts * (len(self._positions) + 1) + following
 
     def matrix(self, seconds: np.ndarray, prices: np.ndarray) -> np.ndarray:
-        """What a stage from candidate a to candidate b takes, [a, b]; infinite if b <= a.
+        """The seconds of a stage from candidate a to candidate b, [a, b]; infinite if b <= a.
 
         Args:
-            seconds: of each operation.
-            prices: of each tensor, the seconds that sending it to another stage takes.
+            seconds: the seconds of each operation.
+            prices: for each tensor, the seconds to send it to another stage.
         """
         count = len(self._positions)
         before = np.concatenate([[0.0], np.cumsum(seconds)])[self._positions]

@@ -5,9 +5,9 @@ micro-batch, the receiving of their tensors included, needs about
 
     sum(t) + (M - 1) max(t)
 
-for M micro-batches: the first goes through all stages, the others follow at the pace of the
-slowest. `Search.best` finds the division that minimises this exactly; and with it the divisions
-that trade a smaller sum (less is sent) for a larger maximum, for a simulator to choose from.
+for M micro-batches: the first goes through all stages, and the slowest stage sets the rate of the
+others. `Search.best` finds the division that minimises this exactly; and further divisions with a
+smaller sum (less is sent) and a larger maximum, among which a simulator chooses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Division", "Fits", "Search", "rounds_of"]
 
 _TOLERANCE = 1e-3  # relative; two divisions closer than this need not both be found
 
-# Whether stage s can hold what stands between boundaries a and b: (s, [a], [b]) -> [bool];
+# Whether stage s can hold the operations between boundaries a and b: (s, [a], [b]) -> [bool];
 # the arrays are broadcast.
 Fits = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
@@ -44,7 +44,7 @@ class Division:
     slowest: float
 
     def value(self, rounds: float) -> float:
-        """What is minimised: the first micro-batch's way, and `rounds` more of the slowest."""
+        """The value that is minimised: the sum of all stages, plus `rounds` times the slowest."""
         return self.total + rounds * self.slowest
 
 
@@ -63,20 +63,20 @@ class Search:
     """Divisions of a model whose stages take known times.
 
     Args:
-        seconds: what a stage from candidate a to candidate b takes, [a, b]; infinite where it
-            cannot be.
+        seconds: the seconds of a stage from candidate a to candidate b, [a, b]; infinite if it is
+            not possible.
     """
 
     def __init__(self, seconds: np.ndarray) -> None:
         self._seconds = seconds
         count = seconds.shape[0]
         self._last = count - 1
-        # By end and length: only short stages are of interest where there are many.
+        # By end and length: if there are many stages, only short ones matter.
         self._starts = np.arange(count)[:, None] - np.arange(1, count)[None, :]
         self._ends = np.arange(count)[:, None]
         band = seconds[np.maximum(self._starts, 0), self._ends]
         self._band = np.where(self._starts >= 0, band, np.inf)
-        self._quickest = self._band.min(axis=0, initial=np.inf)  # stage of each length
+        self._quickest = self._band.min(axis=0, initial=np.inf)  # the fastest stage of each length
 
     def best(
         self,
@@ -100,7 +100,7 @@ class Search:
         fastest = self._fastest(num_stages, fits)
         if fastest is None:
             return []
-        whole = float(self._seconds[0, self._last])  # the least of any sum: nothing is sent
+        whole = float(self._seconds[0, self._last])  # the smallest possible sum: nothing is sent
         least = whole if np.isfinite(whole) else 0.0
         found = [fastest]
         ceiling = np.inf
@@ -124,7 +124,7 @@ class Search:
     def _fastest(self, num_stages: int, fits: Fits | None) -> Division | None:
         """The division whose slowest stage is fastest."""
         whole = float(self._seconds[0, self._last])
-        # Equal stages would take this; try ceilings from there on, for low ones are quick.
+        # The time of equal stages; ceilings are tried upwards, since low ones are quick to try.
         ceiling = whole / num_stages if np.isfinite(whole) else np.inf
         while ceiling < whole:
             ceiling *= 2

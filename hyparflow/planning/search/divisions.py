@@ -21,11 +21,11 @@ from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
 __all__ = ["Divisions", "LayoutCandidate"]
 
-_SIMULATED = 6  # divisions of a layout that are simulated at most
+_SIMULATED = 6  # largest number of divisions of a layout that are simulated
 
 
 class LayoutCandidate(NamedTuple):
-    """A candidate without its cuts."""
+    """A layout: a candidate without its cuts."""
 
     grid: Grid
     num_microbatches: int
@@ -40,7 +40,7 @@ class Divisions:
     """The divisions of each layout that are worth a simulation: those that fit, if there are any.
 
     Args:
-        problem: what is to be planned.
+        problem: the problem to solve.
         constraints: what the user fixed.
     """
 
@@ -54,11 +54,11 @@ class Divisions:
         self._of = functools.cache(self._divide)
 
     def count(self, layout: LayoutCandidate) -> int:
-        """How many there are."""
+        """The number of divisions of a layout."""
         return len(self._of(layout))
 
     def bound(self, layout: LayoutCandidate) -> float:
-        """Seconds that a step takes at least, about: without sums, whatever the memory."""
+        """An approximate lower bound of the seconds of a step, without sums and memory limit."""
         if self._constraints.options.lpp is not None:
             return 0.0
         free = self._free(layout)
@@ -70,7 +70,7 @@ class Divisions:
         return not (chosen or self._fitting(layout))
 
     def predict(self, layout: LayoutCandidate, number: int) -> Prediction:
-        """What the division `number` of a layout takes; 0 is the one that should be fastest."""
+        """The prediction for division `number` of a layout; 0 is the one that should be fastest."""
         partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
         candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
         return predict(self._problem, candidate)
@@ -83,7 +83,7 @@ class Divisions:
             return [(0, len(graph.operations))]
         found = self._fitting(layout) or self._free(layout)
         positions = self._boundaries().positions
-        if not found:  # too few places to cut at: say so
+        if not found:  # too few places to cut: raise the error
             return [divide(graph, stages).boundaries]
         divisions = [
             tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
@@ -93,7 +93,7 @@ class Divisions:
         return list(dict.fromkeys(divisions))
 
     def _refined(self, division: tuple[int, ...], layout: LayoutCandidate) -> tuple[int, ...]:
-        """Cuts moved to where the layout's schedule ends sooner."""
+        """The boundaries, moved to where a step of the layout's schedule ends sooner."""
         grid, count, schedule = layout
         boundaries, rows = self._boundaries(), self._rows(layout)
         costs = boundaries.operation_seconds(rows), boundaries.crossing_seconds(rows) / 2
@@ -127,7 +127,7 @@ class Divisions:
         return Search(self._boundaries().seconds(rows))
 
     def _whether_fits(self, layout: LayoutCandidate, limit: int) -> Fits | None:
-        """What tells whether a stage fits in the limit of memory; None if they plainly cannot."""
+        """A function that tells whether a stage fits in memory; None if the model cannot fit."""
         grid, count, schedule = layout
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]

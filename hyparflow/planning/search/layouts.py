@@ -1,4 +1,4 @@
-"""Which layout: all pairs of replicas and partitions, micro-batches, schedules and cuts.
+"""Searches all layouts: replicas and partitions, micro-batches, schedules and cuts.
 
 For each grid and number of micro-batches the best divisions come from dynamic programming
 (`hyparflow.planning.search.cuts`), under the memory limit; a simulation of each with each schedule
@@ -14,16 +14,16 @@ import numpy as np
 
 from hyparflow.formats.sizes import size_text
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.schedules import SCHEDULES, placement_of
+from hyparflow.pipeline.schedules import TABLE, placement_of
 from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
 
 __all__ = ["best_of", "consider"]
 
-_STAGES = (2, 4, 8, 16)  # per partition of an interleaved schedule
-_FAR = 1.5  # layouts are left out whose best division cannot be less than this much slower
-_NEAR = 1.1  # all those of a layout whose first is this much slower than the best, or less
+_STAGES = (2, 4, 8, 16)  # per partition, where a schedule leaves the number free
+_FAR = 1.5  # a layout is left out if even its best division must be slower by this factor
+_NEAR = 1.1  # all divisions are tried of layouts whose first is slower by this factor at most
 
 
 def consider(problem: Problem, constraints: Constraints) -> list[Prediction]:
@@ -54,7 +54,7 @@ def consider(problem: Problem, constraints: Constraints) -> list[Prediction]:
 def _try_promising(
     layouts: Sequence[LayoutCandidate], divisions: Divisions, constraints: Constraints
 ) -> dict[LayoutCandidate, list[Prediction]]:
-    """The first prediction of each layout that may be among the best, and of one of each grid."""
+    """The first prediction of each layout that may be among the best, and of one per grid."""
     tried: dict[LayoutCandidate, list[Prediction]] = {}
     best = np.inf
     put_off = []
@@ -70,7 +70,7 @@ def _try_promising(
         if not too_large:
             best = min(best, seconds)
     for layout in put_off:
-        # Each of a rank's stages was allowed an equal part of its memory; they may fit after all.
+        # The search gave each stage of a rank an equal part of its memory; together they may fit.
         if bounds[layout] < best or not _has_grid(tried, layout):
             tried[layout] = [divisions.predict(layout, 0)]
             too_large, seconds = _rank(tried[layout][0], constraints)
@@ -83,19 +83,19 @@ def _has_grid(tried: dict[LayoutCandidate, list[Prediction]], layout: LayoutCand
 
 
 def _decided(constraints: Constraints) -> str:
-    """What the user fixed, as text."""
+    """The arguments that the user fixed, as text."""
     given = [f"{name}={value}" for name, value in constraints.decided.items()]
     return f", and {', '.join(given)}" if given else ""
 
 
 def _rank(prediction: Prediction, constraints: Constraints) -> tuple[bool, float]:
-    """What is less is better: those that fit first, the fastest of them before."""
+    """A sort key: predictions that fit in memory come first, and of these the fastest."""
     limit = constraints.memory_limit
     return limit is not None and _peak(prediction) > limit, prediction.step_seconds
 
 
 def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
-    """The fastest of those that fit in memory.
+    """The fastest prediction that fits in memory.
 
     Raises:
         ValueError: if none fits; it names the layout that comes nearest, and what would help.
@@ -168,14 +168,10 @@ def _schedules(
         yield ("1f1b", None)
         return
     wanted, several = constraints.options.schedule, constraints.options.stages_per_partition
-    for schedule in SCHEDULES:
-        if wanted not in ("auto", schedule):
+    for schedule, entry in TABLE.items():
+        if wanted != schedule and not (wanted == "auto" and entry.is_searched):
             continue
-        if schedule.startswith("zero-bubble") and wanted == "auto":
-            continue  # its backwards in two parts are not measured
-        if schedule == "gpipe" and wanted == "auto":
-            continue  # takes as long as 1f1b, and more memory
-        if schedule != "interleaved":
+        if not entry.free:
             yield (schedule, None)
         elif num_microbatches >= grid.num_partitions or wanted != "auto":
             yield from ((schedule, each) for each in ([several] if several else _STAGES))

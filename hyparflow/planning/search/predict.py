@@ -1,4 +1,4 @@
-"""One training step on paper: the lowered schedule, played with costs and a network."""
+"""Predicts a training step: plays the lowered schedule with costs and a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Prediction", "predict"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one step of a candidate takes.
+    """The predicted times and memory of one step of a candidate.
 
     Attributes:
         candidate: the candidate.
@@ -59,8 +59,8 @@ class Prediction:
 def predict(problem: Problem, candidate: Candidate) -> Prediction:
     """Play one training step of `candidate`.
 
-    Every replica is taken to have an equal part of the batch, and every micro-batch of it; so one
-    replica stands for all.
+    All replicas, and all micro-batches, are assumed to have equally many rows; so one replica
+    stands for all.
     """
     timings = _Timings(problem, candidate)
     grid, table = candidate.grid, candidate.partitioning
@@ -124,12 +124,12 @@ class _Timings:
         ]
 
     def _per_weight(self, operations: Sequence[int], byte: float, weight: float) -> float:
-        """What takes `byte` seconds for each byte of trained weights, and `weight` for each."""
+        """`byte` seconds per byte of trained weights, plus `weight` seconds per weight."""
         size = self._costs.weight_bytes(operations, trainable=True)
         return byte * size + weight * self._costs.weight_count(operations)
 
     def _computing_at_once(self, candidate: Candidate) -> float:
-        """How many ranks of a node compute at a time, on average: some of a pipeline wait."""
+        """How many ranks of a node compute at a time, on average: in a pipeline some wait."""
         times = self._costs.times(self.rows)
         both = times.forward + times.backward
         partitions = range(candidate.grid.num_partitions)
@@ -142,7 +142,7 @@ class _Timings:
 
     @property
     def fused_parts(self) -> tuple[float, float]:
-        """The last stage's forward and backward where both are one call, by what each takes."""
+        """The seconds of the last stage's forward and backward in one call, split into the two."""
         total = self.forward[-1] + self.backward[-1]
         share = self.forward[-1] / total if total else 0.5
         return share * self._fused[-1], (1.0 - share) * self._fused[-1]
@@ -162,12 +162,12 @@ class _Timings:
         if step.kind == Kind.FORWARD:
             return self.forward[stage]
         if step.kind == Kind.START_REDUCE:
-            return 0.0  # what of it is not hidden is counted by the next
-        if step.kind == Kind.REDUCE:  # of a partition, as is the next
+            return 0.0  # its time that is not hidden counts in REDUCE
+        if step.kind == Kind.REDUCE:  # its `stage` is a partition, as in APPLY
             return self.reduce[stage]
         if step.kind == Kind.APPLY:
             return self.apply[stage]
-        of_inputs, of_weights = self._costs.halves if stage else (0.0, 1.0)  # data need none
+        of_inputs, of_weights = self._costs.halves if stage else (0.0, 1.0)  # for data, none
         if step.kind == Kind.INPUT_BACKWARD:
             return of_inputs * self.backward[stage]
         added = self._add[stage] if step.microbatch else 0.0

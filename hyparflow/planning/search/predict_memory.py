@@ -21,11 +21,11 @@ class Memory:
 
     Attributes:
         weights: of the whole model, which every rank holds.
-        gradients: of this partition's weights: the sums, and what becomes of them.
+        gradients: of this partition's weights: their sums, and tensors computed from these.
         slots: the optimizer's state, of the whole model.
-        activations: of the micro-batches in flight, and what the current one needs beside.
+        activations: of the micro-batches in flight, and the working memory of the current one.
         buffers: tensors on their way to or from other partitions.
-        program: the compiled partition itself, and what TensorFlow needs to run any.
+        program: the compiled partition itself, and what TensorFlow needs to run anything.
     """
 
     weights: Bytes
@@ -37,7 +37,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all."""
         return sum(astuple(self))
 
 
@@ -47,9 +47,9 @@ def partition_memory(
     """The memory of the ranks of a partition.
 
     Args:
-        costs: of the model's operations.
-        candidate: how it is spread.
-        rows: of a micro-batch.
+        costs: the costs of the model's operations.
+        candidate: the way in which the model is spread.
+        rows: the rows of a micro-batch.
         timeline: the step as played.
         partition: the partition.
     """
@@ -83,14 +83,14 @@ def partition_memory(
 def gradient_copies(grid: Grid, num_microbatches: int) -> int:
     """How many tensors as large as a weight there are at a time, beside it and its slots.
 
-    The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and what the
-    optimizer makes of it before it assigns it, a new slot and a new weight.
+    The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and the new
+    slot and the new weight that the optimizer computes before it assigns them.
     """
     return 3 + (num_microbatches > 1) + (grid.num_replicas > 1)
 
 
 def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
-    """What the compiled form of a partition takes."""
+    """Bytes of the compiled functions of a partition."""
     in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
     over = costs.overheads
     counts = {True: 0.0, False: 0.0}

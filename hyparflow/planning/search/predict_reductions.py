@@ -1,4 +1,4 @@
-"""How long the sum of gradients over replicas takes, and what of it is hidden."""
+"""How long the sum of gradients over replicas takes, and how much of it is hidden."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reduce_seconds(
     other stages compute; within a node the cores themselves do it, so nothing is hidden.
 
     Args:
-        costs: of the model's operations.
+        costs: the costs of the model's operations.
         cluster: the machine.
         candidate: how the model is spread.
         partition: the partition.
@@ -38,7 +38,7 @@ def reduce_seconds(
     over, everything = costs.overheads, candidate.operations(partition)
     size = costs.weight_bytes(everything, trainable=True)
     packing = over.reduce * size + over.reduce_weight * costs.weight_count(everything)
-    stages = sorted(candidate.stages(partition), reverse=True)  # as they are done
+    stages = sorted(candidate.stages(partition), reverse=True)  # in order of their end
     within = len({cluster.node(rank) for rank in ranks}) == 1
     now = end = 0.0  # since the first stage was done
     for position, stage in enumerate(stages):

@@ -1,4 +1,4 @@
-"""What is to be planned, and one way to do it."""
+"""The problem of a plan, one candidate for its solution, and the constraints of the user."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Candidate", "Constraints", "Problem", "constrained", "limited"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be planned.
+    """The model, the batch and the machine to plan for.
 
     Attributes:
         graph: the model's operations.
-        costs: what they cost.
+        costs: the costs of the operations.
         cluster: the machine.
         batch_size: rows of the global batch.
     """
@@ -53,7 +53,7 @@ class Candidate:
 
     @property
     def in_words(self) -> str:
-        """The schedule in words; empty where there is no pipeline to have one."""
+        """The schedule in words; an empty string if there is no pipeline."""
         return in_words(self.schedule, self.grid.placement)
 
     @property
@@ -70,7 +70,7 @@ class Candidate:
         return [n for s in self.stages(partition) for n in self.partitioning.operations(s)]
 
 
-# Beyond these the search would take hours, for what no machine has.
+# With more, the search would take hours; no machine has as many.
 _MOST = {
     "num_ranks": 2**17,
     "num_partitions": 2**17,
@@ -82,12 +82,12 @@ _MOST = {
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the user fixed.
+    """The constraints of the user.
 
     Attributes:
         num_ranks: ranks to use, all of them.
-        options: what is decided; what has its default is left to the planner.
-        memory_limit: bytes that a rank may use, beyond what it uses before training.
+        options: the arguments that are decided; the planner chooses those with a default value.
+        memory_limit: bytes that training may add to a rank.
     """
 
     num_ranks: int
@@ -102,7 +102,7 @@ class Constraints:
 
 
 def constrained(num_ranks: int, memory_limit: int | None = None, **decided: Any) -> Constraints:
-    """What the user fixed, checked.
+    """The constraints of the user, checked.
 
     Args:
         num_ranks, memory_limit: as for `Constraints`.

@@ -1,4 +1,4 @@
 """Where rows come from: arrays that every rank has, and streams that one rank reads.
 
-Imports model and engine.
+Imports model.
 """

@@ -1,10 +1,10 @@
 """Global batch -> this replica's rows -> micro-batches; ragged batches included.
 
-Rows are split into contiguous parts whose sizes differ by at most one, without padding. Where the
-data are arrays, every rank has them and a batch is a list of row numbers (Keras's own, from the
-leader), of which each rank cuts what it needs. Where they are a stream, only the leader reads it,
-and sends each rank its rows: walking the stream on every rank would be wrong as soon as the
-stream shuffles without a seed.
+Rows are split into contiguous parts whose sizes differ by at most one, without padding. If the data
+are arrays, every rank has them, and a batch is a list of row numbers (Keras's own, from the
+leader), of which each rank takes its part. If they are a stream, only the leader reads it, and
+sends each rank its rows: if every rank read a stream that shuffles without a seed, samples would
+differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hyparflow.model.keras_internals.data import array_sources, is_ragged, open_
 __all__ = ["ArraySource", "Spec", "dense", "peek", "specs"]
 
 
-_WHOLE = 1 << 28  # bytes of inputs up to which all rows are compared
-_SAMPLES = 1024  # rows compared beyond
-_CHUNK = 1 << 21  # bytes of inputs that are copied at a time to compare them
+_WHOLE = 1 << 28  # bytes; of smaller inputs all rows are compared
+_SAMPLES = 1024  # number of rows compared of larger inputs
+_CHUNK = 1 << 21  # bytes that are copied at a time for the comparison
 
 
 class ArraySource:
@@ -34,7 +34,7 @@ class ArraySource:
         x, y, sample_weight, class_weight: as for Keras's `fit`.
 
     Raises:
-        ValueError: Keras's own, where lengths or kinds do not fit.
+        ValueError: Keras's own, if lengths or kinds do not fit.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ArraySource:
         return _take(self._y, indices)
 
     def sample_weight(self, indices: np.ndarray, training: bool = True) -> Any:
-        """These rows of the sample weights; class weights count in training only, as in Keras,
-        which splits validation rows off before it applies them.
+        """These rows of the sample weights. Class weights count in training only, as in Keras,
+        which splits off validation rows before it applies them.
         """
         return _take(self._sample_weight if training else self._plain_weight, indices)
 
@@ -68,7 +68,7 @@ class ArraySource:
 
     def fingerprint(self) -> list[Any]:
         """Shapes, dtypes and a few rows, to find out whether all ranks have the same data."""
-        if self.num_samples == 0:  # of validation data: a step has none of them
+        if self.num_samples == 0:  # of validation data, which no step uses
             return [(0, str(spec)) for spec in keras.tree.flatten(self.specs())]
         first = np.zeros(1, np.int64)
         row = sum(leaf.nbytes for leaf in keras.tree.flatten(self.x(first)))
@@ -92,14 +92,14 @@ class ArraySource:
         ]
 
     def _is_mapped(self) -> bool:
-        """Whether some of the arrays are in files, of which a few rows must do."""
+        """Whether some arrays are in files: then only a few rows are compared."""
         leaves = keras.tree.flatten((self._x, self._y, self._plain_weight))
         return any(isinstance(getattr(leaf, "array", None), np.memmap) for leaf in leaves)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Type of one array of a batch: its shape, of which the first size does not count; dtype."""
+    """Type of one array of a batch: shape, whose first size does not count, and dtype."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -122,17 +122,18 @@ def specs(structure: Any) -> Any:
 
 
 def peek(x: Any, **arguments: Any) -> tuple[Any, Any, int | None]:
-    """What to give Keras in place of the stream `x`, the specs of (x, y, sample weights), and the
-    rows of its first batch, where they can be told.
-
-    No batch is read that Keras would not read, nor twice: see `open_stream`.
+    """Open a stream. No batch is read that Keras would not read, nor twice: see `open_stream`.
 
     Args:
         x: the stream.
-        **arguments: those of Keras's method that say how it is read.
+        **arguments: the arguments of Keras's method that say how it is read.
+
+    Returns:
+        The opened stream, to be given to Keras in place of `x`; the specs of (x, y, sample
+        weights); and the rows of the first batch, or None if they are not known.
 
     Raises:
-        ValueError: Keras's own, where `x` cannot be read.
+        ValueError: Keras's own, if `x` cannot be read.
     """
     try:
         stream = open_stream(x, **arguments)

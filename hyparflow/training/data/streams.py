@@ -1,7 +1,7 @@
 """A stream that is already sharded: every replica reads its own, and a step takes a batch of each.
 
 The leader's Keras loop gets tickets in place of the stream: numbers of steps, from 0 whenever
-Keras begins to read anew. What Keras tells them of the epochs is passed on to all streams.
+Keras begins to read again. Begins and ends of epochs are passed on to all streams.
 Replicas may have batches of different sizes, and different numbers of them; an epoch ends when all
 streams have ended, so that no sample is lost.
 """
@@ -21,16 +21,16 @@ __all__ = ["Shard", "tickets"]
 
 
 def tickets(key: str, tell: Callable[[str], object]) -> Any:
-    """What Keras reads in place of a stream: ``{key: number of the step}``, without end.
+    """The data that Keras reads in place of a stream: ``{key: number of the step}``, endless.
 
     Args:
         key: names the stream.
-        tell: called with "begins" and "ends" when Keras says so of an epoch.
+        tell: called with "begins" and "ends" when an epoch of Keras does.
     """
     import tensorflow as tf
 
     numbers = tf.data.Dataset.range(sys.maxsize)
-    # Of unknown length: Keras asks for `steps_per_epoch` where data never end.
+    # The length is unknown, not infinite, because then Keras requires `steps_per_epoch`.
     endless = numbers.filter(lambda number: True).map(lambda number: {key: number})
     return told_of_epochs(endless, tell)
 
@@ -39,7 +39,7 @@ class Shard:
     """The stream of one replica.
 
     Args:
-        stream: a dataset, a PyDataset, a generator or what else Keras takes as a stream.
+        stream: a dataset, a PyDataset, a generator or another stream that Keras takes.
         reading: Keras's arguments that say how it is read.
     """
 
@@ -49,7 +49,7 @@ class Shard:
 
     @property
     def tells_length(self) -> bool:
-        """Whether it is known how many batches there are."""
+        """Whether the number of batches is known."""
         return self._adapter.num_batches is not None
 
     def epoch(self, event: str) -> None:
