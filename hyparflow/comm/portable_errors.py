@@ -11,7 +11,7 @@ __all__ = ["is_faithful", "portable"]
 
 def portable(
     error: BaseException, dumps: Callable[[Any], bytes] = pickle.dumps
-) -> tuple[Callable[..., Exception], tuple[Any, ...]]:
+) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
     """A recipe by which another process makes `error`: a function and its arguments.
 
     Args:
@@ -29,16 +29,16 @@ def portable(
     return RuntimeError, (f"{type(error).__name__}: {error}",)
 
 
-def is_faithful(recipe: tuple[Callable[..., Exception], tuple[Any, ...]]) -> bool:
+def is_faithful(recipe: tuple[Callable[..., BaseException], tuple[Any, ...]]) -> bool:
     """Whether another rank makes an error of the same class, and not one that only names it."""
     return recipe[0] in (_same, _rebuild)
 
 
-def _same(error: Exception) -> Exception:
+def _same(error: BaseException) -> BaseException:
     return error
 
 
-def _rebuild(kind: type[Exception], args: Any, attributes: dict[str, Any]) -> Exception:
+def _rebuild(kind: type[BaseException], args: Any, attributes: dict[str, Any]) -> BaseException:
     """An error made without its own `__init__`, which may want other arguments than `args`."""
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)

@@ -155,7 +155,7 @@ class Engine:
             self._recorder.note_step(
                 step.kind, step.stage, step.microbatch, step.peer, start, moved
             )
-        self._note("idle")
+        self._note("the end of a step")
         self._transport.flush("its last messages to be taken")
 
     # --- computations ---

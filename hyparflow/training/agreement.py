@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -18,10 +18,29 @@ from hyparflow.model.keras_internals.compiled import compile_arguments
 from hyparflow.options import Options, declared
 from hyparflow.training.data.array_source import ArraySource
 
-__all__ = ["collect", "device_kind", "require_same"]
+__all__ = ["Compared", "collect", "device_kind", "require_same"]
 
 _JIT = "argument `jit_compile` of `compile`"
 _DEVICE = "device"  # is shown to explain a difference, and may itself differ
+_LONGEST = 40  # characters of a value that a message shows
+
+
+class Compared(NamedTuple):
+    """Something that all ranks must be given alike.
+
+    Attributes:
+        text: the value as text, or a hash of a long one.
+        is_shown: whether a message shows the text.
+    """
+
+    text: str
+    is_shown: bool = False
+
+    @staticmethod
+    def of(value: Any) -> Compared:
+        """A value that a message shows if it is short."""
+        text = repr(value)
+        return Compared(text, True) if len(text) <= _LONGEST else Compared(digest(value))
 
 
 def collect(
@@ -31,8 +50,8 @@ def collect(
     method: str,
     arguments: dict[str, Any],
     rows: int | None,
-) -> dict[str, str]:
-    """Hashes of everything that all ranks must pass alike to one call.
+) -> dict[str, Compared]:
+    """Everything that all ranks must pass alike to one call.
 
     Args:
         model: the user's model.
@@ -47,19 +66,24 @@ def collect(
         for name, value in arguments.items()
         if isinstance(value, int | float | str) and name != "verbose"
     }
-    return {
+    hashes = {
         "model": model_fingerprint(model),
         "values and code of layers": values_fingerprint(model),
         "optimizer and loss": compile_fingerprint(model),
         _JIT: str(compile_arguments(model).get("jit_compile")),
         _DEVICE: device_kind(),
-        "method": method,
         "number of partitions and replicas": digest(options.grid),
-        **{f"argument `{name}`": digest(getattr(options, name)) for name in _own_names()},
-        "batch size": digest(rows),
-        **{f"argument `{name}`": digest(value) for name, value in sorted(simple.items())},
-        "data": digest({name: source.fingerprint() for name, source in sources.items()}),
     }
+    values = {
+        "method": method,
+        **{f"argument `{name}`": getattr(options, name) for name in _own_names()},
+        "batch size": rows,
+        **{f"argument `{name}`": value for name, value in sorted(simple.items())},
+    }
+    data = digest({name: source.fingerprint() for name, source in sources.items()})
+    compared = {name: Compared(text) for name, text in hashes.items()}
+    compared |= {name: Compared.of(value) for name, value in values.items()}
+    return compared | {"data": Compared(data)}  # last, for other differences explain it
 
 
 def _own_names() -> list[str]:
@@ -67,12 +91,12 @@ def _own_names() -> list[str]:
     return [name for name in declared() if name not in ("num_partitions", "num_replicas")]
 
 
-def require_same(world: Communicator, items: dict[str, str]) -> None:
+def require_same(world: Communicator, items: dict[str, Compared]) -> None:
     """Check that every rank has the same `items`. Collective.
 
     Args:
         world: all ranks.
-        items: name -> hash.
+        items: by name.
 
     Raises:
         ValueError: on all ranks alike, naming what differs and where.
@@ -83,16 +107,21 @@ def require_same(world: Communicator, items: dict[str, str]) -> None:
         values = [other.get(name) for other in everyone]
         odd = [rank for rank, value in enumerate(values) if value != values[0]]
         if odd:
-            kinds = [other.get(_DEVICE, "") for other in everyone]
+            kinds = [other[_DEVICE].text if _DEVICE in other else "" for other in everyone]
             by_device = name == _JIT and len(set(kinds)) > 1
-            raise abort.mark_collective(_by_device(kinds) if by_device else _differing(name, odd))
+            error = _by_device(kinds) if by_device else _differing(name, odd, values)
+            raise abort.mark_collective(error)
 
 
-def _differing(name: str, odd: list[int]) -> ValueError:
+def _differing(name: str, odd: list[int], values: list[Compared | None]) -> ValueError:
+    first, other = values[0], values[odd[0]]
+    shown = ""
+    if first is not None and other is not None and first.is_shown and other.is_shown:
+        shown = f": {other.text} in place of {first.text}"
     return ValueError(
         f"All ranks must be given the same {name}. Received: on "
         f"{'rank' if len(odd) == 1 else 'ranks'} {', '.join(map(str, odd))} "
-        f"{'it differs' if len(odd) == 1 else 'they differ'} from rank 0's. "
+        f"{'it differs' if len(odd) == 1 else 'they differ'} from rank 0's{shown}. "
         "Every rank runs the whole script with the whole data; hyparflow deals it out."
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from hyparflow.formats.text import shortened
 from hyparflow.model.keras_internals.compiled import (
     asked_for_xla,
     compile_loss,
@@ -140,9 +141,10 @@ def check_labels(model: Any, y: Any, method: str, within: str | None = None) -> 
     """
     own = ("compute_loss", "train_step" if method == "fit" else "test_step")
     has_own = any(has_overridden(model, name) for name in own)
-    if y is None and compile_loss(model) is not None and not has_own:
+    has_labels = any(leaf is not None for leaf in keras.tree.flatten(y))
+    if not has_labels and compile_loss(model) is not None and not has_own:
         raise ValueError(
-            "A model that was compiled with a loss needs labels. Received: y=None"
+            f"A model that was compiled with a loss needs labels. Received: y={shortened(y)}"
             f"{f' in `{within}`' if within else ''}. Pass `y` as well, or compile it without loss."
         )
 

@@ -247,7 +247,7 @@ class Session:
         try:
             with bridge(self.model, worker):
                 result = lead(worker, stream)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a callback may end the script, on all ranks
             if worker.in_command:
                 raise  # in the middle of a step: no rank can go on
             abort.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")

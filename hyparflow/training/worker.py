@@ -137,6 +137,7 @@ class Worker:
             self._world.broadcast_object(command, LEADER, "the leader's command")
             result = self._carry_out(command)
         self.in_command = False
+        self._world.board.write("callbacks, or the user's data")
         return result
 
     def _carry_out(self, command: Command) -> Any:

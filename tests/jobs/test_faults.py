@@ -146,6 +146,7 @@ def recovered(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, l
     ("what", "error"),
     [
         ("callback", ["DiskFull", "model.keras: 7 bytes free"]),
+        ("exit", ["SystemExit", "5"]),
         ("data", None),  # TensorFlow's type and text, with the user's inside
         ("first batch", ["OSError", "the file is damaged"]),
     ],

@@ -88,6 +88,7 @@ REFUSED: list[tuple[Callable[[Any], Any], tuple[str, ...]]] = [
     (fit("train.csv", Y), ("Received: x='train.csv' of type str",)),
     (fit(Rows, None), (f"`x` {DATA}", "Pass an object of that class")),
     (fit(X, None), ("needs labels", "Received: y=None. Pass `y`")),
+    (fit(X, [None] * len(X)), ("needs labels", "Received: y=[None, None")),
     (fit(X, 3), ("`y` must be arrays", "Received: 3 of type int")),
     (fit(X, Y, sample_weight=[1.0] * 24), ("`sample_weight` must be arrays", "of type list")),
     (fit(X, np.array(1.0)), ("`y` must have a row for each sample",)),

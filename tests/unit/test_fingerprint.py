@@ -14,13 +14,13 @@ from hyparflow.model.fingerprint import (  # noqa: E402
     model_fingerprint,
     values_fingerprint,
 )
-from hyparflow.training.agreement import require_same  # noqa: E402
+from hyparflow.training.agreement import Compared, require_same  # noqa: E402
 
 
 class FakeWorld:
     """All ranks' items, as if gathered."""
 
-    def __init__(self, others: list[dict[str, str]]) -> None:
+    def __init__(self, others: list[Any]) -> None:
         self.others = others
 
     def all_gather_objects(self, item: Any, what: str) -> list[Any]:
@@ -154,7 +154,7 @@ def test_digest() -> None:
 
 
 def test_ranks_agree() -> None:
-    items = {"model": "x", "data": "y"}
+    items = {"model": Compared("x"), "data": Compared("y")}
     require_same(FakeWorld([items, items, items]), items)  # type: ignore[arg-type]
 
 
@@ -166,8 +166,16 @@ def test_ranks_agree() -> None:
     ],
 )
 def test_ranks_differ(data: list[str], where: str) -> None:
-    world = FakeWorld([{"model": "x", "data": value} for value in data])
+    ranks = [{"model": Compared("x"), "data": Compared(value)} for value in data]
     with pytest.raises(ValueError) as caught:
-        require_same(world, {"model": "x", "data": "y"})  # type: ignore[arg-type]
+        require_same(FakeWorld(ranks), ranks[0])  # type: ignore[arg-type]
     assert f"All ranks must be given the same data. Received: {where}" in str(caught.value)
     assert caught.value.__dict__["hyparflow_everywhere"]  # only the leader reports it
+
+
+def test_short_values_that_differ_are_shown() -> None:
+    ranks = [{"method": Compared.of(method)} for method in ("fit", "evaluate")]
+    with pytest.raises(ValueError, match="from rank 0's: 'evaluate' in place of 'fit'. Every"):
+        require_same(FakeWorld(ranks), ranks[0])  # type: ignore[arg-type]
+    assert not Compared.of("x" * 50).is_shown
+    assert Compared.of("x" * 50) != Compared.of("x" * 51)

@@ -37,6 +37,14 @@ class Raise(keras.callbacks.Callback):
             raise DiskFull("model.keras", 7)
 
 
+class Exit(keras.callbacks.Callback):
+    """Ends the script after the second batch."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            sys.exit(5)
+
+
 class Count(keras.callbacks.Callback):
     """Counts batches."""
 
@@ -75,7 +83,7 @@ def caught(fit: Callable[..., Any], **data: Any) -> tuple[str, str]:
     """The type and text of the error that `fit` raises."""
     try:
         fit(**data, verbose=0, shuffle=False)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return type(error).__name__, str(error)
     return "", "no error"
 
@@ -144,6 +152,7 @@ def main() -> None:
     """Run all and write down what each rank found."""
     mine = {
         "callback": catch(lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Raise()]}),
+        "exit": catch(lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Exit()]}),
         "data": catch(lambda: {"x": batches(2)}),
         "first batch": catch(lambda: {"x": batches(0)}),
         "nan": train_on_nan(),
