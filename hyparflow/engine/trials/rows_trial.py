@@ -7,6 +7,7 @@ known, and reported elsewhere. Weights, random states and metrics are set back a
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,9 @@ class RowsTrial:
 
     def call(self, inputs: Any, training: bool, share: float = 1.0) -> list[np.ndarray]:
         """The flat outputs for these rows; changes of the state stay."""
-        outputs, _ = self._body(inputs, training, tf.constant(share, tf.float64))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first step says it, of the rows of the user
+            outputs, _ = self._body(inputs, training, tf.constant(share, tf.float64))
         return [np.asarray(x) for x in outputs if x is not None]
 
     def run(self, inputs: Any, training: bool) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -97,11 +98,13 @@ def check_inputs(model: Any, inputs: Any) -> None:
     if functional is None:
         return
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-    try:
-        functional._assert_input_compatibility(tensors)
-        functional._standardize_inputs(tensors)
-    except ValueError:
-        call_model(model, tensors, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first step says it, of the rows of the user
+        try:
+            functional._assert_input_compatibility(tensors)
+            functional._standardize_inputs(tensors)
+        except ValueError:
+            call_model(model, tensors, False)
 
 
 def output_structure(functional: Any, flat: list[Any]) -> Any:
