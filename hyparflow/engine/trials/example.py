@@ -68,8 +68,7 @@ def _drawn(specs: Any, make: Callable[[tuple[int, ...]], np.ndarray]) -> Any:
     def one(spec: Any) -> Any:
         if spec is None:
             return None
-        drawn = keras.ops.convert_to_tensor(make((ROWS, *spec.shape[1:])), _in_full(spec.dtype))
-        return keras.ops.convert_to_numpy(drawn)
+        return make((ROWS, *spec.shape[1:])).astype(_in_full(spec.dtype))
 
     return keras.tree.map_structure(one, specs)
 

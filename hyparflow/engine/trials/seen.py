@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["LOOKED_AT", "SeenLabels", "few_rows"]
-
-LOOKED_AT = 256  # rows whose values are looked at
-_ELEMENTS = 1 << 20  # of labels with many values in a row, fewer rows
-_AT_LEAST = 10
+__all__ = ["Look", "SeenLabels", "seen_labels"]
 
 
 @dataclass
@@ -45,6 +42,11 @@ class SeenLabels:
         return list(dict.fromkeys(map(float, found)))
 
 
-def few_rows(row: int) -> int:
-    """How many rows are looked at, if a row of the labels has `row` values."""
-    return max(_AT_LEAST, min(LOOKED_AT, _ELEMENTS // max(1, row)))
+Look = Callable[[], SeenLabels | None]  # gives the user's first labels, or None
+
+
+def seen_labels(parts: tuple[Any, Any] | None) -> SeenLabels | None:
+    """The labels and sample weights in `parts`; None if there are no labels."""
+    if parts is None or all(leaf is None for leaf in keras.tree.flatten(parts[0])):
+        return None
+    return SeenLabels(*parts)

@@ -5,6 +5,7 @@ The losses are tried in `hyparflow.engine.trials.losses`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.example import ROWS, as_tensors, invented, rows_of
 from hyparflow.engine.trials.losses import try_losses
-from hyparflow.engine.trials.seen import SeenLabels
+from hyparflow.engine.trials.seen import Look
 from hyparflow.engine.trials.varied import vary_losses, vary_metrics
 
 __all__ = ["require_additive", "require_weights"]
@@ -28,7 +29,7 @@ def require_additive(
     model: Any,
     terms: LossTerms,
     symbolic: Any,
-    seen: SeenLabels | None = None,
+    seen: Look = lambda: None,
     join: Callable[[Any], list[Any]] = lambda mine: [mine],
 ) -> None:
     """Try losses and metrics on small batches, whole and in two parts.
@@ -40,7 +41,8 @@ def require_additive(
         model: the compiled model, its metrics built.
         terms: its losses.
         symbolic: symbolic (y, y_pred, sample weights), or None where nothing is known.
-        seen: the user's first labels, as far as this rank has them.
+        seen: gives the user's first labels, as far as this rank has them; None if it has none.
+            Called for losses and metrics of the user's own only.
         join: from what this rank found to what all ranks found.
 
     Raises:
@@ -81,12 +83,13 @@ def _joined(names: Iterable[list[str]]) -> list[str]:
 
 
 def _find(
-    model: Any, terms: LossTerms, symbolic: Any, seen: SeenLabels | None
+    model: Any, terms: LossTerms, symbolic: Any, seen: Look
 ) -> tuple[list[str], list[str], list[str]]:
     """The names of losses that join rows, of losses that change variables, and of metrics."""
     batch = as_tensors(invented(symbolic))
     parts = [rows_of(batch, 0, ROWS // 2), rows_of(batch, ROWS // 2, ROWS)]
     losses = try_losses(terms, batch)
+    seen = functools.cache(seen)
     metrics = _found(lambda: _odd_metrics(model, batch, parts))
     vary_losses(terms, symbolic, seen, losses)
     metrics += _found(lambda: vary_metrics(model, symbolic, seen, metrics))

@@ -18,7 +18,7 @@ from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.example import ROWS, Arrays, invented, label_arrays, rows_of
 from hyparflow.engine.trials.losses import LossFindings, Tried, kept_variables, sums_up
-from hyparflow.engine.trials.seen import SeenLabels
+from hyparflow.engine.trials.seen import Look
 from hyparflow.engine.trials.traced import TracedTrial
 from hyparflow.engine.trials.variants import FIRST_PART, variants
 from hyparflow.model.keras_internals.compiled import metric_function
@@ -31,15 +31,13 @@ _TOLERANCE = 1e-4  # relative, in float32
 _ROUNDING = 1e-2  # of the size of what is added up, times the tolerance
 
 
-def vary_losses(
-    terms: LossTerms, symbolic: Any, seen: SeenLabels | None, findings: LossFindings
-) -> None:
+def vary_losses(terms: LossTerms, symbolic: Any, seen: Look, findings: LossFindings) -> None:
     """Add to `findings` the losses that do not add up with some batch.
 
     Args:
         terms: the losses, tried once.
         symbolic: symbolic (y, y_pred, sample weights).
-        seen: the user's first labels, if they are known.
+        seen: gives the user's first labels, if they are known.
         findings: what is known; a loss that is in it is not tried again.
     """
     known = {*findings.coupled, *findings.changing}
@@ -54,7 +52,7 @@ def vary_losses(
             findings.coupled.append(name)
 
 
-def vary_metrics(model: Any, symbolic: Any, seen: SeenLabels | None, known: list[str]) -> list[str]:
+def vary_metrics(model: Any, symbolic: Any, seen: Look, known: list[str]) -> list[str]:
     """The names of metrics, besides those `known`, that do not add up with some batch."""
     metrics = AdditiveMetrics(model)
     tried = [
@@ -79,11 +77,12 @@ def _is_own(value: Any, function: Any) -> bool:
 
 
 def _results(
-    trial: TracedTrial, symbolic: Any, seen: SeenLabels | None
+    trial: TracedTrial, symbolic: Any, seen: Look
 ) -> Iterator[tuple[Arrays, list[list[np.ndarray]]]]:
     """Each batch where all is finite, and the results for the whole and for the parts."""
-    example, own = invented(symbolic), label_arrays(symbolic, seen)
-    for batch in variants(example, own, seen, trial.constants):
+    labels = seen()
+    example, own = invented(symbolic), label_arrays(symbolic, labels)
+    for batch in variants(example, own, labels, trial.constants):
         try:
             with np.errstate(all="ignore"):
                 whole = trial(batch)
@@ -99,7 +98,7 @@ def _share(start: int, stop: int) -> float:
     return (stop - start) / ROWS
 
 
-def _loss_adds_up(terms: LossTerms, number: int, symbolic: Any, seen: SeenLabels | None) -> bool:
+def _loss_adds_up(terms: LossTerms, number: int, symbolic: Any, seen: Look) -> bool:
     """Whether a loss adds up with all batches that count: as what it is, a mean or a sum."""
     trial = TracedTrial(lambda batch, share: _of_loss(terms, number, batch), invented(symbolic), 1)
     was_sum, unknown = terms.is_sum(number), terms.names[number] in terms.one_number
@@ -146,9 +145,7 @@ def _sums_as(terms: LossTerms, number: int, is_sum: bool, results: list[list[np.
     return sums_up(terms, number, tried, _ROUNDING * scale)
 
 
-def _metric_adds_up(
-    metrics: AdditiveMetrics, metric: Any, symbolic: Any, seen: SeenLabels | None
-) -> bool:
+def _metric_adds_up(metrics: AdditiveMetrics, metric: Any, symbolic: Any, seen: Look) -> bool:
     """Whether what parts of a batch add to a metric's state is what the whole adds."""
 
     def function(batch: Any, share: Any) -> list[Any]:
