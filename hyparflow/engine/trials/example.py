@@ -33,17 +33,23 @@ def invented(symbolic: Any) -> Arrays:
 
 def label_arrays(symbolic: Any, seen: SeenLabels | None) -> Arrays | None:
     """`invented` with the first rows of the user's labels and weights; None if they do not fit."""
-    if seen is None or not all(len(x) for x in keras.tree.flatten(seen.y) if x is not None):
+    if seen is None:
         return None
-    labels, outputs, weights = invented(symbolic)
-    try:
-        return (
-            keras.tree.map_structure(_like, labels, seen.y),
-            outputs,
-            keras.tree.map_structure(_like, weights, seen.sample_weight),
-        )
-    except (TypeError, ValueError):  # of another structure
+    parts = invented(symbolic)
+    found = [keras.tree.flatten(part) for part in (parts[0], parts[2])]
+    given = [keras.tree.flatten(part) for part in (seen.y, seen.sample_weight)]
+    if [*map(_dimensions, found)] != [*map(_dimensions, given)]:
         return None
+    y, weights = (
+        keras.tree.pack_sequence_as(part, [*map(_like, models, leaves)])
+        for part, models, leaves in zip((parts[0], parts[2]), found, given, strict=True)
+    )
+    return y, parts[1], weights
+
+
+def _dimensions(leaves: list[Any]) -> list[int | None]:
+    """How many dimensions each array has; -1 if one is empty."""
+    return [None if x is None else x.ndim if x.size else -1 for x in leaves]
 
 
 def probabilities(values: np.ndarray) -> np.ndarray:
@@ -116,10 +122,8 @@ def _zeros_and_ones(random: np.random.Generator, shape: tuple[int, ...]) -> np.n
 
 def _like(model: Any, given: Any) -> Any:
     """Rows of `given`, cut or repeated to the shape of `model`."""
-    if model is None or given is None:
-        return model
-    if model.ndim != given.ndim:
-        raise ValueError("other dimensions")
+    if model is None:
+        return None
     for axis, size in enumerate(model.shape):
         given = np.take(given, np.arange(size) % given.shape[axis], axis)
     return given.astype(model.dtype)
