@@ -16,6 +16,7 @@ from hyparflow.engine import assembly, rank_engine
 from hyparflow.engine.gradients.overwritten import check_overwritten
 from hyparflow.engine.trials.layer_checks import require_means, require_rows, require_sums
 from hyparflow.engine.trials.row_findings import find_row_faults
+from hyparflow.engine.trials.seen import seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
@@ -37,6 +38,7 @@ from hyparflow.training.checks import check_labels, check_state
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.data.array_source import peek
 from hyparflow.training.engine_key import engine_key, require_same_weights
+from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.worker import Worker
 
@@ -114,7 +116,7 @@ class Session:
         if call.method == "fit":
             self._check_optimizer(part)
         self._check_weights(part, specs)
-        part = self._check_parts(part, call, specs)
+        part = self._check_parts(part, call, specs, stream)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
@@ -187,7 +189,7 @@ class Session:
         self._checked_weights.add(kind)
 
     def _check_parts(
-        self, part: rank_engine.RankEngine, call: Call, specs: Any
+        self, part: rank_engine.RankEngine, call: Call, specs: Any, stream: Any
     ) -> rank_engine.RankEngine:
         """If batches are parted, check once per engine that the model adds up. Collective.
 
@@ -199,7 +201,7 @@ class Session:
             return part
         try:
             self._check_layers(part, call, specs)
-            self._check_sums(part)
+            self._check_sums(part, call, stream)
         except ValueError as error:
             raise abort.mark_collective(error) from None
         if part is self._traced and not self._sums <= self.layout().sums:
@@ -228,9 +230,16 @@ class Session:
         if self._world.rank == LEADER:
             notices.announce_layers(names, found)
 
-    def _check_sums(self, part: rank_engine.RankEngine) -> None:
-        if part.losses is not None and "train_step" not in part.own:
-            require_additive(self.model, part.losses.terms, part.losses.symbolic)
+    def _check_sums(self, part: rank_engine.RankEngine, call: Call, stream: Any) -> None:
+        if part.losses is None or "train_step" in part.own:
+            return
+        require_additive(
+            self.model,
+            part.losses.terms,
+            part.losses.symbolic,
+            lambda: seen_labels(first_labels(call, stream, self._world.rank)),
+            lambda mine: self._world.all_gather_objects(mine, "what losses and metrics do"),
+        )
 
     def _peek(self, call: Call) -> tuple[Any, Any, int | None]:
         """The results of `peek`; on ranks other than the leader, without the stream. Collective."""

@@ -39,6 +39,19 @@ class AdditiveMetrics:
         with weighting(self._of_functions, share):
             self._compiled.update_state(y, y_pred, sample_weight)
 
+    def update_one(self, metric: Any, batch: tuple[Any, Any, Any], share: Any) -> None:
+        """As `update`, for one of the metrics and a batch of (y, y_pred, sample weights)."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(weighting([m for m in self._of_functions if m is metric], share))
+            for other in self.metrics:
+                if other is not metric:
+                    stack.enter_context(patched(other, update_state=_nothing))
+            self._compiled.update_state(*batch)  # type: ignore[union-attr]
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Takes the place of the update of a metric."""
+
 
 @contextlib.contextmanager
 def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:

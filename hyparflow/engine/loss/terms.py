@@ -197,6 +197,10 @@ class LossTerms:
         """Whether the loss of this number gives one number for a batch."""
         return number in self._one_number
 
+    def is_sum(self, number: int) -> bool:
+        """Whether the loss of this number is a sum over the rows, as far as it is known."""
+        return number in self._sums
+
     def note(self, number: int, is_known: bool, is_sum: bool | None = None) -> None:
         """Note whether a loss that gives one number is known, and whether it is a sum or a mean."""
         (self._unknown.discard if is_known else self._unknown.add)(number)

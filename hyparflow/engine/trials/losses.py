@@ -7,6 +7,8 @@ number for a batch may be a mean over its rows, or a sum; the trial tells which.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +20,9 @@ from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.model.keras_internals.layers import set_mask
 from hyparflow.model.reachable_variables import reachable_variables
 
-__all__ = ["LossFindings", "try_losses"]
+__all__ = ["ENDS", "LossFindings", "Tried", "kept_variables", "sums_up", "try_losses"]
 
-_ENDS = (0, 3, 10)  # of parts of two sizes, so that a sum and a mean differ
+ENDS = (0, 3, 10)  # of parts of two sizes, so that a sum and a mean differ
 _TOLERANCE = 1e-4  # relative, in float32
 _NOTHING = 1e-10  # smaller numbers are rounding errors
 
@@ -39,7 +41,7 @@ class LossFindings:
 
 
 @dataclass
-class _Tried:
+class Tried:
     """The results of a loss for some rows."""
 
     value: float
@@ -59,23 +61,33 @@ def try_losses(terms: LossTerms, batch: Any) -> LossFindings:
     """
     findings = LossFindings()
     for number, name in enumerate(terms.names):
-        variables = [v for v in reachable_variables([terms.losses[number]]) if not _is_seed(v)]
-        before = [v.numpy() for v in variables]
-        try:
-            with np.errstate(all="ignore"):
-                adds_up = _try_loss(terms, number, batch)
-        except Exception:  # if training fails, too, it fails as in plain Keras
-            continue
-        finally:
-            pairs = list(zip(variables, before, strict=True))
-            changed = [(v, old) for v, old in pairs if not np.array_equal(v, old)]
-            for variable, old in changed:
-                variable.assign(old)
-        if changed:
+        adds_up: bool | None = None
+        with kept_variables(terms.losses[number]) as changed:
+            try:
+                with np.errstate(all="ignore"):
+                    adds_up = _try_loss(terms, number, batch)
+            except Exception:  # if training fails, too, it fails as in plain Keras
+                pass
+        if changed and adds_up is not None:
             findings.changing.append(name)
-        elif not adds_up:
+        elif adds_up is False:
             findings.coupled.append(name)
     return findings
+
+
+@contextlib.contextmanager
+def kept_variables(loss: Any) -> Iterator[list[Any]]:
+    """Afterwards the variables that `loss` leads to are as before, and the list has the changed."""
+    variables = [v for v in reachable_variables([loss]) if not _is_seed(v)]
+    before = [v.numpy() for v in variables]
+    changed: list[Any] = []
+    try:
+        yield changed
+    finally:
+        for variable, old in zip(variables, before, strict=True):
+            if not np.array_equal(variable, old):
+                variable.assign(old)
+                changed.append(variable)
 
 
 def _is_seed(variable: Any) -> bool:
@@ -89,28 +101,28 @@ def _try_loss(terms: LossTerms, number: int, batch: Any) -> bool:
     if any(a.value != b.value and np.isfinite(a.value) for a, b in pairs):
         return True  # it draws random numbers, so nothing can be compared
     if not terms.is_one_number(number):
-        return _sums(terms, number, tried)
+        return sums_up(terms, number, tried)
     for is_sum in (False, True):
         terms.note(number, is_known=True, is_sum=is_sum)
-        if _sums(terms, number, tried):
+        if sums_up(terms, number, tried):
             break
     else:
         terms.note(number, is_known=False, is_sum=False)
         return False
     # A mean over all values is no mean over the unmasked ones.
-    mask = np.arange(_ENDS[-1]) % 4 != 1
-    if terms.masked and not _sums(terms, number, _try(terms, number, batch, mask)):
+    mask = np.arange(ENDS[-1]) % 4 != 1
+    if terms.masked and not sums_up(terms, number, _try(terms, number, batch, mask)):
         terms.note(number, is_known=False)
     return True
 
 
-def _try(terms: LossTerms, number: int, batch: Any, mask: Any = None) -> list[_Tried]:
+def _try(terms: LossTerms, number: int, batch: Any, mask: Any = None) -> list[Tried]:
     """The whole batch, and its parts."""
-    pieces = [(0, _ENDS[-1]), *zip(_ENDS[:-1], _ENDS[1:], strict=True)]
+    pieces = [(0, ENDS[-1]), *zip(ENDS[:-1], ENDS[1:], strict=True)]
     return [_try_rows(terms, number, batch, mask, slice(*piece)) for piece in pieces]
 
 
-def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice) -> _Tried:
+def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice) -> Tried:
     y, y_pred, sample_weight = keras.tree.map_structure(
         lambda x: None if x is None else x[rows], batch
     )
@@ -129,11 +141,18 @@ def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice)
     pairs = zip(gradients_of(value, floats), floats, strict=True)
     gradients = [np.zeros(x.shape) if g is None else np.array(g, float) for g, x in pairs]
     weight = np.asarray(terms.weights(y, y_pred, sample_weight)) if terms.need_weights else None
-    return _Tried(float(found[0]), gradients, weight, rows.stop - rows.start)
+    return Tried(float(found[0]), gradients, weight, rows.stop - rows.start)
 
 
-def _sums(terms: LossTerms, number: int, tried: list[_Tried]) -> bool:
-    """Whether value and gradients equal those that training computes from the parts."""
+def sums_up(terms: LossTerms, number: int, tried: list[Tried], slack: float = 0.0) -> bool:
+    """Whether value and gradients equal those that training computes from the parts.
+
+    Args:
+        terms: the losses.
+        number: which of them.
+        tried: its results for the whole and for each part.
+        slack: what the value's rounding error may add.
+    """
     whole, *parts = tried
     scales = [
         terms.factors(part.rows, whole.rows, part.weight, whole.weight)[number]
@@ -143,7 +162,7 @@ def _sums(terms: LossTerms, number: int, tried: list[_Tried]) -> bool:
     scaled = list(zip(scales, parts, strict=True))
     size = max(abs(part.value) for part in tried)
     total = sum(scale * part.value for scale, part in scaled)
-    if not _near(np.array(whole.value), np.array(total), size):
+    if not _near(np.array(whole.value), np.array(total), size + slack):
         return False
     for position, gradient in enumerate(whole.gradients):
         pieces = np.concatenate([scale * part.gradients[position] for scale, part in scaled])

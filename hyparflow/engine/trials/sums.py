@@ -5,7 +5,9 @@ The losses are tried in `hyparflow.engine.trials.losses`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -13,26 +15,38 @@ import numpy as np
 
 from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
 from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.trials.example import ROWS, as_tensors, invented, rows_of
 from hyparflow.engine.trials.losses import try_losses
+from hyparflow.engine.trials.seen import Look
+from hyparflow.engine.trials.varied import vary_losses, vary_metrics
 
 __all__ = ["require_additive", "require_weights"]
 
-_ROWS = 10  # of the batch on which metrics are tried
 _TOLERANCE = 1e-4  # relative, for states in float32
 
 
-def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
-    """Try losses and metrics on a small batch, whole and in two parts.
+def require_additive(
+    model: Any,
+    terms: LossTerms,
+    symbolic: Any,
+    seen: Look = lambda: None,
+    join: Callable[[Any], list[Any]] = lambda mine: [mine],
+) -> None:
+    """Try losses and metrics on small batches, whole and in two parts.
 
     Losses and metrics that cannot take these data (small random numbers) are accepted untried.
+    Those that are the user's own are tried on more batches: see `varied`.
 
     Args:
         model: the compiled model, its metrics built.
         terms: its losses.
         symbolic: symbolic (y, y_pred, sample weights), or None where nothing is known.
+        seen: gives the user's first labels, as far as this rank has them; None if it has none.
+            Called for losses and metrics of the user's own only.
+        join: from what this rank found to what all ranks found.
 
     Raises:
-        ValueError: naming the losses or metrics that do not add up.
+        ValueError: the same on all ranks, naming the losses or metrics that do not add up.
     """
     if symbolic is None:
         return
@@ -44,15 +58,13 @@ def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
             "reduction='sum_over_batch_size' or 'sum', return the mean, or train with one replica "
             "and num_microbatches=1 (strategy='model')."
         )
-    batch = _example(symbolic)
-    parts = [_rows(batch, 0, _ROWS // 2), _rows(batch, _ROWS // 2, _ROWS)]
-    losses = try_losses(terms, batch)
-    metrics = _found(lambda: _odd_metrics(model, batch, parts))
+    found = join(_find(model, terms, symbolic, seen))
+    coupled, changing, metrics = map(_joined, zip(*found, strict=True))
     weighted = " and their sample weights" if symbolic[2] is not None else ""
     rules = {
         "the value of a loss for a row must not depend on other rows"
-        f"{weighted} (losses {losses.coupled})": losses.coupled,
-        f"a loss must not change variables (losses {losses.changing})": losses.changing,
+        f"{weighted} (losses {coupled})": coupled,
+        f"a loss must not change variables (losses {changing})": changing,
         f"a metric must keep sums and counts of rows (metrics {metrics})": metrics,
     }
     broken = [rule for rule, names in rules.items() if names]
@@ -65,6 +77,25 @@ def require_additive(model: Any, terms: LossTerms, symbolic: Any) -> None:
         )
 
 
+def _joined(names: Iterable[list[str]]) -> list[str]:
+    """The names in all of the lists, each once."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
+
+
+def _find(
+    model: Any, terms: LossTerms, symbolic: Any, seen: Look
+) -> tuple[list[str], list[str], list[str]]:
+    """The names of losses that join rows, of losses that change variables, and of metrics."""
+    batch = as_tensors(invented(symbolic))
+    parts = [rows_of(batch, 0, ROWS // 2), rows_of(batch, ROWS // 2, ROWS)]
+    losses = try_losses(terms, batch)
+    seen = functools.cache(seen)
+    metrics = _found(lambda: _odd_metrics(model, batch, parts))
+    vary_losses(terms, symbolic, seen, losses)
+    metrics += _found(lambda: vary_metrics(model, symbolic, seen, metrics))
+    return losses.coupled, losses.changing, metrics
+
+
 def require_weights(terms: LossTerms, symbolic: Any) -> None:
     """Check that sample weights fit the losses, by trying both on a few rows.
 
@@ -75,7 +106,7 @@ def require_weights(terms: LossTerms, symbolic: Any) -> None:
     Raises:
         ValueError: if the losses can be computed without the weights, but not with them.
     """
-    y, y_pred, weights = _example(symbolic)
+    y, y_pred, weights = as_tensors(invented(symbolic))
     try:
         terms.tried(y, y_pred, None)
     except Exception:  # not with these data; training will show the error
@@ -147,43 +178,3 @@ def _same(actual: State, expected: State) -> bool:
         np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
         for a, b in zip(actual, expected, strict=True)
     )
-
-
-def _example(symbolic: Any) -> Any:
-    """Labels 0 and 1, predictions that are probabilities, weights between 0 and 1."""
-    random = np.random.default_rng(0)
-    labels, outputs, weights = symbolic
-
-    def draw(make: Callable[[tuple[int, ...]], np.ndarray]) -> Callable[[Any], Any]:
-        def one(spec: Any) -> Any:
-            if spec is None:
-                return None
-            shape = (_ROWS, *(3 if size is None else size for size in spec.shape[1:]))
-            return keras.ops.convert_to_tensor(make(shape), dtype=_in_full(spec.dtype))
-
-        return one
-
-    def zeros_and_ones(shape: tuple[int, ...]) -> np.ndarray:
-        limits = np.linspace(0.2, 0.9, _ROWS).reshape(-1, *[1] * (len(shape) - 1))
-        return (random.random(shape) < limits).astype(int)  # the later rows have more ones
-
-    def probabilities(shape: tuple[int, ...]) -> np.ndarray:
-        values = random.uniform(0.05, 0.95, shape)
-        several = len(shape) > 1 and shape[-1] > 1
-        return values / values.sum(-1, keepdims=True) if several else values
-
-    return (
-        keras.tree.map_structure(draw(zeros_and_ones), labels),
-        keras.tree.map_structure(draw(probabilities), outputs),
-        keras.tree.map_structure(draw(lambda shape: random.uniform(0, 1, shape)), weights),
-    )
-
-
-def _in_full(dtype: Any) -> str:
-    """A type in which sums can be compared: Keras's losses convert their arguments to it."""
-    name = keras.backend.standardize_dtype(dtype)
-    return "float32" if name in ("float16", "bfloat16") else name
-
-
-def _rows(batch: Any, start: int, stop: int) -> Any:
-    return keras.tree.map_structure(lambda x: None if x is None else x[start:stop], batch)

@@ -21,6 +21,8 @@ from hyparflow.model.keras_internals.patched import patched
 
 __all__ = ["OpenedStream", "ToldDataset", "untuned"]
 
+_LOOKED_AT = 256  # rows of which the labels are kept
+
 
 def untuned(data: Any) -> Any:
     """`data`, if it is a dataset without tf.data's own tuning, unless its options ask for that."""
@@ -53,31 +55,45 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
     def __init__(self, x: Any, **arguments: Any) -> None:
         self._adapter = data_adapters.get_data_adapter(x=untuned(x), **arguments)
         self._sizes: list[int | None] = []
+        self._labels: Any = None  # of the first batch, with sample weights
         dataset = self._look()
         self._begun: tuple[Any, Any] | None = None
         self.spec = keras.tree.map_structure(
             lambda spec: None if isinstance(spec, tf.OptionalSpec) else spec, dataset.element_spec
         )
         self.rows = self._sizes[0] if self._sizes else _rows(self.spec)
-        if self.rows is None and isinstance(x, tf.data.Dataset):
+        self._is_dataset = isinstance(x, tf.data.Dataset)
+        if self.rows is None and self._is_dataset:
             self.rows = self._begin(dataset)
 
     def _look(self) -> Any:
         """The dataset that Keras makes; notes the rows of the batch that it reads for the types."""
         adapter = self._adapter
         if not isinstance(adapter, PyDatasetAdapter):
-            first = getattr(adapter, "_first_batches", None)  # of a generator
-            self._sizes = [] if not first else [_rows(first[0])]
+            for first in (getattr(adapter, "_first_batches", None) or ())[:1]:  # of a generator
+                self._note(first)
             return adapter.get_tf_dataset()
         standardize = adapter._standardize_batch
 
         def noting(batch: Any) -> Any:
             batch = standardize(batch)
-            self._sizes.append(_rows(batch))
+            self._note(batch)
             return batch
 
         with patched(adapter, _standardize_batch=noting):
             return adapter.get_tf_dataset()
+
+    def _note(self, batch: Any) -> None:
+        """Note rows and labels of a batch that was read."""
+        self._sizes.append(_rows(batch))
+        if len(self._sizes) == 1:
+            self._labels = _first_labels(batch)
+
+    def first_labels(self) -> Any:
+        """The first rows of (y, sample weights) as arrays; None if they cannot be read twice."""
+        if self._is_dataset and self._begun is None and self._labels is None:
+            self._begin(self._adapter.get_tf_dataset())
+        return self._labels
 
     def _begin(self, dataset: Any) -> int | None:
         """Take the first batch out of a dataset, to be put back in front; returns its rows."""
@@ -86,6 +102,7 @@ class OpenedStream(DataAdapter):  # type: ignore[misc]
         if first is None:
             return None
         self._begun = first, iterator
+        self._labels = _first_labels(first)
         return _rows(first)
 
     def get_tf_dataset(self) -> Any:
@@ -203,6 +220,17 @@ class _Begun(tf.data.Iterator):  # type: ignore[misc]
     @property
     def _type_spec(self) -> Any:
         return self._rest._type_spec
+
+
+def _first_labels(batch: Any) -> Any:
+    """The first rows of the labels and sample weights of a batch, as arrays; None if not arrays."""
+    parts = keras.utils.unpack_x_y_sample_weight(batch)[1:]
+    try:
+        return keras.tree.map_structure(
+            lambda x: None if x is None else keras.ops.convert_to_numpy(x[:_LOOKED_AT]), parts
+        )
+    except Exception:  # ragged rows, objects: refused when they are read
+        return None
 
 
 def _rows(batch: Any) -> int | None:

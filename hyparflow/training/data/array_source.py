@@ -24,6 +24,8 @@ __all__ = ["ArraySource", "Spec", "dense", "peek", "specs"]
 
 _WHOLE = 1 << 28  # bytes; of smaller inputs all rows are compared
 _SAMPLES = 1024  # number of rows compared of larger inputs
+_FIRST = 10  # rows on which losses are tried
+_VALUES = 1 << 18  # of labels that are looked at
 _CHUNK = 1 << 21  # bytes that are copied at a time for the comparison
 
 
@@ -60,6 +62,15 @@ class ArraySource:
         which splits off validation rows before it applies them.
         """
         return _take(self._sample_weight if training else self._plain_weight, indices)
+
+    def first_labels(self) -> Any:
+        """The first rows of (y, sample weights), and further ones from all over the arrays."""
+        first = np.zeros(1, np.int64)
+        row = sum(x.size for x in keras.tree.flatten(self.y(first)) if x is not None)
+        count = max(_FIRST, min(_SAMPLES, _VALUES // max(1, row)))
+        others = np.linspace(0, self.num_samples - 1, count).astype(int)
+        rows = np.unique(np.concatenate([np.arange(min(_FIRST, self.num_samples)), others]))
+        return self.y(rows), self.sample_weight(rows)
 
     def specs(self) -> Any:
         """The types of (x, y, sample weights)."""
