@@ -2,7 +2,7 @@
 
 The first trial tells how values are joined over replicas. What a step does may change later: by a
 count of its own, a schedule, or rows of a kind that come late. So a step is tried again after ever
-more steps (`occasions.py`), and once more at the end of training, on all of a replica's rows.
+more steps (`occasions.py`), and once more at the end of training, on few and on all of a replica's rows.
 
 What a later trial finds is said, but how values are joined stays: the steps since the last trial
 are joined already, and to change it in the middle would give the numbers of neither.
@@ -132,7 +132,9 @@ class StepTrials:
             return None
         self._last_trial[name] = runs
         known = before.verdict
-        verdict = self._verdict(name, data, ALL, known.sizes)
+        # Few rows differ more from each other, and all rows have what is rare.
+        few = self._verdict(name, data, FEW, known.sizes)
+        verdict = agreed([few, self._verdict(name, data, ALL, known.sizes)])
         if verdict.error:  # the step itself will raise it, or only takes other rows
             return None
         total = agreed([known, verdict])
