@@ -2,7 +2,7 @@
 
 The first trial tells how values are joined over replicas. What a step does may change later: by a
 count of its own, a schedule, or rows of a kind that come late. So a step is tried again after ever
-more steps (`occasions.py`), and once more at the end of training, on few and on all of a replica's rows.
+more steps (`occasions.py`), and once more at the end of training, on all rows of a replica.
 
 What a later trial finds is said, but how values are joined stays: the steps since the last trial
 are joined already, and to change it in the middle would give the numbers of neither.
@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
+
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.custom_steps.findings import StepFindings
 from hyparflow.engine.custom_steps.gradients import StepGradients
@@ -24,6 +26,8 @@ from hyparflow.engine.custom_steps.trial import ALL, FEW, Verdict, agreed
 from hyparflow.engine.custom_steps.trial_runs import OwnTrial
 
 __all__ = ["StepReport", "StepTrials"]
+
+_MANY = 8 * FEW
 
 
 @dataclass
@@ -97,7 +101,8 @@ class StepTrials:
         before = self.findings.get(name)
         if before is None or before.is_open:
             return self._first(name, data, before)
-        return self._again(name, data, before, runs) if is_due(runs) else None
+        is_due_again = runs > 1 and is_due(runs)
+        return self._again(name, data, before, runs) if is_due_again else None
 
     def at_end(self) -> StepReport | None:
         """Try the training step on its last batch, at the end of a call of `fit`. Collective.
@@ -132,9 +137,9 @@ class StepTrials:
             return None
         self._last_trial[name] = runs
         known = before.verdict
-        # Few rows differ more from each other, and all rows have what is rare.
-        few = self._verdict(name, data, FEW, known.sizes)
-        verdict = agreed([few, self._verdict(name, data, ALL, known.sizes)])
+        verdict = self._verdict(name, data, ALL, known)  # all rows have what is rare
+        if self._rows(data) > _MANY:  # of few, halves differ more from each other
+            verdict = agreed([self._verdict(name, data, FEW, known), verdict])
         if verdict.error:  # the step itself will raise it, or only takes other rows
             return None
         total = agreed([known, verdict])
@@ -155,6 +160,11 @@ class StepTrials:
             changed=found.names(_news(total.changed, known.changed)),
         )
 
+    def _rows(self, data: Any) -> int:
+        """The largest number of rows of the batch that a replica has. Collective."""
+        rows = [len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape)]
+        return max(self._peers.all_gather_objects(rows[0], "the rows of a batch"))
+
     def _take(self, name: str, found: StepFindings) -> None:
         self.findings[name] = found
         if name == "train_step":
@@ -167,7 +177,7 @@ class StepTrials:
             verdict = agreed([before.verdict, verdict])
         return self._findings(name, verdict, 1 if before is None else before.tries + 1)
 
-    def _verdict(self, name: str, data: Any, half: int, sizes: dict[Key, float] | None) -> Verdict:
+    def _verdict(self, name: str, data: Any, half: int, before: Verdict | None) -> Verdict:
         """The verdict of all replicas. Collective."""
         known = len(self._metrics.used)
         mine = self._trial.verdict(
@@ -177,9 +187,9 @@ class StepTrials:
             name == "train_step",
             self._is_eager,
             half,
-            sizes,
+            before,
         )
-        if sizes is None or len(self._metrics.used) > known:
+        if before is None or len(self._metrics.used) > known:
             self._metrics.state.include(self._metrics.used.values())
         return agreed(self._peers.all_gather_objects(mine, "what a step computes"))
 

@@ -106,7 +106,7 @@ class Run(Protocol):
 
 
 def tried(
-    run: Run, data: Any, dtype: str, most: int = FEW, sizes: dict[Key, float] | None = None
+    run: Run, data: Any, dtype: str, most: int = FEW, before: Verdict | None = None
 ) -> Verdict:
     """Run a step on a few rows.
 
@@ -115,34 +115,29 @@ def tried(
         data: the replica's batch.
         dtype: the type in which the step computes.
         most: the largest number of rows of a half.
-        sizes: of the values in earlier trials; None for the first.
+        before: that of earlier trials; None for the first.
     """
     both, one, other = few_rows(data, most)
     half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
     first, second = RowSpan(0, half, 2 * half), RowSpan(half, half, 2 * half)
     whole = run(both, RowSpan(0, 2 * half, 2 * half))
     parts = [run(one, first), run(other, second)]
-    disturbed = run(one, first, disturbed=True)
+    limit = _TOLERANCES.get(dtype, 2e-2) * (1 if before is None else _LATER)
+    # Metrics, and values computed from them, may be of float32.
+    bound = max(limit, _TOLERANCES["float32"])
     verdict = Verdict()
-    limit = _TOLERANCES.get(dtype, 2e-2) * (1 if sizes is None else _LATER)
-    least_sizes = floors(whole, limit, sizes or {})
-    for key, value in whole.values.items():
-        parted = [part.values.get(key) for part in parts]
-        # Metrics, and values computed from them, may be of float32.
-        bound = limit if key[0] == "gradient" else max(limit, _TOLERANCES["float32"])
-        least = (sizes or {}).get(key, 0.0)
-        verdict.kinds[key] = kind_of(value, parted, bound, least_sizes.get(key, 0.0), least)
-        known = [float(np.linalg.norm(x)) for x in (value, *parted) if x is not None]
-        verdict.sizes[key] = max([size for size in known if np.isfinite(size)], default=0.0)
+    _add_kinds(verdict, whole, parts, limit, bound, {} if before is None else before.sizes)
     verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
-    verdict.of_results = changed(parts[0], disturbed, 1e-9)
-    verdict.scaled = halved(parts[0], disturbed, limit)
+    if before is None:
+        disturbed = run(one, first, disturbed=True)
+        verdict.of_results = changed(parts[0], disturbed, 1e-9)
+        verdict.scaled = halved(parts[0], disturbed, limit)
+    of_results = (before or verdict).of_results
     if any(key[0] == "metric" for key in whole.values):
         again = run(one, first, state=whole.state)
-        bound = max(limit, _TOLERANCES["float32"])
-        verdict.coupled = of_state(parts[0], again, whole.state, bound) - verdict.of_results
+        verdict.coupled = of_state(parts[0], again, whole.state, bound) - of_results
     unclear = {key for key, kind in verdict.kinds.items() if kind == NEITHER}
-    if unclear and sizes is None:
+    if unclear and before is None:
         many = half * _COPIES
         copies = run(joined([one] * _COPIES), RowSpan(0, many, many))
         few = run(one, RowSpan(0, half, many))
@@ -155,6 +150,32 @@ def tried(
         unclear -= {key for key in unclear if is_sum_on_top(key, whole, parts, twice, limit)}
     verdict.coupled |= unclear
     return verdict
+
+
+def _add_kinds(
+    verdict: Verdict,
+    whole: Seen,
+    parts: list[Seen],
+    limit: float,
+    bound: float,
+    earlier: dict[Key, float],
+) -> None:
+    """Add the kinds and sizes of all values to a verdict.
+
+    Args:
+        verdict: the verdict.
+        whole, parts: the values for all rows, and for each half.
+        limit, bound: the largest differences, next to their size, of gradients and of others.
+        earlier: the sizes of values in earlier trials.
+    """
+    least = floors(whole, limit, earlier)
+    for key, value in whole.values.items():
+        parted = [part.values.get(key) for part in parts]
+        most = limit if key[0] == "gradient" else bound
+        size = earlier.get(key, 0.0)
+        verdict.kinds[key] = kind_of(value, parted, most, least.get(key, 0.0), size)
+        known = [float(np.linalg.norm(x)) for x in (value, *parted) if x is not None]
+        verdict.sizes[key] = max([size for size in known if np.isfinite(size)], default=0.0)
 
 
 def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:

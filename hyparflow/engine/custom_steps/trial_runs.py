@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from hyparflow.engine.custom_steps.draws import StepDraws
 from hyparflow.engine.custom_steps.gradients import StepGradients
-from hyparflow.engine.custom_steps.kinds import Key, Seen
+from hyparflow.engine.custom_steps.kinds import Seen
 from hyparflow.engine.custom_steps.logs import numbers_of, paths_of
 from hyparflow.engine.custom_steps.metrics import StepMetrics
 from hyparflow.engine.custom_steps.state import OwnState
@@ -70,7 +70,7 @@ class OwnTrial:
         trains: bool,
         is_eager: bool,
         half: int = FEW,
-        sizes: dict[Key, float] | None = None,
+        before: Verdict | None = None,
     ) -> Verdict:
         """The kinds of the values that a step computes, as far as this replica's rows tell.
 
@@ -81,8 +81,7 @@ class OwnTrial:
             trains: whether to repeat the trial until there are gradients.
             is_eager: whether the step was not traced.
             half: the largest number of rows of a half.
-            sizes: of the values in earlier trials; None for the first, which also tries rows that
-                are worse.
+            before: that of earlier trials; None for the first, which tries worse rows, too.
         """
         self._step, self._trains = step, trains
         dtype = str(self._model.compute_dtype)
@@ -92,10 +91,10 @@ class OwnTrial:
             self._metrics.tried = self._statistics.alone = True
             try:
                 with self._draws.tried():
-                    if is_eager and sizes is None:
+                    if is_eager and before is None:
                         self._look_at_draws(data)
-                    verdict = tried(self._seen, data, dtype, half, sizes)
-                    if sizes is None:
+                    verdict = tried(self._seen, data, dtype, half, before)
+                    if before is None:
                         verdict.worst = coupled_for_worse_rows(self._seen, data, dtype)
             except Exception as error:  # the step itself will raise it, or only takes other rows
                 verdict.error = f"{type(error).__name__}: {str(error)[:200]}"
