@@ -146,7 +146,13 @@ class Finalize(Command):
 
 @dataclass
 class Finish(Command):
-    """Gather, and let all ranks' random generators continue alike."""
+    """Gather, and let all ranks' random generators continue alike.
+
+    Attributes:
+        failed: whether the call ends with an error, which is what the user must see.
+    """
+
+    failed: bool = False
 
 
 @dataclass

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from hyparflow.comm.log import STATUS, users_stack_level
-from hyparflow.engine.custom_steps.findings import StepFindings
+from hyparflow.engine.custom_steps.step_trials import StepReport
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.row_findings import RowFindings
 from hyparflow.model.keras_internals.compiled import own_step
@@ -108,12 +108,12 @@ def announce_layers(names: list[str], found: RowFindings) -> None:
         )
 
 
-def announce_step(model: Any, found: StepFindings) -> None:
+def announce_step(model: Any, found: StepReport) -> None:
     """Warn of values of a model's own step that cannot be joined over replicas.
 
     Args:
         model: the user's model.
-        found: the findings of a trial of that step.
+        found: what a trial of that step has found.
     """
     own = own_step(model, found.step) or found.step
     if found.error:
@@ -123,14 +123,32 @@ def announce_step(model: Any, found: StepFindings) -> None:
             f"{found.error}. Remedy: a step that takes batches of any size.",
             stacklevel=users_stack_level(),
         )
-    coupled = found.coupled()
-    if coupled and not any(layer.trainable for layer in normalized_layers(model)):
-        shown = ", ".join(coupled[:4]) + (f" and {len(coupled) - 4} more" if coupled[4:] else "")
+    if any(layer.trainable for layer in normalized_layers(model)):
+        return  # they join rows, which is said
+    when = f", after step {found.before}," if found.before else ""
+    if found.coupled:
         warnings.warn(
-            f"What the model's own `{own}` computes is neither a mean nor a sum over the "
-            f"rows of a batch ({shown}): each replica computes it of its own rows, so results will "
-            "differ from those of one process. Remedy: a loss that treats each row alone, or one "
-            "process.",
+            f"What the model's own `{own}` computes{when} is neither a mean nor a sum over the "
+            f"rows of a batch ({_listed(found.coupled)}): each replica computes it of its own "
+            "rows, so results will differ from those of one process. Remedy: a loss that treats "
+            "each row alone, a metric that adds up, or one process.",
+            stacklevel=users_stack_level(),
+        )
+    for rows, names in found.worst.items():
+        warnings.warn(
+            f"What the model's own `{own}` computes for {rows} is neither a mean nor a sum over "
+            f"the rows of a batch ({_listed(names)}): each replica clips, masks or leaves out by "
+            "its own rows, so where such rows come, results will differ from those of one process. "
+            "Remedy: let the optimizer do it, which gets the gradients of all replicas "
+            "(`clipnorm`, `global_clipnorm`, `clipvalue`, `LossScaleOptimizer`), or one process.",
+            stacklevel=users_stack_level(),
+        )
+    if found.changed:
+        warnings.warn(
+            f"What the model's own `{own}` computes was a mean over the rows of a batch at first "
+            f"and is a sum{when} or the other way round ({_listed(found.changed)}): it is joined "
+            "over replicas as at first, so results will differ from those of one process. Remedy: "
+            "a loss that always is a mean over all rows, or always a sum, or one process.",
             stacklevel=users_stack_level(),
         )
 
@@ -170,3 +188,8 @@ def _some(names: list[str]) -> str:
     """The first few of `names`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def _listed(words: list[str]) -> str:
+    """The first few of `words`, which quote names themselves."""
+    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if words[4:] else "")

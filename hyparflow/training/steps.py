@@ -152,6 +152,18 @@ class EvaluationSteps:
             notices.announce_changed(changed)
         return logs
 
+    def look_between_steps(self, is_end: bool) -> None:
+        """Compare the replicas of a model's own training step after the last one. Collective.
+
+        Args:
+            is_end: whether training ends; then the step is tried once more.
+        """
+        own, is_leader = self._context.part.own, self._context.world.rank == LEADER
+        if (changed := own.compare(between_steps=True)) and is_leader:
+            notices.announce_changed(changed)
+        if is_end and (found := own.try_at_end()) is not None and is_leader:
+            notices.announce_step(self._context.model, found)
+
 
 class OwnTrainingSteps:
     """Steps of `fit` that the model's own `train_step` makes.

@@ -19,6 +19,9 @@ from hyparflow.training.commands import (
     DrawBatch,
     Evaluate,
     Fail,
+    Finalize,
+    Finish,
+    Gather,
     MeasureThroughput,
     Predict,
     StepCommand,
@@ -42,6 +45,8 @@ from hyparflow.training.steps import (
 from hyparflow.training.throughput import Throughput
 
 __all__ = ["Worker"]
+
+_TAKE_ONE = (Evaluate, Finalize, Finish, Gather)
 
 
 class Worker:
@@ -143,7 +148,14 @@ class Worker:
     def _carry_out(self, command: Command) -> Any:
         if command.changes.compile_anew and isinstance(command, StepCommand):
             self._compile_anew(command)
+        self._look(command)
         return self._actions[type(command)](command)
+
+    def _look(self, command: Command) -> None:
+        """Before one replica's weights are taken for those of all, look whether they are."""
+        failed = isinstance(command, Finish) and command.failed
+        if isinstance(command, _TAKE_ONE) and self._evaluation is not None and not failed:
+            self._evaluation.look_between_steps(isinstance(command, Finish))
 
     def _compile_anew(self, step: StepCommand) -> None:
         """Let functions for such a step be traced again, with the present Python values."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from hyparflow.engine.custom_steps.gradients import StepGradients
+from hyparflow.engine.custom_steps.kinds import (
+    MEAN,
+    SUM,
+    UNKNOWN,
+    WEIGHTED_SUM,
+    Key,
+    group_of,
+)
 from hyparflow.engine.custom_steps.metrics import StepMetrics
-from hyparflow.engine.custom_steps.trial import MEAN, SUM, UNKNOWN, WEIGHTED_SUM, Verdict
+from hyparflow.engine.custom_steps.trial import Verdict
 
 __all__ = ["StepFindings"]
 
@@ -31,6 +40,7 @@ class StepFindings:
         verdict: that of all replicas.
         gradients, metrics: the gradients that the step gave, the metrics that it used.
         returned: names of the values that it returns.
+        name_of: the name of a variable, for messages.
         tries: the number of trials of the verdict.
     """
 
@@ -41,6 +51,7 @@ class StepFindings:
         gradients: StepGradients,
         metrics: StepMetrics,
         returned: Sequence[str],
+        name_of: Callable[[Any], str],
         tries: int = 1,
     ) -> None:
         self.step = step
@@ -50,6 +61,7 @@ class StepFindings:
         self._gradients = gradients
         self._metrics = metrics
         self._returned = list(returned)
+        self._name_of = name_of
         kinds = verdict.kinds
         self.common = {(key[0], key[1]) for key in verdict.common}
         self.sums = self._summed()
@@ -112,19 +124,28 @@ class StepFindings:
         variables = self._metrics.state.variables
         return [by_kind.get(self._by_variable.get(id(v), SUM), counts) for v in variables]
 
-    def coupled(self) -> list[str]:
-        """Names of the values that are neither a mean over rows nor a sum."""
+    def worst(self) -> dict[str, set[Key]]:
+        """The values that are coupled for rows made worse only, by words for these rows."""
+        said = {group_of(key) for key in self.verdict.coupled}
+        found = {
+            words: {key for key in keys if group_of(key) not in said}
+            for words, keys in self.verdict.worst.items()
+        }
+        return {words: keys for words, keys in found.items() if self.names(keys)}
+
+    def names(self, keys: Iterable[Key]) -> list[str]:
+        """Names of values, in messages; without those that metrics' results make right."""
         names = []
         metric_names = [
             metric.name
             for metric in self._metrics.used.values()
             for _ in {id(v): v for v in metric.variables}
         ]
-        for key in sorted(self.verdict.coupled, key=str):
+        for key in sorted(keys, key=str):
             kind, *place = key
             if kind == "gradient":
                 variable = self._gradients.variables[place[0]][place[1]]
-                names.append(f"the gradient of '{getattr(variable, 'path', variable.name)}'")
+                names.append(f"the gradient of '{self._name_of(variable)}'")
             elif kind == "metric":
                 names.append(f"metric '{metric_names[place[0]]}'")
             elif key not in self.verdict.of_results:

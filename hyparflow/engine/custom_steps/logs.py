@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.custom_steps.kinds import ROWS, SUM
 from hyparflow.engine.custom_steps.same_calls import Exchange, SameCalls
-from hyparflow.engine.custom_steps.trial import ROWS, SUM
 
 __all__ = ["joined_logs", "numbers_of", "paths_of"]
 

@@ -1,7 +1,10 @@
-"""Whether replicas still hold the same weights after the first steps of the model's own.
+"""Whether replicas still hold the same weights after steps of the model's own.
 
 A step may change weights without an optimizer (``w.assign_sub(rate * g)``), which cannot be
 intercepted; but replicas that do so with their own gradients have different weights afterwards.
+Such a change may begin late. So weights are compared after ever more steps, and each time that one
+replica's are about to be taken for those of all: before evaluation, before callbacks read them, and
+at the end of training.
 """
 
 from __future__ import annotations
@@ -14,16 +17,16 @@ import tensorflow as tf
 
 from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.custom_steps.occasions import is_due
 from hyparflow.engine.weights.sync import checksum
 
 __all__ = ["ReplicaCheck"]
 
-_STEPS = frozenset((1, 3, 10))  # gradients may be applied every few steps only
 _UNITS = 16  # units of the last place by which different machines may differ
 
 
 class ReplicaCheck:
-    """Compares variables after the first steps, once each.
+    """Compares variables over replicas.
 
     Args:
         peers: the replicas.
@@ -32,17 +35,25 @@ class ReplicaCheck:
     def __init__(self, peers: Communicator) -> None:
         self._peers = peers
         self._steps = 0
+        self._compared = 0  # the last step after which the variables were compared
 
     def after_step(self, variables: Callable[[], Sequence[Any]]) -> list[Any]:
-        """The variables that differ between replicas after a step. Collective.
+        """After a step, compare if it is time; the variables that differ. Collective.
 
         Args:
             variables: returns the variables to compare, in the same order on all replicas.
         """
         self._steps += 1
-        if self._steps not in _STEPS or self._peers.size == 1:
+        return self._odd(variables()) if is_due(self._steps) else []
+
+    def between_steps(self, variables: Callable[[], Sequence[Any]]) -> list[Any]:
+        """Compare if there were steps since the last time; see `after_step`. Collective."""
+        return self._odd(variables()) if self._steps > self._compared else []
+
+    def _odd(self, compared: Sequence[Any]) -> list[Any]:
+        self._compared = self._steps
+        if self._peers.size == 1:
             return []
-        compared = list(variables())
         mine = np.array([[checksum(v) for v in compared]], np.int64)
         everyone = self._peers.all_gather_rows(mine, "the comparison of weights")
         return [
@@ -61,7 +72,9 @@ class ReplicaCheck:
             worst = float(np.max(np.abs(value - leaders), initial=0.0))
             unit = _UNITS * float(np.finfo(value.dtype).eps)
             limit = unit * float(np.max(np.abs(leaders), initial=0.0))
-        odd = np.array([int(not worst <= limit and not np.array_equal(value, leaders))])
+        equal_nan = value.dtype.kind == "f"
+        equal = np.array_equal(value, leaders, equal_nan=equal_nan)
+        odd = np.array([int(not worst <= limit and not equal)])
         self._peers.sum(odd, "the comparison of a weight")
         return bool(odd[0])
 

@@ -15,7 +15,7 @@ from hyparflow.engine.compiled.random_draws import eager_generator, set_eager_ge
 from hyparflow.model.keras_internals.compiled import tracked_metrics
 from hyparflow.model.keras_internals.layers import default_seed, seed_states, set_default_seed
 from hyparflow.model.normalization import normalized_layers
-from hyparflow.model.reachable_variables import reachable_variables
+from hyparflow.model.reachable_variables import reachable, reachable_variables
 
 __all__ = ["OwnState", "generator_states", "set_generator_states"]
 
@@ -35,6 +35,7 @@ class OwnState:
         self._others: set[int] = set()
         self._values: dict[int, tuple[Any, Any]] = {}
         self._generators: Any = None
+        self._simple: dict[str, Any] = {}
         self._weights: set[int] = set()
 
     def leave_out(self, others: Sequence[Any]) -> None:
@@ -47,7 +48,7 @@ class OwnState:
     def kept(self, variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
         """While open, a step is tried; at the end all is set back."""
         self._values = {}
-        simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
+        self._simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
         self._generators = generator_states()
         for variable in variables():
             self._keep(variable)
@@ -55,8 +56,7 @@ class OwnState:
             yield
         finally:
             self.restore()
-            self._values = {}
-            vars(self._model).update(simple)
+            self._values, self._simple = {}, {}
 
     def _keep(self, variable: Any) -> None:
         raw = _raw(variable)
@@ -71,10 +71,11 @@ class OwnState:
                 self._keep(variable)
 
     def restore(self) -> None:
-        """Set all variables and random generators back."""
+        """Set all variables, random generators and the model's plain attributes back."""
         for raw, value in self._values.values():
             raw.assign(value)
         set_generator_states(self._generators)
+        vars(self._model).update(self._simple)
 
     # --- the variables ---
 
@@ -106,8 +107,21 @@ class OwnState:
         variables = {id(v): v for metric in metrics for v in metric.variables}
         return {n: np.array(v.value, float) for n, v in enumerate(variables.values())}
 
-    def of_training(self, optimizers: Sequence[Any]) -> list[Any]:
-        """The variables that should be equal on all replicas, in the same order on all."""
+    def begin_metrics(self, metrics: Sequence[Any], values: dict[int, np.ndarray]) -> None:
+        """Set metrics to their initial state, and then variables of these numbers to `values`."""
+        for metric in metrics:
+            metric.reset_state()
+        variables = list({id(v): v for metric in metrics for v in metric.variables}.values())
+        for number, value in values.items():
+            variables[number].assign(value)
+
+    def of_training(self, optimizers: Sequence[Any], metrics: Sequence[Any]) -> list[Any]:
+        """The variables that should be equal on all replicas, in the same order on all.
+
+        Args:
+            optimizers: those that steps are known to use.
+            metrics: those that steps are known to use, which each replica updates by its rows.
+        """
         optimizers = [optimizer for optimizer in optimizers if optimizer.built]
         own = {id(v): v for v in reachable_variables([self._model]) if v.dtype not in _HANDLES}
         weights = [
@@ -118,7 +132,7 @@ class OwnState:
         self._weights = {id(_raw(v)) for v in weights}
         left_out = [
             *seed_states(self._model),
-            *(v for m in tracked_metrics(self._model) for v in m.variables),
+            *(v for m in (*tracked_metrics(self._model), *metrics) for v in m.variables),
             *(v for x in normalized_layers(self._model) for v in x.non_trainable_variables),
         ]
         skip = {id(_raw(v)) for v in left_out} - self._weights
@@ -131,8 +145,13 @@ class OwnState:
         return id(_raw(variable)) in self._weights
 
     def name(self, variable: Any) -> str:
-        """The name of a variable in messages."""
-        return str(getattr(variable, "path", variable.name))
+        """The name of a variable in messages; without one, the attribute that holds it."""
+        if isinstance(variable, keras.Variable) or not variable.name.startswith("Variable"):
+            return str(getattr(variable, "path", variable.name))
+        for way, value in reachable([self._model]):
+            if value is variable:
+                return way.removeprefix("(0)").strip(" .") or str(variable.name)
+        return str(variable.name)
 
 
 def generator_states() -> Any:

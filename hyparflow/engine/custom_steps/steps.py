@@ -5,8 +5,9 @@ replicas at the moment that they happen: gradients are summed when any optimizer
 (`gradients.py`), states of metrics when their results are read (`metrics.py`), and other numbers
 that a step returns when it ends (`logs.py`). Random numbers are those of the global batch
 (`draws.py`). A trial before the first step finds out which values are means over rows, and which
-are sums (`trial.py`). Changes that cannot be intercepted, such as a weight written by hand, show
-when replicas are compared (`replica_check.py`).
+are sums (`trial.py`); later ones find out whether they still are (`step_trials.py`). Changes that
+cannot be intercepted, such as a weight written by hand, show when replicas are compared
+(`replica_check.py`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ import tensorflow as tf
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.captured import captured_variables
 from hyparflow.engine.custom_steps.draws import StepDraws
-from hyparflow.engine.custom_steps.findings import StepFindings
 from hyparflow.engine.custom_steps.gradients import StepGradients
 from hyparflow.engine.custom_steps.logs import joined_logs
 from hyparflow.engine.custom_steps.metrics import StepMetrics
 from hyparflow.engine.custom_steps.replica_check import ReplicaCheck
 from hyparflow.engine.custom_steps.same_calls import SameCalls
 from hyparflow.engine.custom_steps.state import OwnState
-from hyparflow.engine.custom_steps.trial import ALL, FEW, agreed
+from hyparflow.engine.custom_steps.step_trials import StepReport, StepTrials
 from hyparflow.engine.custom_steps.trial_runs import OwnTrial
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.loss.metric_state import MetricState
@@ -38,7 +38,7 @@ from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.model.keras_internals.compiled import asked_for_xla, own_step
 from hyparflow.model.keras_internals.interception import metric_calls, optimizer_calls
 from hyparflow.model.keras_internals.layers import seed_states
-from hyparflow.model.keras_internals.optimizer import optimizers_of
+from hyparflow.model.keras_internals.optimizer import optimizers_of, settable_learning_rates
 from hyparflow.pipeline.row_span import RowSpan
 
 __all__ = ["CustomSteps"]
@@ -65,7 +65,8 @@ class CustomSteps:
         self._check = ReplicaCheck(peers)
         self._draws: StepDraws | None = None
         self._trial: OwnTrial | None = None
-        self._findings: dict[str, StepFindings] = {}
+        self._trials: StepTrials | None = None
+        self._known_odd: dict[int, Any] = {}
         self._terms: LossTerms | None = None
         # Read now: later the leader's Keras loops run eagerly, whether or not the steps do.
         self._is_eager = bool(model.compiled and model.run_eagerly)
@@ -79,6 +80,9 @@ class CustomSteps:
             self._state.leave_out([*self._draws.variables, *self._gradients.prepare()])
             parts = self._gradients, self._metrics, statistics
             self._trial = OwnTrial(model, self._state, self._draws, *parts)
+            self._trials = StepTrials(
+                peers, self._trial, *parts[:2], self._functions, self._variables, self._is_eager
+            )
         for name in names:
             # Keras's own, not the method that replaces it while a call runs.
             self._methods[name] = getattr(model, name)
@@ -167,42 +171,19 @@ class CustomSteps:
 
     # --- what the worker calls ---
 
-    def try_out(self, name: str, x: Any, labels: Labels) -> StepFindings | None:
-        """Try a step before it first runs, to find out what it computes. Collective.
+    def try_out(self, name: str, x: Any, labels: Labels) -> StepReport | None:
+        """Try a step, if it is time, before it runs. Collective.
 
         Returns:
-            The findings to report, or None after the first step.
+            What is new; None if there was no trial.
         """
-        before = self._findings.get(name)
-        if self._trial is None or (before is not None and not before.is_open):
+        if self._trials is None:
             return None
-        data = _packed(x, labels.y, labels.sample_weight)
-        found = before or self._found(self._trial, name, data, None, FEW)
-        if found.is_open:
-            found = self._found(self._trial, name, data, found, ALL)
-        self._findings[name] = found
-        if name == "train_step":
-            self._gradients.take(found.sums, found.common, found.scaled)
-        return found if before is None or found.coupled() != before.coupled() else None
+        return self._trials.before_step(name, _packed(x, labels.y, labels.sample_weight))
 
-    def _found(
-        self, trial: OwnTrial, name: str, data: Any, before: StepFindings | None, half: int
-    ) -> StepFindings:
-        """The findings of a trial on these rows and of earlier trials. Collective."""
-        verdict = trial.verdict(
-            self._functions[name],
-            data,
-            lambda: self._variables(name, data),
-            name == "train_step",
-            self._is_eager,
-            half,
-        )
-        self._metrics.state.include(self.metrics)
-        everyone = self._peers.all_gather_objects(verdict, "what a step computes")
-        known = [] if before is None else [before.verdict]
-        tries = 1 if before is None else before.tries + 1
-        total = agreed([*known, *everyone])
-        return StepFindings(name, total, self._gradients, self._metrics, trial.returned, tries)
+    def try_at_end(self) -> StepReport | None:
+        """Try the training step once more at the end of training; as `try_out`. Collective."""
+        return None if self._trials is None else self._trials.at_end()
 
     def run(self, name: str, x: Any, labels: Labels, span: RowSpan) -> dict[str, Any]:
         """Run a step on this replica's rows; returns its values, joined over replicas. Collective.
@@ -216,10 +197,10 @@ class CustomSteps:
             ValueError: if replicas do different things.
         """
         data, share = _packed(x, labels.y, labels.sample_weight), float(labels.share)
-        if self._draws is not None:
+        if self._draws is not None and self._trials is not None:
             self._draws.begin(span, self._is_eager)
             self._gradients.set_share(share)
-            self._metrics.state.begin(self._findings[name].weights(share))
+            self._metrics.state.begin(self._trials.findings[name].weights(share))
         self._same.error = None
         try:
             with self._common_seeds():
@@ -229,22 +210,38 @@ class CustomSteps:
                 raise self._same.error from None
             raise
         logs = logs if isinstance(logs, dict) else {}
-        if self._draws is not None:
-            found = self._findings[name]
+        if self._trials is not None:
+            found = self._trials.findings[name]
             logs = joined_logs(self._peers, self._same, logs, share, found.log_kinds)
         return logs
 
-    def compare(self) -> list[Any]:
-        """After a training step: other variables that differ between replicas. Collective.
+    def compare(self, between_steps: bool = False) -> list[str]:
+        """The names of other variables that differ between replicas, each once. Collective.
+
+        Args:
+            between_steps: whether callbacks may have set learning rates, which reach the other
+                ranks with the next step; else a training step has just ended.
 
         Raises:
             ValueError: if weights differ, or the state of optimizers.
         """
-        odd = self._check.after_step(lambda: self._state.of_training(self._optimizers()))
+        if self._trials is None or "train_step" not in self:
+            return []
+        if between_steps:
+            odd = self._check.between_steps(lambda: self._compared(no_rates=True))
+        else:
+            odd = self._check.after_step(self._compared)
         names = [self._state.name(v) for v in odd if self._state.is_weight(v)]
         if names:
             raise self._check.error(names)
-        return [self._state.name(v) for v in odd]
+        new = [v for v in odd if id(v) not in self._known_odd]
+        self._known_odd.update({id(v): v for v in new})
+        return [self._state.name(v) for v in new]
+
+    def _compared(self, no_rates: bool = False) -> list[Any]:
+        found = self._state.of_training(self._optimizers(), self.metrics)
+        rates = settable_learning_rates(self._model) if no_rates else []
+        return [v for v in found if all(v is not rate for rate in rates)]
 
     def predict(self, x: Any, span: RowSpan) -> Any:
         """Run the model's own `predict_step` on this replica's rows. Collective."""

@@ -5,59 +5,56 @@ its batch, a sum, or neither; nothing in a step says which. So the step runs on 
 rows, on each half of them, and once more on one half. If a step is random, or rows depend on each
 other, a half and sixteen copies of it tell a mean from a sum. The random numbers of a half are its
 part of those of all rows (`hyparflow.engine.custom_steps.draws`).
+
+What a batch adds to a metric is added up over replicas, so it must not depend on the metric's
+state: one half is tried once more from the state after all rows. A maximum of batch means looks
+like a mean in its first update, but not in that one.
+
+Trials are repeated while the model trains. By then gradients may be no more than rounding, so what
+is small next to the values of earlier trials tells nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
+from hyparflow.engine.custom_steps.kinds import (
+    NEITHER,
+    UNKNOWN,
+    Key,
+    Seen,
+    by_size,
+    changed,
+    floors,
+    halved,
+    is_sum_on_top,
+    kind_of,
+    of_state,
+)
 from hyparflow.pipeline.row_span import RowSpan
 
 __all__ = [
     "ALL",
     "FEW",
-    "MEAN",
-    "NEITHER",
-    "ROWS",
-    "SUM",
-    "UNKNOWN",
-    "WEIGHTED_SUM",
-    "Seen",
+    "Run",
     "Verdict",
     "agreed",
     "few_rows",
+    "joined",
+    "mapped",
     "tried",
 ]
 
-MEAN = "mean"
-SUM = "sum"
-WEIGHTED_SUM = "weighted sum"  # times the number of rows, as in a metric of means
-ROWS = "rows"
-NEITHER = "neither"
-UNKNOWN = "unknown"
 FEW = 4  # rows of a half
 ALL = 1 << 62
 _COPIES = 16
-Key = tuple[Any, ...]
+_LATER = 10  # tolerances of later trials: rounding is larger next to what is left of gradients
 _TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
-
-
-@dataclass
-class Seen:
-    """The values that one run of a step has computed.
-
-    Attributes:
-        values: by key: ("gradient", call, position), ("metric", variable), ("log", leaf).
-        rows: how many rows each sparse gradient has looked up.
-    """
-
-    values: dict[Key, np.ndarray] = field(default_factory=dict)
-    rows: dict[Key, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +67,9 @@ class Verdict:
             something else depends on the scaled loss.
         common: sparse gradients that look up the same rows for all samples.
         coupled: values that are neither a mean over rows nor a sum.
+        changed: values of which a later trial found another kind.
+        worst: words for rows made worse -> values that are coupled for such rows.
+        sizes: the largest size of each value.
         of_results: values that depend on metrics' results.
         error: why there was no trial.
     """
@@ -78,49 +78,104 @@ class Verdict:
     scaled: set[int] | None = field(default_factory=set)
     common: set[Key] = field(default_factory=set)
     coupled: set[Key] = field(default_factory=set)
+    changed: set[Key] = field(default_factory=set)
     of_results: set[Key] = field(default_factory=set)
+    worst: dict[str, set[Key]] = field(default_factory=dict)
+    sizes: dict[Key, float] = field(default_factory=dict)
     error: str = ""
 
 
-# (batch, places of its rows in the whole batch, whether metrics' results are made wrong) -> values
-Run = Callable[[Any, RowSpan, bool], Seen]
+class Run(Protocol):
+    """Runs a step, and sets everything back."""
+
+    def __call__(
+        self,
+        data: Any,
+        span: RowSpan,
+        disturbed: bool = False,
+        state: dict[int, np.ndarray] | None = None,
+    ) -> Seen:
+        """The values that the step computes.
+
+        Args:
+            data: the batch.
+            span: the places of its rows in the whole batch.
+            disturbed: whether metrics' results are made wrong.
+            state: the values with which variables of metrics begin; None: their initial ones.
+        """
 
 
-def tried(run: Run, data: Any, dtype: str, most: int = FEW) -> Verdict:
+def tried(
+    run: Run, data: Any, dtype: str, most: int = FEW, before: Verdict | None = None
+) -> Verdict:
     """Run a step on a few rows.
 
     Args:
-        run: runs the step, and sets everything back.
+        run: runs the step.
         data: the replica's batch.
         dtype: the type in which the step computes.
         most: the largest number of rows of a half.
+        before: that of earlier trials; None for the first.
     """
     both, one, other = few_rows(data, most)
     half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
     first, second = RowSpan(0, half, 2 * half), RowSpan(half, half, 2 * half)
-    whole = run(both, RowSpan(0, 2 * half, 2 * half), False)
-    parts = [run(one, first, False), run(other, second, False)]
-    disturbed = run(one, first, True)
+    whole = run(both, RowSpan(0, 2 * half, 2 * half))
+    parts = [run(one, first), run(other, second)]
+    limit = _TOLERANCES.get(dtype, 2e-2) * (1 if before is None else _LATER)
+    # Metrics, and values computed from them, may be of float32.
+    bound = max(limit, _TOLERANCES["float32"])
     verdict = Verdict()
-    limit = _TOLERANCES.get(dtype, 2e-2)
-    floors = _floors(whole, limit)
+    _add_kinds(verdict, whole, parts, limit, bound, {} if before is None else before.sizes)
+    verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
+    if before is None:
+        disturbed = run(one, first, disturbed=True)
+        verdict.of_results = changed(parts[0], disturbed, 1e-9)
+        verdict.scaled = halved(parts[0], disturbed, limit)
+    of_results = (before or verdict).of_results
+    if any(key[0] == "metric" for key in whole.values):
+        again = run(one, first, state=whole.state)
+        verdict.coupled = of_state(parts[0], again, whole.state, bound) - of_results
+    unclear = {key for key, kind in verdict.kinds.items() if kind == NEITHER}
+    if unclear and before is None:
+        many = half * _COPIES
+        copies = run(joined([one] * _COPIES), RowSpan(0, many, many))
+        few = run(one, RowSpan(0, half, many))
+        for key in unclear:
+            verdict.kinds[key] = by_size(few.values.get(key), copies.values.get(key))
+    elif unclear:
+        twice = run(joined([one, one]), RowSpan(0, 2 * half, 2 * half))
+        for key in unclear:
+            verdict.kinds[key] = UNKNOWN  # that of the first trial stays
+        unclear -= {key for key in unclear if is_sum_on_top(key, whole, parts, twice, limit)}
+    verdict.coupled |= unclear
+    return verdict
+
+
+def _add_kinds(
+    verdict: Verdict,
+    whole: Seen,
+    parts: list[Seen],
+    limit: float,
+    bound: float,
+    earlier: dict[Key, float],
+) -> None:
+    """Add the kinds and sizes of all values to a verdict.
+
+    Args:
+        verdict: the verdict.
+        whole, parts: the values for all rows, and for each half.
+        limit, bound: the largest differences, next to their size, of gradients and of others.
+        earlier: the sizes of values in earlier trials.
+    """
+    least = floors(whole, limit, earlier)
     for key, value in whole.values.items():
         parted = [part.values.get(key) for part in parts]
-        # Metrics, and values computed from them, may be of float32.
-        bound = limit if key[0] == "gradient" else max(limit, _TOLERANCES["float32"])
-        verdict.kinds[key] = _kind(value, parted, bound, floors.get(key, 0.0))
-    verdict.common = {k for k, n in whole.rows.items() if parts[0].rows.get(k) == n}
-    verdict.of_results = _changed(parts[0], disturbed, 1e-9)
-    verdict.scaled = _halved(parts[0], disturbed, limit)
-    unclear = {key for key, kind in verdict.kinds.items() if kind == NEITHER}
-    if unclear:
-        many = half * _COPIES
-        copies = run(_joined([one] * _COPIES), RowSpan(0, many, many), False)
-        few = run(one, RowSpan(0, half, many), False)
-        for key in unclear:
-            verdict.kinds[key] = _by_size(few.values.get(key), copies.values.get(key))
-        verdict.coupled = unclear
-    return verdict
+        most = limit if key[0] == "gradient" else bound
+        size = earlier.get(key, 0.0)
+        verdict.kinds[key] = kind_of(value, parted, most, least.get(key, 0.0), size)
+        known = [float(np.linalg.norm(x)) for x in (value, *parted) if x is not None]
+        verdict.sizes[key] = max([size for size in known if np.isfinite(size)], default=0.0)
 
 
 def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
@@ -129,7 +184,7 @@ def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
     half = min(most, max(1, count // 2))
     one = _rows(data, range(half))
     other = _rows(data, [min(half + n, count - 1) for n in range(half)])
-    return _joined([one, other]), one, other
+    return joined([one, other]), one, other
 
 
 def agreed(everyone: Iterable[Verdict]) -> Verdict:
@@ -143,94 +198,31 @@ def agreed(everyone: Iterable[Verdict]) -> Verdict:
         total.scaled = None if None in parts else set().union(*parts)  # type: ignore[arg-type]
         total.common |= verdict.common
         total.coupled |= verdict.coupled
+        total.changed |= verdict.changed
         total.of_results |= verdict.of_results
+        for words, keys in verdict.worst.items():
+            total.worst[words] = total.worst.get(words, set()) | keys
+        for key, size in verdict.sizes.items():
+            total.sizes[key] = max(size, total.sizes.get(key, 0.0))
         total.error = total.error or verdict.error
     return total
 
 
-def _floors(seen: Seen, limit: float) -> dict[Key, float]:
-    """For each gradient, the size up to which it is rounding, next to the others of its call."""
-    gradients = {key: x for key, x in seen.values.items() if key[0] == "gradient"}
-    sizes = {key: float(np.linalg.norm(x)) for key, x in gradients.items()}
-    largest: dict[Any, float] = {}
-    for key, size in sizes.items():
-        call = key[1]
-        largest[call] = max(size, largest.get(call, 0.0))
-    return {key: largest[key[1]] * limit / 100 for key in sizes}
-
-
-def _kind(whole: np.ndarray, parts: list[np.ndarray | None], limit: float, floor: float) -> str:
-    """How the value for all rows follows from those for two halves."""
-    one, other = parts
-    if one is None or other is None:
-        return UNKNOWN
-    if whole.shape != one.shape:
-        grows = whole.ndim and one.ndim and whole.shape[0] == one.shape[0] + other.shape[0]
-        return ROWS if grows and whole.shape[1:] == one.shape[1:] else NEITHER
-    size = max(float(np.linalg.norm(x)) for x in (whole, one, other))
-    if not np.isfinite(size) or size <= floor:
-        return UNKNOWN
-    is_sum = float(np.linalg.norm(whole - (one + other))) <= limit * size
-    is_mean = float(np.linalg.norm(whole - (one + other) / 2)) <= limit * size
-    if is_sum and is_mean:
-        return UNKNOWN
-    if float(np.linalg.norm(whole - 2 * (one + other))) <= limit * size:
-        return WEIGHTED_SUM
-    return SUM if is_sum else MEAN if is_mean else NEITHER
-
-
-def _by_size(few: np.ndarray | None, copies: np.ndarray | None) -> str:
-    """The kind by size: a mean stays, or as noise shrinks to a quarter; a sum grows fourfold."""
-    if few is None or copies is None or few.shape != copies.shape:
-        return UNKNOWN
-    before, after = float(np.linalg.norm(few)), float(np.linalg.norm(copies))
-    if not np.isfinite(before + after) or before == 0:
-        return UNKNOWN
-    return SUM if after > 2 * before else MEAN
-
-
-def _changed(first: Seen, second: Seen, limit: float) -> set[Key]:
-    """The values that differ between two runs."""
-    return {
-        key
-        for key, value in first.values.items()
-        if key not in second.values
-        or value.shape != second.values[key].shape
-        or not np.allclose(value, second.values[key], rtol=limit, atol=0, equal_nan=True)
-    }
-
-
-def _halved(first: Seen, second: Seen, limit: float) -> set[int] | None:
-    """The calls whose gradients a second run halves; None if it halves other values, too."""
-    both: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for key, value in first.values.items():
-        other = second.values.get(key, value)
-        if value.shape == other.shape:
-            group = key[:2] if key[0] == "gradient" else key
-            both.setdefault(group, []).append((np.ravel(value), np.ravel(other)))
-    halved = set()
-    for group, pairs in both.items():
-        value, other = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        size = float(np.linalg.norm(value))
-        if np.isfinite(size) and size and float(np.linalg.norm(2 * other - value)) <= limit * size:
-            halved.add(group)
-    calls = {group[1] for group in halved if group[0] == "gradient"}
-    return calls if len(calls) == len(halved) else None
-
-
 def _rows(data: Any, numbers: Iterable[int]) -> Any:
     chosen = list(numbers)
-    return _mapped(lambda x: keras.ops.take(x, chosen, axis=0), data)
+    return mapped(lambda x: keras.ops.take(x, chosen, axis=0), data)
 
 
-def _joined(parts: list[Any]) -> Any:
+def joined(parts: list[Any]) -> Any:
+    """Batches, one behind the other."""
     return keras.tree.map_structure(
         lambda *x: x[0] if x[0] is None or not len(x[0].shape) else keras.ops.concatenate(x, 0),
         *parts,
     )
 
 
-def _mapped(function: Callable[[Any], Any], data: Any) -> Any:
+def mapped(function: Callable[[Any], Any], data: Any) -> Any:
+    """A batch with `function` applied to its arrays."""
     return keras.tree.map_structure(
         lambda x: x if x is None or not len(x.shape) else function(x), data
     )

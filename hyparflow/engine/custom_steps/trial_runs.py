@@ -11,10 +11,12 @@ import tensorflow as tf
 
 from hyparflow.engine.custom_steps.draws import StepDraws
 from hyparflow.engine.custom_steps.gradients import StepGradients
+from hyparflow.engine.custom_steps.kinds import Seen
 from hyparflow.engine.custom_steps.logs import numbers_of, paths_of
 from hyparflow.engine.custom_steps.metrics import StepMetrics
 from hyparflow.engine.custom_steps.state import OwnState
-from hyparflow.engine.custom_steps.trial import FEW, Seen, Verdict, few_rows, tried
+from hyparflow.engine.custom_steps.trial import FEW, Verdict, few_rows, tried
+from hyparflow.engine.custom_steps.worse_rows import coupled_for_worse_rows
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.pipeline.row_span import RowSpan
@@ -31,6 +33,7 @@ class OwnTrial:
     Attributes:
         terms: the model's losses.
         returned: names of the values that the last step has returned.
+        name_of: the name of a variable, for messages.
 
     Args:
         model: the user's model.
@@ -55,6 +58,7 @@ class OwnTrial:
         self._statistics = statistics
         self.terms: LossTerms | None = None
         self.returned: list[str] = []
+        self.name_of = state.name
         self._step: Callable[..., Any] = lambda *a: None
         self._trains = False
 
@@ -66,6 +70,7 @@ class OwnTrial:
         trains: bool,
         is_eager: bool,
         half: int = FEW,
+        before: Verdict | None = None,
     ) -> Verdict:
         """The kinds of the values that a step computes, as far as this replica's rows tell.
 
@@ -76,17 +81,21 @@ class OwnTrial:
             trains: whether to repeat the trial until there are gradients.
             is_eager: whether the step was not traced.
             half: the largest number of rows of a half.
+            before: that of earlier trials; None for the first, which tries worse rows, too.
         """
         self._step, self._trains = step, trains
+        dtype = str(self._model.compute_dtype)
         verdict = Verdict()
         with self._state.kept(variables):
             self._gradients.on_new = self._metrics.on_new = self._state.add
             self._metrics.tried = self._statistics.alone = True
             try:
                 with self._draws.tried():
-                    if is_eager:
+                    if is_eager and before is None:
                         self._look_at_draws(data)
-                    verdict = tried(self._seen, data, str(self._model.compute_dtype), half)
+                    verdict = tried(self._seen, data, dtype, half, before)
+                    if before is None:
+                        verdict.worst = coupled_for_worse_rows(self._seen, data, dtype)
             except Exception as error:  # the step itself will raise it, or only takes other rows
                 verdict.error = f"{type(error).__name__}: {str(error)[:200]}"
             finally:
@@ -110,10 +119,16 @@ class OwnTrial:
 
     def _run_alone(self, data: Any) -> None:
         rows = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
-        self._seen(data, RowSpan(0, rows, rows), False)
+        self._seen(data, RowSpan(0, rows, rows))
 
-    def _seen(self, data: Any, span: RowSpan, disturbed: bool) -> Seen:
-        """What a step computes for a batch that is a part of a whole one."""
+    def _seen(
+        self,
+        data: Any,
+        span: RowSpan,
+        disturbed: bool = False,
+        state: dict[int, np.ndarray] | None = None,
+    ) -> Seen:
+        """What a step computes for a batch that is a part of a whole one; see `trial.Run`."""
         seen = Seen()
 
         def watch(call: int, gradients: list[np.ndarray], sparse: list[int]) -> None:
@@ -124,6 +139,8 @@ class OwnTrial:
                 seen.values.setdefault(("gradient", call, position), np.array(value, float))
 
         self._state.restore()
+        # What many steps have added up would hide, by its rounding, what one adds.
+        self._state.begin_metrics(list(self._metrics.used.values()), state or {})
         self._draws.set(span)
         self._gradients.watcher = watch
         self._gradients.set_part(_PART / 2 if disturbed else _PART)
@@ -135,7 +152,9 @@ class OwnTrial:
         logs = self._step(*arguments)
         metrics = list(self._metrics.used.values())
         for variable, value in self._state.of_metrics(metrics).items():
-            seen.values["metric", variable] = value - before.get(variable, 0.0)
+            with np.errstate(invalid="ignore"):  # infinity minus infinity
+                seen.values["metric", variable] = value - before.get(variable, 0.0)
+            seen.state[variable] = value
         logs = logs if isinstance(logs, dict) else {}
         self.returned = paths_of(logs)
         for leaf, number in enumerate(numbers_of(logs)):
