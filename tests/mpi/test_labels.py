@@ -106,3 +106,11 @@ def test_nothing_is_read_twice(kind: str) -> None:
     plain = fitted(rows_of, ["mae"], DATA[kind]() | {"shuffle": False}, fit="plain")
     for name, values in plain.history.items():
         np.testing.assert_allclose(found.history[name], values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "generator"])
+def test_micro_batches_of_a_pipeline(kind: str) -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3), layers.Dense(2)])
+    model.compile("sgd", HIDDEN)
+    with pytest.raises(ValueError, match="must not depend on other rows"):
+        hf.fit(model, **DATA[kind](), verbose=0, strategy="model", num_microbatches=2)

@@ -6,6 +6,7 @@ which parts of a batch have different numbers, and predictions beyond a threshol
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ from hyparflow.engine.trials.seen import SeenLabels
 __all__ = ["FIRST_PART", "variants"]
 
 FIRST_PART = 3  # rows; the other rows of a batch are its second part
-_MOST_LABELS = 18
+_MOST_LABELS = 20
 _THRESHOLDS = 3  # constants that are tried as sizes of predictions, too
 _LARGEST = 1e4  # such size
-_MANY = 1 << 18  # values in a batch; of larger ones only the first variants are tried
-_FEW = 8
+_VALUES = 1 << 23  # in all batches that are tried, but of large ones
+_FEW = 4  # at least
 
 # How much of each row is replaced: 1 all of it, 2 the first half of its values.
 _MIXED = np.array([0, 1, 2, 0, 1, 0, 1, 1, 1, 2])
@@ -32,8 +33,8 @@ _ALL_OF_FIRST = np.where(np.arange(ROWS) < FIRST_PART, 1, _MIXED)
 
 def variants(
     example: Arrays, own: Arrays | None, seen: SeenLabels | None, constants: Sequence[float]
-) -> list[Arrays]:
-    """Batches of `ROWS` rows.
+) -> Iterator[Arrays]:
+    """Batches of `ROWS` rows; fewer of them if they are large.
 
     Args:
         example: the invented batch.
@@ -42,23 +43,30 @@ def variants(
         constants: what the function compares with.
     """
     batch = example if own is None else own
-    limits = [abs(x) for x in constants if 0 < abs(x) <= _LARGEST][:_THRESHOLDS]
-    found = [] if own is None else [own]
-    found += _sizes(batch, (0.01, 10.0))
-    found += _with_labels(batch, _labels(seen, constants), _MIXED)
-    found += _sizes(batch, (1.0, 1.0), (10.0, 0.01), *((0.1 * x, 4 * x) for x in limits))
-    found += _spreads(batch)
-    for rows in (_ONLY_SECOND, _ALL_OF_FIRST):
-        found += _with_labels(batch, [np.nan, 0.0, *constants[:_THRESHOLDS]], rows)
     size = sum(x.size for x in keras.tree.flatten(batch) if x is not None)
-    return found[:_FEW] if size > _MANY else found
+    found = itertools.chain([] if own is None else [own], _varied(batch, seen, constants))
+    return itertools.islice(found, max(_FEW, _VALUES // max(1, size)))
+
+
+def _varied(batch: Arrays, seen: SeenLabels | None, constants: Sequence[float]) -> Iterator[Arrays]:
+    """The batches, those that find most first."""
+    labels = _labels(seen, constants)
+    limits = [abs(x) for x in constants if 0 < abs(x) <= _LARGEST][:_THRESHOLDS]
+    yield from _with_labels(batch, labels[:1], _MIXED)
+    yield from _sizes(batch, (0.01, 10.0))
+    yield from _with_labels(batch, labels[1:], _MIXED)
+    yield from _sizes(batch, (1.0, 1.0), (10.0, 0.01), *((0.1 * x, 4 * x) for x in limits))
+    yield from _spreads(batch)
+    for rows in (_ONLY_SECOND, _ALL_OF_FIRST):
+        yield from _with_labels(batch, [np.nan, 0.0, *constants[:_THRESHOLDS]], rows)
 
 
 def _labels(seen: SeenLabels | None, constants: Sequence[float]) -> list[float]:
-    """Labels that may have a meaning of their own; beside a constant, those beyond it."""
-    near = [constant + step for constant in constants for step in (0, 1, -1)]
+    """Labels that may have a meaning of their own; beside the constants, those beyond them."""
+    near = [constant + step for constant in constants for step in (1, -1)]
     others = [] if seen is None else seen.values()
-    return [np.nan, *dict.fromkeys([-1.0, 0.0, *others, *near, 1.0])][:_MOST_LABELS]
+    some = [*constants[:1], np.nan, *constants[1:], -1.0, 0.0, *others, *near, 1.0]
+    return list(dict.fromkeys(some))[:_MOST_LABELS]
 
 
 def _with_labels(batch: Arrays, values: Sequence[float], rows: np.ndarray) -> Iterator[Arrays]:
