@@ -366,6 +366,16 @@ class Noisy(Own):
         return [g + tf.random.normal(g.shape, stddev=0.01, seed=3) for g in gradients]
 
 
+class Attending(Own):
+    """The gradient of the bias of keys is zero but for rounding."""
+
+    def prepare(self) -> None:
+        inputs = keras.Input((6,))
+        tokens = layers.Dense(8)(layers.Reshape((6, 1))(inputs))
+        tokens = layers.MultiHeadAttention(2, 4)(tokens, tokens)
+        self.net = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(tokens)))
+
+
 def easy(x: np.ndarray, y: np.ndarray) -> None:
     """What the model learns until nothing but rounding is left."""
     x[:] = x[np.arange(ROWS) % 2]
@@ -377,6 +387,7 @@ def easy(x: np.ndarray, y: np.ndarray) -> None:
     [
         (Own, 300, False, easy),
         (Metrics, 6, False, None),
+        (Attending, 12, False, None),
         (Warming, 12, False, None),
         (EagerWarming, 12, True, None),
         (Noisy, 12, False, None),

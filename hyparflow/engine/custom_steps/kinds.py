@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,7 @@ def floors(seen: Seen, limit: float, earlier: dict[Key, float]) -> dict[Key, flo
 
 def kind_of(
     whole: np.ndarray,
-    parts: list[np.ndarray | None],
+    parts: Sequence[np.ndarray | None],
     limit: float,
     floor: float = 0.0,
     least: float = 0.0,

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from hyparflow.engine.custom_steps.kinds import NEITHER, Key, Seen, kind_of
+from hyparflow.engine.custom_steps.kinds import NEITHER, Key, group_of, kind_of
 from hyparflow.engine.custom_steps.trial import FEW, Run, few_rows, joined, mapped
 from hyparflow.pipeline.row_span import RowSpan
 
@@ -22,6 +22,7 @@ LARGE = "rows of large values"
 NOT_FINITE = "rows that are not finite"
 _TIMES = 100
 _LIMIT = 0.05  # large values enlarge rounding, too
+_ROUNDING = 1e-3  # a gradient this small next to the others of its call may be rounding only
 _PRECISE = ("float32", "float64")
 
 
@@ -52,18 +53,29 @@ def _coupled(run: Run, one: Any, other: Any) -> set[Key]:
             second = run(other, RowSpan(half, half, 2 * half))
     except (Exception, SystemExit):  # the user's code may end the job where a loss is not finite
         return set()
-    return {key for key in whole.values if _is_coupled(key, whole, first, second)}
+    finite = {
+        key: arrays
+        for key in whole.values
+        if (arrays := _finite([seen.values.get(key) for seen in (whole, first, second)]))
+    }
+    sizes = {key: max(float(np.linalg.norm(x)) for x in arrays) for key, arrays in finite.items()}
+    largest: dict[Key, float] = {}
+    for key, size in sizes.items():
+        largest[group_of(key)] = max(size, largest.get(group_of(key), 0.0))
+    return {
+        key
+        for key, (total, *parts) in finite.items()
+        if kind_of(total, parts, _LIMIT, largest[group_of(key)] * _ROUNDING) == NEITHER
+    }
 
 
-def _is_coupled(key: Key, whole: Seen, first: Seen, second: Seen) -> bool:
-    """Whether the numbers that are finite in all runs are neither means nor sums."""
-    values = [seen.values.get(key) for seen in (whole, first, second)]
+def _finite(values: list[np.ndarray | None]) -> list[np.ndarray]:
+    """The numbers that are finite in all runs; nothing if there are none."""
     if any(x is None or x.shape != values[0].shape for x in values):  # type: ignore[union-attr]
-        return False
+        return []
     arrays = [np.asarray(x, float) for x in values]
     finite = np.logical_and.reduce([np.isfinite(x) for x in arrays])
-    total, one, other = (x[finite] for x in arrays)
-    return bool(finite.any()) and kind_of(total, [one, other], _LIMIT) == NEITHER
+    return [x[finite] for x in arrays] if finite.any() else []
 
 
 def _changed(data: Any, change: Any) -> Any:
