@@ -403,3 +403,32 @@ def test_sums_of_several_steps() -> None:
     """The sums differ between replicas, which is said; what they are summed from is not."""
     said = fitted(Accumulating, 12)
     require(said, "train_step` changes ('sums[0]', 'sums[1]', 'sums[2]' and 1 more)")
+
+
+class Collecting(Own):
+    """Collects in lists and the like what eager steps compute."""
+
+    def prepare(self) -> None:
+        self.losses_of_steps: list[float] = []
+        self.table: dict[str, Any] = {"rows": [], "names": set()}
+
+    def note(self, data: Given, loss: Any) -> dict[str, Any]:
+        self.losses_of_steps.append(float(loss))
+        self.table["rows"].append(len(data[0]))
+        self.table["names"].add(f"step {self.count}")
+        self.table[f"step {self.count}"] = float(loss)
+        return {"mse": loss}
+
+
+def test_trials_leave_nothing_in_containers() -> None:
+    """The step is tried before the first step, after three, and at the end."""
+    keras.utils.set_random_seed(1)
+    x, y = np.zeros((ROWS, 6), "float32"), np.ones((ROWS, 2), "float32")
+    model = Collecting()
+    model.compile(SGD(0.05), run_eagerly=True)
+    hf.fit(model, x, y, strategy="data", batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    names = [f"step {number}" for number in range(1, 7)]
+    assert len(model.losses_of_steps) == 6
+    assert model.table["rows"] == [BATCH // 2] * 6
+    assert sorted(model.table["names"]) == names
+    assert [name for name in model.table if name.startswith("step")] == names

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +22,8 @@ __all__ = ["OwnState", "generator_states", "set_generator_states"]
 
 _SIMPLE = (bool, int, float, str, type(None))
 _HANDLES = (tf.resource, tf.variant)
+_CONTAINERS = (list, dict, set, collections.deque)
+_KEPT_OTHERWISE = (keras.Layer, keras.Variable, keras.metrics.Metric, tf.Variable)
 
 
 class OwnState:
@@ -36,6 +39,7 @@ class OwnState:
         self._values: dict[int, tuple[Any, Any]] = {}
         self._generators: Any = None
         self._simple: dict[str, Any] = {}
+        self._containers: list[tuple[Any, list[Any]]] = []  # with what they held
         self._weights: set[int] = set()
 
     def leave_out(self, others: Sequence[Any]) -> None:
@@ -49,6 +53,7 @@ class OwnState:
         """While open, a step is tried; at the end all is set back."""
         self._values = {}
         self._simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
+        self._containers = [(c, _contents(c)) for c in _containers_in(vars(self._model).values())]
         self._generators = generator_states()
         for variable in variables():
             self._keep(variable)
@@ -56,7 +61,7 @@ class OwnState:
             yield
         finally:
             self.restore()
-            self._values, self._simple = {}, {}
+            self._values, self._simple, self._containers = {}, {}, []
 
     def _keep(self, variable: Any) -> None:
         raw = _raw(variable)
@@ -71,11 +76,18 @@ class OwnState:
                 self._keep(variable)
 
     def restore(self) -> None:
-        """Set all variables, random generators and the model's plain attributes back."""
+        """Set all variables, random generators and the model's plain attributes back.
+
+        Plain attributes are numbers, text, and lists and the like, in which eager steps collect.
+        """
         for raw, value in self._values.values():
             raw.assign(value)
         set_generator_states(self._generators)
         vars(self._model).update(self._simple)
+        for container, before in self._containers:
+            now = _contents(container)
+            if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+                _refill(container, before)
 
     # --- the variables ---
 
@@ -172,3 +184,36 @@ def set_generator_states(states: Any) -> None:
 def _raw(variable: Any) -> Any:
     """TensorFlow's variable inside a Keras one."""
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _contents(container: Any) -> list[Any]:
+    """What a list, a set or the like holds; the keys and values of a dict, in turn."""
+    if isinstance(container, dict):
+        return [x for pair in container.items() for x in pair]
+    return list(container)
+
+
+def _refill(container: Any, contents: list[Any]) -> None:
+    """Let a container hold `contents` again."""
+    container.clear()
+    if isinstance(container, dict):
+        container.update(dict(zip(contents[::2], contents[1::2], strict=True)))
+    elif isinstance(container, set):
+        container.update(contents)
+    else:
+        container.extend(contents)
+
+
+def _containers_in(values: Iterable[Any]) -> list[Any]:
+    """The containers among `values` and within them, but for those of layers and variables."""
+    found: dict[int, Any] = {}
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, _CONTAINERS) or id(value) in found:
+            continue
+        contents = _contents(value)
+        if not any(isinstance(x, _KEPT_OTHERWISE) for x in contents):
+            found[id(value)] = value
+            waiting += contents
+    return list(found.values())
