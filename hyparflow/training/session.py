@@ -261,9 +261,8 @@ class Session:
                 raise  # in the middle of a step: no rank can go on
             abort.locate(error, f"{self.options.grid.describe(LEADER)}, between two steps")
             abort.mark_collective(error)
-            worker.order(
-                Finish(failed=True)
-            )  # as in plain Keras, the weights trained so far are kept
+            # As in plain Keras, the weights trained so far are kept.
+            worker.order(Finish(failed=True))
             recipe = portable(error)
             worker.release(Fail(recipe))
             if not is_faithful(recipe):  # all ranks must raise the same error

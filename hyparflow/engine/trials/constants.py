@@ -18,10 +18,8 @@ _LIMITS = frozenset(["Maximum", "Minimum", "ClipByValue"])
 _SHIFTS = frozenset(["Sub", "AddV2", "Add"])  # relu(x - 5) has a threshold, too
 _PASSING = frozenset(["Identity", "Cast", "BroadcastTo", "Fill", "ExpandDims", "Reshape"])
 _FEW = 4  # values of a constant that may be a list of labels
-_SMALLEST, _LARGEST = (
-    1e-3,
-    1e6,
-)  # smaller ones keep from dividing by 0, larger ones stand for infinity
+_SMALLEST = 1e-3  # smaller constants keep a function from dividing by 0
+_LARGEST = 1e6  # larger ones stand for infinity
 
 
 def compared_constants(graph: Any, count: int) -> list[float]:
