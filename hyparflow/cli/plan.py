@@ -101,9 +101,7 @@ def _plan(
     constrained(machine.num_ranks, **decided)  # refused before minutes of measuring
     if memory_limit is not None:
         parse_bytes(memory_limit)
-    # Measured with the threads that a rank will have.
-    cores = len(launcher.usable_cores())
-    launcher.set_threads(os.environ, threads or max(1, cores // machine.ranks_per_node))
+    _set_threads(threads, machine.ranks_per_node)
     built = _compiled(load_model(model, settings), optimizer)
 
     from hyparflow.planning.plan_model import costs_of_model
@@ -128,6 +126,12 @@ def _plan(
         made.save(save)
     if plot:
         made.plot(plot)
+
+
+def _set_threads(threads: int | None, ranks_per_node: int) -> None:
+    """Measure with the threads that a rank will have."""
+    cores = len(launcher.usable_cores())
+    launcher.set_threads(os.environ, threads or max(1, cores // ranks_per_node))
 
 
 def _compiled(model: Any, optimizer: str | None) -> Any:

@@ -87,14 +87,19 @@ class StepDraws:
         """While open, this replica draws by the leader's seeds, and by its own again afterwards.
         Collective.
         """
+        if not seeds:  # on no replica
+            yield
+            return
         mine = [state.numpy() for state in seeds]
         leaders = self._peers.broadcast_object(mine, 0, "random seeds")
         for state, value in zip(seeds, leaders, strict=True):
             state.assign(value)
-        yield
-        if self._peers.rank:
-            for state, value in zip(seeds, mine, strict=True):
-                state.assign(value)
+        try:
+            yield
+        finally:
+            if self._peers.rank:
+                for state, value in zip(seeds, mine, strict=True):
+                    state.assign(value)
 
     def forget_sizes(self) -> bool:
         """Forget the sizes noted in the last step; returns whether there were any."""

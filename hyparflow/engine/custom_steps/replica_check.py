@@ -72,8 +72,7 @@ class ReplicaCheck:
             worst = float(np.max(np.abs(value - leaders), initial=0.0))
             unit = _UNITS * float(np.finfo(value.dtype).eps)
             limit = unit * float(np.max(np.abs(leaders), initial=0.0))
-        equal_nan = value.dtype.kind == "f"
-        equal = np.array_equal(value, leaders, equal_nan=equal_nan)
+        equal = np.array_equal(value, leaders, equal_nan=value.dtype.kind == "f")
         odd = np.array([int(not worst <= limit and not equal)])
         self._peers.sum(odd, "the comparison of a weight")
         return bool(odd[0])

@@ -14,15 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
-
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.custom_steps.findings import StepFindings
 from hyparflow.engine.custom_steps.gradients import StepGradients
 from hyparflow.engine.custom_steps.kinds import UNKNOWN, Key, group_of
 from hyparflow.engine.custom_steps.metrics import StepMetrics
 from hyparflow.engine.custom_steps.occasions import is_due
-from hyparflow.engine.custom_steps.trial import ALL, FEW, Verdict, agreed
+from hyparflow.engine.custom_steps.trial import ALL, FEW, Verdict, agreed, row_count
 from hyparflow.engine.custom_steps.trial_runs import OwnTrial
 
 __all__ = ["StepReport", "StepTrials"]
@@ -55,11 +53,12 @@ class StepTrials:
     """Tries steps, and remembers what it found.
 
     Attributes:
+        trial: runs a trial.
         findings: by the name of the step.
 
     Args:
         peers: the replicas.
-        trial: runs a trial.
+        trial: see above.
         gradients, metrics: those of the steps.
         functions: the steps, by name.
         variables: takes the name of a step and a batch; returns variables that it may change.
@@ -77,7 +76,7 @@ class StepTrials:
         is_eager: bool,
     ) -> None:
         self._peers = peers
-        self._trial = trial
+        self.trial = trial
         self._gradients = gradients
         self._metrics = metrics
         self._functions = functions
@@ -118,9 +117,7 @@ class StepTrials:
 
     def _first(self, name: str, data: Any, before: StepFindings | None) -> StepReport | None:
         """Find out how values are joined."""
-        found = before
-        if found is None:
-            found = self._found(name, data, None, FEW)
+        found = before or self._found(name, data, None, FEW)
         if found.is_open:
             found = self._found(name, data, found, ALL)
         self._take(name, found)
@@ -162,8 +159,7 @@ class StepTrials:
 
     def _rows(self, data: Any) -> int:
         """The largest number of rows of the batch that a replica has. Collective."""
-        rows = [len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape)]
-        return max(self._peers.all_gather_objects(rows[0], "the rows of a batch"))
+        return max(self._peers.all_gather_objects(row_count(data), "the rows of a batch"))
 
     def _take(self, name: str, found: StepFindings) -> None:
         self.findings[name] = found
@@ -180,7 +176,7 @@ class StepTrials:
     def _verdict(self, name: str, data: Any, half: int, before: Verdict | None) -> Verdict:
         """The verdict of all replicas. Collective."""
         known = len(self._metrics.used)
-        mine = self._trial.verdict(
+        mine = self.trial.verdict(
             self._functions[name],
             data,
             lambda: self._variables(name, data),
@@ -194,8 +190,7 @@ class StepTrials:
         return agreed(self._peers.all_gather_objects(mine, "what a step computes"))
 
     def _findings(self, name: str, verdict: Verdict, tries: int) -> StepFindings:
-        returned = self._trial.returned
-        name_of = self._trial.name_of
+        returned, name_of = self.trial.returned, self.trial.name_of
         return StepFindings(name, verdict, self._gradients, self._metrics, returned, name_of, tries)
 
 

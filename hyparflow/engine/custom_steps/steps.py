@@ -64,7 +64,6 @@ class CustomSteps:
         self._metrics = StepMetrics(peers, statistics.order, self._same)
         self._check = ReplicaCheck(peers)
         self._draws: StepDraws | None = None
-        self._trial: OwnTrial | None = None
         self._trials: StepTrials | None = None
         self._known_odd: dict[int, Any] = {}
         self._terms: LossTerms | None = None
@@ -79,9 +78,9 @@ class CustomSteps:
             self._draws = StepDraws(peers)
             self._state.leave_out([*self._draws.variables, *self._gradients.prepare()])
             parts = self._gradients, self._metrics, statistics
-            self._trial = OwnTrial(model, self._state, self._draws, *parts)
+            trial = OwnTrial(model, self._state, self._draws, *parts)
             self._trials = StepTrials(
-                peers, self._trial, *parts[:2], self._functions, self._variables, self._is_eager
+                peers, trial, *parts[:2], self._functions, self._variables, self._is_eager
             )
         for name in names:
             # Keras's own, not the method that replaces it while a call runs.
@@ -109,8 +108,8 @@ class CustomSteps:
             terms: the model's losses.
         """
         self._terms = terms
-        if self._trial is not None:
-            self._trial.terms = terms
+        if self._trials is not None:
+            self._trials.trial.terms = terms
         data = _packed(*specs)
         for name in ("train_step", "test_step"):
             if name in self and not self._is_eager:

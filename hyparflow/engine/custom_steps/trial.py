@@ -47,6 +47,7 @@ __all__ = [
     "few_rows",
     "joined",
     "mapped",
+    "row_count",
     "tried",
 ]
 
@@ -118,7 +119,7 @@ def tried(
         before: that of earlier trials; None for the first.
     """
     both, one, other = few_rows(data, most)
-    half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
+    half = row_count(one)
     first, second = RowSpan(0, half, 2 * half), RowSpan(half, half, 2 * half)
     whole = run(both, RowSpan(0, 2 * half, 2 * half))
     parts = [run(one, first), run(other, second)]
@@ -180,11 +181,16 @@ def _add_kinds(
 
 def few_rows(data: Any, most: int = FEW) -> tuple[Any, Any, Any]:
     """A few rows of a batch, and each half of them, of at most `most` rows."""
-    count = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
+    count = row_count(data)
     half = min(most, max(1, count // 2))
     one = _rows(data, range(half))
     other = _rows(data, [min(half + n, count - 1) for n in range(half)])
     return joined([one, other]), one, other
+
+
+def row_count(data: Any) -> int:
+    """The number of rows of a batch."""
+    return next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
 
 
 def agreed(everyone: Iterable[Verdict]) -> Verdict:

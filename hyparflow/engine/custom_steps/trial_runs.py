@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +14,7 @@ from hyparflow.engine.custom_steps.kinds import Seen
 from hyparflow.engine.custom_steps.logs import numbers_of, paths_of
 from hyparflow.engine.custom_steps.metrics import StepMetrics
 from hyparflow.engine.custom_steps.state import OwnState
-from hyparflow.engine.custom_steps.trial import FEW, Verdict, few_rows, tried
+from hyparflow.engine.custom_steps.trial import FEW, Verdict, few_rows, row_count, tried
 from hyparflow.engine.custom_steps.worse_rows import coupled_for_worse_rows
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.stages.batchnorm import BatchStatistics
@@ -118,7 +117,7 @@ class OwnTrial:
             self._draws.watched = False
 
     def _run_alone(self, data: Any) -> None:
-        rows = next(len(x) for x in keras.tree.flatten(data) if x is not None and len(x.shape))
+        rows = row_count(data)
         self._seen(data, RowSpan(0, rows, rows))
 
     def _seen(

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from hyparflow.engine.custom_steps.kinds import NEITHER, Key, group_of, kind_of
-from hyparflow.engine.custom_steps.trial import FEW, Run, few_rows, joined, mapped
+from hyparflow.engine.custom_steps.trial import FEW, Run, few_rows, joined, mapped, row_count
 from hyparflow.pipeline.row_span import RowSpan
 
 __all__ = ["LARGE", "NOT_FINITE", "coupled_for_worse_rows"]
@@ -45,7 +45,7 @@ def coupled_for_worse_rows(run: Run, data: Any, dtype: str) -> dict[str, set[Key
 
 
 def _coupled(run: Run, one: Any, other: Any) -> set[Key]:
-    half = len(next(x for x in keras.tree.flatten(one) if x is not None and len(x.shape)))
+    half = row_count(one)
     try:
         with np.errstate(all="ignore"):
             whole = run(joined([one, other]), RowSpan(0, 2 * half, 2 * half))
