@@ -11,7 +11,7 @@ import numpy as np
 
 from hyparflow.engine.trials.seen import SeenLabels
 
-__all__ = ["ROWS", "Arrays", "as_tensors", "invented", "label_arrays", "probabilities", "rows_of"]
+__all__ = ["ROWS", "Arrays", "invented", "label_arrays", "probabilities"]
 
 ROWS = 10  # of the batch
 _LENGTH = 3  # the size for a dimension of unknown size
@@ -56,18 +56,6 @@ def probabilities(values: np.ndarray) -> np.ndarray:
     """Positive numbers as probabilities of several classes, if there are several."""
     several = values.ndim > 1 and values.shape[-1] > 1
     return values / values.sum(-1, keepdims=True) if several else values
-
-
-def as_tensors(batch: Arrays) -> Any:
-    """The arrays of a batch as tensors."""
-    return keras.tree.map_structure(
-        lambda x: None if x is None else keras.ops.convert_to_tensor(x), batch
-    )
-
-
-def rows_of(batch: Any, start: int, stop: int) -> Any:
-    """Some rows of a batch."""
-    return keras.tree.map_structure(lambda x: None if x is None else x[start:stop], batch)
 
 
 def _drawn(specs: Any, make: Callable[[tuple[int, ...]], np.ndarray]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.engine.batch import slice_rows
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.model.keras_internals.layers import set_mask
@@ -119,17 +120,15 @@ def _try_loss(terms: LossTerms, number: int, batch: Any) -> bool:
 def _try(terms: LossTerms, number: int, batch: Any, mask: Any = None) -> list[Tried]:
     """The whole batch, and its parts."""
     pieces = [(0, ENDS[-1]), *zip(ENDS[:-1], ENDS[1:], strict=True)]
-    return [_try_rows(terms, number, batch, mask, slice(*piece)) for piece in pieces]
+    return [_try_rows(terms, number, batch, mask, *piece) for piece in pieces]
 
 
-def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice) -> Tried:
-    y, y_pred, sample_weight = keras.tree.map_structure(
-        lambda x: None if x is None else x[rows], batch
-    )
+def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, start: int, stop: int) -> Tried:
+    y, y_pred, sample_weight = slice_rows(batch, start, stop)
     outputs = [x for x in keras.tree.flatten(y_pred) if x is not None]
     for x in () if mask is None else outputs:
         shape = (len(mask), *x.shape[1:-1])
-        flags = np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape)[rows]
+        flags = np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape)[start:stop]
         set_mask(x, keras.ops.convert_to_tensor(flags.copy()))
     found: list[Any] = []
 
@@ -141,7 +140,7 @@ def _try_rows(terms: LossTerms, number: int, batch: Any, mask: Any, rows: slice)
     pairs = zip(gradients_of(value, floats), floats, strict=True)
     gradients = [np.zeros(x.shape) if g is None else np.array(g, float) for g, x in pairs]
     weight = np.asarray(terms.weights(y, y_pred, sample_weight)) if terms.need_weights else None
-    return Tried(float(found[0]), gradients, weight, rows.stop - rows.start)
+    return Tried(float(found[0]), gradients, weight, stop - start)
 
 
 def sums_up(terms: LossTerms, number: int, tried: list[Tried], slack: float = 0.0) -> bool:

@@ -13,9 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.engine.batch import slice_rows
+from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
 from hyparflow.engine.loss.terms import LossTerms
-from hyparflow.engine.trials.example import ROWS, as_tensors, invented, rows_of
+from hyparflow.engine.trials.example import ROWS, invented
 from hyparflow.engine.trials.losses import try_losses
 from hyparflow.engine.trials.seen import Look
 from hyparflow.engine.trials.varied import vary_losses, vary_metrics
@@ -87,7 +89,7 @@ def _find(
 ) -> tuple[list[str], list[str], list[str]]:
     """The names of losses that join rows, of losses that change variables, and of metrics."""
     batch = as_tensors(invented(symbolic))
-    parts = [rows_of(batch, 0, ROWS // 2), rows_of(batch, ROWS // 2, ROWS)]
+    parts = [slice_rows(batch, 0, ROWS // 2), slice_rows(batch, ROWS // 2, ROWS)]
     losses = try_losses(terms, batch)
     seen = functools.cache(seen)
     metrics = _found(lambda: _odd_metrics(model, batch, parts))

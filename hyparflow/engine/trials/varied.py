@@ -13,10 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.engine.batch import slice_rows
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.loss.additive_metrics import AdditiveMetrics
 from hyparflow.engine.loss.terms import LossTerms
-from hyparflow.engine.trials.example import ROWS, Arrays, invented, label_arrays, rows_of
+from hyparflow.engine.trials.example import ROWS, Arrays, invented, label_arrays
 from hyparflow.engine.trials.losses import LossFindings, Tried, kept_variables, sums_up
 from hyparflow.engine.trials.seen import Look
 from hyparflow.engine.trials.traced import TracedTrial
@@ -87,7 +88,7 @@ def _results(
             with np.errstate(all="ignore"):
                 whole = trial(batch)
                 if trial.is_finite(whole):
-                    parts = [trial(rows_of(batch, *ends), _share(*ends)) for ends in _PARTS]
+                    parts = [trial(slice_rows(batch, *ends), _share(*ends)) for ends in _PARTS]
                     if all(map(trial.is_finite, parts)):
                         yield batch, [whole, *parts]
         except Exception:  # if training fails with such data, it fails as in plain Keras

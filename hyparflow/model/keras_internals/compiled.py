@@ -78,21 +78,30 @@ def copy_with_losses(
     """
     ignore = _IgnoredMetric() if wrap_metric is None else None
     metrics = [ignore or wrap_metric(metric) for metric in compiled.metrics]  # type: ignore[misc]
-
-    class Twin(type(compiled)):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.__dict__.update(compiled.__dict__)
-
-        @property
-        def metrics(self) -> list[Any]:
-            return metrics
-
-    twin = Twin()
+    kind: Any = type(compiled)
+    twin = _twin_class(kind)(compiled, metrics)
     entries = loss_entries(compiled)
     twin._flat_losses = [
         entry._replace(loss=loss) for entry, loss in zip(entries, losses, strict=True)
     ]
     return twin
+
+
+@functools.cache
+def _twin_class(kind: Any) -> Any:
+    """A class of compile-loss objects like another one, with other metrics; made once for each."""
+
+    class Twin(kind):  # type: ignore[misc]
+        def __init__(self, compiled: Any, metrics: list[Any]) -> None:
+            self.__dict__.update(compiled.__dict__)
+            self.__dict__["twin_metrics"] = metrics
+
+        @property
+        def metrics(self) -> list[Any]:
+            found: list[Any] = self.__dict__["twin_metrics"]
+            return found
+
+    return Twin
 
 
 def symbolic_batch(model: Any, specs: Any) -> Any:
