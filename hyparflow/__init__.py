@@ -22,14 +22,15 @@ The rooms, each importing only from those below it::
 The route of one training step, from the call to one compiled forward::
 
     fit (api.py) -> ParallelModel.fit (training/parallel_model.py) -> Session.run
-    (training/session.py) -> bridge (training/keras_bridge.py) -> Keras's own fit ->
-    _Steps.train_step (training/keras_bridge.py) -> Worker.step (training/worker.py) ->
-    TrainingSteps (training/steps.py) -> Engine.train (engine/engine.py) -> Stage.forward
-    (engine/stages/stage.py) -> SplitPair.forward (engine/compiled/split_pair.py)
+    (training/session.py) -> Keras's own fit -> LeaderSteps.train_step (training/worker.py) ->
+    Worker.step (training/worker.py) -> TrainingSteps (training/steps.py) -> Engine.train
+    (engine/engine.py) -> Stage.forward (engine/stages/stage.py) -> SplitPair.forward
+    (engine/compiled/split_pair.py)
 
-That is the leader, and a stage that is not the last. Other ranks enter at Worker.follow. The last
-stage calls Stage.forward_backward, which compiles forward and backward together. In place of
-SplitPair stands EagerPair with run_eagerly, and TapedPair with HYPARFLOW_COMPILED=plain.
+That is the leader, whose model's steps are replaced by those of LeaderSteps while the call runs
+(training/keras_bridge.py), and a stage that is not the last. Other ranks enter at Worker.follow.
+The last stage calls Stage.forward_backward, which compiles forward and backward together. In place
+of SplitPair stands EagerPair with run_eagerly, and TapedPair with HYPARFLOW_COMPILED=plain.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from hyparflow.training.data_arguments import (
     keras_arguments,
     validation_parts,
 )
-from hyparflow.training.keras_bridge import row_numbers, step_tickets, with_weights
+from hyparflow.training.keras_bridge import with_weights
+from hyparflow.training.leader_data import row_numbers, step_tickets
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
 
@@ -235,7 +236,7 @@ class ParallelModel:
         ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
         for name, argument in (("train", "x"), ("validation", "validation_data")):
             if name in call.shards:
-                ready[argument] = step_tickets(name, worker)
+                ready[argument] = step_tickets(name, worker.order)
         return ready if stream is None else ready | {"x": stream}
 
     # --- results ---

@@ -40,7 +40,7 @@ from hyparflow.training.data.array_source import peek
 from hyparflow.training.engine_key import engine_key, require_same_weights
 from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
-from hyparflow.training.worker import Worker
+from hyparflow.training.worker import LeaderSteps, Worker
 
 __all__ = ["Session"]
 
@@ -254,7 +254,7 @@ class Session:
 
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:
-            with bridge(self.model, worker):
+            with bridge(self.model, worker, LeaderSteps(self.model, worker)):
                 result = lead(worker, stream)
         except (Exception, SystemExit) as error:  # a callback may end the script, on all ranks
             if worker.in_command:

@@ -1,4 +1,4 @@
-"""One rank's share of the leader's commands.
+"""One rank's share of the leader's commands, and the leader's steps, which give them.
 
 The leader announces a command to all ranks and then carries out its own share; followers wait for
 commands in `follow`. The code of a command is the same on all ranks.
@@ -12,6 +12,7 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
+from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.training.call import Call
 from hyparflow.training.commands import (
@@ -32,7 +33,8 @@ from hyparflow.training.commands import (
     Train,
 )
 from hyparflow.training.feed import Data, Feed
-from hyparflow.training.optimizer_settings import take_over
+from hyparflow.training.leader_data import step_command
+from hyparflow.training.optimizer_settings import Tuning, take_over
 from hyparflow.training.shared_python_values import PythonFollower
 from hyparflow.training.shared_weights import SharedWeights
 from hyparflow.training.steps import (
@@ -44,7 +46,7 @@ from hyparflow.training.steps import (
 )
 from hyparflow.training.throughput import Throughput
 
-__all__ = ["Worker"]
+__all__ = ["LeaderSteps", "Worker"]
 
 _TAKE_ONE = (Evaluate, Finalize, Finish, Gather)
 
@@ -197,3 +199,31 @@ class Worker:
     def _tell_throughput(self, command: TellThroughput) -> dict[str, float]:
         """The figures of the throughput since the last such command, on the leader."""
         return {} if self._throughput is None else self._throughput.take()
+
+
+class LeaderSteps:
+    """The three steps that Keras's loop calls on the leader, as commands to all ranks.
+
+    Args:
+        model: the user's model.
+        worker: the leader's.
+    """
+
+    def __init__(self, model: Any, worker: Worker) -> None:
+        self._worker = worker
+        self._tuning = Tuning(model)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One training step on all ranks; the metrics so far."""
+        command, rows = step_command(Train, data, self._worker.order)
+        self._tuning.add_to(command.changes)
+        return self._worker.step(command, rows)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One evaluation step on all ranks; the metrics so far."""
+        return self._worker.step(*step_command(Evaluate, data, self._worker.order))
+
+    def predict_step(self, data: Any) -> Any:
+        """One prediction step on all ranks; the outputs of the whole batch."""
+        command, rows = step_command(Predict, data, self._worker.order)
+        return as_tensors(self._worker.order(command, rows))

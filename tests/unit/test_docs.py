@@ -196,8 +196,10 @@ def is_named(path: pathlib.Path, name: str) -> bool:
 def test_the_route_of_a_step_exists() -> None:
     """Each function that the first page of the package names is in the file that it names."""
     route = " ".join((hf.__doc__ or "").split()).split("one compiled forward:: ")[1]
+    route = route.split(" That is the leader")[0]
     stops = re.findall(r"([\w.]+) \(([\w/]+\.py)\)", route)
-    assert len(stops) == 10
+    assert len(stops) == 9
+    assert len({file for _, file in stops}) == 8
     for name, file in stops:
         tree = ast.parse((REPOSITORY / "hyparflow" / file).read_text())
         for part in name.split("."):
