@@ -143,6 +143,15 @@ def announce_step(model: Any, found: StepReport) -> None:
             "(`clipnorm`, `global_clipnorm`, `clipvalue`, `LossScaleOptimizer`), or one process.",
             stacklevel=users_stack_level(),
         )
+    if found.decisions:
+        warnings.warn(
+            f"The model's own `{own}` decides by values of the whole batch (operations: "
+            f"{_listed(found.decisions)}): each replica decides by its own rows, so where they "
+            "decide otherwise, results will differ from those of one process. Remedy: decide for "
+            "each row (`ops.where`), let the optimizer clip or skip, which gets the gradients of "
+            "all replicas, or one process.",
+            stacklevel=users_stack_level(),
+        )
     if found.changed:
         warnings.warn(
             f"What the model's own `{own}` computes was a mean over the rows of a batch at first "

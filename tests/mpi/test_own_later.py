@@ -316,6 +316,63 @@ def test_what_begins_late(
     assert not said or any(words in one for one in said), said
 
 
+FAR = 1e12  # a limit that no rows of a trial pass
+
+
+class Capped(Own):
+    def error(self, data: Given) -> Any:
+        loss = super().error(data)
+        return tf.cond(loss < FAR, lambda: loss, lambda: tf.sqrt(loss))
+
+
+class Leaving(Own):
+    """Leaves out updates of a large loss, by zeros."""
+
+    def changed(self, gradients: list[Any], loss: Any) -> list[Any]:
+        return [tf.where(loss > FAR, 0.0, each) for each in gradients]
+
+
+class FarClipped(Own):
+    def changed(self, gradients: list[Any], loss: Any) -> list[Any]:
+        return [ops.clip(gradient, -FAR, FAR) for gradient in gradients]
+
+
+class Slower(Own):
+    """Sets what later steps use."""
+
+    def note(self, data: Given, loss: Any) -> dict[str, Any]:
+        rate = self.optimizer.learning_rate
+        tf.cond(loss > FAR, lambda: rate.assign(0.5 * rate), lambda: tf.identity(rate))
+        return super().note(data, loss)
+
+
+class EagerLeaving(Own):
+    """Leaves the step by an `if` of Python's."""
+
+    def train_step(self, data: Given) -> dict[str, Any]:
+        loss = ops.mean(ops.square(data[1] - self.net(data[0])))
+        if loss > FAR:
+            return {"mse": loss}
+        return super().train_step(data)
+
+
+class EagerCounting(Own):
+    """Decides by the number of rows and of steps, and by what a row is."""
+
+    def train_step(self, data: Given) -> dict[str, Any]:
+        x = tf.where(data[0] > FAR, 0.0, data[0])
+        if len(x) > 100 or self.steps > 100:
+            x = 2 * x
+        tf.debugging.assert_less(tf.reduce_max(x), FAR)
+        return super().train_step((x, data[1]))
+
+
+@pytest.mark.parametrize("kind", [Capped, Leaving, FarClipped, Slower, EagerLeaving])
+def test_decisions_that_no_trial_sees(kind: type[Own]) -> None:
+    said = fitted(kind, 3, kind is EagerLeaving)
+    require(said, "own `train_step` decides by values of the whole batch")
+
+
 class Accumulating(Own):
     """Sums of the gradients of four steps, by hand."""
 
@@ -390,6 +447,7 @@ def easy(x: np.ndarray, y: np.ndarray) -> None:
         (Attending, 12, False, None),
         (Warming, 12, False, None),
         (EagerWarming, 12, True, None),
+        (EagerCounting, 3, True, None),
         (Noisy, 12, False, None),
     ],
 )

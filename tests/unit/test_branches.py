@@ -9,7 +9,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from hyparflow.engine.trials.branches import branching_operations  # noqa: E402
+from hyparflow.model.branches import branching_operations, branching_step  # noqa: E402
 
 ROWS = tf.TensorSpec([None, 6])
 
@@ -124,3 +124,58 @@ def test_other_branches(name: str) -> None:
 
 def test_what_must_run_uncompiled() -> None:
     assert branching_operations(lambda x: x if x[0, 0] > 0 else -x, ROWS) is None
+
+
+def written(change: Any) -> Any:
+    """A step that writes what `change` makes of the mean over rows; its output is a count."""
+    made: list[Any] = []
+
+    def step(x: Any) -> Any:
+        if not made:
+            made.append(tf.Variable(0.0))
+        made[0].assign(change(tf.reduce_mean(x)))
+        return tf.shape(x)[0]
+
+    return step
+
+
+def joined(mean: Any) -> Any:
+    """The value of all replicas, which a Python function brings."""
+    return tf.reshape(tf.numpy_function(lambda x: x, [mean], tf.float32), [])
+
+
+def noted(x: Any) -> Any:
+    """Prints on a condition, and writes in any case."""
+    tf.cond(tf.reduce_max(x) > 9, lambda: tf.print(x), lambda: tf.no_op())
+    return tf.reduce_mean(x)
+
+
+STEPS = {
+    "cond": (written(lambda mean: tf.cond(mean > 9, lambda: 0.0, lambda: mean)), 1),
+    "where": (written(lambda mean: tf.where(mean > 9, 0.0, mean)), 1),
+    "clip": (written(lambda mean: tf.clip_by_value(mean, -9.0, 9.0)), 2),
+    "written in a branch": (
+        written(lambda mean: tf.cond(mean > 9, lambda: mean, lambda: tf.minimum(mean, 3.0))),
+        2,
+    ),
+    "returned": (lambda x: tf.where(tf.norm(x) > 9, 0.0, 1.0), 1),
+    "where of rows": (lambda x: tf.reduce_mean(tf.where(x > 9, 0.0, x)), 0),
+    "maximum of rows": (lambda x: tf.reduce_mean(tf.maximum(x, 0.0)), 0),
+    "of all replicas": (written(lambda mean: tf.minimum(joined(mean), 9.0)), 0),
+    "rows in a loop": (
+        lambda x: tf.reduce_mean(
+            tf.map_fn(lambda row: tf.cond(row[0] > 0, lambda: 2 * row, lambda: row), x)
+        ),
+        0,
+    ),
+    "only printed": (noted, 0),
+    "count of rows": (lambda x: tf.cond(tf.shape(x)[0] > 4, lambda: 1.0, lambda: 2.0), 0),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_decisions_of_a_step(name: str) -> None:
+    step, count = STEPS[name]
+    traced = tf.function(step, autograph=False).get_concrete_function(ROWS)
+    given = traced.inputs[: len(traced.inputs) - len(traced.captured_inputs)]
+    assert len(branching_step(traced, given)) == count

@@ -39,6 +39,7 @@ class StepReport:
         coupled: values that are neither a mean over rows nor a sum.
         worst: words for rows made worse -> values that are neither for such rows.
         changed: values that are joined in another way than this trial finds right.
+        decisions: operations that decide by values of the whole batch, where nothing else is found.
     """
 
     step: str
@@ -47,6 +48,7 @@ class StepReport:
     coupled: list[str] = field(default_factory=list)
     worst: dict[str, list[str]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
 
 
 class StepTrials:
@@ -62,6 +64,7 @@ class StepTrials:
         gradients, metrics: those of the steps.
         functions: the steps, by name.
         variables: takes the name of a step and a batch; returns variables that it may change.
+        decisions: takes the same; returns the operations that decide by values of the whole batch.
         is_eager: whether steps are not traced.
     """
 
@@ -73,6 +76,7 @@ class StepTrials:
         metrics: StepMetrics,
         functions: Mapping[str, Callable[..., Any]],
         variables: Callable[[str, Any], Sequence[Any]],
+        decisions: Callable[[str, Any], list[str]],
         is_eager: bool,
     ) -> None:
         self._peers = peers
@@ -81,6 +85,7 @@ class StepTrials:
         self._metrics = metrics
         self._functions = functions
         self._variables = variables
+        self._decisions = decisions
         self._is_eager = is_eager
         self.findings: dict[str, StepFindings] = {}
         self._runs: dict[str, int] = {}
@@ -124,7 +129,10 @@ class StepTrials:
         if before is None:
             worst = {words: found.names(keys) for words, keys in found.worst().items()}
             names = found.names(found.verdict.coupled)
-            return StepReport(step=name, error=found.error, coupled=names, worst=worst)
+            decisions = [] if names or worst else self._decisions(name, data)
+            return StepReport(
+                step=name, error=found.error, coupled=names, worst=worst, decisions=decisions
+            )
         names = found.names(_news(found.verdict.coupled, before.verdict.coupled))
         return StepReport(step=name, before=self._runs[name] - 1, coupled=names)
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.captured import captured_variables
+from hyparflow.engine.custom_steps.decisions import decisions_of, of_operations
 from hyparflow.engine.custom_steps.draws import StepDraws
 from hyparflow.engine.custom_steps.gradients import StepGradients
 from hyparflow.engine.custom_steps.logs import joined_logs
@@ -80,7 +81,13 @@ class CustomSteps:
             parts = self._gradients, self._metrics, statistics
             trial = OwnTrial(model, self._state, self._draws, *parts)
             self._trials = StepTrials(
-                peers, trial, *parts[:2], self._functions, self._variables, self._is_eager
+                peers,
+                trial,
+                *parts[:2],
+                functions=self._functions,
+                variables=self._variables,
+                decisions=self._decisions,
+                is_eager=self._is_eager,
             )
         for name in names:
             # Keras's own, not the method that replaces it while a call runs.
@@ -115,16 +122,17 @@ class CustomSteps:
             if name in self and not self._is_eager:
                 # A step that is not used need not work, for example without a loss.
                 with contextlib.suppress(*([Exception] if name == "test_step" else [])):
-                    self._traced_variables += self._traced(name, data)
+                    concrete = self._traced(self._functions[name], data)
+                    self._traced_variables += captured_variables(concrete)
 
-    def _traced(self, name: str, data: Any) -> list[Any]:
-        """Trace a step for any number of rows of `data`; returns the variables that it uses."""
+    def _traced(self, function: Any, data: Any) -> Any:
+        """Trace a compiled step for any number of rows of `data`; returns the concrete function."""
         types = keras.tree.map_structure(
             lambda x: None if x is None else tf.TensorSpec([None, *x.shape[1:]], x.dtype), data
         )
         count = 0 if self._terms is None else self._terms.count
         scalars = [tf.TensorSpec([], tf.float64), tf.TensorSpec([count], tf.float64)]
-        return captured_variables(self._functions[name].get_concrete_function(types, *scalars))
+        return function.get_concrete_function(types, *scalars)
 
     def shared(self) -> list[Any] | None:
         """The variables that steps use beside those of the model and its optimizer, in an order
@@ -139,17 +147,19 @@ class CustomSteps:
         self._metrics.attach(state)
 
     def _compiled(self, name: str) -> Callable[..., Any]:
-        step = self._methods[name]
-
-        def run(data: Any, share: Any, factors: Any) -> Any:
-            with self._adapted(name, share, factors):
-                return step(data)
-
+        run = self._with_exchanges(name, self._methods[name])
         if self._is_eager:
             return run
         # XLA must know all sizes, and lets nothing be exchanged: it is refused for other steps.
         by_xla = name == "predict_step" and self._draws is None and asked_for_xla(self._model)
         return tf.function(run, autograph=False, reduce_retracing=True, jit_compile=by_xla or None)
+
+    def _with_exchanges(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(data: Any, share: Any, factors: Any) -> Any:
+            with self._adapted(name, share, factors):
+                return step(data)
+
+        return run
 
     @contextlib.contextmanager
     def _adapted(self, name: str, share: Any, factors: Any) -> Iterator[None]:
@@ -268,7 +278,16 @@ class CustomSteps:
             return known
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first trace has shown the warnings
-            return known + self._traced(name, data)
+            return known + captured_variables(self._traced(self._functions[name], data))
+
+    def _decisions(self, name: str, data: Any) -> list[str]:
+        """The operations of a step that decide by values of the whole batch."""
+        if not self._is_eager:
+            return decisions_of(lambda: self._traced(self._functions[name], data))
+        run = self._with_exchanges(name, of_operations(self._methods[name]))
+        with self._state.kept(lambda: self._variables(name, data)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the step itself will show them
+            return decisions_of(lambda: self._traced(tf.function(run, autograph=False), data))
 
 
 def _packed(x: Any, y: Any, sample_weight: Any) -> Any:

@@ -21,9 +21,9 @@ import tensorflow as tf
 
 from hyparflow.engine.stages.stage_call import model_body
 from hyparflow.engine.trials.added_losses import added_losses
-from hyparflow.engine.trials.branches import branching_operations
 from hyparflow.engine.trials.mixing import find_mixing
 from hyparflow.engine.trials.rows_trial import RowsTrial, open_trial
+from hyparflow.model.branches import branching_operations
 from hyparflow.model.keras_internals.compiled import has_overridden
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.layer_names import layer_of, layer_of_operation
