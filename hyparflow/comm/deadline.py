@@ -105,7 +105,7 @@ class Deadline:
 
     def _tell(self, **notice: Any) -> None:
         """Send a notice to all other ranks."""
-        data = {"rank": self._rank, "board": self._board.read(), **notice}
+        data = {"rank": self._rank, "board": self._board.read(), "at": time.time(), **notice}
         for peer in range(self._size):
             if peer != self._rank:
                 self._sent.append(self._comm.isend(data, peer, _NOTICE))
@@ -115,6 +115,8 @@ class Deadline:
         status = f"waits for {what}, {waited:.1f} s so far"
         states = self._states()
         self._tell(leaving=False, status=status, states=states)
+        # A rank that was stopped, and is let go on only to be ended, finds old notices.
+        is_late = any(time.time() - notice["at"] > _GRACE for notice in notices)
         answers = {self._rank: status}
         boards = dict(self._board.read())
         end = time.monotonic() + _GRACE
@@ -128,9 +130,9 @@ class Deadline:
                 break
             time.sleep(0.02)
             notices = self._hear()
-        if min(answers) != self._rank:
+        if min(answers) != self._rank or is_late:
             time.sleep(_GRACE * 2)  # the reporter ends the job first
-        else:
+        if min(answers) == self._rank:
             abort.say(self._table(answers, boards, states))
         abort.abort(1)
 

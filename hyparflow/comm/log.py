@@ -20,6 +20,7 @@ __all__ = ["MESSAGES", "STATUS", "configure", "level", "users_stack_level"]
 STATUS = logging.getLogger("hyparflow")
 MESSAGES = logging.getLogger("hyparflow.messages")  # those between ranks, one by one
 
+_NOT_THE_USERS = ("hyparflow.", "keras.", "tensorflow.")
 _VARIABLE = "HYPARFLOW_LOG"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -101,9 +102,12 @@ def _shows(handler: logging.Handler) -> bool:
 
 
 def users_stack_level() -> int:
-    """How far up the stack the user's own call is, for a warning to name its line."""
+    """How far up the stack the user's own call is, for a warning to name its line.
+
+    Keras's loop may be between hyparflow and that call.
+    """
     frame: Any = inspect.currentframe()
     level = 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("hyparflow."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS):
         frame, level = frame.f_back, level + 1
     return level
