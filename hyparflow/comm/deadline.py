@@ -85,11 +85,11 @@ class Deadline:
         if now < self._next_check:
             return
         self._next_check = now + 0.05
-        for notice in self._hear():
-            if notice["leaving"]:
-                self._left.append(notice)
-            else:
-                self._end(waited, what, [notice])
+        heard = self._hear()
+        self._left += [notice for notice in heard if notice["leaving"]]
+        ending = [notice for notice in heard if not notice["leaving"]]
+        if ending:
+            self._end(waited, what, ending)
         for notice in self._left:
             # A rank that has made as many calls has done its part: others may be slower to end.
             if notice["calls"] < self.calls:

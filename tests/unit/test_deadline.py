@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.deadline import Deadline
 from hyparflow.comm.recorder import Recorder
 from hyparflow.comm.timeout import spin_seconds
 
@@ -51,3 +55,60 @@ def test_a_wait_looks_at_the_deadline_however_long_it_spins(spin: float) -> None
     comm = Communicator(alone, None, alone, Recorder())
     with pytest.raises(Passed, match="what does not come"):
         comm.poll(lambda: False, "what does not come")
+
+
+class Ended(Exception):
+    """The job was ended."""
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, age: float) -> tuple[list[str], list[float]]:
+    """What rank 0 of three says, and how long it sleeps, on two notices that it hears at once."""
+    said: list[str] = []
+    slept: list[float] = []
+    notices = [
+        {"rank": rank, "leaving": False, "status": "waits", "states": {}, "board": {}}
+        | {"at": time.time() - age}
+        for rank in (1, 2)
+    ]
+
+    class Three:
+        """A group of three ranks: notices to others are lost."""
+
+        def Get_rank(self) -> int:
+            return 0
+
+        def Get_size(self) -> int:
+            return 3
+
+        def Iprobe(self, source: int, tag: int) -> bool:
+            return bool(notices)
+
+        def recv(self, source: int, tag: int) -> Any:
+            return notices.pop(0)
+
+        def isend(self, data: Any, rank: int, tag: int) -> None: ...
+
+    def end(status: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(abort, "say", said.append)
+    monkeypatch.setattr(abort, "abort", end)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    mpi: Any = SimpleNamespace(ANY_SOURCE=-1)
+    board: Any = SimpleNamespace(read=lambda: {})
+    watch: Any = SimpleNamespace(states=lambda: {})
+    with pytest.raises(Ended):
+        Deadline(mpi, Three(), board, watch).check(1.0, "a message")
+    return said, slept
+
+
+def test_several_ranks_that_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, slept = ended(monkeypatch, 0.0)
+    assert len(said) == 1 and "All ranks answer" in said[0]
+    assert not slept
+
+
+def test_a_rank_that_was_stopped_lets_others_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is let go on to be ended: if nobody does, it reports after a while."""
+    said, slept = ended(monkeypatch, 5.0)
+    assert len(said) == 1 and sum(slept) >= 4
