@@ -89,10 +89,11 @@ class Job:
             self._process.terminate()  # so that mpirun can take the ranks with it
             killed = f"\nterminated after {limit} s\n"
         last = time.time() + 3
-        while self._processes() and time.time() < last:
+        # Looked for once: one that becomes another program has no environment for a moment.
+        while (present := self._processes()) and time.time() < last:
             time.sleep(0.02)
         end = time.time()
-        left = [" ".join(self._kill(process)) for process in self._processes()]
+        left = [" ".join(self._kill(process)) for process in present]
         code = self._process.wait()
         with self._output:
             self._output.seek(0)
