@@ -80,7 +80,7 @@ def frozen(fit: Callable[[Any], Any], eager: bool) -> Outcome:
     return Outcome(fit(model).history, State.of(model))
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_freezing_more(eager: bool) -> None:
     expected = on_leader(lambda: frozen(fitter(0), eager))
     for partitions in PARTITIONS:
@@ -101,7 +101,7 @@ def test_weights_that_are_exchanged(partitions: int) -> None:
     assert not np.array_equal(before, model.layers[-1].get_weights()[0])
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_names_that_keras_takes(eager: bool) -> None:
     names = ["_hidden", "-x", ".dot", "a.b-c>d", "n" * 300]
     names += ["two words", "größe", "a:b"] if eager else []  # TensorFlow's graphs take no others

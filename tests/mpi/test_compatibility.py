@@ -9,8 +9,9 @@ from compatibility.runs import Runs, layouts
 from contract import WORLD
 
 # Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked
-# on 2 ranks, where of what works every other check runs, with "data" or "model" in turn, and all
+# on 2 ranks, where of what works every fourth check runs, with "data" or "model" in turn, and all
 # that is refused. With --everything, all are checked with all, as when the page is written.
+EVERY = 4
 ON_4 = ("Arguments of optimizers", "Precision", "Models of KerasHub")
 # On 2 ranks always with partitions, of which each applies the optimizer to a part of the weights.
 CUT = ("Optimizers", "Learning rate schedules")
@@ -37,11 +38,11 @@ def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
         pytest.skip("on this number of ranks only with --everything")
     chosen = list(layouts().values())
     refused = any(row.state != "works" for row in CHECKS[check])
-    if number % 2 and not (refused or everything):
+    if number % EVERY and not (refused or everything):
         pytest.skip("for its time only with --everything")
     if section in CUT and not everything:
         chosen = [layouts()["model"]]
     elif not (refused or everything):
-        chosen = chosen[number // 2 % len(chosen) :][:1]
+        chosen = chosen[number // EVERY % len(chosen) :][:1]
     for options in chosen:
         check(Runs(options))

@@ -118,6 +118,7 @@ def test_synchronized_statistics_by_public_api_alone() -> None:
     compare("normalized", {"strategy": "data", "batchnorm": "sync"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain")
 def test_xla_by_public_api_alone() -> None:
     compare("dense", LAYOUT, jit_compile=True)

@@ -170,6 +170,7 @@ def compare(make: Callable[[], Any], names: Any = None, eager: bool = True) -> N
         require_none(actual.compare(expected), name)
 
 
+@pytest.mark.on_ranks(2)
 def test_places_of_a_model_that_runs_eagerly() -> None:
     names = ["data", "parts", "gpipe", "zero-bubble", "interleaved"]
     compare(lambda: build(Places(), Untraceable()), names)
@@ -197,7 +198,9 @@ def test_another_lookup_in_a_later_step() -> None:
     compare(make, ["data", "gpipe"])
 
 
-@pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
+@pytest.mark.parametrize(
+    "eager", [pytest.param(True, marks=pytest.mark.on_ranks(2)), pytest.param(False, id="compiled")]
+)
 def test_a_table_that_several_stages_look_up(eager: bool) -> None:
     """On one rank, or in several partitions that have replicas."""
 

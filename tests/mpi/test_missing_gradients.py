@@ -125,6 +125,7 @@ def with_own_step(everywhere: bool, eager: bool) -> keras.Model:
     return model
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
 def test_own_steps_without_gradients(eager: bool) -> None:
     """The job goes on where the script catches the error, which is the same on all ranks."""

@@ -172,7 +172,9 @@ def test_validation_data_are_read_as_keras_reads_them() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["a generator", "a dataset of a generator"])
+@pytest.mark.parametrize(
+    "name", ["a generator", pytest.param("a dataset of a generator", marks=pytest.mark.slow)]
+)
 def test_a_plan_is_for_the_batches_of_the_stream(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

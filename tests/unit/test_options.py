@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -300,13 +301,25 @@ CONSUMERS = {
 PIPELINE_TERMS = ("num_partitions", "num_replicas", "num_microbatches", "schedule")
 
 
+@functools.cache
+def nodes_of_files() -> dict[str, list[ast.AST]]:
+    """What each file of the package is made of, as far as an argument can be named there."""
+    root = Path(hyparflow.__file__).parent
+    kinds = ast.Constant | ast.Attribute | ast.arg | ast.keyword
+    return {
+        path.relative_to(root).as_posix(): [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)
+        ]
+        for path in root.rglob("*.py")
+    }
+
+
 def files_that_name(argument: str) -> set[str]:
     """Files in which it is an attribute of options, a text, a parameter or a keyword."""
-    root = Path(hyparflow.__file__).parent
     return {
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        if any(names(node, argument) for node in ast.walk(ast.parse(path.read_text())))
+        file
+        for file, nodes in nodes_of_files().items()
+        if any(names(node, argument) for node in nodes)
     }
 
 

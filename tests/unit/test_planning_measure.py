@@ -134,7 +134,7 @@ def test_measuring_changes_nothing() -> None:
 
 
 @pytest.mark.skipif(companions_possible(2) < 1, reason="needs two cores")
-@pytest.mark.parametrize("kind", ["layers", "tokens"])
+@pytest.mark.parametrize("kind", [pytest.param("layers", marks=pytest.mark.slow), "tokens"])
 def test_ranks_of_a_node_are_tried_together(kind: str) -> None:
     if kind == "layers":
         model = blocks(2)
