@@ -56,3 +56,12 @@ def test_too_few_cuts_message() -> None:
         balance([1, 1, 1, 1], 3, [True, False, True, False, True])
     assert "Received: num_partitions=3 for 4 operations with 1 possible cuts." in str(caught.value)
     assert "Use fewer partitions." in str(caught.value)
+
+
+def test_very_deep_models_are_cut_into_many_stages() -> None:
+    rng = random.Random(7)
+    costs = [rng.random() for _ in range(16_660)]
+    boundaries = balance(costs, 64)
+    assert len(boundaries) == 65
+    # Each stage could hold its share, and no more than the last of its operations beyond it.
+    assert slowest(costs, boundaries) <= sum(costs) / 64 + max(costs)
