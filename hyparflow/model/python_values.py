@@ -29,6 +29,7 @@ __all__ = ["Change", "PythonValues", "names_read"]
 _NOT_READ = ("__init__", "build", "get_config", "from_config")  # methods that no step calls
 _KERAS_OWN = frozenset(  # attributes that Keras changes in its loops
     ["history", "optimizer", "stop_training", "test_function", "train_function", "predict_function"]
+    + ["_eval_epoch_iterator"]
 )
 
 

@@ -463,6 +463,42 @@ def test_sums_of_several_steps() -> None:
     require(said, "train_step` changes ('sums[0]', 'sums[1]', 'sums[2]' and 1 more)")
 
 
+class Tracing(Own):
+    """Changes attributes whenever its code runs, which a compiled step does once."""
+
+    factor, started = 1.0, False
+
+    def changed(self, gradients: list[Any], loss: Any) -> list[Any]:
+        if not self.started:
+            self.started, self.first = True, self.count
+        return [self.factor * gradient / (self.count + self.first) for gradient in gradients]
+
+
+class Halves(keras.callbacks.Callback):
+    """Changes what the step reads before it is traced."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.model.factor = 0.5
+
+
+@pytest.mark.parametrize("callbacks", [(), (Halves,)])
+def test_attributes_that_a_step_changes_as_it_is_traced(callbacks: Any) -> None:
+    x = np.random.default_rng(1).normal(size=(ROWS, 6))
+
+    def train(fit: Any, **layout: Any) -> tuple[list[Any], list[float]]:
+        keras.utils.set_random_seed(3)
+        model = Tracing()
+        model.compile(SGD(0.1))
+        given = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0} | layout
+        fit(model, x, x[:, :2], callbacks=[kind() for kind in callbacks], **given)
+        return [model.count, model.first, model.factor], [float(np.sum(w)) for w in model.weights]
+
+    attributes, sums = train(hf.fit, strategy="data")
+    expected, plain = train(keras.Model.fit)
+    assert attributes == expected
+    np.testing.assert_allclose(sums, plain, rtol=1e-5)
+
+
 class Collecting(Own):
     """Collects in lists and the like what eager steps compute."""
 

@@ -41,6 +41,8 @@ class OwnState:
         self._simple: dict[str, Any] = {}
         self._containers: list[tuple[Any, list[Any]]] = []  # with what they held
         self._weights: set[int] = set()
+        # Plain attributes before and after the trace of a step.
+        self._traces: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def leave_out(self, others: Sequence[Any]) -> None:
         """Leave out variables that are hyparflow's, although steps use them."""
@@ -52,11 +54,12 @@ class OwnState:
     def kept(self, variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
         """While open, a step is tried; at the end all is set back."""
         self._values = {}
-        self._simple = {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
-        self._containers = [(c, _contents(c)) for c in _containers_in(vars(self._model).values())]
         self._generators = generator_states()
         for variable in variables():
             self._keep(variable)
+        # Behind it, for it may trace the step, which changes them once, as in one process.
+        self._simple = self._plain_attributes()
+        self._containers = [(c, _contents(c)) for c in _containers_in(vars(self._model).values())]
         try:
             yield
         finally:
@@ -88,6 +91,29 @@ class OwnState:
             now = _contents(container)
             if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
                 _refill(container, before)
+
+    def _plain_attributes(self) -> dict[str, Any]:
+        """The model's attributes that are numbers, text or None."""
+        return {n: v for n, v in vars(self._model).items() if isinstance(v, _SIMPLE)}
+
+    @contextlib.contextmanager
+    def noting_trace(self, step: str) -> Iterator[None]:
+        """While open, a step is traced: what its code does to plain attributes can be undone."""
+        before = self._plain_attributes()
+        yield
+        self._traces[step] = before, self._plain_attributes()
+
+    def undo_trace(self, step: str) -> None:
+        """Set back what the trace of a step has changed, but not what has changed since."""
+        before, after = self._traces.pop(step, ({}, {}))
+        held = vars(self._model)
+        for name, value in after.items():
+            if before.get(name, self) is value or held.get(name, self) is not value:
+                continue
+            if name in before:
+                held[name] = before[name]
+            else:
+                del held[name]
 
     # --- the variables ---
 

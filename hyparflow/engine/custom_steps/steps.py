@@ -95,8 +95,12 @@ class CustomSteps:
             self.compile_anew(name)
 
     def compile_anew(self, name: str) -> None:
-        """Trace the step of this name, if there is one, again, with the present Python values."""
+        """Trace the step of this name, if there is one, again, with the present Python values.
+
+        What its code did to them when it was traced is undone, for it will do so again.
+        """
         if name in self._methods:
+            self._state.undo_trace(name)
             self._functions[name] = self._compiled(name)
 
     def __contains__(self, name: str) -> bool:
@@ -121,7 +125,8 @@ class CustomSteps:
         for name in ("train_step", "test_step"):
             if name in self and not self._is_eager:
                 # A step that is not used need not work, for example without a loss.
-                with contextlib.suppress(*([Exception] if name == "test_step" else [])):
+                may_fail = contextlib.suppress(*([Exception] if name == "test_step" else []))
+                with may_fail, self._state.noting_trace(name):
                     concrete = self._traced(self._functions[name], data)
                     self._traced_variables += captured_variables(concrete)
 
