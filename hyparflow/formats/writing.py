@@ -61,8 +61,9 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[Path]:
     wanted = Path(path_text(path)).absolute()
     target = _target(wanted)
     older = _stat(target)
-    _remove_abandoned(target)
-    temporary = _create(wanted, target, 0o666 if older is None else 0o600)
+    beside = target.with_name(wanted.name)  # a link may lead to a name with another ending
+    _remove_abandoned(beside)
+    temporary = _create(wanted, beside, 0o666 if older is None else 0o600)
     try:
         yield temporary
         _sync(temporary, older)
@@ -153,9 +154,9 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _create(wanted: Path, target: Path, mode: int) -> Path:
-    """A new file beside `target`, under a name that nobody can foresee."""
-    temporary = _temporary(target)
+def _create(wanted: Path, beside: Path, mode: int) -> Path:
+    """A new file beside another, under a name that nobody can foresee."""
+    temporary = _temporary(beside)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         os.close(os.open(temporary, flags, mode))

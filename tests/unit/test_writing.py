@@ -60,6 +60,15 @@ def test_a_link_and_where_it_leads_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "other", "store"] and names(tmp_path / "store") == ["real"]
 
 
+def test_a_link_to_a_name_with_another_ending(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").symlink_to("blob")
+    with replacing(tmp_path / "model.keras") as temporary:
+        assert temporary.suffix == ".keras"
+        temporary.write_text("new")
+    assert (tmp_path / "blob").read_text() == "new"
+    assert names(tmp_path) == ["blob", "model.keras"]
+
+
 def test_a_link_to_nothing_yet_gets_its_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_text(tmp_path / "link", "new")
