@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["End", "end_of"]
+__all__ = ["End", "end_of", "ended_well"]
 
 _HINTS: dict[int, str] = {
     signal.SIGTERM: "; launchers do so, and hyparflow at a deadline: why stands above",
@@ -45,11 +45,26 @@ def end_of(code: int, record: Path, received: Sequence[int]) -> End:
     rank, failed = map(int, noted.split()) if noted else (None, 0)
     # Ranks whose launcher has been killed end by SIGTERM, too.
     if failed and not (code < 0 and failed == -signal.SIGTERM):
-        return End(_as_status(failed), f"rank {rank} {_said(failed)}")
+        return End(_as_status(failed), f"rank {rank} {_said(failed)}{_left(failed, record)}")
     if code:
         before = ", and no rank of this machine had failed before" if code > 0 else ""
         return End(_as_status(code), f"the launcher {_said(code)}{before}")
     return End(0)
+
+
+def ended_well(record: Path) -> list[int]:
+    """The ranks of this machine that have ended with exit status 0 so far."""
+    noted = Path(f"{record}.well")
+    return [int(line) for line in noted.read_text().split()] if noted.exists() else []
+
+
+def _left(failed: int, record: Path) -> str:
+    """Who may be why a rank was ended: a rank that left while others went on."""
+    well = ended_well(record) if failed == -signal.SIGTERM else []
+    if not well:
+        return ""
+    ranks = ", ".join(f"rank {rank}" for rank in sorted(well))
+    return f". Before, {ranks} had ended with exit status 0"
 
 
 def _as_status(code: int) -> int:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from hyparflow.comm.timeout import timeout_seconds
-from hyparflow.launching.end import End, end_of
+from hyparflow.launching.end import End, end_of, ended_well
 from hyparflow.launching.flags import LaunchRequest, environment, flags, passed_on
 from hyparflow.launching.folder import job_folder
 from hyparflow.launching.mpi_library import OPEN_MPI, Mpi
@@ -209,8 +209,7 @@ def _ended_with_its_ranks(
     over, stopped = threading.Event(), list[str]()
 
     def have_all_ended() -> bool:
-        ended = Path(f"{record}.well")
-        return job.request.is_local and ended.exists() and ended.stat().st_size >= job.request.ranks
+        return job.request.is_local and len(ended_well(record)) >= job.request.ranks
 
     def watch() -> None:
         while not over.wait(_INTERVAL):

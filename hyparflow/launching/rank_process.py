@@ -298,7 +298,7 @@ def main() -> int:
         thread.join(2.0)  # a process that the program left may hold the streams open
     if not code:
         with contextlib.suppress(OSError), open(f"{record}.well", "a") as file:
-            file.write(".")  # one for each rank that has ended without error
+            file.write(f"{rank}\n")  # of each rank that has ended without error
     if first:
         sink.explain(how(code))
     return code if code >= 0 else 128 - code

@@ -235,6 +235,16 @@ def test_ends(
     assert end.text.startswith(text) and bool(end.text) == bool(text)
 
 
+def test_a_rank_that_left_before_others_were_ended_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "record").write_text("1 -15\n")
+    (tmp_path / "record.well").write_text("0\n")
+    assert end_of(143, tmp_path / "record", []).text.endswith(
+        "Before, rank 0 had ended with exit status 0"
+    )
+    (tmp_path / "record").write_text("1 3\n")
+    assert end_of(3, tmp_path / "record", []).text == "rank 1 ended with exit status 3"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
