@@ -42,7 +42,7 @@ class RankEngine:
         losses: loss and metrics; None if only predictions are wanted.
         learner: the update of weights; None without an optimizer.
         tag_limit: tags of messages must be less than this.
-        traced: kinds and rows of steps that ran.
+        traced: kinds and rows of steps that ran, on the leader.
     """
 
     engine: Engine
@@ -65,6 +65,11 @@ class RankEngine:
         elif self.statistics.active:
             names |= {"train"}
         return frozenset(names)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether training steps ran, on the leader."""
+        return any(name == "train" for name, _ in self.traced)
 
     def program(self, kind: str, schedule: str, grid: Grid, partition: int, count: int) -> Program:
         """The proved list of one step of `count` micro-batches: "train" or "forward"."""

@@ -7,7 +7,7 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.model.keras_internals.compiled import compile_loss, compile_metrics
 
-__all__ = ["engine_key", "require_same_weights"]
+__all__ = ["engine_key", "has_another_optimizer", "require_same_weights"]
 
 
 def engine_key(model: Any) -> tuple[Any, ...]:
@@ -34,3 +34,14 @@ def require_same_weights(model: Any, before: tuple[Any, ...], now: tuple[Any, ..
             f"{len(before[2])} in its last `fit` or `evaluate`. Call its `compile`."
         )
         raise abort.mark_collective(error)
+
+
+def has_another_optimizer(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether the optimizer, and nothing else that `compile` makes, has been exchanged.
+
+    A model that runs eagerly uses the new one at once.
+    """
+    if not before[0] or not now[0]:  # not compiled
+        return False
+    (old, was_eager), (new, is_eager) = before[0], now[0]
+    return not (was_eager or is_eager) and old[0] != new[0] and old[1:] == new[1:]

@@ -162,6 +162,16 @@ def announce_step(model: Any, found: StepReport) -> None:
         )
 
 
+def announce_another_optimizer(model: Any) -> None:
+    """Warn that the optimizer of a model was exchanged without `compile`."""
+    warnings.warn(
+        "An optimizer that is exchanged without `compile` trains from now on, where plain Keras "
+        "goes on with the one before until the model is compiled. Received: model "
+        f"'{model.name}' with a new {type(model.optimizer).__name__}. Call its `compile`.",
+        stacklevel=users_stack_level(),
+    )
+
+
 def announce_changed(names: list[str]) -> None:
     """Warn of variables, of no optimizer, that steps have changed differently on replicas."""
     warnings.warn(

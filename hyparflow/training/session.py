@@ -37,7 +37,11 @@ from hyparflow.training.call import Call
 from hyparflow.training.checks import check_labels, check_state
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.data.array_source import peek
-from hyparflow.training.engine_key import engine_key, require_same_weights
+from hyparflow.training.engine_key import (
+    engine_key,
+    has_another_optimizer,
+    require_same_weights,
+)
 from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.worker import LeaderSteps, Worker
@@ -286,6 +290,8 @@ class Session:
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
             if self._part is not None:
                 require_same_weights(model, self._part_key, key)
+                if self._part.has_trained and has_another_optimizer(self._part_key, key):
+                    notices.announce_another_optimizer(model)
             self._layout = cut_model(model, self.options)
             self._part = assembly.build_rank_engine(
                 model, self._layout, self.options, self._world, specs, with_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,34 @@ def test_optimizer_of_other_variables(
     with pytest.raises(ValueError, match="Unknown variable") as caught:
         change(fitter(partitions), eager)
     assert all(text == str(caught.value) for text in WORLD.allgather(str(caught.value)))
+
+
+@pytest.mark.parametrize("partitions", PARTITIONS)
+def test_an_optimizer_that_is_exchanged_without_compile_is_said(partitions: int) -> None:
+    """Plain Keras would not notice; compiled again, and after predictions only, all is well."""
+
+    def warned(change: Callable[[Any], None]) -> int:
+        model = build()
+        model.compile("adam", "mse")
+        change(model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fitter(partitions)(model)
+        return sum("exchanged without `compile`" in str(w.message) for w in caught)
+
+    def exchange(model: Any) -> None:
+        model.optimizer = keras.optimizers.SGD()
+
+    def after_fit(model: Any) -> None:
+        fitter(partitions)(model)
+        exchange(model)
+
+    def compiled(model: Any) -> None:
+        fitter(partitions)(model)
+        model.compile(keras.optimizers.SGD(), "mse")
+
+    found = [warned(change) for change in (exchange, after_fit, compiled)]
+    assert found == [0, 0 if WORLD.rank else 1, 0]
 
 
 def frozen(fit: Callable[[Any], Any], eager: bool) -> Outcome:
