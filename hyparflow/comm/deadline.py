@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from hyparflow.comm import abort, sentinel
+from hyparflow.comm.last_threads import watch_last_threads
 from hyparflow.comm.status_board import StatusBoard
 from hyparflow.comm.timeout import Waiting, spin_seconds, timeout_seconds
 from hyparflow.comm.watch import Watch
@@ -42,6 +43,11 @@ def wait_for_all_ranks(mpi: Any, watch: Watch) -> None:
                 "(HYPARFLOW_TIMEOUT) of the first; all ranks are stopped.\n"
             )
             abort.abort(1)
+
+
+def _end_with(text: str) -> None:
+    abort.say(text)
+    abort.abort(1)
 
 
 class Deadline:
@@ -180,6 +186,7 @@ class Deadline:
     def announce_exit(self) -> None:
         """At the end of the script, wait for the others, and tell those who wait for this rank."""
         atexit.register(self._leave)
+        watch_last_threads(self._rank, self.seconds, _end_with)
 
     def _leave(self) -> None:
         abort.flush()

@@ -99,7 +99,8 @@ def launch(
 
 
 def _check(function: Any, args: Any, kwargs: Any, oversubscribe: Any) -> None:
-    if not callable(function) or isinstance(args, str) or not isinstance(args, Iterable):
+    is_one = isinstance(args, str | bytes) or hasattr(args, "__array__")  # one argument, not many
+    if not callable(function) or is_one or not isinstance(args, Iterable):
         raise ValueError(
             "`launch` takes a function and a list or tuple of its arguments. "
             f"Received: {function!r} and args={args!r}"

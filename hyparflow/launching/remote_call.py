@@ -24,6 +24,8 @@ def main(folder: Path) -> None:
     sys.path[:], directory, settings = json.loads((folder / "place.json").read_text())
     os.chdir(directory)
     from hyparflow.comm import abort
+    from hyparflow.comm.last_threads import watch_last_threads
+    from hyparflow.comm.timeout import timeout_seconds
     from hyparflow.launching.payload import Outcome, read_call, write_outcome
     from hyparflow.launching.pickled_models import use_keras_settings
     from hyparflow.launching.rank_process import rank_number
@@ -44,6 +46,13 @@ def main(folder: Path) -> None:
         _end(error)
     if rank == 0:
         write_outcome(folder, Outcome(rank, value))
+
+    def give_up(text: str) -> NoReturn:
+        abort.say(text)
+        abort.flush()
+        end_process(1)
+
+    watch_last_threads(rank, timeout_seconds(), give_up, "function")
 
 
 def _end(error: BaseException) -> NoReturn:

@@ -117,6 +117,21 @@ def test_stopped_rank_is_named_in_one_table(tmp_path: pathlib.Path) -> None:
     assert all("waits for" in rows[rank][3] for rank in (0, 2))
 
 
+THREADS = """
+import threading, time
+import hyparflow as hf
+print("rank", hf.rank())
+threading.Thread(target=time.sleep, args=(100,), name="mine").start()
+"""
+
+
+def test_threads_that_all_ranks_leave_behind_are_named() -> None:
+    result = run(2, "-c", THREADS, HYPARFLOW_TIMEOUT="3")
+    assert result.code != 0 and not result.left, result.output
+    (report,) = reports(result.output)
+    assert "rank 0 has not ended within 3 s" in report and "daemons: mine;" in report
+
+
 def test_ctrl_c_ends_all_ranks(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "time"
     job = start(2, "wait", 0, file)

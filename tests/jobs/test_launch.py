@@ -164,6 +164,25 @@ except Mine as error:
     assert "also in a step 4 True True" in out
 
 
+def test_threads_that_a_function_leaves_behind_are_named(tmp_path: pathlib.Path) -> None:
+    code, out = run(
+        """
+import os, threading
+os.environ["HYPARFLOW_TIMEOUT"] = "3"
+def leave():
+    threading.Thread(target=time.sleep, args=(100,), name="mine").start()
+try:
+    hf.launch(leave, num_ranks=2, oversubscribe=True)
+except RuntimeError as error:
+    print("caught", error)
+""",
+        tmp_path,
+    )
+    assert code == 0, out
+    assert "caught The ranks ended without" in out
+    assert out.count("after its function, for it waits for threads that are no daemons: mine;") == 1
+
+
 def test_a_rank_that_dies(tmp_path: pathlib.Path) -> None:
     code, out = run(
         """
@@ -254,6 +273,7 @@ hf.launch(train, num_ranks=2, oversubscribe=True)
         ("hf.launch(who, num_ranks=1000)", "Each rank needs a core"),
         ("hf.launch(who, num_ranks=10**9, oversubscribe=True)", "Ranks must fit in memory"),
         ("hf.launch(who, num_ranks=True)", "must be a positive integer"),
+        ("hf.launch(who, np.zeros(2), num_ranks=2)", "takes a function and a list or tuple of its"),
         ("hf.launch(who, kwargs=3, num_ranks=2)", "takes kwargs as a dict with names"),
         ("hf.launch(who, num_ranks=2, hosts=['a'])", "'a:2,b:2'. Received: ['a']"),
         ("hf.launch(who, num_ranks=2, output=None)", "or a folder. Received: None"),
