@@ -94,6 +94,7 @@ def _plan(
     **decided: Any,
 ) -> None:
     from hyparflow.formats.sizes import parse_bytes
+    from hyparflow.planning.costs.costs import Costs
     from hyparflow.planning.search.problem import constrained
 
     _check_outputs(plot, save, save_costs)
@@ -101,13 +102,14 @@ def _plan(
     constrained(machine.num_ranks, **decided)  # refused before minutes of measuring
     if memory_limit is not None:
         parse_bytes(memory_limit)
+    known_costs = costs if costs in ("measure", "estimate") else Costs.load(costs)
     _set_threads(threads, machine.ranks_per_node)
     built = _compiled(load_model(model, settings), optimizer)
 
     from hyparflow.planning.plan_model import costs_of_model
     from hyparflow.planning.plan_model import plan as make_plan
 
-    known = costs_of_model(built, costs, batch_size, machine, _say)
+    known = costs_of_model(built, known_costs, batch_size, machine, _say)
     click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
     if save_costs:
         known.save(save_costs)

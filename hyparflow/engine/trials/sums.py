@@ -166,7 +166,7 @@ def _state_after(metrics: AdditiveMetrics, batches: list[tuple[Any, float]]) -> 
     for (y, y_pred, sample_weight), share in batches:
         metrics.update(y, y_pred, sample_weight, keras.ops.convert_to_tensor(share))
     return [
-        [keras.ops.convert_to_numpy(v).astype(float) for v in metric.variables]
+        [keras.ops.convert_to_numpy(v.value).astype(float) for v in metric.variables]
         for metric in metrics.metrics
     ]
 
