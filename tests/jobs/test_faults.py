@@ -96,7 +96,7 @@ def test_rank_that_has_done_its_part_may_leave(tmp_path: pathlib.Path) -> None:
     assert len(json.loads(file.read_text())["otherData"]["ranks"]) == 3
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, slow(1)])
 def test_killed_rank_ends_the_job(rank: int, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "time"
     result = start(2, "kill", rank, file).wait()
@@ -162,7 +162,7 @@ def recovered(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, l
     [
         ("callback", ["DiskFull", "model.keras: 7 bytes free"]),
         ("exit", ["SystemExit", "5"]),
-        ("data", None),  # TensorFlow's type and text, with the user's inside
+        slow("data", None),  # TensorFlow's type and text, with the user's inside
         ("first batch", ["OSError", "the file is damaged"]),
     ],
 )

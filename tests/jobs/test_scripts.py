@@ -45,13 +45,6 @@ def require_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
             assert actual[part][key] == pytest.approx(value, rel=TOLERANCE), (part, key)
 
 
-@pytest.fixture(scope="module")
-def plain() -> dict[str, dict[str, Any]]:
-    """What the scripts of plain Keras print; side by side, for each keeps one core busy."""
-    jobs = {name: Job(0, SCRIPTS / f"{name}_plain.py", *few(name)) for name in NAMES}
-    return {name: numbers(job.wait(), 1)[0] for name, job in jobs.items()}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_scripts_differ_in_an_import_and_a_call(name: str) -> None:
     difference = difflib.ndiff(lines(name, "plain"), lines(name, "hyparflow"))
@@ -74,17 +67,17 @@ def test_scripts_differ_in_an_import_and_a_call(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "ranks", "partitions"),
     [
-        ("digits_convnet", 2, 1),
+        pytest.param("digits_convnet", 2, 1, marks=pytest.mark.slow),
         ("wine_features", 2, 2),
         pytest.param("speakers_transformer", 4, 2, marks=pytest.mark.slow),
     ],
 )
-def test_scripts_give_the_same_numbers(
-    name: str, ranks: int, partitions: int, plain: dict[str, dict[str, Any]]
-) -> None:
+def test_scripts_give_the_same_numbers(name: str, ranks: int, partitions: int) -> None:
+    plain = Job(0, SCRIPTS / f"{name}_plain.py", *few(name))  # side by side
     script = SCRIPTS / f"{name}_hyparflow.py"
     result = run(ranks, script, *few(name), PARTITIONS=str(partitions))
+    (expected,) = numbers(plain.wait(), 1)
     layout = f"hyparflow: {ranks // partitions} x {partitions} (replicas x partitions)"
     assert result.output.count(layout) == 1, result.output
     for actual in numbers(result, ranks):
-        require_equal(actual, plain[name])
+        require_equal(actual, expected)

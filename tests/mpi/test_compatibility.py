@@ -9,9 +9,9 @@ from compatibility.runs import Runs, layouts
 from contract import WORLD
 
 # Sections that a hybrid of partitions and replicas tests best, on 4 ranks. The others are checked
-# on 2 ranks, where of what works every fourth check runs, with "data" or "model" in turn, and all
+# on 2 ranks, where of what works every sixth check runs, with "data" or "model" in turn, and all
 # that is refused. With --everything, all are checked with all, as when the page is written.
-EVERY = 4
+EVERY = 6
 ON_4 = ("Arguments of optimizers", "Precision", "Models of KerasHub")
 # On 2 ranks always with partitions, of which each applies the optimizer to a part of the weights.
 CUT = ("Optimizers", "Learning rate schedules")

@@ -34,10 +34,8 @@ Layout = tuple[int, int, str]
 # The same for the road that uses TensorFlow's public API alone, which is tried with so many cases.
 PLAIN: dict[str, Layout] = {
     "residual": (2, 3, "zero-bubble"),
-    "many": (1, 2, "1f1b"),
     "sequences": (2, 2, "interleaved"),
     "tied": (2, 4, "gpipe"),
-    "siamese": (2, 2, "1f1b"),
 }
 
 

@@ -69,7 +69,9 @@ def test_float8(build: Callable[[], Any]) -> None:
         require_none(actual.compare(expected, 1e-4), f"{build.__name__} {name}")
 
 
-@pytest.mark.parametrize("mode", ["int8", pytest.param("int4", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize(
+    "mode", ["lora", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("int8", "int4"))]
+)
 def test_other_quantized_models(mode: str) -> None:
     expected = on_leader(lambda: train(dense, mode))
     for name, layout in ONCE.items():

@@ -177,7 +177,9 @@ def test_places_of_a_model_that_runs_eagerly() -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
+@pytest.mark.parametrize(
+    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
+)
 def test_how_many_rows_depends_on_values(eager: bool) -> None:
     """One part of a batch may look up rows that the other does not."""
     compare(lambda: build(Kinds(), tokens=False), ["data", "gpipe"], eager)
@@ -199,7 +201,7 @@ def test_another_lookup_in_a_later_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "eager", [pytest.param(True, marks=pytest.mark.on_ranks(2)), pytest.param(False, id="compiled")]
+    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
 )
 def test_a_table_that_several_stages_look_up(eager: bool) -> None:
     """On one rank, or in several partitions that have replicas."""
@@ -223,7 +225,9 @@ def test_what_finds_it_out_leaves_no_trace() -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
+@pytest.mark.parametrize(
+    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
+)
 def test_a_table_that_is_looked_up_in_both_ways_is_named(eager: bool) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -229,7 +229,15 @@ def compare(make: Callable[[], Any], tolerance: float = 1e-10, **options: Any) -
     require_none(faults, "own step")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+ALSO_EAGER = (
+    "tf.random, eager",
+    "optimizers that differ, eager",
+)  # much as those that are compiled
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in ALSO_EAGER else k for k in KINDS]
+)
 def test_numbers_of_one_process(kind: str) -> None:
     compare(lambda: made(kind))
 

@@ -299,7 +299,12 @@ EAGER = ("optimizers anywhere", "lookups, Adam", "metrics that are not named")
 
 
 @pytest.mark.parametrize(
-    ("kind", "eager"), [*((kind, False) for kind in KINDS), *((kind, True) for kind in EAGER)]
+    ("kind", "eager"),
+    [
+        *((kind, False) for kind in KINDS),
+        (EAGER[0], True),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in EAGER[1:]),
+    ],
 )
 def test_own_step(kind: str, eager: bool) -> None:
     history, logs, weights = on_leader(lambda: train(kind, eager, keras.Model.fit))

@@ -153,9 +153,7 @@ def test_compressed_sums_begun_early_are_the_same_in_each_run(stages: int) -> No
 
 
 @several
-@pytest.mark.parametrize(
-    "compression", ["bf16", pytest.param("fp16", marks=pytest.mark.on_ranks(2))]
-)
+@pytest.mark.parametrize("compression", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("partitions", PARTITIONS)
 def test_compression_changes_little_and_all_ranks_alike(compression: str, partitions: int) -> None:
     case = CASES["residual"]

@@ -160,7 +160,9 @@ def test_what_other_processes_cannot_load_is_measured_alone() -> None:
     assert costs.times(2, 2).forward.sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["sequences", "two inputs", "shared", "nested"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("sequences", marks=pytest.mark.slow), "two inputs", "shared", "nested"]
+)
 def test_all_kinds_of_graphs_are_measured(kind: str) -> None:
     if kind == "sequences":
         inputs = keras.Input((None,), dtype="int32")
