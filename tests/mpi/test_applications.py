@@ -29,7 +29,7 @@ SIDES = {
 }
 SLOW = (
     *("VGG16", "ConvNeXtTiny", "DenseNet121", "NASNetMobile"),
-    *("InceptionV3", "Xception", "EfficientNetV2B0"),
+    *("InceptionV3", "Xception", "EfficientNetV2B0", "MobileNetV2"),
 )
 
 pytestmark = pytest.mark.skipif(WORLD.size == 1, reason="a cut needs two ranks")

@@ -188,6 +188,7 @@ def of_steps(flags: list[int]) -> np.ndarray:
     return np.repeat(np.array(flags, float), BATCH)[:, None]
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize(
     "when",
     ["in turns", *(pytest.param(when, marks=pytest.mark.slow) for when in ("late", "early"))],
@@ -206,6 +207,7 @@ def test_later_steps_differ(build: Callable[[], Any], request: pytest.FixtureReq
         compare(build, of_steps(FLAGS[when]), None if everything else ("data", "interleaved"))
 
 
+@pytest.mark.on_ranks(2)
 def test_parts_of_a_batch_differ() -> None:
     """A weight has a gradient if any micro-batch of any replica gives it one."""
     flags = of_steps([0, 1, 1, 0, 1, 0])

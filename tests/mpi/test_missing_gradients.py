@@ -14,7 +14,10 @@ from keras import layers, ops
 
 import hyparflow as hf
 
-pytestmark = pytest.mark.skipif(WORLD.size == 1, reason="one rank runs Keras's own fit")
+pytestmark = [
+    pytest.mark.skipif(WORLD.size == 1, reason="one rank runs Keras's own fit"),
+    pytest.mark.on_ranks(2),
+]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {"strategy": "data"},
     "model": {"strategy": "model", "num_microbatches": 2},
@@ -125,7 +128,6 @@ def with_own_step(everywhere: bool, eager: bool) -> keras.Model:
     return model
 
 
-@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("eager", [True, pytest.param(False, id="compiled")])
 def test_own_steps_without_gradients(eager: bool) -> None:
     """The job goes on where the script catches the error, which is the same on all ranks."""
