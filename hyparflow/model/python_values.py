@@ -8,6 +8,7 @@ which is traced. Functions that were traced before keep their values, as in plai
 
 from __future__ import annotations
 
+import dis
 import inspect
 import pickle
 import types
@@ -27,9 +28,19 @@ from hyparflow.model.reachable_variables import code_names, is_users_own, reacha
 __all__ = ["Change", "PythonValues", "names_read"]
 
 _NOT_READ = ("__init__", "build", "get_config", "from_config")  # methods that no step calls
-_KERAS_OWN = frozenset(  # attributes that Keras changes in its loops
-    ["history", "optimizer", "stop_training", "test_function", "train_function", "predict_function"]
-    + ["_eval_epoch_iterator"]
+
+
+def _set_by(*functions: Any) -> list[str]:
+    """The attributes that Python functions assign to."""
+    codes = [inspect.unwrap(function).__code__ for function in functions]
+    found = [one for code in codes for one in dis.get_instructions(code)]
+    return [one.argval for one in found if one.opname == "STORE_ATTR"]
+
+
+# Attributes that Keras sets, in its loops and elsewhere: no callback has changed them.
+_KERAS_OWN = frozenset(
+    ["history", "optimizer", "test_function", "train_function", "predict_function"]
+    + _set_by(keras.Model.fit, keras.Model.evaluate, keras.Model.predict)
 )
 
 
