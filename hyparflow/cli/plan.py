@@ -18,6 +18,7 @@ from hyparflow.options import planned_names
 
 if TYPE_CHECKING:
     from hyparflow.planning.costs.cluster import Cluster
+    from hyparflow.planning.plan import Plan
 
 __all__ = ["plan"]
 
@@ -102,14 +103,15 @@ def _plan(
     constrained(machine.num_ranks, **decided)  # refused before minutes of measuring
     if memory_limit is not None:
         parse_bytes(memory_limit)
-    known_costs = costs if costs in ("measure", "estimate") else Costs.load(costs)
+    # A file that is wrong is refused before the model is built.
+    wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
     _set_threads(threads, machine.ranks_per_node)
     built = _compiled(load_model(model, settings), optimizer)
 
     from hyparflow.planning.plan_model import costs_of_model
     from hyparflow.planning.plan_model import plan as make_plan
 
-    known = costs_of_model(built, known_costs, batch_size, machine, _say)
+    known = costs_of_model(built, wanted, batch_size, machine, _say)
     click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
     if save_costs:
         known.save(save_costs)
@@ -123,6 +125,11 @@ def _plan(
         costs=known,
         **decided,
     )
+    _hand_out(made, save, plot)
+
+
+def _hand_out(made: Plan, save: str | None, plot: str | None) -> None:
+    """Show a plan, and write it to the files that were asked for."""
     made.page().show()
     if save:
         made.save(save)
