@@ -12,6 +12,8 @@ from contract import WORLD
 # on 2 ranks, where of what works every sixth check runs, with "data" or "model" in turn, and all
 # that is refused. With --everything, all are checked with all, as when the page is written.
 EVERY = 6
+# Always: no other test trains by XLA.
+ALWAYS = ("jit_compile",)
 ON_4 = ("Arguments of optimizers", "Precision", "Models of KerasHub")
 # On 2 ranks always with partitions, of which each applies the optimizer to a part of the weights.
 CUT = ("Optimizers", "Learning rate schedules")
@@ -38,7 +40,8 @@ def test_rows(check: Check, request: pytest.FixtureRequest) -> None:
         pytest.skip("on this number of ranks only with --everything")
     chosen = list(layouts().values())
     refused = any(row.state != "works" for row in CHECKS[check])
-    if number % EVERY and not (refused or everything):
+    always = everything or refused or any(row.name in ALWAYS for row in CHECKS[check])
+    if number % EVERY and not always:
         pytest.skip("for its time only with --everything")
     if section in CUT and not everything:
         chosen = [layouts()["model"]]

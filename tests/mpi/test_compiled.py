@@ -118,7 +118,7 @@ def test_synchronized_statistics_by_public_api_alone() -> None:
     compare("normalized", {"strategy": "data", "batchnorm": "sync"})
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # XLA compiles for 8 s; by the usual road test_compatibility tries it always
 @pytest.mark.usefixtures("plain")
 def test_xla_by_public_api_alone() -> None:
     compare("dense", LAYOUT, jit_compile=True)

@@ -163,6 +163,12 @@ def train(make: Callable[[], Any], eager: bool = True, **layout: Any) -> Outcome
     return Outcome(history.history, State.of(model))
 
 
+# Eager calls find out in the same way as compiled ones.
+IN_BOTH_WAYS = pytest.mark.parametrize(
+    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
+)
+
+
 def compare(make: Callable[[], Any], names: Any = None, eager: bool = True) -> None:
     expected = on_leader(lambda: train(make, eager))
     for name in [name for name in names or LAYOUTS if name in LAYOUTS] or LAYOUTS:
@@ -177,9 +183,7 @@ def test_places_of_a_model_that_runs_eagerly() -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize(
-    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
-)
+@IN_BOTH_WAYS
 def test_how_many_rows_depends_on_values(eager: bool) -> None:
     """One part of a batch may look up rows that the other does not."""
     compare(lambda: build(Kinds(), tokens=False), ["data", "gpipe"], eager)
@@ -200,9 +204,7 @@ def test_another_lookup_in_a_later_step() -> None:
     compare(make, ["data", "gpipe"])
 
 
-@pytest.mark.parametrize(
-    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
-)
+@IN_BOTH_WAYS
 def test_a_table_that_several_stages_look_up(eager: bool) -> None:
     """On one rank, or in several partitions that have replicas."""
 
@@ -225,9 +227,7 @@ def test_what_finds_it_out_leaves_no_trace() -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize(
-    "eager", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, id="compiled")]
-)
+@IN_BOTH_WAYS
 def test_a_table_that_is_looked_up_in_both_ways_is_named(eager: bool) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -30,28 +30,33 @@ def test_no_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
         spin_seconds()
 
 
+class Group:
+    """Ranks, as seen from rank 0."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def Get_rank(self) -> int:
+        return 0
+
+    def Get_size(self) -> int:
+        return self.size
+
+
 class Passed(Exception):
     """The deadline was looked at."""
 
 
 @pytest.mark.parametrize("spin", [0.0, 1000.0])
 def test_a_wait_looks_at_the_deadline_however_long_it_spins(spin: float) -> None:
-    class Alone:
-        """A group of one rank, which waits for what does not come."""
-
-        def __init__(self) -> None:
-            self.spin = spin
-
-        def Get_rank(self) -> int:
-            return 0
-
-        def Get_size(self) -> int:
-            return 1
+    class Alone(Group):
+        """A rank that waits for what does not come."""
 
         def check(self, waited: float, what: str) -> None:
             raise Passed(what)
 
-    alone: Any = Alone()
+    alone: Any = Alone(1)
+    alone.spin = spin
     comm = Communicator(alone, None, alone, Recorder())
     with pytest.raises(Passed, match="what does not come"):
         comm.poll(lambda: False, "what does not come")
@@ -71,14 +76,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, age: float) -> tuple[list[str], list[
         for rank in (1, 2)
     ]
 
-    class Three:
-        """A group of three ranks: notices to others are lost."""
-
-        def Get_rank(self) -> int:
-            return 0
-
-        def Get_size(self) -> int:
-            return 3
+    class Three(Group):
+        """Notices to others are lost."""
 
         def Iprobe(self, source: int, tag: int) -> bool:
             return bool(notices)
@@ -98,7 +97,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, age: float) -> tuple[list[str], list[
     board: Any = SimpleNamespace(read=lambda: {})
     watch: Any = SimpleNamespace(states=lambda: {})
     with pytest.raises(Ended):
-        Deadline(mpi, Three(), board, watch).check(1.0, "a message")
+        Deadline(mpi, Three(3), board, watch).check(1.0, "a message")
     return said, slept
 
 
