@@ -52,6 +52,7 @@ class FlatGraph:
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._reads: list[tuple[int, ...]] = []
         self._makes: list[tuple[int, ...]] = []
+        self._origins: dict[int, tuple[int, int]] = {}  # tensor -> the call that makes it, position
         entries = [_like(x) for x in functional.inputs]
         self.inputs = tuple(self._number(x) for x in entries)
         outputs = self._expand(functional, entries)
@@ -111,8 +112,21 @@ class FlatGraph:
         self.calls.append(call)
         self.arguments.append((args, kwargs))
         self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
-        self._makes.append(tuple(self._number(x) for x in outputs))
+        made = tuple(self._number(x) for x in outputs)
+        self._origins.update({n: (len(self._makes), p) for p, n in enumerate(made)})
+        self._makes.append(made)
         return outputs
+
+    def origin(self, index: int, tensor: Any) -> tuple[int, int]:
+        """Where a tensor that call `index` reads was made: how many calls before, and which output.
+
+        For an input of the model, (0, its position).
+        """
+        number = self._numbers[id(tensor)]
+        if number in self._origins:
+            call, position = self._origins[number]
+            return index - call, position
+        return 0, number
 
     def maker(self, tensor: int) -> str:
         """The name of the call that makes a tensor."""
