@@ -7,6 +7,7 @@ stands in.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,9 +36,15 @@ class SplitPair:
         constant: Sequence[Any],
         jit_compile: bool,
     ) -> None:
-        self._splits = ByTypes(
+        self._splits: ByTypes | _Others = ByTypes(
             lambda types: Split(first, second, types, further, constant, finishes, jit_compile)
         )
+
+    def on(self, replace: Callable[[Any], Any]) -> SplitPair:
+        """The same functions with other variables; see `Split.on`."""
+        twin = copy.copy(self)
+        twin._splits = _Others(self._splits, replace)
+        return twin
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         """See `Pair.forward`."""
@@ -68,3 +75,18 @@ class SplitPair:
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """See `Pair.prepare`."""
         self._splits.find(arguments).prepare(finish, in_two)
+
+
+class _Others:
+    """The splits of another pair, with other variables."""
+
+    def __init__(self, splits: ByTypes | _Others, replace: Callable[[Any], Any]) -> None:
+        self._splits, self._replace = splits, replace
+        self._made: dict[int, tuple[Split, Split]] = {}  # by the id of the first, which is held
+
+    def find(self, arguments: tuple[Any, ...]) -> Split:
+        """See `ByTypes.find`."""
+        split = self._splits.find(arguments)
+        if id(split) not in self._made:
+            self._made[id(split)] = split, split.on(self._replace)
+        return self._made[id(split)][1]

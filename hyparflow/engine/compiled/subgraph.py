@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled.direct_call import flat_call, packed_call
+from hyparflow.engine.compiled.direct_call import DirectCall, flat_call, packed_call
 
 __all__ = ["GraphParts"]
 
@@ -74,7 +74,7 @@ class GraphParts:
         wanted: Sequence[Any],
         operations: Collection[Any],
         finish: Callable[[list[Any]], Any] | None = None,
-    ) -> Callable[..., Any]:
+    ) -> DirectCall:
         """A compiled function that computes the tensors `wanted` from the tensors `given`.
 
         Args:
