@@ -182,14 +182,15 @@ class Engine:
 
     def _train_forward(self, held: LocalStage, m: int) -> Saved:
         if held.is_last:
-            return held.stage.forward_loss(self._inputs(held, m), self._labels(m))
-        saved = held.stage.forward(self._inputs(held, m), self._share(m))
+            saved = held.stage.forward_loss(self._inputs(held, m), self._labels(m))
+        else:
+            saved = held.stage.forward(self._inputs(held, m), self._share(m))
         self._add_loss(m, saved.loss)
         return saved
 
     def _test_forward(self, held: LocalStage, m: int) -> Saved | None:
         if held.is_last:
-            held.stage.infer_loss(self._inputs(held, m), self._labels(m))
+            self._add_loss(m, held.stage.infer_loss(self._inputs(held, m), self._labels(m)))
             return None
         outputs, loss = held.stage.infer(self._inputs(held, m), self._share(m))
         self._add_loss(m, loss)
@@ -208,7 +209,8 @@ class Engine:
 
     def _do_fused(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
-        gradients = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
+        gradients, loss = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
+        self._add_loss(m, loss)
         self._take_gradients(held, m, gradients)
 
     def _do_backward(self, step: Step, tag: int) -> None:

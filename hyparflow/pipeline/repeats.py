@@ -7,7 +7,7 @@ and need to be traced and compiled only once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,13 +71,13 @@ def repeats(kinds: Sequence[int], crossing: Sequence[float]) -> list[Repeat]:
 
 
 def unit_boundaries(
-    found: Sequence[Repeat], blocks_per_unit: int, fixed: Sequence[int]
+    found: Sequence[Repeat], least: Callable[[Repeat], int], fixed: Sequence[int]
 ) -> tuple[int, ...]:
     """The boundaries of the units into which a model is divided to be compiled.
 
     Args:
         found: from `repeats`.
-        blocks_per_unit: the number of blocks of a unit; the last of a repeat may have fewer.
+        least: the number of blocks that a unit of a repeat should have at least.
         fixed: boundaries that must be there, as those of stages, and 0 and n.
 
     Returns:
@@ -86,13 +86,37 @@ def unit_boundaries(
     """
     cuts = set(fixed)
     for repeat in found:
-        inside = [cut for cut in sorted(fixed) if repeat.start < cut < repeat.stop]
-        for start, stop in zip([repeat.start, *inside], [*inside, repeat.stop], strict=True):
-            first = start + (repeat.start - start) % repeat.length  # of the first whole block
-            last = stop - (stop - repeat.start) % repeat.length
-            cuts.update(range(first, last + 1, repeat.length * blocks_per_unit))
-            cuts.update(end for end in (last,) if first <= end)
+        runs = _whole_blocks(repeat, fixed)
+        size = _blocks_of_unit([(b - a) // repeat.length for a, b in runs], least(repeat))
+        for first, last in runs:
+            cuts.update(range(first, last + 1, repeat.length * size))
+            cuts.add(last)
     return tuple(sorted(cuts))
+
+
+def _whole_blocks(repeat: Repeat, fixed: Sequence[int]) -> list[tuple[int, int]]:
+    """The runs of whole blocks of a repeat between the fixed boundaries: first, last boundary."""
+    inside = [cut for cut in sorted(fixed) if repeat.start < cut < repeat.stop]
+    runs = []
+    for start, stop in zip([repeat.start, *inside], [*inside, repeat.stop], strict=True):
+        first = start + (repeat.start - start) % repeat.length
+        last = stop - (stop - repeat.start) % repeat.length
+        if first < last:
+            runs.append((first, last))
+    return runs
+
+
+def _blocks_of_unit(counts: Sequence[int], least: int) -> int:
+    """How many blocks a unit has, at least `least`, for runs of so many blocks.
+
+    Of the sizes up to twice `least` the one is best with which fewest blocks are compiled; what
+    remains of a run is a unit of its own.
+    """
+
+    def compiled(size: int) -> int:
+        return sum({min(size, count) for count in counts} | {count % size for count in counts})
+
+    return min(range(least, 2 * least), key=lambda size: (compiled(size), size))
 
 
 def _best(kinds: np.ndarray) -> tuple[int, int, int] | None:

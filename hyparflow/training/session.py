@@ -116,7 +116,7 @@ class Session:
         self._check_inputs(specs)
         if "validation" in call.sources:
             self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
-        part = self._build(specs, with_loss=call.method != "predict")
+        part = self._build(call, specs, with_loss=call.method != "predict")
         if call.method == "fit":
             self._check_optimizer(part)
         self._check_weights(part, specs)
@@ -210,7 +210,7 @@ class Session:
             raise abort.mark_collective(error) from None
         if part is self._traced and not self._sums <= self.layout().sums:
             self._part_key = None
-            part = self._build(specs, with_loss=part.losses is not None)
+            part = self._build(call, specs, with_loss=part.losses is not None)
         self.layout().sums.update(self._sums)
         self._checked_part = part
         return part
@@ -276,7 +276,7 @@ class Session:
         worker.release(Stop(result))
         return result
 
-    def _build(self, specs: Any, with_loss: bool) -> rank_engine.RankEngine:
+    def _build(self, call: Call, specs: Any, with_loss: bool) -> rank_engine.RankEngine:
         """This rank's part, built anew after the model was compiled again.
 
         As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
@@ -294,7 +294,7 @@ class Session:
                     notices.announce_another_optimizer(model)
             self._layout = cut_model(model, self.options)
             self._part = assembly.build_rank_engine(
-                model, self._layout, self.options, self._world, specs, with_loss
+                model, self._layout, self.options, self._world, specs, with_loss, call.part_rows
             )
             self._part_key = key
         return self._part

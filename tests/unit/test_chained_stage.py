@@ -66,6 +66,7 @@ def made_of(model: Any, boundaries: tuple[int, ...]) -> tuple[Any, list[Any], Pa
         [edge.tensor for edge in whole.gradient_inputs(1)],
         whole.stage_outputs[1],
         takes_data=False,
+        num_weights=len(weights),
     )
     return chained, weights, whole
 

@@ -62,15 +62,15 @@ def test_no_two_neighbours_of_a_kind_are_missed(kinds: list[int]) -> None:
 
 def test_units_of_several_blocks() -> None:
     repeat = [Repeat(1, 3, 5)]
-    assert unit_boundaries(repeat, 1, [0, 18]) == (0, 1, 4, 7, 10, 13, 16, 18)
-    assert unit_boundaries(repeat, 2, [0, 18]) == (0, 1, 7, 13, 16, 18)
-    assert unit_boundaries(repeat, 9, [0, 18]) == (0, 1, 16, 18)
+    assert unit_boundaries(repeat, lambda _: 1, [0, 18]) == (0, 1, 4, 7, 10, 13, 16, 18)
+    assert unit_boundaries(repeat, lambda _: 2, [0, 18]) == (0, 1, 7, 13, 16, 18)
+    assert unit_boundaries(repeat, lambda _: 9, [0, 18]) == (0, 1, 16, 18)
 
 
 def test_units_do_not_cross_the_cuts_of_stages() -> None:
     """A stage may begin within a block: its whole blocks are units all the same."""
     repeat = [Repeat(0, 3, 6)]
-    assert unit_boundaries(repeat, 2, [0, 9, 18]) == (0, 6, 9, 15, 18)
-    assert unit_boundaries(repeat, 1, [0, 7, 18]) == (0, 3, 6, 7, 9, 12, 15, 18)
-    assert unit_boundaries(repeat, 1, [0, 7, 8, 18]) == (0, 3, 6, 7, 8, 9, 12, 15, 18)
-    assert unit_boundaries([], 4, [0, 7, 18]) == (0, 7, 18)
+    assert unit_boundaries(repeat, lambda _: 2, [0, 9, 18]) == (0, 6, 9, 15, 18)
+    assert unit_boundaries(repeat, lambda _: 1, [0, 7, 18]) == (0, 3, 6, 7, 9, 12, 15, 18)
+    assert unit_boundaries(repeat, lambda _: 1, [0, 7, 8, 18]) == (0, 3, 6, 7, 8, 9, 12, 15, 18)
+    assert unit_boundaries([], lambda _: 4, [0, 7, 18]) == (0, 7, 18)

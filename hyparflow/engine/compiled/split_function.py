@@ -87,6 +87,11 @@ class Split:
         twin._forward = self._forward.on(replace)
         return twin
 
+    @property
+    def traced(self) -> tuple[Any, int]:
+        """The graph that was traced, and how many of its operations are the first function's."""
+        return self._parts.graph, self._boundary
+
     # --- what users call ---
 
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:

@@ -11,7 +11,10 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from hyparflow.engine.compiled.functions import ByTypes
+from hyparflow.engine.compiled.likeness import Likeness
 from hyparflow.engine.compiled.split_function import Split
 
 __all__ = ["SplitPair"]
@@ -36,14 +39,20 @@ class SplitPair:
         constant: Sequence[Any],
         jit_compile: bool,
     ) -> None:
-        self._splits: ByTypes | _Others = ByTypes(
-            lambda types: Split(first, second, types, further, constant, finishes, jit_compile)
+        def trace(types: Any) -> Any:
+            """The graph of the first function, from which that of the second follows."""
+            function = tf.function(lambda *args: first(*args) and None, autograph=False)
+            return function.get_concrete_function(*types).graph
+
+        self._splits = ByTypes(
+            lambda types: Split(first, second, types, further, constant, finishes, jit_compile),
+            trace,
         )
 
-    def on(self, replace: Callable[[Any], Any]) -> SplitPair:
-        """The same functions with other variables; see `Split.on`."""
+    def like(self, other: SplitPair, likeness: Likeness) -> SplitPair:
+        """See `Pair.like`."""
         twin = copy.copy(self)
-        twin._splits = _Others(self._splits, replace)
+        twin._splits = self._splits.like(other._splits, likeness)
         return twin
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -75,18 +84,3 @@ class SplitPair:
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """See `Pair.prepare`."""
         self._splits.find(arguments).prepare(finish, in_two)
-
-
-class _Others:
-    """The splits of another pair, with other variables."""
-
-    def __init__(self, splits: ByTypes | _Others, replace: Callable[[Any], Any]) -> None:
-        self._splits, self._replace = splits, replace
-        self._made: dict[int, tuple[Split, Split]] = {}  # by the id of the first, which is held
-
-    def find(self, arguments: tuple[Any, ...]) -> Split:
-        """See `ByTypes.find`."""
-        split = self._splits.find(arguments)
-        if id(split) not in self._made:
-            self._made[id(split)] = split, split.on(self._replace)
-        return self._made[id(split)][1]

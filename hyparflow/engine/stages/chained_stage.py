@@ -31,6 +31,7 @@ class Unit:
         inputs, outputs: the tensors that it takes and returns, by their numbers in the model.
         gradient_inputs, gradient_outputs: those of them whose gradients it returns and takes.
         weights: positions of its weights among those of the whole stage.
+        types: the types of its inputs, or None where they are not known before it runs.
     """
 
     stage: Stage
@@ -39,6 +40,7 @@ class Unit:
     gradient_inputs: tuple[int, ...]
     gradient_outputs: tuple[int, ...]
     weights: tuple[int, ...]
+    types: list[Any] | None = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class ChainedStage:
         inputs, outputs: numbers of the tensors that the stage takes and returns.
         gradient_inputs, gradient_outputs: those of them whose gradients it returns and takes.
         takes_data: whether the first unit takes the user's data, and not numbered tensors.
+        num_weights: how many weights the stage trains.
     """
 
     def __init__(
@@ -72,13 +75,14 @@ class ChainedStage:
         gradient_inputs: Sequence[int],
         gradient_outputs: Sequence[int],
         takes_data: bool,
+        num_weights: int,
     ) -> None:
         self._units = list(units)
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._gradient_inputs = list(gradient_inputs)
         self._gradient_outputs = list(gradient_outputs)
         self._takes_data = takes_data
-        self._count = sum(len(unit.weights) for unit in units)
+        self._num_weights = num_weights
         # The unit that reads a tensor last: behind it the tensor is let go of.
         self._last_reader = {n: place for place, unit in enumerate(units) for n in unit.inputs}
         self._last_reader |= dict.fromkeys(outputs, len(units))
@@ -89,19 +93,21 @@ class ChainedStage:
             unit.stage.begin(several)
 
     def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
-        """See `Stage.prepare`: compiles the first unit, whose inputs alone are known."""
+        """See `Stage.prepare`."""
         *before, last = self._units
-        if not before:
-            last.stage.prepare(inputs, rest, kinds)
-            return
         is_loss = isinstance(rest, Labels)
-        ways = {Kind.BACKWARD} if is_loss else kinds  # the last unit alone does both at once
-        before[0].stage.prepare(inputs, rest.share if is_loss else rest, ways)
+        share = rest.share if is_loss else rest
+        # Units before the last have their forward and backward apart.
+        apart = (set(kinds) - {Kind.FUSED}) | {Kind.BACKWARD} if Kind.FUSED in kinds else kinds
+        for place, unit in enumerate(before):
+            types = inputs if place == 0 else unit.types
+            unit.stage.prepare(types, share, apart)
+        last.stage.prepare(last.types if before else inputs, rest, kinds)
 
     def gradients(self) -> GradientSum:
         """See `Stage.gradients`."""
         parts = [(unit.weights, unit.stage.gradients()) for unit in self._units]
-        return joined(parts, self._count)
+        return joined(parts, self._num_weights)
 
     # --- forward ---
 
@@ -109,39 +115,38 @@ class ChainedStage:
         """See `Stage.forward`."""
         values = self._begin_with(inputs)
         saved = [self._pass(place, values, share) for place in range(len(self._units))]
-        return ChainedSaved([values[n] for n in self._outputs], units=saved)
+        return ChainedSaved([values[n] for n in self._outputs], _added(saved), units=saved)
 
     def forward_loss(self, inputs: Any, labels: Labels) -> ChainedSaved:
-        """See `Stage.forward_loss`."""
+        """See `Stage.forward_loss`; the loss is what units before the last add to it."""
         values, saved = self._before_the_last(inputs, labels.share)
         last = self._units[-1]
         ended = last.stage.forward_loss(self._taken(last, values), labels)
-        return ChainedSaved([], units=[*saved, ended], seed=labels.seed)
+        return ChainedSaved([], _added(saved), units=[*saved, ended], seed=labels.seed)
 
-    def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
+    def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], Any]:
         """See `Stage.forward_backward`: only the last unit does both in one call."""
         values, saved = self._before_the_last(inputs, labels.share)
         last = self._units[-1]
-        of_inputs = last.stage.forward_backward(self._taken(last, values), labels)
+        of_inputs, _ = last.stage.forward_backward(self._taken(last, values), labels)
         values.clear()
         gradients = _Gradients(dict(zip(last.gradient_inputs, of_inputs, strict=True)))
         self._go_back(saved, gradients, labels.seed, Stage.backward)
-        return gradients.of(self._gradient_inputs)
+        return gradients.of(self._gradient_inputs), _added(saved)
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """See `Stage.infer`."""
         values = self._begin_with(inputs)
-        for place in range(len(self._units)):
-            self._infer(place, values, share)
-        return [values[n] for n in self._outputs], None
+        losses = [self._infer(place, values, share) for place in range(len(self._units))]
+        return [values[n] for n in self._outputs], _total(losses)
 
-    def infer_loss(self, inputs: Any, labels: Labels) -> None:
+    def infer_loss(self, inputs: Any, labels: Labels) -> Any:
         """See `Stage.infer_loss`."""
-        values = self._begin_with(inputs)
-        for place in range(len(self._units) - 1):
-            self._infer(place, values, labels.share)
-        last = self._units[-1]
+        values, last = self._begin_with(inputs), self._units[-1]
+        before = range(len(self._units) - 1)
+        losses = [self._infer(place, values, labels.share) for place in before]
         last.stage.infer_loss(self._taken(last, values), labels)
+        return _total(losses)
 
     # --- backward ---
 
@@ -204,10 +209,12 @@ class ChainedStage:
         self._take(place, values, saved.outputs)
         return saved
 
-    def _infer(self, place: int, values: dict[int, Any], share: Any) -> None:
+    def _infer(self, place: int, values: dict[int, Any], share: Any) -> Any:
+        """The forward of a unit without training; what its layers add to the loss."""
         unit = self._units[place]
-        outputs, _ = unit.stage.infer(self._taken(unit, values), share)
+        outputs, loss = unit.stage.infer(self._taken(unit, values), share)
         self._take(place, values, outputs)
+        return loss
 
     def _take(self, place: int, values: dict[int, Any], outputs: Sequence[Any]) -> None:
         """Take a unit's outputs, and let go of what no later one reads."""
@@ -235,3 +242,13 @@ class _Gradients:
     def of(self, numbers: Sequence[int]) -> list[Any]:
         """The gradients of tensors; those that are outputs of the stage are complete by then."""
         return [self._known.get(number) for number in numbers]
+
+
+def _added(saved: Sequence[Saved]) -> Any:
+    """What the layers of units added to the loss, or None."""
+    return _total([of_unit.loss for of_unit in saved])
+
+
+def _total(losses: Sequence[Any]) -> Any:
+    found = [loss for loss in losses if loss is not None]
+    return sum(found[1:], found[0]) if found else None

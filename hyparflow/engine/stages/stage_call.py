@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -50,7 +51,11 @@ def graph_body(
         sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
     """
     inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
-    function = graph.function(inputs, outputs, table.operations(stage))
+
+    @functools.cache
+    def function() -> Any:  # made when it is first called: it may be compiled for another stage
+        return graph.function(inputs, outputs, table.operations(stage))
+
     with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
     layers = [layer for n in table.operations(stage) for layer in graph.calls[n].layers]
     metrics = layer_metrics(layers)
@@ -69,7 +74,7 @@ def graph_body(
                     tensors[position] = tf.identity(tensors[position])
                     set_mask(tensors[position], mask)
         with weighting(metrics, share):
-            results = function(tensors, context)
+            results = function()(tensors, context)
         for position in unmasked:
             if get_mask(results[position]) is not None:
                 raise _unforeseen_mask(graph.maker(outputs[position]))
