@@ -21,6 +21,7 @@ from hyparflow.engine.weights.weight_groups import WeightGroup
 from hyparflow.model.keras_internals.optimizer import (
     inner_optimizer,
     skip_overflowed_step,
+    step_counter,
     updates_alike,
     updates_each_alone,
 )
@@ -71,7 +72,7 @@ class OptimizerStep:
 
     def compile_anew(self) -> None:
         """Trace the step again, with the present settings of optimizer and regularizers."""
-        apart = updates_each_alone(self._optimizer) and len(self._groups) > 1
+        apart = len(self._groups) > 1 and updates_each_alone(self._optimizer, self._variables)
         everything = WeightGroup(tuple(range(len(self._variables))), -1)
         first: dict[int, tuple[WeightGroup, WeightUpdate]] = {}
         self._updates: list[tuple[WeightGroup, WeightUpdate]] = []
@@ -128,16 +129,16 @@ class OptimizerStep:
         for step in steps:
             step.apply(norm)
         if self._trains and (self._counts_apart or not present):
-            self._inner.iterations.assign_add(1)
+            step_counter(self._inner).assign_add(1)
         if present and present not in self._seen:  # a weight may have its first gradient late
             self._seen.add(present)
             used = [v for step in steps for v in step.used(norm)]
-            used.append(self._inner.iterations.value)
+            used.append(step_counter(self._inner).value)
             self._touched |= {id(variable): variable for variable in used}
 
     def take_back(self) -> None:
         """Do not count a step without any gradient: plain Keras raises before it counts."""
-        self._inner.iterations.assign_sub(1)
+        step_counter(self._inner).assign_sub(1)
 
     @property
     def touched(self) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
+from hyparflow.engine.compiled.captured import captured_tensors
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.compiled.likeness import Likeness
@@ -23,6 +24,7 @@ from hyparflow.model.keras_internals.optimizer import (
     inner_optimizer,
     learning_rates,
     slots_of,
+    step_counter,
 )
 
 __all__ = ["Member", "WeightUpdate"]
@@ -44,6 +46,10 @@ class Member:
 class WeightUpdate:
     """Regularizes, clips and applies the gradients of some weights.
 
+    Attributes:
+        clip: the global norm to which gradients are clipped, or 0.
+        survey_function, apply_function: what is traced here, for the updates that are like this.
+
     Args:
         optimizer: the model's.
         members: the weights.
@@ -64,14 +70,14 @@ class WeightUpdate:
         self._counts = counts
         self.clip = float(self._inner.global_clipnorm or 0.0)
         self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
-        self._survey = FixedFunction(self._trace_survey)
-        self._apply = FixedFunction(self._trace_apply)
+        self.survey_function = FixedFunction(self._trace_survey)
+        self.apply_function = FixedFunction(self._trace_apply)
         self._like = like
         self._serves: dict[tuple[int, ...], bool] = {}  # what was traced for `like`, by `present`
         if like is not None:
-            self._alike = _Alike(self._inner, like._state(), self._state())
-            self._survey_alike = like._survey.on(self._alike.replace)
-            self._apply_alike = like._apply.on(self._alike.replace)
+            self._alike = _Alike(self._inner, like.state(), self.state())
+            self._survey_as_like = like.survey_function.on(self._alike.replace)
+            self._apply_as_like = like.apply_function.on(self._alike.replace)
 
     def present(self, gradients: Sequence[Any]) -> tuple[int, ...]:
         """Places of the weights that change: those with a gradient, or with a regularizer."""
@@ -87,20 +93,20 @@ class WeightUpdate:
         """The sum of squares of what is to be clipped, and how many gradients overflowed."""
         values = [gradients[place] for place in present]
         alike = self._is_served(values, present)
-        return (self._survey_alike if alike else self._survey)(values, present)
+        return (self._survey_as_like if alike else self.survey_function)(values, present)
 
     def apply(self, gradients: Sequence[Any], present: tuple[int, ...], norm: Any) -> None:
         """Apply the gradients; `norm` is the global norm, a tensor."""
         values = [gradients[place] for place in present]
         alike = self._is_served(values, present)
-        (self._apply_alike if alike else self._apply)([*values, norm], present)
+        (self._apply_as_like if alike else self.apply_function)([*values, norm], present)
 
     def used(self, gradients: Sequence[Any], present: tuple[int, ...], norm: Any) -> list[Any]:
         """The variables (TensorFlow's) that `apply` reads or writes."""
         values = [gradients[place] for place in present]
         if self._like is None or not self._is_served(values, present):
-            return list(self._apply.concrete([*values, norm], present).variables)
-        theirs = self._like._apply.concrete([*values, norm], present).variables
+            return list(self.apply_function.concrete([*values, norm], present).variables)
+        theirs = self._like.apply_function.concrete([*values, norm], present).variables
         return [self._alike.variable(variable) for variable in theirs]
 
     def _is_served(self, values: list[Any], present: tuple[int, ...]) -> bool:
@@ -109,11 +115,11 @@ class WeightUpdate:
             return False
         if present not in self._serves:
             norm = tf.zeros((), tf.float64)
-            traced = self._like._apply.concrete([*values, norm], present)
-            self._serves[present] = self._alike.covers(outer for outer, _ in traced.graph.captures)
+            traced = self._like.apply_function.concrete([*values, norm], present)
+            self._serves[present] = self._alike.covers(captured_tensors(traced))
         return self._serves[present]
 
-    def _state(self) -> list[Any]:
+    def state(self) -> list[Any]:
         """The weights and their slots."""
         slots = [slot for v in self._variables for slot in slots_of(self._inner, v)]
         return [variable.value for variable in [*self._variables, *slots]]
@@ -179,7 +185,7 @@ class _Alike:
     def __init__(self, optimizer: Any, theirs: Sequence[Any], mine: Sequence[Any]) -> None:
         self._likeness = Likeness(theirs, mine)
         self._variables = {id(a): b for a, b in zip(theirs, mine, strict=True)}
-        common = [optimizer.iterations, *learning_rates(optimizer)]
+        common = [step_counter(optimizer), *learning_rates(optimizer)]
         self._common = [variable.value.handle for variable in common]
 
     def replace(self, captured: Any) -> Any:

@@ -58,7 +58,16 @@ def made_of(model: Any, boundaries: tuple[int, ...]) -> tuple[Any, list[Any], Pa
         )
         positions = tuple(range(len(weights), len(weights) + len(mine)))
         weights += mine
-        units.append(Unit(stage, inputs, outputs, gradient_inputs, gradient_outputs, positions))
+        units.append(
+            Unit(
+                stage=stage,
+                inputs=inputs,
+                outputs=outputs,
+                gradient_inputs=gradient_inputs,
+                gradient_outputs=gradient_outputs,
+                weights=positions,
+            )
+        )
     chained = ChainedStage(
         units,
         whole.stage_inputs[1],

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.compiled.captured import captures_of
 from hyparflow.engine.compiled.likeness import Likeness
 from hyparflow.engine.compiled.same_graph import same_graphs
 
@@ -190,7 +191,7 @@ class _AlikeByTypes(ByTypes):
     def _serves(self, other: Any) -> bool:
         """Whether an entry of the other cache does here."""
         graph, count = other.traced
-        if not self._likeness.covers(outer for outer, _ in graph.captures):
+        if not self._likeness.covers(outer for outer, _ in captures_of(graph)):
             return False
         known = self._others.serves
         if id(other) not in known:

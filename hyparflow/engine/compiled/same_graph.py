@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hyparflow.engine.compiled.captured import captures_of
+
 __all__ = ["same_graphs"]
 
 # Settings that name things, as arguments, neighbours on a device, gradients of one trace.
@@ -25,7 +27,9 @@ def same_graphs(
         replace: (what left captured) -> what right must have captured in its place.
         count: how many operations of left must be all those of right; None for all.
     """
-    outside = ({inner.name: outer for outer, inner in graph.captures} for graph in (left, right))
+    outside = (
+        {inner.name: outer for outer, inner in captures_of(graph)} for graph in (left, right)
+    )
     theirs, mine = ({n.partition(":")[0]: x for n, x in found.items()} for found in outside)
     definitions = left.as_graph_def(), right.as_graph_def()
     nodes = [definitions[0].node[:count], definitions[1].node]

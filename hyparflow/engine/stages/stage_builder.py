@@ -91,13 +91,13 @@ class StageBuilder:
         stage = self._stage(table, number, body, trained, twin)
         self.built.setdefault(units.kinds[number], (stage, variables))
         return Unit(
-            stage,
-            table.stage_inputs[number],
-            table.stage_outputs[number],
-            tuple(edge.tensor for edge in table.gradient_inputs(number)),
-            tuple(table.gradient_outputs(number)),
-            tuple(places[id(variable)] for variable in trained),
-            None if number == 0 else _types(graph, table, number),
+            stage=stage,
+            inputs=table.stage_inputs[number],
+            outputs=table.stage_outputs[number],
+            gradient_inputs=tuple(edge.tensor for edge in table.gradient_inputs(number)),
+            gradient_outputs=tuple(table.gradient_outputs(number)),
+            weights=tuple(places[id(variable)] for variable in trained),
+            types=None if number == 0 else _types(graph, table, number),
         )
 
     def _stage(

@@ -22,6 +22,7 @@ __all__ = [
     "settable_learning_rates",
     "skip_overflowed_step",
     "slots_of",
+    "step_counter",
     "updates_alike",
     "updates_each_alone",
 ]
@@ -94,6 +95,11 @@ def learning_rates(optimizer: Any) -> list[Any]:
     return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
 
+def step_counter(optimizer: Any) -> Any:
+    """The variable that counts steps; `iterations` is none where gradients are accumulated."""
+    return optimizer._iterations
+
+
 def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
     """The sum of the gradients of earlier steps, with `gradient_accumulation_steps`."""
     return optimizer._accumulated_gradients[optimizer._get_variable_index(variable)].value
@@ -107,14 +113,16 @@ def skip_overflowed_step(optimizer: Any) -> None:
     optimizer._stateful_handle_non_finite_grads()
 
 
-def updates_each_alone(optimizer: Any) -> bool:
-    """Whether a step of the optimizer may be made weight by weight, and counted once."""
-    known = any(type(optimizer) is getattr(keras.optimizers, name, None) for name in _EACH_ALONE)
-    return (
-        known
-        and not optimizer.gradient_accumulation_steps
-        and not (optimizer.use_ema and optimizer.ema_overwrite_frequency)
-    )
+def updates_each_alone(optimizer: Any, variables: list[Any]) -> bool:
+    """Whether a step may be made for some of `variables` after the others, and counted once."""
+    if not any(type(optimizer) is getattr(keras.optimizers, name, None) for name in _EACH_ALONE):
+        return False
+    try:
+        check_known(optimizer, variables)
+    except ValueError:  # it was built for others; its step will say so
+        return False
+    overwrites = optimizer.use_ema and optimizer.ema_overwrite_frequency
+    return not optimizer.gradient_accumulation_steps and not overwrites
 
 
 def slots_of(optimizer: Any, variable: Any) -> list[Any]:
