@@ -91,6 +91,8 @@ class Session:
             return self._run(call, led)
 
     def _run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+        if self._part is None:
+            self._layout = None  # it may be outdated: trainable weights are those of now
         if self.model.built:
             self._world.board.write("the cut of the model")
             self.layout()
@@ -286,13 +288,13 @@ class Session:
             who = self.options.grid.describe(self._world.rank)
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
             if self._part is not None:
+                self._layout = None
                 require_same_weights(model, self._part_key, key)
                 if self._part.has_trained and has_another_optimizer(self._part_key, key):
                     notices.announce_another_optimizer(model)
             self._world.board.write("the building of its part")
-            self._layout = cut_model(model, self.options)
             self._part = assembly.build_rank_engine(
-                model, self._layout, self.options, self._world, specs, with_loss
+                model, self.layout(), self.options, self._world, specs, with_loss
             )
             self._part_key = key
         return self._part
