@@ -20,10 +20,7 @@ from hyparflow.engine.trials.seen import seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
-from hyparflow.model.keras_internals.compiled import (
-    has_overridden,
-    symbolic_batch,
-)
+from hyparflow.model.keras_internals.compiled import has_overridden, symbolic_batch
 from hyparflow.model.keras_internals.layers import all_layers, check_inputs
 from hyparflow.model.keras_internals.optimizer import check_known
 from hyparflow.model.layer_names import layer_that_failed
