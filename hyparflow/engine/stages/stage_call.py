@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -37,7 +36,7 @@ def graph_body(
     masked: frozenset[tuple[int, int]],
     sums: Collection[tuple[int, int]] = (),
 ) -> StageCall:
-    """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
+    """The body of a stage cut out of `graph`.
 
     The first stage takes the user's inputs as `fit` gives them; a later stage takes the flat list
     of its input tensors, then the masks of the inputs that have one. It returns the outputs, then
@@ -51,11 +50,7 @@ def graph_body(
         sums: (id of a layer, position) of losses that layers add, and that are sums over rows.
     """
     inputs, outputs = table.stage_inputs[stage], table.stage_outputs[stage]
-
-    @functools.cache
-    def function() -> Any:  # made when it is first called: it may be compiled for another stage
-        return graph.function(inputs, outputs, table.operations(stage))
-
+    function = graph.function(inputs, outputs, table.operations(stage))
     with_mask = [position for position, n in enumerate(inputs) if (n, stage) in masked]
     layers = [layer for n in table.operations(stage) for layer in graph.calls[n].layers]
     metrics = layer_metrics(layers)
@@ -74,7 +69,7 @@ def graph_body(
                     tensors[position] = tf.identity(tensors[position])
                     set_mask(tensors[position], mask)
         with weighting(metrics, share):
-            results = function()(tensors, context)
+            results = function(tensors, context)
         for position in unmasked:
             if get_mask(results[position]) is not None:
                 raise _unforeseen_mask(graph.maker(outputs[position]))
