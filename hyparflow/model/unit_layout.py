@@ -27,9 +27,20 @@ UNITS = "HYPARFLOW_UNITS"
 _DEEP = 60  # layers from which on it pays to look for repeats in a model that is not cut
 
 
+def _setting() -> str:
+    """What HYPARFLOW_UNITS says."""
+    text = os.environ.get(UNITS, "").strip()
+    if text not in ("", "0", "all"):
+        raise ValueError(
+            f"{UNITS} takes 0 or all. Received: {UNITS}={text!r}. Unset it, or export "
+            "HYPARFLOW_UNITS=0 to compile stages whole."
+        )
+    return text
+
+
 def with_graph(model: Any, layout: ModelCut) -> ModelCut:
     """`layout`, with the graph of a model that is not cut, if blocks of it may repeat."""
-    setting = os.environ.get(UNITS)
+    setting = _setting()
     if layout.graph is not None or setting == "0":
         return layout
     if setting != "all" and len(all_layers(model)) < _DEEP:
@@ -55,7 +66,7 @@ def units_of(layout: ModelCut, rows: int) -> tuple[FlatGraph, Units] | None:
         rows: how many rows a micro-batch has.
     """
     graph, operations = layout.graph, layout.operations
-    setting = os.environ.get(UNITS)
+    setting = _setting()
     if graph is None or operations is None or setting == "0":
         return None
     if may_make_masks([layer for call in graph.calls for layer in call.layers]):

@@ -14,6 +14,9 @@ from keras import layers, ops  # noqa: E402
 from hyparflow.model.call_kinds import call_kinds  # noqa: E402
 from hyparflow.model.graph import FlatGraph  # noqa: E402
 from hyparflow.model.keras_internals.layers import opened_graph  # noqa: E402
+from hyparflow.model.layout import ModelCut  # noqa: E402
+from hyparflow.model.unit_layout import units_of  # noqa: E402
+from hyparflow.pipeline.partition import Partitioning  # noqa: E402
 from hyparflow.pipeline.repeats import Repeat, repeats  # noqa: E402
 
 
@@ -111,3 +114,9 @@ def test_where_tensors_come_from_matters() -> None:
     d = layers.Dense(8)(c)
     kinds = kinds_of(keras.Model(inputs, ops.add(x, d)))
     assert kinds[2] != kinds[5]
+
+
+def test_a_setting_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPARFLOW_UNITS", "2")
+    with pytest.raises(ValueError, match=r"takes 0 or all\. Received: HYPARFLOW_UNITS='2'"):
+        units_of(ModelCut(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset()), 1)
