@@ -1,24 +1,39 @@
-"""ResNet on CIFAR-10, in both of its versions, from depth 20 to beyond a thousand layers.
+"""ResNet on CIFAR-10, in both of its versions, from depth 20 to five thousand layers.
 
     python examples/cifar10_resnet.py --depth 20 --data cifar10.npz
     mpirun -n 2 python examples/cifar10_resnet.py --depth 110 --strategy data
     mpirun -n 2 python examples/cifar10_resnet.py --depth 110 --strategy model
     mpirun -n 4 python examples/cifar10_resnet.py --depth 56 --num-partitions 2 --num-replicas 2
-    mpirun -n 2 python examples/cifar10_resnet.py --depth 1001 --version 2 --strategy model \
+    mpirun -n 2 python examples/cifar10_resnet.py --depth 1001 --strategy model \
         --batch-size 16 --samples 160 --epochs 1
+    mpirun -n 2 python examples/cifar10_resnet.py --depth 5000 --strategy model \
+        --batch-size 4 --samples 400 --epochs 1 --data cifar10.npz
 
 Version 1 is He et al., "Deep Residual Learning for Image Recognition": basic blocks, depth 6n+2.
 Version 2 is their "Identity Mappings in Deep Residual Networks": pre-activated bottleneck blocks,
-depth 9n+2. Without --data the images are random, which is enough to measure speed.
+depth 9n+2: it is taken from a depth of 1000 on, unless --version says otherwise. --depth 5000
+stands for the largest depth up to there, 4997. Without --data the images are random, which is
+enough to measure speed.
 """
 
 import argparse
+import sys
 
 import common
 import keras
 from keras import KerasTensor, layers
 
 import hyparflow as hf
+
+PER_BLOCK = {1: 6, 2: 9}  # layers with weights in the three blocks that come together
+DEEP = 1000  # from this depth on, version 2 is usual
+
+
+def choose(depth: int, version: int | None = None) -> tuple[int, int]:
+    """The depth and version that are built: the largest depth up to the one that was asked for."""
+    if version is None:
+        version = 2 if depth >= DEEP else 1
+    return depth - (depth - 2) % PER_BLOCK[version], version
 
 
 def build(
@@ -28,13 +43,14 @@ def build(
     classes: int = 10,
 ) -> keras.Model:
     """The ResNet of this depth and version, ready to compile."""
-    per_block = 6 if version == 1 else 9
-    blocks, rest = divmod(depth - 2, per_block)
+    blocks, rest = divmod(depth - 2, PER_BLOCK.get(version, 9))
     if version not in (1, 2) or blocks < 1 or rest:
         raise ValueError(
             "The depth must be 6n+2 in version 1 and 9n+2 in version 2. "
             f"Received: depth={depth}, version={version}. Try 20 or 110 in either version."
         )
+    # keras.Model goes back through the shortcuts by recursion, by a call or two for each block.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + 2 * depth))
     inputs = keras.Input(input_shape)
     x = activate(conv(inputs, 16, 3))
     for group in range(3):
@@ -87,15 +103,17 @@ def bottleneck_block(x: KerasTensor, group: int, strides: int, first: bool) -> K
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--version", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--depth", type=int, default=20, help="of layers with weights, about")
+    parser.add_argument(
+        "--version", type=int, choices=(1, 2), help="by default 2 from a depth of 1000 on, else 1"
+    )
     common.add_training_arguments(parser, epochs=3, batch_size=128, learning_rate=1e-3)
     common.add_parallel_arguments(parser)
     args = parser.parse_args()
 
     keras.utils.set_random_seed(args.seed)
     (x, y), validation = common.load_images(args.data, args.samples)
-    model = build(args.depth, args.version)
+    model = build(*choose(args.depth, args.version))
     model.compile(
         optimizer=keras.optimizers.Adam(common.learning_rate(args, len(x))),
         loss="sparse_categorical_crossentropy",

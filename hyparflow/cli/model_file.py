@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hyparflow.comm.recursion import deep_models
 from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching.installation import install_command
 from hyparflow.model.versions import found_version, require_versions
@@ -37,11 +38,10 @@ def load_model(model: str, settings: Sequence[str] = ()) -> Any:
         )
     require_versions()
     path, _, name = model.partition(".py:")
-    if name:
-        return _built(model, Path(f"{path}.py"), name, _values(settings))
-    if settings:
+    if settings and not name:
         raise ValueError(f"--set is for FILE.py:FUNCTION. Received: {model} and --set")
-    return _saved(model)
+    with deep_models():
+        return _built(model, Path(f"{path}.py"), name, _values(settings)) if name else _saved(model)
 
 
 def _saved(model: str) -> Any:

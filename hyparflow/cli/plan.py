@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import click
 from hyparflow.cli.decided_options import decided_options
 from hyparflow.cli.model_file import load_model
 from hyparflow.cli.refused import Refused
-from hyparflow.comm import launcher
+from hyparflow.comm import launcher, log
+from hyparflow.comm.progress import progress
 from hyparflow.formats.writing import require_writable
 from hyparflow.options import planned_names
 
@@ -106,25 +106,29 @@ def _plan(
     # A file that is wrong is refused before the model is built.
     wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
     _set_threads(threads, machine.ranks_per_node)
-    built = _compiled(load_model(model, settings), optimizer)
+    log.configure()
+    # The plan goes to standard output, perhaps into a file.
+    with progress("planning", stream="stderr", log=_say) as shown:
+        shown.say("building the model")
+        built = _compiled(load_model(model, settings), optimizer)
 
-    from hyparflow.planning.plan_model import costs_of_model
-    from hyparflow.planning.plan_model import plan as make_plan
+        from hyparflow.planning.plan_model import costs_of_model
+        from hyparflow.planning.plan_model import plan as make_plan
 
-    known = costs_of_model(built, wanted, batch_size, machine, _say)
-    click.echo("\r\033[K" if sys.stderr.isatty() else "", nl=False, err=True)
-    if save_costs:
-        known.save(save_costs)
-    elsewhere = cluster is not None or nodes is not None
-    made = make_plan(
-        built,
-        batch_size=batch_size,
-        memory_limit=memory_limit,
-        cluster=machine if elsewhere else None,
-        num_ranks=machine.num_ranks,
-        costs=known,
-        **decided,
-    )
+        known = costs_of_model(built, wanted, batch_size, machine, shown.say)
+        if save_costs:
+            known.save(save_costs)
+        elsewhere = cluster is not None or nodes is not None
+        made = make_plan(
+            built,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
+            cluster=machine if elsewhere else None,
+            num_ranks=machine.num_ranks,
+            costs=known,
+            say=shown.say,
+            **decided,
+        )
     _hand_out(made, save, plot)
 
 
@@ -184,6 +188,4 @@ def _shape(ranks: int | None, nodes: int | None) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    """Progress, on one line of a terminal."""
-    if sys.stderr.isatty():
-        click.echo(f"\r\033[Kmeasuring {line}", nl=False, err=True)
+    click.echo(line, err=True)

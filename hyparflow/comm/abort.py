@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hyparflow.comm import launcher
+from hyparflow.comm import launcher, recursion
 
 __all__ = [
     "abort",
@@ -121,9 +121,15 @@ def report(
     )
     text = "".join(traceback.format_exception(kind, error, trace))
     say(f"{text}hyparflow: {kind.__name__} on {place}; all ranks are stopped.\n")
+    _say_remedy(error, trace)
     for witness in _witnesses:
         with contextlib.suppress(Exception):  # an error in it must not keep the job from its end
             witness(error)
+
+
+def _say_remedy(error: BaseException, trace: TracebackType | None) -> None:
+    if text := recursion.remedy(error, trace):
+        say(text)
 
 
 def give_way(error: BaseException) -> None:
@@ -163,6 +169,7 @@ def install() -> None:
         give_way(error)
         if mpi is None:
             previous(kind, error, trace)
+            _say_remedy(error, trace)
             return
         report(kind, error, trace, mpi)
         abort(130 if issubclass(kind, KeyboardInterrupt) else 1)

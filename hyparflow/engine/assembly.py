@@ -16,7 +16,6 @@ from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
-from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.mpi_sum import MakeSum, mpi_sums
 from hyparflow.engine.gradients.overwritten import require_one_holder
 from hyparflow.engine.gradients.reducer import Reducer, SharedGroup
@@ -28,11 +27,13 @@ from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
-from hyparflow.engine.stages.stage import Stage
+from hyparflow.engine.stages.stage_builder import StageBuilder
 from hyparflow.engine.stages.stage_call import StageCall, graph_body, model_body
 from hyparflow.engine.transport import Transport
+from hyparflow.engine.weights.groups import groups_of
 from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.engine.weights.weight_groups import WeightGroup, weight_groups
 from hyparflow.model import masks
 from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch
 from hyparflow.model.keras_internals.layers import (
@@ -42,6 +43,7 @@ from hyparflow.model.keras_internals.layers import (
     output_structure,
 )
 from hyparflow.model.layout import ModelCut
+from hyparflow.model.unit_layout import units_of, with_graph
 from hyparflow.model.untouched import fixed_moments, untouched
 from hyparflow.options import Options
 
@@ -49,7 +51,13 @@ __all__ = ["build_rank_engine"]
 
 
 def build_rank_engine(
-    model: Any, layout: ModelCut, options: Options, world: World, specs: Any, with_loss: bool
+    model: Any,
+    layout: ModelCut,
+    options: Options,
+    world: World,
+    specs: Any,
+    with_loss: bool,
+    rows: Sequence[int] = (),
 ) -> RankEngine:
     """Build this rank's part. Collective: every rank calls it with the same layout.
 
@@ -60,16 +68,26 @@ def build_rank_engine(
         world: all ranks.
         specs: types of (x, y, sample weights).
         with_loss: whether to compute loss and metrics; False for predictions.
+        rows: the numbers of rows of micro-batches, as far as they are known.
     """
     choice.agree(world)
+    eager = model.compiled and bool(model.run_eagerly)
+    peers = groups_of(options.grid, world).peers
+    statistics = BatchStatistics(model, options.batchnorm, peers)
+    own = CustomSteps(model, peers, statistics)
+    has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
+    units = None
+    if choice.compiler().shares and not (eager or statistics.active or has_own_steps):
+        opened = with_graph(model, layout)
+        units = units_of(opened, max(rows, default=1))
+        layout = layout if units is None else opened
     place = Ownership(model, layout, options.grid, world)
-    statistics = BatchStatistics(model, options.batchnorm, place.peers)
     bodies, pack = _bodies(model, layout, place.stages)
-    own = CustomSteps(model, place.peers, statistics)
-    losses = _losses(model, layout, place, specs, pack, own) if with_loss else None
+    groups = weight_groups(place.trained, place.stages, units)
+    losses = _losses(model, place, specs, pack, own, groups) if with_loss else None
     learner = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
-        learner = _learner(model, layout, place, options)
+        learner = _learner(model, layout, place, options, groups)
     sync = WeightSync(
         model,
         place.grid,
@@ -83,9 +101,21 @@ def build_rank_engine(
     head = losses.head if losses is not None and place.is_last else None
     # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
     jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
-    bodies = [statistics.around(body) for body in bodies]
     aside = functools.partial(_aside, model, statistics)
-    engine = _engine(model, layout, place, bodies, head, jit_compile, aside)
+    build = StageBuilder(
+        layout=layout,
+        place=place,
+        statistics=statistics,
+        head=head,
+        eager=eager,
+        jit_compile=jit_compile,
+        aside=aside,
+    )
+    stages = [
+        build.whole(number, body) if units is None else build.chained(number, *units)
+        for number, body in zip(place.stages, bodies, strict=True)
+    ]
+    engine = _engine(layout, place, stages, eager)
     table = layout.partitioning
     return RankEngine(
         engine=engine,
@@ -101,21 +131,10 @@ def build_rank_engine(
 
 
 def _engine(
-    model: Any,
-    layout: ModelCut,
-    place: Ownership,
-    bodies: Sequence[StageCall],
-    head: LossHead | None,
-    jit_compile: bool,
-    aside: Aside,
+    layout: ModelCut, place: Ownership, stages: Sequence[LocalStage], eager: bool
 ) -> Engine:
-    eager = model.compiled and bool(model.run_eagerly)
-    held = [
-        _held(layout, place, number, body, head, eager, jit_compile, aside)
-        for number, body in zip(place.stages, bodies, strict=True)
-    ]
     return Engine(
-        held,
+        stages,
         layout.partitioning.edges,
         _transport(layout, place, eager),
         len(place.trained),
@@ -123,33 +142,6 @@ def _engine(
         place.world.board.write,
         place.world.recorder,
     )
-
-
-def _held(
-    layout: ModelCut,
-    place: Ownership,
-    number: int,
-    body: StageCall,
-    head: LossHead | None,
-    eager: bool,
-    jit_compile: bool,
-    aside: Aside,
-) -> LocalStage:
-    """One of this rank's stages."""
-    table = layout.partitioning
-    weights = place.trained_by(number, layout)
-    stage = Stage(
-        body,
-        [place.trained[position] for position in weights],
-        [table.stage_inputs[number].index(edge.tensor) for edge in table.gradient_inputs(number)],
-        [table.stage_outputs[number].index(tensor) for tensor in table.gradient_outputs(number)],
-        head if number == table.num_stages - 1 else None,
-        eager=eager,
-        jit_compile=jit_compile,
-        aside=aside,
-    )
-    masked = masks.masked_outputs(table, layout.masked, number)
-    return LocalStage(number, stage, table, masked, weights, _input_types(layout, number))
 
 
 @contextlib.contextmanager
@@ -166,19 +158,13 @@ def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], Non
         statistics.aside = False
 
 
-def _input_types(layout: ModelCut, stage: int) -> list[Any] | None:
-    """The types of a stage's inputs; None for the first stage, or if masks come with them."""
-    if stage == 0 or layout.graph is None:
-        return None
-    numbers = layout.partitioning.stage_inputs[stage]
-    if any((number, stage) in layout.masked for number in numbers):
-        return None
-    tensors = [layout.graph.tensors[number] for number in numbers]
-    return [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in tensors]
-
-
 def _losses(
-    model: Any, layout: ModelCut, place: Ownership, specs: Any, pack: Pack, own: CustomSteps
+    model: Any,
+    place: Ownership,
+    specs: Any,
+    pack: Pack,
+    own: CustomSteps,
+    groups: Sequence[WeightGroup],
 ) -> Losses:
     symbolic = symbolic_batch(model, specs)
     build_compiled(model, symbolic)
@@ -187,31 +173,43 @@ def _losses(
     updates = place.is_last or _has_layer_metrics(model)
     metrics = MetricState(model, place.world, updates, own.metrics)
     own.attach(metrics)
-    counted = [v for v in place.trained if v.regularizer is not None and place.owns(v)]
+    counted = [(group.kind, _regularized(group, place)) for group in groups]
     return Losses(
         terms=terms,
         metrics=metrics,
         head=LossHead(model, terms, pack),
         weigh=_weigher(model, terms) if terms.need_weights else None,
         symbolic=symbolic,
-        penalty=Penalty(counted),
+        penalty=Penalty([found for found in counted if found[1]]),
     )
 
 
-def _learner(model: Any, layout: ModelCut, place: Ownership, options: Options) -> Learner:
+def _regularized(group: WeightGroup, place: Ownership) -> list[tuple[int, Any]]:
+    """The weights of a group whose penalty this rank counts, with their positions."""
+    members = [(position, place.trained[position]) for position in group.positions]
+    return [(p, v) for p, v in members if v.regularizer is not None and place.owns(v)]
+
+
+def _learner(
+    model: Any,
+    layout: ModelCut,
+    place: Ownership,
+    options: Options,
+    groups: Sequence[WeightGroup],
+) -> Learner:
     try:
         require_one_holder(model.trainable_variables, place.holders)
     except ValueError as error:
         raise abort.mark_collective(error) from None
     counted = [place.owns(variable) for variable in place.trained]
-    groups = [
+    shared = [
         SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
         for who, comm in place.shared.items()
     ]
     sums = _replica_sums(options, place)
     return Learner(
-        Reducer(place.trained, place.peers, groups, sums, place.pieces(layout)),
-        OptimizerStep(model, place.trained, counted, place.replica),
+        Reducer(place.trained, place.peers, shared, sums, place.pieces(layout)),
+        OptimizerStep(model, place.trained, counted, place.replica, groups),
     )
 
 

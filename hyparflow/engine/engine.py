@@ -13,6 +13,7 @@ from hyparflow.comm import abort
 from hyparflow.comm.recorder import Recorder
 from hyparflow.engine.batch import Batch
 from hyparflow.engine.compiled.tensors import as_share, as_tensors
+from hyparflow.engine.first_runs import FirstRuns
 from hyparflow.engine.gradients.microbatch_sum import GradientSum, joined
 from hyparflow.engine.gradients.reducer import Reducer
 from hyparflow.engine.loss.head import Labels, no_labels
@@ -52,9 +53,7 @@ class Engine:
         self._edges = edges
         self._transport = transport
         self._num_weights = num_weights
-        self._place = place
-        self._note = note
-        self._recorder = recorder
+        self._place, self._note, self._recorder = place, note, recorder
         # Edges between two stages of this rank, by the stage that makes the tensor.
         self._local: dict[int, list[int]] = {number: [] for number in self._held}
         for index, edge in enumerate(edges):
@@ -74,7 +73,7 @@ class Engine:
             Kind.REDUCE: self._do_reduce,
             Kind.APPLY: self._do_apply,
         }
-        self._prepared = False
+        self._first_runs = FirstRuns(list(self._held))
         self._forward_call: Callable[[LocalStage, int], Saved | None] = self._predict_forward
         self._begin(Batch(0, []), no_labels)
 
@@ -111,15 +110,16 @@ class Engine:
         self._advance = reducer.advance
         for held in self._held.values():
             held.stage.begin(several=program.num_microbatches > 1)
-        if not self._prepared and batch.microbatches:
+        if not self._first_runs.are_prepared and batch.microbatches:
             self._prepare(program)
         self._run(program)
 
     def _prepare(self, program: Program) -> None:
         """Compile a stage before its inputs come, while other ranks compile the stages before."""
-        self._prepared = True
+        self._first_runs.are_prepared = True
         for held in self._held.values():
             if held.types is not None:
+                self._note(self._first_runs.ahead(held.number))
                 rest = self._labels(0) if held.is_last else self._share(0)
                 kinds = {step.kind for step in program.steps if step.stage == held.number}
                 held.stage.prepare(list(held.types), rest, kinds)
@@ -139,7 +139,7 @@ class Engine:
 
     def _run(self, program: Program) -> None:
         for index, step in enumerate(program.steps):
-            self._note(program.names[index])
+            self._note(self._first_runs.named(program.names[index], step, self._forward_call))
             start, moved = time.monotonic(), self._transport.moved
             try:
                 for later in program.post[index]:
@@ -182,14 +182,15 @@ class Engine:
 
     def _train_forward(self, held: LocalStage, m: int) -> Saved:
         if held.is_last:
-            return held.stage.forward_loss(self._inputs(held, m), self._labels(m))
-        saved = held.stage.forward(self._inputs(held, m), self._share(m))
+            saved = held.stage.forward_loss(self._inputs(held, m), self._labels(m))
+        else:
+            saved = held.stage.forward(self._inputs(held, m), self._share(m))
         self._add_loss(m, saved.loss)
         return saved
 
     def _test_forward(self, held: LocalStage, m: int) -> Saved | None:
         if held.is_last:
-            held.stage.infer_loss(self._inputs(held, m), self._labels(m))
+            self._add_loss(m, held.stage.infer_loss(self._inputs(held, m), self._labels(m)))
             return None
         outputs, loss = held.stage.infer(self._inputs(held, m), self._share(m))
         self._add_loss(m, loss)
@@ -208,7 +209,8 @@ class Engine:
 
     def _do_fused(self, step: Step, tag: int) -> None:
         held, m = self._held[step.stage], step.microbatch
-        gradients = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
+        gradients, loss = held.stage.forward_backward(self._inputs(held, m), self._labels(m))
+        self._add_loss(m, loss)
         self._take_gradients(held, m, gradients)
 
     def _do_backward(self, step: Step, tag: int) -> None:

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from hyparflow.comm.communicator import Communicator
-from hyparflow.engine.compiled.fast_call import FixedFunction
-from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.gradients.overwritten import require_one_call
-from hyparflow.engine.loss.penalty import regularization
+from hyparflow.engine.weight_update import Member, WeightUpdate
+from hyparflow.engine.weights.weight_groups import WeightGroup
 from hyparflow.model.keras_internals.optimizer import (
-    accumulated_gradient,
-    applying_part,
     inner_optimizer,
     skip_overflowed_step,
+    step_counter,
+    updates_alike,
+    updates_each_alone,
 )
 
 __all__ = ["OptimizerStep"]
@@ -43,6 +42,7 @@ class OptimizerStep:
         counted: for each, whether this rank counts it in norms (the first of its
             holders does).
         partitions: the ranks of this replica.
+        groups: the weights in groups; what is traced for one serves for others of its kind.
     """
 
     def __init__(
@@ -51,15 +51,13 @@ class OptimizerStep:
         variables: Sequence[Any],
         counted: Sequence[bool],
         partitions: Communicator,
+        groups: Sequence[WeightGroup],
     ) -> None:
         self._model, self._optimizer = model, model.optimizer
         self._inner = inner_optimizer(model.optimizer)
         self._variables = list(variables)
-        self._counted = list(counted)
+        self._members = [Member(v, c) for v, c in zip(variables, counted, strict=True)]
         self._partitions = partitions
-        self._regularized = [
-            index for index, v in enumerate(variables) if v.regularizer is not None
-        ]
         if not self._optimizer.built:
             _build(self._optimizer, model)
         self.given: list[int] = []
@@ -69,15 +67,36 @@ class OptimizerStep:
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
+        self._groups = list(groups)
         self.compile_anew()
 
     def compile_anew(self) -> None:
         """Trace the step again, with the present settings of optimizer and regularizers."""
-        self._clip = float(self._inner.global_clipnorm or 0.0)
-        self._accumulated = int(self._inner.gradient_accumulation_steps or 1)
-        self._survey = FixedFunction(self._trace_survey)
-        self._apply = FixedFunction(self._trace_apply)
+        apart = len(self._groups) > 1 and updates_each_alone(self._optimizer, self._variables)
+        everything = WeightGroup(tuple(range(len(self._variables))), -1)
+        first: dict[int, tuple[WeightGroup, WeightUpdate]] = {}
+        self._updates: list[tuple[WeightGroup, WeightUpdate]] = []
+        for group in self._groups if apart else [everything]:
+            other, like = first.get(group.kind, (group, None))
+            if like is not None and not self._alike(other, group):
+                like = None
+            members = [self._members[position] for position in group.positions]
+            update = WeightUpdate(self._optimizer, members, not apart, like)
+            self._updates.append((group, update))
+            first.setdefault(group.kind, (group, update))
+        self._counts_apart = apart
         self._seen: set[tuple[int, ...]] = set()  # which gradients there were in some step
+
+    def _alike(self, left: WeightGroup, right: WeightGroup) -> bool:
+        """Whether the weights of two groups are updated alike."""
+        pairs = [
+            (self._members[a], self._members[b])
+            for a, b in zip(left.positions, right.positions, strict=False)
+        ]
+        return len(left.positions) == len(right.positions) and all(
+            a.is_counted == b.is_counted and updates_alike(self._inner, a.variable, b.variable)
+            for a, b in pairs
+        )
 
     def loss_scale(self) -> float:
         """The factor of the loss in the backward, by which gradients are divided here."""
@@ -93,83 +112,59 @@ class OptimizerStep:
         if self._unproved and parts > 1:
             require_one_call(self._model, self._variables, gradients)
             self._unproved = False
-        present = [
-            index
-            for index in range(len(self._variables))
-            if gradients[index] is not None or index in self._regularized
+        steps = [
+            _Step(group, update, [gradients[position] for position in group.positions])
+            for group, update in self._updates
         ]
-        self.given = [self.numbers[index] for index in present]
-        values = [gradients[index] for index in present]
+        present = tuple(position for step in steps for position in step.positions)
+        self.given = [self.numbers[position] for position in sorted(present)]
         norm = 0.0
-        if self._clip or self._may_skip:
-            total = np.array(self._survey(values, tuple(present)))
+        if any(update.clip for _, update in self._updates) or self._may_skip:
+            total = np.array(sum(step.survey() for step in steps))
             self._partitions.sum(total, "the global norm of the gradients")
             norm, overflowed = float(np.sqrt(total[0])), total[1] > 0
             if self._may_skip and overflowed:
                 skip_overflowed_step(self._optimizer)
                 return
-        arguments = [*values, tf.constant(norm, tf.float64)], tuple(present)
-        self._apply(*arguments)
-        if not present and self._trains:
-            self._inner.iterations.assign_add(1)
-        elif tuple(present) not in self._seen:  # a weight may have its first gradient late
-            self._seen.add(tuple(present))
-            used = self._apply.concrete(*arguments).variables
+        for step in steps:
+            step.apply(norm)
+        if self._trains and (self._counts_apart or not present):
+            step_counter(self._inner).assign_add(1)
+        if present and present not in self._seen:  # a weight may have its first gradient late
+            self._seen.add(present)
+            used = [v for step in steps for v in step.used(norm)]
+            used.append(step_counter(self._inner).value)
             self._touched |= {id(variable): variable for variable in used}
 
     def take_back(self) -> None:
         """Do not count a step without any gradient: plain Keras raises before it counts."""
-        self._inner.iterations.assign_sub(1)
+        step_counter(self._inner).assign_sub(1)
 
     @property
     def touched(self) -> list[Any]:
         """The TensorFlow variables that a step read or wrote: the state this rank owns."""
         return list(self._touched.values())
 
-    def _trace_survey(self, values: list[Any], present: tuple[int, ...]) -> Any:
-        """The sum of squares of the values to be clipped, and the number of gradients with an
-        overflow, of the weights that this rank counts.
-        """
-        squares = overflows = tf.zeros((), tf.float64)
-        scale = self._optimizer.scale_loss(tf.ones((), tf.float64))
-        for value, index in zip(self._regularize(values, present), present, strict=True):
-            finite = tf.reduce_all(tf.math.is_finite(_values(value)))
-            overflows += tf.cast(tf.logical_not(finite), tf.float64)
-            if self._counted[index] and not self._variables[index].overwrite_with_gradient:
-                clipped = self._to_be_clipped(index, value, scale)
-                squares += tf.cast(ops.sum(ops.square(clipped)), tf.float64)
-        return tf.stack([squares, overflows])
 
-    def _to_be_clipped(self, index: int, value: Any, scale: Any) -> Any:
-        """The value that Keras clips, without the loss scale: a step's gradient, or the mean of
-        accumulated gradients.
-        """
-        scale = tf.cast(scale, _values(value).dtype)
-        if self._accumulated == 1:
-            return _values(value) / scale
-        before = accumulated_gradient(self._inner, self._variables[index])
-        return (tf.convert_to_tensor(value) / scale + before) / self._accumulated
+class _Step:
+    """One group's part of one step."""
 
-    def _trace_apply(self, tensors: list[Any], present: tuple[int, ...]) -> None:
-        *values, norm = tensors
-        variables = [self._variables[index] for index in present]
-        clip = (lambda gradients: _clipped(gradients, self._clip, norm)) if self._clip else None
-        with applying_part(self._inner, self._variables, clip):
-            self._optimizer.apply(self._regularize(values, present), variables)
+    def __init__(self, group: WeightGroup, update: WeightUpdate, gradients: list[Any]) -> None:
+        self._update, self._gradients = update, gradients
+        self._present = update.present(gradients)
+        self.positions = [group.positions[place] for place in self._present]
 
-    def _regularize(self, values: list[Any], present: tuple[int, ...]) -> list[Any]:
-        """Add the gradient of weight regularization, once, after all sums."""
-        values = list(values)
-        scale = self._optimizer.scale_loss(1.0)
-        positions = [p for p, index in enumerate(present) if index in self._regularized]
-        gradients = gradients_of(
-            lambda: [regularization(self._variables[present[p]]) for p in positions],
-            [self._variables[present[p]].value for p in positions],
-        )
-        for position, gradient in zip(positions, gradients, strict=True):
-            value, gradient = values[position], gradient * tf.cast(scale, gradient.dtype)
-            values[position] = gradient if value is None else tf.convert_to_tensor(value) + gradient
-        return values
+    def survey(self) -> np.ndarray:
+        return np.array(self._update.survey(self._gradients, self._present))
+
+    def apply(self, norm: float) -> None:
+        if self._present:
+            self._update.apply(self._gradients, self._present, tf.constant(norm, tf.float64))
+
+    def used(self, norm: float) -> list[Any]:
+        if not self._present:
+            return []
+        return self._update.used(self._gradients, self._present, tf.constant(norm, tf.float64))
 
 
 def _build(optimizer: Any, model: Any) -> None:
@@ -202,17 +197,3 @@ def _unnamed(make: Callable[..., Any], **arguments: Any) -> Any:
     Each name makes another kernel, of 35 KB and 1 ms. Keras names its variables itself.
     """
     return make(**{**arguments, "name": "slot"})
-
-
-def _values(gradient: Any) -> Any:
-    """The values of a gradient; of a sparse one, its values without adding up rows."""
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _clipped(gradients: Sequence[Any], limit: float, norm: Any) -> list[Any]:
-    """`gradients`, of the global norm `norm`, at most of norm `limit`."""
-    # With a finite norm the second term is 0; with NaN or inf it makes the scale NaN, as Keras's
-    # own clipping does.
-    scale = limit * tf.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
-    dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-    return [gradient * tf.cast(scale, gradient.dtype) for gradient in dense]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hyparflow.comm.recursion import deep_models
+
 __all__ = ["is_model", "keras_settings", "reduce_model", "use_keras_settings"]
 
 # Modules that every process has.
@@ -68,7 +70,8 @@ def _restore(content: bytes, custom_objects: dict[str, Any], is_new: bool) -> An
         if is_new:
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
         # Unsafe loading is no worse than the pickle that holds it.
-        return keras.models.load_model(path, custom_objects, safe_mode=False)
+        with deep_models():
+            return keras.models.load_model(path, custom_objects, safe_mode=False)
 
 
 def _custom_objects(model: Any) -> dict[str, Any]:

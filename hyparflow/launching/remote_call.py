@@ -25,6 +25,7 @@ def main(folder: Path) -> None:
     os.chdir(directory)
     from hyparflow.comm import abort
     from hyparflow.comm.last_threads import watch_last_threads
+    from hyparflow.comm.recursion import allow_deep_models
     from hyparflow.comm.timeout import timeout_seconds
     from hyparflow.launching.payload import Outcome, read_call, write_outcome
     from hyparflow.launching.pickled_models import use_keras_settings
@@ -38,6 +39,7 @@ def main(folder: Path) -> None:
 
     try:
         use_keras_settings(settings)
+        allow_deep_models()  # which the function may build
         function, args, kwargs = read_call(folder)
         with abort.witnessed(tell):  # of an error that ends the job in the middle of a step
             value = function(*args, **kwargs)

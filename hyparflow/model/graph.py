@@ -7,7 +7,6 @@ called twice becomes two calls of the same layer.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +16,8 @@ from hyparflow.model.graph_call import CallContext, GraphCall, Standardize
 from hyparflow.model.keras_internals.layers import (
     all_layers,
     execution_order,
+    filled_in,
     opened_graph,
-    run_through,
     state_variables,
 )
 from hyparflow.model.operation_cost import OperationWork, crossing_cost, work_of
@@ -52,6 +51,7 @@ class FlatGraph:
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._reads: list[tuple[int, ...]] = []
         self._makes: list[tuple[int, ...]] = []
+        self._origins: dict[int, tuple[int, int]] = {}  # tensor -> the call that makes it, position
         entries = [_like(x) for x in functional.inputs]
         self.inputs = tuple(self._number(x) for x in entries)
         outputs = self._expand(functional, entries)
@@ -111,8 +111,21 @@ class FlatGraph:
         self.calls.append(call)
         self.arguments.append((args, kwargs))
         self._reads.append(tuple(dict.fromkeys(self._numbers[id(x)] for x in reads)))
-        self._makes.append(tuple(self._number(x) for x in outputs))
+        made = tuple(self._number(x) for x in outputs)
+        self._origins.update({n: (len(self._makes), p) for p, n in enumerate(made)})
+        self._makes.append(made)
         return outputs
+
+    def origin(self, index: int, tensor: Any) -> tuple[int, int]:
+        """Where a tensor that call `index` reads was made: how many calls before, and which output.
+
+        For an input of the model, (0, its position).
+        """
+        number = self._numbers[id(tensor)]
+        if number in self._origins:
+            call, position = self._origins[number]
+            return index - call, position
+        return 0, number
 
     def maker(self, tensor: int) -> str:
         """The name of the call that makes a tensor."""
@@ -125,37 +138,25 @@ class FlatGraph:
     ) -> GraphFunction:
         """A function from tensors `inputs` to tensors `outputs`, by `operations`; all are numbers.
 
-        It is a `keras.Function` over inputs of its own, since not every version of Keras can cut
-        a graph at tensors in its middle. An output that is an input is passed on as it is.
+        It makes the calls in their order in the whole model, also those whose results nobody takes,
+        as Keras does for an unused output of a nested model: they may change state, and add to the
+        loss. (A `keras.Function` leaves them out; it copies each call, and looks for the name of
+        each among all.) An output that is an input is passed on as it is.
         """
-        entries = {n: _like(self.tensors[n]) for n in inputs}
-        values = {id(self.tensors[n]): entry for n, entry in entries.items()}
-        read: set[int] = set()
-        for index in operations:
-            call = self.calls[index]
-            args, kwargs = keras.tree.map_structure(
-                lambda x: values.get(id(x), x), self.arguments[index]
-            )
-            twin = GraphCall(call.operation, call.output_specs, call.name)
-            results = keras.tree.flatten(twin(*args, **kwargs))
-            for n, result in zip(self._makes[index], results, strict=True):
-                values[id(self.tensors[n])] = result
-            read.update(self._reads[index])
-        taken = [position for position, n in enumerate(inputs) if n in read]
-        made = [n for n in outputs if n not in entries]
-        function = keras.Function(
-            [entries[inputs[position]] for position in taken],
-            [values[id(self.tensors[n])] for n in made],
-        )
+        taken = [id(self.tensors[n]) for n in inputs]
+        given = [id(self.tensors[n]) for n in outputs]
+        calls = [
+            (self.calls[index], [id(self.tensors[n]) for n in self._makes[index]])
+            for index in operations
+        ]
 
         def run(tensors: list[Any], context: CallContext) -> list[Any]:
-            def call_of(twin: GraphCall) -> Callable[..., Any]:
-                return functools.partial(twin.call_in, context)
-
-            results = run_through(function, [tensors[position] for position in taken], call_of)
-            known = dict(zip(inputs, tensors, strict=True))
-            known.update(zip(made, results, strict=True))
-            return [known[n] for n in outputs]
+            values = dict(zip(taken, tensors, strict=True))
+            for call, made in calls:
+                args, kwargs = filled_in(call, values)
+                results = keras.tree.flatten(call.call_in(context, *args, **kwargs))
+                values.update(zip(made, results, strict=False))  # as Keras pairs them
+            return [values[made] for made in given]
 
         return run
 

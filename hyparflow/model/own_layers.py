@@ -13,7 +13,7 @@ import keras
 
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 
-__all__ = ["own_layers"]
+__all__ = ["holds_own_code", "own_layers"]
 
 _OVER_ROWS = frozenset(  # operations of keras.ops that may mix the rows
     ["Mean", "Sum", "Max", "Min", "Std", "Var", "Norm", "Prod", "Cumsum", "Cumprod", "Average"]
@@ -39,6 +39,17 @@ def own_layers(model: Any) -> list[str]:
             if not isinstance(operation, keras.Layer) and type(operation).__name__ in _OVER_ROWS:
                 found.append(operation.name)
     return list(dict.fromkeys(found))
+
+
+def holds_own_code(operation: Any) -> bool:
+    """Whether an operation, or a layer inside it, runs code that is not of a library."""
+    layers = all_layers(operation) if isinstance(operation, keras.Layer) else []
+    return not _is_of_library(type(operation)) or any(
+        not _is_of_library(type(layer))
+        or type(layer).__name__ in _HOLD_CODE
+        or _has_own_function(layer)
+        for layer in layers
+    )
 
 
 def _may_join(layer: Any, is_graph: bool) -> bool:

@@ -22,6 +22,7 @@ __all__ = ["code_names", "is_users_own", "reachable", "reachable_variables"]
 _DEEPEST = 12
 _VARIABLES = (keras.Variable, tf.Variable)
 _LIBRARIES = frozenset(("tensorflow", "numpy", "keras_hub", "hyparflow", *sys.stdlib_module_names))
+_NOT_USERS = _LIBRARIES | {"keras"}
 
 
 def reachable_variables(roots: Iterable[Any]) -> list[Any]:
@@ -46,7 +47,7 @@ def reachable(roots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def is_users_own(value: Any) -> bool:
     """Whether this function, class or module is neither Keras's nor of a library."""
-    return _package(value) not in (*_LIBRARIES, "keras")
+    return _package(value) not in _NOT_USERS
 
 
 def _leads_to(value: Any) -> Iterator[tuple[str, Any]]:

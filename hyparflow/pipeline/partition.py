@@ -21,6 +21,7 @@ from hyparflow.pipeline.refine import refine
 __all__ = [
     "Partitioning",
     "allowed_cuts",
+    "crossing_costs",
     "divide",
     "make_partitioning",
     "verify",
@@ -96,13 +97,13 @@ def divide(
         allowed = allowed_cuts(graph)
         boundaries = balance(costs, num_stages, allowed)
         if balanced_for is not None:
-            boundaries = refine(boundaries, costs, _crossing_costs(graph), allowed, *balanced_for)
+            boundaries = refine(boundaries, costs, crossing_costs(graph), allowed, *balanced_for)
     else:
         boundaries = _boundaries_from_lpp(graph, num_stages, lpp)
     return make_partitioning(graph, boundaries)
 
 
-def _crossing_costs(graph: OperationGraph) -> np.ndarray:
+def crossing_costs(graph: OperationGraph) -> np.ndarray:
     """What the tensors that cross each boundary 0..n cost at either end."""
     reads, _ = reads_of(graph)
     costs = [

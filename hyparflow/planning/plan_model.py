@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hyparflow.comm import abort, launcher
-from hyparflow.comm.log import users_stack_level
+from hyparflow.comm.log import configure, users_stack_level
+from hyparflow.comm.progress import progress
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.sizes import parse_bytes
 from hyparflow.formats.text import shortened
@@ -73,7 +75,8 @@ def plan(
         costs: String, path or `hyparflow.Costs`. `"measure"` measures the layers on this machine
             with the threads that TensorFlow has in this process, `"estimate"` counts operations.
             Anything else is the path of a file that `Costs.save` wrote, or the costs themselves.
-        say: Callable or `None`. Called with a line of text for each step of the measurement.
+        say: Callable or `None`. Called with a line of text for each step of planning. `None` shows
+            these steps as they go on, if planning takes more than two seconds.
         decided: The parallel arguments that are already decided. `None` leaves one to the plan.
         {options}
 
@@ -99,9 +102,10 @@ def plan(
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     _check_lpp(constraints.options.lpp, operations)
-    known = _costs_of(graph, costs, batch_size, cluster, say or _silent)
-    problem = Problem(operations, known, cluster, batch_size)
-    found = consider(problem, constraints)
+    with _shown(say) as tell:
+        known = _costs_of(graph, costs, batch_size, cluster, tell)
+        problem = Problem(operations, known, cluster, batch_size)
+        found = consider(problem, constraints, tell)
     best = best_of(found, limit)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
@@ -265,5 +269,12 @@ def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
     return sorted(chosen, key=lambda prediction: prediction.step_seconds)
 
 
-def _silent(text: str) -> None:
-    """Say nothing of the progress."""
+@contextlib.contextmanager
+def _shown(say: Callable[[str], None] | None) -> Iterator[Callable[[str], None]]:
+    """While open, what it yields takes lines of progress: `say`, or it shows them by itself."""
+    if say is not None:
+        yield say
+        return
+    configure()
+    with progress("planning", is_shown=launcher.told_rank() == 0) as shown:
+        yield shown.say

@@ -14,6 +14,7 @@ from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import portable
+from hyparflow.comm.progress import progress
 from hyparflow.comm.world import World
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data, open_stream
@@ -23,7 +24,7 @@ from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.plan_model import costs_of_model, plan
-from hyparflow.training.call import DEFAULT_BATCH
+from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
@@ -97,7 +98,7 @@ def plan_fit(
         rows *= replicas
     key = (rows, known.number(model.optimizer), repr(decided))
     if key not in known.plans:
-        show = arguments.get("verbose", "auto") != 0
+        show = is_shown(arguments)
         planned = functools.partial(_plan, model, world, rows, decided, known)
         if opened_graph(model) is not None:
             known.plans[key] = _plan_for_ranks(world, planned, show)
@@ -138,11 +139,13 @@ def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) ->
         return _follow(world)
 
     def say(line: str) -> None:  # keeps the wait of the other ranks from its deadline
-        world.board.write(f"measures {line}")
+        shown.say(line)
+        world.board.write(f"plans: {line}")
         world.broadcast_object((None, None), LEADER, _WHAT)
 
     try:
-        found = planned(say)
+        with progress("planning", show) as shown:
+            found = planned(say)
     except Exception as error:
         world.broadcast_object((None, portable(error)), LEADER, _WHAT)
         raise abort.mark_collective(error) from None
@@ -180,6 +183,7 @@ def _plan(
         batch_size=batch_size,
         cluster=cluster,
         costs=known.costs[key],
+        say=say,
         memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
         **decided,
     )

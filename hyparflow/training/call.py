@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from hyparflow.pipeline.microbatches import automatic_microbatches
 from hyparflow.tracing.collect import TraceRequest
 from hyparflow.training.data.array_source import ArraySource
 
-__all__ = ["DEFAULT_BATCH", "Call"]
+__all__ = ["DEFAULT_BATCH", "Call", "is_shown"]
 
 DEFAULT_BATCH = 32  # Keras's
 
@@ -60,3 +61,8 @@ class Call:
             for start, stop in microbatch_rows(rows, grid, replica, self.num_microbatches)
         ]
         return sorted(set(parts) - {0})
+
+
+def is_shown(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call with these arguments of Keras's shows what it does; not with ``verbose=0``."""
+    return bool(arguments.get("verbose", "auto") != 0)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.comm.recursion import deep_models
 from hyparflow.engine.compiled import choice
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.launching.function import launch
@@ -140,7 +141,8 @@ def _train(
 
 def _take_over(model: Any, trained: Trained) -> Any:
     if not model.built:
-        model.build_from_config(trained.build)
+        with deep_models():
+            model.build_from_config(trained.build)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = [*_weights(model), *model.optimizer.variables]

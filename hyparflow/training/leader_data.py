@@ -13,16 +13,31 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.comm.leader import on_leader
+from hyparflow.comm.world import World
 from hyparflow.model.keras_internals.data import ToldEnd, unpack
+from hyparflow.training.call import Call
 from hyparflow.training.commands import Command, DrawBatch, StepCommand, TellEpoch
-from hyparflow.training.data.array_source import dense
+from hyparflow.training.data.array_source import dense, peek
 from hyparflow.training.data.streams import tickets
 
-__all__ = ["row_numbers", "step_command", "step_tickets"]
+__all__ = ["peek_on_leader", "row_numbers", "step_command", "step_tickets"]
 
 _PREFIX = "hyparflow_rows_of_"
 _TICKET = "hyparflow_step_of_"
 Order = Callable[[Command], Any]
+
+
+def peek_on_leader(call: Call, world: World) -> tuple[Any, Any, int | None]:
+    """The results of `peek`; on ranks other than the leader, without the stream. Collective."""
+    streams = [call.stream]
+
+    def look() -> tuple[Any, Any]:
+        streams[0], specs, rows = peek(call.stream, **call.reading)
+        return specs, rows
+
+    specs, rows = on_leader(world, look, "the types of the data")
+    return streams[0], specs, rows
 
 
 def row_numbers(source: str, count: int) -> dict[str, np.ndarray]:

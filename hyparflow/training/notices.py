@@ -12,7 +12,7 @@ from hyparflow.engine.trials.row_findings import RowFindings
 from hyparflow.model.keras_internals.compiled import own_step
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.pipeline.schedules import in_words
-from hyparflow.training.call import Call
+from hyparflow.training.call import Call, is_shown
 
 __all__ = [
     "announce",
@@ -32,7 +32,7 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
         terms: the model's losses.
     """
     grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
-    if call.arguments.get("verbose", "auto") != 0:
+    if is_shown(call.arguments):
         parts = grid.num_replicas * num_microbatches
         size = "?" if rows is None else -(-rows // parts)
         words = in_words(call.options.schedule, grid.placement)

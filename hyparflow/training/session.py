@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from hyparflow.comm import abort
-from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.leader import LEADER
 from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import is_faithful, portable
 from hyparflow.comm.world import World
@@ -20,10 +20,7 @@ from hyparflow.engine.trials.seen import seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
-from hyparflow.model.keras_internals.compiled import (
-    has_overridden,
-    symbolic_batch,
-)
+from hyparflow.model.keras_internals.compiled import has_overridden, symbolic_batch
 from hyparflow.model.keras_internals.layers import all_layers, check_inputs
 from hyparflow.model.keras_internals.optimizer import check_known
 from hyparflow.model.layer_names import layer_that_failed
@@ -36,7 +33,6 @@ from hyparflow.training import agreement, notices
 from hyparflow.training.call import Call
 from hyparflow.training.checks import check_labels, check_state
 from hyparflow.training.commands import Fail, Finish, Stop
-from hyparflow.training.data.array_source import peek
 from hyparflow.training.engine_key import (
     engine_key,
     has_another_optimizer,
@@ -44,6 +40,8 @@ from hyparflow.training.engine_key import (
 )
 from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
+from hyparflow.training.leader_data import peek_on_leader
+from hyparflow.training.progress_of_ranks import building_shown
 from hyparflow.training.worker import LeaderSteps, Worker
 
 __all__ = ["Session"]
@@ -86,8 +84,16 @@ class Session:
             call: what is called.
             lead: calls Keras; takes the leader's worker and the stream to read.
         """
+        with building_shown(lead, call, self._world) as led:
+            return self._run(call, led)
+
+    def _run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+        if self._part is None:
+            self._layout = None  # it may be outdated: trainable weights are those of now
         if self.model.built:
+            self._world.board.write("the cut of the model")
             self.layout()
+        self._world.board.write("the comparison of ranks")
         self._world.begin_call()
         agreement.require_same(
             self._world,
@@ -99,13 +105,13 @@ class Session:
         who = self.options.grid.describe(self._world.rank)
         STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
         with traced(self._world, call.trace):
-            return self._run(call, lead)
+            return self._run_alike(call, lead)
 
-    def _run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
+    def _run_alike(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
         if "train" in call.sources:
             stream, specs = None, call.sources["train"].specs()
         else:
-            stream, specs, rows = self._peek(call)
+            stream, specs, rows = peek_on_leader(call, self._world)
             shards = call.options.grid.num_replicas if call.shards else 1
             call.rows = None if rows is None else rows * shards
             if "train" in call.shards:  # Keras gets tickets, and the leader reads like other ranks
@@ -116,7 +122,7 @@ class Session:
         self._check_inputs(specs)
         if "validation" in call.sources:
             self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
-        part = self._build(specs, with_loss=call.method != "predict")
+        part = self._build(call, specs, with_loss=call.method != "predict")
         if call.method == "fit":
             self._check_optimizer(part)
         self._check_weights(part, specs)
@@ -203,6 +209,7 @@ class Session:
         split = call.options.grid.num_replicas * call.num_microbatches > 1
         if not split or part is self._checked_part:
             return part
+        self._world.board.write("trials whether batches can be parted")
         try:
             self._check_layers(part, call, specs)
             self._check_sums(part, call, stream)
@@ -210,7 +217,7 @@ class Session:
             raise abort.mark_collective(error) from None
         if part is self._traced and not self._sums <= self.layout().sums:
             self._part_key = None
-            part = self._build(specs, with_loss=part.losses is not None)
+            part = self._build(call, specs, with_loss=part.losses is not None)
         self.layout().sums.update(self._sums)
         self._checked_part = part
         return part
@@ -245,17 +252,6 @@ class Session:
             lambda mine: self._world.all_gather_objects(mine, "what losses and metrics do"),
         )
 
-    def _peek(self, call: Call) -> tuple[Any, Any, int | None]:
-        """The results of `peek`; on ranks other than the leader, without the stream. Collective."""
-        streams = [call.stream]
-
-        def look() -> tuple[Any, Any]:
-            streams[0], specs, rows = peek(call.stream, **call.reading)
-            return specs, rows
-
-        specs, rows = on_leader(self._world, look, "the types of the data")
-        return streams[0], specs, rows
-
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:
             with bridge(self.model, worker, LeaderSteps(self.model, worker)):
@@ -276,7 +272,7 @@ class Session:
         worker.release(Stop(result))
         return result
 
-    def _build(self, specs: Any, with_loss: bool) -> rank_engine.RankEngine:
+    def _build(self, call: Call, specs: Any, with_loss: bool) -> rank_engine.RankEngine:
         """This rank's part, built anew after the model was compiled again.
 
         As in plain Keras, what is trainable is decided at the first `fit` after `compile`.
@@ -289,12 +285,13 @@ class Session:
             who = self.options.grid.describe(self._world.rank)
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
             if self._part is not None:
+                self._layout = None
                 require_same_weights(model, self._part_key, key)
                 if self._part.has_trained and has_another_optimizer(self._part_key, key):
                     notices.announce_another_optimizer(model)
-            self._layout = cut_model(model, self.options)
+            self._world.board.write("the building of its part")
             self._part = assembly.build_rank_engine(
-                model, self._layout, self.options, self._world, specs, with_loss
+                model, self.layout(), self.options, self._world, specs, with_loss, call.part_rows
             )
             self._part_key = key
         return self._part

@@ -6,7 +6,9 @@ commands in `follow`. The code of a command is the same on all ranks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hyparflow.comm import abort
@@ -35,6 +37,7 @@ from hyparflow.training.commands import (
 from hyparflow.training.feed import Data, Feed
 from hyparflow.training.leader_data import step_command
 from hyparflow.training.optimizer_settings import Tuning, take_over
+from hyparflow.training.progress_of_ranks import progress_of_ranks
 from hyparflow.training.shared_python_values import PythonFollower
 from hyparflow.training.shared_weights import SharedWeights
 from hyparflow.training.steps import (
@@ -72,6 +75,9 @@ class Worker:
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
         self._throughput: Throughput | None = None
+        self._progress: AbstractContextManager[Any] | None = progress_of_ranks(
+            "first step", call, world
+        )
         feed = Feed(call, world, part.losses, part.stand_ins)
         self._context = StepContext(
             model=model,
@@ -110,6 +116,7 @@ class Worker:
 
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
+        self._world.board.write("taking the leader's weights")
         self._part.sync.scatter(self._part.own.shared())
         if self._part.losses is not None:
             self._part.losses.metrics.start()
@@ -142,10 +149,18 @@ class Worker:
         self.in_command = True
         with self.weights.log.paused():
             self._world.broadcast_object(command, LEADER, "the leader's command")
-            result = self._carry_out(command)
+            with self._first_step_shown(command):
+                result = self._carry_out(command)
         self.in_command = False
         self._world.board.write("callbacks, or the user's data")
         return result
+
+    def _first_step_shown(self, command: Command) -> AbstractContextManager[Any]:
+        """Shows what is compiled, before Keras's progress bar is there."""
+        if self._progress is None or not isinstance(command, StepCommand):
+            return contextlib.nullcontext()
+        first, self._progress = self._progress, None
+        return first
 
     def _carry_out(self, command: Command) -> Any:
         if command.changes.compile_anew and isinstance(command, StepCommand):

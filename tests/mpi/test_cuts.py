@@ -112,6 +112,18 @@ def stopped() -> Any:
     return keras.Model(inputs, layers.Dense(1)(x)), random().normal(size=(ROWS, 5))
 
 
+# A nested model computes all its outputs.
+
+
+def output_for_nobody() -> Any:
+    inner = keras.Input((4,))
+    aside = layers.Dense(3, activity_regularizer="l2")(layers.Dense(2)(inner))
+    nested = keras.Model(inner, [layers.Dense(4)(inner), aside])
+    inputs = keras.Input((4,))
+    x = layers.Dense(2)(nested(layers.Dense(4)(inputs))[0])
+    return keras.Model(inputs, layers.Dense(1)(x)), random().normal(size=(ROWS, 4))
+
+
 def half_stopped() -> Any:
     inputs = keras.Input((5,))
     x = layers.Dense(6, activation="tanh")(inputs)
@@ -126,7 +138,7 @@ BUILDS = [
     *(encoder, two_readers),
     # Much as others: attention under a mask, with and without two RNNs.
     *(pytest.param(f, marks=pytest.mark.slow) for f in (masked_attention, recurrent_attention)),
-    *(stopped, half_stopped),
+    *(stopped, half_stopped, output_for_nobody),
 ]
 
 

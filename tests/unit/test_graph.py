@@ -30,7 +30,9 @@ def flat_graph(model: Any) -> FlatGraph:
     return FlatGraph(model, opened_graph(model))
 
 
-def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
+def run_stages(
+    model: Any, graph: FlatGraph, x: Any, stages: int, context: CallContext | None = None
+) -> Any:
     """The outputs of `model`, computed stage by stage from what the edges bring."""
     table = divide(graph.operation_graph(model.trainable_variables), stages)
     entries = standardize_inputs(graph.functional, x)
@@ -38,7 +40,7 @@ def run_stages(model: Any, graph: FlatGraph, x: Any, stages: int) -> Any:
     for stage in range(stages):
         takes, gives = table.stage_inputs[stage], table.stage_outputs[stage]
         values = graph.function(takes, gives, table.operations(stage))(
-            [mail[tensor, stage] for tensor in takes], CallContext()
+            [mail[tensor, stage] for tensor in takes], context or CallContext()
         )
         made = dict(zip(gives, values, strict=True))
         for edge in table.edges:
@@ -281,3 +283,23 @@ def test_wide_tensors_cost_more_where_they_cross() -> None:
     operations = flat_graph(model).operation_graph([]).operations
     conv, flatten, dense = (operation.crossing[0] for operation in operations)
     assert conv == flatten > dense > 0
+
+
+def test_an_output_that_nobody_takes_is_computed_like_in_keras() -> None:
+    """Its layers change their state, and add to the loss, in each call of the nested model."""
+    inner = keras.Input((4,))
+    aside = layers.Dense(3, activity_regularizer="l2")(layers.BatchNormalization()(inner))
+    nested = keras.Model(inner, [layers.Dense(4)(inner), aside])
+    outer = keras.Input((4,))
+    model = keras.Model(outer, layers.Dense(2)(nested(layers.Dense(4)(outer))[0]))
+    x = np.random.default_rng(0).random((8, 4), "float32")
+    start = model.get_weights()
+    model(x, training=True)
+    expected, losses = model.get_weights(), [float(loss) for loss in model.losses]
+    assert len(losses) == 1 and any((a != b).any() for a, b in zip(start, expected, strict=True))
+    for stages in STAGES:
+        model.set_weights(start)
+        context = CallContext(training=True)
+        run_stages(model, flat_graph(model), x, stages, context)
+        assert_same_bits(model.get_weights(), expected)
+        assert [float(loss) for loss in context.losses] == losses

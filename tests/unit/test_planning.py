@@ -276,6 +276,17 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     assert consider(slow, wishes)[0].candidate.grid.placement == wrapped(4)
 
 
+def test_the_search_tells_how_far_it_is() -> None:
+    said: list[str] = []
+    problem = Problem(chain(8), costs([1.0] * 8), FAST, 4)
+    consider(problem, constrained(4, num_partitions=4, num_microbatches=4), said.append)
+    cut = [line for line in said if line.startswith("cutting the model for layout ")]
+    assert [line.split()[-3:] for line in cut] == [
+        [str(number + 1), "of", str(len(cut))] for number in range(len(cut))
+    ]
+    assert len(cut) > 1 and any(line.startswith("simulating layout 1 of ") for line in said)
+
+
 def test_messages_and_sums_take_time() -> None:
     graph = chain(2)
     overheads = dataclasses.replace(FREE, step=0.5, apply_weight=0.25)

@@ -221,3 +221,36 @@ def test_gradients_can_be_added_up_inside() -> None:
         of_inputs = pair.backward(saved, (tf.ones_like(outputs),), 1)
         assert of_inputs.shape == rows.shape
     assert np.array_equal(total, np.full((4, 3), 7.0))
+
+
+@pytest.mark.parametrize("build", [images, attention])
+def test_functions_serve_for_another_model_of_the_same_kind(build: Callable[[], Any]) -> None:
+    """With its variables: weights, moving statistics, and the states of random numbers."""
+    keras.utils.set_random_seed(1)
+    model, other = build(), build()
+    inputs = rows_for(model)
+    handles = {
+        id(a.value.handle): b.value.handle
+        for a, b in zip(model.variables, other.variables, strict=True)
+    }
+
+    def found(split: Split) -> list[Any]:
+        outputs, kept = split.forward((inputs,))
+        return [outputs, *split.backward(kept, (tf.ones_like(outputs),))]
+
+    split = split_of(model, *functions(model), inputs)
+    twin = split.on(lambda tensor: handles.get(id(tensor), tensor))
+    state = [v.numpy() for v in model.variables]
+    before = [v.numpy() for v in other.variables]
+    actual = found(twin)
+    after = [v.numpy() for v in other.variables]
+    assert all(
+        np.array_equal(v.numpy(), old) for v, old in zip(model.variables, state, strict=True)
+    )
+    for variable, value in zip(other.variables, before, strict=True):
+        variable.assign(value)
+    expected = found(split_of(other, *functions(other), inputs))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, variable in zip(after, other.variables, strict=True):
+        np.testing.assert_array_equal(a, variable.numpy())

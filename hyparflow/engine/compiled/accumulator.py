@@ -23,14 +23,26 @@ class Accumulator:
     Args:
         weights: the variables (TensorFlow's) that the stage trains.
         largest: positions of weights of which the largest gradient is kept instead of the sum.
+        like: the sums of a stage that computes the same with other weights; what was traced with
+            them serves for these, too.
     """
 
-    def __init__(self, weights: Sequence[Any], largest: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        largest: Collection[int] = (),
+        like: Accumulator | None = None,
+    ) -> None:
         self._weights = weights
         self._largest = frozenset(largest)
+        self._like = like
         self._sums: dict[int, Any] = {}  # position -> variable
+        self._positions: dict[int, int] = {}  # id of a variable's handle -> position
         self._zero = FixedFunction(self._trace_zero)
         self._read = FixedFunction(self._trace_read)
+        if like is not None:
+            self._zero_alike = like._zero.on(self.counterpart)
+            self._read_alike = like._read.on(self.counterpart)
 
     def add(self, gradients: Sequence[Any]) -> tuple[list[Any], dict[int, None]]:
         """To be traced: add the dense gradients.
@@ -55,23 +67,43 @@ class Accumulator:
     def _sum(self, position: int) -> Any:
         if position not in self._sums:  # tracing tells which gradients are dense
             weight = self._weights[position]
-            self._sums[position] = choice.compiler().variable(
-                lambda: tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
-            )
+
+            def make() -> Any:
+                return tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
+
+            made = make() if tf.executing_eagerly() else choice.compiler().variable(make)
+            self._sums[position] = made
+            self._positions[id(made.handle)] = position
         return self._sums[position]
+
+    def counterpart(self, handle: Any) -> Any | None:
+        """The handle of the sum in place of that of the stage this one is like; None for others."""
+        position = None if self._like is None else self._like._positions.get(id(handle))
+        return None if position is None else self._sum(position).handle
 
     def reset(self) -> None:
         """Begin a step."""
         if self._sums:
-            self._zero([], len(self._sums))
+            zero, _ = self._functions()
+            zero([], len(self._sums))
 
     def fill(self, values: list[Any], added: Collection[int]) -> None:
         """Put the sums at the positions in `added` into `values`, added to the values there."""
         if added:
-            for position, value in zip(self._sums, self._read([], len(self._sums)), strict=True):
+            _, read = self._functions()
+            for position, value in zip(self._sums, read([], len(self._sums)), strict=True):
                 if position in added:
                     sparse = values[position]
                     values[position] = value if sparse is None else value + _dense(sparse)
+
+    def _functions(self) -> tuple[FixedFunction, FixedFunction]:
+        """What sets the sums to zero, and reads them: traced here, or for those that are alike."""
+        like = self._like
+        if like is None or like._sums.keys() != self._sums.keys():
+            return self._zero, self._read
+        if list(like._sums) != list(self._sums):
+            self._sums = {position: self._sums[position] for position in like._sums}
+        return self._zero_alike, self._read_alike
 
     # The count is an argument so that the function is traced again when there are more sums.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["captured_variables"]
+__all__ = ["captured_tensors", "captured_variables", "captures_of"]
 
 
 def captured_variables(concrete: Any) -> list[Any]:
@@ -16,3 +16,13 @@ def captured_variables(concrete: Any) -> list[Any]:
     graph = concrete.graph
     place = {id(outside): n for n, (outside, _) in enumerate(graph.captures)}
     return sorted(graph.variables, key=lambda v: place.get(id(v.handle), -1))
+
+
+def captures_of(graph: Any) -> list[tuple[Any, Any]]:
+    """What a traced function captured, each with the tensor that stands for it in its graph."""
+    return list(graph.captures)
+
+
+def captured_tensors(concrete: Any) -> list[Any]:
+    """What a concrete function captured: constants, and the handles of variables."""
+    return [outside for outside, _ in captures_of(concrete.graph)]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hyparflow.engine.compiled.likeness import Likeness
+
 __all__ = ["Compiler", "Computation", "Fillable", "Pair"]
 
 
@@ -46,6 +48,9 @@ class Pair(Protocol):
     def late(self, saved: Any, finish: int) -> Any:
         """What one of the `finishes` makes of `([], second half of the results)`."""
 
+    def like(self, other: Any, likeness: Likeness) -> Any:
+        """This pair, which takes what `other` compiled where that computes the same."""
+
     def types(self, saved: Any) -> Any:
         """The types of the arguments of the `forward` that returned the state `saved`."""
 
@@ -72,9 +77,11 @@ class Compiler(Protocol):
     Attributes:
         adds: whether a compiled backward may add up gradients in variables of its own; if not, it
             returns them.
+        shares: whether compiled functions serve for other variables than they were traced with.
     """
 
     adds: bool
+    shares: bool
 
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
         """A call of a concrete function.

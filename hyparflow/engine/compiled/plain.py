@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.compiler import Computation
 from hyparflow.engine.compiled.functions import Compiled, EagerPair
+from hyparflow.engine.compiled.likeness import Likeness
 
 __all__ = ["Plain"]
 
@@ -27,6 +28,7 @@ class Plain:
     """See `hyparflow.engine.compiled.compiler.Compiler`."""
 
     adds = False
+    shares = False
 
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
         """The function's usual call, which checks each argument."""
@@ -100,6 +102,10 @@ class TapedPair:
     def late(self, saved: Any, finish: int) -> Any:
         """See `Pair.late`."""
         return self._pair.late(saved, finish)
+
+    def like(self, other: Any, likeness: Likeness) -> TapedPair:
+        """See `Pair.like`; a tape is bound to its variables."""
+        return self
 
     def types(self, saved: Any) -> Any:
         """See `Pair.types`."""

@@ -13,12 +13,14 @@ whose two parts cannot run apart.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.compiled.direct_call import DirectCall
 from hyparflow.engine.compiled.subgraph import GraphParts
 
 __all__ = ["Split"]
@@ -58,7 +60,9 @@ class Split:
     ) -> None:
         self.arguments = arguments
         self._finishes = finishes
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, DirectCall] = {}
+        self._original: Split | None = None
+        self._replace: Callable[[Any], Any] = lambda tensor: tensor
         self._trace(first, second, arguments, further, jit_compile)
         again = self._cheap_again({id(v.handle) for v in constant})
         self._behind = self._first_part() - again
@@ -71,6 +75,22 @@ class Split:
         made = [*self._outputs, *self._kept]
         start = [x.op for x in made] + [op for op in self._parts.effects if op in self._behind]
         self._forward = self._parts.compile(self._given, made, self._parts.upstream(start))
+
+    def on(self, replace: Callable[[Any], Any]) -> Split:
+        """The same functions with other variables; nothing is traced.
+
+        Args:
+            replace: (a captured tensor, of a variable its handle) -> the one to take instead.
+        """
+        twin = copy.copy(self)
+        twin._original, twin._replace, twin._compiled = self, replace, {}
+        twin._forward = self._forward.on(replace)
+        return twin
+
+    @property
+    def traced(self) -> tuple[Any, int]:
+        """The graph that was traced, and how many of its operations are the first function's."""
+        return self._parts.graph, self._boundary
 
     # --- what users call ---
 
@@ -103,15 +123,21 @@ class Split:
         else:
             self._made(self._whole, finish)
 
-    def _made(self, make: Callable[[Any], Callable[..., Any]], finish: int | None) -> Any:
+    def _made(self, make: Callable[[Any], DirectCall], finish: int | None) -> DirectCall:
         key = (make.__name__, finish)
         if key not in self._compiled:
-            self._compiled[key] = make(None if finish is None else self._finishes[finish])
+            self._compiled[key] = self._new(make, finish)
         return self._compiled[key]
+
+    def _new(self, make: Callable[[Any], DirectCall], finish: int | None) -> DirectCall:
+        original = self._original
+        if original is None:
+            return make(None if finish is None else self._finishes[finish])
+        return original._made(getattr(original, make.__name__), finish).on(self._replace)
 
     # --- parts of the second function ---
 
-    def _whole(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+    def _whole(self, finish: Callable[[Any], Any]) -> DirectCall:
         start = [x.op for x in self._results]
         start += [op for op in self._parts.effects if op not in self._behind]
         return self._parts.compile(
@@ -132,13 +158,13 @@ class Split:
         kept += [x for x in late if x.op in before]
         return early, _unique(kept), before
 
-    def _first_half(self, finish: None) -> Callable[..., Any]:
+    def _first_half(self, finish: None) -> DirectCall:
         early, kept, _ = self._halves
         wanted = [*early, *kept]
         operations = self._parts.upstream([x.op for x in wanted], self._behind)
         return self._parts.compile([*self._kept, *self._further], wanted, operations)
 
-    def _second_half(self, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+    def _second_half(self, finish: Callable[[Any], Any]) -> DirectCall:
         _, kept, before = self._halves
         like = self._results_like[1]
         start = [x.op for x in _tensors(like)]

@@ -7,10 +7,14 @@ stands in.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from hyparflow.engine.compiled.functions import ByTypes
+from hyparflow.engine.compiled.likeness import Likeness
 from hyparflow.engine.compiled.split_function import Split
 
 __all__ = ["SplitPair"]
@@ -35,9 +39,21 @@ class SplitPair:
         constant: Sequence[Any],
         jit_compile: bool,
     ) -> None:
+        def trace(types: Any) -> Any:
+            """The graph of the first function, from which that of the second follows."""
+            function = tf.function(lambda *args: first(*args) and None, autograph=False)
+            return function.get_concrete_function(*types).graph
+
         self._splits = ByTypes(
-            lambda types: Split(first, second, types, further, constant, finishes, jit_compile)
+            lambda types: Split(first, second, types, further, constant, finishes, jit_compile),
+            trace,
         )
+
+    def like(self, other: SplitPair, likeness: Likeness) -> SplitPair:
+        """See `Pair.like`."""
+        twin = copy.copy(self)
+        twin._splits = self._splits.like(other._splits, likeness)
+        return twin
 
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         """See `Pair.forward`."""

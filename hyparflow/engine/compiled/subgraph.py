@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled.direct_call import flat_call, packed_call
+from hyparflow.engine.compiled.direct_call import DirectCall, flat_call, packed_call
 
 __all__ = ["GraphParts"]
 
@@ -25,6 +25,7 @@ class GraphParts:
         jit_compile: whether XLA compiles the parts.
 
     Attributes:
+        graph: the graph that was traced.
         operations: all operations, in the order of tracing.
         effects: the operations that must run for their side effects.
         captured: name of a placeholder -> the captured variable or tensor that it stands for.
@@ -34,6 +35,7 @@ class GraphParts:
         # Kept, because it holds Python functions that its operations call.
         self._traced = traced
         self._jit_compile = jit_compile or None
+        self.graph = traced.graph
         self._definition = traced.graph.as_graph_def()
         self.operations = traced.graph.get_operations()
         self.effects = traced.graph.control_outputs
@@ -74,7 +76,7 @@ class GraphParts:
         wanted: Sequence[Any],
         operations: Collection[Any],
         finish: Callable[[list[Any]], Any] | None = None,
-    ) -> Callable[..., Any]:
+    ) -> DirectCall:
         """A compiled function that computes the tensors `wanted` from the tensors `given`.
 
         Args:

@@ -37,6 +37,7 @@ class Surgery:
     """See `hyparflow.engine.compiled.compiler.Compiler`."""
 
     adds = True
+    shares = True
 
     def call(self, concrete: Any, arguments: Any) -> Callable[..., Any]:
         """A call without checks of the tensors."""

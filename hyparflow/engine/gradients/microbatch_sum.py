@@ -77,6 +77,17 @@ class GradientSum:
             for index, value in zip(dense, sums, strict=True):
                 total[index] = value
 
+    def put(self, positions: Sequence[int], gradients: Sequence[Any]) -> None:
+        """Add gradients of some of the weights, by another stage that looks up other rows."""
+        total = self.values or []
+        for position, gradient in zip(positions, gradients, strict=True):
+            if total[position] is None:
+                total[position] = gradient
+            elif gradient is not None:
+                single: list[Any] = [None] * len(total)
+                single[position] = gradient
+                self.take(single, frozenset)
+
 
 def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> GradientSum:
     """The sums of several stages as one.
@@ -85,7 +96,7 @@ def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> Gr
         parts: for each stage, the positions of its weights among `count`, and its sum.
         count: how many weights there are.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and list(parts[0][0]) == list(range(count)):
         return parts[0][1]
 
     def lookups() -> Lookups:
@@ -104,10 +115,8 @@ def joined(parts: Sequence[tuple[Sequence[int], GradientSum]], count: int) -> Gr
     for positions, part in parts:
         total.unclear |= {positions[i] for i in part.unclear}
         if part.values is not None:
-            spread: list[Any] = [None] * count
-            for position, value in zip(positions, part.values, strict=True):
-                spread[position] = value
-            total.take(spread, frozenset)  # stages look up different rows
+            total.values = [None] * count if total.values is None else total.values
+            total.put(positions, part.values)
     return total
 
 

@@ -1,4 +1,5 @@
 """One stage of the model on this rank: its call, its gradients, its batch normalization.
 
-Imports comm, engine.compiled, engine.gradients, engine.loss, model and pipeline.
+Imports comm, engine.compiled, engine.gradients, engine.loss,
+engine.weights, model and pipeline.
 """

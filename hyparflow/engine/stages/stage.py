@@ -9,7 +9,6 @@ where they are computed (`hyparflow.engine.compiled.accumulator`).
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +17,18 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.accumulator import Accumulator
-from hyparflow.engine.compiled.compiler import Compiler, Computation
-from hyparflow.engine.compiled.functions import Compiled, EagerPair
+from hyparflow.engine.compiled.compiler import Compiler
+from hyparflow.engine.compiled.likeness import Likeness
 from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels, LossHead
 from hyparflow.engine.stages.stage_call import StageCall
+from hyparflow.engine.stages.stage_calls import StageCalls
 from hyparflow.engine.stages.stage_functions import StageFunctions
 from hyparflow.pipeline.actions import Kind
 
-__all__ = ["Saved", "Stage"]
+__all__ = ["Saved", "Stage", "Twin"]
 
 
 @contextlib.contextmanager
@@ -53,8 +53,27 @@ class Saved:
     depend: Dependence | None = None  # where the backward is in two parts
 
 
+@dataclass(frozen=True)
+class Twin:
+    """A stage that another one is like.
+
+    Attributes:
+        stage: the stage whose calls are compiled.
+        theirs: its variables (TensorFlow's).
+        mine: the other's, in corresponding order.
+    """
+
+    stage: Stage
+    theirs: Sequence[Any]
+    mine: Sequence[Any]
+
+
 class Stage:
     """The compiled calls of one stage.
+
+    Attributes:
+        calls: what is compiled.
+        accumulator: the sums of gradients that compiled calls add up.
 
     Args:
         body: the computation.
@@ -66,6 +85,7 @@ class Stage:
         jit_compile: whether XLA compiles, as `compile(jit_compile=True)` asks.
         aside: makes a context in which calls of the stage have no lasting effects.
         compiler: compiles the stage; None for the compiler that this process uses.
+        twin: a stage that computes the same with other variables, whose compiled calls serve here.
     """
 
     def __init__(
@@ -79,6 +99,7 @@ class Stage:
         jit_compile: bool = False,
         aside: Aside = _no_trace,
         compiler: Compiler | None = None,
+        twin: Twin | None = None,
     ) -> None:
         weights = [variable.value for variable in trainable]
         self._functions = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
@@ -86,39 +107,20 @@ class Stage:
         self._lookups = LookupSurvey(self._functions.weight_gradients, aside, eager)
         self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
         self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
-        self._accumulator = Accumulator(weights, self._largest)
+        sums: Accumulator | None = None if twin is None else twin.stage.accumulator
+        self.accumulator: Accumulator = Accumulator(weights, self._largest, sums)
         chosen = choice.compiler() if compiler is None else compiler
         self._adds_inside = chosen.adds and not eager
+        self.calls = StageCalls(self._functions, self._add_up, eager, jit_compile, chosen)
+        if twin is not None:
+            likeness = Likeness(twin.theirs, twin.mine, self.accumulator.counterpart)
+            self.calls = self.calls.like(twin.stage.calls, likeness)
         self.begin(several=False)
-
-        def make(function: Callable[..., Any]) -> Any:
-            return function if eager else Compiled(function, jit_compile, chosen.call)
-
-        def pair(computation: Computation) -> Any:
-            finishes = (_as_they_are, self._add_up)
-            if not eager:
-                return chosen.pair(computation, finishes, weights, jit_compile)
-            first = functools.partial(computation.first, computation.compute)
-            return EagerPair(first, computation.second, finishes)
-
-        functions = self._functions
-        self._pair = pair(
-            Computation(
-                functions.outputs, functions.forward, functions.backward, functions.gradients_like
-            )
-        )
-        self._loss_pair = pair(
-            Computation(functions.training_loss, functions.forward_loss, functions.backward_loss)
-        )
-        self._fused = make(functions.fused)
-        self._fused_add = make(lambda *args: self._add_up(functions.fused(*args)))
-        self._infer = make(functions.infer)
-        self._loss_infer = make(functions.infer_loss)
 
     def _add_up(self, results: Any) -> Any:
         """To be traced: add dense gradients of weights to those of the micro-batches before."""
         of_inputs, of_weights = results
-        return of_inputs, *self._accumulator.add(of_weights)
+        return of_inputs, *self.accumulator.add(of_weights)
 
     def begin(self, several: bool) -> None:
         """Begin a training step; `several` tells whether it has more than one micro-batch."""
@@ -128,7 +130,7 @@ class Stage:
         self._added: set[int] = set()  # weights whose gradients the accumulator has
         self._reached: set[int] = set()  # weights with a gradient
         if self._adds:
-            self._accumulator.reset()
+            self.accumulator.reset()
 
     def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
         """Compile what training calls, while other ranks compile theirs.
@@ -142,9 +144,9 @@ class Stage:
             return
         with contextlib.suppress(Exception):  # the first step will tell
             if Kind.FUSED in kinds:
-                (self._fused_add if self._adds else self._fused).prepare(inputs, rest)
+                (self.calls.fused_add if self._adds else self.calls.fused).prepare(inputs, rest)
             else:
-                pair = self._loss_pair if isinstance(rest, Labels) else self._pair
+                pair = self.calls.loss_pair if isinstance(rest, Labels) else self.calls.pair
                 in_two = Kind.INPUT_BACKWARD in kinds
                 pair.prepare((inputs, rest), self._adds, in_two)
 
@@ -156,26 +158,26 @@ class Stage:
         """
         values = self._total.values
         if values is not None:
-            self._accumulator.fill(values, self._added)
+            self.accumulator.fill(values, self._added)
             self._total.values = _only(values, [n in self._reached for n in range(len(values))])
         return self._total
 
     def forward(self, inputs: Any, share: Any) -> Saved:
         """Forward of a stage that is not the last; `share` is the micro-batch's n / B."""
-        (outputs, loss), state = self._pair.forward((inputs, share))
+        (outputs, loss), state = self.calls.pair.forward((inputs, share))
         return Saved(
             outputs=outputs,
             loss=loss,
-            pair=self._pair,
+            pair=self.calls.pair,
             state=state,
             given=self._given(inputs, share),
         )
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
-        _, state = self._loss_pair.forward((inputs, labels))
+        _, state = self.calls.loss_pair.forward((inputs, labels))
         given = self._given(inputs, labels.share)
-        return Saved([], pair=self._loss_pair, state=state, given=given)
+        return Saved([], pair=self.calls.loss_pair, state=state, given=given)
 
     def backward(
         self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None
@@ -214,7 +216,7 @@ class Stage:
         self, saved: Saved, output_gradients: Sequence[Any], seed: Any
     ) -> tuple[tuple[Any, ...], Dependence | None]:
         """The arguments of a backward; and the `Dependence`, if some gradients are None."""
-        if saved.pair is self._loss_pair:
+        if saved.pair is self.calls.loss_pair:
             return (), None
         given = list(zip(self._functions.gradient_outputs, output_gradients, strict=True))
         reached = tuple(position for position, gradient in given if gradient is not None)
@@ -261,28 +263,30 @@ class Stage:
             tf.function(trace, autograph=False).get_concrete_function(*types)
         return self._known[key]
 
-    def forward_backward(self, inputs: Any, labels: Labels) -> list[Any]:
-        """Forward and backward of the last stage in one compiled call."""
+    def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], Any]:
+        """Forward and backward of the last stage in one compiled call.
+
+        Returns:
+            Gradients of the inputs in `gradient_inputs`; and what layers added to the loss that
+            the loss of this call does not have in it, or None.
+        """
         given = self._given(inputs, labels.share)
-        results = (self._fused_add if self._adds else self._fused)(inputs, labels)
-        return self._add(results, given)
+        results = (self.calls.fused_add if self._adds else self.calls.fused)(inputs, labels)
+        return self._add(results, given), None
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs without training, and what the layers add to the loss."""
-        return self._infer(inputs, share)
+        return self.calls.infer(inputs, share)
 
-    def infer_loss(self, inputs: Any, labels: Labels) -> None:
-        """Update loss and metrics without training."""
-        self._loss_infer(inputs, labels)
+    def infer_loss(self, inputs: Any, labels: Labels) -> Any:
+        """Update loss and metrics without training; what is added besides, or None."""
+        self.calls.infer_loss(inputs, labels)
+        return None
 
     def _given(self, inputs: Any, share: Any) -> Any:
         """(inputs, share), if trial calls may be needed to find which rows are looked up."""
         self._lookups.see(inputs, share)
         return (inputs, share) if self._lookups.needs_inputs else None
-
-
-def _as_they_are(results: Any) -> Any:
-    return results
 
 
 def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:

@@ -36,7 +36,7 @@ def graph_body(
     masked: frozenset[tuple[int, int]],
     sums: Collection[tuple[int, int]] = (),
 ) -> StageCall:
-    """The body of a stage cut out of `graph`: a `keras.Function` over cut tensors.
+    """The body of a stage cut out of `graph`.
 
     The first stage takes the user's inputs as `fit` gives them; a later stage takes the flat list
     of its input tensors, then the masks of the inputs that have one. It returns the outputs, then

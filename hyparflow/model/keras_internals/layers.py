@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ __all__ = [
     "called_graph",
     "default_seed",
     "execution_order",
+    "filled_in",
     "get_mask",
     "moment_weight",
     "moments",
@@ -25,7 +26,6 @@ __all__ = [
     "output_structure",
     "replace_moments",
     "restore_moments",
-    "run_through",
     "seed_states",
     "set_default_seed",
     "set_mask",
@@ -113,14 +113,14 @@ def output_structure(functional: Any, flat: list[Any]) -> Any:
     return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
 
 
-def run_through(
-    function: Any, inputs: list[Any], call_of: Callable[[Any], Callable[..., Any]]
-) -> list[Any]:
-    """The outputs of a `keras.Function`, with `call_of(operation)` in place of each operation.
+def filled_in(operation: Any, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an operation's only call, with `values` for its symbolic tensors, by id.
 
-    The public call of a Function can pass its operations tensors only.
+    No public API tells with what an operation was called.
     """
-    return list(function._run_through_graph(inputs, operation_fn=call_of))
+    (node,) = operation._inbound_nodes
+    args, kwargs = node.arguments.fill_in(values)
+    return args, kwargs
 
 
 def called_graph(graph: Any, function: str) -> Any | None:

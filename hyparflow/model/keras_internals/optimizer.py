@@ -16,10 +16,22 @@ __all__ = [
     "check_given",
     "check_known",
     "inner_optimizer",
+    "learning_rates",
     "optimizers_of",
+    "same_settings",
     "settable_learning_rates",
     "skip_overflowed_step",
+    "slots_of",
+    "step_counter",
+    "updates_alike",
+    "updates_each_alone",
 ]
+
+# Optimizers that update each weight by nothing but its gradient, its slots and the number of steps.
+_EACH_ALONE = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lamb", "Lion"),
+    *("RMSprop", "SGD"),
+)
 
 
 def check_known(optimizer: Any, variables: list[Any]) -> None:
@@ -73,13 +85,19 @@ def settable_learning_rates(model: Any) -> list[Any]:
 
     A MultiOptimizer has those of its parts, and one of its own that nobody may set.
     """
-    parts = [
-        part
-        for optimizer in map(inner_optimizer, optimizers_of(model))
-        for part in getattr(optimizer, "optimizers", [optimizer])
-    ]
-    rates = [getattr(part, "_learning_rate", None) for part in parts]
+    return [rate for optimizer in optimizers_of(model) for rate in learning_rates(optimizer)]
+
+
+def learning_rates(optimizer: Any) -> list[Any]:
+    """The learning rates of an optimizer, or of its parts, that are variables."""
+    inner = inner_optimizer(optimizer)
+    rates = [getattr(x, "_learning_rate", None) for x in getattr(inner, "optimizers", [inner])]
     return [rate for rate in rates if isinstance(rate, keras.Variable)]
+
+
+def step_counter(optimizer: Any) -> Any:
+    """The variable that counts steps; `iterations` is none where gradients are accumulated."""
+    return optimizer._iterations
 
 
 def accumulated_gradient(optimizer: Any, variable: Any) -> Any:
@@ -95,9 +113,55 @@ def skip_overflowed_step(optimizer: Any) -> None:
     optimizer._stateful_handle_non_finite_grads()
 
 
+def updates_each_alone(optimizer: Any, variables: list[Any]) -> bool:
+    """Whether a step may be made for some of `variables` after the others, and counted once."""
+    if not any(type(optimizer) is getattr(keras.optimizers, name, None) for name in _EACH_ALONE):
+        return False
+    try:
+        check_known(optimizer, variables)
+    except ValueError:  # it was built for others; its step will say so
+        return False
+    overwrites = optimizer.use_ema and optimizer.ema_overwrite_frequency
+    return not optimizer.gradient_accumulation_steps and not overwrites
+
+
+def slots_of(optimizer: Any, variable: Any) -> list[Any]:
+    """The optimizer's variables for one weight, in an order that all weights share."""
+    index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
+    lists = [
+        value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, list) and len(value) == count and name != "_trainable_variables"
+    ]
+    found = [values[index] for values in lists]
+    return [slot for slot in found if isinstance(slot, keras.Variable)]
+
+
+def updates_alike(optimizer: Any, left: Any, right: Any) -> bool:
+    """Whether two weights of one shape are updated alike: by decay, constraint, regularizer."""
+    return (
+        optimizer._use_weight_decay(left) == optimizer._use_weight_decay(right)
+        and same_settings(left.constraint, right.constraint)
+        and same_settings(left.regularizer, right.regularizer)
+        and not left.overwrite_with_gradient
+        and not right.overwrite_with_gradient
+    )
+
+
+def same_settings(left: Any, right: Any) -> bool:
+    """Whether two constraints or regularizers of Keras are the same."""
+    if left is right:
+        return True
+    own = not type(left).__module__.startswith("keras.")
+    return type(left) is type(right) and not own and left.get_config() == right.get_config()
+
+
 @contextlib.contextmanager
 def applying_part(
-    optimizer: Any, variables: list[Any], clip: Callable[[Any], Any] | None = None
+    optimizer: Any,
+    variables: list[Any],
+    clip: Callable[[Any], Any] | None = None,
+    counts: bool = True,
 ) -> Iterator[None]:
     """While open, an optimizer step is traced for some of the optimizer's variables only.
 
@@ -109,6 +173,7 @@ def applying_part(
         optimizer: the optimizer that updates weights.
         variables: those that this rank trains.
         clip: gradients -> clipped gradients, in place of Keras's clipping.
+        counts: whether the step is counted.
     """
     index = {id(v): i for i, v in enumerate(optimizer._trainable_variables)}
     mine = [index[id(v)] for v in variables]
@@ -126,5 +191,6 @@ def applying_part(
         parts["_accumulated_gradients"] = [x if i in set(mine) else None for i, x in sums]
     if clip is not None:
         parts["_clip_gradients"] = clip
-    with patched(optimizer, **parts):
+    uncounted: dict[str, Any] = {} if counts else {"assign_add": lambda value: None}
+    with patched(optimizer, **parts), patched(optimizer._iterations, **uncounted):
         yield

@@ -103,9 +103,10 @@ def _measure(
         for segment in group:
             table.enter(segment, times, memory)
     table.scale(piece, seconds[-1])
-    say("a backward in two parts")
+    say("measuring a backward in two parts")
     halves = trials[-1].sample.halves(rows[len(rows) // 2], 4 * budget)
     crowd, crowded = _crowd(trials[-1].sample, rows, ranks_per_node, budget, say)
+    say("measuring the optimizer")
     return table.costs(
         measure_overheads(trained, optimizer, call[2]),
         slots_per_byte(trained, optimizer),
@@ -135,7 +136,8 @@ def _fastest(
     for number in range(_ROUNDS):
         found = []
         for index, (name, sample, budget) in enumerate(trials):
-            say(f"{index + 1}/{len(trials)} ({number + 1} of {_ROUNDS}): {name}")
+            place = f"{index + 1} of {len(trials)}, round {number + 1} of {_ROUNDS}"
+            say(f"measuring {place}: {name}")
             found.append([sample.seconds(size, budget / _ROUNDS) for size in rows])
         rounds.append(found)
     return np.min(rounds, axis=0)
@@ -151,11 +153,11 @@ def _crowd(
     """How many processes were tried at a time, and how much slower each of them was."""
     count = companions_possible(ranks_per_node)
     if count:
-        say(f"{count + 1} processes at a time")
+        say(f"measuring {count + 1} processes at a time")
         try:
             return count + 1, measure_crowd(sample, rows, count, budget)
         except Exception as error:  # for example a layer that another process cannot load
-            say(f"{count + 1} processes at a time: not possible ({error})")
+            say(f"measuring {count + 1} processes at a time: not possible ({error})")
     return 1, np.ones((3, len(rows)))
 
 

@@ -8,7 +8,7 @@ For each grid and number of micro-batches the best divisions come from dynamic p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,8 +26,17 @@ _FAR = 1.5  # a layout is left out if even its best division must be slower by t
 _NEAR = 1.1  # all divisions are tried of layouts whose first is slower by this factor at most
 
 
-def consider(problem: Problem, constraints: Constraints) -> list[Prediction]:
+def consider(
+    problem: Problem,
+    constraints: Constraints,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Prediction]:
     """The predictions of all layouts worth a simulation, fastest first, whether they fit or not.
+
+    Args:
+        problem: the problem to solve.
+        constraints: what the user fixed.
+        say: called with a line of progress.
 
     Raises:
         ValueError: if no layout agrees with `constraints`.
@@ -41,25 +50,33 @@ def consider(problem: Problem, constraints: Constraints) -> list[Prediction]:
             f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
         )
     divisions = Divisions(problem, constraints)
-    tried = _try_promising(layouts, divisions, constraints)
+    tried = _try_promising(layouts, divisions, constraints, say)
     near = _NEAR * min(_rank(first, constraints) for (first,) in tried.values())[1]
-    for layout, found in tried.items():
+    for number, (layout, found) in enumerate(tried.items()):
+        say(f"moving the cuts of layout {number + 1} of {len(tried)}")
         if found[0].step_seconds <= near and not divisions.too_large(layout):
             others = range(1, divisions.count(layout))
-            found += [divisions.predict(layout, number) for number in others]
+            found += [divisions.predict(layout, other) for other in others]
     best = [min(found, key=lambda p: _rank(p, constraints)) for found in tried.values()]
     return sorted(best, key=lambda prediction: prediction.step_seconds)
 
 
 def _try_promising(
-    layouts: Sequence[LayoutCandidate], divisions: Divisions, constraints: Constraints
+    layouts: Sequence[LayoutCandidate],
+    divisions: Divisions,
+    constraints: Constraints,
+    say: Callable[[str], object],
 ) -> dict[LayoutCandidate, list[Prediction]]:
     """The first prediction of each layout that may be among the best, and of one per grid."""
     tried: dict[LayoutCandidate, list[Prediction]] = {}
     best = np.inf
     put_off = []
-    bounds = {layout: divisions.bound(layout) for layout in layouts}
-    for layout in sorted(layouts, key=bounds.__getitem__):
+    bounds = {}
+    for number, layout in enumerate(layouts):
+        say(f"cutting the model for layout {number + 1} of {len(layouts)}")
+        bounds[layout] = divisions.bound(layout)
+    for number, layout in enumerate(sorted(layouts, key=bounds.__getitem__)):
+        say(f"simulating layout {number + 1} of {len(layouts)}")
         if bounds[layout] > _FAR * best and _has_grid(tried, layout):
             continue
         if divisions.too_large(layout):

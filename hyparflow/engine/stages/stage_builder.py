@@ -1,0 +1,137 @@
+"""Builds the stages of one rank: whole, or of units that are compiled once for all like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.engine.gradients.common_lookups import Aside
+from hyparflow.engine.loss.head import LossHead
+from hyparflow.engine.stages.batchnorm import BatchStatistics
+from hyparflow.engine.stages.chained_stage import ChainedStage, Unit
+from hyparflow.engine.stages.local_stage import LocalStage
+from hyparflow.engine.stages.stage import Stage, Twin
+from hyparflow.engine.stages.stage_call import StageCall, graph_body
+from hyparflow.engine.weights.ownership import Ownership
+from hyparflow.model import masks
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.layout import ModelCut
+from hyparflow.pipeline.partition import Partitioning
+from hyparflow.pipeline.units import Units
+
+__all__ = ["StageBuilder"]
+
+
+@dataclass
+class StageBuilder:
+    """What the stages of a rank have in common.
+
+    Attributes:
+        layout: how the model is cut.
+        place: what the rank holds.
+        statistics: what BatchNormalization layers report to.
+        head: loss and metrics, if the rank has the last stage.
+        eager, jit_compile: as for `Stage`.
+        aside: makes a context for trial calls.
+        built: by their kinds, units that others may be like, with their variables.
+    """
+
+    layout: ModelCut
+    place: Ownership
+    statistics: BatchStatistics
+    head: LossHead | None
+    eager: bool
+    jit_compile: bool
+    aside: Aside
+    built: dict[int, tuple[Stage, list[Any]]] = field(default_factory=dict)
+
+    def whole(self, number: int, body: StageCall) -> LocalStage:
+        """A stage that is compiled whole.
+
+        Args:
+            number: the stage.
+            body: what it computes.
+        """
+        table = self.layout.partitioning
+        weights = self.place.trained_by(number, self.layout)
+        trained = [self.place.trained[position] for position in weights]
+        stage = self._stage(table, number, body, trained)
+        return self._local(number, stage, weights)
+
+    def chained(self, number: int, graph: FlatGraph, units: Units) -> LocalStage:
+        """A stage of several units."""
+        table = self.layout.partitioning
+        weights = self.place.trained_by(number, self.layout)
+        places = {id(self.place.trained[p]): place for place, p in enumerate(weights)}
+        stage = ChainedStage(
+            [self._unit(one, graph, units, places) for one in units.of_stage[number]],
+            table.stage_inputs[number],
+            table.stage_outputs[number],
+            [edge.tensor for edge in table.gradient_inputs(number)],
+            table.gradient_outputs(number),
+            takes_data=number == 0,
+            num_weights=len(weights),
+        )
+        return self._local(number, stage, weights)
+
+    def _unit(self, number: int, graph: FlatGraph, units: Units, places: dict[int, int]) -> Unit:
+        """One unit; `places` are those of weights among the stage's, by id."""
+        table = units.table
+        variables = graph.variables(table.operations(number))
+        trained = [variable for variable in variables if id(variable) in places]
+        body = graph_body(graph, table, number, frozenset(), self.layout.sums)
+        like = self.built.get(units.kinds[number])
+        twin = None
+        if like is not None:
+            theirs, mine = ([v.value for v in some] for some in (like[1], variables))
+            twin = Twin(like[0], theirs, mine)
+        stage = self._stage(table, number, body, trained, twin)
+        self.built.setdefault(units.kinds[number], (stage, variables))
+        return Unit(
+            stage=stage,
+            inputs=table.stage_inputs[number],
+            outputs=table.stage_outputs[number],
+            gradient_inputs=tuple(edge.tensor for edge in table.gradient_inputs(number)),
+            gradient_outputs=tuple(table.gradient_outputs(number)),
+            weights=tuple(places[id(variable)] for variable in trained),
+            types=None if number == 0 else _types(graph, table, number),
+        )
+
+    def _stage(
+        self,
+        table: Partitioning,
+        number: int,
+        body: StageCall,
+        trained: Sequence[Any],
+        twin: Twin | None = None,
+    ) -> Stage:
+        """The calls of a stage, or of a unit, of `table`."""
+        return Stage(
+            self.statistics.around(body),
+            trained,
+            [table.stage_inputs[number].index(e.tensor) for e in table.gradient_inputs(number)],
+            [table.stage_outputs[number].index(n) for n in table.gradient_outputs(number)],
+            self.head if number == table.num_stages - 1 else None,
+            eager=self.eager,
+            jit_compile=self.jit_compile,
+            aside=self.aside,
+            twin=twin,
+        )
+
+    def _local(self, number: int, stage: Any, weights: Sequence[int]) -> LocalStage:
+        layout, table = self.layout, self.layout.partitioning
+        masked = masks.masked_outputs(table, layout.masked, number)
+        types = None
+        takes_masks = any((n, number) in layout.masked for n in table.stage_inputs[number])
+        if number > 0 and layout.graph is not None and not takes_masks:
+            types = _types(layout.graph, table, number)
+        return LocalStage(number, stage, table, masked, weights, types)
+
+
+def _types(graph: FlatGraph, table: Partitioning, number: int) -> list[Any]:
+    """The types of the inputs of a stage."""
+    tensors = [graph.tensors[n] for n in table.stage_inputs[number]]
+    return [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in tensors]

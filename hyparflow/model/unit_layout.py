@@ -1,0 +1,77 @@
+"""Which blocks of a model are alike, so that they are compiled once: `hyparflow.pipeline.units`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from hyparflow.model.call_kinds import call_kinds
+from hyparflow.model.checks import check_can_cut
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import all_layers, opened_graph
+from hyparflow.model.layout import ModelCut
+from hyparflow.model.masks import may_make_masks
+from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.pipeline.units import Units, make_units
+
+__all__ = ["UNITS", "units_of", "with_graph"]
+
+# A call of a unit costs half a millisecond: forward and backward should compute for 40 ms or more.
+# A core does so much of the cost that `OperationWork` counts, in a second.
+_COST_OF_A_CALL = 0.04 * 1.4e10
+
+# "0" compiles all stages whole; "all" makes units of single blocks, even where that saves nothing.
+UNITS = "HYPARFLOW_UNITS"
+
+_DEEP = 60  # layers from which on it pays to look for repeats in a model that is not cut
+
+
+def _setting() -> str:
+    """What HYPARFLOW_UNITS says."""
+    text = os.environ.get(UNITS, "").strip()
+    if text not in ("", "0", "all"):
+        raise ValueError(
+            f"{UNITS} takes 0 or all. Received: {UNITS}={text!r}. Unset it, or export "
+            "HYPARFLOW_UNITS=0 to compile stages whole."
+        )
+    return text
+
+
+def with_graph(model: Any, layout: ModelCut) -> ModelCut:
+    """`layout`, with the graph of a model that is not cut, if blocks of it may repeat."""
+    setting = _setting()
+    if layout.graph is not None or setting == "0":
+        return layout
+    if setting != "all" and len(all_layers(model)) < _DEEP:
+        return layout
+    try:
+        check_can_cut(model)
+    except ValueError:
+        return layout
+    graph = FlatGraph(model, opened_graph(model))
+    operations = graph.operation_graph(model.trainable_variables)
+    whole = make_partitioning(operations, (0, len(graph.calls)))
+    return dataclasses.replace(layout, graph=graph, operations=operations, partitioning=whole)
+
+
+def units_of(layout: ModelCut, rows: int) -> tuple[FlatGraph, Units] | None:
+    """A model's graph and the units of its stages; None if stages are compiled whole.
+
+    They are compiled whole where masks come with tensors, since masks do not cross cuts by
+    themselves.
+
+    Args:
+        layout: how the model is cut.
+        rows: how many rows a micro-batch has.
+    """
+    graph, operations = layout.graph, layout.operations
+    setting = _setting()
+    if graph is None or operations is None or setting == "0":
+        return None
+    if may_make_masks([layer for call in graph.calls for layer in call.layers]):
+        return None
+    always = setting == "all"
+    least = 0.0 if always else _COST_OF_A_CALL / max(1, rows)
+    units = make_units(operations, layout.partitioning, call_kinds(graph), least, always)
+    return None if units is None else (graph, units)
