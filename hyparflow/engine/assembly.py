@@ -35,6 +35,7 @@ from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.engine.weights.weight_groups import WeightGroup, weight_groups
 from hyparflow.model import masks
+from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch
 from hyparflow.model.keras_internals.layers import (
     all_layers,
@@ -46,6 +47,7 @@ from hyparflow.model.layout import ModelCut
 from hyparflow.model.unit_layout import units_of, with_graph
 from hyparflow.model.untouched import fixed_moments, untouched
 from hyparflow.options import Options
+from hyparflow.pipeline.units import Units
 
 __all__ = ["build_rank_engine"]
 
@@ -71,16 +73,10 @@ def build_rank_engine(
         rows: the numbers of rows of micro-batches, as far as they are known.
     """
     choice.agree(world)
-    eager = model.compiled and bool(model.run_eagerly)
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
-    has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
-    units = None
-    if choice.compiler().shares and not (eager or statistics.active or has_own_steps):
-        opened = with_graph(model, layout)
-        units = units_of(opened, max(rows, default=1))
-        layout = layout if units is None else opened
+    layout, units = _units(model, layout, statistics, own, rows)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
@@ -88,45 +84,63 @@ def build_rank_engine(
     learner = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
         learner = _learner(model, layout, place, options, groups)
-    sync = WeightSync(
-        model,
-        place.grid,
-        world,
-        place.replica,
-        place.peers,
-        {key: holders[0] for key, holders in place.holders.items()},
-        (lambda: []) if learner is None else (lambda: learner.update.touched),
-        "train_step" in own,
-    )
-    head = losses.head if losses is not None and place.is_last else None
-    # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
-    jit_compile = model.compiled and bool(model.jit_compile) and not statistics.exchanges
-    aside = functools.partial(_aside, model, statistics)
     build = StageBuilder(
         layout=layout,
         place=place,
         statistics=statistics,
-        head=head,
-        eager=eager,
-        jit_compile=jit_compile,
-        aside=aside,
+        head=losses.head if losses is not None and place.is_last else None,
+        eager=_is_eager(model),
+        # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
+        jit_compile=model.compiled and bool(model.jit_compile) and not statistics.exchanges,
+        aside=functools.partial(_aside, model, statistics),
     )
     stages = [
         build.whole(number, body) if units is None else build.chained(number, *units)
         for number, body in zip(place.stages, bodies, strict=True)
     ]
-    engine = _engine(layout, place, stages, eager)
-    table = layout.partitioning
     return RankEngine(
-        engine=engine,
-        sync=sync,
+        engine=_engine(layout, place, stages, build.eager),
+        sync=_sync(model, place, learner, own),
         pack=pack,
         statistics=statistics,
         own=own,
-        partitioning=table,
+        partitioning=layout.partitioning,
         losses=losses,
         learner=learner,
         tag_limit=place.replica.tag_limit,
+    )
+
+
+def _is_eager(model: Any) -> bool:
+    return bool(model.compiled and model.run_eagerly)
+
+
+def _units(
+    model: Any,
+    layout: ModelCut,
+    statistics: BatchStatistics,
+    own: CustomSteps,
+    rows: Sequence[int],
+) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
+    """The layout, and the graph and units if blocks that repeat are compiled once."""
+    has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
+    if not choice.compiler().shares or _is_eager(model) or statistics.active or has_own_steps:
+        return layout, None
+    opened = with_graph(model, layout)
+    units = units_of(opened, max(rows, default=1))
+    return (layout if units is None else opened), units
+
+
+def _sync(model: Any, place: Ownership, learner: Learner | None, own: CustomSteps) -> WeightSync:
+    return WeightSync(
+        model,
+        place.grid,
+        place.world,
+        place.replica,
+        place.peers,
+        {key: holders[0] for key, holders in place.holders.items()},
+        (lambda: []) if learner is None else (lambda: learner.update.touched),
+        "train_step" in own,
     )
 
 

@@ -116,6 +116,8 @@ def _blocks_of_unit(counts: Sequence[int], least: int) -> int:
     def compiled(size: int) -> int:
         return sum({min(size, count) for count in counts} | {count % size for count in counts})
 
+    if least >= max(counts, default=0):
+        return least
     return min(range(least, 2 * least), key=lambda size: (compiled(size), size))
 
 
