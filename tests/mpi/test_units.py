@@ -102,7 +102,7 @@ def compare(name: str, optimizer: str = "sgd", **layout: Any) -> None:
     require_none(found.compare(expected), f"{name}, {optimizer}, {layout}")
 
 
-@pytest.mark.on_ranks(1, 2)
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize(
     "name",
     # Other blocks are tried in partitions.
@@ -157,7 +157,8 @@ def noted(function: Callable[..., Any], name: str, calls: list[str]) -> Callable
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("strategy", ["data", "model"])
+# Replicas have the units of one process.
+@pytest.mark.parametrize("strategy", ["data", pytest.param("model", marks=pytest.mark.slow)])
 def test_tracing_does_not_grow_with_the_blocks(
     strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
