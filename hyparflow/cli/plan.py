@@ -112,18 +112,16 @@ def _plan(
         shown.say("building the model")
         built = _compiled(load_model(model, settings), optimizer)
 
-        from hyparflow.planning.plan_model import costs_of_model
-        from hyparflow.planning.plan_model import plan as make_plan
+        from hyparflow.planning import plan_model
 
-        known = costs_of_model(built, wanted, batch_size, machine, shown.say)
+        known = plan_model.costs_of_model(built, wanted, batch_size, machine, shown.say)
         if save_costs:
             known.save(save_costs)
-        elsewhere = cluster is not None or nodes is not None
-        made = make_plan(
+        made = plan_model.plan(
             built,
             batch_size=batch_size,
             memory_limit=memory_limit,
-            cluster=machine if elsewhere else None,
+            cluster=None if cluster is None and nodes is None else machine,
             num_ranks=machine.num_ranks,
             costs=known,
             say=shown.say,

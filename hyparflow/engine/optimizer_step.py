@@ -25,6 +25,7 @@ from hyparflow.model.keras_internals.optimizer import (
     updates_alike,
     updates_each_alone,
 )
+from hyparflow.model.unnamed_variables import unnamed
 
 __all__ = ["OptimizerStep"]
 
@@ -175,13 +176,13 @@ def _build(optimizer: Any, model: Any) -> None:
     weights). That is repeated here, but without a trace: a variable made in one costs 15 ms.
     """
     if model.run_eagerly:
-        with tf.variable_creator_scope(_unnamed):
+        with tf.variable_creator_scope(unnamed):
             optimizer.build(model.trainable_variables)
         return
     made: list[tuple[Any, Any]] = []  # with the first values
 
     def note(make: Callable[..., Any], **arguments: Any) -> Any:
-        variable = _unnamed(make, **arguments)
+        variable = unnamed(make, **arguments)
         made.append((variable, variable.read_value()))
         return variable
 
@@ -189,11 +190,3 @@ def _build(optimizer: Any, model: Any) -> None:
         optimizer.build(model.trainable_variables)
     for variable, value in made:
         variable.assign(value)
-
-
-def _unnamed(make: Callable[..., Any], **arguments: Any) -> Any:
-    """A variable of TensorFlow's without a name of its own.
-
-    Each name makes another kernel, of 35 KB and 1 ms. Keras names its variables itself.
-    """
-    return make(**{**arguments, "name": "slot"})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.unnamed_variables import unnamed
 
 __all__ = ["bytes_per_row", "known_shape", "size_of", "slots_per_byte", "used_weights"]
 
@@ -39,18 +40,13 @@ def used_weights(graph: FlatGraph) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _alike(make: Callable[..., Any], **arguments: Any) -> Any:
-    """A variable of a name that many have: TensorFlow compiles a kernel for each name (1.6 ms)."""
-    return make(**(arguments | {"name": "slot"}))
-
-
 def slots_per_byte(trained: Sequence[Any], optimizer: Any) -> float:
     """Bytes of optimizer state per byte of trained weights."""
     if optimizer is None or not trained:
         return 0.0
     if not optimizer.built:
         optimizer = type(optimizer).from_config(optimizer.get_config())
-        with tf.variable_creator_scope(_alike):
+        with tf.variable_creator_scope(unnamed):
             optimizer.build(list(trained))
     own = {id(v) for v in trained}
     slots = [v for v in optimizer.variables if id(v) not in own]
