@@ -43,6 +43,7 @@ from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import is_leader, rank, size
 from hyparflow.comm.start_of_mpi import watch_start_of_mpi
 from hyparflow.launching import devices
+from hyparflow.model.deferred import defer_from_start, deferred
 from hyparflow.model.versions import require_versions
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ __all__ = [
     "Costs",
     "Link",
     "Plan",
+    "deferred",
     "evaluate",
     "fit",
     "is_leader",
@@ -83,6 +85,7 @@ abort.install()
 launcher.set_thread_defaults()
 launcher.set_log_default()
 devices.choose_device()
+defer_from_start()
 watch_start_of_mpi()
 
 

@@ -11,6 +11,8 @@ Keras's iterator over a dataset             `hyparflow.model.keras_internals.dat
 optimizers' and metrics' methods            `hyparflow.model.keras_internals.interception`, a
                                             step of the model's own
 TensorFlow's random operations              `hyparflow.engine.compiled.random_draws`, the same
+how Keras's variables get a first value     `hyparflow.model.keras_internals.deferred_variables`,
+                                            while `hyparflow.deferred` is open
 losses of one model                         `hyparflow.model.keras_internals.compiled`, a trace
 `update_state` of one metric                `hyparflow.engine.loss.additive_metrics`, a trial
 ==========================================  ====================================================

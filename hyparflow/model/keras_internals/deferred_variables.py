@@ -1,0 +1,206 @@
+"""Variables without memory: they have a handle and a shape, and no value until they are read.
+
+The value of such a variable has a source: its initializer, or another rank. TensorFlow's variable
+inside it is meanwhile of a class of its own, `_Absent`, whose handle brings the value in when
+anyone asks for it; after that it is an ordinary variable again, so nothing is slower then. All that
+reads or writes a variable asks for the handle: Keras, NumPy, operations, traces, gradient tapes.
+
+What was compiled before a variable gave its memory back holds the handle already, and does not ask
+again. It finds a value of nine empty dimensions, which no operation takes: an error, and never
+numbers that are wrong.
+
+Reasons for private parts: Keras has no hook for how a variable gets its first value
+(`_initialize_with_initializer`), and `variable.value` is cast under mixed precision (`_value` is
+TensorFlow's variable). TensorFlow reads `_handle` in C++ too, so `handle` is not enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.model.keras_internals.patched import patched
+
+__all__ = ["Initial", "bring_in", "deferring", "is_absent", "raw_variable", "release", "source_of"]
+
+_PLAIN = (bool, int, float, str, type(None))
+_NAME = "variable"  # each other name would make another kernel in TensorFlow, of 35 KB and 1 ms
+_NOTHING = [0] * 9  # dimensions of the value of a variable without memory
+_LOCK = threading.RLock()
+_Ordinary: Any = type(tf.Variable(0.0))
+
+
+class Initial:
+    """The first value of a variable, as its initializer draws it whenever it is called.
+
+    Args:
+        initializer: one for which `_is_pure` holds.
+        shape, dtype: of the variable.
+    """
+
+    def __init__(self, initializer: Any, shape: Any, dtype: str) -> None:
+        self._initializer = copy.copy(initializer)  # its owner may change it
+        self._shape, self._dtype = tuple(shape), dtype
+
+    def __call__(self) -> Any:
+        """Draw the value."""
+        return self._initializer(self._shape, dtype=self._dtype)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for those that draw equal values."""
+        kind = type(self._initializer)
+        config = sorted(vars(self._initializer).items())
+        return kind.__module__, kind.__qualname__, config, self._shape, self._dtype
+
+
+class _Absent(_Ordinary):  # type: ignore[misc]
+    """A variable of TensorFlow's without memory."""
+
+    @property
+    def _handle(self) -> Any:
+        _wake(self)
+        return vars(self)["_handle"]
+
+    @_handle.setter
+    def _handle(self, handle: Any) -> None:
+        self.__dict__["_handle"] = handle
+
+    @property
+    def device(self) -> str:
+        """Where the value will be."""
+        return str(vars(self)["_handle"].device)
+
+    def _distributed_container(self) -> Any:
+        """The variable itself: optimizers of Keras 3.15 ask its handle for this otherwise."""
+        return self
+
+    def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of other variables; the value that is overwritten is not brought in."""
+        with _LOCK:
+            _write(self, _untouched(self.shape, self.dtype))
+            source = _become_ordinary(self)
+        try:
+            return self.assign(value, *args, **kwargs)
+        except BaseException:
+            release(self, source)
+            raise
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """While open, new variables of Keras have no memory if their initializer can draw it later."""
+    kind: Any = keras.Variable
+    initialize, with_initializer = kind._initialize, kind._initialize_with_initializer
+
+    def named_alike(self: Any, value: Any) -> None:
+        with tf.variable_creator_scope(_named_alike):
+            initialize(self, value)
+
+    def later(self: Any, initializer: Any) -> None:
+        if tf.inside_function() or tf.distribute.has_strategy() or not _is_pure(initializer):
+            with_initializer(self, initializer)
+            return
+        initial = Initial(initializer, self._shape, self._dtype)
+        self._initialize(lambda: _untouched(self._shape, self._dtype))
+        if type(self._value) is _Ordinary:
+            release(self._value, initial)
+        else:  # a creator of the user's made another kind
+            self._value.assign(initial())
+
+    with patched(kind, _initialize=named_alike, _initialize_with_initializer=later):
+        yield
+
+
+def raw_variable(variable: Any) -> Any:
+    """TensorFlow's variable in a variable of Keras's, or the variable itself."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def is_absent(variable: Any) -> bool:
+    """Whether a variable, of Keras or TensorFlow, has no memory."""
+    return isinstance(raw_variable(variable), _Absent)
+
+
+def source_of(variable: Any) -> Callable[[], Any] | None:
+    """What brings in the value of a variable without memory; None if it has memory."""
+    return vars(raw_variable(variable)).get("_source") if is_absent(variable) else None
+
+
+def release(variable: Any, source: Callable[[], Any]) -> bool:
+    """Give back the memory of a variable; `source` returns its value when it is asked for.
+
+    Returns:
+        Whether that could be done.
+    """
+    raw = raw_variable(variable)
+    with _LOCK:
+        if type(raw) not in (_Ordinary, _Absent):
+            return False
+        if type(raw) is _Ordinary:
+            _write(raw, tf.zeros(_NOTHING, raw.dtype))
+        vars(raw)["_source"] = source
+        raw.__class__ = _Absent
+    return True
+
+
+def bring_in(variable: Any) -> None:
+    """Let a variable have its memory, if it has none."""
+    raw = raw_variable(variable)
+    if isinstance(raw, _Absent):
+        _wake(raw)
+
+
+def _wake(raw: Any) -> None:
+    with _LOCK:
+        source = vars(raw).get("_source")
+        if source is None:  # another thread was faster
+            return
+        handle = vars(raw)["_handle"]
+        with tf.init_scope(), tf.device(handle.device):
+            value = tf.convert_to_tensor(source(), raw.dtype)
+        if isinstance(raw, _Absent):  # the source may have assigned it
+            _write(raw, value)
+            _become_ordinary(raw)
+
+
+def _become_ordinary(raw: Any) -> Any:
+    """Make it an ordinary variable; returns its source."""
+    source = vars(raw).pop("_source")
+    raw.__class__ = _Ordinary
+    return source
+
+
+def _write(raw: Any, value: Any) -> None:
+    """Write a value of any shape."""
+    with tf.init_scope(), tf.device(vars(raw)["_handle"].device):
+        tf.raw_ops.AssignVariableOp(
+            resource=vars(raw)["_handle"], value=value, validate_shape=False
+        )
+
+
+def _untouched(shape: Any, dtype: Any) -> Any:
+    """A tensor of any content; the machine gives memory where it is touched."""
+    return tf.raw_ops.Empty(shape=list(shape), dtype=dtype)
+
+
+def _named_alike(make: Callable[..., Any], **arguments: Any) -> Any:
+    return make(**{**arguments, "name": _NAME})
+
+
+def _is_pure(initializer: Any) -> bool:
+    """Whether an initializer draws the same value whenever it is called.
+
+    Keras's own do, unless they hold more than plain values: an array, which may change, or a
+    generator of seeds, which other initializers may share.
+    """
+    own = type(initializer).__module__.startswith("keras.")
+    if not own or not isinstance(initializer, keras.initializers.Initializer):
+        return False
+    return all(isinstance(value, _PLAIN) for value in vars(initializer).values())
