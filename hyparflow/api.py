@@ -58,6 +58,7 @@ def parallelize(
     sharded_data: bool = False,
     stages_per_partition: int | None = None,
     allreduce: str = "mpi",
+    gather: bool = True,
     compression: str | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:

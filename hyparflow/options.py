@@ -19,14 +19,7 @@ from hyparflow.pipeline.microbatches import most_microbatches
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 
-__all__ = [
-    "Options",
-    "declared",
-    "is_given",
-    "planned_names",
-    "resolve",
-    "taking_options",
-]
+__all__ = ["Options", "declared", "is_given", "planned_names", "resolve", "taking_options"]
 
 _STRATEGIES = ("data", "model", "hybrid", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
@@ -143,6 +136,14 @@ class Options:
         checks.one_of(_ALLREDUCE),
         'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` where it is installed.',
         choices=_ALLREDUCE,
+    )
+    gather: bool = _option(
+        True,
+        checks.flag,
+        "Boolean. Whether every rank has all weights after the call. With `False` each rank keeps "
+        "those of its own partition, as during the call; the next call finds them there, and "
+        "`ParallelModel.save` saves them.",
+        per_call=True,
     )
     compression: str | None = _option(
         None,

@@ -23,3 +23,4 @@ class Tag(IntEnum):
     CLOCK = 4  # comparison of clocks
     EVENTS = 5  # of a trace, on their way to the leader
     RING = 6  # trial messages to each rank's neighbours
+    WEIGHTS = 7  # between the leader and their owners

@@ -100,7 +100,7 @@ def build_rank_engine(
     ]
     return RankEngine(
         engine=_engine(layout, place, stages, build.eager),
-        sync=_sync(model, place, learner, own),
+        sync=_sync(model, place, losses, learner, own),
         pack=pack,
         statistics=statistics,
         own=own,
@@ -131,16 +131,24 @@ def _units(
     return (layout if units is None else opened), units
 
 
-def _sync(model: Any, place: Ownership, learner: Learner | None, own: CustomSteps) -> WeightSync:
+def _sync(
+    model: Any,
+    place: Ownership,
+    losses: Losses | None,
+    learner: Learner | None,
+    own: CustomSteps,
+) -> WeightSync:
     return WeightSync(
         model,
         place.grid,
         place.world,
         place.replica,
         place.peers,
-        {key: holders[0] for key, holders in place.holders.items()},
+        place.holders,
         (lambda: []) if learner is None else (lambda: learner.update.touched),
         "train_step" in own,
+        # Masks for the weights of losses are made by the whole model.
+        losses is not None and losses.weigh is not None and masks.may_make_masks([model]),
     )
 
 

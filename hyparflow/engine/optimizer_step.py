@@ -8,6 +8,7 @@ weight; and whether a scaled gradient overflowed, since one overflow skips the s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,12 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.gradients.overwritten import require_one_call
 from hyparflow.engine.weight_update import Member, WeightUpdate
 from hyparflow.engine.weights.weight_groups import WeightGroup
+from hyparflow.model.keras_internals.deferred_variables import (
+    deferring,
+    is_absent,
+    is_deferring,
+    release,
+)
 from hyparflow.model.keras_internals.optimizer import (
     inner_optimizer,
     skip_overflowed_step,
@@ -60,7 +67,7 @@ class OptimizerStep:
         self._members = [Member(v, c) for v, c in zip(variables, counted, strict=True)]
         self._partitions = partitions
         if not self._optimizer.built:
-            _build(self._optimizer, model)
+            _build(self._optimizer, model, partitions.size > 1)
         self.given: list[int] = []
         numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
         self.numbers = [numbers[id(v)] for v in variables]
@@ -168,25 +175,32 @@ class _Step:
         return self._update.used(self._gradients, self._present, tf.constant(norm, tf.float64))
 
 
-def _build(optimizer: Any, model: Any) -> None:
+def _build(optimizer: Any, model: Any, in_parts: bool) -> None:
     """Make the optimizer's variables with the values that they have in plain `fit`.
 
     Plain `fit` makes them while a step is traced, so values that the optimizer assigns to them are
     lost, unless the model runs eagerly (ScheduleFreeAdamW: its momentum starts at 0 and not at the
     weights). That is repeated here, but without a trace: a variable made in one costs 15 ms.
+
+    Where other ranks update some of the weights, variables take memory when they are used.
     """
+    later: Any = deferring() if in_parts else contextlib.nullcontext([])
     if model.run_eagerly:
-        with tf.variable_creator_scope(unnamed):
+        with tf.variable_creator_scope(unnamed), later:
             optimizer.build(model.trainable_variables)
         return
     made: list[tuple[Any, Any]] = []  # with the first values
 
     def note(make: Callable[..., Any], **arguments: Any) -> Any:
         variable = unnamed(make, **arguments)
-        made.append((variable, variable.read_value()))
+        if not is_deferring(arguments.get("initial_value")):
+            made.append((variable, variable.read_value()))
         return variable
 
-    with tf.variable_creator_scope(note):
+    with tf.variable_creator_scope(note), later as deferred:
         optimizer.build(model.trainable_variables)
     for variable, value in made:
         variable.assign(value)
+    for variable, initial in deferred:
+        if not is_absent(variable):
+            release(variable, initial)

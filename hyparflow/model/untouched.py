@@ -11,6 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.model.keras_internals.deferred_variables import (
+    is_absent,
+    raw_variable,
+    release,
+    source_of,
+)
 from hyparflow.model.keras_internals.layers import (
     all_layers,
     layer_metrics,
@@ -54,12 +60,17 @@ def untouched(model: Any) -> Iterator[Callable[[], None]]:
     That is all variables that the model leads to, numbers and text that its layers hold, and the
     random states of Python and NumPy. Yields a function that sets back the first two at once.
     """
-    variables = [(raw, tf.identity(raw)) for raw in _variables(model)]
+    found = _variables(model)
+    variables = [(raw, tf.identity(raw)) for raw in found if not is_absent(raw)]
+    absent = [(raw, source) for raw in found if (source := source_of(raw)) is not None]
     values = [(layer, _simple(layer)) for layer in all_layers(model)]
 
     def restore() -> None:
         for raw, value in variables:
             raw.assign(value)
+        for raw, source in absent:
+            if not is_absent(raw):
+                release(raw, source)
         for layer, before in values:
             for name, value in before.items():
                 if vars(layer).get(name, before) is not value:
@@ -79,7 +90,7 @@ def _variables(model: Any) -> list[Any]:
     metrics = layer_metrics(all_layers(model, include_self=False))
     found = [*model.variables, *seed_states(model), *(v for m in metrics for v in m.variables)]
     found += reachable_variables([model])
-    raw = [v.value if isinstance(v, keras.Variable) else v for v in found]
+    raw = [raw_variable(v) for v in found]
     unique = {id(v): v for v in raw}
     return [v for v in unique.values() if v.dtype not in (tf.resource, tf.variant)]
 

@@ -42,6 +42,7 @@ class WeightsOut(keras.callbacks.Callback):
     def _leave(self, *args: Any, **kwargs: Any) -> None:
         self._worker.send_writes()
         self._worker.weights.watch(False)
+        self._worker.weights.drop()
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _leave
     on_test_begin = on_test_end = on_predict_begin = on_predict_end = _leave

@@ -14,6 +14,7 @@ __all__ = [
     "DrawBatch",
     "Evaluate",
     "Fail",
+    "Fetch",
     "Finalize",
     "Finish",
     "Gather",
@@ -130,13 +131,20 @@ class Write(Command):
 
 
 @dataclass
+class Fetch(Command):
+    """Give the leader one of the present weights or slots, by its number."""
+
+    number: int
+
+
+@dataclass
 class Gather(Command):
-    """Give all ranks the present weights and optimizer state."""
+    """Give the leader the present weights and optimizer state."""
 
 
 @dataclass
 class Scatter(Command):
-    """Give all ranks the leader's weights and optimizer state."""
+    """Give the leader's weights and optimizer state to the ranks that need them."""
 
 
 @dataclass
@@ -146,7 +154,7 @@ class Finalize(Command):
 
 @dataclass
 class Finish(Command):
-    """Gather, and let all ranks' random generators continue alike.
+    """Gather for all ranks, unless weights stay at their owners; random generators continue alike.
 
     Attributes:
         failed: whether the call ends with an error, which is what the user must see.

@@ -88,7 +88,9 @@ def fit_on_ranks(
     x = args[0] if args else kwargs.get("x")
     _check_data(x, kwargs.get("validation_data"))
     _build(model, x)
-    trained = launch(_train, (fit, model, args, kwargs | own, _randomness()), **ranks)
+    trained = launch(
+        _train, (fit, model, args, kwargs | own | {"gather": True}, _randomness()), **ranks
+    )
     return _take_over(model, trained)
 
 

@@ -85,6 +85,7 @@ def bridge(model: Any, worker: Worker, steps: LeaderSteps) -> Iterator[None]:
     with (
         patched(model, **replaced),
         worker.weights.log.listening(),
+        worker.fetching(),
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
         untuned_datasets(),
@@ -125,6 +126,7 @@ def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Calla
         result = method(*args, **kwargs)
         if writes:
             worker.order(Scatter())
+        worker.weights.drop()
         return result
 
     return wrapper

@@ -9,6 +9,7 @@ from hyparflow.comm.log import STATUS, users_stack_level
 from hyparflow.engine.custom_steps.step_trials import StepReport
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.row_findings import RowFindings
+from hyparflow.formats.sizes import size_text
 from hyparflow.model.keras_internals.compiled import own_step
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.pipeline.schedules import in_words
@@ -17,10 +18,13 @@ from hyparflow.training.call import Call, is_shown
 __all__ = [
     "announce",
     "announce_changed",
+    "announce_fetched",
     "announce_layers",
     "announce_other_batch",
     "announce_step",
 ]
+
+_FETCHED = "_hyparflow_fetched"  # attribute of a model
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
@@ -178,6 +182,20 @@ def announce_changed(names: list[str]) -> None:
         f"Variables that the model's own `train_step` changes ({_some(names)}) differ between "
         "replicas: each has changed them by its own rows, and the leader's are kept. Remedy: one "
         "process, if the model reads them in training or after it.",
+        stacklevel=users_stack_level(),
+    )
+
+
+def announce_fetched(model: Any, size: int) -> None:
+    """Warn, once for a model, that the leader reads weights of other partitions one by one."""
+    if vars(model).setdefault(_FETCHED, False):
+        return
+    vars(model)[_FETCHED] = True
+    warnings.warn(
+        "While ranks hold parts of a model, reads of other partitions' weights ask their owners "
+        f"one by one, and take memory until the next step. Received: {size_text(size)} of model "
+        f"'{model.name}', read on rank 0 between two steps. Read weights at the ends of epochs, "
+        "when the leader has them all, or fewer of them.",
         stacklevel=users_stack_level(),
     )
 

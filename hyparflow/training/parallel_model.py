@@ -27,6 +27,7 @@ from hyparflow.training.data_arguments import (
 )
 from hyparflow.training.keras_bridge import with_weights
 from hyparflow.training.leader_data import row_numbers, step_tickets
+from hyparflow.training.left_weights import gathered
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
 
@@ -167,11 +168,12 @@ class ParallelModel:
             path: String or path. The file to write, with a suffix that Keras knows: `.keras`.
             **kwargs: Keyword arguments of `model.save`.
         """
-        on_leader(
-            self._world,
-            lambda: save_atomically(self.model, path, **kwargs),
-            "the leader to save the model",
-        )
+        with gathered(self.model):
+            on_leader(
+                self._world,
+                lambda: save_atomically(self.model, path, **kwargs),
+                "the leader to save the model",
+            )
 
     def __str__(self) -> str:
         grid = self.options.grid

@@ -41,6 +41,7 @@ from hyparflow.training.engine_key import (
 from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.leader_data import peek_on_leader
+from hyparflow.training.left_weights import take_back
 from hyparflow.training.progress_of_ranks import building_shown
 from hyparflow.training.worker import LeaderSteps, Worker
 
@@ -123,6 +124,7 @@ class Session:
         if "validation" in call.sources:
             self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
         part = self._build(call, specs, with_loss=call.method != "predict")
+        take_back(self.model, part.sync)
         if call.method == "fit":
             self._check_optimizer(part)
         self._check_weights(part, specs)

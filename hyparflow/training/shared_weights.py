@@ -10,10 +10,14 @@ from hyparflow.comm.world import World
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.model.keras_internals.compiled import tracked_metrics
 from hyparflow.model.keras_internals.optimizer import settable_learning_rates
-from hyparflow.training.commands import Command, Finalize, Finish, Gather, Scatter, Write
+from hyparflow.training import notices
+from hyparflow.training.commands import Command, Fetch, Finalize, Finish, Gather, Scatter, Write
+from hyparflow.training.left_weights import note_left
 from hyparflow.training.write_log import WriteLog
 
 __all__ = ["SharedWeights"]
+
+_FEW = 1 << 22  # bytes that nobody minds
 
 
 class SharedWeights:
@@ -26,16 +30,21 @@ class SharedWeights:
         model: the user's model.
         sync: copies its variables.
         world: all ranks.
+        to_all: whether all ranks get all weights at the end.
     """
 
-    def __init__(self, model: Any, sync: WeightSync, world: World) -> None:
+    def __init__(self, model: Any, sync: WeightSync, world: World, to_all: bool) -> None:
         self._model, self._sync, self._world = model, sync, world
+        self._to_all = to_all or not sync.holdings.parts
+        self._fetched = 0  # bytes that were asked for one by one since the last step
         self.log = WriteLog(self._told_otherwise, self._is_behind)
-        self._watched: list[int] | None = None
+        self._watched: list[int | None] | None = None
         self._are_everywhere = True  # the leader holds the present weights of all partitions
+        self._brought = False  # the leader has weights of other partitions
         self._differ = False  # statistics changed since the replicas agreed on them
         self.actions: dict[type[Command], Callable[[Any], Any]] = {
             Write: self._write,
+            Fetch: self._fetch,
             Gather: self._gather,
             Scatter: self._scatter,
             Finalize: self._finalize,
@@ -45,6 +54,13 @@ class SharedWeights:
     def note_step(self) -> None:
         """Note that a training step changes weights."""
         self._are_everywhere, self._differ = False, True
+        self.drop()
+
+    def drop(self) -> None:
+        """Give back the leader's memory of other partitions' weights, if callbacks are done."""
+        if self._brought and self._watched is None:
+            self._sync.drop()
+            self._brought, self._fetched = False, 0
 
     def agree(self) -> None:
         """Let replicas agree on moving statistics, before a use without training. Collective."""
@@ -86,10 +102,20 @@ class SharedWeights:
         if self._world.rank != LEADER:
             self._sync.write(command.values)
 
-    def _gather(self, command: Gather | Finish) -> None:
+    def _gather(self, command: Gather) -> None:
         self._world.board.write("gathers weights")
-        self._sync.gather()
+        self._sync.gather_to_leader()
         self._are_everywhere, self._differ = True, False
+        self._brought = self._world.rank == LEADER
+
+    def _fetch(self, command: Fetch) -> None:
+        self._world.board.write("takes a weight to the leader")
+        size = self._sync.bring(command.number)
+        if self._world.rank == LEADER:
+            self._brought = True
+            self._fetched += size
+            if self._fetched > max(self._sync.bytes_elsewhere // 2, _FEW):
+                notices.announce_fetched(self._model, self._fetched)
 
     def _scatter(self, command: Scatter) -> None:
         self._world.board.write("takes the leader's weights")
@@ -102,5 +128,10 @@ class SharedWeights:
 
     def _finish(self, command: Finish) -> None:
         self._world.recorder.on = False
-        self._gather(command)
+        self._world.board.write("gathers weights")
+        self._sync.gather(everything=self._to_all)
+        if not self._to_all:
+            self._sync.drop()
+        note_left(self._model, None if self._to_all else self._sync)
+        self._are_everywhere, self._differ = self._to_all, False
         self._sync.finish()

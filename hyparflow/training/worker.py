@@ -7,7 +7,7 @@ commands in `follow`. The code of a command is the same on all ranks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,7 @@ from hyparflow.training.commands import (
     DrawBatch,
     Evaluate,
     Fail,
+    Fetch,
     Finalize,
     Finish,
     Gather,
@@ -71,7 +72,7 @@ class Worker:
 
     def __init__(self, model: Any, part: RankEngine, call: Call, world: World) -> None:
         self._model, self._part, self._world = model, part, world
-        self.weights = SharedWeights(model, part.sync, world)
+        self.weights = SharedWeights(model, part.sync, world, to_all=call.options.gather)
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
         self._throughput: Throughput | None = None
@@ -139,6 +140,20 @@ class Worker:
         logs = self.order(command, data)
         return {} if self._evaluation is None else self._evaluation.results(logs)
 
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Leader: while open, a read of a weight that other ranks hold asks them for it."""
+        holdings = self._part.sync.holdings
+        holdings.fetch, holdings.busy = self._fetch, False
+        try:
+            yield
+        finally:
+            holdings.fetch = None
+
+    def _fetch(self, variable: Any) -> Any:
+        self.order(Fetch(self._part.sync.number(variable)))
+        return variable.value
+
     def send_writes(self) -> None:
         """Leader: send all ranks the variables that callbacks wrote since the last command."""
         if (command := self.weights.written()) is not None:
@@ -146,12 +161,12 @@ class Worker:
             self.weights.watch_anew()
 
     def _order(self, command: Command) -> Any:
-        self.in_command = True
+        self.in_command = self._part.sync.holdings.busy = True
         with self.weights.log.paused():
             self._world.broadcast_object(command, LEADER, "the leader's command")
             with self._first_step_shown(command):
                 result = self._carry_out(command)
-        self.in_command = False
+        self.in_command = self._part.sync.holdings.busy = False
         self._world.board.write("callbacks, or the user's data")
         return result
 

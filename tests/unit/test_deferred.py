@@ -323,3 +323,17 @@ def test_the_environment_variable(first: str, value: str) -> None:
         assert "HYPARFLOW_DEFER must be 1" in done.stderr
     else:
         assert done.stdout.split()[-1:] == [str(value == "1")], done.stderr
+
+
+def test_a_trace_that_may_write() -> None:
+    with hf.deferred():
+        variable = keras.Variable("ones", shape=(2,))
+
+    @tf.function(autograph=False)
+    def write(wanted: Any) -> None:
+        tf.cond(wanted, lambda: variable.value.assign([3.0, 4.0]) + 0, lambda: tf.zeros([2]))
+
+    write(tf.constant(False))
+    assert variable.numpy().tolist() == [1, 1]
+    write(tf.constant(True))
+    assert variable.numpy().tolist() == [3, 4]

@@ -18,7 +18,7 @@ import tensorflow as tf
 from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.custom_steps.occasions import is_due
-from hyparflow.engine.weights.sync import checksum
+from hyparflow.engine.weights.pieces import checksum
 
 __all__ = ["ReplicaCheck"]
 

@@ -1,32 +1,37 @@
 """Weights and optimizer state between ranks: the leader's at the start, the owners' at the end.
 
-Every rank holds all variables of the model and of the optimizer; during training it changes only
-those of its partition. Variables travel as bytes, joined into one message per owner.
+During a call a rank has memory for the variables of its partition alone (`holdings.py`). What the
+initializers of all ranks draw alike does not travel at the start.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
-from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
+from hyparflow.engine.weights import pieces
+from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
+from hyparflow.engine.weights.leaders_values import LeadersValues
 from hyparflow.model.keras_internals.compiled import compile_arguments
+from hyparflow.model.keras_internals.deferred_variables import (
+    bring_in,
+    is_absent,
+    raw_variable,
+)
 from hyparflow.model.keras_internals.layers import all_layers, seed_states
 from hyparflow.model.reachable_variables import reachable_variables
 from hyparflow.pipeline.grid import Grid
 
-__all__ = ["WeightSync", "checksum"]
+__all__ = ["WeightSync"]
 
-_LARGE = 1 << 22  # bytes: a larger variable is sent alone; small ones are joined to about as many
 _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 
@@ -37,10 +42,11 @@ class WeightSync:
         model: the compiled model, its optimizer built.
         grid: the ranks.
         world, replica, peers: all ranks; the ranks of this replica; the ranks of this partition.
-        owners: id of a model variable -> the partition that owns it.
+        holders: id of a model variable -> the partitions that use it; the first owns it.
         touched: the optimizer variables (TensorFlow's) that this rank's updates use.
         draws_alike: whether replicas keep random generators in the same state, as the model's own
             steps need it (`hyparflow.engine.custom_steps.draws`).
+        whole: whether each rank needs the whole model.
     """
 
     def __init__(
@@ -50,27 +56,32 @@ class WeightSync:
         world: Communicator,
         replica: Communicator,
         peers: Communicator,
-        owners: dict[int, int],
+        holders: dict[int, tuple[int, ...]],
         touched: Callable[[], Sequence[Any]],
         draws_alike: bool = False,
+        whole: bool = False,
     ) -> None:
         self._model = model
         self._grid = grid
         self._world, self._replica, self._peers = world, replica, peers
-        self._owners = owners
+        self._owners = {key: who[0] for key, who in holders.items()}
         self._touched = touched
         self._draws_alike = draws_alike
         self._seeds = _unique(seed_states(model))
         self._weights = _unique([*model.weights, *self._seeds])
         optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
         self._slots = [] if optimizer is None else _unique(optimizer.variables)
+        seeds = {id(state) for state in self._seeds}
+        held = {key: who for key, who in holders.items() if key not in seeds}
+        self.holdings = Holdings(grid, world.rank, held, optimizer, whole)
+        self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [
             variable
             for layer in all_layers(model)
             if isinstance(layer, keras.layers.BatchNormalization)
             for variable in layer.non_trainable_variables
-            if "float" in variable.dtype and owners.get(id(variable), 0) == partition
+            if "float" in variable.dtype and self._owners.get(id(variable), 0) == partition
         ]
 
     def scatter(self, further: Sequence[Any] | None = None) -> None:
@@ -83,13 +94,22 @@ class WeightSync:
             ValueError: if ranks have other `further` variables.
         """
         known = [*self._weights, *self._slots]
-        raw = {id(v) for variable in known for v in (variable, variable.value)}
+        raw = {id(v) for variable in known for v in (variable, raw_variable(variable))}
         if further is not None:
             further = [v for v in further if id(v) not in raw]
             self._require_same(further)
             known += further
-        self._broadcast(known, LEADER)
+        self._leaders.hand_out(known)
+        self.drop()
+        for variable in self._weights:
+            if self.holdings.parts and self.holdings.needs(variable):
+                bring_in(variable)
         self._separate_seeds()
+
+    def drop(self) -> None:
+        """Give back the memory of what other partitions need alone."""
+        self.holdings.drop(self._weights)
+        self.holdings.drop(self._slots)
 
     def _require_same(self, variables: Sequence[Any]) -> None:
         """Do ranks find the same variables? Collective."""
@@ -125,12 +145,13 @@ class WeightSync:
         if any(number >= len(known) for number, _ in values):
             known += self._users_own()
         for number, value in values:
-            known[number].assign(value)
+            if not is_elsewhere(known[number]):
+                known[number].assign(value)
 
     def _users_own(self) -> list[Any]:
         """The variables that losses, metrics and own layers lead to, beside weights and slots."""
         known = [*self._weights, *self._slots]
-        raw = {id(v) for variable in known for v in (variable, variable.value)}
+        raw = {id(v) for variable in known for v in (variable, raw_variable(variable))}
         own = reachable_variables([self._model, compile_arguments(self._model)])
         return [variable for variable in own if id(variable) not in raw]
 
@@ -141,17 +162,21 @@ class WeightSync:
             return self._owners[id(variable)] != mine
         used = {id(slot) for slot in self._touched()}
         is_slot = any(variable is slot for slot in self._slots)  # a variable of TensorFlow is none
-        return is_slot and self._grid.num_partitions > 1 and id(variable.value) not in used
+        return is_slot and self._grid.num_partitions > 1 and id(raw_variable(variable)) not in used
 
-    def checksums(self) -> list[int]:
-        """A checksum of each weight and optimizer slot of this rank."""
-        return [checksum(variable) for variable in [*self._weights, *self._slots]]
+    def checksums(self) -> list[int | None]:
+        """A checksum of each weight and optimizer slot; None of those without memory."""
+        known = [*self._weights, *self._slots]
+        return [None if is_absent(variable) else pieces.checksum(variable) for variable in known]
 
-    def changed(self, before: Sequence[int]) -> list[Any]:
-        """The weights and slots that have changed since `checksums` returned `before`."""
+    def changed(self, before: Sequence[int | None]) -> list[Any]:
+        """The weights and slots that have changed since `checksums` returned `before`.
+
+        What has got its memory since then has been written only if a method of Keras did so.
+        """
         known = [*self._weights, *self._slots]
         triples = zip(known, before, self.checksums(), strict=True)
-        return [variable for variable, old, new in triples if old != new]
+        return [v for v, old, new in triples if None not in (old, new) and old != new]
 
     def _separate_seeds(self) -> None:
         """Let replicas draw different random numbers; replica 0 draws those of plain Keras."""
@@ -175,18 +200,57 @@ class WeightSync:
             variable.assign(flat[start : start + size].reshape(variable.shape))
             start += size
 
-    def gather(self) -> None:
-        """Give every owner's variables to all ranks. Collective."""
+    def gather(self, everything: bool = True) -> None:
+        """Give owners' variables to all ranks: everything, or what all need. Collective."""
         self.agree()
         seeds = [state.numpy() for state in self._seeds]
-        owned = [(v, self._owners.get(id(v), 0)) for v in self._weights]
-        owned += list(zip(self._slots, self._slot_owners(), strict=True))
-        for partition in range(self._grid.num_partitions):
-            part = [variable for variable, owner in owned if owner == partition]
+        for partition, part in self._owned().items():
+            if not everything:
+                part = [v for v in part if self.holdings.holders(v) is None]
             self._broadcast(part, self._grid.rank(0, partition))
         if self._grid.replica(self._world.rank) and not self._draws_alike:
             for state, value in zip(self._seeds, seeds, strict=True):
                 state.assign(value)  # replicas keep their own random numbers until the end
+
+    def gather_to_leader(self) -> None:
+        """Give every owner's variables to the leader, if ranks hold parts. Collective.
+
+        `drop` gives their memory back.
+        """
+        if not self.holdings.parts:
+            self.gather()
+            return
+        self.agree()
+        for partition, part in self._owned().items():
+            for piece in pieces.pieces(part):
+                self._bring(piece, partition)
+
+    @functools.cached_property
+    def bytes_elsewhere(self) -> int:
+        """The size of all that this rank does not need."""
+        known = [*self._weights, *self._slots]
+        return sum(pieces.bytes_of(v) for v in known if not self.holdings.needs(v))
+
+    def bring(self, number: int) -> int:
+        """Give the owner's value of one variable to the leader. Collective; returns its size."""
+        owned = self._owned()
+        variable = [*self._weights, *self._slots][number]
+        owner = next(p for p, part in owned.items() if any(v is variable for v in part))
+        self._bring([variable], owner)
+        return pieces.bytes_of(variable)
+
+    def number(self, variable: Any) -> int:
+        """The number of a variable of the model or its optimizer."""
+        return _numbers([*self._weights, *self._slots])[id(variable)]
+
+    def _bring(self, piece: Sequence[Any], partition: int) -> None:
+        owner = self._grid.rank(0, partition)
+        if owner == LEADER:
+            return
+        if self._world.rank == LEADER:
+            pieces.receive(piece, owner, self._world)
+        elif self._world.rank == owner:
+            pieces.send(piece, LEADER, self._world)
 
     def finish(self) -> None:
         """Give replica 0's random seeds to all, so that all ranks end alike. Collective."""
@@ -194,69 +258,30 @@ class WeightSync:
             part = [v for v in self._seeds if self._owners.get(id(v), 0) == partition]
             self._broadcast(part, self._grid.rank(0, partition))
 
+    def _owned(self) -> dict[int, list[Any]]:
+        """The variables that each partition owns. Collective."""
+        owned: dict[int, list[Any]] = {p: [] for p in range(self._grid.num_partitions)}
+        for variable in self._weights:
+            owned[self._owners.get(id(variable), 0)].append(variable)
+        for slot, owner in zip(self._slots, self._slot_owners(), strict=True):
+            owned[owner].append(slot)
+        return owned
+
     def _slot_owners(self) -> list[int]:
         """The partition that updates each optimizer variable: the first that uses it."""
         used = {id(variable) for variable in self._touched()}
-        mine = [i for i, slot in enumerate(self._slots) if id(slot.value) in used]
+        mine = [i for i, slot in enumerate(self._slots) if id(raw_variable(slot)) in used]
         everyone = self._replica.all_gather_objects(mine, "the owners of optimizer state")
-        owners = [0] * len(self._slots)
+        owners = [self.holdings.owner(slot) for slot in self._slots]
         for partition in reversed(range(len(everyone))):
             for index in everyone[partition]:
                 owners[index] = partition
         return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:
-        if self._world.size == 1:
-            return
-        piece: list[Any] = []
-        size = 0
-        for variable in variables:
-            own = _bytes_of(variable)
-            if own >= _LARGE:
-                self._broadcast_large(variable, root)
-                continue
-            piece.append(variable)
-            size += own
-            if size >= _LARGE:
-                self._broadcast_piece(piece, root)
-                piece, size = [], 0
-        self._broadcast_piece(piece, root)
-
-    def _broadcast_large(self, variable: Any, root: int) -> None:
-        """Broadcast a large variable without copies: receivers use the memory of the message."""
-        what = f"weights from rank {root}"
-        value = tf.convert_to_tensor(variable)
-        if self._world.rank == root:
-            self._world.broadcast(np.asarray(value, order="C"), root, what)
-            return
-        buffer = TensorBuffer(value.shape, np.dtype(value.dtype.as_numpy_dtype))
-        self._world.broadcast(buffer.array, root, what)
-        variable.assign(buffer.tensor)
-
-    def _broadcast_piece(self, variables: Sequence[Any], root: int) -> None:
-        """Broadcast small variables in one message; pieces, so that no whole model is copied."""
-        values = [np.asarray(variable.numpy(), order="C") for variable in variables]
-        if not values:
-            return
-        joined = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
-        self._world.broadcast(joined, root, f"weights from rank {root}")
-        if self._world.rank == root:
-            return
-        start = 0
-        for variable, value in zip(variables, values, strict=True):
-            part = joined[start : start + value.nbytes]
-            start += value.nbytes
-            variable.assign(part.view(value.dtype).reshape(value.shape))
-
-
-def checksum(variable: Any) -> int:
-    """A checksum of the variable's own memory: a copy of a large weight would take too much."""
-    value = np.asarray(tf.convert_to_tensor(variable), order="C")
-    return zlib.crc32(value.reshape(-1).view(np.uint8).data)
-
-
-def _bytes_of(variable: Any) -> int:
-    return int(np.prod(variable.shape, dtype=np.int64)) * tf.as_dtype(variable.dtype).size
+        if self._world.size > 1:
+            for piece in pieces.pieces(variables):
+                pieces.broadcast(piece, root, self._world)
 
 
 def _numbers(variables: Sequence[Any]) -> dict[int, int]:
@@ -264,7 +289,7 @@ def _numbers(variables: Sequence[Any]) -> dict[int, int]:
     numbers: dict[int, int] = {}
     for number, variable in enumerate(variables):
         numbers.setdefault(id(variable), number)
-        numbers.setdefault(id(getattr(variable, "value", variable)), number)
+        numbers.setdefault(id(raw_variable(variable)), number)
     return numbers
 
 

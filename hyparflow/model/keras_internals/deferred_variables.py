@@ -24,10 +24,20 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from hyparflow.model.keras_internals.patched import patched
 
-__all__ = ["Initial", "bring_in", "deferring", "is_absent", "raw_variable", "release", "source_of"]
+__all__ = [
+    "Initial",
+    "bring_in",
+    "deferring",
+    "is_absent",
+    "is_deferring",
+    "raw_variable",
+    "release",
+    "source_of",
+]
 
 _PLAIN = (bool, int, float, str, type(None))
 _NAME = "variable"  # each other name would make another kernel in TensorFlow, of 35 KB and 1 ms
@@ -65,7 +75,8 @@ class _Absent(_Ordinary):  # type: ignore[misc]
 
     @property
     def _handle(self) -> Any:
-        _wake(self)
+        if not _only_handles():
+            _wake(self)
         return vars(self)["_handle"]
 
     @_handle.setter
@@ -83,6 +94,8 @@ class _Absent(_Ordinary):  # type: ignore[misc]
 
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """As of other variables; the value that is overwritten is not brought in."""
+        if not tf.executing_eagerly():  # a trace, which may or may not run
+            return super().assign(value, *args, **kwargs)
         with _LOCK:
             _write(self, _untouched(self.shape, self.dtype))
             source = _become_ordinary(self)
@@ -93,9 +106,23 @@ class _Absent(_Ordinary):  # type: ignore[misc]
             raise
 
 
+class _Untouched:
+    """What TensorFlow makes a variable with before its memory is given back."""
+
+    def __init__(self, variable: Any) -> None:
+        self._variable = variable
+
+    def __call__(self) -> Any:
+        return _untouched(self._variable.shape, self._variable.dtype)
+
+
 @contextlib.contextmanager
-def deferring() -> Iterator[None]:
-    """While open, new variables of Keras have no memory if their initializer can draw it later."""
+def deferring() -> Iterator[list[tuple[Any, Initial]]]:
+    """While open, new variables of Keras have no memory if their initializer can draw it later.
+
+    Yields a list, to which each of them is added, TensorFlow's, with its first value.
+    """
+    made: list[tuple[Any, Initial]] = []
     kind: Any = keras.Variable
     initialize, with_initializer = kind._initialize, kind._initialize_with_initializer
 
@@ -108,14 +135,28 @@ def deferring() -> Iterator[None]:
             with_initializer(self, initializer)
             return
         initial = Initial(initializer, self._shape, self._dtype)
-        self._initialize(lambda: _untouched(self._shape, self._dtype))
+        self._initialize(_Untouched(self))
         if type(self._value) is _Ordinary:
             release(self._value, initial)
+            made.append((self._value, initial))
         else:  # a creator of the user's made another kind
             self._value.assign(initial())
 
     with patched(kind, _initialize=named_alike, _initialize_with_initializer=later):
-        yield
+        yield made
+
+
+def is_deferring(initial_value: Any) -> bool:
+    """For creators of variables: whether this is what a variable without memory is made with."""
+    return isinstance(initial_value, _Untouched)
+
+
+def _only_handles() -> bool:
+    """Whether what runs is a trace of Keras's for shapes alone, which reads no value.
+
+    Keras has no public way to ask.
+    """
+    return not tf.executing_eagerly() and in_symbolic_scope()
 
 
 def raw_variable(variable: Any) -> Any:

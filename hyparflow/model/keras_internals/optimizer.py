@@ -25,6 +25,8 @@ __all__ = [
     "step_counter",
     "updates_alike",
     "updates_each_alone",
+    "weights_of_slots",
+    "writes_at_end",
 ]
 
 # Optimizers that update each weight by nothing but its gradient, its slots and the number of steps.
@@ -78,6 +80,37 @@ def optimizers_of(model: Any) -> list[Any]:
 def inner_optimizer(optimizer: Any) -> Any:
     """The optimizer that updates weights: the one inside a LossScaleOptimizer, or itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def weights_of_slots(optimizer: Any) -> dict[int, Any]:
+    """The weight that each slot belongs to, by id of the slot, as far as that is known.
+
+    Keras's own optimizers keep slots in lists with an entry for each weight. Nothing says so of
+    optimizers of the user's own; theirs are left out.
+    """
+    inner = inner_optimizer(optimizer)
+    if not type(inner).__module__.startswith("keras."):
+        return {}
+    weights = inner._trainable_variables
+    lists = [
+        value
+        for name, value in vars(inner).items()
+        if isinstance(value, list) and len(value) == len(weights)
+        if name not in ("_variables", "_trainable_variables")
+    ]
+    found: dict[int, Any] = {}
+    for slots in lists:
+        for slot, weight in zip(slots, weights, strict=True):
+            if isinstance(slot, keras.Variable):
+                found[id(slot)] = weight
+    return found
+
+
+def writes_at_end(optimizer: Any) -> bool:
+    """Whether `finalize_variable_values` changes weights, as averages of weights do."""
+    inner = inner_optimizer(optimizer)
+    usual = keras.optimizers.Optimizer.finalize_variable_values
+    return bool(inner.use_ema) or type(inner).finalize_variable_values is not usual
 
 
 def settable_learning_rates(model: Any) -> list[Any]:

@@ -1,0 +1,87 @@
+"""The leader's weights and optimizer state, on their way to the ranks that need them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.leader import LEADER
+from hyparflow.engine.weights import pieces
+from hyparflow.engine.weights.holdings import Holdings
+from hyparflow.model.keras_internals.deferred_variables import Initial, is_absent, source_of
+from hyparflow.pipeline.grid import Grid
+
+__all__ = ["LeadersValues"]
+
+_LEFT = 1  # in place of a digest: at its owners
+
+
+class LeadersValues:
+    """Hands out the leader's values.
+
+    Args:
+        holdings: which variables this rank needs.
+        grid: the ranks.
+        world, peers: all ranks; the ranks of this partition.
+    """
+
+    def __init__(
+        self, holdings: Holdings, grid: Grid, world: Communicator, peers: Communicator
+    ) -> None:
+        self._holdings, self._grid = holdings, grid
+        self._world, self._peers = world, peers
+
+    def hand_out(self, variables: Sequence[Any]) -> None:
+        """Give the leader's values to the ranks that need them. Collective."""
+        variables = self._travelling(variables)
+        groups: dict[tuple[int, ...] | None, list[Any]] = {}
+        for variable in variables:
+            groups.setdefault(self._holdings.holders(variable), []).append(variable)
+        for who, group in groups.items():
+            for piece in pieces.pieces(group):
+                if who is not None:
+                    self._give(piece, who)
+                elif self._world.size > 1:
+                    pieces.broadcast(piece, LEADER, self._world)
+
+    def _travelling(self, variables: Sequence[Any]) -> list[Any]:
+        """The variables whose values must come from the leader. Collective.
+
+        They are left out that have no memory on any rank, and which initializers draw alike; and
+        those that the leader itself would have to ask for.
+        """
+        mine = np.array([_digest(variable) for variable in variables], np.uint64)
+        leaders = mine.copy()
+        self._world.broadcast(leaders, LEADER, "the leader's initializers")
+        alike = (mine == leaders).astype(np.int64)
+        self._world.sum(alike, "the comparison of initializers")
+        stay = (leaders == _LEFT) | ((leaders != 0) & (alike == self._world.size))
+        return [v for v, stays in zip(variables, stay, strict=True) if not stays]
+
+    def _give(self, piece: Sequence[Any], who: tuple[int, ...]) -> None:
+        """Give values to some partitions: to the first replica's, and from these to the others'."""
+        replica, mine = self._grid.replica(self._world.rank), self._grid.partition(self._world.rank)
+        for partition in who:
+            owner = self._grid.rank(0, partition)
+            if owner != LEADER and self._world.rank == LEADER:
+                pieces.send(piece, owner, self._world)
+            elif owner != LEADER and partition == mine and replica == 0:
+                pieces.receive(piece, LEADER, self._world)
+            if partition == mine and self._peers.size > 1:
+                pieces.broadcast(piece, 0, self._peers)
+        self._holdings.drop(piece)
+
+
+def _digest(variable: Any) -> int:
+    """Equal, and neither 0 nor 1, where initializers draw the same; 0 where there is a value."""
+    if not is_absent(variable):
+        return 0
+    source = source_of(variable)
+    if not isinstance(source, Initial):
+        return _LEFT
+    found = hashlib.sha256(repr(source.key).encode()).digest()[:8]
+    return max(int.from_bytes(found, "little"), _LEFT + 1)

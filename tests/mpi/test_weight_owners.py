@@ -1,0 +1,325 @@
+"""Ranks have memory for the weights of their own partition, and the numbers stay plain Keras's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import WORLD, grids, on_leader, require_none
+
+import hyparflow as hf
+from hyparflow.model.keras_internals.deferred_variables import is_absent
+
+pytestmark = pytest.mark.usefixtures("in_float64")
+
+RANDOM = np.random.default_rng(0)
+ROWS, LABELS = RANDOM.normal(size=(24, 6)), RANDOM.normal(size=(24, 3))
+PARTED = [(p, r) for p, r in grids(WORLD.size) if p > 1]
+GRIDS = pytest.mark.parametrize("grid", PARTED, ids=str)
+LAYERS = 8  # with two weights each
+
+
+def dense_layers() -> Any:
+    x = inputs = keras.Input([6])
+    for width in (8, 7, 9, 8, 6, 7, 5):
+        x = keras.layers.Dense(width, activation="tanh", kernel_regularizer="l2")(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+def build(deferred: bool, optimizer: Any = "adam", make: Any = dense_layers) -> Any:
+    keras.utils.set_random_seed(5)
+    if deferred:
+        with hf.deferred():
+            model = make()
+    else:
+        model = make()
+    model.compile(optimizer, "mse", metrics=["mae"])
+    return model
+
+
+def fit(model: Any, grid: tuple[int, int], rows: Any = ROWS, **more: Any) -> Any:
+    keras.utils.set_random_seed(1)
+    kept = {"batch_size": 12, "verbose": 0} | more
+    return hf.fit(model, rows, LABELS, **kept, **layout(grid))
+
+
+def layout(grid: tuple[int, int]) -> dict[str, Any]:
+    return {"num_partitions": grid[0], "num_replicas": grid[1], "num_microbatches": 2}
+
+
+def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> Any:
+    keras.utils.set_random_seed(1)
+    return model.fit(rows, LABELS, **{"batch_size": 12, "verbose": 0} | more)
+
+
+def state(model: Any) -> list[np.ndarray]:
+    return [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
+
+
+def absent(model: Any) -> int:
+    return sum(is_absent(v) for v in model.weights)
+
+
+def unlike(found: Any, expected: Any) -> list[str]:
+    pairs = list(zip(found, expected, strict=True))
+    odd = [n for n, (a, b) in enumerate(pairs) if not np.allclose(a, b, rtol=1e-10, atol=1e-12)]
+    return [f"{n}: {pairs[n][0]} not {pairs[n][1]}" for n in odd]
+
+
+class At(keras.callbacks.Callback):
+    """Calls a function with the model at some hooks, on the leader."""
+
+    def __init__(self, function: Callable[[Any], Any], hook: str = "on_train_batch_end") -> None:
+        super().__init__()
+        self.found: list[Any] = []
+        setattr(self, hook, lambda *args, **kwargs: self.found.append(function(self.model)))
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@GRIDS
+def test_numbers_and_memory(deferred: bool, optimizer: str, grid: tuple[int, int]) -> None:
+    plain = build(False, optimizer)
+    expected = plain_fit(plain, epochs=2).history
+    model, memory = build(deferred, optimizer), At(absent)
+    history = fit(model, grid, epochs=2, callbacks=[memory]).history
+    faults = unlike(history.values(), expected.values()) + unlike(state(model), state(plain))
+    least = LAYERS * 2 * (grid[0] - 1) // grid[0] - 4
+    if WORLD.rank == 0 and not (memory.found and min(memory.found) >= least):
+        faults.append(f"absent on the leader: {memory.found}")
+    require_none(faults, "after fit")
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@GRIDS
+def test_weights_stay_at_their_owners(
+    deferred: bool, grid: tuple[int, int], tmp_path_factory: Any
+) -> None:
+    plain, model = build(False), build(deferred)
+    expected = [plain_fit(plain).history["loss"], plain.predict(ROWS, verbose=0)]
+    expected += [np.array(plain.evaluate(ROWS, LABELS, verbose=0, batch_size=12))]
+    expected += [plain_fit(plain).history["loss"]]
+    more = {"gather": False, **layout(grid)}
+    found = [fit(model, grid, gather=False).history["loss"]]
+    left = [absent(model)]
+    found += [hf.predict(model, ROWS, verbose=0, **more)]
+    found += [np.array(hf.evaluate(model, ROWS, LABELS, verbose=0, batch_size=12, **more))]
+    found += [fit(model, grid, gather=False).history["loss"]]
+    left.append(absent(model))
+    path = on_leader(lambda: str(tmp_path_factory.mktemp("saved") / "m.keras"))
+    hf.parallelize(model, **layout(grid)).save(path)
+    left.append(absent(model))
+    loaded = keras.models.load_model(path)
+    faults = unlike(found, expected) + unlike(state(loaded), state(plain))
+    least = LAYERS * 2 * (grid[0] - 1) // grid[0] - 4
+    if min(left) < least:
+        faults.append(f"absent: {left}, not {least}")
+    with pytest.raises(RuntimeError, match="A rank has memory only for the weights of its own"):
+        model.get_weights()
+    fit(model, grid)
+    plain_fit(plain)
+    require_none(faults + unlike(state(model), state(plain)), "at their owners")
+
+
+@pytest.mark.on_ranks(4)
+@pytest.mark.parametrize("second", [(1, 4), (2, 2), (4, 1)], ids=str)
+def test_another_layout_afterwards(second: tuple[int, int]) -> None:
+    plain, model = build(False), build(True)
+    first = (4, 1) if second != (4, 1) else (2, 2)
+    fit(model, first, gather=False)
+    fit(model, second, gather=False)
+    fit(model, second)
+    for _ in range(3):
+        plain_fit(plain)
+    require_none(unlike(state(model), state(plain)), "after three calls")
+
+
+def _all_values(model: Any) -> list[np.ndarray]:
+    return [v.numpy() for v in model.weights]
+
+
+READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "one by one": ("on_train_batch_end", _all_values),
+    "get_weights": ("on_train_batch_end", lambda model: model.get_weights()),
+    "a call": ("on_train_batch_end", lambda model: np.asarray(model(ROWS[:2]))),
+    "slots": ("on_epoch_end", lambda model: [v.numpy() for v in model.optimizer.variables]),
+}
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name", READERS)
+@GRIDS
+def test_what_callbacks_read(name: str, grid: tuple[int, int]) -> None:
+    hook, read = READERS[name]
+    plain, model, ours, theirs = build(False), build(True), At(read, hook), At(read, hook)
+    plain_fit(plain, epochs=2, callbacks=[theirs])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, grid, epochs=2, callbacks=[ours], gather=False)
+    found = keras.tree.flatten(ours.found) if WORLD.rank == 0 else []
+    expected = keras.tree.flatten(theirs.found) if WORLD.rank == 0 else []
+    faults = unlike(found, expected)
+    if absent(model) < 4:
+        faults.append(f"absent: {absent(model)}")
+    require_none(faults, name)
+
+
+def _set_half(model: Any) -> None:
+    model.set_weights([value / 2 for value in model.get_weights()])
+
+
+def _assign_half(model: Any) -> None:
+    for variable in model.weights:
+        variable.assign(variable / 2)
+
+
+def _load(model: Any) -> None:
+    model.layers[-1].set_weights([np.ones([5, 3]), np.ones(3)])
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("write", [_set_half, _assign_half, _load])
+@GRIDS
+def test_what_callbacks_write(write: Callable[[Any], None], grid: tuple[int, int]) -> None:
+    plain, model = build(False), build(True)
+    plain_fit(plain, epochs=3, callbacks=[At(write, "on_epoch_end")])
+    fit(model, grid, epochs=3, callbacks=[At(write, "on_epoch_end")])
+    require_none(unlike(state(model), state(plain)), write.__name__)
+
+
+def _wide() -> Any:
+    x = inputs = keras.Input([6])
+    for _ in range(4):
+        x = keras.layers.Dense(1000)(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+@pytest.mark.on_ranks(2)
+def test_a_callback_that_reads_everything_is_told_once() -> None:
+    model = build(True, "sgd", _wide)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, (2, 1), epochs=2, callbacks=[At(_all_values)])
+    said = [str(w.message) for w in caught if "ask their owners" in str(w.message)]
+    assert len(said) == (WORLD.rank == 0)
+    assert not said or "MiB of model" in said[0]
+
+
+class Averaging(keras.optimizers.SGD):
+    """An optimizer of the user's own, with a slot that no list holds."""
+
+    def build(self, variables: Any) -> None:
+        super().build(variables)
+        self.means = {
+            n: self.add_variable_from_reference(v, "mean") for n, v in enumerate(variables)
+        }
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        mean = self.means[self._get_variable_index(variable)]
+        self.assign(mean, 0.5 * mean + gradient)
+        super().update_step(mean, variable, learning_rate)
+
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "own": lambda: Averaging(0.1),
+    "average": lambda: keras.optimizers.Adam(use_ema=True, ema_momentum=0.5),
+    "clipped": lambda: keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
+    "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.RMSprop()),
+    "decayed": lambda: keras.optimizers.AdamW(weight_decay=0.1),
+    "muon": lambda: keras.optimizers.Muon(0.01),
+}
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@GRIDS
+def test_optimizers(name: str, grid: tuple[int, int]) -> None:
+    plain, model = build(False, OPTIMIZERS[name]()), build(True, OPTIMIZERS[name]())
+    plain_fit(plain, epochs=2)
+    fit(model, grid, epochs=2, gather=False)
+    plain_fit(plain)
+    fit(model, grid)
+    require_none(unlike(state(model), state(plain)), name)
+
+
+def _masked() -> Any:
+    x = tokens = keras.Input([6], dtype="int32")
+    x = keras.layers.Embedding(11, 4, mask_zero=True)(x)
+    for width in (5, 4, 5):
+        x = keras.layers.LSTM(width, return_sequences=True)(x)
+    x = keras.layers.BatchNormalization()(keras.layers.LSTM(4)(x))
+    return keras.Model(tokens, keras.layers.Dense(3)(x))
+
+
+def _masked_to_the_end() -> Any:
+    x = tokens = keras.Input([6], dtype="int32")
+    x = keras.layers.Embedding(11, 4, mask_zero=True)(x)
+    for width in (5, 4):
+        x = keras.layers.LSTM(width, return_sequences=True)(x)
+    x = keras.layers.TimeDistributed(keras.layers.Dense(1))(x)
+    return keras.Model(tokens, x)
+
+
+def _looked_up() -> Any:
+    x = tokens = keras.Input([6], dtype="int32")
+    x = keras.layers.Embedding(11, 4)(x) + keras.layers.Embedding(6, 4)(keras.ops.arange(6))
+    for width in (5, 4, 5):
+        x = keras.layers.Dense(width, activation="tanh")(keras.layers.LayerNormalization()(x))
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Dropout(0.0)(x))
+    return keras.Model(tokens, keras.layers.Dense(3)(x))
+
+
+def _shared() -> Any:
+    inputs = keras.Input([6])
+    shared = keras.layers.Dense(6, activation="tanh")
+    x = shared(inputs)
+    for _ in range(4):
+        x = keras.layers.Dense(6, activation="tanh")(x)
+    frozen = keras.layers.Dense(6, trainable=False)
+    return keras.Model(inputs, keras.layers.Dense(3)(frozen(shared(x))))
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("make", [_masked, _masked_to_the_end, _looked_up, _shared])
+@GRIDS
+def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
+    """Masks, whose weights all ranks trace; weights that two partitions share; frozen ones."""
+    global LABELS
+    rows: Any = ROWS
+    before = LABELS
+    if make is not _shared:
+        rows = np.random.default_rng(2).integers(0, 11, size=(24, 6))
+        rows[:, 0] = 3  # no row is masked whole
+    if make is _masked_to_the_end:
+        LABELS = np.random.default_rng(3).normal(size=(24, 6, 1))
+    try:
+        plain, model = build(False, make=make), build(True, make=make)
+        more = {"gather": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of BatchNormalization
+            if make is _masked:
+                model.layers[-2].trainable = plain.layers[-2].trainable = False
+                model.compile("adam", "mse")
+                plain.compile("adam", "mse")
+            plain_fit(plain, rows)
+            fit(model, grid, rows, **more)
+            plain_fit(plain, rows)
+            fit(model, grid, rows)
+        require_none(unlike(state(model), state(plain)), make.__name__)
+    finally:
+        LABELS = before
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_replicas_alone(deferred: bool) -> None:
+    """Without partitions every rank holds everything, and `gather` changes nothing."""
+    plain, model = build(False), build(deferred)
+    plain_fit(plain)
+    fit(model, (1, WORLD.size), gather=False)
+    assert absent(model) == 0
+    require_none(unlike(state(model), state(plain)), "replicas")
