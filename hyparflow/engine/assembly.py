@@ -30,6 +30,7 @@ from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.stages.stage_builder import StageBuilder
 from hyparflow.engine.stages.stage_call import StageCall, graph_body, model_body
 from hyparflow.engine.transport import Transport
+from hyparflow.engine.weights.constants_read import holders_and_readers
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.sync import WeightSync
@@ -100,7 +101,7 @@ def build_rank_engine(
     ]
     return RankEngine(
         engine=_engine(layout, place, stages, build.eager),
-        sync=_sync(model, place, losses, learner, own),
+        sync=_sync(model, layout, place, losses, learner, own),
         pack=pack,
         statistics=statistics,
         own=own,
@@ -133,6 +134,7 @@ def _units(
 
 def _sync(
     model: Any,
+    layout: ModelCut,
     place: Ownership,
     losses: Losses | None,
     learner: Learner | None,
@@ -144,7 +146,7 @@ def _sync(
         place.world,
         place.replica,
         place.peers,
-        place.holders,
+        holders_and_readers(model, layout, place),
         (lambda: []) if learner is None else (lambda: learner.update.touched),
         "train_step" in own,
         # Masks for the weights of losses are made by the whole model.

@@ -96,6 +96,13 @@ def test_rank_that_has_done_its_part_may_leave(tmp_path: pathlib.Path) -> None:
     assert len(json.loads(file.read_text())["otherData"]["ranks"]) == 3
 
 
+def test_trained_weight_of_another_partition_is_not_read() -> None:
+    result = run(2, SCRIPTS / "reads_weight.py")
+    assert result.code != 0 and len(reports(result.output)) == 1, result.output
+    assert "needs strategy='data'" in result.output
+    assert "kernel' (144 bytes)" in result.output
+
+
 @pytest.mark.parametrize("rank", [0, slow(1)])
 def test_killed_rank_ends_the_job(rank: int, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "time"

@@ -315,6 +315,53 @@ def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
         LABELS = before
 
 
+class _Tied(keras.layers.Layer):
+    """Multiplies by a weight of another layer, which it does not hold as its own."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.read = lambda: other.kernel
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, self.read())
+
+
+def _reading(kind: str) -> Any:
+    first = keras.layers.Dense(6, trainable=False)
+    x = inputs = keras.Input([6])
+    x = first(x)
+    for width in (7, 5, 6, 6):
+        x = keras.layers.Dense(width, activation="tanh")(x)
+    if kind == "lambda":
+        x = keras.layers.Lambda(lambda x: x @ first.kernel)(x)
+    if kind == "layer":
+        x = _Tied(first)(x)
+    norm = lambda w: 0.1 * keras.ops.sum(w * first.kernel[:, :3])  # noqa: E731
+    more = {"kernel_regularizer": norm} if kind == "regularizer" else {}
+    model = keras.Model(inputs, keras.layers.Dense(3, **more)(x))
+    loss: Any = "mse"
+    if kind == "loss":
+        loss = lambda y, p: keras.ops.sum((y - p @ first.kernel[:3, :3]) ** 2, -1)  # noqa: E731
+    model.compile("adam", loss)
+    return model
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("kind", ["lambda", "layer", "regularizer", "loss"])
+@GRIDS
+def test_frozen_weights_that_another_partition_reads(kind: str, grid: tuple[int, int]) -> None:
+    keras.utils.set_random_seed(5)
+    plain = _reading(kind)
+    keras.utils.set_random_seed(5)
+    with hf.deferred():
+        model = _reading(kind)
+    plain_fit(plain)
+    fit(model, grid, gather=False)
+    plain_fit(plain)
+    fit(model, grid)
+    require_none(unlike(state(model), state(plain)), kind)
+
+
 @pytest.mark.parametrize("deferred", [True, False])
 def test_replicas_alone(deferred: bool) -> None:
     """Without partitions every rank holds everything, and `gather` changes nothing."""
