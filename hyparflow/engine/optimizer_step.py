@@ -32,7 +32,7 @@ from hyparflow.model.keras_internals.optimizer import (
     updates_alike,
     updates_each_alone,
 )
-from hyparflow.model.unnamed_variables import unnamed
+from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kernel_name
 
 __all__ = ["OptimizerStep"]
 
@@ -186,13 +186,13 @@ def _build(optimizer: Any, model: Any, in_parts: bool) -> None:
     """
     later: Any = deferring() if in_parts else contextlib.nullcontext([])
     if model.run_eagerly:
-        with tf.variable_creator_scope(unnamed), later:
+        with tf.variable_creator_scope(with_shared_kernel_name), later:
             optimizer.build(model.trainable_variables)
         return
     made: list[tuple[Any, Any]] = []  # with the first values
 
     def note(make: Callable[..., Any], **arguments: Any) -> Any:
-        variable = unnamed(make, **arguments)
+        variable = with_shared_kernel_name(make, **arguments)
         if not is_deferring(arguments.get("initial_value")):
             made.append((variable, variable.read_value()))
         return variable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -337,3 +338,20 @@ def test_a_trace_that_may_write() -> None:
     assert variable.numpy().tolist() == [1, 1]
     write(tf.constant(True))
     assert variable.numpy().tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("pattern", ["bias", "a/kernel", "nothing"])
+def test_names_by_which_weights_are_left_out_of_decay(pattern: str) -> None:
+    found = []
+    for deferred in (False, True):
+        keras.utils.set_random_seed(0)
+        with hf.deferred() if deferred else contextlib.nullcontext():
+            layers = [keras.layers.Dense(4, name="a"), keras.layers.Dense(1, name="b")]
+            model = keras.Sequential([keras.Input([3]), *layers], name="model")
+        optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_names=[pattern])
+        model.compile(optimizer, "mse")
+        model.fit(np.ones([8, 3]), np.ones([8, 1]), verbose=0)
+        found.append(model.get_weights() + [v.value.name for v in model.weights])
+    assert found[0][4:] == found[1][4:] == [f"model/{v.path[6:]}:0" for v in model.weights]
+    assert all(np.array_equal(a, b) for a, b in zip(found[0][:4], found[1][:4], strict=True))

@@ -27,6 +27,7 @@ import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from hyparflow.model.keras_internals.patched import patched
+from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kernel_name
 
 __all__ = [
     "Initial",
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, str, type(None))
-_NAME = "variable"  # each other name would make another kernel in TensorFlow, of 35 KB and 1 ms
 _NOTHING = [0] * 9  # dimensions of the value of a variable without memory
 _LOCK = threading.RLock()
 _Ordinary: Any = type(tf.Variable(0.0))
@@ -127,7 +127,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
     initialize, with_initializer = kind._initialize, kind._initialize_with_initializer
 
     def named_alike(self: Any, value: Any) -> None:
-        with tf.variable_creator_scope(_named_alike):
+        with tf.variable_creator_scope(with_shared_kernel_name):
             initialize(self, value)
 
     def later(self: Any, initializer: Any) -> None:
@@ -229,10 +229,6 @@ def _write(raw: Any, value: Any) -> None:
 def _untouched(shape: Any, dtype: Any) -> Any:
     """A tensor of any content; the machine gives memory where it is touched."""
     return tf.raw_ops.Empty(shape=list(shape), dtype=dtype)
-
-
-def _named_alike(make: Callable[..., Any], **arguments: Any) -> Any:
-    return make(**{**arguments, "name": _NAME})
 
 
 def _is_pure(initializer: Any) -> bool:
