@@ -44,6 +44,7 @@ from hyparflow.comm.ranks import is_leader, rank, size
 from hyparflow.comm.start_of_mpi import watch_start_of_mpi
 from hyparflow.launching import devices
 from hyparflow.model.deferred import defer_from_start, deferred
+from hyparflow.model.stored_weights import load_weights
 from hyparflow.model.versions import require_versions
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "fit",
     "is_leader",
     "launch",
+    "load_weights",
     "parallelize",
     "plan",
     "predict",

@@ -45,8 +45,9 @@ def deferred() -> Iterator[None]:
             f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
         )
     from hyparflow.model.keras_internals.deferred_variables import deferring
+    from hyparflow.model.keras_internals.stored_values import loading_later
 
-    with deferring():
+    with deferring(), loading_later():
         yield
 
 

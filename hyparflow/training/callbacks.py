@@ -13,19 +13,27 @@ from hyparflow.training.worker import Worker
 
 __all__ = ["ThroughputToBoards", "WeightsIn", "WeightsOut", "find_boards"]
 
+_AT_ONCE = 1 << 28  # bytes that the leader takes for other partitions' weights unasked
+
 
 class WeightsIn(keras.callbacks.Callback):
     """First of the callbacks: gathers current weights, so that the other callbacks see them.
 
-    A callback may read and write variables directly, which no wrapper of a method can notice.
+    A callback may read and write variables directly, which no wrapper of a method can notice. What
+    is not gathered is asked for when it is read.
+
+    Args:
+        worker: the leader's worker.
+        reads: whether there are callbacks of the user's own, which may read everything.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, reads: bool) -> None:
         super().__init__()
         self._worker = worker
+        self._everything = reads and worker.weights.bytes_elsewhere <= _AT_ONCE
 
     def _enter(self, *args: Any, **kwargs: Any) -> None:
-        self._worker.order(Gather())
+        self._worker.order(Gather(self._everything))
         self._worker.weights.watch(True)
 
     on_train_begin = on_train_end = on_epoch_begin = on_epoch_end = _enter

@@ -132,14 +132,25 @@ class Write(Command):
 
 @dataclass
 class Fetch(Command):
-    """Give the leader one of the present weights or slots, by its number."""
+    """Give the leader one of the present weights or slots, by its number.
+
+    Attributes:
+        with_next: whether to give it those that come next, too, as many as one message takes.
+    """
 
     number: int
+    with_next: bool = False
 
 
 @dataclass
 class Gather(Command):
-    """Give the leader the present weights and optimizer state."""
+    """Give the leader the present weights and optimizer state.
+
+    Attributes:
+        everything: whether to give what it can ask for, too, when it reads it.
+    """
+
+    everything: bool = True
 
 
 @dataclass

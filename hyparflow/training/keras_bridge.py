@@ -10,8 +10,9 @@ order of samples                  Keras's own data adapter, fed with row numbers
 one step                          `bridge` replaces `train_step`, `test_step`, `predict_step`
                                   of this one model object by those of `LeaderSteps`
                                   (`worker.py`), for the time of the call
-weights that callbacks ask for    `bridge` wraps `get_weights`, `save` and the like: the
-                                  owners' weights are gathered first
+weights that callbacks ask for    `bridge` wraps `get_weights` and the like: the owners'
+                                  weights are gathered first; `save` and `save_weights` get
+                                  them from their owners one after another
 weights that callbacks set        `bridge` wraps `set_weights` and `load_weights`: the leader's
                                   weights go to all ranks afterwards
 variables that callbacks read     `with_weights`, at the ends of epochs and evaluations
@@ -32,16 +33,19 @@ from typing import Any
 
 import keras
 
+from hyparflow.model.keras_internals.callbacks import is_of_keras
 from hyparflow.model.keras_internals.data import untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
+from hyparflow.model.keras_internals.stored_values import loading_at_once, saving_by_disk
 from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
 from hyparflow.training.commands import Finalize, Gather, Scatter
 from hyparflow.training.worker import LeaderSteps, Worker
 
 __all__ = ["bridge", "with_weights"]
 
-_READS = ("get_weights", "save", "save_weights", "export", "get_state_tree")
+_READS = ("get_weights", "export", "get_state_tree")
+_SAVES = ("save", "save_weights")
 _WRITES = ("set_weights", "load_weights", "set_state_tree")
 
 
@@ -59,7 +63,8 @@ def with_weights(callbacks: Any, worker: Worker) -> Any:
 def _surrounded(callbacks: list[Any], worker: Worker) -> list[Any]:
     boards = find_boards(callbacks)
     after = [ThroughputToBoards(boards, worker)] if boards else []
-    return [WeightsIn(worker), *callbacks, *after, WeightsOut(worker)]
+    reads = any(not is_of_keras(callback) for callback in callbacks)
+    return [WeightsIn(worker, reads), *callbacks, *after, WeightsOut(worker)]
 
 
 @contextlib.contextmanager
@@ -79,6 +84,9 @@ def bridge(model: Any, worker: Worker, steps: LeaderSteps) -> Iterator[None]:
     for name in _READS:
         if hasattr(model, name):
             replaced[name] = _gathered(getattr(model, name), worker, writes=False)
+    for name in _SAVES:
+        if hasattr(model, name):
+            replaced[name] = _streamed(getattr(model, name), worker)
     for name in _WRITES:
         replaced[name] = _gathered(getattr(model, name), worker, writes=True)
     was_eager = model.run_eagerly if model.compiled else False
@@ -89,6 +97,7 @@ def bridge(model: Any, worker: Worker, steps: LeaderSteps) -> Iterator[None]:
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
         untuned_datasets(),
+        loading_at_once(),
     ):
         try:
             model.run_eagerly = True
@@ -128,6 +137,17 @@ def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Calla
             worker.order(Scatter())
         worker.weights.drop()
         return result
+
+    return wrapper
+
+
+def _streamed(method: Callable[..., Any], worker: Worker) -> Callable[..., Any]:
+    """`method`, which reads one weight after another, with the owners asked for each."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        worker.order(Gather(everything=False))
+        with worker.weights.streaming(), saving_by_disk():
+            return method(*args, **kwargs)
 
     return wrapper
 

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.world import World
 from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.model.keras_internals.stored_values import saving_by_disk
 
-__all__ = ["gathered", "note_left", "take_back"]
+__all__ = ["borrowing", "lend", "note_left", "take_back"]
 
 _LEFT = "_hyparflow_left"  # attribute of a model: what moves its weights between their owners
 
@@ -28,12 +31,42 @@ def take_back(model: Any, sync: WeightSync) -> None:
         note_left(model, None)
 
 
-@contextlib.contextmanager
-def gathered(model: Any) -> Iterator[None]:
-    """While open, the leader has all weights. Collective."""
+def lend(model: Any, world: World) -> None:
+    """Owners: give the leader what it asks for, until it ends `borrowing`. Collective."""
     left = vars(model).get(_LEFT)
-    if left is not None:
-        left.gather_to_leader()
-    yield
-    if left is not None:
+    if left is None:
+        return
+    left.gather_to_leader(everything=False)
+    if world.rank != LEADER:
+        while (number := _told(None, world)) is not None:
+            left.bring(number, with_next=True)
+
+
+@contextlib.contextmanager
+def borrowing(model: Any, world: World) -> Iterator[None]:
+    """While open, the leader can save the model; it has few of the others' weights at once."""
+    left = vars(model).get(_LEFT)
+    if left is None:
+        yield
+        return
+    lent: list[Any] = []
+
+    def ask(variable: Any) -> Any:
+        number = _told(left.number(variable), world)
+        left.holdings.drop(lent)
+        lent[:] = left.bring(number, with_next=True)
+        return variable.value
+
+    left.holdings.fetch = ask
+    try:
+        with saving_by_disk():
+            yield
+    finally:
+        left.holdings.fetch = None
+        _told(None, world)
         left.drop()
+
+
+def _told(number: int | None, world: World) -> Any:
+    """The number that the leader tells: of a weight, or None when it asks for nothing more."""
+    return world.broadcast_object(number, LEADER, "the weights that the leader asks for")

@@ -27,7 +27,7 @@ from hyparflow.training.data_arguments import (
 )
 from hyparflow.training.keras_bridge import with_weights
 from hyparflow.training.leader_data import row_numbers, step_tickets
-from hyparflow.training.left_weights import gathered
+from hyparflow.training.left_weights import borrowing, lend
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
 
@@ -168,12 +168,13 @@ class ParallelModel:
             path: String or path. The file to write, with a suffix that Keras knows: `.keras`.
             **kwargs: Keyword arguments of `model.save`.
         """
-        with gathered(self.model):
-            on_leader(
-                self._world,
-                lambda: save_atomically(self.model, path, **kwargs),
-                "the leader to save the model",
-            )
+        lend(self.model, self._world)
+
+        def save() -> None:
+            with borrowing(self.model, self._world):
+                save_atomically(self.model, path, **kwargs)
+
+        on_leader(self._world, save, "the leader to save the model")
 
     def __str__(self) -> str:
         grid = self.options.grid

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
+from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.model.keras_internals.compiled import tracked_metrics
 from hyparflow.model.keras_internals.optimizer import settable_learning_rates
@@ -36,6 +38,8 @@ class SharedWeights:
     def __init__(self, model: Any, sync: WeightSync, world: World, to_all: bool) -> None:
         self._model, self._sync, self._world = model, sync, world
         self._to_all = to_all or not sync.holdings.parts
+        self.streams = False  # whether the leader has few weights of other partitions at once
+        self._streamed: list[Any] = []  # these
         self._fetched = 0  # bytes that were asked for one by one since the last step
         self.log = WriteLog(self._told_otherwise, self._is_behind)
         self._watched: list[int | None] | None = None
@@ -51,6 +55,11 @@ class SharedWeights:
             Finish: self._finish,
         }
 
+    @property
+    def bytes_elsewhere(self) -> int:
+        """The size of what this rank's partition does not need."""
+        return self._sync.bytes_elsewhere
+
     def note_step(self) -> None:
         """Note that a training step changes weights."""
         self._are_everywhere, self._differ = False, True
@@ -61,6 +70,20 @@ class SharedWeights:
         if self._brought and self._watched is None:
             self._sync.drop()
             self._brought, self._fetched = False, 0
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[None]:
+        """While open, the leader gives weights that it asked for back when it asks for others."""
+        self.streams = True
+        try:
+            yield
+        finally:
+            self.streams = False
+            self._stream([])
+
+    def _stream(self, variables: list[Any]) -> None:
+        self._sync.holdings.drop(self._streamed)
+        self._streamed = variables
 
     def agree(self) -> None:
         """Let replicas agree on moving statistics, before a use without training. Collective."""
@@ -104,16 +127,20 @@ class SharedWeights:
 
     def _gather(self, command: Gather) -> None:
         self._world.board.write("gathers weights")
-        self._sync.gather_to_leader()
+        self._sync.gather_to_leader(command.everything)
         self._are_everywhere, self._differ = True, False
         self._brought = self._world.rank == LEADER
 
     def _fetch(self, command: Fetch) -> None:
         self._world.board.write("takes a weight to the leader")
-        size = self._sync.bring(command.number)
-        if self._world.rank == LEADER:
+        variables = self._sync.bring(command.number, command.with_next)
+        if self._world.rank != LEADER:
+            return
+        if self.streams:
+            self._stream(variables)
+        else:
             self._brought = True
-            self._fetched += size
+            self._fetched += sum(map(bytes_of, variables))
             if self._fetched > max(self._sync.bytes_elsewhere // 2, _FEW):
                 notices.announce_fetched(self._model, self._fetched)
 

@@ -151,7 +151,8 @@ class Worker:
             holdings.fetch = None
 
     def _fetch(self, variable: Any) -> Any:
-        self.order(Fetch(self._part.sync.number(variable)))
+        number = self._part.sync.number(variable)
+        self.order(Fetch(number, with_next=self.weights.streams))
         return variable.value
 
     def send_writes(self) -> None:

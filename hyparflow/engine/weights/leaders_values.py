@@ -12,7 +12,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights import pieces
 from hyparflow.engine.weights.holdings import Holdings
-from hyparflow.model.keras_internals.deferred_variables import Initial, is_absent, source_of
+from hyparflow.model.keras_internals.deferred_variables import is_absent, source_of
 from hyparflow.pipeline.grid import Grid
 
 __all__ = ["LeadersValues"]
@@ -51,8 +51,8 @@ class LeadersValues:
     def _travelling(self, variables: Sequence[Any]) -> list[Any]:
         """The variables whose values must come from the leader. Collective.
 
-        They are left out that have no memory on any rank, and which initializers draw alike; and
-        those that the leader itself would have to ask for.
+        They are left out that have no memory on any rank, and which initializers draw alike, or
+        files hold alike; and those that the leader itself would have to ask for.
         """
         mine = np.array([_digest(variable) for variable in variables], np.uint64)
         leaders = mine.copy()
@@ -77,11 +77,14 @@ class LeadersValues:
 
 
 def _digest(variable: Any) -> int:
-    """Equal, and neither 0 nor 1, where initializers draw the same; 0 where there is a value."""
+    """Equal, and neither 0 nor 1, where initializers draw, or files hold, the same.
+
+    It is 0 where there is a value.
+    """
     if not is_absent(variable):
         return 0
-    source = source_of(variable)
-    if not isinstance(source, Initial):
+    key = getattr(source_of(variable), "key", None)
+    if key is None:
         return _LEFT
-    found = hashlib.sha256(repr(source.key).encode()).digest()[:8]
+    found = hashlib.sha256(repr(key).encode()).digest()[:8]
     return max(int.from_bytes(found, "little"), _LEFT + 1)

@@ -6,7 +6,7 @@ Large variables travel alone, small ones joined to pieces of about as many bytes
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.tags import Tag
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 
-__all__ = ["broadcast", "bytes_of", "checksum", "pieces", "receive", "send"]
+__all__ = ["broadcast", "bytes_of", "checksum", "first_piece", "pieces", "receive", "send"]
 
 _LARGE = 1 << 22  # bytes
 
@@ -42,6 +42,19 @@ def pieces(variables: Sequence[Any]) -> Iterator[list[Any]]:
             piece, size = [], 0
     if piece:
         yield piece
+
+
+def first_piece(variables: Iterable[Any]) -> list[Any]:
+    """The first of the variables, as many as one message takes."""
+    piece: list[Any] = []
+    size = 0
+    for variable in variables:
+        own = bytes_of(variable)
+        if piece and size + own > _LARGE:
+            break
+        piece.append(variable)
+        size += own
+    return piece
 
 
 def broadcast(piece: Sequence[Any], root: int, comm: Communicator) -> None:

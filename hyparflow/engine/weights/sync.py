@@ -212,17 +212,21 @@ class WeightSync:
             for state, value in zip(self._seeds, seeds, strict=True):
                 state.assign(value)  # replicas keep their own random numbers until the end
 
-    def gather_to_leader(self) -> None:
+    def gather_to_leader(self, everything: bool = True) -> None:
         """Give every owner's variables to the leader, if ranks hold parts. Collective.
 
         `drop` gives their memory back.
+
+        Args:
+            everything: whether to give it what other partitions alone need.
         """
         if not self.holdings.parts:
             self.gather()
             return
         self.agree()
         for partition, part in self._owned().items():
-            for piece in pieces.pieces(part):
+            given = [v for v in part if everything or self.holdings.holders(v) is None]
+            for piece in pieces.pieces(given):
                 self._bring(piece, partition)
 
     @functools.cached_property
@@ -231,13 +235,23 @@ class WeightSync:
         known = [*self._weights, *self._slots]
         return sum(pieces.bytes_of(v) for v in known if not self.holdings.needs(v))
 
-    def bring(self, number: int) -> int:
-        """Give the owner's value of one variable to the leader. Collective; returns its size."""
-        owned = self._owned()
-        variable = [*self._weights, *self._slots][number]
-        owner = next(p for p, part in owned.items() if any(v is variable for v in part))
-        self._bring([variable], owner)
-        return pieces.bytes_of(variable)
+    def bring(self, number: int, with_next: bool = False) -> list[Any]:
+        """Give the owner's value of one variable to the leader. Collective.
+
+        Args:
+            number: the variable's.
+            with_next: whether to give those that come next, too, as many as one message takes.
+
+        Returns:
+            The variables that were given.
+        """
+        known, owner = [*self._weights, *self._slots], self.holdings.owner
+        piece = [known[number]]
+        if with_next:
+            same = itertools.takewhile(lambda v: owner(v) == owner(known[number]), known[number:])
+            piece = pieces.first_piece(same)
+        self._bring(piece, owner(known[number]))
+        return piece
 
     def number(self, variable: Any) -> int:
         """The number of a variable of the model or its optimizer."""

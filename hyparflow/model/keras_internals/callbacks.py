@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["write_scalars"]
+import keras
+
+__all__ = ["is_of_keras", "write_scalars"]
 
 
 def write_scalars(board: Any, values: Mapping[str, float], step: int) -> None:
@@ -18,3 +20,9 @@ def write_scalars(board: Any, values: Mapping[str, float], step: int) -> None:
     with board._train_writer.as_default():
         for name, value in values.items():
             tf.summary.scalar(name, value, step=step)
+
+
+def is_of_keras(callback: Any) -> bool:
+    """Whether a callback is Keras's own, without functions of the user's."""
+    own = type(callback).__module__.startswith("keras.")
+    return own and not isinstance(callback, keras.callbacks.LambdaCallback)
