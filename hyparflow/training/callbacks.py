@@ -22,10 +22,19 @@ class WeightsIn(keras.callbacks.Callback):
     A callback may read and write variables directly, which no wrapper of a method can notice. What
     is not gathered is asked for when it is read.
 
+    Attributes:
+        hooks: the methods in which it does so.
+
     Args:
         worker: the leader's worker.
-        reads: whether there are callbacks of the user's own, which may read everything.
+        reads: whether callbacks run code of the user's own then, which may read everything.
     """
+
+    hooks = tuple(
+        f"on_{what}_{end}"
+        for what in ("train", "epoch", "test", "predict")
+        for end in ("begin", "end")
+    )
 
     def __init__(self, worker: Worker, reads: bool) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ from typing import Any
 
 import keras
 
-from hyparflow.model.keras_internals.callbacks import is_of_keras
+from hyparflow.model.keras_internals.callbacks import runs_own_code
 from hyparflow.model.keras_internals.data import untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
@@ -63,7 +63,7 @@ def with_weights(callbacks: Any, worker: Worker) -> Any:
 def _surrounded(callbacks: list[Any], worker: Worker) -> list[Any]:
     boards = find_boards(callbacks)
     after = [ThroughputToBoards(boards, worker)] if boards else []
-    reads = any(not is_of_keras(callback) for callback in callbacks)
+    reads = any(runs_own_code(callback, WeightsIn.hooks) for callback in callbacks)
     return [WeightsIn(worker, reads), *callbacks, *after, WeightsOut(worker)]
 
 

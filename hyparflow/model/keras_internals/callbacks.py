@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
-__all__ = ["is_of_keras", "write_scalars"]
+__all__ = ["runs_own_code", "write_scalars"]
 
 
 def write_scalars(board: Any, values: Mapping[str, float], step: int) -> None:
@@ -22,7 +22,12 @@ def write_scalars(board: Any, values: Mapping[str, float], step: int) -> None:
             tf.summary.scalar(name, value, step=step)
 
 
-def is_of_keras(callback: Any) -> bool:
-    """Whether a callback is Keras's own, without functions of the user's."""
-    own = type(callback).__module__.startswith("keras.")
-    return own and not isinstance(callback, keras.callbacks.LambdaCallback)
+def runs_own_code(callback: Any, hooks: Iterable[str]) -> bool:
+    """Whether a callback runs code of the user's in one of these methods."""
+    kind = type(callback)
+    if kind.__module__.startswith("keras."):
+        return isinstance(callback, keras.callbacks.LambdaCallback)
+    base = keras.callbacks.Callback
+    return any(
+        hook in vars(callback) or getattr(kind, hook) is not getattr(base, hook) for hook in hooks
+    )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from hyparflow.model.keras_internals.patched import patched
 
@@ -29,6 +31,7 @@ __all__ = [
     "writes_at_end",
 ]
 
+_LARGE = 1 << 20  # bytes
 # Optimizers that update each weight by nothing but its gradient, its slots and the number of steps.
 _EACH_ALONE = (
     *("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lamb", "Lion"),
@@ -189,6 +192,27 @@ def same_settings(left: Any, right: Any) -> bool:
     return type(left) is type(right) and not own and left.get_config() == right.get_config()
 
 
+def _one_large_after_the_other(update_step: Callable[..., Any]) -> Callable[..., Any]:
+    """`update_step` that, in a trace, updates a large weight when the large one before is done.
+
+    Each update needs memory for several tensors of the weight's size, and TensorFlow would begin
+    all of them at once.
+    """
+    writes: list[Any] = []
+
+    def update(gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        if tf.executing_eagerly() or np.prod(variable.shape) * variable.dtype.size < _LARGE:
+            return update_step(gradient, variable, learning_rate)
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        with tf.control_dependencies(writes):
+            result = update_step(gradient, variable, learning_rate)
+        writes[:] = [op for op in graph.get_operations()[before:] if op.type.startswith("Assign")]
+        return result
+
+    return update
+
+
 @contextlib.contextmanager
 def applying_part(
     optimizer: Any,
@@ -224,6 +248,7 @@ def applying_part(
         parts["_accumulated_gradients"] = [x if i in set(mine) else None for i, x in sums]
     if clip is not None:
         parts["_clip_gradients"] = clip
+    parts["update_step"] = _one_large_after_the_other(optimizer.update_step)
     uncounted: dict[str, Any] = {} if counts else {"assign_add": lambda value: None}
     with patched(optimizer, **parts), patched(optimizer._iterations, **uncounted):
         yield
