@@ -55,7 +55,7 @@ class Initial:
     """
 
     def __init__(self, initializer: Any, shape: Any, dtype: str) -> None:
-        self._initializer = copy.copy(initializer)  # its owner may change it
+        self._initializer = copy.deepcopy(initializer)  # its owner may change it
         self._shape, self._dtype = tuple(shape), dtype
 
     def __call__(self) -> Any:
@@ -240,4 +240,12 @@ def _is_pure(initializer: Any) -> bool:
     own = type(initializer).__module__.startswith("keras.")
     if not own or not isinstance(initializer, keras.initializers.Initializer):
         return False
-    return all(isinstance(value, _PLAIN) for value in vars(initializer).values())
+    return _is_plain(vars(initializer))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
