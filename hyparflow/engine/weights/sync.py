@@ -20,13 +20,14 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights import pieces
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
+from hyparflow.engine.weights.moving_statistics import average, moving_statistics
 from hyparflow.model.keras_internals.compiled import compile_arguments
 from hyparflow.model.keras_internals.deferred_variables import (
     bring_in,
     is_absent,
     raw_variable,
 )
-from hyparflow.model.keras_internals.layers import all_layers, seed_states
+from hyparflow.model.keras_internals.layers import seed_states
 from hyparflow.model.reachable_variables import reachable_variables
 from hyparflow.pipeline.grid import Grid
 
@@ -77,11 +78,7 @@ class WeightSync:
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [
-            variable
-            for layer in all_layers(model)
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for variable in layer.non_trainable_variables
-            if "float" in variable.dtype and self._owners.get(id(variable), 0) == partition
+            v for v in moving_statistics(model) if self._owners.get(id(v), 0) == partition
         ]
 
     def scatter(self, further: Sequence[Any] | None = None) -> None:
@@ -189,16 +186,7 @@ class WeightSync:
 
     def agree(self) -> None:
         """Average the moving statistics of BatchNormalization over the replicas. Collective."""
-        if self._peers.size == 1 or not self._statistics:
-            return
-        flat = np.concatenate([v.numpy().astype(np.float64).ravel() for v in self._statistics])
-        self._peers.sum(flat, "the average of moving statistics")
-        flat /= self._peers.size
-        start = 0
-        for variable in self._statistics:
-            size = int(np.prod(variable.shape, dtype=np.int64))
-            variable.assign(flat[start : start + size].reshape(variable.shape))
-            start += size
+        average(self._statistics, self._peers)
 
     def gather(self, everything: bool = True) -> None:
         """Give owners' variables to all ranks: everything, or what all need. Collective."""
