@@ -20,6 +20,13 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 RANDOM = np.random.default_rng(0)
 ROWS, LABELS = RANDOM.normal(size=(24, 6)), RANDOM.normal(size=(24, 3))
 PARTED = [(p, r) for p, r in grids(WORLD.size) if p > 1]
+
+
+def slow(*arguments: Any) -> Any:
+    """Arguments for which another test shows nearly the same."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 GRIDS = pytest.mark.parametrize("grid", PARTED, ids=str)
 LAYERS = 8  # with two weights each
 
@@ -80,8 +87,10 @@ class At(keras.callbacks.Callback):
         setattr(self, hook, lambda *args, **kwargs: self.found.append(function(self.model)))
 
 
-@pytest.mark.parametrize("deferred", [True, False])
-@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@pytest.mark.parametrize(
+    ("deferred", "optimizer"),
+    [(True, "adam"), (False, "adafactor"), slow(True, "adafactor"), slow(False, "adam")],
+)
 @GRIDS
 def test_numbers_and_memory(deferred: bool, optimizer: str, grid: tuple[int, int]) -> None:
     plain = build(False, optimizer)
@@ -95,7 +104,7 @@ def test_numbers_and_memory(deferred: bool, optimizer: str, grid: tuple[int, int
     require_none(faults, "after fit")
 
 
-@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("deferred", [True, slow(False)])
 @GRIDS
 def test_weights_stay_at_their_owners(
     deferred: bool, grid: tuple[int, int], tmp_path_factory: Any
@@ -152,7 +161,7 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", ["get_weights", slow("one by one"), slow("a call"), "slots"])
 @GRIDS
 def test_what_callbacks_read(name: str, grid: tuple[int, int]) -> None:
     hook, read = READERS[name]
@@ -183,7 +192,7 @@ def _load(model: Any) -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("write", [_set_half, _assign_half, _load])
+@pytest.mark.parametrize("write", [_set_half, _assign_half, slow(_load)])
 @GRIDS
 def test_what_callbacks_write(write: Callable[[Any], None], grid: tuple[int, int]) -> None:
     plain, model = build(False), build(True)
@@ -218,7 +227,7 @@ def _watching(present: list[int]) -> Any:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+@pytest.mark.parametrize("name", ["m.keras", slow("m.weights.h5")])
 def test_saving_takes_few_weights_at_once(name: str, tmp_path_factory: Any) -> None:
     folder = on_leader(lambda: tmp_path_factory.mktemp("saved"))
     present: list[int] = []
@@ -248,7 +257,7 @@ def test_saving_takes_few_weights_at_once(name: str, tmp_path_factory: Any) -> N
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+@pytest.mark.parametrize("name", ["m.keras", slow("m.weights.h5")])
 def test_each_rank_reads_its_part_of_a_file(name: str, tmp_path_factory: Any) -> None:
     folder = on_leader(lambda: tmp_path_factory.mktemp("stored"))
     plain, model = build(False), build(True)
@@ -306,7 +315,9 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["own", "average", "clipped", *map(slow, ["accumulated", "scaled", "decayed", "muon"])]
+)
 @GRIDS
 def test_optimizers(name: str, grid: tuple[int, int]) -> None:
     plain, model = build(False, OPTIMIZERS[name]()), build(True, OPTIMIZERS[name]())
@@ -355,7 +366,7 @@ def _shared() -> Any:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("make", [_masked, _masked_to_the_end, _looked_up, _shared])
+@pytest.mark.parametrize("make", [_masked, slow(_masked_to_the_end), slow(_looked_up), _shared])
 @GRIDS
 def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
     """Masks, whose weights all ranks trace; weights that two partitions share; frozen ones."""
@@ -417,7 +428,7 @@ def _reading(kind: str) -> Any:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("kind", ["lambda", "layer", "regularizer", "loss"])
+@pytest.mark.parametrize("kind", ["lambda", "loss", slow("layer"), slow("regularizer")])
 @GRIDS
 def test_frozen_weights_that_another_partition_reads(kind: str, grid: tuple[int, int]) -> None:
     keras.utils.set_random_seed(5)
@@ -432,7 +443,7 @@ def test_frozen_weights_that_another_partition_reads(kind: str, grid: tuple[int,
     require_none(unlike(state(model), state(plain)), kind)
 
 
-@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("deferred", [True, slow(False)])
 def test_replicas_alone(deferred: bool) -> None:
     """Without partitions every rank holds everything, and `gather` changes nothing."""
     plain, model = build(False), build(deferred)

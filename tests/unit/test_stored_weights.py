@@ -18,6 +18,11 @@ from hyparflow.model.keras_internals.stored_values import loading_at_once
 FILES = ["m.keras", "m.weights.h5", "shards.weights.json"]
 
 
+def slow(*arguments: Any) -> Any:
+    """Arguments for which another test shows nearly the same."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 def build(width: int = 4) -> Any:
     layers = [keras.layers.Dense(width), keras.layers.BatchNormalization()]
     model = keras.Sequential([keras.Input([3]), *layers, keras.layers.Dense(1)])
@@ -31,7 +36,7 @@ def save(model: Any, folder: pathlib.Path) -> None:
     model.save_weights(folder / FILES[2], max_shard_size=1e-7)
 
 
-@pytest.fixture(params=["float32", "mixed_bfloat16", "bfloat16", "float16"])
+@pytest.fixture(params=["float32", *(slow(x) for x in ("mixed_bfloat16", "float16")), "bfloat16"])
 def saved(request: Any, tmp_path: pathlib.Path) -> Iterator[tuple[Any, pathlib.Path]]:
     """A trained model and the folder with its files."""
     before = keras.config.dtype_policy()
