@@ -16,6 +16,8 @@ from hyparflow.model.versions import require_versions
 from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
+    from hyparflow.comm.world import World
+    from hyparflow.options import Options
     from hyparflow.planning.plan import Plan
     from hyparflow.training.auto import PlanCache
     from hyparflow.training.parallel_model import ParallelModel
@@ -102,7 +104,8 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
 
     ranks = world()
     if ranks is None:
-        return PlainModel(model, arguments)
+        alone = PlainModel(model, arguments)
+        return _by_units(model, None) or alone
     options = resolve(ranks.size, **arguments)
     if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
         raise ValueError(
@@ -111,12 +114,10 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
             "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
         )
     if ranks.size == 1 and options.num_microbatches in ("auto", 1):
-        return PlainModel(model, {})
+        return _by_units(model, ranks) or PlainModel(model, {})
     import keras
 
     from hyparflow.model.checks import check_can_cut, check_model
-    from hyparflow.training.parallel_model import ParallelModel
-    from hyparflow.training.session import Session
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -127,6 +128,28 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
     check_model(model)
     if options.num_stages > 1:
         check_can_cut(model)
+    return _in_session(model, options, ranks, plan)
+
+
+def _by_units(model: Any, ranks: World | None) -> Any:
+    """What trains the model in one process by blocks that are compiled once, or None."""
+    from hyparflow.training.sooner import starts_sooner
+
+    options = resolve(1)
+    if not starts_sooner(model, options):
+        return None
+    if ranks is None:
+        from hyparflow.comm.one_process import one_process
+
+        ranks = one_process()
+    return _in_session(model, options, ranks, None)
+
+
+def _in_session(model: Any, options: Options, ranks: World, plan: Plan | None) -> ParallelModel:
+    """The model on its ranks; what was compiled for the same layout before serves again."""
+    from hyparflow.training.parallel_model import ParallelModel
+    from hyparflow.training.session import Session
+
     sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
     key = options.built_for
     if key not in sessions:

@@ -1,4 +1,4 @@
-"""One process: the same calls, answered by Keras itself."""
+"""One process: the same calls, answered by Keras itself (but see `sooner.py`)."""
 
 from __future__ import annotations
 
