@@ -16,18 +16,13 @@ from hyparflow.model.versions import require_versions
 from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
-    from hyparflow.comm.world import World
-    from hyparflow.options import Options
     from hyparflow.planning.plan import Plan
-    from hyparflow.training.auto import PlanCache
     from hyparflow.training.parallel_model import ParallelModel
-    from hyparflow.training.session import Session
 
 __all__ = ["evaluate", "fit", "parallelize", "predict"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_CACHE = "_hyparflow_parallel"  # attribute of a model that holds what was built for it
 
 
 def _collective(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -96,73 +91,9 @@ def parallelize(
             plan = as_plan(plan)
             num_ranks = None if ranks is None else ranks.size
             arguments = planned(arguments, plan, model, num_ranks)
-        return _parallelize(model, arguments, plan)
+        from hyparflow.training.make_parallel import make_parallel
 
-
-def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> Any:
-    from hyparflow.training.plain_model import PlainModel
-
-    ranks = world()
-    if ranks is None:
-        alone = PlainModel(model, arguments)
-        return _by_units(model, None) or alone
-    options = resolve(ranks.size, **arguments)
-    if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
-        raise ValueError(
-            "`strategy='auto'` plans for the batches of `hyparflow.fit`, and what it planned for a "
-            "model serves `evaluate` and `predict` too. Received: strategy='auto' before any `fit` "
-            "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
-        )
-    if ranks.size == 1 and options.num_microbatches in ("auto", 1):
-        return _by_units(model, ranks) or PlainModel(model, {})
-    import keras
-
-    from hyparflow.model.checks import check_can_cut, check_model
-
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "hyparflow trains with Keras's TensorFlow backend. "
-            f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
-        )
-
-    check_model(model)
-    if options.num_stages > 1:
-        check_can_cut(model)
-    return _in_session(model, options, ranks, plan)
-
-
-def _by_units(model: Any, ranks: World | None) -> Any:
-    """What trains the model in one process by blocks that are compiled once, or None."""
-    from hyparflow.training.sooner import starts_sooner
-
-    options = resolve(1)
-    if not starts_sooner(model, options):
-        return None
-    if ranks is None:
-        from hyparflow.comm.one_process import one_process
-
-        ranks = one_process()
-    return _in_session(model, options, ranks, None)
-
-
-def _in_session(model: Any, options: Options, ranks: World, plan: Plan | None) -> ParallelModel:
-    """The model on its ranks; what was compiled for the same layout before serves again."""
-    from hyparflow.training.parallel_model import ParallelModel
-    from hyparflow.training.session import Session
-
-    sessions = vars(model).setdefault(_CACHE, _Sessions()).by_layout
-    key = options.built_for
-    if key not in sessions:
-        sessions[key] = Session(model, options, ranks)
-    return ParallelModel(model, options, ranks, sessions[key], plan)
-
-
-class _Sessions:
-    """The sessions of one model object, so that a second `fit` need not compile again."""
-
-    def __init__(self) -> None:
-        self.by_layout: dict[Any, Session] = {}
-        self.known: PlanCache | None = None  # of plans
+        return make_parallel(model, arguments, plan, ranks)
 
 
 @_collective
@@ -250,12 +181,13 @@ def _automatic(
     from hyparflow.model.checks import check_model
     from hyparflow.training.auto import PlanCache, plan_fit
     from hyparflow.training.data_arguments import keras_arguments
+    from hyparflow.training.make_parallel import Sessions
 
     with abort.alike():
         check_model(model)
         left_open = {*planned_names(), "plan"}
         resolve(ranks.size, **{k: v for k, v in parallel.items() if k not in left_open})
-        sessions = vars(model).setdefault(_CACHE, _Sessions())
+        sessions = Sessions.of(model)
         sessions.known = sessions.known or PlanCache()
         arguments = keras_arguments(model, "fit", args, kwargs)
         return plan_fit(model, ranks, arguments, parallel, sessions.known), (), arguments
@@ -303,10 +235,11 @@ def predict(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
 
 def _as_planned(model: Any, parallel: dict[str, Any]) -> dict[str, Any]:
     """For strategy="auto", the arguments that the last `fit` of this model has planned."""
-    sessions = getattr(model, "__dict__", {}).get(_CACHE)
+    from hyparflow.training.make_parallel import Sessions
+
     if not is_auto(parallel["strategy"]) or parallel["plan"] is not None:
         return parallel
-    known = None if sessions is None else sessions.known
+    known = Sessions.of(model).known
     return parallel if known is None or known.last is None else parallel | known.last
 
 

@@ -24,10 +24,12 @@ ROWS, LABELS = RANDOM.normal(size=(22, 6)), RANDOM.normal(size=(22, 3))
 @pytest.fixture(autouse=True)
 def _in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HYPARFLOW_UNITS", "all")  # as if the small models here were deep
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
 
 
 def build(optimizer: Any = "adam", loss: Any = "mse", **more: Any) -> Any:

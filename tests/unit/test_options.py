@@ -277,10 +277,11 @@ PLAN = {"planning/make_plan.py", "planning/plan.py", "planning/plan_check.py"}
 WANTED_RANKS = {"training/plain_model.py", "training/fit_on_ranks.py", "training/auto.py"}
 GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEARCH | WANTED_RANKS
 CONSUMERS = {
-    "strategy": {"planning/as_arguments.py", "training/auto.py"},
+    "strategy": {"planning/as_arguments.py", "training/auto.py", "training/make_parallel.py"},
     "num_partitions": GRID,
     "num_replicas": GRID | {"tracing/summary.py"},
-    "num_microbatches": SEARCH | {"training/checks.py", "training/call.py"},
+    "num_microbatches": SEARCH
+    | {"training/checks.py", "training/call.py", "training/make_parallel.py"},
     "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
     "lpp": PLAN
     | {"model/layout.py", "pipeline/partition.py", "planning/plan_model.py"}
