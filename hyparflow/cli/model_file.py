@@ -40,7 +40,9 @@ def load_model(model: str, settings: Sequence[str] = ()) -> Any:
     path, _, name = model.partition(".py:")
     if settings and not name:
         raise ValueError(f"--set is for FILE.py:FUNCTION. Received: {model} and --set")
-    with deep_models():
+    from hyparflow.model.deferred import deferred
+
+    with deep_models(), deferred():
         return _built(model, Path(f"{path}.py"), name, _values(settings)) if name else _saved(model)
 
 

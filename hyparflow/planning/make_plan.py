@@ -68,6 +68,7 @@ def make_plan(
         alternatives=tuple(_alternative(other, best, memory_limit) for other in others),
         work=tuple(tuple(_work(spans)) for spans in best.timeline.spans),
         costs=problem.costs.source,
+        gather=not problem.apart,
     )
 
 

@@ -30,7 +30,7 @@ __all__ = ["Alternative", "PartitionPlan", "Plan", "Bar"]
 
 _TITLES = (
     *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
-    *("gradients", "slots", "activations", "buffers", "program", "sends in a step"),
+    *("gradients", "slots", "activations", "buffers", "program", "whole model", "sends in a step"),
 )
 
 _MOST_ROWS = 32  # a picture shows up to this number of ranks one by one
@@ -101,6 +101,8 @@ class Plan:
         work: Tuple. For each partition what it does in a step, and when.
         costs: String. Where the costs come from: `"measured"` or `"estimated"`.
         cores: Integer or `None`. The cores of this machine, if it has fewer than ranks.
+        gather: Boolean. Whether all ranks get all weights at the end. If not, the model fits only
+            where it is built with `hyparflow.deferred`, and weights stay at their owners.
     """
 
     model: str
@@ -121,6 +123,7 @@ class Plan:
     work: tuple[tuple[Bar, ...], ...]
     costs: str
     cores: Count | None = None
+    gather: bool = True
 
     @property
     def num_ranks(self) -> int:
@@ -130,7 +133,8 @@ class Plan:
     @property
     def arguments(self) -> dict[str, Any]:
         """Dict. The plan as parallel arguments of `hyparflow.fit`."""
-        return {name: getattr(self, name) for name in planned_names()} | {"lpp": list(self.lpp)}
+        found = {name: getattr(self, name) for name in planned_names()} | {"lpp": list(self.lpp)}
+        return found if self.gather else found | {"gather": False}
 
     @property
     def samples_per_second(self) -> float:
@@ -282,6 +286,11 @@ class Plan:
             f"idle {self.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
             f"{sums:.1%}, between steps {between:.1%}",
         ]
+        if not self.gather:
+            lines.append(
+                "No rank can hold the whole model: build it with hyparflow.deferred(); weights "
+                "stay at their owners (gather=False)."
+            )
         if self.speedup < 1 < self.num_ranks:
             lines.append("One process is faster: this is too little work for so many ranks.")
         if self.cores is not None:

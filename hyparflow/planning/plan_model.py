@@ -34,7 +34,7 @@ from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
-from hyparflow.planning.search.layouts import best_of, consider
+from hyparflow.planning.search.layouts import best_of, consider, fits
 from hyparflow.planning.search.predict import Prediction, predict
 from hyparflow.planning.search.problem import Candidate, Problem, constrained, limited
 
@@ -106,6 +106,9 @@ def plan(
         known = _costs_of(graph, costs, batch_size, cluster, tell)
         problem = Problem(operations, known, cluster, batch_size)
         found = consider(problem, constraints, tell)
+        if not fits(found, limit):
+            problem = dataclasses.replace(problem, apart=True)
+            found = consider(problem, constraints, tell)
     best = best_of(found, limit)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))

@@ -325,9 +325,24 @@ def test_memory_counts_what_is_in_flight() -> None:
     # Two operations keep a megabyte per row each; micro-batches have two rows.
     assert [m.activations // MEGABYTE for m in one] == [8, 4]
     assert [m.activations // MEGABYTE for m in all_] == [16, 16]
-    assert {m.weights for m in one} == {4 * MEGABYTE}
-    assert {m.slots for m in one} == {8 * MEGABYTE}
+    assert {m.weights for m in one} == {2 * MEGABYTE}
+    assert {m.slots for m in one} == {4 * MEGABYTE}
     assert {m.gradients for m in one} == {2 * 4 * MEGABYTE}
+    assert {m.around for m in one} == {4 * MEGABYTE + 8 * MEGABYTE}
+    assert {m.total // MEGABYTE for m in one} == {2 + 4 + 8 + 8 + 4, 2 + 4 + 8 + 4 + 4}
+
+
+def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:
+    table = costs([1.0] * 8, slots=100.0)
+    problem = Problem(chain(8), table, FAST, 8)
+    layout = candidate(chain(8), (0, 2, 4, 6, 8), 4)
+    (whole, *_), (apart, *_) = (
+        predict(p, layout).memory for p in (problem, dataclasses.replace(problem, apart=True))
+    )
+    assert whole.parts == apart.parts
+    assert (whole.total, apart.around) == (whole.around, 0)
+    assert whole.around == 8 * 101 * MEGABYTE
+    assert apart.total == sum(apart.parts) < 240 * MEGABYTE
 
 
 # --- files ---
@@ -478,7 +493,7 @@ def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
         choose([1.0] * 8, 4, 32, memory_limit=MEGABYTE)
     text = str(caught.value)
     assert "memory_limit=1,048,576 bytes" in text
-    assert "on partition" in text and "weights 8.0 MiB" in text
+    assert "on partition" in text and "weights 2.0 MiB" in text
 
 
 def test_wishes_that_no_layout_has_are_refused() -> None:

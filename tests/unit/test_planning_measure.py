@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from keras import layers, ops
 
 import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.planning.costs import contention, sample
 from hyparflow.planning.costs.contention import companions_possible
@@ -237,3 +239,49 @@ def test_a_process_beside_this_one_must_answer(monkeypatch: pytest.MonkeyPatch) 
     finally:
         process.kill()
         process.communicate()
+
+
+def _large(width: int = 256, depth: int = 12) -> Any:
+    with hf.deferred():
+        x = inputs = keras.Input([width])
+        for _ in range(depth):
+            x = layers.Dense(width, activation="relu")(layers.BatchNormalization()(x))
+        model = keras.Model(inputs, layers.Dense(1)(x))
+    model.compile("adam", "mse")
+    return model
+
+
+def _has_memory(model: Any) -> list[str]:
+    return [v.path for v in model.variables if not is_absent(v)]
+
+
+@pytest.mark.parametrize("source", ["measure", "estimate"])
+def test_a_deferred_model_is_planned_without_its_weights(source: str) -> None:
+    model = _large()
+    plan = hf.plan(model, batch_size=8, num_ranks=4, costs=source)
+    assert _has_memory(model) == []
+    assert plan.gather and "gather" not in plan.arguments
+    keras.utils.set_random_seed(1)
+    drawn = [v.numpy() for v in _large().variables]
+    keras.utils.set_random_seed(1)
+    planned = _large()
+    hf.plan(planned, batch_size=8, num_ranks=4, costs="estimate")
+    assert all(np.array_equal(v, w) for v, w in zip(planned.variables, drawn, strict=True))
+
+
+def test_what_no_rank_can_hold_whole_is_planned_in_parts() -> None:
+    model = _large(width=512)
+    whole = 3 * sum(int(np.prod(v.shape)) * 4 for v in model.trainable_variables)
+    costs = estimate(flat(model), model.optimizer)
+    over = dataclasses.replace(costs.overheads, runtime=0.0, program=0.0, program_in_two=0.0)
+    costs = dataclasses.replace(
+        costs, overheads=dataclasses.replace(over, uncollected=0.0, uncollected_most=0.0)
+    )
+    more = {"batch_size": 8, "num_ranks": 8, "costs": costs}
+    plan = hf.plan(model, memory_limit=int(whole * 0.9), **more)
+    assert not plan.gather and plan.arguments["gather"] is False
+    assert "build it with hyparflow.deferred()" in str(plan)
+    assert max(part.memory.total for part in plan.partitions) < whole * 0.9
+    assert hf.plan(model, memory_limit=int(whole * 1.1), **more).gather
+    with pytest.raises(ValueError, match="No layout fits in the memory limit"):
+        hf.plan(model, memory_limit=int(whole * 0.05), **more)

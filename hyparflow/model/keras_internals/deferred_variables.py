@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ __all__ = [
     "deferring",
     "is_absent",
     "is_deferring",
+    "present",
     "raw_variable",
     "release",
     "source_of",
@@ -196,6 +197,19 @@ def bring_in(variable: Any) -> None:
     raw = raw_variable(variable)
     if isinstance(raw, _Absent):
         _wake(raw)
+
+
+@contextlib.contextmanager
+def present(variables: Iterable[Any]) -> Iterator[None]:
+    """While open, these variables have their memory; those that had none give it back."""
+    absent = [(v, source) for v in variables if (source := source_of(v)) is not None]
+    for variable, _ in absent:
+        bring_in(variable)
+    try:
+        yield
+    finally:
+        for variable, source in absent:
+            release(variable, source)
 
 
 def _wake(raw: Any) -> None:

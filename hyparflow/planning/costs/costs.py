@@ -184,7 +184,7 @@ class Costs:
 
     @cached_property
     def fixed_bytes(self) -> int:
-        """Bytes of all weights and of the optimizer's state, which every rank holds."""
+        """Bytes of all weights and of the optimizer's state."""
         return self.weight_bytes(range(len(self.operations))) + self.slot_bytes
 
     @cached_property

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.contention import companions_possible, measure_crowd
@@ -35,7 +36,7 @@ from hyparflow.planning.costs.tensor_sizes import (
 
 __all__ = ["measure"]
 
-_PIECE = 8  # segments of the long piece
+_PIECE, _PIECE_BYTES = 8, 1 << 28  # segments of the long piece, and bytes of its weights, at most
 _ROUNDS = 3
 
 
@@ -64,7 +65,8 @@ def measure(
         The costs.
     """
     model = graph.model
-    state = [v for v in model.variables if not v.trainable]
+    # What has no memory has it only while it is measured, with the same value each time.
+    state = [v for v in model.variables if not v.trainable and not is_absent(v)]
     saved = [v.numpy() for v in state]
     try:
         return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say)
@@ -85,7 +87,7 @@ def _measure(
     operations = graph.operation_graph(trained)
     found = segments(operations, has_kernel(graph))
     groups = alike(operations, found, operation_kinds(graph), tensor_types(graph))
-    piece = _long_piece(operations, found)
+    piece = _long_piece(graph, operations, found)
     trials = [
         Trial(
             f"{operations.operations[group[0].operations.start].name}, {len(group)} times",
@@ -239,11 +241,13 @@ class CostTable:
         )
 
 
-def _long_piece(operations: OperationGraph, found: list[Segment]) -> Segment:
-    """Several segments of the model's middle as one."""
-    count = min(len(found), _PIECE)
-    first = (len(found) - count) // 2
-    start, end = found[first].operations.start, found[first + count - 1].operations.stop
+def _long_piece(graph: FlatGraph, operations: OperationGraph, found: list[Segment]) -> Segment:
+    """Several segments of the model's middle as one, whose weights fit in any memory."""
+    for count in range(min(len(found), _PIECE), 0, -1):
+        first = (len(found) - count) // 2
+        start, end = found[first].operations.start, found[first + count - 1].operations.stop
+        if sum(map(size_of, graph.variables(range(start, end)))) <= _PIECE_BYTES:
+            break
     return cut_out(operations, [start, end])[0]
 
 

@@ -16,12 +16,13 @@ from hyparflow.engine.compiled.accumulator import Accumulator
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.gradients.reducer import Reducer
+from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.planning.costs.costs import Overheads
 from hyparflow.planning.costs.tensor_sizes import size_of
 
 __all__ = ["measure_overheads", "median_seconds"]
 
-_SAMPLED = 24  # weights that an optimizer is tried with
+_SAMPLED, _SAMPLED_BYTES = 24, 1 << 26  # weights that an optimizer is tried with, at most
 _LARGE = 2**22  # numbers in an array that tells the speed of memory
 
 
@@ -34,9 +35,25 @@ def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Ov
         call: seconds of a compiled call that computes nothing.
     """
     default = Overheads()
-    chosen = list(weights)[:: max(1, len(weights) // _SAMPLED)]
+    chosen = _sampled(weights)
     if not chosen:
         return Overheads(call=call + default.call)
+    with present(chosen):
+        return _measured(chosen, optimizer, call)
+
+
+def _sampled(weights: Sequence[Any]) -> list[Any]:
+    """Some of the weights, which fit in any memory together with their gradients and slots."""
+    chosen, size = [], 0
+    for weight in list(weights)[:: max(1, len(weights) // _SAMPLED)]:
+        if size + size_of(weight) <= _SAMPLED_BYTES:
+            chosen.append(weight)
+            size += size_of(weight)
+    return chosen or sorted(weights, key=size_of)[:1]
+
+
+def _measured(chosen: list[Any], optimizer: Any, call: float) -> Overheads:
+    default = Overheads()
     gradients = [tf.ones(v.shape, v.dtype) for v in chosen]
     size = sum(map(size_of, chosen))
     large = np.ones(_LARGE, np.float32)

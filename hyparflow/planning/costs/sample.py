@@ -15,6 +15,7 @@ from hyparflow.engine.compiled.tensors import as_share
 from hyparflow.engine.stages.stage import Stage
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
+from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.model.random_rows import random_rows
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.segments import Segment
@@ -67,6 +68,7 @@ class Sample:
         needing = operations.gradient_tensors
         self._sources = [i for i, n in enumerate(segment.inputs) if n in needing]
         self._targets = [i for i, n in enumerate(segment.outputs) if n in needing]
+        self._variables = graph.variables(segment.operations)
         self._body = body
         self._stage = Stage(body, self._weights, self._sources, self._targets)
         self._fused = tf.function(self._both, autograph=False, reduce_retracing=True)
@@ -97,7 +99,8 @@ class Sample:
         specs = [
             tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
         ]
-        traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
+        with present(self._variables):
+            traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
         operations, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
         working = working_bytes(operations, self._forward_size, inputs, self._traced)
         kept = kept_between(operations, self._forward_size, inputs, self._traced)
@@ -106,7 +109,7 @@ class Sample:
     def save(self, folder: str) -> None:
         """Write a SavedModel with a function `run` of a number of rows, for other processes."""
         module = tf.Module()
-        module.variables_ = [v.value for v in self._graph.variables(self._segment.operations)]
+        module.variables_ = [v.value for v in self._variables]
         shapes = [(known_shape(x.shape[1:]), x.dtype) for x in self._specs]
 
         def run(rows: Any) -> Any:
@@ -120,12 +123,17 @@ class Sample:
         level = logger.level
         logger.setLevel("ERROR")  # otherwise TensorFlow logs where it wrote the files
         try:
-            tf.saved_model.save(module, folder)
+            with present(self._variables):
+                tf.saved_model.save(module, folder)
         finally:
             logger.setLevel(level)
 
     def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
         """Medians of forward, backward and both as one call, measured for about `budget` s."""
+        with present(self._variables):
+            return self._seconds(rows, budget)
+
+    def _seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
         inputs, share = self.inputs(rows), as_share(1.0)
         outputs = self._stage.forward(inputs, share).outputs
         seeds = [tf.ones_like(outputs[i]) for i in self._targets]
@@ -151,7 +159,8 @@ class Sample:
             self._fused(inputs)
             return [time.perf_counter() - start]
 
-        return _medians(fused, budget)[0]
+        with present(self._variables):
+            return _medians(fused, budget)[0]
 
     def halves(self, rows: int, budget: float) -> tuple[float, float]:
         """The times of the two parts of a backward, as multiples of a backward in one piece.
@@ -160,6 +169,10 @@ class Sample:
         """
         if not (self._weights and self._sources):
             return 0.5, 0.5
+        with present(self._variables):
+            return self._halves(rows, budget)
+
+    def _halves(self, rows: int, budget: float) -> tuple[float, float]:
         inputs, share = self.inputs(rows), as_share(1.0)
         outputs = self._stage.forward(inputs, share).outputs
         seeds = [tf.ones_like(outputs[i]) for i in self._targets]

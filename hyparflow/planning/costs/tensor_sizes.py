@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.deferred_variables import deferring
 from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kernel_name
 
 __all__ = ["bytes_per_row", "known_shape", "size_of", "slots_per_byte", "used_weights"]
@@ -46,7 +47,7 @@ def slots_per_byte(trained: Sequence[Any], optimizer: Any) -> float:
         return 0.0
     if not optimizer.built:
         optimizer = type(optimizer).from_config(optimizer.get_config())
-        with tf.variable_creator_scope(with_shared_kernel_name):
+        with tf.variable_creator_scope(with_shared_kernel_name), deferring():
             optimizer.build(list(trained))
     own = {id(v) for v in trained}
     slots = [v for v in optimizer.variables if id(v) not in own]

@@ -57,7 +57,9 @@ class Boundaries:
         limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
         self.positions = candidates(self.operation_seconds(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
-        self._gradients = _trained_bytes(problem.costs)
+        self._gradients = _first_used_bytes(problem.costs, trainable=True)
+        weights = _first_used_bytes(problem.costs, trainable=False)
+        self._held = weights + problem.costs.slots * self._gradients
         self._stages = StageSeconds(self._reads, self.positions)
 
     def operation_seconds(self, rows: float) -> np.ndarray:
@@ -105,14 +107,15 @@ class Boundaries:
             return None
         costs = self._problem.costs
         rows, copies, in_flight, placement = load
-        fixed = costs.fixed_bytes + costs.overheads.runtime + costs.working.max() * rows
-        gradients, compiled = self._before(self._gradients * copies), self._before(costs.program)
+        fixed = costs.overheads.runtime + costs.working.max() * rows
+        held = self._before(self._gradients * copies + self._held)
+        compiled = self._before(costs.program)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
 
         def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            before = gradients + in_flight[stage] * rows * activations
+            before = held + in_flight[stage] * rows * activations
             needed = (before + buffers)[end] - (before - buffers)[start]
             count = compiled[end] - compiled[start]
             split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
@@ -124,8 +127,11 @@ class Boundaries:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
         costs = self._problem.costs
         rows, copies, in_flight, placement = load
-        others = copies * self._gradients.sum() + costs.overheads.program * costs.program.sum()
-        share = limit - costs.fixed_bytes - costs.overheads.runtime
+        others = (copies * self._gradients + self._held).sum()
+        others += costs.overheads.program * costs.program.sum()
+        share = limit - costs.overheads.runtime
+        if not self._problem.apart and costs.fixed_bytes > share:
+            return True
         # Activations have the memory that other needs leave. An upper bound: all other needs are
         # charged to partitions that keep the most micro-batches, where they cost the least room.
         held = [placement.stages(partition) for partition in range(placement.num_partitions)]
@@ -212,12 +218,16 @@ def candidates(
     return np.concatenate([[0], inner, [count]])
 
 
-def _trained_bytes(costs: Costs) -> np.ndarray:
-    """Bytes of the trained weights of each operation that no earlier one uses."""
+def _first_used_bytes(costs: Costs, trainable: bool) -> np.ndarray:
+    """Bytes of the weights of each operation that no earlier one uses.
+
+    With `trainable`, only those of trained weights.
+    """
     seen: set[int] = set()
     sizes = []
     for numbers in costs.used:
         fresh = [costs.weights[number] for number in set(numbers) - seen]
-        sizes.append(float(sum(weight.size for weight in fresh if weight.trainable)))
+        counted = [weight.size for weight in fresh if weight.trainable or not trainable]
+        sizes.append(float(sum(counted)))
         seen.update(numbers)
     return np.array(sizes)

@@ -19,7 +19,7 @@ from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
 
-__all__ = ["best_of", "consider"]
+__all__ = ["best_of", "consider", "fits"]
 
 _STAGES = (2, 4, 8, 16)  # per partition, where a schedule leaves the number free
 _FAR = 1.5  # a layout is left out if even its best division must be slower by this factor
@@ -111,6 +111,11 @@ def _rank(prediction: Prediction, constraints: Constraints) -> tuple[bool, float
     return limit is not None and _peak(prediction) > limit, prediction.step_seconds
 
 
+def fits(predictions: Sequence[Prediction], memory_limit: int | None) -> bool:
+    """Whether any of the layouts fits in memory."""
+    return memory_limit is None or any(_peak(p) <= memory_limit for p in predictions)
+
+
 def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
     """The fastest prediction that fits in memory.
 
@@ -131,7 +136,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     totals = [memory.total for memory in nearest.memory]
     partition = totals.index(max(totals))
     memory, grid = nearest.memory[partition], nearest.candidate.grid
-    fixed = memory.weights + memory.slots + memory.gradients + memory.program
+    fixed = max(memory.weights + memory.slots + memory.gradients + memory.program, memory.around)
     schedule = f", {words}" if (words := nearest.candidate.in_words) else ""
     if fixed > limit:
         help_ = (
@@ -152,7 +157,8 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
         f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
         f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
         f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, buffers "
-        f"{size_text(memory.buffers)}, compiled program {size_text(memory.program)}. "
+        f"{size_text(memory.buffers)}, compiled program {size_text(memory.program)}; before and "
+        f"after the steps {size_text(memory.around)}. "
         f"{help_}."
     )
 

@@ -83,8 +83,7 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
         reduce=tuple(timings.reduce),
         apply=tuple(timings.apply),
         memory=tuple(
-            partition_memory(problem.costs, candidate, timings.rows, timeline, p)
-            for p in partitions
+            partition_memory(problem, candidate, timings.rows, timeline, p) for p in partitions
         ),
         sent=tuple(_sent(candidate, timings, p) for p in partitions),
     )

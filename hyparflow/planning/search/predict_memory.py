@@ -10,22 +10,24 @@ from hyparflow.pipeline.actions import Kind, Step
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.simulator import Timeline
 from hyparflow.planning.costs.costs import Costs
-from hyparflow.planning.search.problem import Candidate
+from hyparflow.planning.search.problem import Candidate, Problem
 
 __all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes"]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a step.
+    """Bytes at the peak of a step, and around the steps.
 
     Attributes:
-        weights: of the whole model, which every rank holds.
-        gradients: of this partition's weights: their sums, and tensors computed from these.
-        slots: the optimizer's state, of the whole model.
+        weights: of this partition.
+        gradients: of its weights: their sums, and tensors computed from these.
+        slots: the optimizer's state of its weights.
         activations: of the micro-batches in flight, and the working memory of the current one.
         buffers: tensors on their way to or from other partitions.
         program: the compiled partition itself, and what TensorFlow needs to run anything.
+        around: of the whole model, built before the steps or gathered after them, and the program;
+            0 if no rank holds it whole.
     """
 
     weights: Bytes
@@ -34,25 +36,32 @@ class Memory:
     activations: Bytes
     buffers: Bytes
     program: Bytes
+    around: Bytes
 
     @property
     def total(self) -> int:
-        """The sum of all."""
-        return sum(astuple(self))
+        """The most that is needed at a time."""
+        return max(sum(self.parts), self.around)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """What a step needs at its peak."""
+        return astuple(self)[:-1]
 
 
 def partition_memory(
-    costs: Costs, candidate: Candidate, rows: float, timeline: Timeline, partition: int
+    problem: Problem, candidate: Candidate, rows: float, timeline: Timeline, partition: int
 ) -> Memory:
     """The memory of the ranks of a partition.
 
     Args:
-        costs: the costs of the model's operations.
+        problem: the problem to solve.
         candidate: the way in which the model is spread.
         rows: the rows of a micro-batch.
         timeline: the step as played.
         partition: the partition.
     """
+    costs = problem.costs
     numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
     copies = gradient_copies(candidate.grid, candidate.num_microbatches)
@@ -70,13 +79,15 @@ def partition_memory(
     activations = (
         timeline.peak_kept(partition, functools.cache(kept)) + costs.working[numbers].max()
     )
+    program = program_bytes(costs, candidate, timeline, partition)
     return Memory(
-        weights=costs.fixed_bytes - costs.slot_bytes,
+        weights=costs.weight_bytes(numbers),
         gradients=mine * copies,
-        slots=costs.slot_bytes,
+        slots=round(mine * costs.slots),
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
-        program=program_bytes(costs, candidate, timeline, partition),
+        program=program,
+        around=0 if problem.apart else costs.fixed_bytes + program,
     )
 
 

@@ -27,12 +27,14 @@ class Problem:
         costs: the costs of the operations.
         cluster: the machine.
         batch_size: rows of the global batch.
+        apart: whether no rank holds the whole model before or after the steps.
     """
 
     graph: OperationGraph
     costs: Costs
     cluster: Cluster
     batch_size: int
+    apart: bool = False
 
 
 @dataclass(frozen=True)
