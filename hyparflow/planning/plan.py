@@ -9,29 +9,24 @@ import html
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from hyparflow.formats.records import Amount, Bytes, Count, Number, Share, made, read, schema_of
-from hyparflow.formats.sizes import size_text
-from hyparflow.formats.text import Page, aligned, brief, counted
+from hyparflow.formats.text import Page, counted
 from hyparflow.formats.writing import write_text
 from hyparflow.options import planned_names
 from hyparflow.pipeline.actions import Kind
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import in_words, placement_of
 from hyparflow.planning.plan_check import check
+from hyparflow.planning.plan_page import page_of
 from hyparflow.planning.search.predict_memory import Memory
 
 __all__ = ["Alternative", "PartitionPlan", "Plan", "Bar"]
-
-_TITLES = (
-    *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
-    *("gradients", "slots", "activations", "buffers", "program", "whole model", "sends in a step"),
-)
 
 _MOST_ROWS = 32  # a picture shows up to this number of ranks one by one
 
@@ -152,7 +147,7 @@ class Plan:
         return self.step_seconds - max(work.end for works in self.work for work in works)
 
     @property
-    def _sums_share(self) -> float:
+    def sums_share(self) -> float:
         """The share of all ranks' time that goes to sums over replicas."""
         works = [work for works in self.work for work in works if work.kind == Kind.REDUCE]
         total = sum(work.end - work.start for work in works)
@@ -222,7 +217,7 @@ class Plan:
 
     def page(self) -> Page:
         """The text of the plan: a head, a table of the partitions, and a summary."""
-        return Page(self._head(), self._table(), self._summary())
+        return page_of(self)
 
     def __str__(self) -> str:
         return self.page().plain()
@@ -237,71 +232,3 @@ class Plan:
     def _repr_html_(self) -> str:
         """For notebooks, which would break the lines of the table."""
         return f'<pre style="white-space: pre; overflow-x: auto">{html.escape(str(self))}</pre>'
-
-    def _head(self) -> list[str]:
-        rows = self.batch_size / self.num_replicas / self.num_microbatches
-        schedule = f", {self.pipeline}" if self.pipeline else ""
-        return [
-            f"{self.model} on {self.num_ranks} ranks: {self.num_replicas} x {self.num_partitions} "
-            f"(replicas x partitions){schedule}",
-            f"global batch {self.batch_size} = {self.num_replicas} x {self.num_microbatches} x "
-            f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {self.costs}",
-        ]
-
-    def _table(self) -> list[Sequence[str]]:
-        rows: list[Sequence[str]] = [_TITLES]
-        for number, part in enumerate(self.partitions):
-            memory = part.memory
-            sent = ", ".join(f"{size_text(size)} to {peer}" for peer, size in part.sent.items())
-            if self.num_replicas > 1:
-                others = counted(self.num_replicas - 1, "other", "others")
-                sums = f"sums {size_text(part.parameters)} with {others}"
-                sent = f"{sent}, {sums}" if sent else sums
-            rows.append(
-                (
-                    f"{number}: {self._stages(number)}",
-                    str(len(part.layers)),
-                    size_text(part.parameters),
-                    f"{part.forward * 1e3:.1f} ms",
-                    f"{part.backward * 1e3:.1f} ms",
-                    *map(size_text, (memory.total, *astuple(memory))),
-                    sent or "-",
-                )
-            )
-        return rows
-
-    def _stages(self, partition: int) -> str:
-        """The layers of the first stage of a partition, and how many more stages there are."""
-        layers, first = self.partitions[partition].layers, self.lpp[partition]
-        each = self.stages_per_partition
-        more = f" and {counted(each - 1, 'more stage', 'more stages')}" if each > 1 else ""
-        return f"{brief(layers[0])} to {brief(layers[first - 1])}{more}"
-
-    def _summary(self) -> list[str]:
-        sums, between = self._sums_share, self.between_seconds / self.step_seconds
-        waiting = max(0.0, self.idle_share - sums - between)
-        lines = [
-            f"step {self.step_seconds * 1e3:.1f} ms, {self.samples_per_second:.1f} samples/s, "
-            f"{self.speedup:.2f} times one process",
-            f"idle {self.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
-            f"{sums:.1%}, between steps {between:.1%}",
-        ]
-        if not self.gather:
-            lines.append(
-                "No rank can hold the whole model: build it with hyparflow.deferred(); weights "
-                "stay at their owners (gather=False)."
-            )
-        if self.speedup < 1 < self.num_ranks:
-            lines.append("One process is faster: this is too little work for so many ranks.")
-        if self.cores is not None:
-            cores = counted(self.cores, "core", "cores")
-            lines.append(
-                f"This machine has {cores} for {self.num_ranks} ranks: ranks that share a core are "
-                "slower than this says."
-            )
-        if self.alternatives:
-            names = [
-                (a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in self.alternatives
-            ]
-            lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
-        return lines

@@ -21,10 +21,12 @@ __all__ = [
     "announce_fetched",
     "announce_layers",
     "announce_other_batch",
+    "announce_read",
     "announce_step",
 ]
 
-_FETCHED = "_hyparflow_fetched"  # attribute of a model
+_FETCHED, _READ = "_hyparflow_fetched", "_hyparflow_read"  # attributes of a model
+_MUCH = 1 << 26  # bytes that somebody may miss
 
 
 def announce(model: Any, call: Call, terms: LossTerms) -> None:
@@ -196,6 +198,20 @@ def announce_fetched(model: Any, size: int) -> None:
         f"one by one, and take memory until the next step. Received: {size_text(size)} of model "
         f"'{model.name}', read on rank 0 between two steps. Read weights at the ends of epochs, "
         "when the leader has them all, or fewer of them.",
+        stacklevel=users_stack_level(),
+    )
+
+
+def announce_read(model: Any, size: int, rank: int) -> None:
+    """Warn, once for a model, that a rank has read deferred weights which it does not need."""
+    if size < _MUCH or vars(model).setdefault(_READ, False):
+        return
+    vars(model)[_READ] = True
+    warnings.warn(
+        "A model that was built with `hyparflow.deferred` takes memory for the weights that are "
+        f"read, on each rank that reads them. Received: {size_text(size)} of model '{model.name}', "
+        f"read on rank {rank} before the call and needed by other partitions only. Read fewer "
+        "weights, or only after training; `summary` and `count_params` read none.",
         stacklevel=users_stack_level(),
     )
 

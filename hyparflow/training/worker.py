@@ -16,6 +16,7 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
 from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import RankEngine
+from hyparflow.training import notices
 from hyparflow.training.call import Call
 from hyparflow.training.commands import (
     Command,
@@ -118,6 +119,7 @@ class Worker:
     def start(self) -> None:
         """Give all ranks the leader's weights; metrics start anew. Collective."""
         self._world.board.write("taking the leader's weights")
+        notices.announce_read(self._model, self._part.sync.bytes_in_vain, self._world.rank)
         self._part.sync.scatter(self._part.own.shared())
         if self._part.losses is not None:
             self._part.losses.metrics.start()

@@ -288,6 +288,24 @@ def test_a_callback_that_reads_everything_is_told_once() -> None:
     assert not said or "MiB of model" in said[0]
 
 
+@pytest.mark.on_ranks(2)
+def test_weights_that_are_read_in_vain_are_told_of_once() -> None:
+    def wide() -> Any:
+        layers = [keras.layers.Dense(2000) for _ in range(6)]
+        return keras.Sequential([keras.Input([6]), *layers, keras.layers.Dense(3)])
+
+    model = build(True, "sgd", wide)
+    if WORLD.rank == 1:
+        model.get_weights()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, (2, 1), lpp=[5, 2])
+        fit(model, (2, 1), lpp=[5, 2])
+    said = [str(w.message) for w in caught if "weights that are read" in str(w.message)]
+    assert len(said) == (WORLD.rank == 1), said
+    assert not said or "read on rank 1 before the call" in said[0]
+
+
 class Averaging(keras.optimizers.SGD):
     """An optimizer of the user's own, with a slot that no list holds."""
 

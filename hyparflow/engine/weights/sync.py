@@ -21,11 +21,13 @@ from hyparflow.engine.weights import pieces
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
 from hyparflow.engine.weights.moving_statistics import average, moving_statistics
+from hyparflow.engine.weights.variable_numbers import numbers_of, unique
 from hyparflow.model.keras_internals.compiled import compile_arguments
 from hyparflow.model.keras_internals.deferred_variables import (
     bring_in,
     is_absent,
     raw_variable,
+    was_read,
 )
 from hyparflow.model.keras_internals.layers import seed_states
 from hyparflow.model.reachable_variables import reachable_variables
@@ -68,10 +70,10 @@ class WeightSync:
         self._owners = {key: who[0] for key, who in holders.items()}
         self._touched = touched
         self._draws_alike = draws_alike
-        self._seeds = _unique(seed_states(model))
-        self._weights = _unique([*model.weights, *self._seeds])
+        self._seeds = unique(seed_states(model))
+        self._weights = unique([*model.weights, *self._seeds])
         optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
-        self._slots = [] if optimizer is None else _unique(optimizer.variables)
+        self._slots = [] if optimizer is None else unique(optimizer.variables)
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
         self.holdings = Holdings(grid, world.rank, held, optimizer, whole)
@@ -131,9 +133,9 @@ class WeightSync:
         Variables that model, losses, metrics and own layers do not lead to are left out.
         """
         known = [*self._weights, *self._slots]
-        numbers = _numbers(known)
+        numbers = numbers_of(known)
         if any(id(variable) not in numbers for variable in variables):
-            numbers = _numbers([*known, *self._users_own()])
+            numbers = numbers_of([*known, *self._users_own()])
         return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
 
     def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
@@ -217,6 +219,12 @@ class WeightSync:
             for piece in pieces.pieces(given):
                 self._bring(piece, partition)
 
+    @property
+    def bytes_in_vain(self) -> int:
+        """The size of deferred weights that were read here, and that only other ranks need."""
+        vain = [v for v in self._weights if was_read(v) and not self.holdings.needs(v)]
+        return sum(map(pieces.bytes_of, vain))
+
     @functools.cached_property
     def bytes_elsewhere(self) -> int:
         """The size of all that this rank does not need."""
@@ -243,7 +251,7 @@ class WeightSync:
 
     def number(self, variable: Any) -> int:
         """The number of a variable of the model or its optimizer."""
-        return _numbers([*self._weights, *self._slots])[id(variable)]
+        return numbers_of([*self._weights, *self._slots])[id(variable)]
 
     def _bring(self, piece: Sequence[Any], partition: int) -> None:
         owner = self._grid.rank(0, partition)
@@ -284,16 +292,3 @@ class WeightSync:
         if self._world.size > 1:
             for piece in pieces.pieces(variables):
                 pieces.broadcast(piece, root, self._world)
-
-
-def _numbers(variables: Sequence[Any]) -> dict[int, int]:
-    """The number of each variable, by its id and by the id of TensorFlow's variable in it."""
-    numbers: dict[int, int] = {}
-    for number, variable in enumerate(variables):
-        numbers.setdefault(id(variable), number)
-        numbers.setdefault(id(raw_variable(variable)), number)
-    return numbers
-
-
-def _unique(variables: Sequence[Any]) -> list[Any]:
-    return list({id(variable): variable for variable in variables}.values())

@@ -39,10 +39,12 @@ __all__ = [
     "raw_variable",
     "release",
     "source_of",
+    "was_read",
 ]
 
 _PLAIN = (bool, int, float, str, type(None))
 _NOTHING = [0] * 9  # dimensions of the value of a variable without memory
+_DRAWN = "_hyparflow_drawn"  # attribute of a variable that was deferred, until it is assigned
 _LOCK = threading.RLock()
 _Ordinary: Any = type(tf.Variable(0.0))
 
@@ -100,6 +102,7 @@ class _Absent(_Ordinary):  # type: ignore[misc]
         with _LOCK:
             _write(self, _untouched(self.shape, self.dtype))
             source = _become_ordinary(self)
+            self.__dict__.pop(_DRAWN, None)
         try:
             return self.assign(value, *args, **kwargs)
         except BaseException:
@@ -139,6 +142,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
         self._initialize(_Untouched(self))
         if type(self._value) is _Ordinary:
             release(self._value, initial)
+            vars(self._value)[_DRAWN] = True
             made.append((self._value, initial))
         else:  # a creator of the user's made another kind
             self._value.assign(initial())
@@ -168,6 +172,11 @@ def raw_variable(variable: Any) -> Any:
 def is_absent(variable: Any) -> bool:
     """Whether a variable, of Keras or TensorFlow, has no memory."""
     return isinstance(raw_variable(variable), _Absent)
+
+
+def was_read(variable: Any) -> bool:
+    """Whether a deferred variable has its memory because something has read it."""
+    return _DRAWN in vars(raw_variable(variable)) and not is_absent(variable)
 
 
 def source_of(variable: Any) -> Callable[[], Any] | None:

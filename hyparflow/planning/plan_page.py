@@ -1,0 +1,95 @@
+"""The text of a plan: a head, a table of its partitions, and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from hyparflow.formats.sizes import size_text
+from hyparflow.formats.text import Page, aligned, brief, counted
+
+if TYPE_CHECKING:
+    from hyparflow.planning.plan import Plan
+
+__all__ = ["page_of"]
+
+_TITLES = (
+    *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
+    *("gradients", "slots", "activations", "buffers", "program", "whole model", "sends in a step"),
+)
+
+
+def page_of(plan: Plan) -> Page:
+    """The page of a plan."""
+    return Page(_head(plan), _table(plan), _summary(plan))
+
+
+def _head(plan: Plan) -> list[str]:
+    rows = plan.batch_size / plan.num_replicas / plan.num_microbatches
+    schedule = f", {plan.pipeline}" if plan.pipeline else ""
+    return [
+        f"{plan.model} on {plan.num_ranks} ranks: {plan.num_replicas} x {plan.num_partitions} "
+        f"(replicas x partitions){schedule}",
+        f"global batch {plan.batch_size} = {plan.num_replicas} x {plan.num_microbatches} x "
+        f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {plan.costs}",
+    ]
+
+
+def _table(plan: Plan) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = [_TITLES]
+    for number, part in enumerate(plan.partitions):
+        memory = part.memory
+        sent = ", ".join(f"{size_text(size)} to {peer}" for peer, size in part.sent.items())
+        if plan.num_replicas > 1:
+            others = counted(plan.num_replicas - 1, "other", "others")
+            sums = f"sums {size_text(part.parameters)} with {others}"
+            sent = f"{sent}, {sums}" if sent else sums
+        rows.append(
+            (
+                f"{number}: {_stages(plan, number)}",
+                str(len(part.layers)),
+                size_text(part.parameters),
+                f"{part.forward * 1e3:.1f} ms",
+                f"{part.backward * 1e3:.1f} ms",
+                *map(size_text, (memory.total, *astuple(memory))),
+                sent or "-",
+            )
+        )
+    return rows
+
+
+def _stages(plan: Plan, partition: int) -> str:
+    """The layers of the first stage of a partition, and how many more stages there are."""
+    layers, first = plan.partitions[partition].layers, plan.lpp[partition]
+    each = plan.stages_per_partition
+    more = f" and {counted(each - 1, 'more stage', 'more stages')}" if each > 1 else ""
+    return f"{brief(layers[0])} to {brief(layers[first - 1])}{more}"
+
+
+def _summary(plan: Plan) -> list[str]:
+    sums, between = plan.sums_share, plan.between_seconds / plan.step_seconds
+    waiting = max(0.0, plan.idle_share - sums - between)
+    lines = [
+        f"step {plan.step_seconds * 1e3:.1f} ms, {plan.samples_per_second:.1f} samples/s, "
+        f"{plan.speedup:.2f} times one process",
+        f"idle {plan.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
+        f"{sums:.1%}, between steps {between:.1%}",
+    ]
+    if not plan.gather:
+        lines.append(
+            "No rank can hold the whole model: build it with hyparflow.deferred(); weights "
+            "stay at their owners (gather=False)."
+        )
+    if plan.speedup < 1 < plan.num_ranks:
+        lines.append("One process is faster: this is too little work for so many ranks.")
+    if plan.cores is not None:
+        cores = counted(plan.cores, "core", "cores")
+        lines.append(
+            f"This machine has {cores} for {plan.num_ranks} ranks: ranks that share a core are "
+            "slower than this says."
+        )
+    if plan.alternatives:
+        names = [(a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in plan.alternatives]
+        lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
+    return lines
