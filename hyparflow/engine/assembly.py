@@ -124,10 +124,12 @@ def _units(
     rows: Sequence[int],
 ) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
     """The layout, and the graph and units if blocks that repeat are compiled once."""
-    has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
-    if not choice.compiler().shares or _is_eager(model) or statistics.active or has_own_steps:
+    has_own_steps = any(f"{name}_step" in own for name in ("train", "test", "predict"))
+    if not choice.compiler().shares or _is_eager(model) or has_own_steps:
         return layout, None
     opened = with_graph(model, layout)
+    if opened.graph is None or not statistics.allows_units(opened.graph):
+        return layout, None
     units = units_of(opened, max(rows, default=1))
     return (layout if units is None else opened), units
 

@@ -131,6 +131,25 @@ def test_blocks_of_other_kinds(name: str) -> None:
     compare(name, strategy="model", num_microbatches=1)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"num_partitions": 2, "batchnorm": "deferred", "num_microbatches": 2},
+        {"num_replicas": 2, "batchnorm": "deferred"},
+    ],
+    ids=["partitions", "replicas"],
+)
+@pytest.mark.on_ranks(2)
+def test_statistics_of_the_global_batch(
+    layout: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole stages are the measure: plain Keras has no micro-batches."""
+    found = train(hf.fit, build("images", 4), "images", **layout)
+    monkeypatch.setenv("HYPARFLOW_UNITS", "0")
+    expected = train(hf.fit, build("images", 4), "images", **layout)
+    require_none(found.compare(expected), f"{layout}")
+
+
 @pytest.mark.on_ranks(4)
 def test_both() -> None:
     compare("residual", num_partitions=2, num_replicas=2, num_microbatches=2)

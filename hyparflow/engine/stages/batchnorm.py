@@ -17,7 +17,7 @@ deviations, which gives the exact statistics without the cancellation of a mean 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -28,6 +28,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.ordered_calls import OrderedCalls
 from hyparflow.engine.stages.stage_call import StageCall
+from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import moment_weight, replace_moments, restore_moments
 from hyparflow.model.keras_internals.layers import moments as keras_moments
 from hyparflow.model.normalization import normalized_layers
@@ -90,6 +91,22 @@ class BatchStatistics:
         """Whether replicas exchange statistics in the middle of a stage."""
         return bool(self._synced) and self._peers.size > 1
 
+    def allows_units(self, graph: FlatGraph) -> bool:
+        """Whether blocks of a model may be compiled once for all that are alike.
+
+        They may if replicas exchange nothing in the middle, and each layer is called once, by the
+        graph itself: then each call has one sum, which is known before it is traced.
+        """
+        watched = {id(layer) for layer in self._layers}
+        called = [id(call.operation) for call in graph.calls if id(call.operation) in watched]
+        return not self.exchanges and len(called) == len(watched) == len(set(called))
+
+    def sums(self, operations: Sequence[Any]) -> list[Any]:
+        """The variables (TensorFlow's) to which the calls of these operations add."""
+        watched = {id(layer): layer for layer in self._layers}
+        found = [watched[id(each)] for each in operations if id(each) in watched]
+        return [self._sum_of(layer, 0, 0.0).state for layer in found if not layer.renorm]
+
     # --- while a stage is traced ---
 
     def around(self, body: StageCall) -> StageCall:
@@ -142,12 +159,17 @@ class BatchStatistics:
         if layer.renorm:
             return  # its statistics correct each other from batch to batch
         call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
+        sums = self._sum_of(layer, call, epsilon)
+        weight, total, deviations, mean = tf.unstack(tf.cast(local, tf.float64))
+        squares = deviations + mean * (2.0 * total - weight * mean)
+        sums.state.assign_add(tf.stack([weight, total, squares]))
+
+    def _sum_of(self, layer: Any, call: int, epsilon: float) -> _Sum:
+        """The sum of a call of a layer, made when it is first asked for."""
         if (id(layer), call) not in self._sums:
             with tf.init_scope():
                 self._sums[id(layer), call] = _Sum(layer, epsilon)
-        weight, total, deviations, mean = tf.unstack(tf.cast(local, tf.float64))
-        squares = deviations + mean * (2.0 * total - weight * mean)
-        self._sums[id(layer), call].state.assign_add(tf.stack([weight, total, squares]))
+        return self._sums[id(layer), call]
 
     def _gathered(self, local: Any) -> Any:
         """`local` of all replicas, on a new first axis; the gradient is summed over replicas."""

@@ -36,7 +36,8 @@ class StageBuilder:
         head: loss and metrics, if the rank has the last stage.
         eager, jit_compile: as for `Stage`.
         aside: makes a context for trial calls.
-        built: by their kinds, units that others may be like, with their variables.
+        built: by their kinds, units that others may be like, with the variables (TensorFlow's)
+            that they read and write.
     """
 
     layout: ModelCut
@@ -81,15 +82,16 @@ class StageBuilder:
         """One unit; `places` are those of weights among the stage's, by id."""
         table = units.table
         variables = graph.variables(table.operations(number))
+        called = [graph.calls[index].operation for index in table.operations(number)]
+        state = [v.value for v in variables] + self.statistics.sums(called)
         trained = [variable for variable in variables if id(variable) in places]
         body = graph_body(graph, table, number, frozenset(), self.layout.sums)
         like = self.built.get(units.kinds[number])
         twin = None
         if like is not None:
-            theirs, mine = ([v.value for v in some] for some in (like[1], variables))
-            twin = Twin(like[0], theirs, mine)
+            twin = Twin(like[0], like[1], state)
         stage = self._stage(table, number, body, trained, twin)
-        self.built.setdefault(units.kinds[number], (stage, variables))
+        self.built.setdefault(units.kinds[number], (stage, state))
         return Unit(
             stage=stage,
             inputs=table.stage_inputs[number],
