@@ -47,8 +47,9 @@ class Plain:
         finishes: Sequence[Callable[[Any], Any]],
         constant: Sequence[Any],
         jit_compile: bool,
+        recompute: str | None = None,
     ) -> TapedPair:
-        """A compiled forward, with an eager tape that makes its backward."""
+        """A compiled forward, with an eager tape that makes its backward; it keeps all."""
         return TapedPair(
             computation, finishes, Compiled(computation.compute, jit_compile, self.call)
         )
