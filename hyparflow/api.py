@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hyparflow.comm import abort, launcher
-from hyparflow.comm.ranks import world
+from hyparflow.comm.ranks import alone, world
 from hyparflow.formats.argument_checks import is_auto
 from hyparflow.formats.text import shortened
 from hyparflow.model.arguments import named
@@ -59,6 +59,7 @@ def parallelize(
     stages_per_partition: int | None = None,
     allreduce: str = "mpi",
     compression: str | None = None,
+    recompute: str | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread a model over the ranks of this job, and keep what is built for it.
@@ -101,15 +102,19 @@ def _parallelize(model: Any, arguments: dict[str, Any], plan: Plan | None) -> An
 
     ranks = world()
     if ranks is None:
-        return PlainModel(model, arguments)
+        again = {"recompute": arguments.pop("recompute")}
+        plain = PlainModel(model, arguments)
+        if again["recompute"] is None:
+            return plain
+        arguments, ranks = again, alone()  # an engine of one rank, which is not plain Keras
     options = resolve(ranks.size, **arguments)
-    if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
+    if ranks.size > 1 and plan is None and is_auto(arguments.get("strategy")):
         raise ValueError(
             "`strategy='auto'` plans for the batches of `hyparflow.fit`, and what it planned for a "
             "model serves `evaluate` and `predict` too. Received: strategy='auto' before any `fit` "
             "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
         )
-    if ranks.size == 1 and options.num_microbatches in ("auto", 1):
+    if ranks.size == 1 and options.num_microbatches in ("auto", 1) and options.recompute is None:
         return PlainModel(model, {})
     import keras
 

@@ -10,7 +10,7 @@ from hyparflow.comm import abort, launcher, log
 if TYPE_CHECKING:
     from hyparflow.comm.world import World
 
-__all__ = ["is_leader", "rank", "size", "world"]
+__all__ = ["alone", "is_leader", "rank", "size", "world"]
 
 
 @functools.cache
@@ -25,6 +25,14 @@ def world() -> World | None:
     ranks = World()
     log.configure()  # after MPI has started, so that one rank reports what is wrong for all
     return ranks
+
+
+@functools.cache
+def alone() -> World:
+    """This process as the only rank, where no launcher started it. Starts MPI."""
+    from hyparflow.comm.world import World
+
+    return World()
 
 
 def rank() -> int:

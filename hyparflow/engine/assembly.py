@@ -76,7 +76,7 @@ def build_rank_engine(
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
-    layout, units = _units(model, layout, statistics, own, rows)
+    layout, units = _units(model, layout, statistics, own, rows, options.recompute)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
@@ -93,6 +93,7 @@ def build_rank_engine(
         # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
         jit_compile=model.compiled and bool(model.jit_compile) and not statistics.exchanges,
         aside=functools.partial(_aside, model, statistics),
+        recompute=options.recompute,
     )
     stages = [
         build.whole(number, body) if units is None else build.chained(number, *units)
@@ -121,13 +122,24 @@ def _units(
     statistics: BatchStatistics,
     own: CustomSteps,
     rows: Sequence[int],
+    recompute: str | None,
 ) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
     """The layout, and the graph and units if blocks that repeat are compiled once."""
     has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
-    if not choice.compiler().shares or _is_eager(model) or statistics.active or has_own_steps:
+    fine = recompute is not None
+    if fine and not choice.compiler().shares:
+        raise abort.mark_collective(
+            ValueError(
+                "`recompute` needs stages that are compiled with private parts of TensorFlow. "
+                f"Received: recompute={recompute!r}, where stages are compiled by its public API "
+                "(HYPARFLOW_COMPILED=plain, or another version of TensorFlow). Leave it out."
+            )
+        )
+    whole = has_own_steps or (statistics.active and not fine)
+    if not choice.compiler().shares or _is_eager(model) or whole:
         return layout, None
-    opened = with_graph(model, layout)
-    units = units_of(opened, max(rows, default=1))
+    opened = with_graph(model, layout, fine)
+    units = units_of(opened, max(rows, default=1), fine)
     return (layout if units is None else opened), units
 
 

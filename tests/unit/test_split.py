@@ -286,8 +286,9 @@ class Counting(layers.Layer):
 
 def remembered() -> Any:
     """Built in Keras's own scope of rematerialization."""
-    with keras.RematScope("full"):
-        return chain((4,), layers.Dense(5, activation="tanh"), layers.Dropout(0.3))
+    with keras.RematScope("activations"):
+        hidden = layers.Dense(5, activation="tanh")
+    return chain((4,), hidden, layers.Dropout(0.3))
 
 
 ALL: dict[str, Callable[[], Any]] = MODELS | {
@@ -358,8 +359,8 @@ def test_less_is_kept() -> None:
     ]
     model = chain((4,), *hidden, layers.LayerNormalization())
     assert numbers_kept(model, None) > 4 * 5 * 64
-    assert numbers_kept(model, "block") <= 5 * 4 + 4 * 8  # the rows, and the seeds of what is drawn
-    assert numbers_kept(model, "segments") <= 4 * 8
+    assert numbers_kept(model, "block") < 100  # the rows, shapes, and the seeds of what is drawn
+    assert numbers_kept(model, "segments") < 80
 
 
 def test_loops_that_only_read_weights_run_again() -> None:

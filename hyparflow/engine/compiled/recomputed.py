@@ -73,12 +73,13 @@ def repeatable(
         if x.dtype == tf.resource
     }
     handles = {name for name, outer in captured.items() if id(outer) in constant} - changed
+    if not changed <= captured.keys():  # what another operation passed on: any of them
+        handles = set()
     return {
         operation
         for operation in reads
         if operation.type not in _OWN_STATE
         and all(x.name in handles for x in operation.inputs if x.dtype == tf.resource)
-        and all(x.dtype != tf.resource for x in operation.outputs)
     }
 
 
