@@ -35,9 +35,6 @@ _ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-# --- declarations ---
-
-
 def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any:
     """A parallel argument.
 
@@ -230,9 +227,6 @@ def taking_options(
         alone: whether the function takes no other keyword.
     """
     return with_keywords([declared()[name] for name in names or declared()], alone)
-
-
-# --- for a job ---
 
 
 def resolve(size: int, **arguments: Any) -> Options:

@@ -25,6 +25,7 @@ from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
+from hyparflow.engine.recomputation import announce_nothing_saved, require_recomputing
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.stages.stage_builder import StageBuilder
@@ -72,11 +73,14 @@ def build_rank_engine(
         with_loss: whether to compute loss and metrics; False for predictions.
         rows: the numbers of rows of micro-batches, as far as they are known.
     """
-    choice.agree(world)
+    require_recomputing(choice.agree(world), options.recompute)
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
     layout, units = _units(model, layout, statistics, own, rows, options.recompute)
+    if with_loss:
+        fine = None if units is None else units[1]
+        announce_nothing_saved(world.rank, options.recompute, layout.partitioning, fine)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
@@ -127,14 +131,6 @@ def _units(
     """The layout, and the graph and units if blocks that repeat are compiled once."""
     has_own_steps = any(name in own for name in ("train_step", "test_step", "predict_step"))
     fine = recompute is not None
-    if fine and not choice.compiler().shares:
-        raise abort.mark_collective(
-            ValueError(
-                "`recompute` needs stages that are compiled with private parts of TensorFlow. "
-                f"Received: recompute={recompute!r}, where stages are compiled by its public API "
-                "(HYPARFLOW_COMPILED=plain, or another version of TensorFlow). Leave it out."
-            )
-        )
     whole = has_own_steps or (statistics.active and not fine)
     if not choice.compiler().shares or _is_eager(model) or whole:
         return layout, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.usefixtures("in_float64")]
 
 ROWS = 12
 WAYS = ("block", "segments")
+REST = ("attention", "different", "masked", "joined", "remat")
 
 
 def residual(x: Any) -> Any:
@@ -52,7 +54,7 @@ def masked() -> Any:
     x = layers.Masking()(inputs)
     x = layers.GRU(6, return_sequences=True)(x)
     x = layers.Dense(5)(layers.Dropout(0.2)(x))
-    x = layers.LSTM(4, return_sequences=True, recurrent_dropout=0.1)(x)
+    x = layers.LSTM(4, return_sequences=True)(x)
     return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
 
 
@@ -63,7 +65,9 @@ def joined() -> Any:
     x, y = shared(a), layers.Dropout(0.2)(shared(b))
     x = layers.Add()([x, layers.Dense(8)(y)])
     y = layers.LayerNormalization()(shared(x))
-    return keras.Model([a, b], [layers.Dense(2)(layers.Add()([y, a])), layers.Dense(2)(x)])
+    return keras.Model(
+        [a, b], [layers.Dense(2, name="c")(layers.Add()([y, a])), layers.Dense(2, name="d")(x)]
+    )
 
 
 def remembered() -> Any:
@@ -118,17 +122,18 @@ def plainly(model: Any, *args: Any, **kwargs: Any) -> Any:
     return model.fit(*args, **kwargs)
 
 
-def require_same_bits(name: str, **layout: Any) -> None:
-    """Numbers do not depend on what is kept."""
-    expected = train(hf.fit, name, **layout)
+def require_contract(name: str, **layout: Any) -> None:
+    """Numbers are those of plain Keras."""
+    expected = on_leader(lambda: train(plainly, name))
     for recompute in WAYS:
         found = train(hf.fit, name, recompute=recompute, **layout)
         require_none(found.compare(expected), f"{name}, {recompute}, {layout}")
 
 
-def require_contract(name: str, **layout: Any) -> None:
-    expected = on_leader(lambda: train(plainly, name))
-    for recompute in WAYS:
+def require_the_same(name: str, ways: tuple[str, ...] = WAYS, **layout: Any) -> None:
+    """Numbers do not depend on what is kept."""
+    expected = train(hf.fit, name, **layout)
+    for recompute in ways:
         found = train(hf.fit, name, recompute=recompute, **layout)
         require_none(found.compare(expected), f"{name}, {recompute}, {layout}")
 
@@ -140,6 +145,67 @@ def test_partitions(name: str) -> None:
 
 
 @pytest.mark.on_ranks(1)
-@pytest.mark.parametrize("name", MODELS)
+# As in partitions.
+@pytest.mark.parametrize(
+    "name", ["images", *(pytest.param(n, marks=pytest.mark.slow) for n in REST)]
+)
 def test_one_rank(name: str) -> None:
     require_contract(name)
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zero-bubble", "zero-bubble-v"])
+def test_schedules(schedule: str) -> None:
+    ways = WAYS if schedule == "zero-bubble" else ("segments",)
+    require_the_same("images", ways, strategy="model", num_microbatches=3, schedule=schedule)
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name", ["images", "different"])
+def test_replicas(name: str) -> None:
+    require_the_same(name, strategy="data")
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("batchnorm", ["sync", "deferred"])
+def test_statistics_of_the_batch_move_once(batchnorm: str) -> None:
+    require_the_same("different", strategy="data", batchnorm=batchnorm, num_microbatches=2)
+
+
+@pytest.mark.on_ranks(4)
+def test_both() -> None:
+    require_the_same("images", num_partitions=2, num_replicas=2, num_microbatches=2)
+
+
+@pytest.mark.on_ranks(2)
+def test_mixed_precision() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        require_the_same("attention", ("block",), strategy="model", num_microbatches=2)
+    finally:
+        keras.config.set_dtype_policy("float64")
+
+
+def test_what_cannot_be_computed_again_is_refused() -> None:
+    model = build("different")
+    model.compile("sgd", "mse", run_eagerly=True)
+    x, y = data(model)
+    with pytest.raises(ValueError, match="`recompute` is for stages that hyparflow compiles"):
+        hf.fit(model, x, y, strategy="data", recompute="block", verbose=0)
+
+
+def test_a_model_that_cannot_be_divided_is_said() -> None:
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    model = Own()
+    model.compile("sgd", "mse")
+    x, y = np.ones((8, 4)), np.ones((8, 2))
+    noticed = pytest.warns(UserWarning, match="`recompute` saves nothing")
+    with noticed if hf.is_leader() else contextlib.nullcontext():
+        hf.fit(model, x, y, batch_size=8, strategy="data", recompute="block", verbose=0)

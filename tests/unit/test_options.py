@@ -293,6 +293,9 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/assembly.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
+    "recompute": {"engine/assembly.py", "training/checks.py"}
+    | {"engine/recomputation.py"}
+    | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function", "surgery")},
     "compression": {"engine/assembly.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

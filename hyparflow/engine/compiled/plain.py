@@ -92,6 +92,10 @@ class TapedPair:
         outputs, state = self._pair.forward(arguments)
         return outputs, (self._compute.types(*arguments), state)
 
+    def again(self, saved: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """See `Pair.again`; a tape keeps all."""
+        return saved[0], saved
+
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
         """See `Pair.backward`."""
         return self._pair.backward(saved[1], further, finish)
