@@ -102,17 +102,14 @@ def check_recompute(model: Any, options: Options) -> None:
     """
     if options.recompute is None:
         return
-    rule = "`recompute` is for stages that hyparflow compiles and whose backward it runs. Received:"
-    if model.run_eagerly:
+    own = own_step(model, "train_step")
+    if own or model.run_eagerly:
+        what = f"its own `{own}`" if own else "run_eagerly=True"
         raise ValueError(
-            f"{rule} recompute={options.recompute!r} and run_eagerly=True. Compile the model with "
-            "run_eagerly=False, or leave `recompute` out."
-        )
-    if own := own_step(model, "train_step"):
-        raise ValueError(
-            f"{rule} recompute={options.recompute!r} and a model of class '{type(model).__name__}' "
-            f"with its own `{own}`. Build its layers under keras.RematScope, or leave `recompute` "
-            "out."
+            "`recompute` is for stages that hyparflow compiles and whose backward it runs. "
+            f"Received: recompute={options.recompute!r} and a model of class "
+            f"'{type(model).__name__}' with {what}. Leave `recompute` out, or build the model's "
+            "layers under keras.RematScope."
         )
 
 

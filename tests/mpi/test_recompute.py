@@ -179,10 +179,12 @@ def test_both() -> None:
 
 @pytest.mark.on_ranks(2)
 def test_mixed_precision() -> None:
+    keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         require_the_same("attention", ("block",), strategy="model", num_microbatches=2)
     finally:
+        keras.config.set_floatx("float64")
         keras.config.set_dtype_policy("float64")
 
 

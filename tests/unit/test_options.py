@@ -293,9 +293,10 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/assembly.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
-    "recompute": {"engine/assembly.py", "training/checks.py"}
-    | {"engine/recomputation.py"}
-    | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function", "surgery")},
+    "recompute": {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
+    | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
+    | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
+    | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
     "compression": {"engine/assembly.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

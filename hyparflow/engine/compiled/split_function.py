@@ -27,7 +27,8 @@ from hyparflow.engine.compiled.subgraph import GraphParts
 
 __all__ = ["BLOCK", "SEGMENTS", "Split"]
 
-BLOCK, SEGMENTS = "block", "segments"  # values of `recompute`
+BLOCK = "block"  # values of `recompute`
+SEGMENTS = "segments"
 
 _SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
 _WHOLE = (tf.int32, tf.int64, tf.bool)
