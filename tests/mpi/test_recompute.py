@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.usefixtures("in_float64")]
 
 ROWS = 12
 WAYS = ("block", "segments")
+OTHERS = ("attention", "different", "masked", "remat")
 REST = ("attention", "different", "masked", "joined", "remat")
 
 
@@ -139,7 +140,11 @@ def require_the_same(name: str, ways: tuple[str, ...] = WAYS, **layout: Any) -> 
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    # As the others, with other layers.
+    ["images", "joined", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
+)
 def test_partitions(name: str) -> None:
     require_contract(name, strategy="model", num_microbatches=1)
 
@@ -154,14 +159,22 @@ def test_one_rank(name: str) -> None:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zero-bubble", "zero-bubble-v"])
+@pytest.mark.parametrize(
+    "schedule",
+    # As those after them, with other stages.
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpipe", "interleaved")),
+        *("zero-bubble", pytest.param("zero-bubble-v", marks=pytest.mark.slow)),
+    ],
+)
 def test_schedules(schedule: str) -> None:
     ways = WAYS if schedule == "zero-bubble" else ("segments",)
     require_the_same("images", ways, strategy="model", num_microbatches=3, schedule=schedule)
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", ["images", "different"])
+# As in partitions.
+@pytest.mark.parametrize("name", [pytest.param("images", marks=pytest.mark.slow), "different"])
 def test_replicas(name: str) -> None:
     require_the_same(name, strategy="data")
 
@@ -178,6 +191,7 @@ def test_both() -> None:
 
 
 @pytest.mark.on_ranks(2)
+@pytest.mark.slow  # three trainings, of which nothing is special to recomputation
 def test_mixed_precision() -> None:
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("mixed_bfloat16")
