@@ -23,11 +23,9 @@ __all__ = ["Options", "declared", "is_given", "planned_names", "resolve", "takin
 
 _STRATEGIES = ("data", "model", "hybrid", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
+_RECOMPUTE = ("block", "segments")  # `hyparflow.engine.stages.segmented_stage`
 _ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-# --- declarations ---
 
 
 def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any:
@@ -153,16 +151,20 @@ class Options:
         "Keras's.",
         choices=_COMPRESSION,
     )
+    recompute: str | None = _option(
+        None,
+        checks.or_none(checks.one_of(_RECOMPUTE, " or None")),
+        'String or `None`. `"block"`: a forward keeps what each block of layers takes, and the '
+        'backward of a block computes its forward again. `"segments"`: the same for segments of '
+        "several blocks. Less memory, more time, and the same numbers.",
+        choices=_RECOMPUTE,
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
             meant = option.metadata["check"](option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, meant)
-        if self.allreduce == "horovod" and self.compression == "bf16":
-            raise ValueError(
-                "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
-                "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
-            )
+        checks.can_be_summed(self.allreduce, self.compression)
 
     @functools.cached_property
     def grid(self) -> Grid:
@@ -226,9 +228,6 @@ def taking_options(
         alone: whether the function takes no other keyword.
     """
     return with_keywords([declared()[name] for name in names or declared()], alone)
-
-
-# --- for a job ---
 
 
 def resolve(size: int, **arguments: Any) -> Options:

@@ -25,6 +25,7 @@ from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
+from hyparflow.engine.recomputation import announce_nothing_saved, require_recomputing
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.stages.stage_builder import StageBuilder
@@ -73,11 +74,14 @@ def build_rank_engine(
         with_loss: whether to compute loss and metrics; False for predictions.
         rows: the numbers of rows of micro-batches, as far as they are known.
     """
-    choice.agree(world)
+    require_recomputing(choice.agree(world), options.recompute)
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
-    layout, units = _units(model, layout, statistics, own, rows)
+    layout, units = _units(model, layout, statistics, own, rows, options.recompute)
+    if with_loss:
+        fine = None if units is None else units[1]
+        announce_nothing_saved(world.rank, options.recompute, layout.partitioning, fine)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
@@ -94,6 +98,7 @@ def build_rank_engine(
         # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
         jit_compile=model.compiled and bool(model.jit_compile) and not statistics.exchanges,
         aside=functools.partial(_aside, model, statistics),
+        recompute=options.recompute,
     )
     stages = [
         build.whole(number, body) if units is None else build.chained(number, *units)
@@ -122,15 +127,16 @@ def _units(
     statistics: BatchStatistics,
     own: CustomSteps,
     rows: Sequence[int],
+    recompute: str | None,
 ) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
     """The layout, and the graph and units if blocks that repeat are compiled once."""
     has_own_steps = any(f"{name}_step" in own for name in ("train", "test", "predict"))
     if not choice.compiler().shares or _is_eager(model) or has_own_steps:
         return layout, None
-    opened = with_graph(model, layout)
-    if opened.graph is None or not statistics.allows_units(opened.graph):
-        return layout, None
-    units = units_of(opened, max(rows, default=1))
+    fine = recompute is not None
+    opened = with_graph(model, layout, fine)
+    alike = opened.graph is not None and statistics.allows_sharing(opened.graph)
+    units = units_of(opened, max(rows, default=1), fine, alike) if alike or fine else None
     return (layout if units is None else opened), units
 
 

@@ -18,7 +18,7 @@ from hyparflow.engine.gradients.microbatch_sum import GradientSum, joined
 from hyparflow.engine.gradients.reducer import Reducer
 from hyparflow.engine.loss.head import Labels, no_labels
 from hyparflow.engine.stages.local_stage import LocalStage
-from hyparflow.engine.stages.stage import Saved
+from hyparflow.engine.stages.saved import Saved
 from hyparflow.engine.transport import Transport
 from hyparflow.pipeline.actions import Edge, Kind, Step
 from hyparflow.pipeline.program import Program

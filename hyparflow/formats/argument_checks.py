@@ -87,3 +87,16 @@ def layers_per_partition(name: str, value: Any) -> tuple[int, ...]:
 def or_none(check: Check) -> Check:
     """A check that accepts None and all that `check` accepts."""
     return lambda name, value: None if value is None else check(name, value)
+
+
+def can_be_summed(by: str, rounded_to: str | None) -> None:
+    """Check that what sums gradients can sum numbers of the type that they are rounded to.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if by == "horovod" and rounded_to == "bf16":
+        raise ValueError(
+            "Horovod cannot sum numbers of type bfloat16. Received: allreduce='horovod', "
+            "compression='bf16'. Use compression='fp16', or allreduce='mpi'."
+        )

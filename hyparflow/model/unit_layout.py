@@ -38,12 +38,18 @@ def _setting() -> str:
     return text
 
 
-def with_graph(model: Any, layout: ModelCut) -> ModelCut:
-    """`layout`, with the graph of a model that is not cut, if blocks of it may repeat."""
+def with_graph(model: Any, layout: ModelCut, fine: bool = False) -> ModelCut:
+    """`layout`, with the graph of a model that is not cut, if blocks of it may repeat.
+
+    Args:
+        model: the user's model.
+        layout: how it is cut.
+        fine: whether units are made of what does not repeat, too.
+    """
     setting = _setting()
-    if layout.graph is not None or setting == "0":
+    if layout.graph is not None or (setting == "0" and not fine):
         return layout
-    if setting != "all" and len(all_layers(model)) < _DEEP:
+    if setting != "all" and not fine and len(all_layers(model)) < _DEEP:
         return layout
     try:
         check_can_cut(model)
@@ -55,23 +61,30 @@ def with_graph(model: Any, layout: ModelCut) -> ModelCut:
     return dataclasses.replace(layout, graph=graph, operations=operations, partitioning=whole)
 
 
-def units_of(layout: ModelCut, rows: int) -> tuple[FlatGraph, Units] | None:
+def units_of(
+    layout: ModelCut, rows: int, fine: bool = False, alike: bool = True
+) -> tuple[FlatGraph, Units] | None:
     """A model's graph and the units of its stages; None if stages are compiled whole.
 
-    They are compiled whole where masks come with tensors, since masks do not cross cuts by
-    themselves.
+    They are compiled whole where masks come with tensors, unless units must be `fine`: then none is
+    like another.
 
     Args:
         layout: how the model is cut.
         rows: how many rows a micro-batch has.
+        fine: whether units are made of what does not repeat, too, and are short.
+        alike: whether a unit may be like another.
     """
     graph, operations = layout.graph, layout.operations
     setting = _setting()
-    if graph is None or operations is None or setting == "0":
+    if graph is None or operations is None or (setting == "0" and not fine):
         return None
-    if may_make_masks([layer for call in graph.calls for layer in call.layers]):
+    masked = may_make_masks([layer for call in graph.calls for layer in call.layers])
+    if masked and not fine:
         return None
-    always = setting == "all"
-    least = 0.0 if always else _COST_OF_A_CALL / max(1, rows)
-    units = make_units(operations, layout.partitioning, call_kinds(graph), least, always)
+    always = setting == "all" or fine
+    least = 0.0 if setting == "all" else _COST_OF_A_CALL / max(1, rows)
+    units = make_units(operations, layout.partitioning, call_kinds(graph), least, always, fine)
+    if units is not None and (masked or setting == "0" or not alike):
+        units = dataclasses.replace(units, kinds=tuple(range(len(units.kinds))))
     return None if units is None else (graph, units)

@@ -42,6 +42,7 @@ def make_units(
     kinds: Sequence[int],
     least: float,
     always: bool = False,
+    fine: bool = False,
 ) -> Units | None:
     """Divide stages into units of blocks that repeat.
 
@@ -51,6 +52,7 @@ def make_units(
         kinds: for each operation, a number that those share which compute the same.
         least: the cost that a unit should have at least, in the unit of `Operation.cost`.
         always: whether units are made where they save little, too.
+        fine: whether long units are divided, too, so that a stage has many short ones.
 
     Returns:
         The units; None if too little repeats.
@@ -58,12 +60,16 @@ def make_units(
 
     def blocks(repeat: Repeat) -> int:
         block = graph.operations[repeat.start : repeat.start + repeat.length]
-        return max(1, math.ceil(least / max(sum(operation.cost for operation in block), 1e-9)))
+        count = math.ceil(least / max(sum(operation.cost for operation in block), 1e-9))
+        return max(1, min(count, math.isqrt(repeat.count)) if fine else count)
 
-    found = repeats(kinds, crossing_costs(graph).tolist())
+    crossing = crossing_costs(graph).tolist()
+    found = repeats(kinds, crossing)
     allowed = allowed_cuts(graph)
     wanted = unit_boundaries(found, blocks, stages.boundaries)
     boundaries = tuple(cut for cut in wanted if allowed[cut])
+    if fine:
+        boundaries = _divided(boundaries, stages, crossing, allowed)
     table = make_partitioning(graph, boundaries)
     of_stage = tuple(
         range(boundaries.index(start), boundaries.index(stop))
@@ -75,6 +81,30 @@ def make_units(
     if not always and operations > (1.0 - _WORTH) * len(graph.operations):
         return None
     return Units(table, of_stage, unit_kinds)
+
+
+def _divided(
+    boundaries: Sequence[int],
+    stages: Partitioning,
+    crossing: Sequence[float],
+    allowed: Sequence[bool],
+) -> tuple[int, ...]:
+    """The boundaries, and further ones in long units, where little crosses.
+
+    Short is what is as long as the stage has pieces of that length, or up to twice that.
+    """
+    cuts = set(boundaries)
+    for begin, end in itertools.pairwise(stages.boundaries):
+        length = math.isqrt(end - begin)
+        inside = [cut for cut in boundaries if begin <= cut <= end]
+        for start, stop in itertools.pairwise(inside):
+            pieces = (stop - start) // length if stop - start > 2 * length else 1
+            for n in range(1, pieces):
+                at = start + (stop - start) * n // pieces
+                near = range(max(start + 1, at - length // 2), min(stop, at + length // 2 + 1))
+                places = [(crossing[cut], abs(cut - at), cut) for cut in near if allowed[cut]]
+                cuts.update(cut for *_, cut in sorted(places)[:1])
+    return tuple(sorted(cuts))
 
 
 def _kinds(graph: OperationGraph, table: Partitioning, kinds: Sequence[int]) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ __all__ = [
     "check_labels",
     "check_optimizer",
     "check_own_steps",
+    "check_recompute",
     "check_shards",
     "check_state",
 ]
@@ -90,6 +91,25 @@ def check_own_steps(model: Any, options: Options) -> None:
         raise ValueError(
             f"A model with its own `{own[0]}` takes a replica's rows at once. Received: model of "
             f"class '{name}' with num_microbatches={options.num_microbatches}. Leave it out."
+        )
+
+
+def check_recompute(model: Any, options: Options) -> None:
+    """Check that the steps of a model can compute forwards again, if that is asked for.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if options.recompute is None:
+        return
+    own = own_step(model, "train_step")
+    if own or model.run_eagerly:
+        what = f"its own `{own}`" if own else "run_eagerly=True"
+        raise ValueError(
+            "`recompute` is for stages that hyparflow compiles and whose backward it runs. "
+            f"Received: recompute={options.recompute!r} and a model of class "
+            f"'{type(model).__name__}' with {what}. Leave `recompute` out, or build the model's "
+            "layers under keras.RematScope."
         )
 
 

@@ -55,7 +55,7 @@ def make_parallel(
     """
     if ranks is None:
         alone = PlainModel(model, arguments)
-        return _by_blocks(model, None) or alone
+        return _by_blocks(model, None, arguments["recompute"]) or alone
     options = resolve(ranks.size, **arguments)
     if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
         raise ValueError(
@@ -64,14 +64,8 @@ def make_parallel(
             "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
         )
     if ranks.size == 1 and options.num_microbatches in ("auto", 1):
-        return _by_blocks(model, ranks) or PlainModel(model, {})
-    if not _uses_tensorflow():
-        import keras
-
-        raise ValueError(
-            "hyparflow trains with Keras's TensorFlow backend. "
-            f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
-        )
+        return _by_blocks(model, ranks, options.recompute) or PlainModel(model, {})
+    _require_tensorflow()
     from hyparflow.model.checks import check_can_cut, check_model
 
     check_model(model)
@@ -86,15 +80,30 @@ def _uses_tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")
 
 
-def _by_blocks(model: Any, ranks: World | None) -> Any:
-    """What trains the model in one process by blocks that are compiled once, or None."""
+def _require_tensorflow() -> None:
     if not _uses_tensorflow():
+        import keras
+
+        raise ValueError(
+            "hyparflow trains with Keras's TensorFlow backend. "
+            f"Received: the {keras.backend.backend()} backend. Set KERAS_BACKEND=tensorflow."
+        )
+
+
+def _by_blocks(model: Any, ranks: World | None, recompute: str | None) -> Any:
+    """What trains the model in one process block by block, or None if plain Keras does.
+
+    Blocks that repeat are compiled once, or forwards of blocks are computed again.
+    """
+    options = resolve(1, recompute=recompute)
+    if recompute is not None:
+        _require_tensorflow()
+    elif not _uses_tensorflow():
         return None
     from hyparflow.comm.one_process import one_process
     from hyparflow.training.sooner import starts_sooner
 
-    options = resolve(1)
-    if not starts_sooner(model, options):
+    if recompute is None and not starts_sooner(model, options):
         return None
     return _in_session(model, options, ranks or one_process(), None)
 

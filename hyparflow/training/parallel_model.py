@@ -89,6 +89,7 @@ class ParallelModel:
             require_compiled(self.model, "fit")
             checks.check_optimizer(self.model.optimizer, self.options)
             checks.check_jit_compile(self.model, self.options)
+            checks.check_recompute(self.model, self.options)
             call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
             self._take_validation_data(call, arguments)
             self._trace(call, trace)

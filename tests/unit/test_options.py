@@ -295,6 +295,11 @@ CONSUMERS = {
     "allreduce": {"engine/assembly.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
     "gather": {"training/fit_on_ranks.py", "training/worker.py"},
+    "recompute": {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
+    | {"training/make_parallel.py"}
+    | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
+    | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
+    | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
     "compression": {"engine/assembly.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

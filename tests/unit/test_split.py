@@ -254,3 +254,114 @@ def test_functions_serve_for_another_model_of_the_same_kind(build: Callable[[], 
         np.testing.assert_array_equal(a, b)
     for a, variable in zip(after, other.variables, strict=True):
         np.testing.assert_array_equal(a, variable.numpy())
+
+
+# --- recomputation ---
+
+
+class Drawing(layers.Layer):
+    """Draws by an operation that has a state of its own, and by a generator."""
+
+    def build(self, shape: Any) -> None:
+        self.generator = tf.random.Generator.from_seed(3)
+
+    def call(self, x: Any) -> Any:
+        return x * tf.random.uniform([4]) * self.generator.normal([4])
+
+
+class Counting(layers.Layer):
+    """Calls Python, which gives another number each time."""
+
+    calls = 0
+
+    def count(self) -> Any:
+        Counting.calls += 1
+        return np.float32(Counting.calls)
+
+    def call(self, x: Any) -> Any:
+        factor = tf.numpy_function(self.count, [], tf.float32)
+        factor.set_shape([])
+        return tf.sin(x * factor)
+
+
+def remembered() -> Any:
+    """Built in Keras's own scope of rematerialization."""
+    with keras.RematScope("activations"):
+        hidden = layers.Dense(5, activation="tanh")
+    return chain((4,), hidden, layers.Dropout(0.3))
+
+
+ALL: dict[str, Callable[[], Any]] = MODELS | {
+    "drawing": lambda: chain((4,), Drawing(), layers.Dense(3, activation="tanh")),
+    "counting": lambda: chain((4,), Counting(), layers.Dense(3, activation="tanh")),
+    "remat": remembered,
+}
+
+
+def in_halves(model: Any) -> tuple[Any, Any]:
+    first, second = functions(model)
+    count = len(model.trainable_weights)
+
+    def halves(state: Any, seed: Any) -> Any:
+        gradients = second(state, seed)
+        return gradients[count:], gradients[:count]
+
+    return first, halves
+
+
+def recomputed(name: str, recompute: str | None, in_two: bool = False) -> tuple[list[Any], Split]:
+    """Of two forwards, then their backwards; and what the layers remember."""
+    keras.utils.set_random_seed(1)
+    Counting.calls = 0
+    model = ALL[name]()
+    x = rows_for(model)
+    first, second = in_halves(model)
+    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
+    constant = weights_of(model)
+    split = Split(first, second, types, lambda y: (y,), constant, recompute=recompute)
+    found: list[Any] = []
+    forwards = [split.forward((x,)) for _ in range(2)]
+    for outputs, kept in forwards:
+        found.append(outputs)
+        if recompute == "segments":
+            outputs, kept = split.again((x,), kept)
+        found.append(outputs)
+        if in_two:
+            early, rest = split.early(kept, (tf.ones_like(outputs),))
+            found += [*early, *split.late(rest)[1]]
+        else:
+            of_inputs, of_weights = split.backward(kept, (tf.ones_like(outputs),))
+            found += [*of_inputs, *of_weights]
+    return [*found, *(v.value for v in model.variables)], split
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("recompute", ["block", "segments"])
+@pytest.mark.parametrize("in_two", [False, True])
+def test_numbers_are_the_same(name: str, recompute: str, in_two: bool) -> None:
+    expected, _ = recomputed(name, None, in_two)
+    actual, _ = recomputed(name, recompute, in_two)
+    assert max(distance(a, b) for a, b in zip(expected, actual, strict=True)) < 1e-6
+
+
+def numbers_kept(model: Any, recompute: str | None) -> int:
+    """How many numbers are kept of five rows."""
+    x = rows_for(model)
+    first, second = functions(model)
+    types = (tf.TensorSpec([None, *x.shape[1:]], x.dtype),)
+    split = Split(first, second, types, lambda y: (y,), weights_of(model), recompute=recompute)
+    return sum(int(tf.size(tensor)) for tensor in split.forward((x,))[1] if tensor is not x)
+
+
+def test_less_is_kept() -> None:
+    hidden = [
+        x for _ in range(4) for x in (layers.Dense(64, activation="tanh"), layers.Dropout(0.2))
+    ]
+    model = chain((4,), *hidden, layers.LayerNormalization())
+    assert numbers_kept(model, None) > 4 * 5 * 64
+    assert numbers_kept(model, "block") < 100  # the rows, shapes, and the seeds of what is drawn
+    assert numbers_kept(model, "segments") < 80
+
+
+def test_loops_that_only_read_weights_run_again() -> None:
+    assert numbers_kept(MODELS["lstm"](), "segments") < 8

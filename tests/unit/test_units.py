@@ -82,3 +82,20 @@ def test_units_of_one_kind_are_alike(kinds: list[int], data: strategies.DataObje
         assert mine == theirs and first <= number
     flat = list(itertools.chain(*found.of_stage))
     assert flat == list(range(found.table.num_stages))
+
+
+def test_fine_units_are_short_where_nothing_repeats() -> None:
+    def lengths(text: str, cuts: tuple[int, ...] = (), **more: object) -> list[int]:
+        graph = chain(len(text), **more)  # type: ignore[arg-type]
+        stages = make_partitioning(graph, (0, *cuts, len(text)))
+        kinds = [ord(letter) for letter in text]
+        found = make_units(graph, stages, kinds, 1e9, always=True, fine=True)
+        assert found is not None
+        return [len(found.table.operations(n)) for n in range(found.table.num_stages)]
+
+    assert lengths("abcdefghijklmnop") == [4, 4, 4, 4]
+    assert max(lengths("abcdefghijklmnop", (9,))) < 6
+    # A unit that costs little has several blocks, but there are several units.
+    assert len(lengths("xy" + "ab" * 16)) > 4
+    # Operations that change one variable stay together.
+    assert max(lengths("abcdefghijklmnop", state={4: 7, 12: 7})) >= 9

@@ -39,6 +39,17 @@ class Pair(Protocol):
     def forward(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         """The outputs of the forward, and the state that `backward`, or `early`, needs."""
 
+    def again(self, saved: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Run the forward again, without effects, if it was to be recomputed in segments.
+
+        Args:
+            saved: the state that the forward returned.
+            arguments: those of that forward.
+
+        Returns:
+            What the forward returned, with the state that `backward` needs.
+        """
+
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
         """What one of the `finishes` makes of the results of the backward."""
 
@@ -100,6 +111,7 @@ class Compiler(Protocol):
         finishes: Sequence[Callable[[Any], Any]],
         constant: Sequence[Any],
         jit_compile: bool,
+        recompute: str | None = None,
     ) -> Pair:
         """A forward and its backward.
 
@@ -109,6 +121,8 @@ class Compiler(Protocol):
                 `backward` and `late` choose by its number.
             constant: variables that nothing but the optimizer changes.
             jit_compile: whether XLA compiles.
+            recompute: "block": the backward runs the forward again. "segments": `again` does. Of
+                use if the compiler `shares`; without it all is kept.
         """
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> Fillable:

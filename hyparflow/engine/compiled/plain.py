@@ -47,8 +47,9 @@ class Plain:
         finishes: Sequence[Callable[[Any], Any]],
         constant: Sequence[Any],
         jit_compile: bool,
+        recompute: str | None = None,
     ) -> TapedPair:
-        """A compiled forward, with an eager tape that makes its backward."""
+        """A compiled forward, with an eager tape that makes its backward; it keeps all."""
         return TapedPair(
             computation, finishes, Compiled(computation.compute, jit_compile, self.call)
         )
@@ -90,6 +91,10 @@ class TapedPair:
         """See `Pair.forward`."""
         outputs, state = self._pair.forward(arguments)
         return outputs, (self._compute.types(*arguments), state)
+
+    def again(self, saved: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """See `Pair.again`; a tape keeps all."""
+        return saved[0], saved
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:
         """See `Pair.backward`."""

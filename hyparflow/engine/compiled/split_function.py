@@ -3,7 +3,8 @@
 TensorFlow compiles a forward and its backward as two calls only through an eager tape. Traced as
 one graph, which is cut here, they cost less: the backward can add up gradients itself, and the
 tensors that it keeps from the forward are chosen. If it needs only the shape of a tensor, only the
-shape is kept; values that follow from a weight alone are computed again.
+shape is kept; values that follow from a weight alone are computed again. With `recompute` so is all
+that can be, from the arguments and from what was drawn.
 
 Gain: without it a step of small layers took 3 to 6 % more processor time; and only with it can
 backwards add up gradients, which gains more (``benchmarks/border``). Seen to work on TensorFlow
@@ -21,12 +22,15 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.compiled.direct_call import DirectCall
+from hyparflow.engine.compiled.recomputed import cheap, repeatable
 from hyparflow.engine.compiled.subgraph import GraphParts
 
-__all__ = ["Split"]
+__all__ = ["BLOCK", "SEGMENTS", "Split"]
+
+BLOCK = "block"  # values of `recompute`
+SEGMENTS = "segments"
 
 _SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
-_VIEWS = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")  # cheap to compute again
 _WHOLE = (tf.int32, tf.int64, tf.bool)
 
 
@@ -46,6 +50,8 @@ class Split:
         finishes: functions of the results, one of which is compiled with the second; its value is
             returned.
         jit_compile: whether XLA compiles.
+        recompute: BLOCK: the second function runs the first again. SEGMENTS: `again` does, before
+            it. None: what the second function needs is kept.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Split:
         constant: Sequence[Any] = (),
         finishes: Sequence[Callable[[Any], Any]] = (lambda results: results,),
         jit_compile: bool = False,
+        recompute: str | None = None,
     ) -> None:
         self.arguments = arguments
         self._finishes = finishes
@@ -64,17 +71,35 @@ class Split:
         self._original: Split | None = None
         self._replace: Callable[[Any], Any] = lambda tensor: tensor
         self._trace(first, second, arguments, further, jit_compile)
-        again = self._cheap_again({id(v.handle) for v in constant})
-        self._behind = self._first_part() - again
-        results = [x.op for x in self._results]
-        effects = [op for op in self._parts.effects if op not in self._behind]
-        self._kept = self._parts.needed([*results, *effects], self._behind)
-        self._kept += [x for x in self._results if x.op in self._behind]
-        self._kept = _unique(self._kept)
-        self._again = again
-        made = [*self._outputs, *self._kept]
-        start = [x.op for x in made] + [op for op in self._parts.effects if op in self._behind]
-        self._forward = self._parts.compile(self._given, made, self._parts.upstream(start))
+        self._cut(recompute, {id(v.handle) for v in constant})
+
+    def _cut(self, recompute: str | None, constant: Collection[int]) -> None:
+        """Choose what is kept, and compile the first function."""
+        parts, first = self._parts, self._parts.operations[: self._boundary]
+        front = self._first_part()
+        self._effects = [op for op in parts.effects if op not in front]
+        self._again = cheap(first, parts.captured, constant)
+        self._behind = behind = front - self._again
+        self._kept = stored = self._needed([], behind)
+        if recompute is not None:
+            behind = behind - repeatable(first, parts.functions, parts.captured, constant)
+            more = [*self._outputs, *self._kept] if recompute == SEGMENTS else []
+            stored = self._needed(more, behind)
+        if recompute == BLOCK:
+            self._behind, self._kept = behind, stored
+        if recompute == SEGMENTS:
+            given = {x.ref() for x in self._given}
+            stored = [x for x in stored if x.ref() not in given]
+        self._stored, self._first_runs = stored, behind
+        made = [*self._outputs, *stored]
+        start = [x.op for x in made] + [op for op in parts.effects if op in front]
+        self._forward = parts.compile(self._given, made, parts.upstream(start))
+
+    def _needed(self, more: Sequence[Any], behind: Collection[Any]) -> list[Any]:
+        """The tensors of `behind` that the second function needs, and the tensors `more`."""
+        wanted = [*self._results, *more]
+        kept = self._parts.needed([*(x.op for x in wanted), *self._effects], behind)
+        return _unique([*kept, *(x for x in wanted if x.op in behind)])
 
     def on(self, replace: Callable[[Any], Any]) -> Split:
         """The same functions with other variables; nothing is traced.
@@ -97,6 +122,12 @@ class Split:
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:
         """Run the first function: its outputs, and the tensors kept for `backward` or `early`."""
         made = self._forward(*_tensors(arguments))
+        count = len(self._outputs)
+        return _pack(self._outputs_like, made[:count]), made[count:]
+
+    def again(self, arguments: Any, stored: list[Any]) -> tuple[Any, list[Any]]:
+        """Run the first function again, without effects: what `forward` returned if none is."""
+        made = self._made(self._second_run, None)(*_tensors(arguments), *stored)
         count = len(self._outputs)
         return _pack(self._outputs_like, made[:count]), made[count:]
 
@@ -138,8 +169,7 @@ class Split:
     # --- parts of the second function ---
 
     def _whole(self, finish: Callable[[Any], Any]) -> DirectCall:
-        start = [x.op for x in self._results]
-        start += [op for op in self._parts.effects if op not in self._behind]
+        start = [*(x.op for x in self._results), *self._effects]
         return self._parts.compile(
             [*self._kept, *self._further],
             self._results,
@@ -147,13 +177,18 @@ class Split:
             lambda results: finish(_pack(self._results_like, results)),
         )
 
+    def _second_run(self, finish: None) -> DirectCall:
+        wanted = [*self._outputs, *self._kept]
+        operations = self._parts.upstream([x.op for x in wanted], self._first_runs)
+        return self._parts.compile([*self._given, *self._stored], wanted, operations)
+
     @functools.cached_property
     def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
         """Tensors of the first half; those that the second half needs; operations before them."""
         early, late = map(_tensors, self._results_like)
         before = self._parts.upstream([x.op for x in early], self._behind) - self._again
         before |= self._behind | {x.op for x in self._further}
-        effects = [op for op in self._parts.effects if op not in before]
+        effects = [op for op in self._effects if op not in before]
         kept = self._parts.needed([*(x.op for x in late), *effects], before)
         kept += [x for x in late if x.op in before]
         return early, _unique(kept), before
@@ -168,7 +203,7 @@ class Split:
         _, kept, before = self._halves
         like = self._results_like[1]
         start = [x.op for x in _tensors(like)]
-        start += [op for op in self._parts.effects if op not in before]
+        start += [op for op in self._effects if op not in before]
         return self._parts.compile(
             kept,
             _tensors(like),
@@ -212,31 +247,6 @@ class Split:
                 small.add(operation)
                 front.add(operation)
         return front
-
-    def _cheap_again(self, constant: Collection[int]) -> set[Any]:
-        """Operations of the first function that are cheaper to repeat in the second than to keep.
-
-        They are constants, reads of variables in `constant` (ids), and views of these.
-        """
-        captured = self._parts.captured
-        handles = {name for name, outer in captured.items() if id(outer) in constant}
-        front = self._parts.operations[: self._boundary]
-        changed = {
-            x.name
-            for operation in front
-            if operation.type != "ReadVariableOp"
-            for x in operation.inputs
-            if x.dtype == tf.resource
-        }
-        again: set[Any] = set()
-        for operation in front:
-            inputs = list(operation.inputs)
-            reads = operation.type == "ReadVariableOp" and inputs[0].name in handles - changed
-            view = operation.type in _VIEWS and inputs[0].op in again
-            view = view and all(x.op in again or x.op.type == "Const" for x in inputs)
-            if reads or view or operation.type == "Const":
-                again.add(operation)
-        return again
 
 
 def _unique(tensors: Sequence[Any]) -> list[Any]:

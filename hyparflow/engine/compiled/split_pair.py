@@ -28,6 +28,7 @@ class SplitPair:
         further: (outputs) -> the further arguments, or tensors like them.
         constant: variables that nothing but the optimizer changes.
         jit_compile: whether XLA compiles.
+        recompute: see `Split`.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SplitPair:
         further: Callable[[Any], Any],
         constant: Sequence[Any],
         jit_compile: bool,
+        recompute: str | None = None,
     ) -> None:
         def trace(types: Any) -> Any:
             """The graph of the first function, from which that of the second follows."""
@@ -45,7 +47,9 @@ class SplitPair:
             return function.get_concrete_function(*types).graph
 
         self._splits = ByTypes(
-            lambda types: Split(first, second, types, further, constant, finishes, jit_compile),
+            lambda types: Split(
+                first, second, types, further, constant, finishes, jit_compile, recompute
+            ),
             trace,
         )
 
@@ -59,6 +63,12 @@ class SplitPair:
         """See `Pair.forward`."""
         split = self._splits.find(arguments)
         outputs, kept = split.forward(arguments)
+        return outputs, (split, kept)
+
+    def again(self, saved: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """See `Pair.again`."""
+        split, kept = saved
+        outputs, kept = split.again(arguments, kept)
         return outputs, (split, kept)
 
     def backward(self, saved: Any, further: tuple[Any, ...], finish: int) -> Any:

@@ -28,6 +28,7 @@ class GraphParts:
         graph: the graph that was traced.
         operations: all operations, in the order of tracing.
         effects: the operations that must run for their side effects.
+        functions: definitions of the functions that operations call, by name.
         captured: name of a placeholder -> the captured variable or tensor that it stands for.
     """
 
@@ -39,6 +40,7 @@ class GraphParts:
         self._definition = traced.graph.as_graph_def()
         self.operations = traced.graph.get_operations()
         self.effects = traced.graph.control_outputs
+        self.functions = {f.signature.name: f for f in self._definition.library.function}
         self.captured = {inner.name: outer for outer, inner in traced.graph.captures}
 
     def needed(self, start: Iterable[Any], front: Collection[Any]) -> list[Any]:

@@ -4,6 +4,7 @@
 part                  what it uses of TensorFlow
 ====================  ===================================================================
 split_function        the graph of a traced forward and backward, cut in two or three
+recomputed            which operations have a state
 subgraph              graph definitions, and what a traced function captures
 direct_call           calls of compiled functions without checks of each argument
 hidden_variable       a variable made during a trace that does not notice it
@@ -49,12 +50,12 @@ class Surgery:
         finishes: Sequence[Callable[[Any], Any]],
         constant: Sequence[Any],
         jit_compile: bool,
+        recompute: str | None = None,
     ) -> SplitPair:
         """A forward and backward, traced as one graph and cut."""
         first = functools.partial(computation.first, computation.compute)
-        return SplitPair(
-            first, computation.second, finishes, computation.further, constant, jit_compile
-        )
+        second, further = computation.second, computation.further
+        return SplitPair(first, second, finishes, further, constant, jit_compile, recompute)
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> TensorMemory:
         """The memory of the tensor itself."""

@@ -36,6 +36,9 @@ from hyparflow.model.normalization import normalized_layers
 __all__ = ["BatchStatistics"]
 
 
+_ONLY = -1  # in place of the number of a stage or unit: the layer is called in no other
+
+
 class _Sum:
     """The sums of one call of one layer over the micro-batches of a step.
 
@@ -72,7 +75,11 @@ class BatchStatistics:
         layers = normalized_layers(model)
         self._synced = [x for x in layers if batchnorm == "sync" or x.synchronized]
         self._layers = layers if batchnorm != "local" else self._synced
-        self._sums: dict[tuple[int, int], _Sum] = {}  # (layer, number of its call) -> sum
+        # (layer, body or -1 for the only one, number of the layer's call in it) -> sum
+        self._sums: dict[tuple[int, int, int], _Sum] = {}
+        self._once = False  # whether each layer is called once
+        self._bodies = 0  # stages and units so far
+        self._body = 0  # the one that is traced
         self._calls: dict[int, int] = {}
         self.order = OrderedCalls()
         self.alone = False
@@ -91,7 +98,7 @@ class BatchStatistics:
         """Whether replicas exchange statistics in the middle of a stage."""
         return bool(self._synced) and self._peers.size > 1
 
-    def allows_units(self, graph: FlatGraph) -> bool:
+    def allows_sharing(self, graph: FlatGraph) -> bool:
         """Whether blocks of a model may be compiled once for all that are alike.
 
         They may if replicas exchange nothing in the middle, and each layer is called once, by the
@@ -99,13 +106,16 @@ class BatchStatistics:
         """
         watched = {id(layer) for layer in self._layers}
         called = [id(call.operation) for call in graph.calls if id(call.operation) in watched]
-        return not self.exchanges and len(called) == len(watched) == len(set(called))
+        self._once = not self.exchanges and len(called) == len(watched) == len(set(called))
+        return self._once
 
     def sums(self, operations: Sequence[Any]) -> list[Any]:
         """The variables (TensorFlow's) to which the calls of these operations add."""
+        if not self._once:
+            return []
         watched = {id(layer): layer for layer in self._layers}
         found = [watched[id(each)] for each in operations if id(each) in watched]
-        return [self._sum_of(layer, 0, 0.0).state for layer in found if not layer.renorm]
+        return [self._sum_of(layer, _ONLY, 0, 0.0).state for layer in found if not layer.renorm]
 
     # --- while a stage is traced ---
 
@@ -113,19 +123,26 @@ class BatchStatistics:
         """`body`, with its BatchNormalization layers reporting to this object."""
         if not self.active:
             return body
+        self._bodies += 1
+        number = self._bodies
 
         def watched(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
             if self.aside:
                 return body(values, training, share)
-            with self.observed(share):
+            with self.observed(share, number):
                 return body(values, training, share)
 
         return watched
 
     @contextlib.contextmanager
-    def observed(self, share: Any) -> Iterator[None]:
-        """While open, the layers report to this object; `share` is the micro-batch's part."""
-        self._calls = {}
+    def observed(self, share: Any, body: int = 0) -> Iterator[None]:
+        """While open, the layers report to this object.
+
+        Args:
+            share: the micro-batch's part of the batch.
+            body: the number of the stage or unit that is traced.
+        """
+        self._calls, self._body = {}, body
         for layer in self._layers:
             replace_moments(layer, self._moments(layer, share))
         try:
@@ -159,17 +176,19 @@ class BatchStatistics:
         if layer.renorm:
             return  # its statistics correct each other from batch to batch
         call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
-        sums = self._sum_of(layer, call, epsilon)
+        only = self._sums.get((id(layer), _ONLY, 0))
+        sums = only or self._sum_of(layer, self._body, call, epsilon)
         weight, total, deviations, mean = tf.unstack(tf.cast(local, tf.float64))
         squares = deviations + mean * (2.0 * total - weight * mean)
         sums.state.assign_add(tf.stack([weight, total, squares]))
 
-    def _sum_of(self, layer: Any, call: int, epsilon: float) -> _Sum:
+    def _sum_of(self, layer: Any, body: int, call: int, epsilon: float) -> _Sum:
         """The sum of a call of a layer, made when it is first asked for."""
-        if (id(layer), call) not in self._sums:
+        key = id(layer), body, call
+        if key not in self._sums:
             with tf.init_scope():
-                self._sums[id(layer), call] = _Sum(layer, epsilon)
-        return self._sums[id(layer), call]
+                self._sums[key] = _Sum(layer, epsilon)
+        return self._sums[key]
 
     def _gathered(self, local: Any) -> Any:
         """`local` of all replicas, on a new first axis; the gradient is summed over replicas."""

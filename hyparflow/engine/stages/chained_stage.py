@@ -13,7 +13,8 @@ from typing import Any
 
 from hyparflow.engine.gradients.microbatch_sum import GradientSum, joined
 from hyparflow.engine.loss.head import Labels
-from hyparflow.engine.stages.stage import Saved, Stage
+from hyparflow.engine.stages.saved import Saved
+from hyparflow.engine.stages.stage import Stage
 from hyparflow.pipeline.actions import Kind
 
 __all__ = ["ChainedSaved", "ChainedStage", "Unit"]
@@ -120,8 +121,7 @@ class ChainedStage:
     def forward_loss(self, inputs: Any, labels: Labels) -> ChainedSaved:
         """See `Stage.forward_loss`; the loss is what units before the last add to it."""
         values, saved = self._before_the_last(inputs, labels.share)
-        last = self._units[-1]
-        ended = last.stage.forward_loss(self._taken(last, values), labels)
+        ended = self._pass_loss(values, labels)
         return ChainedSaved([], _added(saved), units=[*saved, ended], seed=labels.seed)
 
     def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], Any]:
@@ -175,10 +175,16 @@ class ChainedStage:
         return gradients.of(self._gradient_inputs)
 
     def _go_back(
-        self, saved: Sequence[Saved], gradients: _Gradients, seed: Any, way: _Backward
+        self,
+        saved: Sequence[Saved],
+        gradients: _Gradients,
+        seed: Any,
+        way: _Backward,
+        start: int = 0,
     ) -> None:
-        """The backward of the units of which something was saved, from the last of them."""
-        for unit, of_unit in zip(reversed(self._units[: len(saved)]), reversed(saved), strict=True):
+        """The backward of units of which something was saved, from the last to that at `start`."""
+        units = self._units[start : start + len(saved)]
+        for unit, of_unit in zip(reversed(units), reversed(saved), strict=True):
             of_inputs = way(unit.stage, of_unit, gradients.of(unit.gradient_outputs), seed)
             for number, gradient in zip(unit.gradient_inputs, of_inputs, strict=True):
                 gradients.add(number, gradient)
@@ -190,6 +196,10 @@ class ChainedStage:
         if self._takes_data:
             return {_DATA: inputs}
         return dict(zip(self._inputs, inputs, strict=True))
+
+    def _numbers(self, place: int) -> tuple[int, ...]:
+        """The numbers of the tensors that a unit takes."""
+        return (_DATA,) if self._takes_data and place == 0 else self._units[place].inputs
 
     def _taken(self, unit: Unit, values: dict[int, Any]) -> Any:
         """The inputs of a unit, in the form that its stage takes."""
@@ -208,6 +218,11 @@ class ChainedStage:
         saved = unit.stage.forward(self._taken(unit, values), share)
         self._take(place, values, saved.outputs)
         return saved
+
+    def _pass_loss(self, values: dict[int, Any], labels: Labels) -> Saved:
+        """The forward of the unit that ends with the loss."""
+        last = self._units[-1]
+        return last.stage.forward_loss(self._taken(last, values), labels)
 
     def _infer(self, place: int, values: dict[int, Any], share: Any) -> Any:
         """The forward of a unit without training; what its layers add to the loss."""

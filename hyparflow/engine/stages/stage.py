@@ -23,34 +23,19 @@ from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels, LossHead
+from hyparflow.engine.stages.saved import Dependence, Saved
 from hyparflow.engine.stages.stage_call import StageCall
 from hyparflow.engine.stages.stage_calls import StageCalls
 from hyparflow.engine.stages.stage_functions import StageFunctions
 from hyparflow.pipeline.actions import Kind
 
-__all__ = ["Saved", "Stage", "Twin"]
+__all__ = ["Stage", "Twin"]
 
 
 @contextlib.contextmanager
 def _no_trace() -> Iterator[Callable[[], None]]:
     """The context for trial calls of a stage without state: there is nothing to undo."""
     yield lambda: None
-
-
-# For each input and for each weight: whether the outputs depend on it.
-Dependence = tuple[list[bool], list[bool]]
-
-
-@dataclass
-class Saved:
-    """The data that a stage keeps of a micro-batch from its forward to its backward."""
-
-    outputs: list[Any]
-    loss: Any = None
-    pair: Any = None  # the forward and backward, compiled
-    state: Any = None  # what the forward keeps for the backward
-    given: Any = None  # (inputs, share), if trial calls need them to find which rows are looked up
-    depend: Dependence | None = None  # where the backward is in two parts
 
 
 @dataclass(frozen=True)
@@ -86,6 +71,8 @@ class Stage:
         aside: makes a context in which calls of the stage have no lasting effects.
         compiler: compiles the stage; None for the compiler that this process uses.
         twin: a stage that computes the same with other variables, whose compiled calls serve here.
+        recompute: "block": a backward computes its forward again. "segments": `again` does. None:
+            a forward keeps what its backward needs.
     """
 
     def __init__(
@@ -100,6 +87,7 @@ class Stage:
         aside: Aside = _no_trace,
         compiler: Compiler | None = None,
         twin: Twin | None = None,
+        recompute: str | None = None,
     ) -> None:
         weights = [variable.value for variable in trainable]
         self._functions = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
@@ -111,7 +99,9 @@ class Stage:
         self.accumulator: Accumulator = Accumulator(weights, self._largest, sums)
         chosen = choice.compiler() if compiler is None else compiler
         self._adds_inside = chosen.adds and not eager
-        self.calls = StageCalls(self._functions, self._add_up, eager, jit_compile, chosen)
+        self.calls = StageCalls(
+            self._functions, self._add_up, eager, jit_compile, chosen, recompute
+        )
         if twin is not None:
             likeness = Likeness(twin.theirs, twin.mine, self.accumulator.counterpart)
             self.calls = self.calls.like(twin.stage.calls, likeness)
@@ -178,6 +168,12 @@ class Stage:
         _, state = self.calls.loss_pair.forward((inputs, labels))
         given = self._given(inputs, labels.share)
         return Saved([], pair=self.calls.loss_pair, state=state, given=given)
+
+    def again(self, saved: Saved, inputs: Any, rest: Any) -> None:
+        """Compute a forward again, of which nothing was kept; `rest` is its share, or labels."""
+        results, saved.state = saved.pair.again(saved.state, (inputs, rest))
+        if saved.pair is self.calls.pair:
+            saved.outputs = results[0]
 
     def backward(
         self, saved: Saved, output_gradients: Sequence[Any] = (), seed: Any = None

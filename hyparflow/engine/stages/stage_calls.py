@@ -33,6 +33,7 @@ class StageCalls:
         eager: whether to run without compiling.
         jit_compile: whether XLA compiles.
         compiler: compiles.
+        recompute: what computes the forward again; see `Compiler.pair`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class StageCalls:
         eager: bool,
         jit_compile: bool,
         compiler: Compiler,
+        recompute: str | None = None,
     ) -> None:
         def make(function: Callable[..., Any]) -> Any:
             return function if eager else Compiled(function, jit_compile, compiler.call)
@@ -49,7 +51,8 @@ class StageCalls:
         def pair(computation: Computation) -> Any:
             finishes = (_as_they_are, add_up)
             if not eager:
-                return compiler.pair(computation, finishes, functions.weights, jit_compile)
+                weights = functions.weights
+                return compiler.pair(computation, finishes, weights, jit_compile, recompute)
             first = functools.partial(computation.first, computation.compute)
             return EagerPair(first, computation.second, finishes)
 

@@ -157,4 +157,8 @@ def _total(losses: list[Any]) -> Any | None:
     """The sum of what the layers added, or None if they added nothing."""
     if not losses:
         return None
-    return keras.ops.sum([keras.ops.sum(loss) for loss in losses])
+    sums = [keras.ops.sum(loss) for loss in losses]
+    # Layers may add losses in half precision, to which that of the model is added.
+    half = (tf.float16, tf.bfloat16)
+    full = keras.config.floatx()
+    return keras.ops.sum([keras.ops.cast(x, full) if x.dtype in half else x for x in sums])
