@@ -294,7 +294,8 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/assembly.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
-    "gather": {"training/fit_on_ranks.py", "training/worker.py"},
+    "gather": {"training/fit_on_ranks.py", "training/worker.py"}
+    | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
     | {"training/make_parallel.py"}
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
