@@ -60,6 +60,7 @@ def parallelize(
     allreduce: str = "mpi",
     gather: bool = True,
     compression: str | None = None,
+    shard_optimizer: bool = False,
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread a model over the ranks of this job, and keep what is built for it.

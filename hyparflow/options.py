@@ -154,6 +154,12 @@ class Options:
         choices=_COMPRESSION,
     )
 
+    shard_optimizer: bool = _option(
+        False,
+        checks.flag,
+        "Boolean. Whether each weight is updated by one replica, which alone holds its slots.",
+    )
+
     def __post_init__(self) -> None:
         for option in fields(self):
             meant = option.metadata["check"](option.name, getattr(self, option.name))

@@ -134,6 +134,17 @@ class Communicator:
         for part in chunks(as_bytes(array)):
             self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
 
+    def start_broadcast(self, array: np.ndarray, root: int, what: str) -> Pending:
+        """Begin a `broadcast`; `array` may not change until it is done."""
+        if self._log is not None:
+            self._log.broadcasts(array, root)
+
+        def begin() -> Iterator[Any]:
+            parts = chunks(as_bytes(array))
+            yield from [self._comm.Ibcast([part, self._mpi.BYTE], root) for part in parts]
+
+        return Pending(begin(), self.poll, what)
+
     def broadcast_object(self, value: Any, root: int, what: str) -> Any:
         """The `value` of rank `root`, on all ranks."""
         header = np.zeros(8 + _EMBEDDED, np.uint8)
@@ -228,6 +239,26 @@ class Communicator:
         send = self._mpi.IN_PLACE if self.rank == root else array
         receive = array if self.rank == root else None
         self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)
+
+    def start_sum_to(
+        self, array: np.ndarray | None, root: int, what: str, mine: np.ndarray
+    ) -> Pending:
+        """Begin to add the ranks' `mine` into `array` of rank `root`, flat and contiguous.
+
+        `array` is None on other ranks. Neither array may change until it is done.
+        """
+        if self._log is not None:
+            self._log.sums(mine)
+
+        def begin() -> Iterator[Any]:
+            sources = chunks(mine)
+            totals = [None] * len(sources) if array is None else chunks(array)
+            yield from [
+                self._comm.Ireduce(source, total, self._mpi.SUM, root)
+                for source, total in zip(sources, totals, strict=True)
+            ]
+
+        return Pending(begin(), self.poll, what)
 
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""

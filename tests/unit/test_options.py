@@ -293,6 +293,7 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/assembly.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
+    "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"},
     "gather": {"training/fit_on_ranks.py", "training/worker.py"},
     "compression": {"engine/assembly.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
