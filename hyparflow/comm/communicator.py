@@ -17,6 +17,7 @@ import numpy as np
 from hyparflow.comm import sentinel
 from hyparflow.comm.byte_chunks import as_bytes, chunks
 from hyparflow.comm.deadline import Deadline
+from hyparflow.comm.direct import given_to_all, summed_to
 from hyparflow.comm.half_precision_sum import Add, rounded_sum
 from hyparflow.comm.message_log import MessageLog, wants_messages
 from hyparflow.comm.recorder import EventKind, Recorder
@@ -47,7 +48,7 @@ class Communicator:
         self.recorder = recorder
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
-        self._rounded = 0  # sums begun so far
+        self._numbered = 0  # exchanges begun so far
         self._log: MessageLog | None = None
         if wants_messages():
             ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
@@ -138,12 +139,8 @@ class Communicator:
         """Begin a `broadcast`; `array` may not change until it is done."""
         if self._log is not None:
             self._log.broadcasts(array, root)
-
-        def begin() -> Iterator[Any]:
-            parts = chunks(as_bytes(array))
-            yield from [self._comm.Ibcast([part, self._mpi.BYTE], root) for part in parts]
-
-        return Pending(begin(), self.poll, what)
+        exchange = given_to_all(self._comm, self._mpi, array, root, self._next_tag())
+        return Pending(exchange, self.poll, what)
 
     def broadcast_object(self, value: Any, root: int, what: str) -> Any:
         """The `value` of rank `root`, on all ranks."""
@@ -226,9 +223,7 @@ class Communicator:
         """
         if self._log is not None:
             self._log.sums(array)
-        # Ranks begin sums in one order, so they number them alike.
-        tag = FIRST_OF_SUMS + self._rounded % (SMALLEST_LIMIT - FIRST_OF_SUMS)
-        self._rounded += 1
+        tag = self._next_tag()
         pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
         return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
 
@@ -249,16 +244,13 @@ class Communicator:
         """
         if self._log is not None:
             self._log.sums(mine)
+        exchange = summed_to(self._comm, self._mpi, array, mine, root, self._next_tag())
+        return Pending(exchange, self.poll, what)
 
-        def begin() -> Iterator[Any]:
-            sources = chunks(mine)
-            totals = [None] * len(sources) if array is None else chunks(array)
-            yield from [
-                self._comm.Ireduce(source, total, self._mpi.SUM, root)
-                for source, total in zip(sources, totals, strict=True)
-            ]
-
-        return Pending(begin(), self.poll, what)
+    def _next_tag(self) -> int:
+        """A tag for exchanges that all ranks begin in one order, so they number them alike."""
+        self._numbered += 1
+        return FIRST_OF_SUMS + self._numbered % (SMALLEST_LIMIT - FIRST_OF_SUMS)
 
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""
