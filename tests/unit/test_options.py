@@ -291,11 +291,11 @@ CONSUMERS = {
     "stages_per_partition": {"pipeline/placement.py", "pipeline/schedules.py"}
     | SEARCH
     | {"planning/make_plan.py", "training/plain_model.py"},
-    "allreduce": {"engine/assembly.py", "training/checks.py"}
+    "allreduce": {"engine/learner.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
     "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"},
     "gather": {"training/fit_on_ranks.py", "training/worker.py"},
-    "compression": {"engine/assembly.py", "training/checks.py"}
+    "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }
 # Also what grids, schedules and batches are made of: their own attributes and parameters do not

@@ -20,6 +20,7 @@ class Holdings:
 
     Attributes:
         parts: whether ranks hold parts, and not everything.
+        is_sharded: whether replicas update different weights.
         fetch: brings in the value of a variable that other ranks hold; None where nothing can.
         busy: whether ranks do something together, so that none can be asked.
 
@@ -51,7 +52,7 @@ class Holdings:
         self._holders = ({} if whole else holders) | {
             slot: holders[id(weight)] for slot, weight in slots.items() if id(weight) in holders
         }
-        of = replicas or {}
+        self.is_sharded, of = bool(replicas), replicas or {}
         self._replicas = {s: of[id(weight)] for s, weight in slots.items() if id(weight) in of}
         self.fetch: Callable[[Any], Any] | None = None
         self.busy = False

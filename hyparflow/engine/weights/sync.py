@@ -21,11 +21,7 @@ from hyparflow.engine.weights import pieces
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
 from hyparflow.model.keras_internals.compiled import compile_arguments
-from hyparflow.model.keras_internals.deferred_variables import (
-    bring_in,
-    is_absent,
-    raw_variable,
-)
+from hyparflow.model.keras_internals.deferred_variables import bring_in, is_absent, raw_variable
 from hyparflow.model.keras_internals.layers import all_layers, seed_states
 from hyparflow.model.reachable_variables import reachable_variables
 from hyparflow.pipeline.grid import Grid
@@ -37,10 +33,6 @@ _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 class WeightSync:
     """Moves variables between ranks.
-
-    Attributes:
-        holdings: which variables this rank needs.
-        is_sharded: whether replicas hold slots of different weights.
 
     Args:
         model: the compiled model, its optimizer built.
@@ -78,7 +70,6 @@ class WeightSync:
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
         self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas)
-        self.is_sharded = bool(replicas)
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [
@@ -167,7 +158,7 @@ class WeightSync:
             return self._owners[id(variable)] != mine
         used = {id(slot) for slot in self._touched()}
         is_slot = any(variable is slot for slot in self._slots)  # a variable of TensorFlow is none
-        parted = self._grid.num_partitions > 1 or self.is_sharded
+        parted = self._grid.num_partitions > 1 or self.holdings.is_sharded
         return is_slot and parted and id(raw_variable(variable)) not in used
 
     def checksums(self) -> list[int | None]:
@@ -265,7 +256,7 @@ class WeightSync:
 
     def _owned(self) -> dict[int, list[Any]]:
         """The variables that each rank owns. Collective."""
-        ranks = range(self._world.size) if self.is_sharded else self._grid.replica_ranks(0)
+        ranks = range(self._world.size) if self.holdings.is_sharded else self._grid.replica_ranks(0)
         owned: dict[int, list[Any]] = {rank: [] for rank in ranks}
         for variable in self._weights:
             owned[self._grid.rank(0, self._owners.get(id(variable), 0))].append(variable)
@@ -277,7 +268,7 @@ class WeightSync:
         """The rank that updates each optimizer variable: the first that uses it."""
         used = {id(variable) for variable in self._touched()}
         mine = [i for i, slot in enumerate(self._slots) if id(raw_variable(slot)) in used]
-        ranks = self._world if self.is_sharded else self._replica
+        ranks = self._world if self.holdings.is_sharded else self._replica
         everyone = ranks.all_gather_objects(mine, "the owners of optimizer state")
         owners = [self.holdings.owner(slot) for slot in self._slots]
         for rank in reversed(range(len(everyone))):  # a rank of the first replica, or of all
