@@ -101,20 +101,32 @@ def train(model: keras.Model, sharded: bool, steps: int) -> list[tuple[float, fl
 keras.ops.ones(1) + 1
 hf.rank()
 bare = resident()
+
+
+def held(model: keras.Model) -> int:
+    """KiB of slots that have memory."""
+    slots = [v for v in model.optimizer.variables if len(v.shape) and not is_absent(v)]
+    return sum(v.numpy().nbytes for v in slots) >> 10
+
+
 if wanted.only:
     model = build()
     train(model, wanted.only == "with", 4)
-    slots = [v for v in model.optimizer.variables if len(v.shape) and not is_absent(v)]
-    held = sum(v.numpy().nbytes for v in slots) >> 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"rank {hf.rank()} {wanted.only}: slots {held} KiB, peak {peak - bare} MiB", flush=True)
+    print(
+        f"rank {hf.rank()} {wanted.only}: slots {held(model)} KiB, peak {peak - bare} MiB",
+        flush=True,
+    )
 else:
     models = {sharded: build() for sharded in (False, True)}
     start = time.monotonic()
     for sharded, model in models.items():
         train(model, sharded, 2)
+        seconds = time.monotonic() - start
         print(
-            f"rank {hf.rank()} first call {sharded}: {time.monotonic() - start:.1f} s", flush=True
+            f"rank {hf.rank()} {'with' if sharded else 'without'}: first call {seconds:.1f} s, "
+            f"slots {held(model)} KiB",
+            flush=True,
         )
         start = time.monotonic()
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
