@@ -58,6 +58,7 @@ def parallelize(
     gather: bool = True,
     compression: str | None = None,
     recompute: str | None = None,
+    shard_optimizer: bool = False,
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread a model over the ranks of this job, and keep what is built for it.

@@ -72,8 +72,7 @@ class Options:
     num_replicas: int | None = _option(
         None,
         checks.or_none(checks.count_of),
-        "Integer or `None`. The number of replicas. `num_partitions` x `num_replicas` must be the "
-        "number of ranks.",
+        "Integer or `None`. The number of replicas; times `num_partitions` that of all ranks.",
         planned=True,
     )
     num_microbatches: int | str = _option(
@@ -124,9 +123,8 @@ class Options:
     stages_per_partition: int | None = _option(
         None,
         checks.or_none(checks.count_of),
-        "Integer or `None`. The number of stages of each partition in an interleaved schedule; "
-        "`None` is 2. On one partition with several replicas, the number of pieces whose "
-        "gradients are summed while others still compute.",
+        "Integer or `None`. How many stages a partition has in an interleaved schedule, by default "
+        "2; on one partition of several replicas, the pieces whose gradients are summed early.",
         planned=True,
     )
     allreduce: str = _option(
@@ -138,17 +136,15 @@ class Options:
     gather: bool = _option(
         True,
         checks.flag,
-        "Boolean. Whether every rank has all weights after the call. With `False` each rank keeps "
-        "those of its own partition, as during the call; the next call finds them there, and "
-        "`ParallelModel.save` saves them.",
+        "Boolean. Whether every rank has all weights after the call. With `False` each keeps what "
+        "it has during the call; the next call finds it there, and `ParallelModel.save` saves it.",
         per_call=True,
     )
     compression: str | None = _option(
         None,
         checks.or_none(checks.one_of(_COMPRESSION, " or None")),
-        'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, and '
-        "are added up in 32 bits. That is half as many bytes, but the numbers are no longer plain "
-        "Keras's.",
+        'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, half '
+        "as many bytes, and are added up in 32 bits. The numbers are no longer plain Keras's.",
         choices=_COMPRESSION,
     )
     recompute: str | None = _option(
@@ -158,6 +154,11 @@ class Options:
         'backward of a block computes its forward again. `"segments"`: the same for segments of '
         "several blocks. Less memory, more time, and the same numbers.",
         choices=_RECOMPUTE,
+    )
+    shard_optimizer: bool = _option(
+        False,
+        checks.flag,
+        "Boolean. Whether each weight is updated by one replica, which alone holds its slots.",
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from hyparflow.comm import sentinel
 from hyparflow.comm.byte_chunks import as_bytes, chunks
 from hyparflow.comm.deadline import Deadline
+from hyparflow.comm.direct import given_to_all, summed_to
 from hyparflow.comm.half_precision_sum import Add, rounded_sum
 from hyparflow.comm.message_log import MessageLog, wants_messages
 from hyparflow.comm.recorder import EventKind, Recorder
@@ -47,7 +48,7 @@ class Communicator:
         self.recorder = recorder
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
-        self._rounded = 0  # sums begun so far
+        self._numbered = 0  # exchanges begun so far
         self._log: MessageLog | None = None
         if wants_messages():
             ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
@@ -134,6 +135,13 @@ class Communicator:
         for part in chunks(as_bytes(array)):
             self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
 
+    def start_broadcast(self, array: np.ndarray, root: int, what: str) -> Pending:
+        """Begin a `broadcast`; `array` may not change until it is done."""
+        if self._log is not None:
+            self._log.broadcasts(array, root)
+        exchange = given_to_all(self._comm, self._mpi, array, root, self._next_tag())
+        return Pending(exchange, self.poll, what)
+
     def broadcast_object(self, value: Any, root: int, what: str) -> Any:
         """The `value` of rank `root`, on all ranks."""
         header = np.zeros(8 + _EMBEDDED, np.uint8)
@@ -215,9 +223,7 @@ class Communicator:
         """
         if self._log is not None:
             self._log.sums(array)
-        # Ranks begin sums in one order, so they number them alike.
-        tag = FIRST_OF_SUMS + self._rounded % (SMALLEST_LIMIT - FIRST_OF_SUMS)
-        self._rounded += 1
+        tag = self._next_tag()
         pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
         return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
 
@@ -228,6 +234,23 @@ class Communicator:
         send = self._mpi.IN_PLACE if self.rank == root else array
         receive = array if self.rank == root else None
         self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)
+
+    def start_sum_to(
+        self, array: np.ndarray | None, root: int, what: str, mine: np.ndarray
+    ) -> Pending:
+        """Begin to add the ranks' `mine` into `array` of rank `root`, flat and contiguous.
+
+        `array` is None on other ranks. Neither array may change until it is done.
+        """
+        if self._log is not None:
+            self._log.sums(mine)
+        exchange = summed_to(self._comm, self._mpi, array, mine, root, self._next_tag())
+        return Pending(exchange, self.poll, what)
+
+    def _next_tag(self) -> int:
+        """A tag for exchanges that all ranks begin in one order, so they number them alike."""
+        self._numbered += 1
+        return FIRST_OF_SUMS + self._numbered % (SMALLEST_LIMIT - FIRST_OF_SUMS)
 
     def group(self, color: int) -> Communicator:
         """A communicator of the ranks that give the same `color`. Collective."""

@@ -10,20 +10,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hyparflow.comm import abort
 from hyparflow.comm.world import World
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
-from hyparflow.engine.gradients.mpi_sum import MakeSum, mpi_sums
-from hyparflow.engine.gradients.overwritten import require_one_holder
-from hyparflow.engine.gradients.reducer import Reducer, SharedGroup
+from hyparflow.engine.learner import build_learner
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
 from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
-from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
 from hyparflow.engine.recomputation import announce_nothing_saved, require_recomputing
 from hyparflow.engine.stages.batchnorm import BatchStatistics
@@ -34,6 +30,7 @@ from hyparflow.engine.transport import Transport
 from hyparflow.engine.weights.constants_read import holders_and_readers
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.engine.weights.ownership import Ownership
+from hyparflow.engine.weights.shards import Shards
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.engine.weights.weight_groups import WeightGroup, weight_groups
 from hyparflow.model import masks
@@ -86,9 +83,11 @@ def build_rank_engine(
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
     losses = _losses(model, place, specs, pack, own, groups) if with_loss else None
-    learner = None
+    learner = shards = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
-        learner = _learner(model, layout, place, options, groups)
+        if options.shard_optimizer and options.grid.num_replicas > 1:
+            shards = Shards(model, place, groups)
+        learner = build_learner(model, layout, place, options, groups, shards)
     build = StageBuilder(
         layout=layout,
         place=place,
@@ -106,7 +105,7 @@ def build_rank_engine(
     ]
     return RankEngine(
         engine=_engine(layout, place, stages, build.eager),
-        sync=_sync(model, layout, place, losses, learner, own),
+        sync=_sync(model, layout, place, losses, learner, own, shards),
         pack=pack,
         statistics=statistics,
         own=own,
@@ -147,6 +146,7 @@ def _sync(
     losses: Losses | None,
     learner: Learner | None,
     own: CustomSteps,
+    shards: Shards | None,
 ) -> WeightSync:
     return WeightSync(
         model,
@@ -159,6 +159,7 @@ def _sync(
         "train_step" in own,
         # Masks for the weights of losses are made by the whole model.
         losses is not None and losses.weigh is not None and masks.may_make_masks([model]),
+        {} if shards is None else shards.replicas,
     )
 
 
@@ -220,38 +221,6 @@ def _regularized(group: WeightGroup, place: Ownership) -> list[tuple[int, Any]]:
     """The weights of a group whose penalty this rank counts, with their positions."""
     members = [(position, place.trained[position]) for position in group.positions]
     return [(p, v) for p, v in members if v.regularizer is not None and place.owns(v)]
-
-
-def _learner(
-    model: Any,
-    layout: ModelCut,
-    place: Ownership,
-    options: Options,
-    groups: Sequence[WeightGroup],
-) -> Learner:
-    try:
-        require_one_holder(model.trainable_variables, place.holders)
-    except ValueError as error:
-        raise abort.mark_collective(error) from None
-    counted = [place.owns(variable) for variable in place.trained]
-    shared = [
-        SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
-        for who, comm in place.shared.items()
-    ]
-    sums = _replica_sums(options, place)
-    return Learner(
-        Reducer(place.trained, place.peers, shared, sums, place.pieces(layout)),
-        OptimizerStep(model, place.trained, counted, place.replica, groups),
-    )
-
-
-def _replica_sums(options: Options, place: Ownership) -> MakeSum:
-    """The function that makes sums of dense gradients over replicas."""
-    if options.allreduce == "horovod" and place.grid.num_replicas > 1:
-        from hyparflow.engine.gradients.horovod_sum import horovod_sums
-
-        return horovod_sums(place.grid, place.world, place.reducing, options.compression)
-    return mpi_sums(place.reducing, options.compression)
 
 
 def _has_layer_metrics(model: Any) -> bool:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.gradients.overwritten import require_one_call
 from hyparflow.engine.weight_update import Member, WeightUpdate
+from hyparflow.engine.weights.shards import Shards
 from hyparflow.engine.weights.weight_groups import WeightGroup
 from hyparflow.model.keras_internals.deferred_variables import (
     deferring,
@@ -26,6 +27,7 @@ from hyparflow.model.keras_internals.deferred_variables import (
     release,
 )
 from hyparflow.model.keras_internals.optimizer import (
+    count_finite_step,
     inner_optimizer,
     skip_overflowed_step,
     step_counter,
@@ -51,6 +53,8 @@ class OptimizerStep:
             holders does).
         partitions: the ranks of this replica.
         groups: the weights in groups; what is traced for one serves for others of its kind.
+        shards: which of the weights this rank updates; None if it updates all.
+        counting: the ranks whose weights make up norms; by default those of the replica.
     """
 
     def __init__(
@@ -60,14 +64,17 @@ class OptimizerStep:
         counted: Sequence[bool],
         partitions: Communicator,
         groups: Sequence[WeightGroup],
+        shards: Shards | None = None,
+        counting: Communicator | None = None,
     ) -> None:
         self._model, self._optimizer = model, model.optimizer
         self._inner = inner_optimizer(model.optimizer)
         self._variables = list(variables)
         self._members = [Member(v, c) for v, c in zip(variables, counted, strict=True)]
-        self._partitions = partitions
+        self._counting = counting or partitions
+        self._shards = shards
         if not self._optimizer.built:
-            _build(self._optimizer, model, partitions.size > 1)
+            _build(self._optimizer, model, partitions.size > 1 or shards is not None)
         self.given: list[int] = []
         numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
         self.numbers = [numbers[id(v)] for v in variables]
@@ -75,13 +82,13 @@ class OptimizerStep:
         self._unproved = any(v.overwrite_with_gradient for v in variables)
         self._may_skip = self._optimizer is not self._inner  # after an overflow
         self._touched: dict[int, Any] = {}  # by id
-        self._groups = list(groups)
+        self._groups = list(groups) if shards is None else shards.groups(groups)
         self.compile_anew()
 
     def compile_anew(self) -> None:
         """Trace the step again, with the present settings of optimizer and regularizers."""
         apart = len(self._groups) > 1 and updates_each_alone(self._optimizer, self._variables)
-        everything = WeightGroup(tuple(range(len(self._variables))), -1)
+        everything = WeightGroup(tuple(sorted(p for g in self._groups for p in g.positions)), -1)
         first: dict[int, tuple[WeightGroup, WeightUpdate]] = {}
         self._updates: list[tuple[WeightGroup, WeightUpdate]] = []
         for group in self._groups if apart else [everything]:
@@ -129,13 +136,17 @@ class OptimizerStep:
         norm = 0.0
         if any(update.clip for _, update in self._updates) or self._may_skip:
             total = np.array(sum(step.survey() for step in steps))
-            self._partitions.sum(total, "the global norm of the gradients")
+            self._counting.sum(total, "the global norm of the gradients")
             norm, overflowed = float(np.sqrt(total[0])), total[1] > 0
             if self._may_skip and overflowed:
                 skip_overflowed_step(self._optimizer)
                 return
         for step in steps:
             step.apply(norm)
+        if self._may_skip and not present:
+            count_finite_step(self._optimizer)
+        if self._shards is not None:
+            self._shards.share()
         if self._trains and (self._counts_apart or not present):
             step_counter(self._inner).assign_add(1)
         if present and present not in self._seen:  # a weight may have its first gradient late

@@ -14,6 +14,7 @@ from hyparflow.model.keras_internals.compiled import (
     own_step,
 )
 from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.optimizer import own_application
 from hyparflow.options import Options
 
 _STEPS = ("train_step", "test_step", "predict_step")
@@ -87,6 +88,11 @@ def check_own_steps(model: Any, options: Options) -> None:
             f"Received: model of class '{name}' with allreduce={options.allreduce!r}, "
             f"compression={options.compression!r}. Leave them out."
         )
+    if own and options.shard_optimizer and grid.num_replicas > 1:
+        raise ValueError(
+            f"A model with its own `{own[0]}` updates all weights on each replica. Received: model "
+            f"of class '{name}' with shard_optimizer=True. Leave it out."
+        )
     if own and options.num_microbatches not in ("auto", 1):
         raise ValueError(
             f"A model with its own `{own[0]}` takes a replica's rows at once. Received: model of "
@@ -114,7 +120,7 @@ def check_recompute(model: Any, options: Options) -> None:
 
 
 def check_optimizer(optimizer: Any, options: Options) -> None:
-    """Check that `optimizer` can update the weights of one partition without the others'.
+    """Check that `optimizer` can update the weights of one rank without the others'.
 
     Raises:
         ValueError: if the optimizer cannot.
@@ -126,6 +132,19 @@ def check_optimizer(optimizer: Any, options: Options) -> None:
             "average over weights of other partitions. Received: optimizer of class "
             f"'{type(optimizer).__name__}' with {options.grid.num_partitions} partitions. Use "
             "strategy='data', or one optimizer."
+        )
+    if not options.shard_optimizer or options.grid.num_replicas == 1:
+        return
+    reason = None
+    if several and isinstance(optimizer, several):
+        reason = "several optimizers"
+    elif (method := own_application(optimizer)) is not None:
+        reason = f"its own `{method}`"
+    if reason:
+        raise ValueError(
+            "An optimizer whose state is sharded must update each weight by its own gradient and "
+            f"slots. Received: optimizer of class '{type(optimizer).__name__}' with {reason}, and "
+            "shard_optimizer=True. Override `update_step` only, or leave shard_optimizer out."
         )
 
 

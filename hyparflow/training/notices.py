@@ -11,6 +11,7 @@ from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.row_findings import RowFindings
 from hyparflow.formats.sizes import size_text
 from hyparflow.model.keras_internals.compiled import own_step
+from hyparflow.model.keras_internals.optimizer import inner_optimizer, writes_at_end
 from hyparflow.model.normalization import normalized_layers
 from hyparflow.pipeline.schedules import in_words
 from hyparflow.training.call import Call, is_shown
@@ -48,6 +49,8 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             f"{schedule}; global batch {rows or '?'} = "
             f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
         )
+    if call.options.shard_optimizer and is_shown(call.arguments):
+        _announce_shards(model, grid.num_replicas)
     if grid.num_replicas * num_microbatches == 1:
         return
     _announce_batchnorm(model, call)
@@ -58,6 +61,20 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             "Remedy: a loss that returns one value per row.",
             stacklevel=users_stack_level(),
         )
+
+
+def _announce_shards(model: Any, num_replicas: int) -> None:
+    """Log it where sharding the optimizer's state gives back no memory."""
+    optimizer = model.optimizer
+    reason = None
+    if num_replicas == 1:
+        reason = "there is one replica"
+    elif writes_at_end(optimizer):
+        reason = "the optimizer averages weights at the end, of which all ranks hold the averages"
+    elif not type(inner_optimizer(optimizer)).__module__.startswith("keras."):
+        reason = "it is not known which slots of an optimizer of one's own belong to which weight"
+    if reason is not None:
+        STATUS.info(f"hyparflow: shard_optimizer=True gives back no memory: {reason}")
 
 
 def announce_other_batch(planned: int, rows: int | None) -> None:

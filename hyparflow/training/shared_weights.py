@@ -150,6 +150,8 @@ class SharedWeights:
         self._are_everywhere = True
 
     def _finalize(self, command: Finalize) -> None:
+        if self._sync.holdings.is_sharded:
+            self._sync.gather()  # every rank takes averages for all weights that it has
         if self._world.rank != LEADER:
             self._model.optimizer.finalize_variable_values(self._model.trainable_variables)
 

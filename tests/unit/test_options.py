@@ -292,7 +292,7 @@ CONSUMERS = {
     "stages_per_partition": {"pipeline/placement.py", "pipeline/schedules.py"}
     | SEARCH
     | {"planning/make_plan.py", "training/plain_model.py"},
-    "allreduce": {"engine/assembly.py", "training/checks.py"}
+    "allreduce": {"engine/learner.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
     "gather": {"training/fit_on_ranks.py", "training/worker.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
@@ -301,7 +301,8 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "compression": {"engine/assembly.py", "training/checks.py"}
+    "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"},
+    "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }
 # Also what grids, schedules and batches are made of: their own attributes and parameters do not

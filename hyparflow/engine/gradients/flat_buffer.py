@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from hyparflow.comm.half_precision_sum import Add
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 
-__all__ = ["FlatBuffer", "adder", "carried_type"]
+__all__ = ["FlatBuffer", "adder", "buckets", "carried_type"]
 
+_LARGE = 1 << 20  # bytes; copying a larger tensor costs more than a sum of its own
 _COMPRESSED = {"bf16": tf.bfloat16, "fp16": tf.float16}
 
 
@@ -37,6 +39,16 @@ def adder(dtype: np.dtype) -> Add:
     signature = [tf.TensorSpec([None, None], dtype)]
     compiled = tf.function(trace, autograph=False, input_signature=signature)
     return lambda rows: np.asarray(compiled(tf.convert_to_tensor(rows)))
+
+
+def buckets(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> list[list[int]]:
+    """Which tensors are summed together: a large one alone, the small ones of each type."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+    buckets = [[i] for i, size in enumerate(sizes) if size >= _LARGE]
+    for dtype in dict.fromkeys(dtypes):
+        small = [i for i, size in enumerate(sizes) if size < _LARGE and dtypes[i] == dtype]
+        buckets += [small] * bool(small)
+    return buckets
 
 
 class FlatBuffer:

@@ -107,7 +107,7 @@ def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str 
         for p in range(grid.num_partitions)
     ]
     mine = sets[grid.partition(world.rank)]
-    return lambda shapes, dtypes: HorovodSum(
+    return lambda shapes, dtypes, owners=None: HorovodSum(
         hvd, mine, _thread(), comm, shapes, dtypes, compression
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,12 +10,12 @@ import numpy as np
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.requests import Pending
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
-from hyparflow.engine.gradients.flat_buffer import FlatBuffer, adder, carried_type
+from hyparflow.engine.gradients.flat_buffer import FlatBuffer, adder, buckets, carried_type
+from hyparflow.engine.gradients.scattered_sum import ScatteredSum
 
 __all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
 
 _WHAT = "the sum of gradients"
-_LARGE = 1 << 20  # bytes; copying a larger tensor costs more than a sum of its own
 
 
 class DenseSum(Protocol):
@@ -38,8 +37,22 @@ class DenseSum(Protocol):
         """Wait for the sums, and return them."""
 
 
-# (shapes, types) of tensors -> an object that sums such tensors over ranks.
-MakeSum = Callable[[Sequence[tuple[int, ...]], Sequence[np.dtype]], DenseSum]
+class MakeSum(Protocol):
+    """Makes an object that sums tensors over ranks."""
+
+    def __call__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[np.dtype],
+        owners: Sequence[int] | None = None,
+    ) -> DenseSum:
+        """Make it.
+
+        Args:
+            shapes, dtypes: of the tensors.
+            owners: for each, the one rank that needs the sum; None if all ranks do. The sums of
+                others may be None.
+        """
 
 
 class MpiSum:
@@ -61,7 +74,7 @@ class MpiSum:
         self._comm = comm
         self._count = len(shapes)
         self._buffers: list[tuple[list[int], FlatBuffer]] = []
-        for members in _buckets(shapes, dtypes):
+        for members in buckets(shapes, dtypes):
             dtype = dtypes[members[0]]
             carried = carried_type(dtype, compression)
             buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
@@ -95,16 +108,16 @@ class MpiSum:
         return result
 
 
-def _buckets(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> list[list[int]]:
-    """Which tensors are summed together: a large one alone, the small ones of each type."""
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    buckets = [[i] for i, size in enumerate(sizes) if size >= _LARGE]
-    for dtype in dict.fromkeys(dtypes):
-        small = [i for i, size in enumerate(sizes) if size < _LARGE and dtypes[i] == dtype]
-        buckets += [small] * bool(small)
-    return buckets
-
-
 def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:
     """The function that makes sums over the ranks of `comm`."""
-    return lambda shapes, dtypes: MpiSum(comm, shapes, dtypes, compression)
+
+    def make(
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[np.dtype],
+        owners: Sequence[int] | None = None,
+    ) -> DenseSum:
+        if owners is None or compression is not None:  # rounded sums are made for all ranks
+            return MpiSum(comm, shapes, dtypes, compression)
+        return ScatteredSum(comm, shapes, dtypes, owners)
+
+    return make

@@ -69,6 +69,7 @@ class Reducer:
         sums: makes the sums of dense gradients over `replicas`; by default, sums of MPI.
         pieces: stage -> the weights that are summed by themselves when the stage is done; in the
             order in which stages are done, the same on all replicas. Other weights come last.
+        owners: for each weight, the replica that needs its gradient; None if all do.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Reducer:
         shared: Sequence[SharedGroup],
         sums: MakeSum | None = None,
         pieces: Mapping[int, Sequence[int]] | None = None,
+        owners: Sequence[int] | None = None,
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
@@ -87,6 +89,7 @@ class Reducer:
         self._groups += [(group.positions, group.comm) for group in shared]
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
         self._early = dict(pieces or {})
+        self._owners = owners
         apart = {position for piece in self._early.values() for position in piece}
         rest = [position for position in everything if position not in apart]
         self._pieces: list[list[Sequence[int]]] = [[*self._early.values(), rest]]
@@ -124,6 +127,8 @@ class Reducer:
     def reduce(self, gradients: GradientSum) -> list[Any]:
         """The summed gradients: tensors, `tf.IndexedSlices`, or None for weights without one.
 
+        They are None, too, for weights that another replica owns.
+
         Args:
             gradients: this rank's sum; empty if its replica had no rows in this step.
         """
@@ -135,6 +140,9 @@ class Reducer:
                 # Other partitions that hold the weight look up other rows.
                 common = gradients.common if group == 0 else frozenset
                 self._reduce_group(group, values, known, common)
+            if group == 0 and self._owners is not None:
+                mine = [owner == comm.rank for owner in self._owners]
+                values = [v if own else None for v, own in zip(values, mine, strict=True)]
             known = True
         if self._groups[0][1].rank == 0:  # one replica reports it
             self.unclear |= gradients.unclear
@@ -208,7 +216,10 @@ class Reducer:
         if key not in self._sums:
             shapes = [self._shapes[position] for position in key[1]]
             dtypes = [self._dtypes[position] for position in key[1]]
-            self._sums[key] = self._makers[key[0]](shapes, dtypes)
+            owners = None
+            if key[0] == 0 and self._owners is not None:
+                owners = [self._owners[position] for position in key[1]]
+            self._sums[key] = self._makers[key[0]](shapes, dtypes, owners)
         return self._sums[key]
 
     def _kind(self, values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:

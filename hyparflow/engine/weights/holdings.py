@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hyparflow.engine.weights.pieces import bytes_of
@@ -20,6 +20,7 @@ class Holdings:
 
     Attributes:
         parts: whether ranks hold parts, and not everything.
+        is_sharded: whether replicas update different weights.
         fetch: brings in the value of a variable that other ranks hold; None where nothing can.
         busy: whether ranks do something together, so that none can be asked.
 
@@ -28,7 +29,8 @@ class Holdings:
         rank: this rank.
         holders: id of a variable of the model -> the partitions that use it.
         optimizer: the model's, built, or None.
-        whole: whether each rank needs everything.
+        whole: whether each rank needs all weights.
+        replicas: id of a weight -> the one replica that needs its slots; empty if all do.
     """
 
     def __init__(
@@ -38,16 +40,20 @@ class Holdings:
         holders: dict[int, tuple[int, ...]],
         optimizer: Any,
         whole: bool,
+        replicas: Mapping[int, int] | None = None,
     ) -> None:
         self._grid, self._rank = grid, rank
-        self._partition = grid.partition(rank)
+        self._partition, self._replica = grid.partition(rank), grid.replica(rank)
         # Averages of weights are written by all ranks to all weights.
         writes_all = optimizer is not None and writes_at_end(optimizer)
-        self.parts = grid.num_partitions > 1 and not whole and not writes_all
+        parted = grid.num_partitions > 1 and not whole
+        self.parts = (parted or bool(replicas)) and not writes_all
         slots = {} if optimizer is None else weights_of_slots(optimizer)
-        self._holders = holders | {
+        self._holders = ({} if whole else holders) | {
             slot: holders[id(weight)] for slot, weight in slots.items() if id(weight) in holders
         }
+        self.is_sharded, of = bool(replicas), replicas or {}
+        self._replicas = {s: of[id(weight)] for s, weight in slots.items() if id(weight) in of}
         self.fetch: Callable[[Any], Any] | None = None
         self.busy = False
 
@@ -55,14 +61,20 @@ class Holdings:
         """The partitions that need a variable; None if all do."""
         return self._holders.get(id(variable)) if self.parts else None
 
+    def replica(self, variable: Any) -> int | None:
+        """The one replica of these partitions that needs a variable; None if all do."""
+        return self._replicas.get(id(variable)) if self.parts else None
+
     def owner(self, variable: Any) -> int:
-        """The first partition that uses a variable."""
-        return self._holders.get(id(variable), (0,))[0]
+        """The first rank that uses a variable."""
+        partition = self._holders.get(id(variable), (0,))[0]
+        return self._grid.rank(self.replica(variable) or 0, partition)
 
     def needs(self, variable: Any) -> bool:
         """Whether this rank needs a variable."""
         who = self.holders(variable)
-        return who is None or self._partition in who
+        replica = self.replica(variable)
+        return (who is None or self._partition in who) and replica in (None, self._replica)
 
     def drop(self, variables: Sequence[Any]) -> None:
         """Give back the memory of those that this rank does not need."""

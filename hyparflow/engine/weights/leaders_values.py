@@ -38,13 +38,14 @@ class LeadersValues:
     def hand_out(self, variables: Sequence[Any]) -> None:
         """Give the leader's values to the ranks that need them. Collective."""
         variables = self._travelling(variables)
-        groups: dict[tuple[int, ...] | None, list[Any]] = {}
+        groups: dict[tuple[tuple[int, ...] | None, int | None], list[Any]] = {}
         for variable in variables:
-            groups.setdefault(self._holdings.holders(variable), []).append(variable)
-        for who, group in groups.items():
+            who = self._holdings.holders(variable), self._holdings.replica(variable)
+            groups.setdefault(who, []).append(variable)
+        for (partitions, only), group in groups.items():
             for piece in pieces.pieces(group):
-                if who is not None:
-                    self._give(piece, who)
+                if partitions is not None:
+                    self._give(piece, partitions, only)
                 elif self._world.size > 1:
                     pieces.broadcast(piece, LEADER, self._world)
 
@@ -62,16 +63,19 @@ class LeadersValues:
         stay = (leaders == _LEFT) | ((leaders != 0) & (alike == self._world.size))
         return [v for v, stays in zip(variables, stay, strict=True) if not stays]
 
-    def _give(self, piece: Sequence[Any], who: tuple[int, ...]) -> None:
-        """Give values to some partitions: to the first replica's, and from these to the others'."""
-        replica, mine = self._grid.replica(self._world.rank), self._grid.partition(self._world.rank)
+    def _give(self, piece: Sequence[Any], who: tuple[int, ...], only: int | None) -> None:
+        """Give values to some partitions: to the first replica's, and from these to the others'.
+
+        With `only`, that replica alone gets them.
+        """
+        mine = self._grid.partition(self._world.rank)
         for partition in who:
-            owner = self._grid.rank(0, partition)
+            owner = self._grid.rank(only or 0, partition)
             if owner != LEADER and self._world.rank == LEADER:
                 pieces.send(piece, owner, self._world)
-            elif owner != LEADER and partition == mine and replica == 0:
+            elif owner != LEADER and self._world.rank == owner:
                 pieces.receive(piece, LEADER, self._world)
-            if partition == mine and self._peers.size > 1:
+            if partition == mine and self._peers.size > 1 and only is None:
                 pieces.broadcast(piece, 0, self._peers)
         self._holdings.drop(piece)
 

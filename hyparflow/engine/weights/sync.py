@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -50,6 +50,7 @@ class WeightSync:
         draws_alike: whether replicas keep random generators in the same state, as the model's own
             steps need it (`hyparflow.engine.custom_steps.draws`).
         whole: whether each rank needs the whole model.
+        replicas: id of a weight -> the one replica that updates it; empty if all do.
     """
 
     def __init__(
@@ -63,20 +64,19 @@ class WeightSync:
         touched: Callable[[], Sequence[Any]],
         draws_alike: bool = False,
         whole: bool = False,
+        replicas: Mapping[int, int] | None = None,
     ) -> None:
-        self._model = model
-        self._grid = grid
+        self._model, self._grid = model, grid
         self._world, self._replica, self._peers = world, replica, peers
         self._owners = {key: who[0] for key, who in holders.items()}
-        self._touched = touched
-        self._draws_alike = draws_alike
+        self._touched, self._draws_alike = touched, draws_alike
         self._seeds = unique(seed_states(model))
         self._weights = unique([*model.weights, *self._seeds])
         optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
         self._slots = [] if optimizer is None else unique(optimizer.variables)
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
-        self.holdings = Holdings(grid, world.rank, held, optimizer, whole)
+        self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas)
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [
@@ -155,13 +155,14 @@ class WeightSync:
         return [variable for variable in own if id(variable) not in raw]
 
     def is_elsewhere(self, variable: Any) -> bool:
-        """Whether another partition owns this variable of the model or its optimizer."""
+        """Whether another rank owns this variable of the model or its optimizer."""
         mine = self._grid.partition(self._world.rank)
         if isinstance(variable, keras.Variable) and id(variable) in self._owners:
             return self._owners[id(variable)] != mine
         used = {id(slot) for slot in self._touched()}
         is_slot = any(variable is slot for slot in self._slots)  # a variable of TensorFlow is none
-        return is_slot and self._grid.num_partitions > 1 and id(raw_variable(variable)) not in used
+        parted = self._grid.num_partitions > 1 or self.holdings.is_sharded
+        return is_slot and parted and id(raw_variable(variable)) not in used
 
     def checksums(self) -> list[int | None]:
         """A checksum of each weight and optimizer slot; None of those without memory."""
@@ -194,10 +195,10 @@ class WeightSync:
         """Give owners' variables to all ranks: everything, or what all need. Collective."""
         self.agree()
         seeds = [state.numpy() for state in self._seeds]
-        for partition, part in self._owned().items():
+        for owner, part in self._owned().items():
             if not everything:
                 part = [v for v in part if self.holdings.holders(v) is None]
-            self._broadcast(part, self._grid.rank(0, partition))
+            self._broadcast(part, owner)
         if self._grid.replica(self._world.rank) and not self._draws_alike:
             for state, value in zip(self._seeds, seeds, strict=True):
                 state.assign(value)  # replicas keep their own random numbers until the end
@@ -214,10 +215,10 @@ class WeightSync:
             self.gather()
             return
         self.agree()
-        for partition, part in self._owned().items():
+        for owner, part in self._owned().items():
             given = [v for v in part if everything or self.holdings.holders(v) is None]
             for piece in pieces.pieces(given):
-                self._bring(piece, partition)
+                self._bring(piece, owner)
 
     @property
     def bytes_in_vain(self) -> int:
@@ -253,8 +254,7 @@ class WeightSync:
         """The number of a variable of the model or its optimizer."""
         return numbers_of([*self._weights, *self._slots])[id(variable)]
 
-    def _bring(self, piece: Sequence[Any], partition: int) -> None:
-        owner = self._grid.rank(0, partition)
+    def _bring(self, piece: Sequence[Any], owner: int) -> None:
         if owner == LEADER:
             return
         if self._world.rank == LEADER:
@@ -269,23 +269,25 @@ class WeightSync:
             self._broadcast(part, self._grid.rank(0, partition))
 
     def _owned(self) -> dict[int, list[Any]]:
-        """The variables that each partition owns. Collective."""
-        owned: dict[int, list[Any]] = {p: [] for p in range(self._grid.num_partitions)}
+        """The variables that each rank owns. Collective."""
+        ranks = range(self._world.size) if self.holdings.is_sharded else self._grid.replica_ranks(0)
+        owned: dict[int, list[Any]] = {rank: [] for rank in ranks}
         for variable in self._weights:
-            owned[self._owners.get(id(variable), 0)].append(variable)
+            owned[self._grid.rank(0, self._owners.get(id(variable), 0))].append(variable)
         for slot, owner in zip(self._slots, self._slot_owners(), strict=True):
             owned[owner].append(slot)
         return owned
 
     def _slot_owners(self) -> list[int]:
-        """The partition that updates each optimizer variable: the first that uses it."""
+        """The rank that updates each optimizer variable: the first that uses it."""
         used = {id(variable) for variable in self._touched()}
         mine = [i for i, slot in enumerate(self._slots) if id(raw_variable(slot)) in used]
-        everyone = self._replica.all_gather_objects(mine, "the owners of optimizer state")
+        ranks = self._world if self.holdings.is_sharded else self._replica
+        everyone = ranks.all_gather_objects(mine, "the owners of optimizer state")
         owners = [self.holdings.owner(slot) for slot in self._slots]
-        for partition in reversed(range(len(everyone))):
-            for index in everyone[partition]:
-                owners[index] = partition
+        for rank in reversed(range(len(everyone))):  # a rank of the first replica, or of all
+            for index in everyone[rank]:
+                owners[index] = rank
         return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:

@@ -17,9 +17,11 @@ __all__ = [
     "applying_part",
     "check_given",
     "check_known",
+    "count_finite_step",
     "inner_optimizer",
     "learning_rates",
     "optimizers_of",
+    "own_application",
     "same_settings",
     "settable_learning_rates",
     "skip_overflowed_step",
@@ -37,6 +39,19 @@ _EACH_ALONE = (
     *("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lamb", "Lion"),
     *("RMSprop", "SGD"),
 )
+
+
+_APPLYING = (
+    *("apply", "apply_gradients", "_common_apply", "_tf_apply", "_backend_apply_gradients"),
+    *("_backend_update_step", "_internal_apply_gradients", "_clip_gradients"),
+)
+
+
+def own_application(optimizer: Any) -> str | None:
+    """The method that an optimizer of the user's own overrides, of those that see all gradients."""
+    classes = [kind for one in (optimizer, inner_optimizer(optimizer)) for kind in type(one).mro()]
+    own = [kind for kind in classes if not kind.__module__.startswith("keras.")]
+    return next((name for name in _APPLYING for kind in own if name in vars(kind)), None)
 
 
 def check_known(optimizer: Any, variables: list[Any]) -> None:
@@ -147,6 +162,15 @@ def skip_overflowed_step(optimizer: Any) -> None:
     Its public `apply` checks the gradients of this rank only, which may all be finite.
     """
     optimizer._stateful_handle_non_finite_grads()
+
+
+def count_finite_step(optimizer: Any) -> None:
+    """Let a LossScaleOptimizer count a step, and raise its scale, where it has no weight to update.
+
+    Its public `apply` takes one gradient at least.
+    """
+    with patched(optimizer.inner_optimizer, apply=lambda *args, **kwargs: None):
+        optimizer._stateful_handle_finite_grads([], [])
 
 
 def updates_each_alone(optimizer: Any, variables: list[Any]) -> bool:
