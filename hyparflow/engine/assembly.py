@@ -37,6 +37,7 @@ from hyparflow.model import masks
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch
 from hyparflow.model.keras_internals.layers import (
+    activity_is_summed,
     all_layers,
     call_model,
     opened_graph,
@@ -72,6 +73,7 @@ def build_rank_engine(
         rows: the numbers of rows of micro-batches, as far as they are known.
     """
     require_recomputing(choice.agree(world), options.recompute)
+    activity_is_summed()  # what is traced may not be the place to find out
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
@@ -271,7 +273,8 @@ def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
             zeros = [tf.zeros([rows, *shape], keras.config.floatx()) for shape in shapes]
             y_pred = output_structure(functional, zeros)
         else:
-            y_pred = call_model(model, x, False)
+            with keras.StatelessScope():  # layers of Keras draw for dropout in any call
+                y_pred = call_model(model, x, False)
         return terms.weights(y, y_pred, sample_weight)
 
     return Compiled(weigh, False, choice.compiler().call)

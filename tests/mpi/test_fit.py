@@ -678,3 +678,32 @@ def test_callback_error_reaches_every_rank() -> None:
         hf.fit(model, x, y, verbose=0, callbacks=[callback], **LAYOUT)
     history = hf.fit(model, x, y, verbose=0, **LAYOUT)
     assert len(history.history["loss"]) == 1
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("kind", ["dropout", "recurrent_dropout"])
+def test_masks_take_no_random_numbers(kind: str) -> None:
+    """The whole model is called for the masks of its losses; Keras's RNNs draw in any call."""
+
+    def build_one() -> Any:
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input([5, 4])
+        x = layers.LSTM(4, **{kind: 0.3})(
+            layers.GRU(4, return_sequences=True)(layers.Masking()(inputs))
+        )
+        model = keras.Model(inputs, layers.Dense(2)(x))
+        model.compile("sgd", "mse")
+        return model
+
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(8, 5, 4)), random.normal(size=(8, 2))
+    plain, model = build_one(), build_one()
+    keras.utils.set_random_seed(5)
+    expected = plain.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    keras.utils.set_random_seed(5)
+    more = {"batch_size": 4, "epochs": 2, "verbose": 0}
+    found = hf.fit(model, x, y, strategy="model", num_microbatches=1, **more)
+    faults = Outcome(found.history, State.of(model)).compare(
+        Outcome(expected.history, State.of(plain))
+    )
+    require_none(faults, kind)

@@ -198,7 +198,7 @@ def test_replicas_without_weights(name: str) -> None:
 def lookups() -> Any:
     tokens = keras.Input([6], dtype="int32")
     x = keras.layers.Embedding(11, 4, mask_zero=True)(tokens)
-    x = keras.layers.LSTM(4, kernel_constraint="max_norm")(x)
+    x = keras.layers.LSTM(4, kernel_constraint="max_norm", activity_regularizer="l2")(x)
     return keras.Model(tokens, keras.layers.Dense(3)(x))
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 __all__ = [
+    "activity_is_summed",
     "added_losses",
     "additional_losses",
     "all_layers",
@@ -225,7 +226,7 @@ def additional_losses(layer: Any, share: Any, sums: Collection[tuple[int, int]])
     """
     losses = []
     for sub in all_layers(layer):
-        is_sum = sub.activity_regularizer is not None and _activity_is_summed()
+        is_sum = sub.activity_regularizer is not None and activity_is_summed()
         for position, loss in enumerate(sub._get_own_losses()):
             if is_sum or (id(sub), position) in sums:
                 loss = keras.ops.sum(loss) / keras.ops.cast(share, loss.dtype)
@@ -234,7 +235,7 @@ def additional_losses(layer: Any, share: Any, sums: Collection[tuple[int, int]])
 
 
 @functools.cache
-def _activity_is_summed() -> bool:
+def activity_is_summed() -> bool:
     """Whether this Keras sums activity regularizers over the rows of a batch."""
     layer = keras.layers.Activation("linear", activity_regularizer=keras.ops.sum, dtype="float32")
     from keras.src.utils.module_utils import tensorflow as tf
