@@ -6,6 +6,7 @@ SPEC.json says what and how, and names a folder. Each rank writes "rank-N.json" 
 so that what was measured before a rank is killed is not lost.
 """
 
+import contextlib
 import json
 import resource
 import sys
@@ -73,7 +74,10 @@ def main() -> None:
     (x, y), _ = common.load_images(spec["data"], rows)
     measured.start()
     depth, version = cifar10_resnet.choose(spec["depth"], 2)
-    model = cifar10_resnet.build(depth, version)
+    # What is built so has weights where they are owned, and leaves them there.
+    apart = spec["options"].get("gather") is False
+    with hf.deferred() if apart else contextlib.nullcontext():
+        model = cifar10_resnet.build(depth, version)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
     size = {"depth": depth, "layers": len(model.layers), "parameters": model.count_params()}
     measured.note(build=measured.passed(), **size)

@@ -179,7 +179,12 @@ class ParallelModel:
 
     def __str__(self) -> str:
         grid = self.options.grid
-        return f"replicas: {grid.num_replicas}\n{self._session.layout().describe()}"
+        lines = [f"replicas: {grid.num_replicas}", self._session.layout().describe()]
+        if self.options.recompute is not None:
+            lines.append(f"forwards computed again: {self.options.recompute}")
+        if self.options.shard_optimizer and grid.num_replicas > 1:
+            lines.append("optimizer state: sharded over the replicas")
+        return "\n".join(lines)
 
     # --- arguments ---
 

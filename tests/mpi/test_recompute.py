@@ -225,3 +225,13 @@ def test_a_model_that_cannot_be_divided_is_said() -> None:
     noticed = pytest.warns(UserWarning, match="`recompute` saves nothing")
     with noticed if hf.is_leader() else contextlib.nullcontext():
         hf.fit(model, x, y, batch_size=8, strategy="data", recompute="block", verbose=0)
+
+
+@pytest.mark.on_ranks(2)
+def test_it_is_shown() -> None:
+    inputs = keras.Input([4])
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(3)(inputs)))
+    shown = hf.parallelize(model, strategy="model", recompute="block")
+    assert "forwards computed again: block" in str(shown)
+    assert "again" not in str(hf.parallelize(model, strategy="model"))
+    assert "sharded" in str(hf.parallelize(model, strategy="data", shard_optimizer=True))

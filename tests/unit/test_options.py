@@ -297,11 +297,12 @@ CONSUMERS = {
     "gather": {"training/fit_on_ranks.py", "training/worker.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
-    | {"training/make_parallel.py"}
+    | {"training/make_parallel.py", "training/parallel_model.py"}
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"},
+    "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"}
+    | {"training/parallel_model.py"},
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }
