@@ -20,6 +20,13 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 RANDOM = np.random.default_rng(0)
 ROWS, LABELS = RANDOM.normal(size=(24, 6)), RANDOM.normal(size=(24, 3))
 TOKENS = RANDOM.integers(1, 11, size=(24, 6))
+
+
+def slow(*arguments: Any) -> Any:
+    """Arguments for which another test shows nearly the same."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 GRIDS = pytest.mark.parametrize("grid", [g for g in grids(WORLD.size) if g[1] > 1], ids=str)
 ON_2 = pytest.mark.on_ranks(2)  # 4 ranks show no more of one optimizer, model or callback
 
@@ -187,7 +194,7 @@ def small() -> Any:
     return keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(inputs))
 
 
-@pytest.mark.parametrize("name", ["scaled", "global clipnorm", "nadam"])
+@pytest.mark.parametrize("name", ["scaled", slow("global clipnorm"), slow("nadam")])
 def test_replicas_without_weights(name: str) -> None:
     plain, model = build(OPTIMIZERS[name](), small), build(OPTIMIZERS[name](), small)
     plain_fit(plain, epochs=2)
@@ -226,7 +233,7 @@ def unused() -> Any:
     return keras.Model(inputs, keras.layers.Dense(3)(Spare()(inputs)))
 
 
-@pytest.mark.parametrize("make", [lookups, common, unused])
+@pytest.mark.parametrize("make", [lookups, common, slow(unused)])
 @GRIDS
 def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
     rows = TOKENS if make is lookups else ROWS
@@ -257,7 +264,7 @@ def _halve_slots(model: Any) -> None:
 
 
 @ON_2
-@pytest.mark.parametrize("function", [_slots, _halve_slots])
+@pytest.mark.parametrize("function", [slow(_slots), _halve_slots])
 @GRIDS
 def test_what_callbacks_read_and_write(function: Any, grid: tuple[int, int]) -> None:
     plain, model, ours, theirs = build(), build(), At(function), At(function)
