@@ -176,6 +176,7 @@ def compare(make: Callable[[], Any], names: Any = None, eager: bool = True) -> N
         require_none(actual.compare(expected), name)
 
 
+@pytest.mark.slow  # compiled models are tried in all of these ways, in less than half the time
 @pytest.mark.on_ranks(2)
 def test_places_of_a_model_that_runs_eagerly() -> None:
     names = ["data", "parts", "gpipe", "zero-bubble", "interleaved"]

@@ -145,7 +145,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 
 # Others differ in formulas for one weight, which Keras computes, and take 5 s each to compile.
-USUAL = ("momentum, clipnorm", "decay with exceptions", "averages", "accumulated", "scaled")
+USUAL = ("momentum, clipnorm", "decay with exceptions", "averages", "scaled")
 
 
 @ON_2

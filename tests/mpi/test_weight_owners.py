@@ -161,7 +161,7 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("name", ["get_weights", slow("one by one"), slow("a call"), "slots"])
+@pytest.mark.parametrize("name", ["get_weights", slow("one by one"), slow("a call"), slow("slots")])
 @GRIDS
 def test_what_callbacks_read(name: str, grid: tuple[int, int]) -> None:
     hook, read = READERS[name]
@@ -334,7 +334,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.on_ranks(2)
 @pytest.mark.parametrize(
-    "name", ["own", "average", "clipped", *map(slow, ["accumulated", "scaled", "decayed", "muon"])]
+    "name", ["own", *map(slow, ["average", "clipped", "accumulated", "scaled", "decayed", "muon"])]
 )
 @GRIDS
 def test_optimizers(name: str, grid: tuple[int, int]) -> None:
@@ -384,7 +384,7 @@ def _shared() -> Any:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("make", [_masked, slow(_masked_to_the_end), slow(_looked_up), _shared])
+@pytest.mark.parametrize("make", [slow(_masked), _masked_to_the_end, slow(_looked_up), _shared])
 @GRIDS
 def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
     """Masks, whose weights all ranks trace; weights that two partitions share; frozen ones."""
@@ -461,6 +461,7 @@ def test_frozen_weights_that_another_partition_reads(kind: str, grid: tuple[int,
     require_none(unlike(state(model), state(plain)), kind)
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("deferred", [True, slow(False)])
 def test_replicas_alone(deferred: bool) -> None:
     """Without partitions every rank holds everything, and `gather` changes nothing."""
