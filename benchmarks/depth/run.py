@@ -6,8 +6,8 @@
     python benchmarks/depth/run.py --report
 
 Each case is a job of its own, started by mpirun, one after the other: plain Keras in one process,
-or hyparflow on one, two or four ranks; "apart": with weights at their owners only; "again": with
-forwards of blocks computed again. Seconds are those of the clock, and in brackets those of the
+or hyparflow on one, two or four ranks; "deferred": with weights at their owners only, which the
+other last ones are, too. Seconds are those of the clock, and in brackets those of the
 processor on rank 0; memory is the peak of each rank above a bare import. Cases that are run again
 take the place of those before in results.json, from which table.rst and depth.png are made.
 """
@@ -38,9 +38,9 @@ SETUPS: dict[str, tuple[int, dict[str, Any] | None]] = {
     "one process": (1, {}),
     "model x2": (2, {"strategy": "model"}),
     "data x2": (2, {"strategy": "data"}),
-    "model x2 apart": (2, {"strategy": "model", "gather": False}),
-    "model x2 again": (2, {"strategy": "model", "gather": False, "recompute": "block"}),
-    "model x4 again": (4, {"strategy": "model", "gather": False, "recompute": "block"}),
+    "model x2 deferred": (2, {"strategy": "model", "gather": False}),
+    "model x2 recompute": (2, {"strategy": "model", "gather": False, "recompute": "block"}),
+    "model x4 recompute": (4, {"strategy": "model", "gather": False, "recompute": "block"}),
 }
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 MIB = 1 << 20
