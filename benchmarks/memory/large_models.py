@@ -10,6 +10,8 @@ import pathlib
 import threading
 import time
 
+import psutil
+
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", choices=["mlp", "gpt"], default="mlp")
 parser.add_argument("--gib", type=float, default=0.5, help="size of the weights, float32")
@@ -24,13 +26,14 @@ parser.add_argument("--save", help="save the model to this file afterwards")
 parser.add_argument("--load", help="load the weights from this file first")
 wanted = parser.parse_args()
 
-GROUPS = pathlib.Path("/sys/fs/cgroup/memory")
 WORDS, LENGTH = 1000, 64
 
 
 def limit_memory(gib: float) -> None:
     """Put this process into a group of its own (cgroups, version 1)."""
-    group = GROUPS / f"hyparflow-{os.getpid()}"
+    mounts = psutil.disk_partitions(all=True)
+    memory = (m for m in mounts if m.fstype == "cgroup" and "memory" in m.opts.split(","))
+    group = pathlib.Path(next(memory).mountpoint) / f"hyparflow-{os.getpid()}"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(int(gib * 2**30)))
     (group / "tasks").write_text(str(os.getpid()))
@@ -50,8 +53,7 @@ from hyparflow.model.keras_internals.deferred_variables import is_absent  # noqa
 
 def resident() -> int:
     """MiB of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    return psutil.Process().memory_info().rss >> 20
 
 
 def make_mlp() -> keras.Model:

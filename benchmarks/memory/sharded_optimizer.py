@@ -8,12 +8,13 @@ import.
 """
 
 import argparse
-import os
 import resource
 import statistics
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 parser = argparse.ArgumentParser()
@@ -37,8 +38,7 @@ from hyparflow.training.steps import TrainingSteps  # noqa: E402
 
 def resident() -> int:
     """MiB of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    return psutil.Process().memory_info().rss >> 20
 
 
 def mlp() -> keras.Model:

@@ -79,16 +79,14 @@ def build_rank_engine(
     own = CustomSteps(model, peers, statistics)
     layout, units = _units(model, layout, statistics, own, rows, options.recompute)
     if with_loss:
-        fine = None if units is None else units[1]
-        announce_nothing_saved(world.rank, options.recompute, layout.partitioning, fine)
+        announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
     losses = _losses(model, place, specs, pack, own, groups) if with_loss else None
     learner = shards = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
-        if options.shard_optimizer and options.grid.num_replicas > 1:
-            shards = Shards(model, place, groups)
+        shards = _shards(model, place, options, groups)
         learner = build_learner(model, layout, place, options, groups, shards)
     build = StageBuilder(
         layout=layout,
@@ -116,6 +114,14 @@ def build_rank_engine(
         learner=learner,
         tag_limit=place.replica.tag_limit,
     )
+
+
+def _shards(
+    model: Any, place: Ownership, options: Options, groups: Sequence[WeightGroup]
+) -> Shards | None:
+    """Which replica updates which weights, if the optimizer's state is sharded."""
+    sharded = options.shard_optimizer and options.grid.num_replicas > 1
+    return Shards(model, place, groups) if sharded else None
 
 
 def _is_eager(model: Any) -> bool:

@@ -8,6 +8,7 @@ from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.log import users_stack_level
 from hyparflow.engine.compiled.compiler import Compiler
+from hyparflow.model.graph import FlatGraph
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.pipeline.units import Units
 
@@ -31,10 +32,13 @@ def require_recomputing(compiler: Compiler, recompute: str | None) -> None:
 
 
 def announce_nothing_saved(
-    rank: int, recompute: str | None, stages: Partitioning, units: Units | None
+    rank: int,
+    recompute: str | None,
+    stages: Partitioning,
+    units: tuple[FlatGraph, Units] | None,
 ) -> None:
     """Warn on the leader where the model is a single block, whose backward follows at once."""
-    alone = stages.num_stages == 1 and (units is None or units.table.num_stages == 1)
+    alone = stages.num_stages == 1 and (units is None or units[1].table.num_stages == 1)
     if alone and recompute is not None and rank == LEADER:
         warnings.warn(
             "`recompute` saves nothing where a model is one block. Received: "

@@ -135,11 +135,11 @@ class Fetch(Command):
     """Give the leader one of the present weights or slots, by its number.
 
     Attributes:
-        with_next: whether to give it those that come next, too, as many as one message takes.
+        is_lent: whether the leader gives it back when it asks for the next.
     """
 
     number: int
-    with_next: bool = False
+    is_lent: bool = False
 
 
 @dataclass

@@ -39,7 +39,7 @@ def lend(model: Any, world: World) -> None:
     left.gather_to_leader(everything=False)
     if world.rank != LEADER:
         while (number := _told(None, world)) is not None:
-            left.bring(number, with_next=True)
+            left.lend(number)
 
 
 @contextlib.contextmanager
@@ -49,12 +49,9 @@ def borrowing(model: Any, world: World) -> Iterator[None]:
     if left is None:
         yield
         return
-    lent: list[Any] = []
 
     def ask(variable: Any) -> Any:
-        number = _told(left.number(variable), world)
-        left.holdings.drop(lent)
-        lent[:] = left.bring(number, with_next=True)
+        left.lend(_told(left.number(variable), world))
         return variable.value
 
     left.holdings.fetch = ask

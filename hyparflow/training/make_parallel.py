@@ -101,10 +101,12 @@ def _by_blocks(model: Any, ranks: World | None, recompute: str | None) -> Any:
     elif not _uses_tensorflow():
         return None
     from hyparflow.comm.one_process import one_process
-    from hyparflow.training.sooner import starts_sooner
+    from hyparflow.training.sooner import may_start_sooner, repeats
 
-    if recompute is None and not starts_sooner(model, options):
-        return None
+    if recompute is None:
+        known = options.built_for in Sessions.of(model).by_layout  # the graph was looked at
+        if not (may_start_sooner(model) and (known or repeats(model, options))):
+            return None
     return _in_session(model, options, ranks or one_process(), None)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.model.keras_internals.compiled import tracked_metrics
 from hyparflow.model.keras_internals.optimizer import settable_learning_rates
@@ -38,8 +37,7 @@ class SharedWeights:
     def __init__(self, model: Any, sync: WeightSync, world: World, to_all: bool) -> None:
         self._model, self._sync, self._world = model, sync, world
         self._to_all = to_all or not sync.holdings.parts
-        self.streams = False  # whether the leader has few weights of other partitions at once
-        self._streamed: list[Any] = []  # these
+        self.streams = False  # whether the leader is lent weights of other partitions
         self._fetched = 0  # bytes that were asked for one by one since the last step
         self.log = WriteLog(self._told_otherwise, self._is_behind)
         self._watched: list[int | None] | None = None
@@ -79,11 +77,7 @@ class SharedWeights:
             yield
         finally:
             self.streams = False
-            self._stream([])
-
-    def _stream(self, variables: list[Any]) -> None:
-        self._sync.holdings.drop(self._streamed)
-        self._streamed = variables
+            self._sync.take_back()
 
     def agree(self) -> None:
         """Let replicas agree on moving statistics, before a use without training. Collective."""
@@ -133,14 +127,13 @@ class SharedWeights:
 
     def _fetch(self, command: Fetch) -> None:
         self._world.board.write("takes a weight to the leader")
-        variables = self._sync.bring(command.number, command.with_next)
-        if self._world.rank != LEADER:
+        if command.is_lent:
+            self._sync.lend(command.number)
             return
-        if self.streams:
-            self._stream(variables)
-        else:
+        size = self._sync.bring(command.number)
+        if self._world.rank == LEADER:
             self._brought = True
-            self._fetched += sum(map(bytes_of, variables))
+            self._fetched += size
             if self._fetched > max(self._sync.bytes_elsewhere // 2, _FEW):
                 notices.announce_fetched(self._model, self._fetched)
 

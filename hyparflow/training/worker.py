@@ -154,7 +154,7 @@ class Worker:
 
     def _fetch(self, variable: Any) -> Any:
         number = self._part.sync.number(variable)
-        self.order(Fetch(number, with_next=self.weights.streams))
+        self.order(Fetch(number, is_lent=self.weights.streams))
         return variable.value
 
     def send_writes(self) -> None:

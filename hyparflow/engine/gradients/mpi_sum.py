@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from hyparflow.comm.communicator import Communicator
-from hyparflow.comm.requests import Pending
-from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 from hyparflow.engine.gradients.flat_buffer import FlatBuffer, adder, buckets, carried_type
+from hyparflow.engine.gradients.pending_sums import PendingSums
 from hyparflow.engine.gradients.scattered_sum import ScatteredSum
 
 __all__ = ["DenseSum", "MakeSum", "MpiSum", "mpi_sums"]
@@ -71,15 +70,13 @@ class MpiSum:
         dtypes: Sequence[np.dtype],
         compression: str | None = None,
     ) -> None:
-        self._comm = comm
-        self._count = len(shapes)
+        self._comm, self._sums = comm, PendingSums(len(shapes))
         self._buffers: list[tuple[list[int], FlatBuffer]] = []
         for members in buckets(shapes, dtypes):
             dtype = dtypes[members[0]]
             carried = carried_type(dtype, compression)
             buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
             self._buffers.append((members, buffer))
-        self._pending: list[tuple[Pending, TensorBuffer]] = []
         self.size = sum(buffer.size for _, buffer in self._buffers)
 
     def start(self, values: Sequence[Any]) -> None:
@@ -90,22 +87,15 @@ class MpiSum:
                 pending = self._comm.start_rounded_sum(total.array, _WHAT, mine, adder(mine.dtype))
             else:
                 pending = self._comm.start_sum(total.array, _WHAT, mine)
-            self._pending.append((pending, total))
+            self._sums.add(pending, members, buffer, total)
 
     def advance(self) -> bool:
         """Let MPI make progress; returns whether the sums are done."""
-        done = [pending.advance() for pending, _ in self._pending]  # all, not only the first
-        return all(done)
+        return self._sums.advance()
 
     def finish(self) -> list[Any]:
         """The sums, in the order of the tensors."""
-        result: list[Any] = [None] * self._count
-        for (members, buffer), (pending, total) in zip(self._buffers, self._pending, strict=True):
-            pending.wait()
-            for i, value in zip(members, buffer.unpack(total), strict=True):
-                result[i] = value
-        self._pending.clear()
-        return result
+        return self._sums.finish()
 
 
 def mpi_sums(comm: Communicator, compression: str | None = None) -> MakeSum:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from hyparflow.comm.communicator import Communicator
-from hyparflow.comm.requests import Pending
-from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 from hyparflow.engine.gradients.flat_buffer import FlatBuffer, buckets, carried_type
+from hyparflow.engine.gradients.pending_sums import PendingSums
 
 __all__ = ["ScatteredSum"]
 
@@ -34,7 +33,7 @@ class ScatteredSum:
         dtypes: Sequence[np.dtype],
         owners: Sequence[int],
     ) -> None:
-        self._comm, self._count = comm, len(shapes)
+        self._comm, self._sums = comm, PendingSums(len(shapes))
         self._buffers: list[tuple[int, list[int], FlatBuffer]] = []
         for owner in sorted(set(owners)):
             theirs = [i for i, other in enumerate(owners) if other == owner]
@@ -44,7 +43,6 @@ class ScatteredSum:
                 carried = carried_type(dtype, None)
                 buffer = FlatBuffer([shapes[i] for i in members], dtype, carried)
                 self._buffers.append((owner, members, buffer))
-        self._pending: list[tuple[Pending, TensorBuffer | None]] = []
         self.size = sum(buffer.size for _, _, buffer in self._buffers)
 
     def start(self, values: Sequence[Any]) -> None:
@@ -54,21 +52,12 @@ class ScatteredSum:
             total = buffer.empty() if owner == self._comm.rank else None
             array = None if total is None else total.array
             pending = self._comm.start_sum_to(array, owner, "the sum of gradients", mine)
-            self._pending.append((pending, total))
+            self._sums.add(pending, members, buffer, total)
 
     def advance(self) -> bool:
         """Let MPI make progress; returns whether the sums are done."""
-        done = [pending.advance() for pending, _ in self._pending]  # all, not only the first
-        return all(done)
+        return self._sums.advance()
 
     def finish(self) -> list[Any]:
         """The sums that this rank owns, in the order of the tensors; None for the others."""
-        result: list[Any] = [None] * self._count
-        pairs = zip(self._buffers, self._pending, strict=True)
-        for (_, members, buffer), (pending, total) in pairs:
-            pending.wait()
-            if total is not None:
-                for i, value in zip(members, buffer.unpack(total), strict=True):
-                    result[i] = value
-        self._pending.clear()
-        return result
+        return self._sums.finish()

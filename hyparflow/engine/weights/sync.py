@@ -74,6 +74,9 @@ class WeightSync:
         self._weights = unique([*model.weights, *self._seeds])
         optimizer = getattr(model, "optimizer", None)  # an uncompiled model has none
         self._slots = [] if optimizer is None else unique(optimizer.variables)
+        self._known = [*self._weights, *self._slots]
+        self._numbers = numbers_of(self._known)
+        self._lent: list[Any] = []  # to the leader, which gives it back when it asks again
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
         self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas)
@@ -92,12 +95,11 @@ class WeightSync:
         Raises:
             ValueError: if ranks have other `further` variables.
         """
-        known = [*self._weights, *self._slots]
-        raw = {id(v) for variable in known for v in (variable, raw_variable(variable))}
+        known = self._known
         if further is not None:
-            further = [v for v in further if id(v) not in raw]
+            further = [v for v in further if id(v) not in self._numbers]
             self._require_same(further)
-            known += further
+            known = [*known, *further]
         self._leaders.hand_out(known)
         self.drop()
         for variable in self._weights:
@@ -132,27 +134,24 @@ class WeightSync:
 
         Variables that model, losses, metrics and own layers do not lead to are left out.
         """
-        known = [*self._weights, *self._slots]
-        numbers = numbers_of(known)
+        numbers = self._numbers
         if any(id(variable) not in numbers for variable in variables):
-            numbers = numbers_of([*known, *self._users_own()])
+            numbers = numbers_of([*self._known, *self._users_own()])
         return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
 
     def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
         """Write the values that `describe` returned on the leader."""
-        known = [*self._weights, *self._slots]
+        known = self._known
         if any(number >= len(known) for number, _ in values):
-            known += self._users_own()
+            known = [*known, *self._users_own()]
         for number, value in values:
             if not is_elsewhere(known[number]):
                 known[number].assign(value)
 
     def _users_own(self) -> list[Any]:
         """The variables that losses, metrics and own layers lead to, beside weights and slots."""
-        known = [*self._weights, *self._slots]
-        raw = {id(v) for variable in known for v in (variable, raw_variable(variable))}
         own = reachable_variables([self._model, compile_arguments(self._model)])
-        return [variable for variable in own if id(variable) not in raw]
+        return [variable for variable in own if id(variable) not in self._numbers]
 
     def is_elsewhere(self, variable: Any) -> bool:
         """Whether another rank owns this variable of the model or its optimizer."""
@@ -166,16 +165,14 @@ class WeightSync:
 
     def checksums(self) -> list[int | None]:
         """A checksum of each weight and optimizer slot; None of those without memory."""
-        known = [*self._weights, *self._slots]
-        return [None if is_absent(variable) else pieces.checksum(variable) for variable in known]
+        return [None if is_absent(v) else pieces.checksum(v) for v in self._known]
 
     def changed(self, before: Sequence[int | None]) -> list[Any]:
         """The weights and slots that have changed since `checksums` returned `before`.
 
         What has got its memory since then has been written only if a method of Keras did so.
         """
-        known = [*self._weights, *self._slots]
-        triples = zip(known, before, self.checksums(), strict=True)
+        triples = zip(self._known, before, self.checksums(), strict=True)
         return [v for v, old, new in triples if None not in (old, new) and old != new]
 
     def _separate_seeds(self) -> None:
@@ -229,30 +226,36 @@ class WeightSync:
     @functools.cached_property
     def bytes_elsewhere(self) -> int:
         """The size of all that this rank does not need."""
-        known = [*self._weights, *self._slots]
-        return sum(pieces.bytes_of(v) for v in known if not self.holdings.needs(v))
+        return sum(pieces.bytes_of(v) for v in self._known if not self.holdings.needs(v))
 
-    def bring(self, number: int, with_next: bool = False) -> list[Any]:
-        """Give the owner's value of one variable to the leader. Collective.
+    def bring(self, number: int) -> int:
+        """Give the owner's value of one variable to the leader. Collective; returns its size."""
+        variable = self._known[number]
+        self._bring([variable], self.holdings.owner(variable))
+        return pieces.bytes_of(variable)
 
-        Args:
-            number: the variable's.
-            with_next: whether to give those that come next, too, as many as one message takes.
+    def lend(self, number: int) -> None:
+        """Give the leader a variable and those that come next, as many as one message takes.
 
-        Returns:
-            The variables that were given.
+        They take the place of those that were lent before. Collective.
         """
-        known, owner = [*self._weights, *self._slots], self.holdings.owner
-        piece = [known[number]]
-        if with_next:
-            same = itertools.takewhile(lambda v: owner(v) == owner(known[number]), known[number:])
-            piece = pieces.first_piece(same)
-        self._bring(piece, owner(known[number]))
-        return piece
+        self.take_back()
+        owner = self.holdings.owner
+        of = owner(self._known[number])
+        same = itertools.takewhile(
+            lambda v: owner(v) == of, itertools.islice(self._known, number, None)
+        )
+        self._lent = pieces.first_piece(same)
+        self._bring(self._lent, of)
+
+    def take_back(self) -> None:
+        """Give back the leader's memory of what was lent to it."""
+        self.holdings.drop(self._lent)
+        self._lent = []
 
     def number(self, variable: Any) -> int:
         """The number of a variable of the model or its optimizer."""
-        return numbers_of([*self._weights, *self._slots])[id(variable)]
+        return self._numbers[id(variable)]
 
     def _bring(self, piece: Sequence[Any], owner: int) -> None:
         if owner == LEADER:
