@@ -144,6 +144,9 @@ def _gathered(method: Callable[..., Any], worker: Worker, writes: bool) -> Calla
 def _streamed(method: Callable[..., Any], worker: Worker) -> Callable[..., Any]:
     """`method`, which reads one weight after another, with the owners asked for each."""
 
+    if not worker.weights.are_parted:
+        return _gathered(method, worker, writes=False)
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         worker.order(Gather(everything=False))
         with worker.weights.streaming(), saving_by_disk():

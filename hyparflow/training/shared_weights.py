@@ -54,6 +54,11 @@ class SharedWeights:
         }
 
     @property
+    def are_parted(self) -> bool:
+        """Whether ranks hold parts of the weights and slots."""
+        return self._sync.holdings.parts
+
+    @property
     def bytes_elsewhere(self) -> int:
         """The size of what this rank's partition does not need."""
         return self._sync.bytes_elsewhere
