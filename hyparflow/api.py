@@ -149,7 +149,7 @@ def fit(
         from hyparflow.training.fit_on_ranks import fit_on_ranks
 
         return fit_on_ranks(fit, model, args, kwargs, parallel | {"trace": trace}, options)
-    if is_auto(parallel["strategy"]) and plan is None:
+    if _is_automatic(parallel):
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
     return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
 
@@ -172,14 +172,15 @@ def _launch_options(launch: Any) -> dict[str, Any] | None:
 def _automatic(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parallel: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
-    """What strategy="auto" stands for, and the arguments of `fit`, in which a stream is opened.
+    """What "auto" stands for, and the arguments of `fit`, in which a stream is opened.
 
     All is as given where there is nothing to plan.
     """
     with abort.alike():
         ranks = world()
-    if ranks is None or ranks.size == 1:
+    if (ranks is None or ranks.size == 1) and not is_auto(parallel["recompute"]):
         return parallel, args, kwargs
+    from hyparflow.comm.one_process import one_process
     from hyparflow.model.checks import check_model
     from hyparflow.training.auto import PlanCache, plan_fit
     from hyparflow.training.data_arguments import keras_arguments
@@ -188,6 +189,7 @@ def _automatic(
     with abort.alike():
         check_model(model)
         left_open = {*planned_names(), "plan"}
+        ranks = ranks or one_process()
         resolve(ranks.size, **{k: v for k, v in parallel.items() if k not in left_open})
         sessions = Sessions.of(model)
         sessions.known = sessions.known or PlanCache()
@@ -236,13 +238,22 @@ def predict(model: Any, *args: Any, plan: Any = None, **kwargs: Any) -> Any:
 
 
 def _as_planned(model: Any, parallel: dict[str, Any]) -> dict[str, Any]:
-    """For strategy="auto", the arguments that the last `fit` of this model has planned."""
+    """For "auto", the arguments that the last `fit` of this model has planned."""
     from hyparflow.training.make_parallel import Sessions
 
-    if not is_auto(parallel["strategy"]) or parallel["plan"] is not None:
+    if not _is_automatic(parallel):
         return parallel
     known = Sessions.of(model).known
-    return parallel if known is None or known.last is None else parallel | known.last
+    if known is not None and known.last is not None:
+        return parallel | known.last
+    # Without a backward nothing is computed again.
+    return parallel | ({"recompute": None} if is_auto(parallel["recompute"]) else {})
+
+
+def _is_automatic(parallel: dict[str, Any]) -> bool:
+    """Whether `fit` plans what was not given."""
+    asked = is_auto(parallel["strategy"]) or is_auto(parallel["recompute"])
+    return asked and parallel["plan"] is None
 
 
 def _parted(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,7 +23,7 @@ __all__ = ["Options", "declared", "is_given", "planned_names", "resolve", "takin
 
 _STRATEGIES = ("data", "model", "hybrid", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
-_RECOMPUTE = ("block", "segments")  # `hyparflow.engine.stages.segmented_stage`
+_RECOMPUTE = ("block", "segments", "auto")  # `hyparflow.engine.stages.segmented_stage`
 _ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -46,8 +46,6 @@ def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any
 class Options:
     """How a model is spread over the ranks: the parallel arguments, checked.
 
-    The ones that `resolve` returns are complete, except that `num_microbatches` may be "auto".
-
     Raises:
         ValueError: if one of them is not valid.
     """
@@ -58,9 +56,9 @@ class Options:
         'String or `None`. `"data"`: every rank trains a replica on its part of the batch. '
         '`"model"`: one replica is cut into as many partitions as there are ranks. `"hybrid"`: '
         "both, as `num_partitions` and `num_replicas` say. `None`: what these numbers say, data "
-        'parallelism without any. `"auto"`: `fit` plans what is not given. Rank 0 measures the '
-        "model's layers, and all ranks train by the fastest layout that fits in memory; "
-        "`evaluate` and `predict` of the same model then use that plan.",
+        'parallelism without any. `"auto"`: `fit` plans what is not given: rank 0 measures the '
+        "layers, and all ranks train by the fastest layout that fits in memory, as do `evaluate` "
+        "and `predict` of the same model then.",
         choices=_STRATEGIES,
     )
     num_partitions: int | None = _option(
@@ -97,8 +95,8 @@ class Options:
     lpp: Sequence[int] | None = _option(
         None,
         checks.or_none(checks.layers_per_partition),
-        "List of integers or `None`. Layers per partition: the number of operations of each, or "
-        "of each stage where a partition has several. It overrides the load balancer.",
+        "List of integers or `None`. Layers per partition, or per stage where a partition has "
+        "several: numbers of operations. It overrides the load balancer.",
         planned=True,
         several=True,
     )
@@ -114,10 +112,10 @@ class Options:
     sharded_data: bool = _option(
         False,
         checks.flag,
-        "Boolean. Whether data that are a stream (a dataset, a generator) are already sharded. "
-        "Each replica then reads the one that its own first rank passes, a step takes a batch of "
-        "each, and an epoch ends when all have ended; `ParallelModel.replica` tells which shard "
-        "to make. Otherwise rank 0 reads the stream and deals out its batches.",
+        "Boolean. Whether data that are a stream (a dataset, a generator) are already sharded: "
+        "each replica reads what its own first rank passes, a step takes a batch of each, and an "
+        "epoch ends when all have ended; `ParallelModel.replica` tells which shard to make. "
+        "Otherwise rank 0 reads the stream and deals out its batches.",
         per_call=True,
     )
     stages_per_partition: int | None = _option(
@@ -130,21 +128,21 @@ class Options:
     allreduce: str = _option(
         "mpi",
         checks.one_of(_ALLREDUCE),
-        'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` where it is installed.',
+        'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` if installed.',
         choices=_ALLREDUCE,
     )
     gather: bool = _option(
         True,
         checks.flag,
-        "Boolean. Whether every rank has all weights after the call. With `False` each keeps what "
-        "it has during the call; the next call finds it there, and `ParallelModel.save` saves it.",
+        "Boolean. Whether every rank has all weights after the call. If not, each keeps its own; "
+        "the next call finds them there, and `ParallelModel.save` saves them.",
         per_call=True,
     )
     compression: str | None = _option(
         None,
         checks.or_none(checks.one_of(_COMPRESSION, " or None")),
-        'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, half '
-        "as many bytes, and are added up in 32 bits. The numbers are no longer plain Keras's.",
+        'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, and '
+        "are added up in 32 bits. The numbers are no longer plain Keras's.",
         choices=_COMPRESSION,
     )
     recompute: str | None = _option(
@@ -152,13 +150,16 @@ class Options:
         checks.or_none(checks.one_of(_RECOMPUTE, " or None")),
         'String or `None`. `"block"`: a forward keeps what each block of layers takes, and the '
         'backward of a block computes its forward again. `"segments"`: the same for segments of '
-        "several blocks. Less memory, more time, and the same numbers.",
+        'several blocks. Less memory, more time, and the same numbers. `"auto"`: what fits in '
+        'memory and takes least time; `fit` plans it, as with `strategy="auto"`.',
+        planned=True,
         choices=_RECOMPUTE,
     )
     shard_optimizer: bool = _option(
         False,
         checks.flag,
-        "Boolean. Whether each weight is updated by one replica, which alone holds its slots.",
+        "Boolean. Whether one replica updates each weight, and alone holds its slots.",
+        planned=True,
     )
 
     def __post_init__(self) -> None:

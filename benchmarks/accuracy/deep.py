@@ -21,13 +21,14 @@ from typing import Any
 import keras
 import numpy as np
 
-import hyparflow as hf
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import cifar10_resnet
 import common
+
+import hyparflow as hf
+
+HERE = Path(__file__).resolve().parent
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one process": {},

@@ -34,7 +34,10 @@ def decided_options(names: Iterable[str]) -> Callable[[_Command], _Command]:
             flag = f"--{name.replace('_', '-')}"
             option = declared()[name]
             help_ = f"Consider only {_words(option)}."
-            command = click.option(flag, name, type=_type_of(option), help=help_)(command)
+            kind: dict[str, Any] = {"type": _type_of(option)}
+            if isinstance(option.default, bool):
+                kind = {"is_flag": True, "default": None}
+            command = click.option(flag, name, help=help_, **kind)(command)
         return command
 
     return decorate
@@ -51,4 +54,8 @@ def _words(option: Field[Any]) -> str:
     words = option.name.removeprefix("num_").replace("_", " ").replace("micro", "micro-")
     if option.metadata.get("several"):
         return "these numbers of layers per partition, or per stage"
+    if isinstance(option.default, bool):
+        return f"layouts with {option.name}=True"
+    if option.default is None and option.metadata.get("choices"):
+        return f"layouts with this `{option.name}`"
     return f"this {words}" if option.metadata.get("choices") else f"this many {words}"

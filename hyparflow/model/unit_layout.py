@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from hyparflow.model.call_kinds import call_kinds
@@ -12,10 +13,11 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.layout import ModelCut
 from hyparflow.model.masks import may_make_masks
-from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.pipeline.units import Units, make_units
 
-__all__ = ["UNITS", "units_of", "with_graph"]
+__all__ = ["UNITS", "Blocks", "blocks_of", "units_of", "with_graph"]
 
 # A call of a unit costs half a millisecond: forward and backward should compute for 40 ms or more.
 # A core does so much of the cost that `OperationWork` counts, in a second.
@@ -61,13 +63,57 @@ def with_graph(model: Any, layout: ModelCut, fine: bool = False) -> ModelCut:
     return dataclasses.replace(layout, graph=graph, operations=operations, partitioning=whole)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What decides how stages of a model are divided into units.
+
+    Attributes:
+        kinds: for each operation, a number that those share which compute the same.
+        may_share: whether a unit may be like another, so that one of them is compiled for both.
+    """
+
+    kinds: tuple[int, ...]
+    may_share: bool
+
+    def units(
+        self, operations: OperationGraph, stages: Partitioning, rows: float, fine: bool = False
+    ) -> Units | None:
+        """The units of stages; None if stages are compiled whole.
+
+        Args:
+            operations: of the model.
+            stages: how they are divided into stages.
+            rows: how many rows a micro-batch has.
+            fine: whether units are made of what does not repeat, too, and are short.
+        """
+        setting = _setting()
+        if not (self.may_share or fine):
+            return None
+        always = setting == "all" or fine
+        least = 0.0 if setting == "all" else _COST_OF_A_CALL / max(1, rows)
+        units = make_units(operations, stages, self.kinds, least, always, fine)
+        if units is not None and not self.may_share:
+            units = dataclasses.replace(units, kinds=tuple(range(len(units.kinds))))
+        return units
+
+
+def blocks_of(graph: FlatGraph, alike: bool = True) -> Blocks:
+    """What decides the units of a model.
+
+    Units share nothing where masks come with tensors, and where HYPARFLOW_UNITS forbids it.
+
+    Args:
+        graph: the model's graph.
+        alike: whether a unit may be like another.
+    """
+    masked = may_make_masks([layer for call in graph.calls for layer in call.layers])
+    return Blocks(tuple(call_kinds(graph)), alike and not masked and _setting() != "0")
+
+
 def units_of(
     layout: ModelCut, rows: int, fine: bool = False, alike: bool = True
 ) -> tuple[FlatGraph, Units] | None:
     """A model's graph and the units of its stages; None if stages are compiled whole.
-
-    They are compiled whole where masks come with tensors, unless units must be `fine`: then none is
-    like another.
 
     Args:
         layout: how the model is cut.
@@ -76,15 +122,7 @@ def units_of(
         alike: whether a unit may be like another.
     """
     graph, operations = layout.graph, layout.operations
-    setting = _setting()
-    if graph is None or operations is None or (setting == "0" and not fine):
+    if graph is None or operations is None:
         return None
-    masked = may_make_masks([layer for call in graph.calls for layer in call.layers])
-    if masked and not fine:
-        return None
-    always = setting == "all" or fine
-    least = 0.0 if setting == "all" else _COST_OF_A_CALL / max(1, rows)
-    units = make_units(operations, layout.partitioning, call_kinds(graph), least, always, fine)
-    if units is not None and (masked or setting == "0" or not alike):
-        units = dataclasses.replace(units, kinds=tuple(range(len(units.kinds))))
+    units = blocks_of(graph, alike).units(operations, layout.partitioning, rows, fine)
     return None if units is None else (graph, units)

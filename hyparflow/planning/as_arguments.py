@@ -55,8 +55,9 @@ def planned(
     ]
     if given:
         raise ValueError(
-            "A plan decides strategy, partitions, replicas, micro-batches, schedule and lpp. "
-            f"Received: plan and {', '.join(given)}. Leave one of them out."
+            "A plan decides strategy, partitions, replicas, micro-batches, schedule, lpp, "
+            f"recompute and shard_optimizer. Received: plan and {', '.join(given)}. Leave one of "
+            "them out."
         )
     if num_ranks not in (None, plan.num_ranks):
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hyparflow.formats.sizes import size_text
 from hyparflow.formats.text import counted
 from hyparflow.pipeline.actions import COMPUTATIONS, RECEIVES, SENDS
 from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
@@ -14,6 +13,8 @@ from hyparflow.planning.search.problem import Problem
 
 __all__ = ["make_plan"]
 
+_ALTERNATIVES = 3
+
 
 def make_plan(
     model: str,
@@ -21,7 +22,7 @@ def make_plan(
     problem: Problem,
     best: Prediction,
     single: Prediction,
-    others: Sequence[Prediction],
+    found: Sequence[Prediction],
     memory_limit: int | None,
 ) -> Plan:
     """The plan of the prediction `best`.
@@ -32,7 +33,7 @@ def make_plan(
         problem: the problem that was solved.
         best: the chosen prediction.
         single: the prediction for one process.
-        others: the next best predictions.
+        found: all predictions, the best first; the next best are alternatives.
         memory_limit: bytes per rank, or None.
     """
     candidate = best.candidate
@@ -65,11 +66,39 @@ def make_plan(
         single_seconds=single.step_seconds,
         idle_share=best.idle_share,
         memory_limit=memory_limit,
-        alternatives=tuple(_alternative(other, best, memory_limit) for other in others),
+        alternatives=tuple(
+            _alternative(other, best, memory_limit) for other in _others(found, best)
+        ),
         work=tuple(tuple(_work(spans)) for spans in best.timeline.spans),
         costs=problem.costs.source,
-        gather=not problem.apart,
+        gather=not best.saving.apart,
+        recompute=best.saving.recompute,
+        shard_optimizer=best.saving.shard_optimizer,
     )
+
+
+def _others(found: Sequence[Prediction], best: Prediction) -> list[Prediction]:
+    """The next best predictions.
+
+    Of the same grid with other savings first, then of other grids, then of other micro-batches.
+    """
+    grids, savings = {best.candidate.grid}, {best.saving}
+    savers: list[Prediction] = []
+    others: list[Prediction] = []
+    rest: list[Prediction] = []
+    for prediction in found:
+        if prediction is best:
+            continue
+        alike = prediction.candidate.grid == best.candidate.grid
+        if alike and prediction.saving not in savings:
+            savers.append(prediction)
+            savings.add(prediction.saving)
+            continue
+        fresh = prediction.candidate.grid not in grids
+        (others if fresh else rest).append(prediction)
+        grids.add(prediction.candidate.grid)
+    chosen = [*savers, *others, *rest][: max(_ALTERNATIVES, len(savers))]
+    return sorted(chosen, key=lambda prediction: prediction.step_seconds)
 
 
 def _work(spans: Any) -> list[Bar]:
@@ -91,13 +120,12 @@ def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) 
     parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
     name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
     name += f", {words}" if (words := other.candidate.in_words) else ""
+    name += f", {words}" if (words := other.saving.in_words) else ""
     totals = [memory.total for memory in other.memory]
-    if memory_limit is not None and max(totals) > memory_limit:
-        worst = totals.index(max(totals))
-        return Alternative(
-            name, other.step_seconds, f"partition {worst} needs {size_text(max(totals))}"
-        )
-    return Alternative(name, other.step_seconds, _reason(other, best))
+    most = max(totals)
+    fits = memory_limit is None or most <= memory_limit
+    reason = _reason(other, best) if fits else f"partition {totals.index(most)} needs too much"
+    return Alternative(name, other.step_seconds, most, reason)
 
 
 def _reason(other: Prediction, best: Prediction) -> str:

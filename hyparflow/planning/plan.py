@@ -64,10 +64,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another layout, and what makes it worse."""
+    """Another layout: its time, the memory of the rank that needs most, and what makes it worse."""
 
     name: str
     step_seconds: Amount
+    memory: Bytes
     reason: str
 
 
@@ -98,6 +99,8 @@ class Plan:
         cores: Integer or `None`. The cores of this machine, if it has fewer than ranks.
         gather: Boolean. Whether all ranks get all weights at the end. If not, the model fits only
             where it is built with `hyparflow.deferred`, and weights stay at their owners.
+        recompute: String or `None`. What computes forwards again: `"block"` or `"segments"`.
+        shard_optimizer: Boolean. Whether replicas share out the optimizer's state.
     """
 
     model: str
@@ -119,6 +122,8 @@ class Plan:
     costs: str
     cores: Count | None = None
     gather: bool = True
+    recompute: str | None = None
+    shard_optimizer: bool = False
 
     @property
     def num_ranks(self) -> int:

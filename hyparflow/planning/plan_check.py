@@ -21,6 +21,8 @@ def check(plan: Plan) -> None:
     """
     if plan.schedule not in SCHEDULES:
         _require(f"one of {', '.join(map(repr, SCHEDULES))}", "schedule", repr(plan.schedule))
+    if plan.recompute not in (None, "block", "segments"):
+        _require("'block', 'segments' or null", "recompute", repr(plan.recompute))
     stages = plan.num_partitions * plan.stages_per_partition
     for name, expected in (("partitions", plan.num_partitions), ("lpp", stages)):
         found = len(getattr(plan, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import warnings
@@ -23,6 +24,7 @@ from hyparflow.model.checks import check_can_cut, check_model
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.model.unit_layout import blocks_of
 from hyparflow.options import planned_names, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
@@ -34,13 +36,19 @@ from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
-from hyparflow.planning.search.layouts import best_of, consider, fits
-from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.problem import Candidate, Problem, constrained, limited
+from hyparflow.planning.search.layouts import best_of
+from hyparflow.planning.search.predict import predict
+from hyparflow.planning.search.problem import (
+    Candidate,
+    Problem,
+    Saving,
+    constrained,
+    limited,
+)
+from hyparflow.planning.search.saving import search
 
 __all__ = ["costs_of_model", "plan"]
 
-_ALTERNATIVES = 3
 _MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
 
 
@@ -102,15 +110,27 @@ def plan(
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     _check_lpp(constraints.options.lpp, operations)
+    whole = make_partitioning(operations, (0, len(operations.operations)))
     with _shown(say) as tell:
         known = _costs_of(graph, costs, batch_size, cluster, tell)
-        problem = Problem(operations, known, cluster, batch_size)
-        found = consider(problem, constraints, tell)
-        if not fits(found, limit):
-            problem = dataclasses.replace(problem, apart=True)
-            found = consider(problem, constraints, tell)
-    best = best_of(found, limit)
-    whole = make_partitioning(operations, (0, len(operations.operations)))
+        blocks = blocks_of(graph)
+        count = constraints.options.num_microbatches
+        rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
+
+        @functools.cache
+        def problem_with(saving: Saving) -> Problem:
+            units = blocks.units(operations, whole, rows, fine=saving.recompute is not None)
+            return Problem(
+                graph=operations,
+                costs=known,
+                cluster=cluster,
+                batch_size=batch_size,
+                saving=saving,
+                units=units,
+            )
+
+        found = search(problem_with, constraints, tell)
+    best, problem = best_of(found, limit), problem_with(Saving())
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
     made = make_plan(
         model.name,
@@ -118,7 +138,7 @@ def plan(
         problem,
         best,
         single,
-        _others(found, best),
+        found,
         limit,
     )
     if not math.isfinite(made.step_seconds):
@@ -255,21 +275,6 @@ def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
     while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
         sizes.append(max(1, sizes[-1] // 4))
     return sorted({1, *sizes})
-
-
-def _others(found: list[Prediction], best: Prediction) -> list[Prediction]:
-    """The next best predictions: of other grids first, then of other numbers of micro-batches."""
-    grids = {best.candidate.grid}
-    others: list[Prediction] = []
-    rest: list[Prediction] = []
-    for prediction in found:
-        if prediction is best:
-            continue
-        fresh = prediction.candidate.grid not in grids
-        (others if fresh else rest).append(prediction)
-        grids.add(prediction.candidate.grid)
-    chosen = (others + rest)[:_ALTERNATIVES]
-    return sorted(chosen, key=lambda prediction: prediction.step_seconds)
 
 
 @contextlib.contextmanager

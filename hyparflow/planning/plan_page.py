@@ -28,8 +28,9 @@ def page_of(plan: Plan) -> Page:
 def _head(plan: Plan) -> list[str]:
     rows = plan.batch_size / plan.num_replicas / plan.num_microbatches
     schedule = f", {plan.pipeline}" if plan.pipeline else ""
+    ranks = counted(plan.num_ranks, "rank", "ranks")
     return [
-        f"{plan.model} on {plan.num_ranks} ranks: {plan.num_replicas} x {plan.num_partitions} "
+        f"{plan.model} on {ranks}: {plan.num_replicas} x {plan.num_partitions} "
         f"(replicas x partitions){schedule}",
         f"global batch {plan.batch_size} = {plan.num_replicas} x {plan.num_microbatches} x "
         f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {plan.costs}",
@@ -76,6 +77,13 @@ def _summary(plan: Plan) -> list[str]:
         f"idle {plan.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
         f"{sums:.1%}, between steps {between:.1%}",
     ]
+    if plan.recompute is not None:
+        what = "each block" if plan.recompute == "block" else "segments of several blocks"
+        lines.append(
+            f"Backwards compute the forward of {what} again (recompute={plan.recompute!r})."
+        )
+    if plan.shard_optimizer:
+        lines.append("Replicas share out the optimizer's state (shard_optimizer=True).")
     if not plan.gather:
         lines.append(
             "No rank can hold the whole model: build it with hyparflow.deferred(); weights "
@@ -90,6 +98,9 @@ def _summary(plan: Plan) -> list[str]:
             "slower than this says."
         )
     if plan.alternatives:
-        names = [(a.name, f"{a.step_seconds * 1e3:.1f} ms", a.reason) for a in plan.alternatives]
+        names = [
+            (a.name, f"{a.step_seconds * 1e3:.1f} ms", size_text(a.memory), a.reason)
+            for a in plan.alternatives
+        ]
         lines += ["", "Next best:", *(f"  {line}" for line in aligned(names))]
     return lines

@@ -1,4 +1,4 @@
-"""`strategy="auto"`: the leader plans for the machine that the ranks are on, for all of them."""
+"""`strategy="auto"`, `recompute="auto"`: the leader plans for the machine that the ranks are on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import portable
 from hyparflow.comm.progress import progress
 from hyparflow.comm.world import World
+from hyparflow.formats.argument_checks import is_auto
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data, open_stream
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.options import declared, is_given, planned_names
+from hyparflow.options import declared, is_given, planned_names, resolve
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan import Plan
@@ -35,7 +36,7 @@ _SHARE = 0.9  # of the memory that is free now; the rest is for the system
 _WHAT = "the leader's plan"
 _NOTHING_TO_PLAN = (
     "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
-    "Functional or not built; each rank trains a replica"
+    "Functional or not built; each rank trains a replica, and computes each forward once"
 )
 
 
@@ -87,9 +88,7 @@ def plan_fit(
             fits in memory.
     """
     require_compiled(model, "fit")
-    decided = {
-        name: parallel[name] if is_given(name, parallel[name]) else None for name in planned_names()
-    }
+    decided = _decided(parallel, world.size)
     rows = _batch_size(model, world, arguments)
     if parallel["sharded_data"]:  # each replica takes a batch of its own stream
         each = decided["num_partitions"] or 1
@@ -106,10 +105,35 @@ def plan_fit(
             known.plans[key] = None
             if show and world.rank == LEADER:
                 STATUS.info(_NOTHING_TO_PLAN.format(name=model.name))
-    known.last = {"strategy": None, "plan": known.plans[key]}
-    if known.plans[key] is not None:  # the plan includes the decided arguments
-        known.last |= {name: declared()[name].default for name in planned_names()}
+    known.last = _arguments(known.plans[key], parallel, world.size)
     return parallel | known.last
+
+
+def _decided(parallel: dict[str, Any], size: int) -> dict[str, Any]:
+    """The arguments that are not left to the plan; None for the others."""
+    given = {
+        name: parallel[name] if is_given(name, parallel[name]) else None for name in planned_names()
+    }
+    if size == 1:  # the batch is not cut, whatever was asked of more ranks
+        layout = dict.fromkeys(("num_partitions", "num_replicas", "num_microbatches"), 1)
+        return dict.fromkeys(planned_names()) | layout | {"recompute": given["recompute"]}
+    if not is_auto(parallel["strategy"]):
+        options = resolve(size, **{name: parallel[name] for name in ("strategy", *planned_names())})
+        given["num_partitions"] = options.num_partitions
+        given["num_replicas"] = options.num_replicas
+    return given
+
+
+def _arguments(plan: Plan | None, parallel: dict[str, Any], size: int) -> dict[str, Any]:
+    """What a plan puts in the place of parallel arguments."""
+    if size == 1:
+        return {"recompute": None if plan is None else plan.recompute}
+    if plan is None:
+        again = parallel["recompute"]
+        return {"strategy": None, "plan": None, "recompute": None if is_auto(again) else again}
+    # The plan includes the decided arguments.
+    usual = {name: declared()[name].default for name in planned_names()}
+    return {"strategy": None, "plan": plan, **usual}
 
 
 def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:

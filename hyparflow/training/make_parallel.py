@@ -53,6 +53,12 @@ def make_parallel(
     Raises:
         ValueError: if an argument is not valid, or the model cannot be cut.
     """
+    if plan is None and is_auto(arguments["recompute"]):
+        raise ValueError(
+            "`recompute='auto'` plans for the batches of `hyparflow.fit`. Received: "
+            "recompute='auto' for hyparflow.parallelize. Pass 'block', 'segments' or None, or "
+            "plan=hyparflow.plan(model, batch_size=..., recompute='auto')."
+        )
     if ranks is None:
         alone = PlainModel(model, arguments)
         return _by_blocks(model, None, arguments["recompute"]) or alone

@@ -68,6 +68,51 @@ def test_a_plan_trains_as_plain_keras(partitions: int) -> None:
         compare(plan=path if partitions > 1 else plan)
 
 
+@pytest.mark.parametrize("replicas", [n for n in (1, 2) if WORLD.size % n == 0])
+def test_a_plan_that_saves_memory_trains_as_plain_keras(replicas: int) -> None:
+    wishes = {"num_replicas": replicas, "num_microbatches": 1, "costs": "estimate"}
+    wishes |= {"batch_size": 20, "num_ranks": WORLD.size, "recompute": "segments"}
+    plan = hf.plan(build(), shard_optimizer=True, **wishes)
+    assert (plan.recompute, plan.shard_optimizer) == ("segments", True)
+    compare(plan=plan)
+
+
+@pytest.mark.skipif(WORLD.size == 4, reason="measures for long where four ranks share two cores")
+@pytest.mark.parametrize("chosen", [None, "block"])
+def test_auto_computes_forwards_again_where_memory_is_short(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    planned = []
+
+    def plan(*args: Any, **kwargs: Any) -> Any:
+        """What fits in a memory that only some of the layouts fit in."""
+        if chosen is not None:
+            rival = real(*args, **kwargs | {"recompute": chosen, "memory_limit": None})
+            kwargs["memory_limit"] = max(part.memory.total for part in rival.partitions)
+        planned.append(real(*args, **kwargs))
+        return planned[-1]
+
+    real = auto.plan
+    monkeypatch.setattr(auto, "plan", plan)
+    monkeypatch.setattr(auto, "costs_of_model", lambda *args: "estimate")
+    model = compare(recompute="auto", strategy="model")
+    planned = WORLD.bcast(planned)  # the leader plans, once for both epochs
+    assert [(p.recompute, p.num_partitions) for p in planned] == [(chosen, WORLD.size)]
+    expected = on_leader(lambda: hf_free(model))
+    found = hf.evaluate(model, *data(), batch_size=20, verbose=0, recompute="auto")
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def hf_free(model: Any) -> Any:
+    """What plain Keras evaluates."""
+    return model.evaluate(*data(), batch_size=20, verbose=0)
+
+
+def test_auto_is_for_fit() -> None:
+    with pytest.raises(ValueError, match=r"`recompute='auto'` plans for the batches"):
+        hf.parallelize(build(), recompute="auto")
+
+
 def test_batches_that_were_not_planned_are_warned_of() -> None:
     plan = hf.plan(build(), batch_size=64, num_ranks=WORLD.size, costs="estimate")
     with warnings.catch_warnings(record=True) as caught:

@@ -35,7 +35,7 @@ def a_plan() -> Plan:
     work = tuple((Bar(Kind.FORWARD, n, 0, 0.0, 0.5),) for n in range(2))
     return Plan(
         "small", "0", 16, 1, 2, 2, "1f1b", 1, (1, 1), tuple(parts), 1.0, 2.0, 0.1, None,
-        (Alternative("other", 2.0, "waiting"),), work, "estimated",
+        (Alternative("other", 2.0, 7, "waiting"),), work, "estimated",
     )  # fmt: skip
 
 

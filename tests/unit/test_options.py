@@ -281,6 +281,7 @@ CONSUMERS = {
     "num_partitions": GRID,
     "num_replicas": GRID | {"tracing/summary.py"},
     "num_microbatches": SEARCH
+    | {"training/auto.py"}
     | {"training/checks.py", "training/call.py", "training/make_parallel.py"},
     "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
     "lpp": PLAN
@@ -296,12 +297,15 @@ CONSUMERS = {
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
     "gather": {"training/fit_on_ranks.py", "training/worker.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
-    "recompute": {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
+    "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
+    | {"training/auto.py"}
+    | {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
     | {"training/make_parallel.py", "training/parallel_model.py"}
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "shard_optimizer": {"engine/assembly.py", "training/checks.py", "training/notices.py"}
+    "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
+    | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/parallel_model.py"},
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},

@@ -11,66 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plans_on_paper import FAST, FREE, INSTANT, MEGABYTE, candidate, chain, costs
 
 from hyparflow.formats.sizes import parse_bytes
 from hyparflow.pipeline.actions import Kind
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.operations import Operation, OperationGraph
 from hyparflow.pipeline.partition import make_partitioning
 from hyparflow.pipeline.placement import wrapped
 from hyparflow.pipeline.schedules import SCHEDULES
 from hyparflow.planning.costs.cluster import Cluster, Link
-from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.search import layouts
 from hyparflow.planning.search.divisions import Divisions
 from hyparflow.planning.search.layouts import best_of, consider
 from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.problem import Candidate, Problem, constrained
-
-FREE = Overheads(*[0] * len(dataclasses.fields(Overheads)))
-MEGABYTE = 2**20
-INSTANT = 1e30  # bytes per second that take no time
-
-
-def chain(count: int) -> OperationGraph:
-    """Operation i reads tensor i and makes tensor i + 1."""
-    operations = tuple(Operation(f"op{i}", (i,), (i + 1,)) for i in range(count))
-    return OperationGraph(operations, (0,), (count,), frozenset(range(1, count + 1)))
-
-
-def costs(seconds: list[float], overheads: Overheads = FREE, **changes: Any) -> Costs:
-    """Costs per row: a backward takes twice the forward, tensors and weights a megabyte."""
-    count = len(seconds)
-    forward = np.array(seconds, float)[:, None]
-    made = Costs(
-        operations=tuple(f"op{i}" for i in range(count)),
-        rows=(1,),
-        forward=forward,
-        backward=2 * forward,
-        fused=3 * forward,
-        kept=np.full(count, float(MEGABYTE)),
-        working=np.zeros(count),
-        program=np.zeros(count),
-        tensors=np.full(count + 1, float(MEGABYTE)),
-        weights=tuple(Weight(MEGABYTE, True) for _ in range(count)),
-        used=tuple((i,) for i in range(count)),
-        overheads=overheads,
-    )
-    return dataclasses.replace(made, **changes)
-
-
-FAST = Cluster(1, 8, within=Link(0.0, 1e30), sum_bandwidth=INSTANT)
-
-
-def candidate(
-    graph: OperationGraph, bounds: tuple[int, ...], microbatches: int, schedule: str = "1f1b",
-    replicas: int = 1,
-) -> Candidate:  # fmt: skip
-    grid = Grid(len(bounds) - 1, replicas)
-    return Candidate(grid, microbatches, schedule, make_partitioning(graph, bounds))
-
+from hyparflow.planning.search.problem import Candidate, Problem, Saving, constrained
 
 # --- the machine ---
 
@@ -337,7 +294,8 @@ def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:
     problem = Problem(chain(8), table, FAST, 8)
     layout = candidate(chain(8), (0, 2, 4, 6, 8), 4)
     (whole, *_), (apart, *_) = (
-        predict(p, layout).memory for p in (problem, dataclasses.replace(problem, apart=True))
+        predict(p, layout).memory
+        for p in (problem, dataclasses.replace(problem, saving=Saving(apart=True)))
     )
     assert whole.parts == apart.parts
     assert (whole.total, apart.around) == (whole.around, 0)

@@ -26,12 +26,14 @@ class Load(NamedTuple):
     Attributes:
         rows: the rows of a micro-batch.
         copies: how many tensors as large as a weight's gradient there are at a time.
+        slots: bytes of optimizer state per byte of trained weights.
         in_flight: for each stage, of how many micro-batches it keeps activations.
         placement: of the stages.
     """
 
     rows: float
-    copies: int
+    copies: float
+    slots: float
     in_flight: Sequence[int]
     placement: Placement
 
@@ -58,13 +60,12 @@ class Boundaries:
         self.positions = candidates(self.operation_seconds(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
         self._gradients = _first_used_bytes(problem.costs, trainable=True)
-        weights = _first_used_bytes(problem.costs, trainable=False)
-        self._held = weights + problem.costs.slots * self._gradients
+        self._weights = _first_used_bytes(problem.costs, trainable=False)
         self._stages = StageSeconds(self._reads, self.positions)
 
     def operation_seconds(self, rows: float) -> np.ndarray:
         """The seconds of forward and backward of each operation for a micro-batch."""
-        times = self._problem.costs.times(rows)
+        times = self._problem.spent.times(rows)
         return (times.forward + times.backward) / self._problem.cluster.speed
 
     def seconds(self, rows: float) -> np.ndarray:
@@ -76,7 +77,7 @@ class Boundaries:
 
     def fused_share(self, rows: float) -> float:
         """The time of forward and backward in one call, over their time in two."""
-        times = self._problem.costs.times(rows)
+        times = self._problem.spent.times(rows)
         return float(times.fused.sum() / max(1e-30, (times.forward + times.backward).sum()))
 
     def crossing_seconds(self, rows: float) -> np.ndarray:
@@ -105,11 +106,11 @@ class Boundaries:
         """
         if self._plainly_too_large(load, limit):
             return None
-        costs = self._problem.costs
-        rows, copies, in_flight, placement = load
-        fixed = costs.overheads.runtime + costs.working.max() * rows
-        held = self._before(self._gradients * copies + self._held)
-        compiled = self._before(costs.program)
+        costs = self._problem.spent
+        rows, copies, slots, in_flight, placement = load
+        fixed = costs.overheads.runtime + costs.working.min() * rows
+        held = self._before(self._gradients * (copies + slots) + self._weights)
+        compiled = self._before(costs.program * self._problem.compiled_shares)
         activations = self._before(costs.kept)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
@@ -125,12 +126,12 @@ class Boundaries:
 
     def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
-        costs = self._problem.costs
-        rows, copies, in_flight, placement = load
-        others = (copies * self._gradients + self._held).sum()
-        others += costs.overheads.program * costs.program.sum()
+        costs = self._problem.spent
+        rows, copies, slots, in_flight, placement = load
+        others = ((copies + slots) * self._gradients + self._weights).sum()
+        others += costs.overheads.program * (costs.program * self._problem.compiled_shares).sum()
         share = limit - costs.overheads.runtime
-        if not self._problem.apart and costs.fixed_bytes > share:
+        if not self._problem.saving.apart and costs.fixed_bytes > share:
             return True
         # Activations have the memory that other needs leave. An upper bound: all other needs are
         # charged to partitions that keep the most micro-batches, where they cost the least room.

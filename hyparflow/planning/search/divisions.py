@@ -16,7 +16,7 @@ from hyparflow.pipeline.simulator import peaks_in_flight
 from hyparflow.planning.search.boundaries import Boundaries, Load
 from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
 from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.predict_memory import gradient_copies
+from hyparflow.planning.search.predict_memory import gradient_copies, slots_per_byte
 from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
 __all__ = ["Divisions", "LayoutCandidate"]
@@ -131,7 +131,16 @@ class Divisions:
         grid, count, schedule = layout
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
-        load = Load(self._rows(layout), gradient_copies(grid, count), most, grid.placement)
+        saving = self._problem.saving
+        copies = gradient_copies(grid, count, saving)
+        slots = slots_per_byte(self._problem.costs, grid, saving)
+        load = Load(
+            rows=self._rows(layout),
+            copies=copies,
+            slots=slots,
+            in_flight=most,
+            placement=grid.placement,
+        )
         return self._boundaries().fits(load, limit)
 
 

@@ -117,7 +117,7 @@ def fits(predictions: Sequence[Prediction], memory_limit: int | None) -> bool:
 
 
 def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
-    """The fastest prediction that fits in memory.
+    """The first prediction that fits in memory.
 
     Raises:
         ValueError: if none fits; it names the layout that comes nearest, and what would help.
@@ -137,7 +137,8 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     partition = totals.index(max(totals))
     memory, grid = nearest.memory[partition], nearest.candidate.grid
     fixed = max(memory.weights + memory.slots + memory.gradients + memory.program, memory.around)
-    schedule = f", {words}" if (words := nearest.candidate.in_words) else ""
+    words = (nearest.candidate.in_words, nearest.saving.in_words)
+    schedule = "".join(f", {text}" for text in words if text)
     if fixed > limit:
         help_ = (
             f"A smaller batch would not help: without activations and buffers it needs "

@@ -13,7 +13,7 @@ from hyparflow.pipeline.schedules import make_schedule
 from hyparflow.pipeline.simulator import Timeline, play
 from hyparflow.planning.search.predict_memory import Memory, partition_memory
 from hyparflow.planning.search.predict_reductions import reduce_seconds
-from hyparflow.planning.search.problem import Candidate, Problem
+from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
 __all__ = ["Prediction", "predict"]
 
@@ -24,6 +24,7 @@ class Prediction:
 
     Attributes:
         candidate: the candidate.
+        saving: what it does to need less memory.
         timeline: what each partition of a replica does when; the replicas are alike.
         step_seconds: the time of a step.
         forward, backward: per partition, seconds of computing a micro-batch.
@@ -34,6 +35,7 @@ class Prediction:
     """
 
     candidate: Candidate
+    saving: Saving
     timeline: Timeline
     step_seconds: float
     forward: tuple[float, ...]
@@ -76,6 +78,7 @@ def predict(problem: Problem, candidate: Candidate) -> Prediction:
 
     return Prediction(
         candidate=candidate,
+        saving=problem.saving,
         timeline=timeline,
         step_seconds=timeline.makespan + problem.costs.overheads.step,
         forward=of_partitions(forward),
@@ -93,7 +96,7 @@ class _Timings:
     """The seconds of each step of a lowered list; called by the simulator."""
 
     def __init__(self, problem: Problem, candidate: Candidate) -> None:
-        costs, cluster, grid = problem.costs, problem.cluster, candidate.grid
+        costs, cluster, grid = problem.spent, problem.cluster, candidate.grid
         self._costs, self._cluster = costs, cluster
         self._edges = candidate.partitioning.edges
         self._holders = grid.placement.partitions
@@ -115,8 +118,10 @@ class _Timings:
         ]
         partitions = range(grid.num_partitions)
         mine = [candidate.operations(p) for p in partitions]
+        shares = grid.num_replicas if problem.saving.shard_optimizer else 1
         self.apply = [
-            self._per_weight(m, over.apply, over.apply_weight) / cluster.speed for m in mine
+            self._per_weight(m, over.apply, over.apply_weight) / cluster.speed / shares
+            for m in mine
         ]
         self.reduce = [
             reduce_seconds(costs, cluster, candidate, p, self.backward) for p in partitions

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import bisect
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from hyparflow.formats.records import Bytes
-from hyparflow.pipeline.actions import Kind, Step
+from hyparflow.pipeline.actions import Kind
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.simulator import Timeline
 from hyparflow.planning.costs.costs import Costs
-from hyparflow.planning.search.problem import Candidate, Problem
+from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
-__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes"]
+__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes", "slots_per_byte"]
 
 
 @dataclass(frozen=True)
@@ -64,51 +65,86 @@ def partition_memory(
     costs = problem.costs
     numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
-    copies = gradient_copies(candidate.grid, candidate.num_microbatches)
-
-    def kept(step: Step) -> float:
-        inside = table.operations(step.stage)
-        return float(costs.kept[inside.start : inside.stop].sum())
+    grid, saving, found = candidate.grid, problem.saving, problem.activations
 
     own = set(candidate.stages(partition))
+    kept = {stage: found.kept(table.operations(stage)) for stage in own}
     crossing = sum(
         costs.tensors[edge.tensor]
         for edge in table.edges
         if (edge.producer in own) != (edge.consumer in own)
     )
-    activations = (
-        timeline.peak_kept(partition, functools.cache(kept)) + costs.working[numbers].max()
-    )
-    program = program_bytes(costs, candidate, timeline, partition)
+    working = max(found.working(table.operations(stage)) for stage in own)
+    activations = timeline.peak_kept(partition, lambda step: kept[step.stage]) + working
+    program = program_bytes(problem, candidate, timeline, partition)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=mine * copies,
-        slots=round(mine * costs.slots),
+        gradients=round(mine * gradient_copies(grid, candidate.num_microbatches, saving)),
+        slots=round(mine * slots_per_byte(costs, grid, saving)),
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
         program=program,
-        around=0 if problem.apart else costs.fixed_bytes + program,
+        around=0 if saving.apart else costs.fixed_bytes + program,
     )
 
 
-def gradient_copies(grid: Grid, num_microbatches: int) -> int:
+def gradient_copies(grid: Grid, num_microbatches: int, saving: Saving) -> float:
     """How many tensors as large as a weight there are at a time, beside it and its slots.
 
     The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and the new
-    slot and the new weight that the optimizer computes before it assigns them.
+    slot and the new weight that the optimizer computes before it assigns them. A replica that
+    updates its share of the weights has the sums, new slots and new weights of these.
     """
-    return 3 + (num_microbatches > 1) + (grid.num_replicas > 1)
+    share = grid.num_replicas if saving.shard_optimizer else 1
+    own = 2 + (grid.num_replicas > 1)
+    return 1 + (num_microbatches > 1) + own / share
 
 
-def program_bytes(costs: Costs, candidate: Candidate, timeline: Timeline, partition: int) -> int:
+def slots_per_byte(costs: Costs, grid: Grid, saving: Saving) -> float:
+    """Bytes of optimizer state that a rank holds per byte of trained weights."""
+    return costs.slots / (grid.num_replicas if saving.shard_optimizer else 1)
+
+
+def program_bytes(
+    problem: Problem, candidate: Candidate, timeline: Timeline, partition: int
+) -> int:
     """Bytes of the compiled functions of a partition."""
     in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
-    over = costs.overheads
+    over = problem.costs.overheads
     counts = {True: 0.0, False: 0.0}
-    for stage in candidate.stages(partition):
-        inside = candidate.partitioning.operations(stage)
-        counts[stage in in_two] += float(costs.program[inside.start : inside.stop].sum())
+    for stage, inside, is_last in _compiled(problem, candidate, partition):
+        count = float(problem.costs.program[inside.start : inside.stop].sum())
+        counts[stage in in_two or not is_last] += count
     total = over.runtime + over.program_bytes(whole=counts[False], in_two=counts[True])
-    if candidate.is_plain_keras:
+    if candidate.is_plain_keras and problem.saving.recompute is None:
         total += over.program_of_keras * counts[False]
     return round(float(total))
+
+
+def _compiled(
+    problem: Problem, candidate: Candidate, partition: int
+) -> Iterator[tuple[int, range, bool]]:
+    """What a partition compiles: a stage, operations, and whether these are the stage's last.
+
+    Of units of a kind the first is compiled.
+    """
+    units = problem.units
+    if units is None or candidate.is_plain_keras:
+        for stage in candidate.stages(partition):
+            yield stage, candidate.partitioning.operations(stage), True
+        return
+    boundaries, seen = units.table.boundaries, set()
+    for stage in candidate.stages(partition):
+        inside = candidate.partitioning.operations(stage)
+        unit = bisect.bisect_right(boundaries, inside.start) - 1
+        while boundaries[unit] < inside.stop:
+            start, stop = boundaries[unit : unit + 2]
+            here = range(max(start, inside.start), min(stop, inside.stop))
+            # What a cut leaves of a unit is like no other.
+            key = (units.kinds[unit], here.start - start, here.stop - start)
+            if key not in seen:
+                seen.add(key)
+                yield stage, here, here.stop == inside.stop
+            unit += 1
+            if unit == len(units.kinds):
+                break

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from hyparflow.formats.text import shortened
 from hyparflow.options import Options, is_given, planned_names
@@ -12,10 +16,35 @@ from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.pipeline.schedules import in_words, placement_of
+from hyparflow.pipeline.units import Units
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.search.activations import Activations
 
-__all__ = ["Candidate", "Constraints", "Problem", "constrained", "limited"]
+__all__ = ["Candidate", "Constraints", "Problem", "Saving", "constrained", "limited"]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a layout does to need less memory.
+
+    Attributes:
+        recompute: what computes forwards again: "block", "segments" or None.
+        shard_optimizer: whether replicas share out the optimizer's state.
+        apart: whether no rank holds the whole model before or after the steps.
+    """
+
+    recompute: str | None = None
+    shard_optimizer: bool = False
+    apart: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """What is passed to `fit` for it; an empty string if nothing is."""
+        given = [] if self.recompute is None else [f"recompute={self.recompute!r}"]
+        given += ["shard_optimizer=True"] if self.shard_optimizer else []
+        given += ["gather=False"] if self.apart else []
+        return ", ".join(given)
 
 
 @dataclass(frozen=True)
@@ -24,17 +53,59 @@ class Problem:
 
     Attributes:
         graph: the model's operations.
-        costs: the costs of the operations.
+        costs: the costs of the operations, each run once.
         cluster: the machine.
         batch_size: rows of the global batch.
-        apart: whether no rank holds the whole model before or after the steps.
+        saving: what layouts do to need less memory.
+        units: the units of the whole model that are compiled once for all of a kind; None if
+            stages are compiled whole.
     """
 
     graph: OperationGraph
     costs: Costs
     cluster: Cluster
     batch_size: int
-    apart: bool = False
+    saving: Saving = field(default_factory=Saving)
+    units: Units | None = None
+
+    @cached_property
+    def activations(self) -> Activations:
+        """The activations of stages."""
+        how = self.saving.recompute
+        again = self.units.table.boundaries if how and self.units else None
+        return Activations(self.graph, self.costs, again, how == "segments")
+
+    @cached_property
+    def spent(self) -> Costs:
+        """The costs, with what is computed again; memory as if the model were one stage."""
+        if self.saving.recompute is None or self.units is None:
+            return self.costs
+        costs = self.costs
+        kept, working = self.activations.of_operations()
+        again = costs.forward.copy()
+        if self.saving.recompute == "block":  # the backward of the last unit follows at once
+            again[self.units.table.boundaries[-2] :] = 0.0
+        once, twice = float(costs.backward.sum()), float((costs.backward + again).sum())
+        of_inputs, of_weights = costs.halves
+        share = once / twice if twice else 1.0
+        return dataclasses.replace(
+            costs,
+            backward=costs.backward + again,
+            fused=costs.fused + again,
+            kept=kept,
+            working=working,
+            halves=(1.0 - share + share * of_inputs, share * of_weights),
+        )
+
+    @cached_property
+    def compiled_shares(self) -> np.ndarray:
+        """For each operation, how much of it is compiled: its part of all units that are alike."""
+        if self.units is None:
+            return np.ones(len(self.graph.operations))
+        kinds = np.array(self.units.kinds)
+        _, place, count = np.unique(kinds, return_inverse=True, return_counts=True)
+        lengths = np.diff(self.units.table.boundaries)
+        return np.repeat(1.0 / count[place], lengths)
 
 
 @dataclass(frozen=True)

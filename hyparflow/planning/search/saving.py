@@ -1,0 +1,71 @@
+"""In which order the search lets layouts do what needs less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hyparflow.options import Options
+from hyparflow.planning.search.layouts import consider, fits
+from hyparflow.planning.search.predict import Prediction
+from hyparflow.planning.search.problem import Constraints, Problem, Saving
+
+__all__ = ["search"]
+
+
+_AGAIN = ("segments", "block")
+_EDGE = 1.02
+
+
+def _rungs(options: Options) -> list[list[Saving]]:
+    """The savings to choose from; those of a list only where nothing of the lists before fits.
+
+    What the user gave is in all of them. Sharing out the optimizer's state costs next to no time;
+    a model that is never whole asks for a script that builds it so.
+    """
+    given = options.recompute
+    without = [None, *_AGAIN] if given == "auto" else [given]
+    more = without if given is not None else [None, *_AGAIN]
+    shards = options.shard_optimizer
+    allowed = (  # (recompute, shard_optimizer, apart)
+        (without, shards, False),
+        (without, True, False),
+        (more, True, False),
+        (without, True, True),
+        (more, True, True),
+    )
+    tried: set[Saving] = set()
+    rungs = []
+    for recompute, shard_optimizer, apart in allowed:
+        fresh = [Saving(how, shard_optimizer, apart) for how in recompute]
+        rungs.append([saving for saving in fresh if saving not in tried])
+        tried.update(fresh)
+    return [rung for rung in rungs if rung]
+
+
+def search(
+    problem_with: Callable[[Saving], Problem],
+    constraints: Constraints,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Prediction]:
+    """The predictions of all layouts worth a simulation, best first, whether they fit or not.
+
+    Args:
+        problem_with: the problem to solve, with a saving.
+        constraints: what the user fixed.
+        say: called with a line of progress.
+
+    Raises:
+        ValueError: if no layout agrees with `constraints`.
+    """
+    found: list[Prediction] = []
+    for rung in _rungs(constraints.options):
+        for saving in rung:
+            found += consider(problem_with(saving), constraints, say)
+        if fits(found, constraints.memory_limit):
+            break
+    return sorted(found, key=_preference)
+
+
+def _preference(prediction: Prediction) -> float:
+    """Seconds of a step; what computes again must be faster by more than predictions are exact."""
+    return prediction.step_seconds * (1.0 if prediction.saving.recompute is None else _EDGE)
