@@ -14,6 +14,7 @@ import pytest
 
 import hyparflow as hf
 from hyparflow.comm.one_process import OneProcess
+from hyparflow.training import auto
 from hyparflow.training.parallel_model import ParallelModel
 from hyparflow.training.plain_model import PlainModel
 
@@ -137,6 +138,30 @@ def test_other_models_are_left_to_keras(name: str) -> None:
 def test_models_that_are_not_deep_are_left_to_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYPARFLOW_UNITS")
     assert isinstance(hf.parallelize(build()), PlainModel)
+
+
+@pytest.mark.parametrize("more", [{}, {"num_partitions": 4, "num_microbatches": 3}])
+def test_auto_plans_for_this_process(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    real, planned = auto.plan, []
+
+    def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+        block = real(*args, **kwargs | {"recompute": "block", "memory_limit": None})
+        most = max(part.memory.total for part in block.partitions)
+        planned.append(real(*args, **kwargs | {"memory_limit": most}))
+        return planned[-1]
+
+    monkeypatch.setattr(auto, "plan", short_of_memory)
+    monkeypatch.setattr(auto, "costs_of_model", lambda *args: "estimate")
+    plain, model = build(), build()
+    expected = run(plain.fit)
+    found = run(lambda *args, **kwargs: hf.fit(model, *args, recompute="auto", **more, **kwargs))
+    assert [plan.recompute for plan in planned] == ["block"]
+    require_equal(found.values(), expected.values())
+    require_equal(model.get_weights(), plain.get_weights())
+    said = [str(w.message) for w in recwarn if "ranks asked for" in str(w.message)]
+    assert bool(said) == bool(more)
 
 
 def test_errors_come_as_they_are() -> None:
