@@ -14,7 +14,8 @@ def pytest_collection_modifyitems(config, items):
     """Leave out tests for their time, which four ranks on two cores take most of.
 
     Of four tests of `fit` one runs on one rank, two on 2 and one on 4; of the contract's models,
-    2 ranks train all, and 4 ranks and one rank every third.
+    with the newer features together as well, 2 ranks train all, and 4 ranks and one rank
+    every third.
     """
     if config.getoption("--everything"):
         return
@@ -23,13 +24,14 @@ def pytest_collection_modifyitems(config, items):
     models = [
         item for item in contract if item.originalname != "test_public_api_alone_equals_plain"
     ]
+    together = [item for item in items if item.path.name == "test_together.py"]
     if SIZE == 1:
-        kept = fits[::4] + models[1::3]
+        kept = fits[::4] + models[1::3] + together[1::3]
     elif SIZE == 2:
-        kept = fits[2::4] + fits[3::4] + models
+        kept = fits[2::4] + fits[3::4] + models + together
     else:
-        kept = fits[1::4] + models[::3]
-    left_out = [item for item in fits + models if item not in kept]
+        kept = fits[1::4] + models[::3] + together[::3]
+    left_out = [item for item in fits + models + together if item not in kept]
     for item in items:
         mark = item.get_closest_marker("on_ranks")
         if item in left_out or (mark and SIZE not in mark.args):
