@@ -35,6 +35,7 @@ class OneProcess(World):
 
     def __init__(self) -> None:
         self.rank, self.size, self.ranks_per_node = 0, 1, 1
+        self.memory_sharers = {}
         self.recorder = Recorder()
         self.board: Any = _Board()
 

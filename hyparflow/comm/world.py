@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from hyparflow.comm import launcher, sentinel
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.deadline import Deadline, wait_for_all_ranks
+from hyparflow.comm.free_memory import memory_bounds
 from hyparflow.comm.recorder import Recorder
 from hyparflow.comm.status_board import StatusBoard
 from hyparflow.comm.watch import own_watch
@@ -48,6 +52,7 @@ class World(Communicator):
     Attributes:
         board: the board.
         ranks_per_node: how many ranks share this rank's node.
+        memory_sharers: key of a limit on memory -> how many ranks share it.
     """
 
     def __init__(self) -> None:
@@ -58,6 +63,8 @@ class World(Communicator):
             comm = mpi.COMM_WORLD.Dup()
             node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
             self.ranks_per_node = int(node.size)
+            mine = {bound.key for bound in memory_bounds()}
+            self.memory_sharers: Mapping[str, int] = Counter(itertools.chain(*node.allgather(mine)))
             self.board = StatusBoard(mpi, node)
             deadline = Deadline(mpi, mpi.COMM_WORLD.Dup(), self.board, watch)
         super().__init__(comm, mpi, deadline, Recorder())

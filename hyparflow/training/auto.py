@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
 from hyparflow.comm import abort
+from hyparflow.comm.free_memory import free_memory
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import portable
@@ -208,6 +207,6 @@ def _plan(
         cluster=cluster,
         costs=known.costs[key],
         say=say,
-        memory_limit=int(psutil.virtual_memory().available * _SHARE / per_node),
+        memory_limit=int(free_memory(world.memory_sharers) * _SHARE),
         **decided,
     )
