@@ -42,6 +42,7 @@ from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.leader_data import peek_on_leader
 from hyparflow.training.left_weights import take_back
+from hyparflow.training.memory_check import require_memory
 from hyparflow.training.progress_of_ranks import building_shown
 from hyparflow.training.worker import LeaderSteps, Worker
 
@@ -65,8 +66,7 @@ class Session:
         self._part: rank_engine.RankEngine | None = None
         self._part_key: Any = None
         self._checked_part: rank_engine.RankEngine | None = None
-        # The engine for which the optimizer was checked.
-        self._known_part: rank_engine.RankEngine | None = None
+        self._known_part: rank_engine.RankEngine | None = None  # whose optimizer was checked
         self._checked_weights: set[str] = set()
         self._layout: ModelCut | None = None
         self._sums: set[tuple[int, int]] = set()  # see `ModelCut.sums`
@@ -291,6 +291,7 @@ class Session:
                 require_same_weights(model, self._part_key, key)
                 if self._part.has_trained and has_another_optimizer(self._part_key, key):
                     notices.announce_another_optimizer(model)
+            require_memory(model, self.layout(), self.options, self._world, call.method)
             self._world.board.write("the building of its part")
             self._part = assembly.build_rank_engine(
                 model, self.layout(), self.options, self._world, specs, with_loss, call.part_rows

@@ -295,7 +295,7 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/learner.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
-    "gather": {"training/fit_on_ranks.py", "training/worker.py"}
+    "gather": {"training/fit_on_ranks.py", "training/memory_check.py", "training/worker.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
     | {"training/auto.py"}
@@ -306,7 +306,7 @@ CONSUMERS = {
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
-    | {"training/parallel_model.py"},
+    | {"training/memory_check.py", "training/parallel_model.py"},
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

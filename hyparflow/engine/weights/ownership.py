@@ -10,7 +10,7 @@ from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.layout import ModelCut
 from hyparflow.pipeline.grid import Grid
 
-__all__ = ["Ownership"]
+__all__ = ["Ownership", "holders_of"]
 
 
 class Ownership:
@@ -33,7 +33,7 @@ class Ownership:
         self.stages = grid.placement.stages(self.partition)
         groups = groups_of(grid, world)
         self.replica, self.peers, self.reducing = groups.replica, groups.peers, groups.reducing
-        self.holders = _holders(model, layout, grid)
+        self.holders = holders_of(model, layout, grid)
         self.shared = groups.sharing(who for who in self.holders.values() if len(who) > 1)
         self.trained = [
             v for v in model.trainable_variables if self.partition in self.holders[id(v)]
@@ -70,7 +70,7 @@ class Ownership:
         return self.holders[id(variable)][0] == self.partition
 
 
-def _holders(model: Any, layout: ModelCut, grid: Grid) -> dict[int, tuple[int, ...]]:
+def holders_of(model: Any, layout: ModelCut, grid: Grid) -> dict[int, tuple[int, ...]]:
     """For each variable (by id), the partitions that hold it; the first of them owns it.
 
     A trained variable that no operation uses belongs to partition 0, where its missing gradient

@@ -1,0 +1,177 @@
+"""Refuses a training job whose weights cannot be had, before the system kills it without a word.
+
+Only what is certain counts: no activations, no compiled programs; gradients and slots only where
+each weight surely has one. What is refused could not have worked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.comm import abort
+from hyparflow.comm.free_memory import MemoryBound, memory_bounds
+from hyparflow.comm.world import World
+from hyparflow.engine.weights.certain_gradients import sure_to_be_trained
+from hyparflow.engine.weights.ownership import holders_of
+from hyparflow.engine.weights.pieces import bytes_of
+from hyparflow.formats.sizes import size_text
+from hyparflow.model.keras_internals.deferred_variables import is_absent
+from hyparflow.model.keras_internals.optimizer import weights_of_slots
+from hyparflow.model.keras_internals.slot_sizes import slot_sizes
+from hyparflow.model.layout import ModelCut
+from hyparflow.options import Options
+
+__all__ = ["MemoryNeed", "need_of", "require_memory", "too_little"]
+
+_SLACK = 1 << 28  # bytes that a process may have free, of what it once took for something else
+_LARGEST = 8  # bytes of weights, gradients and all slots per byte of weights, at the very most
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What one rank needs beside what it has; in bytes.
+
+    Attributes:
+        weights, gradients, slots: of its partition, all at the same time.
+        freed: what it gives back before that: other partitions' weights and slots.
+        at_end: what all weights and slots need, where each rank gets them; 0 where none does.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    slots: int = 0
+    freed: int = 0
+    at_end: int = 0
+
+    @property
+    def in_training(self) -> int:
+        """What it needs at the first step."""
+        return self.weights + self.gradients + self.slots - self.freed
+
+
+def require_memory(
+    model: Any, layout: ModelCut, options: Options, world: World, method: str
+) -> None:
+    """Check that each rank may take the memory that it surely needs. Collective.
+
+    Raises:
+        ValueError: on all ranks, if one may not.
+    """
+    bounds = memory_bounds(at_most=True)
+    share = min(bound.size // world.memory_sharers.get(bound.key, 1) for bound in bounds)
+    need = MemoryNeed()
+    on_gpu = tf.config.get_visible_devices("GPU")  # weights are in its memory
+    if method == "fit" and not on_gpu and _at_most(model) > share:  # few models come near it
+        need = need_of(model, layout, options, options.grid.partition(world.rank))
+    in_doubt = np.array([max(need.in_training, need.at_end) > share], np.int64)
+    world.sum(in_doubt, "the comparison of memory")
+    if not in_doubt[0]:
+        return
+    everyone = world.all_gather_objects((need, bounds), "the memory of each rank")
+    found = too_little(everyone)
+    if found is not None:
+        rank, bound, sharers = found
+        raise abort.mark_collective(
+            ValueError(
+                "The weights of a partition, their gradients and the optimizer's slots must fit "
+                "in memory, before anything else does. Received: "
+                f"{_described(everyone[rank][0], rank, options)}; {size_text(bound.size)} may be "
+                f"taken ({bound.what}{_shared(sharers)}). Use more partitions, hf.deferred() with "
+                "gather=False, shard_optimizer=True over replicas, an optimizer with fewer slots, "
+                "or a larger limit; recompute='block' spares activations, which come on top."
+            )
+        )
+
+
+def need_of(model: Any, layout: ModelCut, options: Options, partition: int) -> MemoryNeed:
+    """What a rank of `partition` surely needs in `fit`."""
+    grid, optimizer = options.grid, model.optimizer
+    holders = holders_of(model, layout, grid)
+    mine = {key for key, who in holders.items() if partition in who}
+    sure = sure_to_be_trained(model, layout.graph)
+    trained = [v for v in model.trainable_variables if id(v) in mine & sure]
+    sharded = options.shard_optimizer and grid.num_replicas > 1
+    old = _old_slots(optimizer)
+    new = {} if optimizer is None else slot_sizes(optimizer, model.trainable_variables)
+    alone = bool(sure) and not sharded
+    slots = sum(new.get(id(v), 0) for v in trained)
+    slots += sum(_missing(slot) for slot, weight in old if id(weight) in mine)
+    others = [v for v in model.weights if id(v) in holders and id(v) not in mine]
+    others += [slot for slot, weight in old if sharded or id(weight) not in mine]
+    everywhere = options.gather and (grid.num_partitions > 1 or sharded)
+    whole = [*model.trainable_variables, *(slot for slot, _ in old)]
+    return MemoryNeed(
+        weights=sum(_missing(v) for v in model.weights if id(v) in mine),
+        gradients=sum(map(bytes_of, trained)),
+        slots=slots if alone else 0,
+        freed=sum(bytes_of(v) for v in others if not is_absent(v)),
+        at_end=(sum(map(_missing, whole)) + (sum(new.values()) if sure else 0)) * everywhere,
+    )
+
+
+def too_little(
+    everyone: Sequence[tuple[MemoryNeed, Iterable[MemoryBound]]],
+) -> tuple[int, MemoryBound, int] | None:
+    """A rank that needs more than there is, what limits it, and how many ranks share that.
+
+    Ranks that share a limit need together what each of them needs.
+    """
+    training: Counter[str] = Counter()
+    end: Counter[str] = Counter()
+    sharers: Counter[str] = Counter()
+    room: dict[str, int] = {}
+    for need, bounds in everyone:
+        for bound in bounds:
+            training[bound.key] += need.in_training
+            end[bound.key] += need.at_end
+            sharers[bound.key] += 1
+            room[bound.key] = max(bound.size, room.get(bound.key, 0))
+    for rank, (need, bounds) in enumerate(everyone):
+        for bound in sorted(bounds, key=lambda bound: bound.size):
+            most = max(training[bound.key], end[bound.key])
+            if most > room[bound.key] + _SLACK * sharers[bound.key] and need != MemoryNeed():
+                return rank, bound, sharers[bound.key]
+    return None
+
+
+def _at_most(model: Any) -> int:
+    """No model and optimizer need more than this."""
+    return _LARGEST * sum(map(bytes_of, model.weights))
+
+
+def _old_slots(optimizer: Any) -> list[tuple[Any, Any]]:
+    """The slots of an optimizer that is built, each with its weight."""
+    if optimizer is None or not optimizer.built:
+        return []
+    weights = weights_of_slots(optimizer)
+    return [(slot, weights[id(slot)]) for slot in optimizer.variables if id(slot) in weights]
+
+
+def _missing(variable: Any) -> int:
+    """The bytes that a variable has no memory for yet."""
+    return bytes_of(variable) if is_absent(variable) else 0
+
+
+def _described(need: MemoryNeed, rank: int, options: Options) -> str:
+    whose = f"partition {options.grid.partition(rank)} on rank {rank}"
+    text = (
+        f"{whose} needs {size_text(need.weights)} more for weights, {size_text(need.gradients)} "
+        f"for gradients, {size_text(need.slots)} more for optimizer slots"
+    )
+    if need.freed:
+        text += f", and gives {size_text(need.freed)} of other partitions back"
+    if need.at_end > need.in_training:
+        text += (
+            f"; with gather=True it needs {size_text(need.at_end)} for all partitions' at the end"
+        )
+    return text
+
+
+def _shared(sharers: int) -> str:
+    return f", for {sharers} ranks together" if sharers > 1 else ""

@@ -1,0 +1,42 @@
+"""Jobs on ranks that may not take the memory that they need."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import pytest
+from jobs.jobs import SCRIPTS, run
+
+RANKS = 2
+LARGE = 16384  # units: a layer has 1 GiB of weights, as much as the ranks may take
+
+# Other systems know no limit on the address space that holds.
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS of Linux")
+
+
+def outcomes(folder: pathlib.Path, units: int) -> list[Any]:
+    result = run(RANKS, SCRIPTS / "short_memory.py", folder, units, HYPARFLOW_TIMEOUT="60")
+    assert result.code == 0, result.output
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+def test_weights_that_cannot_be_had_are_refused_on_all_ranks(tmp_path: pathlib.Path) -> None:
+    found = outcomes(tmp_path, LARGE)
+    assert found[0] == found[1]
+    kind, message = found[0]
+    assert kind == "refused"
+    for part in (
+        "must fit in memory",
+        "Received: partition 0 on rank 0 needs 2048.0 MiB more for weights",
+        "2048.0 MiB for gradients, 4096.0 MiB more for optimizer slots",
+        "may be taken (RLIMIT_AS)",
+        "Use more partitions, hf.deferred() with gather=False",
+    ):
+        assert part in message
+
+
+def test_what_fits_is_trained(tmp_path: pathlib.Path) -> None:
+    assert outcomes(tmp_path, 512) == [["trained", 1]] * RANKS
