@@ -17,12 +17,15 @@ import pytest
 import tensorflow as tf
 
 import hyparflow as hf
+from hyparflow.engine.weights.pieces import value_of
 from hyparflow.model.keras_internals.deferred_variables import (
     Initial,
     is_absent,
+    overwrite,
     raw_variable,
     release,
     source_of,
+    was_read,
 )
 
 
@@ -371,3 +374,35 @@ def test_names_by_which_weights_are_left_out_of_decay(pattern: str) -> None:
         found.append(model.get_weights() + [v.value.name for v in model.weights])
     assert found[0][4:] == found[1][4:] == [f"model/{v.path[6:]}:0" for v in model.weights]
     assert all(np.array_equal(a, b) for a, b in zip(found[0][:4], found[1][:4], strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int64", "uint32", "bool"])
+@pytest.mark.parametrize("kind", [keras.Variable, tf.Variable])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 64), (0, 2)])
+def test_values_are_read_and_overwritten_bit_for_bit(
+    dtype: str, kind: Any, shape: tuple[int, ...]
+) -> None:
+    numpy_type = tf.as_dtype(dtype).as_numpy_dtype
+    first, second = (np.full(shape, n).astype(numpy_type) for n in (0, 3))
+    variable = kind(first, dtype=dtype)
+    assert value_of(variable).dtype == numpy_type
+    np.testing.assert_array_equal(value_of(variable), first)
+    overwrite(variable, second.copy())
+    np.testing.assert_array_equal(tf.convert_to_tensor(variable).numpy(), second)
+    variable.assign(first)  # it is a variable as before
+    np.testing.assert_array_equal(value_of(variable), first)
+
+
+def test_what_is_overwritten_is_not_brought_in() -> None:
+    variable = keras.Variable(np.ones((2, 3), np.float32))
+    release(variable, lambda: pytest.fail("the value was brought in"))
+    overwrite(variable, np.full((2, 3), 5, np.float32))
+    assert not is_absent(variable) and not was_read(variable)
+    np.testing.assert_array_equal(value_of(variable), np.full((2, 3), 5))
+
+
+def test_a_value_that_is_read_is_brought_in() -> None:
+    variable = keras.Variable(np.ones(2, np.float32))
+    release(variable, lambda: np.full(2, 7, np.float32))
+    np.testing.assert_array_equal(value_of(variable), [7, 7])
+    assert not is_absent(variable)

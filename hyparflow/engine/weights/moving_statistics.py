@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.weights.pieces import value_of
+from hyparflow.model.keras_internals.deferred_variables import overwrite
 from hyparflow.model.keras_internals.layers import all_layers
 
 __all__ = ["average", "moving_statistics"]
@@ -29,11 +31,12 @@ def average(statistics: Sequence[Any], peers: Communicator) -> None:
     """Average them over the replicas. Collective."""
     if peers.size == 1 or not statistics:
         return
-    flat = np.concatenate([v.numpy().astype(np.float64).ravel() for v in statistics])
+    values = [value_of(variable) for variable in statistics]
+    flat = np.concatenate([value.astype(np.float64).ravel() for value in values])
     peers.sum(flat, "the average of moving statistics")
     flat /= peers.size
     start = 0
-    for variable in statistics:
-        size = int(np.prod(variable.shape, dtype=np.int64))
-        variable.assign(flat[start : start + size].reshape(variable.shape))
-        start += size
+    for variable, value in zip(statistics, values, strict=True):
+        new = flat[start : start + value.size].astype(value.dtype)
+        overwrite(variable, new.reshape(value.shape))
+        start += value.size

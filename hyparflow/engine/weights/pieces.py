@@ -5,6 +5,8 @@ Large variables travel alone, small ones joined to pieces of about as many bytes
 
 from __future__ import annotations
 
+import functools
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,15 +17,44 @@ import tensorflow as tf
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.tags import Tag
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
+from hyparflow.model.keras_internals.deferred_variables import (
+    is_absent,
+    overwrite,
+    raw_variable,
+)
 
-__all__ = ["broadcast", "bytes_of", "checksum", "first_piece", "pieces", "receive", "send"]
+__all__ = [
+    "broadcast",
+    "bytes_of",
+    "checksum",
+    "first_piece",
+    "pieces",
+    "receive",
+    "send",
+    "value_of",
+]
 
 _LARGE = 1 << 22  # bytes
+_ORDINARY = type(tf.Variable(0.0))
 
 
 def bytes_of(variable: Any) -> int:
     """The size of a variable's value."""
-    return int(np.prod(variable.shape, dtype=np.int64)) * tf.as_dtype(variable.dtype).size
+    return math.prod(variable.shape) * _dtype(variable.dtype).itemsize
+
+
+def value_of(variable: Any) -> np.ndarray:
+    """The value of a variable, between steps: its own memory, where nothing must be copied.
+
+    Keras and TensorFlow take several times as long, which counts where there are many variables.
+    """
+    raw = raw_variable(variable)
+    if type(raw) is _ORDINARY or is_absent(raw):
+        tensor = tf.raw_ops.ReadVariableOp(resource=raw.handle, dtype=raw.dtype)
+    else:
+        tensor = tf.convert_to_tensor(variable)
+    # NumPy refuses a tensor of no dimensions and one of the types that it does not have itself.
+    return np.asarray(tensor if tensor.shape.rank else tensor.numpy(), order="C")
 
 
 def pieces(variables: Sequence[Any]) -> Iterator[list[Any]]:
@@ -83,7 +114,7 @@ def receive(piece: Sequence[Any], peer: int, comm: Communicator) -> None:
 
 def _packed(piece: Sequence[Any]) -> np.ndarray:
     """The bytes of the values; those of one variable are not copied."""
-    values = [np.asarray(tf.convert_to_tensor(variable), order="C") for variable in piece]
+    values = [value_of(variable) for variable in piece]
     if len(values) == 1:
         return values[0].reshape(-1).view(np.uint8)
     return np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
@@ -91,8 +122,7 @@ def _packed(piece: Sequence[Any]) -> np.ndarray:
 
 def checksum(variable: Any) -> int:
     """A checksum of the variable's own memory: a copy of a large weight would take too much."""
-    value = np.asarray(tf.convert_to_tensor(variable), order="C")
-    return zlib.crc32(value.reshape(-1).view(np.uint8).data)
+    return zlib.crc32(value_of(variable).reshape(-1).view(np.uint8).data)
 
 
 class _Room:
@@ -109,7 +139,7 @@ class _Room:
         self._piece = list(piece)
         self._buffer: TensorBuffer | None = None
         if len(self._piece) == 1 and bytes_of(piece[0]) >= _LARGE:
-            self._buffer = TensorBuffer(tuple(piece[0].shape), _dtype(piece[0]))
+            self._buffer = TensorBuffer(tuple(piece[0].shape), _dtype(piece[0].dtype))
             self.array = self._buffer.array
         else:
             self.array = np.empty(sum(bytes_of(variable) for variable in piece), np.uint8)
@@ -122,10 +152,12 @@ class _Room:
         start = 0
         for variable in self._piece:
             size = bytes_of(variable)
-            part = self.array[start : start + size]
+            part = self.array[start : start + size].copy()
             start += size
-            variable.assign(part.view(_dtype(variable)).reshape(tuple(variable.shape)))
+            overwrite(variable, part.view(_dtype(variable.dtype)).reshape(tuple(variable.shape)))
 
 
-def _dtype(variable: Any) -> np.dtype:
-    return np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+@functools.cache
+def _dtype(dtype: Any) -> np.dtype:
+    """NumPy's type of a variable's, which is Keras's name of it or TensorFlow's type."""
+    return np.dtype(tf.as_dtype(dtype).as_numpy_dtype)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
@@ -35,6 +36,7 @@ __all__ = [
     "deferring",
     "is_absent",
     "is_deferring",
+    "overwrite",
     "present",
     "raw_variable",
     "release",
@@ -199,6 +201,28 @@ def release(variable: Any, source: Callable[[], Any]) -> bool:
         vars(raw)["_source"] = source
         raw.__class__ = _Absent
     return True
+
+
+def overwrite(variable: Any, value: np.ndarray) -> None:
+    """Write a value of the variable's own shape and type, between steps.
+
+    Keras's `assign` takes several times as long, which counts where there are many variables.
+
+    Args:
+        variable: of Keras or TensorFlow.
+        value: nothing else may write to it: the variable may take its memory.
+    """
+    raw = raw_variable(variable)
+    if type(raw) not in (_Ordinary, _Absent) or not tf.executing_eagerly():
+        variable.assign(value)
+        return
+    with _LOCK:
+        tf.raw_ops.AssignVariableOp(
+            resource=vars(raw)["_handle"], value=value, validate_shape=False
+        )
+        if type(raw) is _Absent:
+            _become_ordinary(raw)
+            raw.__dict__.pop(_DRAWN, None)
 
 
 def bring_in(variable: Any) -> None:
