@@ -1,12 +1,15 @@
 """Measures the costs of a model and writes what plans predict.
 
-python benchmarks/planner/predict.py MODEL BATCH_SIZE CLUSTER.json OUTPUT.json
+python benchmarks/planner/predict.py MODEL BATCH_SIZE CLUSTER.json OUTPUT.json [savings]
+
+With "savings": of layouts that save memory.
 """
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,20 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import build
 
-LAYOUTS = ((1, 1), (2, 1), (1, 2))
+# Partitions, replicas, and what saves memory.
+LAYOUTS: tuple[tuple[int, int, dict[str, Any]], ...] = ((1, 1, {}), (2, 1, {}), (1, 2, {}))
 MICROBATCHES = (1, 2, 4, 8)
+SAVING: tuple[tuple[int, int, dict[str, Any]], ...] = (
+    (2, 1, {"recompute": "block"}),
+    (2, 1, {"recompute": "segments"}),
+    (1, 2, {"recompute": "block"}),
+    (1, 2, {"shard_optimizer": True}),
+)
+SAVING_MICROBATCHES = (1, 4)
 TIMES = 2  # that costs are measured
 
 
 def main() -> None:
-    name, rows, machine, output = sys.argv[1:]
+    name, rows, machine, output, *savings = sys.argv[1:]
     batch_size = int(rows)
     model = build(name)
     pair = hf.Cluster.load(machine)
     costs = fastest([costs_of_model(model, "measure", batch_size, pair) for _ in range(TIMES)])
     found = []
-    for partitions, replicas in LAYOUTS:
-        for count in MICROBATCHES:
+    for partitions, replicas, saving in SAVING if savings else LAYOUTS:
+        for count in SAVING_MICROBATCHES if savings else MICROBATCHES:
             plan = hf.plan(
                 model,
                 batch_size=batch_size,
@@ -41,12 +52,14 @@ def main() -> None:
                 num_microbatches=count,
                 schedule="1f1b",
                 costs=costs,
+                **saving,
             )
             found.append(
                 {
                     "partitions": partitions,
                     "replicas": replicas,
                     "microbatches": count,
+                    "saving": saving,
                     "arguments": plan.arguments,
                     "seconds": plan.step_seconds,
                     "memory": [part.memory.total for part in plan.partitions],

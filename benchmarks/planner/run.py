@@ -1,16 +1,19 @@
 """Are plans true? Predicted against measured time of a step and memory.
 
     python benchmarks/planner/run.py
+    python benchmarks/planner/run.py --savings --add
 
 For each model: the network and the costs are measured, with one thread per process; plans for
 (partitions, replicas) in {(1,1), (2,1), (1,2)} and 1, 2, 4 and 8 micro-batches are made from them,
 and jobs train by these plans, those of one layout in turns. Two partitions are also cut into equal
-numbers of layers, in turns with the planned cut.
+numbers of layers, in turns with the planned cut. With --savings layouts are tried that compute
+forwards again, or share out the optimizer's state.
 Writes results.json and table.rst beside this file, or to --output.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -29,7 +32,7 @@ from turns import THREADS, Job, Setup, add_arguments
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
-LAYOUTS = ((1, 1), (2, 1), (1, 2))  # partitions, replicas
+UNGROUPED = dict.fromkeys(("num_microbatches", "lpp"))  # jobs of one layout take turns
 COMPARED = 4  # micro-batches with which cuts are compared
 CUT_TURNS = 12  # of the comparison of cuts: they differ by less than other things
 
@@ -41,7 +44,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if args.add else []
     for name in args.models:
         start = time.perf_counter()
-        rows = [row for row in rows if row["model"] != name] + list(examine(name, args))
+        kept = [
+            row for row in rows if row["model"] != name or bool(row.get("saving")) != args.savings
+        ]
+        rows = kept + list(examine(name, args))
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         path.write_text(json.dumps({"batch_size": args.batch_size, "rows": rows}, indent=1) + "\n")
         (args.output / "table.rst").write_text(table(rows) + "\n")
@@ -53,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--savings", action="store_true", help="try what saves memory")
     parser.add_argument("--add", action="store_true", help="keep the other models' results")
     add_arguments(parser, steps=3, turns=4)
     return parser.parse_args()
@@ -61,9 +68,8 @@ def parse() -> argparse.Namespace:
 def examine(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one model."""
     plans = predict(name, args)
-    for layout in LAYOUTS:
-        mine = [plan for plan in plans if (plan["partitions"], plan["replicas"]) == layout]
-        yield from compare(name, mine, args)
+    for _, mine in itertools.groupby(plans, key=lambda plan: plan["arguments"] | UNGROUPED):
+        yield from compare(name, list(mine), args)
 
 
 def predict(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -72,7 +78,9 @@ def predict(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         cluster, output = Path(folder) / "cluster.json", Path(folder) / "plans.json"
         doctor = [sys.executable, "-m", "hyparflow.cli", "doctor", "--network"]
         run([*shlex.split(args.mpirun), "-n", "2", *doctor, cluster])
-        run([sys.executable, HERE / "predict.py", name, str(args.batch_size), cluster, output])
+        savings = ["savings"] if args.savings else []
+        command = [sys.executable, HERE / "predict.py", name, str(args.batch_size)]
+        run([*command, cluster, output, *savings])
         plans: list[dict[str, Any]] = json.loads(output.read_text())
     return plans
 
@@ -89,7 +97,8 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one layout: its plans as jobs that take turns."""
     options = [plan["arguments"] for plan in plans]
-    balanced = next((o for o in options if is_compared(o)), None)
+    saves = bool(plans[0]["saving"])
+    balanced = None if saves else next((o for o in options if is_compared(o)), None)
     if balanced is not None:
         count = sum(balanced["lpp"])
         options.append(balanced | {"lpp": [count - count // 2, count // 2]})
@@ -136,6 +145,7 @@ def row_of(name: str, plan: dict[str, Any], seconds: float, sizes: list[int]) ->
         "partitions": plan["partitions"],
         "replicas": plan["replicas"],
         "microbatches": plan["microbatches"],
+        "saving": plan["saving"],
         "predicted_seconds": plan["seconds"],
         "measured_seconds": seconds,
         "predicted_bytes": plan["memory"],
@@ -162,7 +172,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"{row['model']:13} {row['partitions']} {row['replicas']} {row['microbatches']}"
             f"   {row['predicted_seconds'] * 1e3:14.1f} {row['measured_seconds'] * 1e3:9.1f}"
-            f"  {ratio:5.2f}{mark(ratio, 0.15)}     {memory}"
+            f"  {ratio:5.2f}{mark(ratio, 0.15)}     {memory}{named(row.get('saving', {}))}"
         )
     lines.append("")
     lines.append(f"step time within 15 %: {inside(ratios, 0.15)} of {len(ratios)}")
@@ -174,6 +184,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "faster" in row
     ]
     return "\n".join(["::", "", *(f"    {line}".rstrip() for line in lines)])
+
+
+def named(saving: dict[str, Any]) -> str:
+    """What saves memory, in words."""
+    return "".join(f"   {name}={value}" for name, value in saving.items())
 
 
 def mark(ratio: float, within: float) -> str:

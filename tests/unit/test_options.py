@@ -281,6 +281,7 @@ CONSUMERS = {
     "num_partitions": GRID,
     "num_replicas": GRID | {"tracing/summary.py"},
     "num_microbatches": SEARCH
+    | {"planning/plan_model.py"}
     | {"training/auto.py"}
     | {"training/checks.py", "training/call.py", "training/make_parallel.py"},
     "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
