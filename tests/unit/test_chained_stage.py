@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,25 @@ def test_units_compute_the_same(
     for a, b in zip(actual, expected, strict=True):
         if a is not None:
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_backward_lets_go_of_what_it_has_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs = keras.Input((8,))
+    for _ in range(6):
+        x = layers.Dense(8, activation="tanh")(x)
+    stage, _, _ = made_of(keras.Model(inputs, x), (2, 3, 4, 5))
+    stage.begin(several=False)
+    saved = stage.forward([tf.ones([ROWS, 8])], as_share(1.0))
+    given: list[weakref.ref[Any]] = []
+    alive = []
+    real = Stage.backward
+
+    def watched(self: Any, of_unit: Any, gradients: Any, seed: Any) -> Any:
+        alive.append(sum(gradient() is not None for gradient in given))
+        given.extend(map(weakref.ref, gradients if alive[1:] else []))  # the first are the caller's
+        return real(self, of_unit, gradients, seed)
+
+    monkeypatch.setattr(Stage, "backward", watched)
+    stage.backward(saved, [tf.ones([ROWS, 8])], as_share(1.0))
+    assert alive == [0] * 5
+    assert [unit.state for unit in saved.units] == [None] * 5

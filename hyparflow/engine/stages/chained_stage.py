@@ -185,7 +185,9 @@ class ChainedStage:
         """The backward of units of which something was saved, from the last to that at `start`."""
         units = self._units[start : start + len(saved)]
         for unit, of_unit in zip(reversed(units), reversed(saved), strict=True):
-            of_inputs = way(unit.stage, of_unit, gradients.of(unit.gradient_outputs), seed)
+            of_inputs = way(unit.stage, of_unit, gradients.take(unit.gradient_outputs), seed)
+            if way is Stage.backward:  # the units before it take the memory
+                of_unit.let_go()
             for number, gradient in zip(unit.gradient_inputs, of_inputs, strict=True):
                 gradients.add(number, gradient)
 
@@ -255,8 +257,12 @@ class _Gradients:
         )
 
     def of(self, numbers: Sequence[int]) -> list[Any]:
-        """The gradients of tensors; those that are outputs of the stage are complete by then."""
+        """The gradients of tensors."""
         return [self._known.get(number) for number in numbers]
+
+    def take(self, numbers: Sequence[int]) -> list[Any]:
+        """The gradients of what a unit made, which are complete by then, and nobody else needs."""
+        return [self._known.pop(number, None) for number in numbers]
 
 
 def _added(saved: Sequence[Saved]) -> Any:

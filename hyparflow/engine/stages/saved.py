@@ -22,3 +22,7 @@ class Saved:
     given: Any = None  # (inputs, share), if trial calls need them to find which rows are looked up
     depend: Dependence | None = None  # where the backward is in two parts
     again: Any = None  # where a segment of units is computed again: what its first forward took
+
+    def let_go(self) -> None:
+        """Keep nothing that only a backward needs."""
+        self.outputs, self.state, self.given, self.again = [], None, None, None

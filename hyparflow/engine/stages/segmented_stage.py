@@ -14,7 +14,6 @@ from typing import Any
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.stages.chained_stage import ChainedStage
 from hyparflow.engine.stages.saved import Saved
-from hyparflow.engine.stages.stage import Stage
 
 __all__ = ["SegmentedStage"]
 
@@ -69,9 +68,6 @@ class SegmentedStage(ChainedStage):
             if some:
                 self._compute_again(segment.start, some)
                 super()._go_back(some, gradients, seed, way, segment.start)
-                if way is Stage.backward:
-                    for of_unit in some:  # the next segment takes the memory
-                        of_unit.again, of_unit.outputs, of_unit.state = None, [], None
 
     def _compute_again(self, start: int, saved: Sequence[Saved]) -> None:
         """The forwards of a segment, which now keep what their backwards need."""
