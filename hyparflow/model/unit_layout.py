@@ -121,6 +121,7 @@ def units_of(
         fine: whether units are made of what does not repeat, too, and are short.
         alike: whether a unit may be like another.
     """
+    _setting()  # what means nothing is refused for any model
     graph, operations = layout.graph, layout.operations
     if graph is None or operations is None:
         return None
