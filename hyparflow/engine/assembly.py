@@ -99,12 +99,8 @@ def build_rank_engine(
         aside=functools.partial(_aside, model, statistics),
         recompute=options.recompute,
     )
-    stages = [
-        build.whole(number, body) if units is None else build.chained(number, *units)
-        for number, body in zip(place.stages, bodies, strict=True)
-    ]
     return RankEngine(
-        engine=_engine(layout, place, stages, build.eager),
+        engine=_engine(layout, place, build.all(bodies, units), build.eager),
         sync=_sync(model, layout, place, losses, learner, own, shards),
         pack=pack,
         statistics=statistics,

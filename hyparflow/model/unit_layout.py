@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hyparflow.model.call_kinds import call_kinds
@@ -17,7 +18,7 @@ from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.pipeline.units import Units, make_units
 
-__all__ = ["UNITS", "Blocks", "blocks_of", "units_of", "with_graph"]
+__all__ = ["UNITS", "Blocks", "units_of", "with_graph"]
 
 # A call of a unit costs half a millisecond: forward and backward should compute for 40 ms or more.
 # A core does so much of the cost that `OperationWork` counts, in a second.
@@ -67,13 +68,26 @@ def with_graph(model: Any, layout: ModelCut, fine: bool = False) -> ModelCut:
 class Blocks:
     """What decides how stages of a model are divided into units.
 
+    Units share nothing where masks come with tensors, and where HYPARFLOW_UNITS forbids it.
+
     Attributes:
-        kinds: for each operation, a number that those share which compute the same.
-        may_share: whether a unit may be like another, so that one of them is compiled for both.
+        graph: the model's graph.
+        alike: whether a unit may be like another.
     """
 
-    kinds: tuple[int, ...]
-    may_share: bool
+    graph: FlatGraph
+    alike: bool = True
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """For each operation, a number that those share which compute the same."""
+        return call_kinds(self.graph)
+
+    @cached_property
+    def may_share(self) -> bool:
+        """Whether one of several units that are alike is compiled for all of them."""
+        layers = [layer for call in self.graph.calls for layer in call.layers]
+        return self.alike and _setting() != "0" and not may_make_masks(layers)
 
     def units(
         self, operations: OperationGraph, stages: Partitioning, rows: float, fine: bool = False
@@ -97,19 +111,6 @@ class Blocks:
         return units
 
 
-def blocks_of(graph: FlatGraph, alike: bool = True) -> Blocks:
-    """What decides the units of a model.
-
-    Units share nothing where masks come with tensors, and where HYPARFLOW_UNITS forbids it.
-
-    Args:
-        graph: the model's graph.
-        alike: whether a unit may be like another.
-    """
-    masked = may_make_masks([layer for call in graph.calls for layer in call.layers])
-    return Blocks(tuple(call_kinds(graph)), alike and not masked and _setting() != "0")
-
-
 def units_of(
     layout: ModelCut, rows: int, fine: bool = False, alike: bool = True
 ) -> tuple[FlatGraph, Units] | None:
@@ -125,5 +126,5 @@ def units_of(
     graph, operations = layout.graph, layout.operations
     if graph is None or operations is None:
         return None
-    units = blocks_of(graph, alike).units(operations, layout.partitioning, rows, fine)
+    units = Blocks(graph, alike).units(operations, layout.partitioning, rows, fine)
     return None if units is None else (graph, units)

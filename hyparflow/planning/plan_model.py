@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import warnings
@@ -24,11 +23,11 @@ from hyparflow.model.checks import check_can_cut, check_model
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.model.unit_layout import blocks_of
+from hyparflow.model.unit_layout import Blocks
 from hyparflow.options import planned_names, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
-from hyparflow.pipeline.partition import make_partitioning
+from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs.estimate import estimate
@@ -113,24 +112,11 @@ def plan(
     whole = make_partitioning(operations, (0, len(operations.operations)))
     with _shown(say) as tell:
         known = _costs_of(graph, costs, batch_size, cluster, tell)
-        blocks = blocks_of(graph)
+        problem = Problem(operations, known, cluster, batch_size)
         count = constraints.options.num_microbatches
         rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
-
-        @functools.cache
-        def problem_with(saving: Saving) -> Problem:
-            units = blocks.units(operations, whole, rows, fine=saving.recompute is not None)
-            return Problem(
-                graph=operations,
-                costs=known,
-                cluster=cluster,
-                batch_size=batch_size,
-                saving=saving,
-                units=units,
-            )
-
-        found = search(problem_with, constraints, tell)
-    best, problem = best_of(found, limit), problem_with(Saving())
+        found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, tell)
+    best = best_of(found, limit)
     single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
     made = make_plan(
         model.name,
@@ -152,6 +138,25 @@ def plan(
     if model.compiled:
         return made
     return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
+
+
+def _with_savings(
+    problem: Problem, blocks: Blocks, whole: Partitioning, rows: float
+) -> Callable[[Saving], Problem]:
+    """A function that gives the problem with a saving, and with the units that then are compiled.
+
+    Args:
+        problem: without one.
+        blocks: of the model.
+        whole: the model as one stage.
+        rows: of a typical micro-batch.
+    """
+
+    def with_saving(saving: Saving) -> Problem:
+        units = blocks.units(problem.graph, whole, rows, fine=saving.recompute is not None)
+        return dataclasses.replace(problem, saving=saving, units=units)
+
+    return with_saving
 
 
 def _check_lpp(lpp: Sequence[int] | None, operations: OperationGraph) -> None:

@@ -19,12 +19,11 @@ from hyparflow.comm.free_memory import MemoryBound, memory_bounds
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.certain_gradients import sure_to_be_trained
 from hyparflow.engine.weights.ownership import holders_of
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.formats.sizes import size_text
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.optimizer import weights_of_slots
-from hyparflow.model.keras_internals.slot_sizes import slot_sizes
 from hyparflow.model.layout import ModelCut
+from hyparflow.model.variable_sizes import bytes_of, slot_sizes
 from hyparflow.options import Options
 
 __all__ = ["MemoryNeed", "need_of", "require_memory", "too_little"]

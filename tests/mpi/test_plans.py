@@ -99,14 +99,9 @@ def test_auto_computes_forwards_again_where_memory_is_short(
     model = compare(recompute="auto", strategy="model")
     planned = WORLD.bcast(planned)  # the leader plans, once for both epochs
     assert [(p.recompute, p.num_partitions) for p in planned] == [(chosen, WORLD.size)]
-    expected = on_leader(lambda: hf_free(model))
+    expected = on_leader(lambda: model.evaluate(*data(), batch_size=20, verbose=0))
     found = hf.evaluate(model, *data(), batch_size=20, verbose=0, recompute="auto")
     np.testing.assert_allclose(found, expected, rtol=1e-10)
-
-
-def hf_free(model: Any) -> Any:
-    """What plain Keras evaluates."""
-    return model.evaluate(*data(), batch_size=20, verbose=0)
 
 
 def test_auto_is_for_fit() -> None:

@@ -15,10 +15,9 @@ import pytest
 
 from hyparflow.comm.free_memory import MemoryBound, bounds_of_folder, free_memory, memory_bounds
 from hyparflow.engine.weights.certain_gradients import sure_to_be_trained
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.model.keras_internals.slot_sizes import slot_sizes
+from hyparflow.model.variable_sizes import bytes_of, slot_sizes
 from hyparflow.training.memory_check import MemoryNeed, too_little
 
 MIB = 1 << 20

@@ -54,6 +54,20 @@ class StageBuilder:
     recompute: str | None = None
     built: dict[int, tuple[Stage, list[Any]]] = field(default_factory=dict)
 
+    def all(
+        self, bodies: Sequence[StageCall], units: tuple[FlatGraph, Units] | None
+    ) -> list[LocalStage]:
+        """All stages of this rank: of several units, or compiled whole if there are none.
+
+        Args:
+            bodies: what each stage computes.
+            units: the model's graph and its units.
+        """
+        numbers = self.place.stages
+        if units is not None:
+            return [self.chained(number, *units) for number in numbers]
+        return [self.whole(n, body) for n, body in zip(numbers, bodies, strict=True)]
+
     def whole(self, number: int, body: StageCall) -> LocalStage:
         """A stage that is compiled whole.
 

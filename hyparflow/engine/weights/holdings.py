@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.model.keras_internals.deferred_variables import is_absent, release, source_of
 from hyparflow.model.keras_internals.optimizer import weights_of_slots, writes_at_end
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.grid import Grid
 
 __all__ = ["Elsewhere", "Holdings", "is_elsewhere"]

@@ -12,8 +12,8 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.requests import Pending
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.model.keras_internals.deferred_variables import raw_variable
+from hyparflow.model.variable_sizes import bytes_of
 
 __all__ = ["NewWeights"]
 

@@ -5,8 +5,6 @@ Large variables travel alone, small ones joined to pieces of about as many bytes
 
 from __future__ import annotations
 
-import functools
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,14 +16,15 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.tags import Tag
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
 from hyparflow.model.keras_internals.deferred_variables import (
+    Ordinary,
     is_absent,
     overwrite,
     raw_variable,
 )
+from hyparflow.model.variable_sizes import bytes_of, numpy_type
 
 __all__ = [
     "broadcast",
-    "bytes_of",
     "checksum",
     "first_piece",
     "pieces",
@@ -35,12 +34,6 @@ __all__ = [
 ]
 
 _LARGE = 1 << 22  # bytes
-_ORDINARY = type(tf.Variable(0.0))
-
-
-def bytes_of(variable: Any) -> int:
-    """The size of a variable's value."""
-    return math.prod(variable.shape) * _dtype(variable.dtype).itemsize
 
 
 def value_of(variable: Any) -> np.ndarray:
@@ -49,7 +42,7 @@ def value_of(variable: Any) -> np.ndarray:
     Keras and TensorFlow take several times as long, which counts where there are many variables.
     """
     raw = raw_variable(variable)
-    if type(raw) is _ORDINARY or is_absent(raw):
+    if type(raw) is Ordinary or is_absent(raw):
         tensor = tf.raw_ops.ReadVariableOp(resource=raw.handle, dtype=raw.dtype)
     else:
         tensor = tf.convert_to_tensor(variable)
@@ -139,7 +132,7 @@ class _Room:
         self._piece = list(piece)
         self._buffer: TensorBuffer | None = None
         if len(self._piece) == 1 and bytes_of(piece[0]) >= _LARGE:
-            self._buffer = TensorBuffer(tuple(piece[0].shape), _dtype(piece[0].dtype))
+            self._buffer = TensorBuffer(tuple(piece[0].shape), numpy_type(piece[0].dtype))
             self.array = self._buffer.array
         else:
             self.array = np.empty(sum(bytes_of(variable) for variable in piece), np.uint8)
@@ -154,10 +147,6 @@ class _Room:
             size = bytes_of(variable)
             part = self.array[start : start + size].copy()
             start += size
-            overwrite(variable, part.view(_dtype(variable.dtype)).reshape(tuple(variable.shape)))
-
-
-@functools.cache
-def _dtype(dtype: Any) -> np.dtype:
-    """NumPy's type of a variable's, which is Keras's name of it or TensorFlow's type."""
-    return np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+            overwrite(
+                variable, part.view(numpy_type(variable.dtype)).reshape(tuple(variable.shape))
+            )

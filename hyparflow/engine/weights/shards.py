@@ -12,8 +12,8 @@ from typing import Any
 
 from hyparflow.engine.weights.new_weights import NewWeights
 from hyparflow.engine.weights.ownership import Ownership
-from hyparflow.engine.weights.pieces import bytes_of
 from hyparflow.engine.weights.weight_groups import WeightGroup
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.share_out import share_out, share_out_common
 
 __all__ = ["Shards"]

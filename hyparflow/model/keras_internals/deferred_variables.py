@@ -32,6 +32,7 @@ from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kerne
 
 __all__ = [
     "Initial",
+    "Ordinary",
     "bring_in",
     "deferring",
     "is_absent",
@@ -48,7 +49,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _NOTHING = [0] * 9  # dimensions of the value of a variable without memory
 _DRAWN = "_hyparflow_drawn"  # attribute of a variable that was deferred, until it is assigned
 _LOCK = threading.RLock()
-_Ordinary: Any = type(tf.Variable(0.0))
+Ordinary: Any = type(tf.Variable(0.0))
 
 
 class Initial:
@@ -75,7 +76,7 @@ class Initial:
         return kind.__module__, kind.__qualname__, config, self._shape, self._dtype
 
 
-class _Absent(_Ordinary):  # type: ignore[misc]
+class _Absent(Ordinary):  # type: ignore[misc]
     """A variable of TensorFlow's without memory."""
 
     @property
@@ -142,7 +143,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
             return
         initial = Initial(initializer, self._shape, self._dtype)
         self._initialize(_Untouched(self))
-        if type(self._value) is _Ordinary:
+        if type(self._value) is Ordinary:
             release(self._value, initial)
             vars(self._value)[_DRAWN] = True
             made.append((self._value, initial))
@@ -194,9 +195,9 @@ def release(variable: Any, source: Callable[[], Any]) -> bool:
     """
     raw = raw_variable(variable)
     with _LOCK:
-        if type(raw) not in (_Ordinary, _Absent):
+        if type(raw) not in (Ordinary, _Absent):
             return False
-        if type(raw) is _Ordinary:
+        if type(raw) is Ordinary:
             _write(raw, tf.zeros(_NOTHING, raw.dtype))
         vars(raw)["_source"] = source
         raw.__class__ = _Absent
@@ -213,7 +214,7 @@ def overwrite(variable: Any, value: np.ndarray) -> None:
         value: nothing else may write to it: the variable may take its memory.
     """
     raw = raw_variable(variable)
-    if type(raw) not in (_Ordinary, _Absent) or not tf.executing_eagerly():
+    if type(raw) not in (Ordinary, _Absent) or not tf.executing_eagerly():
         variable.assign(value)
         return
     with _LOCK:
@@ -261,7 +262,7 @@ def _wake(raw: Any) -> None:
 def _become_ordinary(raw: Any) -> Any:
     """Make it an ordinary variable; returns its source."""
     source = vars(raw).pop("_source")
-    raw.__class__ = _Ordinary
+    raw.__class__ = Ordinary
     return source
 
 

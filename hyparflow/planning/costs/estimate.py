@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.planning.costs.costs import Costs, Overheads, Weight
 from hyparflow.planning.costs.tensor_sizes import (
     bytes_per_row,
-    size_of,
     slots_per_byte,
     used_weights,
 )
@@ -55,7 +55,7 @@ def estimate(
         working=2 * written,
         program=np.full(len(written), float(_TRACED_PER_OPERATION)),
         tensors=tensors,
-        weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
+        weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
         used=used_weights(graph),
         slots=slots_per_byte(model.trainable_variables, optimizer),
         overheads=Overheads(),

@@ -20,6 +20,7 @@ from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.contention import companions_possible, measure_crowd
 from hyparflow.planning.costs.costs import Costs, Overheads, Weight
@@ -29,7 +30,6 @@ from hyparflow.planning.costs.sample import TRACED_ROWS, Sample, SampleMemory
 from hyparflow.planning.costs.segments import Segment, alike, cut_out, segments
 from hyparflow.planning.costs.tensor_sizes import (
     bytes_per_row,
-    size_of,
     slots_per_byte,
     used_weights,
 )
@@ -223,7 +223,7 @@ class CostTable:
             working=self._working,
             program=self._program,
             tensors=self._tensors,
-            weights=tuple(Weight(size_of(v), id(v) in trained) for v in model.variables),
+            weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
             used=used_weights(self._graph),
             slots=slots,
             halves=halves,
@@ -246,7 +246,7 @@ def _long_piece(graph: FlatGraph, operations: OperationGraph, found: list[Segmen
     for count in range(min(len(found), _PIECE), 0, -1):
         first = (len(found) - count) // 2
         start, end = found[first].operations.start, found[first + count - 1].operations.stop
-        if sum(map(size_of, graph.variables(range(start, end)))) <= _PIECE_BYTES:
+        if sum(map(bytes_of, graph.variables(range(start, end)))) <= _PIECE_BYTES:
             break
     return cut_out(operations, [start, end])[0]
 

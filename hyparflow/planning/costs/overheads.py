@@ -17,8 +17,8 @@ from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.gradients.reducer import Reducer
 from hyparflow.model.keras_internals.deferred_variables import present
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.planning.costs.costs import Overheads
-from hyparflow.planning.costs.tensor_sizes import size_of
 
 __all__ = ["measure_overheads", "median_seconds"]
 
@@ -46,16 +46,16 @@ def _sampled(weights: Sequence[Any]) -> list[Any]:
     """Some of the weights, which fit in any memory together with their gradients and slots."""
     chosen, size = [], 0
     for weight in list(weights)[:: max(1, len(weights) // _SAMPLED)]:
-        if size + size_of(weight) <= _SAMPLED_BYTES:
+        if size + bytes_of(weight) <= _SAMPLED_BYTES:
             chosen.append(weight)
-            size += size_of(weight)
-    return chosen or sorted(weights, key=size_of)[:1]
+            size += bytes_of(weight)
+    return chosen or sorted(weights, key=bytes_of)[:1]
 
 
 def _measured(chosen: list[Any], optimizer: Any, call: float) -> Overheads:
     default = Overheads()
     gradients = [tf.ones(v.shape, v.dtype) for v in chosen]
-    size = sum(map(size_of, chosen))
+    size = sum(map(bytes_of, chosen))
     large = np.ones(_LARGE, np.float32)
     per_byte = median_seconds(lambda: large + large) / large.nbytes
 

@@ -16,7 +16,7 @@ from hyparflow.pipeline.simulator import peaks_in_flight
 from hyparflow.planning.search.boundaries import Boundaries, Load
 from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
 from hyparflow.planning.search.predict import Prediction, predict
-from hyparflow.planning.search.predict_memory import gradient_copies, slots_per_byte
+from hyparflow.planning.search.predict_memory import gradient_copies, held_slots
 from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
 __all__ = ["Divisions", "LayoutCandidate"]
@@ -133,7 +133,7 @@ class Divisions:
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         saving = self._problem.saving
         copies = gradient_copies(grid, count, saving)
-        slots = slots_per_byte(self._problem.costs, grid, saving)
+        slots = held_slots(self._problem.costs, grid, saving)
         load = Load(
             rows=self._rows(layout),
             copies=copies,

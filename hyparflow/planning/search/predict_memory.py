@@ -13,7 +13,7 @@ from hyparflow.pipeline.simulator import Timeline
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
-__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes", "slots_per_byte"]
+__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes", "held_slots"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def partition_memory(
     return Memory(
         weights=costs.weight_bytes(numbers),
         gradients=round(mine * gradient_copies(grid, candidate.num_microbatches, saving)),
-        slots=round(mine * slots_per_byte(costs, grid, saving)),
+        slots=round(mine * held_slots(costs, grid, saving)),
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
         program=program,
@@ -100,7 +100,7 @@ def gradient_copies(grid: Grid, num_microbatches: int, saving: Saving) -> float:
     return 1 + (num_microbatches > 1) + own / share
 
 
-def slots_per_byte(costs: Costs, grid: Grid, saving: Saving) -> float:
+def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
     """Bytes of optimizer state that a rank holds per byte of trained weights."""
     return costs.slots / (grid.num_replicas if saving.shard_optimizer else 1)
 

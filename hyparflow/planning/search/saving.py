@@ -26,12 +26,13 @@ def _rungs(options: Options) -> list[list[Saving]]:
     without = [None, *_AGAIN] if given == "auto" else [given]
     more = without if given is not None else [None, *_AGAIN]
     shards = options.shard_optimizer
+    may_shard = shards or options.num_replicas != 1
     allowed = (  # (recompute, shard_optimizer, apart)
         (without, shards, False),
-        (without, True, False),
-        (more, True, False),
-        (without, True, True),
-        (more, True, True),
+        (without, may_shard, False),
+        (more, may_shard, False),
+        (without, may_shard, True),
+        (more, may_shard, True),
     )
     tried: set[Saving] = set()
     rungs = []
@@ -57,11 +58,14 @@ def search(
     Raises:
         ValueError: if no layout agrees with `constraints`.
     """
+    limit = constraints.memory_limit
     found: list[Prediction] = []
     for rung in _rungs(constraints.options):
-        for saving in rung:
-            found += consider(problem_with(saving), constraints, say)
-        if fits(found, constraints.memory_limit):
+        for problem in map(problem_with, rung):
+            whole_fits = limit is None or problem.costs.fixed_bytes <= limit
+            if problem.saving.apart or whole_fits:  # no use in looking for layouts otherwise
+                found += consider(problem, constraints, say)
+        if fits(found, limit):
             break
     return sorted(found, key=_preference)
 

@@ -1,7 +1,9 @@
-"""How much memory an optimizer's slots will take, before there are any."""
+"""How much memory variables take, and an optimizer's slots will take before there are any."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,18 @@ from hyparflow.model.keras_internals.optimizer import (
     weights_of_slots,
 )
 
-__all__ = ["slot_sizes"]
+__all__ = ["bytes_of", "numpy_type", "slot_sizes"]
+
+
+def bytes_of(variable: Any) -> int:
+    """The size of a variable's value."""
+    return math.prod(variable.shape) * numpy_type(variable.dtype).itemsize
+
+
+@functools.cache
+def numpy_type(dtype: Any) -> np.dtype:
+    """NumPy's type of a variable's, which is Keras's name of it or TensorFlow's type."""
+    return np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
 
 
 def slot_sizes(optimizer: Any, weights: Sequence[Any]) -> dict[int, int]:
@@ -39,6 +52,5 @@ def slot_sizes(optimizer: Any, weights: Sequence[Any]) -> dict[int, int]:
     owners = weights_of_slots(other)
     for slot in other.variables:
         if id(slot) in owners:
-            count = int(np.prod(slot.shape, dtype=np.int64))
-            sizes[shape_of[id(owners[id(slot)])]] += count * tf.as_dtype(slot.dtype).size
+            sizes[shape_of[id(owners[id(slot)])]] += bytes_of(slot)
     return {key: sizes[shape] for key, shape in shapes.items()}
