@@ -279,7 +279,7 @@ GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEA
 CONSUMERS = {
     "strategy": {"planning/as_arguments.py", "training/auto.py", "training/make_parallel.py"},
     "num_partitions": GRID,
-    "num_replicas": GRID | {"tracing/summary.py"},
+    "num_replicas": GRID | {"planning/search/saving.py", "tracing/summary.py"},
     "num_microbatches": SEARCH
     | {"planning/plan_model.py"}
     | {"training/auto.py"}
