@@ -43,7 +43,8 @@ from hyparflow.comm import abort, launcher
 from hyparflow.comm.ranks import is_leader, rank, size
 from hyparflow.comm.start_of_mpi import watch_start_of_mpi
 from hyparflow.launching import devices
-from hyparflow.model.deferred import defer_from_start, deferred
+from hyparflow.model.deferred import deferred
+from hyparflow.model.from_start import choose_variables
 from hyparflow.model.stored_weights import load_weights
 from hyparflow.model.versions import require_versions
 
@@ -87,7 +88,7 @@ abort.install()
 launcher.set_thread_defaults()
 launcher.set_log_default()
 devices.choose_device()
-defer_from_start()
+choose_variables()
 watch_start_of_mpi()
 
 

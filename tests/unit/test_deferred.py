@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+from tensorflow.python.ops import gen_resource_variable_ops
 
 import hyparflow as hf
 from hyparflow.engine.weights.pieces import value_of
@@ -27,6 +28,7 @@ from hyparflow.model.keras_internals.deferred_variables import (
     source_of,
     was_read,
 )
+from hyparflow.model.keras_internals.shared_kernel_name import sharing_kernel_names
 
 
 def build(deferred: bool, make: Callable[[], Any]) -> Any:
@@ -294,6 +296,30 @@ def test_names() -> None:
     assert own.name == "mine:0"
 
 
+@pytest.mark.parametrize("scope", [hf.deferred, sharing_kernel_names])
+def test_variables_share_a_kernel_in_all_layers(
+    scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, make = [], gen_resource_variable_ops.var_handle_op
+
+    def noted(**arguments: Any) -> Any:
+        names.append(arguments["debug_name"])
+        return make(**arguments)
+
+    monkeypatch.setattr(gen_resource_variable_ops, "var_handle_op", noted)
+    found = []
+    for how in (contextlib.nullcontext, scope):
+        names.clear()
+        with how(), tf.name_scope("outer"):
+            layers = [keras.layers.Dense(4, name="a"), keras.layers.GRU(2, name="b")]
+            model = keras.Sequential([keras.Input([3, 3]), *layers], name="model")
+        own = tf.Variable(1.0, name="mine")
+        found.append(([v.value.name for v in model.weights], {v.path for v in model.weights}))
+    assert set(names) == {"variable/", "mine/"}
+    assert found[0] == found[1]
+    assert own.name == "mine:0"
+
+
 def test_in_functions_and_creator_scopes() -> None:
     with hf.deferred(), tf.variable_creator_scope(lambda make, **a: make(**{**a, "name": "user"})):
         variable = keras.Variable("ones", shape=(1,))
@@ -326,6 +352,23 @@ def test_the_environment_variable(first: str, value: str) -> None:
         assert "HYPARFLOW_DEFER must be 1" in done.stderr
     else:
         assert done.stdout.split()[-1:] == [str(value == "1")], done.stderr
+
+
+@pytest.mark.parametrize("first", ["hyparflow", "keras"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_share_kernels_from_the_start(first: str, ranks: int) -> None:
+    script = (
+        f"import {first}, hyparflow, keras\n"
+        "print(keras.Variable._initialize.__module__)\n"
+        "print(keras.Variable('ones', shape=(2,), name='mine').value.name)"
+    )
+    environ = os.environ | {"OMPI_COMM_WORLD_SIZE": str(ranks)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False
+    )
+    module, name = done.stdout.split()[-2:]
+    assert module.startswith("hyparflow") == (ranks > 1)
+    assert name == "mine:0"
 
 
 def test_a_trace_that_may_write() -> None:

@@ -28,7 +28,7 @@ import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from hyparflow.model.keras_internals.patched import patched
-from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kernel_name
+from hyparflow.model.keras_internals.shared_kernel_name import sharing_kernel_names
 
 __all__ = [
     "Initial",
@@ -131,11 +131,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
     """
     made: list[tuple[Any, Initial]] = []
     kind: Any = keras.Variable
-    initialize, with_initializer = kind._initialize, kind._initialize_with_initializer
-
-    def named_alike(self: Any, value: Any) -> None:
-        with tf.variable_creator_scope(with_shared_kernel_name):
-            initialize(self, value)
+    with_initializer = kind._initialize_with_initializer
 
     def later(self: Any, initializer: Any) -> None:
         if tf.inside_function() or tf.distribute.has_strategy() or not _is_pure(initializer):
@@ -150,7 +146,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
         else:  # a creator of the user's made another kind
             self._value.assign(initial())
 
-    with patched(kind, _initialize=named_alike, _initialize_with_initializer=later):
+    with sharing_kernel_names(), patched(kind, _initialize_with_initializer=later):
         yield made
 
 
