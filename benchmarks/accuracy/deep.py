@@ -5,12 +5,12 @@
     python benchmarks/accuracy/deep.py --report
 
 "plain" is Keras's own fit; "one process" and "partitions" are hyparflow's. The images of training
-and test are all trained on. Each training writes its losses as it goes on to
-deep/HOW-SEED.json; --report compares all that are there: deep.png, and a table.
+and test are all trained on, in one order for each seed. Every 50 steps the losses are written to
+deep/HOW-SEED.json, and the model, with the state of its optimizer, beside them: the same command
+goes on where it was stopped. --report compares all that are there: deep.png, and a table.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -32,62 +32,74 @@ HERE = Path(__file__).resolve().parent
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one process": {},
-    "partitions": {"strategy": "model", "batchnorm": "deferred", "gather": False},
+    "partitions": {"strategy": "model", "batchnorm": "deferred"},
 }
 HOWS = ("plain", *OPTIONS)
-_EVERY = 10  # steps after which the file is written anew
+_EVERY = 50  # steps after which all is written
 _SMOOTH = 50  # steps of the mean that is drawn
 
 
 class Losses(keras.callbacks.Callback):
-    """The loss of each step, written to a file on the way.
+    """The loss of each step of one call of fit."""
 
-    Args:
-        path: of the file.
-        settings: what stands beside the losses.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self._path, self._settings = path, settings
-        self._losses: list[float] = []
-        self._sum, self._start = 0.0, time.perf_counter()
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.losses: list[float] = []
+        self._sum = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # Keras reports the mean since the epoch began; all batches have as many rows.
+        # Keras reports the mean since the call began; all batches have as many rows.
         total = float(logs["loss"]) * (batch + 1)
-        self._losses.append(total - self._sum)
+        self.losses.append(total - self._sum)
         self._sum = total
-        if (batch + 1) % _EVERY == 0:
-            self._write()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._write()
-
-    def _write(self) -> None:
-        seconds = time.perf_counter() - self._start
-        found = self._settings | {"seconds": seconds, "losses": self._losses}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(found) + "\n")
 
 
 def train(args: argparse.Namespace) -> None:
-    """One epoch, as the arguments say."""
+    """The rest of one epoch, as the arguments say."""
     keras.utils.set_random_seed(args.seed)
     train, test = common.load_images(args.data)
     x, y = (np.concatenate(pair)[: args.samples] for pair in zip(train, test, strict=True))
-    deferred = hf.deferred() if args.how == "partitions" else contextlib.nullcontext()
-    with deferred:
-        model = cifar10_resnet.build(*cifar10_resnet.choose(args.depth, 2))
-    model.compile(keras.optimizers.Adam(args.learning_rate), "sparse_categorical_crossentropy")
-    settings = {"how": args.how, "seed": args.seed, "depth": args.depth, "batch": args.batch_size}
-    name = f"{args.how.replace(' ', '-')}-{args.seed}.json"
-    losses = Losses(args.output / name, settings)
-    arguments = {"batch_size": args.batch_size, "verbose": 0, "callbacks": [losses]}
-    if args.how == "plain":
-        model.fit(x, y, **arguments)
+    steps = len(x) // args.batch_size
+    order = np.random.default_rng(args.seed).permutation(len(x))
+    name = f"{args.how.replace(' ', '-')}-{args.seed}"
+    path, state = args.output / f"{name}.json", args.output / f"{name}.keras"
+    run: dict[str, Any] = {"how": args.how, "seed": args.seed, "depth": args.depth}
+    run |= {"batch": args.batch_size, "seconds": 0.0, "losses": []}
+    if state.exists():
+        run, model = json.loads(path.read_text()), keras.models.load_model(state)
     else:
-        hf.fit(model, x, y, **arguments, **OPTIONS[args.how])
+        model = cifar10_resnet.build(*cifar10_resnet.choose(args.depth, 2))
+        optimizer = keras.optimizers.Adam(args.learning_rate)
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+    for first in range(len(run["losses"]), steps, _EVERY):
+        last = min(first + _EVERY, steps)
+        rows = order[first * args.batch_size : last * args.batch_size]
+        start, losses = time.perf_counter(), Losses()
+        further(model, x[rows], y[rows], losses, args)
+        if hf.is_leader():
+            run["losses"] += losses.losses
+            run["seconds"] += time.perf_counter() - start
+            write(model, run, path, state)
+
+
+def further(
+    model: Any, x: np.ndarray, y: np.ndarray, losses: Losses, args: argparse.Namespace
+) -> None:
+    """Train on some more batches, in their order."""
+    arguments = {"batch_size": args.batch_size, "shuffle": False, "verbose": 0}
+    if args.how == "plain":
+        model.fit(x, y, callbacks=[losses], **arguments)
+    else:
+        hf.fit(model, x, y, callbacks=[losses], **arguments, **OPTIONS[args.how])
+
+
+def write(model: Any, run: dict[str, Any], path: Path, state: Path) -> None:
+    """Write the model, and what is known of it: each takes the place of the one before at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new_state, new_path = state.with_name(f"new-{state.name}"), path.with_suffix(".new")
+    model.save(new_state)
+    new_path.write_text(json.dumps(run) + "\n")
+    new_state.replace(state)
+    new_path.replace(path)
 
 
 def report(folder: Path, picture: Path) -> None:
