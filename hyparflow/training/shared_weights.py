@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hyparflow.comm.freed_memory import give_back_freed_memory
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.sync import WeightSync
@@ -126,6 +127,7 @@ class SharedWeights:
 
     def _gather(self, command: Gather) -> None:
         self._world.board.write("gathers weights")
+        self._make_room()
         self._sync.gather_to_leader(command.everything)
         self._are_everywhere, self._differ = True, False
         self._brought = self._world.rank == LEADER
@@ -147,6 +149,11 @@ class SharedWeights:
         self._sync.scatter()
         self._are_everywhere = True
 
+    def _make_room(self) -> None:
+        """For weights of other ranks: what the steps have freed, they would lie beside."""
+        if self._sync.holdings.parts and self._sync.bytes_elsewhere > _FEW:
+            give_back_freed_memory()
+
     def _finalize(self, command: Finalize) -> None:
         if self._sync.holdings.is_sharded:
             self._sync.gather()  # every rank takes averages for all weights that it has
@@ -156,6 +163,7 @@ class SharedWeights:
     def _finish(self, command: Finish) -> None:
         self._world.recorder.on = False
         self._world.board.write("gathers weights")
+        self._make_room()
         self._sync.gather(everything=self._to_all)
         if not self._to_all:
             self._sync.drop()
