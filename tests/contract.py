@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -111,13 +112,49 @@ class Outcome:
         return faults
 
 
+@contextlib.contextmanager
+def _optimizers_built_first() -> Iterator[None]:
+    """Have optimizers of plain Keras make their variables before a step is traced, for the time.
+
+    Left to make them in its first step, Keras traces that twice. The numbers are the same: it
+    builds them for the same weights.
+    """
+    fit = keras.Model.fit
+
+    def built_first(model: Any, *args: Any, **kwargs: Any) -> Any:
+        usual = type(model).train_step is keras.Model.train_step and not model.run_eagerly
+        if usual and model.built and model.optimizer and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        return fit(model, *args, **kwargs)
+
+    with unittest.mock.patch.object(keras.Model, "fit", built_first):
+        yield
+
+
 def on_leader(function: Callable[[], Any]) -> Any:
     """What `function` returns on rank 0, on all ranks; the others leave the cores to it."""
-    value = function() if WORLD.rank == 0 else None
+    value = None
+    if WORLD.rank == 0:
+        with _optimizers_built_first():
+            value = function()
     request = WORLD.Ibarrier()
     while not request.Test():
         time.sleep(0.01)
     return WORLD.bcast(value)
+
+
+def fit_on_leader(model: Any, *args: Any, **kwargs: Any) -> dict[str, list[float]]:
+    """Train on rank 0 with plain Keras; the History, and the model as it is then, on all ranks."""
+
+    def train() -> tuple[dict[str, list[float]], State]:
+        return model.fit(*args, **kwargs).history, State.of(model)
+
+    history, state = on_leader(train)
+    if WORLD.rank:
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        state.restore(model)
+    return history
 
 
 def require_none(faults: list[str], what: str) -> None:
