@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.skipif(WORLD.size == 1, reason="one process is Keras's own"),
     pytest.mark.usefixtures("in_float64"),
 ]
-PARTITIONS = [1, 2]
+# Replicas hold all weights, as one process does; partitions have each a part of what changed.
+OF_PARTITIONS = pytest.mark.parametrize("partitions", [pytest.param(1, marks=pytest.mark.slow), 2])
 X = np.random.default_rng(0).normal(size=(16, 6))
 
 
@@ -56,8 +57,11 @@ def unfrozen(fit: Callable[[Any], Any], eager: bool) -> None:
         fit(model)
 
 
-@pytest.mark.parametrize("partitions", PARTITIONS)
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("eager", "partitions"),
+    # Of eager partitions, that the compiled ones refuse it and that eager replicas do.
+    [(False, 1), (False, 2), (True, 1), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("change", [two_models, unfrozen])
 def test_optimizer_of_other_variables(
     change: Callable[..., None], eager: bool, partitions: int
@@ -69,7 +73,7 @@ def test_optimizer_of_other_variables(
     assert all(text == str(caught.value) for text in WORLD.allgather(str(caught.value)))
 
 
-@pytest.mark.parametrize("partitions", PARTITIONS)
+@OF_PARTITIONS
 def test_an_optimizer_that_is_exchanged_without_compile_is_said(partitions: int) -> None:
     """Plain Keras would not notice; compiled again, and after predictions only, all is well."""
 
@@ -110,13 +114,13 @@ def frozen(fit: Callable[[Any], Any], eager: bool) -> Outcome:
 
 
 @pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_freezing_more(eager: bool) -> None:
+@OF_PARTITIONS
+def test_freezing_more(eager: bool, partitions: int) -> None:
     expected = on_leader(lambda: frozen(fitter(0), eager))
-    for partitions in PARTITIONS:
-        require_none(frozen(fitter(partitions), eager).compare(expected), str(partitions))
+    require_none(frozen(fitter(partitions), eager).compare(expected), str(partitions))
 
 
-@pytest.mark.parametrize("partitions", PARTITIONS)
+@OF_PARTITIONS
 def test_weights_that_are_exchanged(partitions: int) -> None:
     fit, model = fitter(partitions), build()
     model.compile("sgd", "mse")
@@ -131,7 +135,8 @@ def test_weights_that_are_exchanged(partitions: int) -> None:
 
 
 @pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_names_that_keras_takes(eager: bool) -> None:
+@OF_PARTITIONS
+def test_names_that_keras_takes(eager: bool, partitions: int) -> None:
     names = ["_hidden", "-x", ".dot", "a.b-c>d", "n" * 300]
     names += ["two words", "größe", "a:b"] if eager else []  # TensorFlow's graphs take no others
 
@@ -146,5 +151,4 @@ def test_names_that_keras_takes(eager: bool) -> None:
         return Outcome(fit(model).history, State.of(model))
 
     expected = on_leader(lambda: train(fitter(0)))
-    for partitions in PARTITIONS:
-        require_none(train(fitter(partitions)).compare(expected), "names")
+    require_none(train(fitter(partitions)).compare(expected), "names")
