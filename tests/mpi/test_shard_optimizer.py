@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from contract import WORLD, grids, on_leader, require_none
+from contract import WORLD, fit_on_leader, grids, on_leader, require_none
 
 import hyparflow as hf
 from hyparflow.model.keras_internals.deferred_variables import is_absent
@@ -41,10 +41,10 @@ def blocks() -> Any:
     return keras.Model(inputs, keras.layers.Dense(3)(x))
 
 
-def build(optimizer: Any = "adam", make: Callable[[], Any] = blocks) -> Any:
+def build(optimizer: Any = "adam", make: Callable[[], Any] = blocks, metrics: Any = None) -> Any:
     keras.utils.set_random_seed(5)
     model = make()
-    model.compile(optimizer, "mse", metrics=["mae"])
+    model.compile(optimizer, "mse", metrics=metrics)
     return model
 
 
@@ -59,9 +59,9 @@ def fit(model: Any, grid: tuple[int, int], rows: Any = ROWS, **more: Any) -> Any
     return hf.fit(model, rows, LABELS, **kept)
 
 
-def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> Any:
+def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> dict[str, list[float]]:
     keras.utils.set_random_seed(1)
-    return model.fit(rows, LABELS, **{"batch_size": 12, "verbose": 0} | more)
+    return fit_on_leader(model, rows, LABELS, **{"batch_size": 12, "verbose": 0} | more)
 
 
 def state(model: Any) -> list[np.ndarray]:
@@ -90,16 +90,19 @@ class At(keras.callbacks.Callback):
 
 @GRIDS
 def test_each_slot_is_in_one_place(grid: tuple[int, int]) -> None:
-    plain, model = build(), build()
+    plain, model = (build(metrics=["mae"]) for _ in range(2))
     memory = At(bytes_held, "on_train_batch_end")
-    expected = [plain_fit(plain, epochs=2).history["loss"]]
+    expected = [plain_fit(plain, epochs=2)["loss"]]
     parts = {"num_microbatches": 2, "gather": False}
     found = [fit(model, grid, epochs=2, callbacks=[memory], **parts).history["loss"]]
     held = sum(WORLD.allgather(bytes_held(model)))
-    expected += [np.array(plain.evaluate(ROWS, LABELS, verbose=0)), plain.predict(ROWS, verbose=0)]
+    evaluated, predicted = on_leader(
+        lambda: (plain.evaluate(ROWS, LABELS, verbose=0), plain.predict(ROWS, verbose=0))
+    )
+    expected += [np.array(evaluated), predicted]
     more = layout(grid) | parts | {"verbose": 0}
     found += [np.array(hf.evaluate(model, ROWS, LABELS, **more)), hf.predict(model, ROWS, **more)]
-    expected += [plain_fit(plain).history["loss"]]
+    expected += [plain_fit(plain)["loss"]]
     found += [fit(model, grid, num_microbatches=2).history["loss"]]
     whole = bytes_held(plain)
     faults = unlike(found, expected) + unlike(state(model), state(plain))

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from contract import WORLD, grids, on_leader, require_none
+from contract import WORLD, fit_on_leader, grids, on_leader, require_none
 
 import hyparflow as hf
 from hyparflow.model.keras_internals.deferred_variables import is_absent
@@ -38,14 +38,16 @@ def dense_layers() -> Any:
     return keras.Model(inputs, keras.layers.Dense(3)(x))
 
 
-def build(deferred: bool, optimizer: Any = "adam", make: Any = dense_layers) -> Any:
+def build(
+    deferred: bool, optimizer: Any = "adam", make: Any = dense_layers, metrics: Any = None
+) -> Any:
     keras.utils.set_random_seed(5)
     if deferred:
         with hf.deferred():
             model = make()
     else:
         model = make()
-    model.compile(optimizer, "mse", metrics=["mae"])
+    model.compile(optimizer, "mse", metrics=metrics)
     return model
 
 
@@ -59,9 +61,9 @@ def layout(grid: tuple[int, int]) -> dict[str, Any]:
     return {"num_partitions": grid[0], "num_replicas": grid[1], "num_microbatches": 2}
 
 
-def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> Any:
+def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> dict[str, list[float]]:
     keras.utils.set_random_seed(1)
-    return model.fit(rows, LABELS, **{"batch_size": 12, "verbose": 0} | more)
+    return fit_on_leader(model, rows, LABELS, **{"batch_size": 12, "verbose": 0} | more)
 
 
 def state(model: Any) -> list[np.ndarray]:
@@ -93,9 +95,9 @@ class At(keras.callbacks.Callback):
 )
 @GRIDS
 def test_numbers_and_memory(deferred: bool, optimizer: str, grid: tuple[int, int]) -> None:
-    plain = build(False, optimizer)
-    expected = plain_fit(plain, epochs=2).history
-    model, memory = build(deferred, optimizer), At(absent)
+    plain = build(False, optimizer, metrics=["mae"])
+    expected = plain_fit(plain, epochs=2)
+    model, memory = build(deferred, optimizer, metrics=["mae"]), At(absent)
     history = fit(model, grid, epochs=2, callbacks=[memory]).history
     faults = unlike(history.values(), expected.values()) + unlike(state(model), state(plain))
     least = LAYERS * 2 * (grid[0] - 1) // grid[0] - 4
@@ -109,10 +111,10 @@ def test_numbers_and_memory(deferred: bool, optimizer: str, grid: tuple[int, int
 def test_weights_stay_at_their_owners(
     deferred: bool, grid: tuple[int, int], tmp_path_factory: Any
 ) -> None:
-    plain, model = build(False), build(deferred)
-    expected = [plain_fit(plain).history["loss"], plain.predict(ROWS, verbose=0)]
-    expected += [np.array(plain.evaluate(ROWS, LABELS, verbose=0, batch_size=12))]
-    expected += [plain_fit(plain).history["loss"]]
+    plain, model = build(False, metrics=["mae"]), build(deferred, metrics=["mae"])
+    expected = [plain_fit(plain)["loss"], on_leader(lambda: plain.predict(ROWS, verbose=0))]
+    evaluated = on_leader(lambda: plain.evaluate(ROWS, LABELS, verbose=0, batch_size=12))
+    expected += [np.array(evaluated), plain_fit(plain)["loss"]]
     more = {"gather": False, **layout(grid)}
     found = [fit(model, grid, gather=False).history["loss"]]
     left = [absent(model)]
@@ -238,8 +240,7 @@ def test_saving_takes_few_weights_at_once(name: str, tmp_path_factory: Any) -> N
     in_fit, expected = folder / f"fit_{name}", folder / f"plain_{name}"
     saves = [keras.callbacks.ModelCheckpoint(path, **more) for path in (in_fit, expected)]
     fit(model, (2, 1), callbacks=saves[:1], gather=False)
-    if WORLD.rank == 0:
-        plain_fit(plain, callbacks=saves[1:])
+    plain_fit(plain, callbacks=saves[1:])
     if name == "m.keras":
         hf.parallelize(model, **layout((2, 1))).save(folder / "after.keras")
     faults = []
@@ -268,11 +269,11 @@ def test_each_rank_reads_its_part_of_a_file(name: str, tmp_path_factory: Any) ->
     on_leader(lambda: None)
     hf.load_weights(model, folder / name)
     predicted = hf.predict(model, ROWS, verbose=0, gather=False, **layout((2, 1)))
-    faults = unlike([predicted], [plain.predict(ROWS, verbose=0)])
+    faults = unlike([predicted], [on_leader(lambda: plain.predict(ROWS, verbose=0))])
     if absent(model) < LAYERS - 4:
         faults.append(f"absent: {absent(model)}")
     fit(model, (2, 1))
-    plain.compile("adam", "mse", metrics=["mae"])
+    plain.compile("adam", "mse")
     plain_fit(plain)
     require_none(faults + unlike(model.get_weights(), plain.get_weights()), name)
 
