@@ -50,8 +50,8 @@ def build(kind: str = "dense", **arguments: Any) -> Any:
     if kind == "masks":
         inputs = keras.Input((6,), dtype="int32")
         x = layers.Embedding(9, 4, mask_zero=True)(inputs)
-        x = layers.LSTM(4, return_sequences=True)(x)
-        outputs = layers.Dense(1)(layers.LSTM(4)(x))
+        x = layers.SimpleRNN(4, return_sequences=True)(x)
+        outputs = layers.Dense(1)(layers.SimpleRNN(4)(x))
     else:
         inputs = keras.Input((5,))
         x = layers.Dense(8, "tanh", kernel_regularizer="l2")(inputs)

@@ -610,7 +610,8 @@ def test_data_that_do_not_fit_are_refused_as_by_keras(shape: tuple[int, ...], ki
     assert len(set(texts)) == 1
     plain = on_leader(lambda: error_of(lambda: build().fit(**arguments())))
     assert plain is None or plain.splitlines()[0] == texts[0].splitlines()[0]
-    compare(lambda: {"x": data()[0], "y": data()[1]})
+    if len(shape) == 2:  # once for each kind of data
+        compare(lambda: {"x": data()[0], "y": data()[1]})
 
 
 def test_no_rows_to_validate_with() -> None:

@@ -229,10 +229,8 @@ def compare(make: Callable[[], Any], tolerance: float = 1e-10, **options: Any) -
     require_none(faults, "own step")
 
 
-ALSO_EAGER = (
-    "tf.random, eager",
-    "optimizers that differ, eager",
-)  # much as those that are compiled
+# Much as those that are compiled; what only Python draws is tried eagerly.
+ALSO_EAGER = ("tf.random, eager", "keras.random, eager", "optimizers that differ, eager")
 
 
 @pytest.mark.parametrize(

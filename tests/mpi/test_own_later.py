@@ -21,6 +21,11 @@ SGD = keras.optimizers.SGD
 Given = tuple[Any, Any]  # x and y
 
 
+def slow(*arguments: Any) -> Any:
+    """Arguments for which another test shows nearly the same."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 class Own(keras.Model):
     """A step in parts, which kinds of steps change."""
 
@@ -127,9 +132,9 @@ class Quiet(keras.callbacks.Callback):
     ("kind", "steps", "eager", "callbacks"),
     [
         (rate_from(4), 6, False, []),
-        (rate_from(5), 6, False, [Quiet()]),
+        slow(rate_from(5), 6, False, [Quiet()]),
         (rate_from(11), 18, True, []),
-        (hand_from(4), 9, False, []),
+        slow(hand_from(4), 9, False, []),
         (hand_from(5), 6, True, [Quiet()]),
         (hand_from(12), 18, False, [Quiet()]),
     ],
@@ -195,21 +200,26 @@ def metric_that(update: Callable[[Any, Any], Any], initial: float, rows: bool) -
     return WithMetric
 
 
-@pytest.mark.parametrize("eager", [False, True])
+METRICS: dict[str, type[Own]] = {
+    "maximum": metric_that(ops.maximum, 0.0, rows=False),
+    "maximum of rows": metric_that(lambda v, y: ops.maximum(v, ops.max(y)), -np.inf, rows=True),
+    "minimum": metric_that(ops.minimum, np.inf, rows=False),
+    "product": metric_that(ops.multiply, 1.0, rows=False),
+    "average": metric_that(lambda v, y: 0.9 * v + 0.1 * y, 0.0, rows=False),
+    "last": metric_that(lambda v, y: y, 0.0, rows=False),
+}
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("name", "eager"),
     [
-        metric_that(ops.maximum, 0.0, rows=False),
-        metric_that(lambda v, y: ops.maximum(v, ops.max(y)), -np.inf, rows=True),
-        metric_that(ops.minimum, np.inf, rows=False),
-        metric_that(ops.multiply, 1.0, rows=False),
-        metric_that(lambda v, y: 0.9 * v + 0.1 * y, 0.0, rows=False),
-        metric_that(lambda v, y: y, 0.0, rows=False),
+        *((name, False) for name in METRICS),
+        ("maximum of rows", True),
+        *(slow(name, True) for name in METRICS if name != "maximum of rows"),
     ],
-    ids=["maximum", "maximum of rows", "minimum", "product", "average", "last"],
 )
-def test_a_metric_that_does_not_add_up(kind: type[Own], eager: bool) -> None:
-    require(fitted(kind, eager=eager), "of a batch (metric 'kept')")
+def test_a_metric_that_does_not_add_up(name: str, eager: bool) -> None:
+    require(fitted(METRICS[name], eager=eager), "of a batch (metric 'kept')")
 
 
 class Metrics(Own):
@@ -300,10 +310,10 @@ def mask(x: np.ndarray, y: np.ndarray) -> None:
     [
         (Root, 6, False, None, "computes, after step 3, is neither"),
         (EagerRoot, 18, True, None, "computes, after step 18, is neither"),
-        (Clipped, 3, False, None, "computes for rows of large values is neither"),
+        slow(Clipped, 3, False, None, "computes for rows of large values is neither"),
         (ClippedNorm, 3, False, None, "computes for rows of large values is neither"),
         (Skipping, 3, False, None, "computes for rows that are not finite is neither"),
-        (Skipping, 3, True, None, "computes for rows that are not finite is neither"),
+        slow(Skipping, 3, True, None, "computes for rows that are not finite is neither"),
         (Masked, 3, False, mask, "computes, after step 3, is neither"),
         (Summing, 6, False, None, "first and is a sum, after step 3, or"),
     ],
@@ -446,7 +456,7 @@ def easy(x: np.ndarray, y: np.ndarray) -> None:
         (Metrics, 6, False, None),
         (Attending, 12, False, None),
         (Warming, 12, False, None),
-        (EagerWarming, 12, True, None),
+        slow(EagerWarming, 12, True, None),
         (EagerCounting, 3, True, None),
         (Noisy, 12, False, None),
     ],

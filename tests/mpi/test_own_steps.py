@@ -295,13 +295,15 @@ def flat(values: Any) -> list[Any]:
     return [np.asarray(leaf, float) for leaf in keras.tree.flatten(values)]
 
 
+CLIPPED = "lookups, clipped values"
 EAGER = ("optimizers anywhere", "lookups, Adam", "metrics that are not named")
 
 
 @pytest.mark.parametrize(
     ("kind", "eager"),
     [
-        *((kind, False) for kind in KINDS),
+        *((kind, False) for kind in KINDS if kind != CLIPPED),
+        pytest.param(CLIPPED, False, marks=pytest.mark.slow),  # as clipped norms
         (EAGER[0], True),
         *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in EAGER[1:]),
     ],
