@@ -1,6 +1,6 @@
 """What does not end a job: caught errors, losses that are not numbers, saves by all ranks at once.
 
-python recover.py FOLDER. FOLDER gets outcomes.json and the files that are saved.
+python recover.py FOLDER [CASE ...]. FOLDER gets outcomes.json and the files that are saved.
 """
 
 import json
@@ -148,15 +148,17 @@ def save() -> None:
     WORLD.Barrier()
 
 
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "callback": lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Raise()]},
+    "exit": lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Exit()]},
+    "data": lambda: {"x": batches(2)},
+    "first batch": lambda: {"x": batches(0)},
+}
+
+
 def main() -> None:
-    """Run all and write down what each rank found."""
-    mine = {
-        "callback": catch(lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Raise()]}),
-        "exit": catch(lambda: {"x": X, "y": Y, "batch_size": 8, "callbacks": [Exit()]}),
-        "data": catch(lambda: {"x": batches(2)}),
-        "first batch": catch(lambda: {"x": batches(0)}),
-        "nan": train_on_nan(),
-    }
+    """Run the cases and write down what each rank found."""
+    mine = {name: catch(CASES[name]) for name in sys.argv[2:]} | {"nan": train_on_nan()}
     save()
     everyone = WORLD.gather(mine)
     if WORLD.rank == 0:
