@@ -42,15 +42,16 @@ def require_same(result: Result, file: pathlib.Path) -> None:
     assert [ranks[str(n)][-1] for n in range(4)] == ["a", "a", "b", "b"]
 
 
-def test_two_hosts_give_the_numbers_of_one_process(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+# On a slow network all happens that does on a fast one, and waits take longer.
+@pytest.mark.parametrize("network", ["slow", pytest.param("fast", marks=pytest.mark.slow)])
+def test_two_hosts_give_the_numbers_of_one_process(
+    network: str, hosts: Hosts, tmp_path: pathlib.Path
+) -> None:
+    if network == "slow":
+        hosts.slow()
     file = tmp_path / "result.json"
     require_same(start(hosts, file).wait(), file)
-    carried = hosts.cable.carried
-    assert carried > STEPS * GRADIENTS
-    hosts.slow()
-    file.unlink()
-    require_same(start(hosts, file).wait(), file)
-    assert hosts.cable.carried - carried > STEPS * GRADIENTS
+    assert hosts.cable.carried > STEPS * GRADIENTS
 
 
 @pytest.mark.slow
