@@ -212,10 +212,10 @@ def test_a_block_that_takes_anothers_trace_gives_the_same_bits(
 
     same_graphs = functions.same_graphs
     monkeypatch.setattr(functions, "same_graphs", compared)
-    shared = train(hf.fit, build("attention", 4), "attention", **layout)
+    shared = train(hf.fit, build("attention", 6), "attention", **layout)
     assert any(taken)
     monkeypatch.setattr(functions, "same_graphs", lambda *args: False)
-    own = train(hf.fit, build("attention", 4), "attention", **layout)
+    own = train(hf.fit, build("attention", 6), "attention", **layout)
     assert shared.history == own.history
     for key, value in own.state.values.items():
         np.testing.assert_array_equal(shared.state.values[key], value)

@@ -36,7 +36,7 @@ def _in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def build(optimizer: Any = "adam", loss: Any = "mse", **more: Any) -> Any:
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input([6])
-    for _ in range(4):
+    for _ in range(3):
         y = keras.layers.BatchNormalization()(x)
         y = keras.layers.Dense(6, activation="relu", kernel_regularizer="l2")(y)
         x = keras.layers.Add()([x, keras.layers.Dropout(0.2)(y)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +20,19 @@ import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.planning import plan_model
 from hyparflow.planning.costs import contention, sample
 from hyparflow.planning.costs.contention import companions_possible
 from hyparflow.planning.costs.estimate import estimate
 from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.costs.segments import alike, segments
+
+
+@pytest.fixture(autouse=True)
+def _measured_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `hf.plan` measure for a moment: no test asks how exact its seconds are."""
+    monkeypatch.setattr(plan_model, "measure", functools.partial(measure, budget=0.01))
 
 
 def flat(model: Any) -> FlatGraph:
