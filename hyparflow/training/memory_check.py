@@ -54,10 +54,8 @@ class MemoryNeed:
         return self.weights + self.gradients + self.slots - self.freed
 
 
-def require_memory(
-    model: Any, layout: ModelCut, options: Options, world: World, method: str
-) -> None:
-    """Check that each rank may take the memory that it surely needs. Collective.
+def require_memory(model: Any, layout: ModelCut, options: Options, world: World) -> None:
+    """Check that each rank may take the memory that it surely needs in `fit`. Collective.
 
     Raises:
         ValueError: on all ranks, if one may not.
@@ -66,7 +64,7 @@ def require_memory(
     share = min(bound.size // world.memory_sharers.get(bound.key, 1) for bound in bounds)
     need = MemoryNeed()
     on_gpu = tf.config.get_visible_devices("GPU")  # weights are in its memory
-    if method == "fit" and not on_gpu and _at_most(model) > share:  # few models come near it
+    if not on_gpu and _at_most(model) > share:  # few models come near it
         need = need_of(model, layout, options, options.grid.partition(world.rank))
     in_doubt = np.array([max(need.in_training, need.at_end) > share], np.int64)
     world.sum(in_doubt, "the comparison of memory")

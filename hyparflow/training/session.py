@@ -66,7 +66,7 @@ class Session:
         self._part: rank_engine.RankEngine | None = None
         self._part_key: Any = None
         self._checked_part: rank_engine.RankEngine | None = None
-        self._known_part: rank_engine.RankEngine | None = None  # whose optimizer was checked
+        self._trainable_part: rank_engine.RankEngine | None = None  # checked for `fit`
         self._checked_weights: set[str] = set()
         self._layout: ModelCut | None = None
         self._sums: set[tuple[int, int]] = set()  # see `ModelCut.sums`
@@ -179,13 +179,10 @@ class Session:
 
     def _check_optimizer(self, part: rank_engine.RankEngine) -> None:
         """Check, once per engine, that the optimizer knows the weights, as Keras's step does."""
-        if part.learner is None or part is self._known_part:
-            return
-        try:
-            check_known(self.model.optimizer, self.model.trainable_variables)
-        except ValueError as error:
-            raise abort.mark_collective(error) from None
-        self._known_part = part
+        if part.learner is not None and part is not self._trainable_part:
+            with abort.alike():
+                check_known(self.model.optimizer, self.model.trainable_variables)
+        self._trainable_part = part
 
     def _check_weights(self, part: rank_engine.RankEngine, specs: Any) -> None:
         """Check sample weights, once per kind; the same on all ranks."""
@@ -283,15 +280,17 @@ class Session:
         build_weights(model, specs[0])
         key = engine_key(model)
         usable = self._part is not None and (self._part.losses is not None or not with_loss)
-        if self._part is None or not usable or self._part_key != key:
+        anew = self._part is None or not usable or self._part_key != key
+        if anew and self._part is not None:
+            self._layout = None
+            require_same_weights(model, self._part_key, key)
+            if self._part.has_trained and has_another_optimizer(self._part_key, key):
+                notices.announce_another_optimizer(model)
+        if call.method == "fit" and (anew or self._part is not self._trainable_part):
+            require_memory(model, self.layout(), self.options, self._world)
+        if anew or self._part is None:
             who = self.options.grid.describe(self._world.rank)
             STATUS.debug("hyparflow: %s builds its part of model '%s'", who, model.name)
-            if self._part is not None:
-                self._layout = None
-                require_same_weights(model, self._part_key, key)
-                if self._part.has_trained and has_another_optimizer(self._part_key, key):
-                    notices.announce_another_optimizer(model)
-            require_memory(model, self.layout(), self.options, self._world, call.method)
             self._world.board.write("the building of its part")
             self._part = assembly.build_rank_engine(
                 model, self.layout(), self.options, self._world, specs, with_loss, call.part_rows

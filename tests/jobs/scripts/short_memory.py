@@ -1,6 +1,6 @@
 """Train a model on ranks whose address space is limited; each writes down what came of it.
 
-Arguments: a folder for the outcomes, and the units of each layer.
+Arguments: a folder for the outcomes, the units of each layer, and "evaluate" to evaluate first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def build(units: int) -> keras.Model:
     return model
 
 
-def main(folder: pathlib.Path, units: int) -> None:
+def main(folder: pathlib.Path, units: int, first: str = "") -> None:
     model = build(units)
     x = np.ones((4, units), np.float32)
+    if first == "evaluate":
+        hf.evaluate(model, x, x, verbose=0, num_partitions=2, gather=False)
     limit = psutil.Process().memory_info().vms + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
@@ -42,4 +44,4 @@ def main(folder: pathlib.Path, units: int) -> None:
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
