@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from hyparflow.pipeline.actions import BACKWARDS, RECEIVES, SENDS, Edge, Kind, Step
+from hyparflow.pipeline.actions import BACKWARDS, RECEIVES, SENDS, Action, Edge, Kind, Step
 from hyparflow.pipeline.schedules import Schedule
 from hyparflow.pipeline.simulator import Lowered, Timeline, play
 
-__all__ = ["lower", "prove", "tags_of"]
+__all__ = ["fused", "lower", "messages_around", "prove", "tags_of"]
 
 
 def tags_of(lowered: Lowered, limit: int) -> list[list[int]]:
@@ -76,13 +76,12 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
     Returns:
         One list of steps per partition.
     """
-    last = max((action.stage for actions in schedule for action in actions), default=0)
-    messages = _messages(edges, schedule)
+    messages = messages_around(edges, schedule)
     lowered = []
-    for partition, actions in enumerate(schedule):
+    for partition, actions in enumerate(fused(schedule) if training else schedule):
         steps: list[Step] = []
         for stage, kind, m in actions:
-            before, after = messages.get((stage, kind), ((), ()))
+            before, after = messages[stage, kind]
             steps += [
                 Step(stage=stage, kind=message, microbatch=m, edge=edge, peer=peer)
                 for message, edge, peer in before
@@ -93,25 +92,27 @@ def lower(schedule: Schedule, edges: Sequence[Edge], *, training: bool = True) -
                 for message, edge, peer in after
             ]
         if training:
-            steps = _start_reductions(_fuse(steps, last))
+            steps = _start_reductions(steps)
             steps += [Step(partition, Kind.REDUCE), Step(partition, Kind.APPLY)]
         lowered.append(steps)
     return lowered
 
 
 # The messages before and after a computation: their kinds, edges and peers.
-_Messages = list[tuple[Kind, int, int]]
+Messages = list[tuple[Kind, int, int]]
 
 
-def _messages(
+def messages_around(
     edges: Sequence[Edge], schedule: Schedule
-) -> dict[tuple[int, Kind], tuple[_Messages, _Messages]]:
+) -> dict[tuple[int, Kind], tuple[Messages, Messages]]:
     """What each stage receives before a computation of each kind, and sends after it.
 
-    Between stages of one partition no message is needed.
+    Between stages of one partition no message is needed. A fused computation of the last stage
+    receives what its forward would, and sends what its backward would.
     """
     holder = {action.stage: p for p, actions in enumerate(schedule) for action in actions}
-    around: dict[tuple[int, Kind], tuple[_Messages, _Messages]] = defaultdict(lambda: ([], []))
+    around: dict[tuple[int, Kind], tuple[Messages, Messages]] = defaultdict(lambda: ([], []))
+    last = max(holder, default=0)
     for index, edge in enumerate(edges):
         if holder.get(edge.producer) == holder.get(edge.consumer):
             continue
@@ -121,27 +122,30 @@ def _messages(
         for kind in BACKWARDS if edge.carries_gradient else ():
             around[producer, kind][0].append((Kind.RECEIVE_GRADIENT, index, consumer))
             around[consumer, kind][1].append((Kind.SEND_GRADIENT, index, producer))
+    around[last, Kind.FUSED] = around[last, Kind.FORWARD][0], around[last, Kind.BACKWARD][1]
     return around
 
 
-def _fuse(steps: list[Step], last: int) -> list[Step]:
+def fused(schedule: Schedule) -> Schedule:
     """Join a forward of the last stage and its backward where one follows the other.
 
     The last stage receives nothing between the two, so they can be one compiled call, which
     is cheaper and keeps no activations.
     """
-    fused: list[Step] = []
-    for step in steps:
-        previous = fused[-1] if fused else None
-        if (
-            step.kind == Kind.BACKWARD
-            and step.stage == last
-            and previous == Step(step.stage, Kind.FORWARD, step.microbatch)
-        ):
-            fused[-1] = previous._replace(kind=Kind.FUSED)
-        else:
-            fused.append(step)
-    return fused
+    last = max((action.stage for actions in schedule for action in actions), default=0)
+    return [_fused(actions, last) for actions in schedule]
+
+
+def _fused(actions: Sequence[Action], last: int) -> list[Action]:
+    joined: list[Action] = []
+    for action in actions:
+        if action.kind == Kind.BACKWARD and action.stage == last:
+            forward = Action(last, Kind.FORWARD, action.microbatch)
+            if joined and joined[-1] == forward:
+                joined[-1] = forward._replace(kind=Kind.FUSED)
+                continue
+        joined.append(action)
+    return joined
 
 
 def _start_reductions(steps: list[Step]) -> list[Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["Placement", "v_shaped", "wrapped"]
 
@@ -39,7 +40,14 @@ class Placement:
 
     def stages(self, partition: int) -> tuple[int, ...]:
         """The stages that `partition` holds, in order."""
-        return tuple(s for s, holder in enumerate(self.partitions) if holder == partition)
+        return self._stages[partition]
+
+    @cached_property
+    def _stages(self) -> list[tuple[int, ...]]:
+        held: list[list[int]] = [[] for _ in range(self.num_partitions)]
+        for stage, holder in enumerate(self.partitions):
+            held[holder].append(stage)
+        return [tuple(stages) for stages in held]
 
 
 def wrapped(num_partitions: int, stages_per_partition: int = 1) -> Placement:

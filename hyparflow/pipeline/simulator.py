@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hyparflow.pipeline.actions import RECEIVES, SENDS, Action, Kind, Step
 
-__all__ = ["Lowered", "Span", "Timeline", "peaks_in_flight", "play"]
+__all__ = ["Lowered", "Span", "Timeline", "peak_kept", "peaks_in_flight", "play"]
 
 _KEPT = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT_BACKWARD: -1}  # of micro-batches
 
@@ -57,26 +57,29 @@ class Timeline:
 
     def peak_in_flight(self, rank: int) -> int:
         """The most micro-batches whose activations `rank` keeps at one time."""
-        return int(self.peak_kept(rank, lambda step: 1.0))
-
-    def peak_kept(self, rank: int, size: Callable[[Step], float]) -> float:
-        """The largest sum of `size` over what `rank` keeps at one time.
-
-        Args:
-            rank: the rank.
-            size: the size of what a computation (forward, backward, or both in one) keeps.
-        """
-        kept = peak = 0.0
-        for span in self.spans[rank]:
-            step = span.step
-            sign = _KEPT.get(step.kind, 0)
-            kept += sign * size(step) if sign else 0.0
-            peak = max(peak, kept + (size(step) if step.kind == Kind.FUSED else 0.0))
-        return peak
+        steps = [span.step for span in self.spans[rank]]
+        return int(peak_kept(steps, defaultdict(lambda: 1.0)))
 
     def order(self, rank: int) -> list[str]:
         """The steps of `rank` in text form, as executed."""
         return [str(span.step) for span in self.spans[rank]]
+
+
+def peak_kept(steps: Iterable[Action | Step], size: Mapping[int, float]) -> float:
+    """The largest sum over what a partition keeps at one time.
+
+    Args:
+        steps: what it computes, in order; messages and reductions do not count.
+        size: for each stage, what a computation keeps: a forward until its backward, a fused one
+            while it runs.
+    """
+    kept = peak = 0.0
+    for stage, kind, *_ in steps:
+        sign = _KEPT.get(kind, 0)
+        if sign:
+            kept += sign * size[stage]
+        peak = max(peak, kept + size[stage] if kind == Kind.FUSED else kept)
+    return peak
 
 
 def peaks_in_flight(schedule: Iterable[Iterable[Action]]) -> dict[int, int]:
