@@ -9,7 +9,7 @@ import pytest
 
 from hyparflow.pipeline.placement import wrapped
 from hyparflow.planning.search.boundaries import StageSeconds, candidates
-from hyparflow.planning.search.cuts import Division, Search, rounds_of
+from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
 
 Reads = list[tuple[int, list[int], float]]
 
@@ -34,10 +34,14 @@ def best_cuts(costs: list[np.ndarray], rounds: float, tolerance: float) -> list[
     """What the planner finds: of stages alike but for where they are possible."""
     cost = np.min(costs, axis=0)
 
-    def fits(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    def holds(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         return np.isfinite(costs[stage][start, end])
 
-    return Search(cost).best(len(costs), rounds, fits, tolerance)
+    def longest(stage: int) -> int:
+        start, end = np.nonzero(np.isfinite(costs[stage]))
+        return int((end - start).max(initial=0))
+
+    return Search(cost).best(len(costs), rounds, Fits(holds, longest), tolerance)
 
 
 def by_hand(seconds: np.ndarray, reads: Reads, start: int, end: int) -> float:

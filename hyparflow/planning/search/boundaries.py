@@ -18,6 +18,7 @@ __all__ = ["Boundaries", "Load", "StageSeconds", "candidates"]
 
 # Approximate number of boundaries in a search: per rank, and the least and the most.
 _PER_RANK, _FEWEST, _MOST = 64, 512, 1024
+_ROUNDING = 1e-9  # relative; sums in another order differ by less
 
 
 class Load(NamedTuple):
@@ -95,7 +96,7 @@ class Boundaries:
         return np.asarray(price * [2.0 if n in needing else 1.0 for n in self._tensors])
 
     def fits(self, load: Load, limit: int) -> Fits | None:
-        """A function that tells whether a stage fits in memory; None if the model cannot fit.
+        """What fits in the memory of each stage; None if the model cannot fit.
 
         It is not as exact as `partition_memory`: a weight counts where it is first used, and a
         tensor that several stages read crosses once.
@@ -115,14 +116,19 @@ class Boundaries:
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
 
-        def fit(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        def holds(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             before = held + in_flight[stage] * rows * activations
             needed = (before + buffers)[end] - (before - buffers)[start]
             count = compiled[end] - compiled[start]
             split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
             return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
 
-        return fit
+        def longest(stage: int) -> int:
+            before = held + in_flight[stage] * rows * activations
+            ends = np.searchsorted(before, before + share * (1 + _ROUNDING), side="right")
+            return int((ends - np.arange(len(ends))).max()) - 1
+
+        return Fits(holds, longest)
 
     def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""

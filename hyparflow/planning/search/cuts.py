@@ -12,21 +12,35 @@ smaller sum (less is sent) and a larger maximum, among which a simulator chooses
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hyparflow.pipeline.placement import Placement
 
 __all__ = ["Division", "Fits", "Search", "rounds_of"]
 
 _TOLERANCE = 1e-3  # relative; two divisions closer than this need not both be found
+_CEILINGS = 1.15  # ratio of the first two ceilings that are tried; its square, of the next two
 
-# Whether stage s can hold the operations between boundaries a and b: (s, [a], [b]) -> [bool];
-# the arrays are broadcast.
-Fits = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+
+@dataclass(frozen=True)
+class Fits:
+    """What the stages can hold.
+
+    Attributes:
+        holds: whether stage s can hold the operations between boundaries a and b:
+            (s, [a], [b]) -> [bool]; the arrays are broadcast.
+        longest: stage s holds at most so many parts between two neighbouring boundaries.
+    """
+
+    holds: Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+    longest: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Search:
         band = seconds[np.maximum(self._starts, 0), self._ends]
         self._band = np.where(self._starts >= 0, band, np.inf)
         self._quickest = self._band.min(axis=0, initial=np.inf)  # the fastest stage of each length
+        self._fastest_freely = functools.cache(lambda num_stages: self._fastest(num_stages, None))
 
     def best(
         self,
@@ -97,7 +112,8 @@ class Search:
         Returns:
             The best division, then others of smaller sums or maxima; nothing if none is possible.
         """
-        fastest = self._fastest(num_stages, fits)
+        free = fits is None
+        fastest = self._fastest_freely(num_stages) if free else self._fastest(num_stages, fits)
         if fastest is None:
             return []
         whole = float(self._seconds[0, self._last])  # the smallest possible sum: nothing is sent
@@ -124,14 +140,23 @@ class Search:
     def _fastest(self, num_stages: int, fits: Fits | None) -> Division | None:
         """The division whose slowest stage is fastest."""
         whole = float(self._seconds[0, self._last])
-        # The time of equal stages; ceilings are tried upwards, since low ones are quick to try.
-        ceiling = whole / num_stages if np.isfinite(whole) else np.inf
+        # No stage of all can be faster; ceilings are tried upwards, since low ones are quick to
+        # try. Which one succeeds does not matter for what is found.
+        ceiling = max(whole / num_stages, self._bottleneck) if np.isfinite(whole) else np.inf
+        ratio = _CEILINGS
         while ceiling < whole:
-            ceiling *= 2
+            ceiling, ratio = ceiling * ratio, ratio**2
             division = self._trace(num_stages, fits, ceiling, minimax=True)
             if division is not None:
                 return division
         return self._trace(num_stages, fits, np.inf, minimax=True)
+
+    @cached_property
+    def _bottleneck(self) -> float:
+        """What the slowest stage takes at least: that of the worst place, at its best."""
+        at_most = np.minimum.accumulate(self._seconds, axis=0)
+        around = np.minimum.accumulate(at_most[:, ::-1], axis=1)[:, ::-1]
+        return float(np.diagonal(around, offset=1).max(initial=0.0))
 
     def _trace(
         self, num_stages: int, fits: Fits | None, ceiling: float, minimax: bool
@@ -140,28 +165,41 @@ class Search:
         width = int(np.flatnonzero(self._quickest <= ceiling).max(initial=-1)) + 1
         if not width:
             return None
-        begin = np.maximum(self._starts[:, :width], 0)
         band = self._band[:, :width]
         cost = np.where(band <= ceiling, band, np.inf)
-        rows = np.arange(self._last + 1)
-        best = np.full(self._last + 1, np.inf)
-        best[0] = 0.0
+        add = np.maximum if minimax else np.add
+        best = np.full(width + self._last + 1, np.inf)  # by end; none is before the first
+        best[width] = 0.0
+        before = sliding_window_view(best, width)[:, ::-1]  # by end and length, as the band
+        longest = [
+            width if fits is None else min(width, fits.longest(s)) for s in range(num_stages)
+        ]
+        furthest = list(itertools.accumulate(longest, initial=0))
         choices = []
-        for stage in range(num_stages):
-            mine = cost if fits is None else np.where(fits(stage, begin, self._ends), cost, np.inf)
-            both = np.maximum(best[begin], mine) if minimax else best[begin] + mine
+        for stage, length in enumerate(longest):
+            left = num_stages - 1 - stage  # stages, each of which holds one part at least
+            low = max(stage + 1, self._last - (furthest[-1] - furthest[stage + 1]))
+            ends = slice(low, min(furthest[stage + 1], self._last - left) + 1)
+            if length < 1 or low >= ends.stop:
+                return None
+            mine = cost[ends, :length]
+            if fits is not None:
+                begin = np.maximum(self._starts[ends, :length], 0)
+                mine = np.where(fits.holds(stage, begin, self._ends[ends]), mine, np.inf)
+            both = add(before[ends, :length], mine)
             nearest = np.argmin(both, axis=1)
-            choices.append(begin[rows, nearest])
-            best = both[rows, nearest]
-        if not np.isfinite(best[self._last]):
+            choices.append((low, nearest))
+            best.fill(np.inf)
+            best[width + low : width + ends.stop] = both[np.arange(len(both)), nearest]
+        if not np.isfinite(best[-1]):
             return None
-        return self._division([choice.tolist() for choice in choices])
+        return self._division(choices)
 
-    def _division(self, choices: list[list[int]]) -> Division:
-        """Walk back through what each stage chose for its end."""
+    def _division(self, choices: list[tuple[int, np.ndarray]]) -> Division:
+        """Walk back through what each stage chose for its end: its length, less one."""
         boundaries = [self._last]
-        for choice in reversed(choices):
-            boundaries.append(choice[boundaries[-1]])
+        for low, nearest in reversed(choices):
+            boundaries.append(boundaries[-1] - 1 - int(nearest[boundaries[-1] - low]))
         boundaries.reverse()
         stages = [self._seconds[pair] for pair in itertools.pairwise(boundaries)]
         return Division(tuple(boundaries), float(sum(stages)), float(max(stages)))

@@ -127,7 +127,7 @@ class Divisions:
         return Search(self._boundaries().seconds(rows))
 
     def _whether_fits(self, layout: LayoutCandidate, limit: int) -> Fits | None:
-        """A function that tells whether a stage fits in memory; None if the model cannot fit."""
+        """What fits in the memory of each stage; None if the model cannot fit."""
         grid, count, schedule = layout
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
@@ -150,4 +150,4 @@ def _rounds(layout: LayoutCandidate) -> int:
 
 def _all_fit(division: Division, fits: Fits) -> bool:
     pairs = enumerate(itertools.pairwise(division.boundaries))
-    return all(fits(stage, np.array(start), np.array(end)) for stage, (start, end) in pairs)
+    return all(fits.holds(stage, np.array(start), np.array(end)) for stage, (start, end) in pairs)
