@@ -24,6 +24,7 @@ __all__ = [
     "crossing_costs",
     "divide",
     "make_partitioning",
+    "stages_between",
     "verify",
 ]
 
@@ -120,7 +121,7 @@ def make_partitioning(graph: OperationGraph, boundaries: tuple[int, ...]) -> Par
     Raises:
         ValueError: if they are no division of `graph`.
     """
-    partitioning = _cross(graph, boundaries)
+    partitioning = stages_between(graph, boundaries)
     verify(graph, partitioning)
     return partitioning
 
@@ -154,8 +155,11 @@ def allowed_cuts(graph: OperationGraph) -> list[bool]:
     return allowed
 
 
-def _cross(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
-    """The crossing tensors of a division: data enters at stage 0, the loss sits at the last."""
+def stages_between(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
+    """The stages between `boundaries` and what crosses between them, not verified.
+
+    Data enters at stage 0, and the loss sits at the last.
+    """
     last = len(boundaries) - 2
     producer = dict.fromkeys(graph.inputs, 0)
     consumers: dict[int, set[int]] = {}
@@ -173,14 +177,14 @@ def _cross(graph: OperationGraph, boundaries: tuple[int, ...]) -> Partitioning:
         for consumer in sorted(consumers[tensor])
         if consumer != producer.get(tensor)
     )
-    stage_inputs = []
-    stage_outputs = []
-    for stage in range(last + 1):
-        taken = {edge.tensor for edge in edges if edge.consumer == stage}
-        given = {edge.tensor for edge in edges if edge.producer == stage}
-        stage_inputs.append(tuple(graph.inputs) if stage == 0 else tuple(sorted(taken)))
-        stage_outputs.append(tuple(graph.outputs) if stage == last else tuple(sorted(given)))
-    return Partitioning(boundaries, edges, tuple(stage_inputs), tuple(stage_outputs))
+    taken: list[set[int]] = [set() for _ in range(last + 1)]
+    given: list[set[int]] = [set() for _ in range(last + 1)]
+    for edge in edges:
+        taken[edge.consumer].add(edge.tensor)
+        given[edge.producer].add(edge.tensor)
+    inputs = (tuple(graph.inputs), *(tuple(sorted(tensors)) for tensors in taken[1:]))
+    outputs = (*(tuple(sorted(tensors)) for tensors in given[:-1]), tuple(graph.outputs))
+    return Partitioning(boundaries, edges, inputs, outputs)
 
 
 def verify(graph: OperationGraph, partitioning: Partitioning) -> None:

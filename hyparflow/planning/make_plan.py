@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from hyparflow.formats.text import counted
 from hyparflow.pipeline.actions import COMPUTATIONS, RECEIVES, SENDS
 from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
+from hyparflow.planning.search.order import best_first, fastest
 from hyparflow.planning.search.predict import Prediction
-from hyparflow.planning.search.problem import Problem
+from hyparflow.planning.search.problem import Problem, Saving
 
 __all__ = ["make_plan"]
 
@@ -33,7 +35,7 @@ def make_plan(
         problem: the problem that was solved.
         best: the chosen prediction.
         single: the prediction for one process.
-        found: all predictions, the best first; the next best are alternatives.
+        found: all predictions; the next best are alternatives.
         memory_limit: bytes per rank, or None.
     """
     candidate = best.candidate
@@ -82,22 +84,23 @@ def _others(found: Sequence[Prediction], best: Prediction) -> list[Prediction]:
 
     Of the same grid with other savings first, then of other grids, then of other micro-batches.
     """
-    grids, savings = {best.candidate.grid}, {best.saving}
-    savers: list[Prediction] = []
+    savers: dict[Saving, list[Prediction]] = {}
     others: list[Prediction] = []
-    rest: list[Prediction] = []
     for prediction in found:
-        if prediction is best:
-            continue
-        alike = prediction.candidate.grid == best.candidate.grid
-        if alike and prediction.saving not in savings:
-            savers.append(prediction)
-            savings.add(prediction.saving)
-            continue
-        fresh = prediction.candidate.grid not in grids
-        (others if fresh else rest).append(prediction)
-        grids.add(prediction.candidate.grid)
-    chosen = [*savers, *others, *rest][: max(_ALTERNATIVES, len(savers))]
+        if prediction.candidate.grid != best.candidate.grid:
+            others.append(prediction)
+        elif prediction.saving != best.saving:
+            savers.setdefault(prediction.saving, []).append(prediction)
+    chosen = [fastest(predictions) for predictions in savers.values()]
+    grids = set()
+    for prediction in best_first(others):
+        if len(chosen) >= _ALTERNATIVES:
+            break
+        if prediction.candidate.grid not in grids:
+            grids.add(prediction.candidate.grid)
+            chosen.append(prediction)
+    rest = [p for p in found if not any(p is taken for taken in (best, *chosen))]
+    chosen += itertools.islice(best_first(rest), max(0, _ALTERNATIVES - len(chosen)))
     return sorted(chosen, key=lambda prediction: prediction.step_seconds)
 
 

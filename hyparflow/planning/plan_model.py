@@ -36,7 +36,7 @@ from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.search.layouts import best_of
-from hyparflow.planning.search.predict import predict
+from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import (
     Candidate,
     Problem,
@@ -117,7 +117,9 @@ def plan(
         rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
         found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, tell)
     best = best_of(found, limit)
-    single = predict(problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole))
+    single = Prediction(
+        problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole)
+    )
     made = make_plan(
         model.name,
         model_fingerprint(model),

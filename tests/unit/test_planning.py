@@ -26,7 +26,7 @@ from hyparflow.planning.plan import Plan
 from hyparflow.planning.search import layouts
 from hyparflow.planning.search.divisions import Divisions
 from hyparflow.planning.search.layouts import best_of, consider
-from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Candidate, Problem, Saving, constrained
 
 # --- the machine ---
@@ -142,10 +142,10 @@ def test_ranks_of_a_node_slow_each_other() -> None:
 def test_a_pipeline_of_one_microbatch_slows_nobody() -> None:
     crowded = dataclasses.replace(costs([1.0] * 4), crowd=2, crowded=np.full((3, 1), 2.0))
     problem = Problem(chain(4), crowded, FAST, 8)
-    one, many = (predict(problem, candidate(chain(4), (0, 2, 4), m)) for m in (1, 8))
+    one, many = (Prediction(problem, candidate(chain(4), (0, 2, 4), m)) for m in (1, 8))
     assert one.forward == pytest.approx((16.0, 16.0))  # 2 operations, 8 rows
     assert many.forward[0] == pytest.approx(2.0 * 2 * 8 / 9)  # both compute 8 of 9 rounds
-    replicas = predict(problem, candidate(chain(4), (0, 4), 1, replicas=2))
+    replicas = Prediction(problem, candidate(chain(4), (0, 4), 1, replicas=2))
     assert replicas.forward[0] == pytest.approx(4 * 4 * 2.0)
 
 
@@ -196,7 +196,7 @@ def test_equal_stages_take_the_textbook_time(
     """(M + P - 1) times a stage's forward and backward, P stages of one second per row."""
     problem = Problem(chain(partitions), costs([1.0] * partitions), FAST, microbatches)
     bounds = tuple(range(partitions + 1))
-    found = predict(problem, candidate(problem.graph, bounds, microbatches, schedule))
+    found = Prediction(problem, candidate(problem.graph, bounds, microbatches, schedule))
     assert found.step_seconds == pytest.approx(3.0 * (microbatches + partitions - 1))
     expected = (partitions - 1) / (microbatches + partitions - 1)
     assert found.idle_share == pytest.approx(expected)
@@ -213,7 +213,7 @@ def test_interleaved_stages_take_the_textbook_time(
     layout = Candidate(
         Grid(partitions, 1, wrapped(partitions, each)), microbatches, "interleaved", table
     )
-    found = predict(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
+    found = Prediction(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
     assert found.step_seconds == pytest.approx(3.0 * (microbatches * each + partitions - 1))
     assert found.forward == pytest.approx((float(each),) * partitions)
     assert found.memory[0].gradients == 4 * each * MEGABYTE
@@ -224,13 +224,13 @@ def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
     than 7 of 1; with slow messages they are not."""
     quick = Problem(chain(8), costs([1.0] * 8), FAST, 4)
     wishes = constrained(4, num_partitions=4, num_microbatches=4)
-    best = consider(quick, wishes)[0]
+    best = best_of(consider(quick, wishes), None)
     chosen = best.candidate
     assert (chosen.schedule, chosen.grid.placement) == ("interleaved", wrapped(4, 2))
     slow = dataclasses.replace(
         quick, cluster=Cluster(1, 4, within=Link(5.0, 1e30), sum_bandwidth=INSTANT)
     )
-    assert consider(slow, wishes)[0].candidate.grid.placement == wrapped(4)
+    assert best_of(consider(slow, wishes), None).candidate.grid.placement == wrapped(4)
 
 
 def test_the_search_tells_how_far_it_is() -> None:
@@ -249,7 +249,7 @@ def test_messages_and_sums_take_time() -> None:
     overheads = dataclasses.replace(FREE, step=0.5, apply_weight=0.25)
     cluster = Cluster(1, 4, within=Link(0.1, MEGABYTE), allreduce="ring", sum_bandwidth=INSTANT)
     problem = Problem(graph, costs([1.0, 1.0], overheads), cluster, 2)
-    found = predict(problem, candidate(graph, (0, 1, 2), 1, replicas=2))
+    found = Prediction(problem, candidate(graph, (0, 1, 2), 1, replicas=2))
     # Forward, message, forward and backward, message, backward; then a ring of two, the optimizer.
     expected = 1 + 1.1 + 3 + 1.1 + 2 + 2 * (0.1 + 0.5) + 0.25 + 0.5
     assert found.step_seconds == pytest.approx(expected)
@@ -269,7 +269,7 @@ def test_sums_are_hidden_behind_the_other_stages(ranks_per_node: int, hidden: fl
     )
     table = make_partitioning(graph, (0, 1, 2))
     layout = Candidate(Grid(1, 2, wrapped(1, 2)), 1, "interleaved", table)
-    found = predict(Problem(graph, costs([1.0, 1.0]), cluster, 2), layout)
+    found = Prediction(Problem(graph, costs([1.0, 1.0]), cluster, 2), layout)
     assert found.reduce[0] == pytest.approx(2 * 3.0 - hidden)
     assert found.step_seconds == pytest.approx(2 * 3.0 + found.reduce[0])
 
@@ -277,8 +277,8 @@ def test_sums_are_hidden_behind_the_other_stages(ranks_per_node: int, hidden: fl
 def test_memory_counts_what_is_in_flight() -> None:
     graph, table = chain(4), costs([1.0] * 4, slots=2.0)
     problem = Problem(graph, table, FAST, 8)
-    one = predict(problem, candidate(graph, (0, 2, 4), 4, "1f1b")).memory
-    all_ = predict(problem, candidate(graph, (0, 2, 4), 4, "gpipe")).memory
+    one = Prediction(problem, candidate(graph, (0, 2, 4), 4, "1f1b")).memory
+    all_ = Prediction(problem, candidate(graph, (0, 2, 4), 4, "gpipe")).memory
     # Two operations keep a megabyte per row each; micro-batches have two rows.
     assert [m.activations // MEGABYTE for m in one] == [8, 4]
     assert [m.activations // MEGABYTE for m in all_] == [16, 16]
@@ -294,7 +294,7 @@ def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:
     problem = Problem(chain(8), table, FAST, 8)
     layout = candidate(chain(8), (0, 2, 4, 6, 8), 4)
     (whole, *_), (apart, *_) = (
-        predict(p, layout).memory
+        Prediction(p, layout).memory
         for p in (problem, dataclasses.replace(problem, saving=Saving(apart=True)))
     )
     assert whole.parts == apart.parts
@@ -357,7 +357,7 @@ def test_a_program_in_two_parts_takes_more_memory() -> None:
 
     def programs(boundaries: tuple[int, ...], num_microbatches: int) -> list[int]:
         layout = candidate(chain(4), boundaries, num_microbatches)
-        found = predict(Problem(chain(4), table, FAST, 8), layout)
+        found = Prediction(Problem(chain(4), table, FAST, 8), layout)
         return [memory.program for memory in found.memory]
 
     assert programs((0, 2, 4), 4) == [200 * (30 + 5) + 7, 200 * (10 + 5) + 7]
@@ -369,7 +369,7 @@ def test_a_program_in_two_parts_takes_more_memory() -> None:
 def test_the_parts_of_a_backward_take_what_was_measured() -> None:
     table = costs([1.0] * 4, halves=(0.25, 1.0))  # of 2 x 2 s of a stage, and a row
     layout = candidate(chain(4), (0, 2, 4), 4, "zero-bubble")
-    found = predict(Problem(chain(4), table, FAST, 4), layout)
+    found = Prediction(Problem(chain(4), table, FAST, 4), layout)
     took: dict[tuple[int, str], set[float]] = {}
     for spans in found.timeline.spans:
         for span in spans:
@@ -409,9 +409,9 @@ def test_no_division_is_predicted_to_be_much_faster(seed: int) -> None:
         graph, table, Cluster(1, 4, within=Link(0.01, 10 * MEGABYTE), sum_bandwidth=INSTANT), 16
     )
     wishes = constrained(partitions, num_partitions=partitions, num_microbatches=8, schedule="1f1b")
-    found = consider(problem, wishes)[0].step_seconds
+    found = best_of(consider(problem, wishes), None).step_seconds
     everything = [
-        predict(problem, candidate(graph, (0, *inner, count), 8)).step_seconds
+        Prediction(problem, candidate(graph, (0, *inner, count), 8)).step_seconds
         for inner in itertools.combinations(range(1, count), partitions - 1)
     ]
     assert min(everything) <= found <= 1.03 * min(everything)
@@ -476,8 +476,8 @@ def test_lpp_is_kept() -> None:
 def some_plan(**wishes: Any) -> Plan:
     problem = Problem(chain(6), costs([1, 2, 3, 1, 2, 3]), Cluster(1, 4), 32)
     found = consider(problem, constrained(4, **wishes))
-    single = predict(problem, candidate(problem.graph, (0, 6), 1))
-    return make_plan("small", "hash", problem, found[0], single, found[1:4], 2**31)
+    single = Prediction(problem, candidate(problem.graph, (0, 6), 1))
+    return make_plan("small", "hash", problem, best_of(found, None), single, found, 2**31)
 
 
 def test_a_plan_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hyparflow.pipeline.partition import make_partitioning
 from hyparflow.pipeline.units import Units
 from hyparflow.planning.search.activations import Activations
 from hyparflow.planning.search.layouts import best_of
-from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Problem, Saving, constrained
 from hyparflow.planning.search.saving import search
 
@@ -88,7 +88,7 @@ def test_segments_keep_less_and_need_more_at_a_time() -> None:
 
 def test_a_forward_again_takes_its_time_in_the_backward() -> None:
     layout = candidate(chain(8), (0, 4, 8), 1)
-    once, block, segments = (predict(problem(saving), layout) for saving in SAVINGS)
+    once, block, segments = (Prediction(problem(saving), layout) for saving in SAVINGS)
     # 8 rows; the backward of the last unit follows its forward, and "block" keeps it.
     assert once.step_seconds == 8 * (4 * 3 + 4 * 3)
     assert block.step_seconds == 8 * (4 * 4 + 2 * 4 + 2 * 3)
@@ -108,7 +108,7 @@ def test_halves_of_a_backward_with_a_forward_add_up() -> None:
 def test_slots_are_shared_out_over_replicas() -> None:
     layout = candidate(chain(8), (0, 8), 1, replicas=4)
     (whole,), (shared,) = (
-        predict(problem(Saving(shard_optimizer=shard), slots=2.0), layout).memory
+        Prediction(problem(Saving(shard_optimizer=shard), slots=2.0), layout).memory
         for shard in (False, True)
     )
     assert (whole.slots, shared.slots) == (16 * MEGABYTE, 4 * MEGABYTE)
@@ -124,7 +124,7 @@ def test_units_that_are_alike_are_compiled_once_in_each_partition() -> None:
     layout = candidate(graph, (0, 4, 8), 1)
     made = Problem(graph, table, FAST, 8, Saving(), alike)
     # The second partition has two units of one kind; its last one follows the loss.
-    assert [m.program for m in predict(made, layout).memory] == [4000, 2000]
+    assert [m.program for m in Prediction(made, layout).memory] == [4000, 2000]
 
 
 # --- the search ---

@@ -198,14 +198,20 @@ class Costs:
 
         With `trainable`, only those of trainable variables.
         """
-        numbers = {number for index in operations for number in self.used[index]}
-        chosen = [self.weights[n] for n in numbers]
-        return sum(weight.size for weight in chosen if weight.trainable or not trainable)
+        sizes = self._trained_sizes if trainable else self._sizes
+        return sum(map(sizes.__getitem__, self._variables(operations)))
 
     def weight_count(self, operations: Iterable[int]) -> int:
         """How many trained variables these operations have."""
-        numbers = {number for index in operations for number in self.used[index]}
-        return sum(self.weights[n].trainable for n in numbers)
+        return sum(map(self._trained.__getitem__, self._variables(operations)))
+
+    def _variables(self, operations: Iterable[int]) -> set[int]:
+        return set().union(*map(self.used.__getitem__, operations))
+
+    # For each variable, at hand, since a search asks for sums of many stages.
+    _sizes = cached_property(lambda self: [w.size for w in self.weights])
+    _trained_sizes = cached_property(lambda self: [w.size * w.trainable for w in self.weights])
+    _trained = cached_property(lambda self: [w.trainable for w in self.weights])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the costs to a file, as JSON.
@@ -216,7 +222,7 @@ class Costs:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
         values["overheads"] = asdict(self.overheads)
-        write_text(path, json.dumps(values, default=_plain) + "\n")
+        write_text(path, json.dumps(values, default=lambda array: array.tolist()) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Costs:
@@ -279,10 +285,6 @@ def _from_file(content: Any) -> Costs:
 def _require_length(name: str, found: Sized, expected: int) -> None:
     if len(found) != expected:
         raise ValueError(f"Expected `array` of length {expected}, got {len(found)} - at `$.{name}`")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist()
 
 
 def _line(known: tuple[int, ...], rows: float) -> np.ndarray:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.partition import allowed_cuts, divide, make_partitioning
+from hyparflow.pipeline.partition import allowed_cuts, divide, stages_between
 from hyparflow.pipeline.refine import refine
 from hyparflow.pipeline.schedules import make_schedule
 from hyparflow.pipeline.simulator import peaks_in_flight
 from hyparflow.planning.search.boundaries import Boundaries, Load
 from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
-from hyparflow.planning.search.predict import Prediction, predict
+from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.predict_memory import gradient_copies, held_slots
 from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
@@ -52,10 +52,7 @@ class Divisions:
         self._search_once = functools.cache(self._search_freely)
         self._fitting = functools.cache(self._search_fitting)
         self._of = functools.cache(self._divide)
-
-    def count(self, layout: LayoutCandidate) -> int:
-        """The number of divisions of a layout."""
-        return len(self._of(layout))
+        self._balanced = functools.cache(lambda stages: divide(problem.graph, stages).boundaries)
 
     def bound(self, layout: LayoutCandidate) -> float:
         """An approximate lower bound of the seconds of a step, without sums and memory limit."""
@@ -69,13 +66,29 @@ class Divisions:
         chosen = self._constraints.options.lpp is not None or layout.num_stages == 1
         return not (chosen or self._fitting(layout))
 
-    def predict(self, layout: LayoutCandidate, number: int) -> Prediction:
-        """The prediction for division `number` of a layout; 0 is the one that should be fastest."""
-        partitioning = make_partitioning(self._problem.graph, self._of(layout)[number])
+    def first(self, layout: LayoutCandidate) -> Prediction:
+        """The prediction for the division of a layout that should be fastest."""
+        return self._predict(layout, self._of(layout)[0])
+
+    def others(self, layout: LayoutCandidate) -> list[Prediction]:
+        """The predictions for the other divisions of a layout."""
+        divisions = self._of(layout)
+        first, chosen = divisions[0], self._constraints.options.lpp is not None
+        if layout.grid.placement.depth > 1 and layout.num_stages > 1 and not chosen:
+            divisions = [*divisions, self._refined(first, layout)]
+        return [
+            self._predict(layout, division)
+            for division in dict.fromkeys(divisions[1:])
+            if division != first
+        ]
+
+    def _predict(self, layout: LayoutCandidate, division: tuple[int, ...]) -> Prediction:
+        partitioning = stages_between(self._problem.graph, division)
         candidate = Candidate(layout.grid, layout.num_microbatches, layout.schedule, partitioning)
-        return predict(self._problem, candidate)
+        return Prediction(self._problem, candidate)
 
     def _divide(self, layout: LayoutCandidate) -> list[tuple[int, ...]]:
+        """The divisions that the search found, the best first."""
         graph, stages = self._problem.graph, layout.num_stages
         if self._constraints.options.lpp is not None:
             return [divide(graph, stages, self._constraints.options.lpp).boundaries]
@@ -84,13 +97,9 @@ class Divisions:
         found = self._fitting(layout) or self._free(layout)
         positions = self._boundaries().positions
         if not found:  # too few places to cut: raise the error
-            return [divide(graph, stages).boundaries]
-        divisions = [
-            tuple(int(positions[i]) for i in division.boundaries) for division in found[:_SIMULATED]
-        ]
-        if layout.grid.placement.depth > 1:
-            divisions.append(self._refined(divisions[0], layout))
-        return list(dict.fromkeys(divisions))
+            return [self._balanced(stages)]
+        divisions = [division.boundaries for division in found[:_SIMULATED]]
+        return [tuple(int(positions[i]) for i in boundaries) for boundaries in divisions]
 
     def _refined(self, division: tuple[int, ...], layout: LayoutCandidate) -> tuple[int, ...]:
         """The boundaries, moved to where a step of the layout's schedule ends sooner."""

@@ -16,6 +16,7 @@ from hyparflow.formats.sizes import size_text
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.schedules import TABLE, placement_of
 from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
+from hyparflow.planning.search.order import fastest
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
 
@@ -31,7 +32,7 @@ def consider(
     constraints: Constraints,
     say: Callable[[str], object] = lambda text: None,
 ) -> list[Prediction]:
-    """The predictions of all layouts worth a simulation, fastest first, whether they fit or not.
+    """The predictions of all layouts worth one, in any order, whether they fit or not.
 
     Args:
         problem: the problem to solve.
@@ -49,16 +50,14 @@ def consider(
             f"{problem.batch_size} rows, "
             f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
         )
-    divisions = Divisions(problem, constraints)
+    divisions, limit = Divisions(problem, constraints), constraints.memory_limit
     tried = _try_promising(layouts, divisions, constraints, say)
-    near = _NEAR * min(_rank(first, constraints) for (first,) in tried.values())[1]
+    near = _NEAR * _best([first for (first,) in tried.values()], limit).step_seconds
     for number, (layout, found) in enumerate(tried.items()):
         say(f"moving the cuts of layout {number + 1} of {len(tried)}")
-        if found[0].step_seconds <= near and not divisions.too_large(layout):
-            others = range(1, divisions.count(layout))
-            found += [divisions.predict(layout, other) for other in others]
-    best = [min(found, key=lambda p: _rank(p, constraints)) for found in tried.values()]
-    return sorted(best, key=lambda prediction: prediction.step_seconds)
+        if found[0].is_within(near) and not divisions.too_large(layout):
+            found += divisions.others(layout)
+    return [_best(found, limit) for found in tried.values()]
 
 
 def _try_promising(
@@ -72,6 +71,14 @@ def _try_promising(
     best = np.inf
     put_off = []
     bounds = {}
+
+    def attempt(layout: LayoutCandidate) -> float:
+        """Try a layout; returns the best time so far."""
+        first = divisions.first(layout)
+        tried[layout] = [first]
+        better = first.least_seconds < best and _fits(first, constraints.memory_limit)
+        return min(best, first.step_seconds) if better else best
+
     for number, layout in enumerate(layouts):
         say(f"cutting the model for layout {number + 1} of {len(layouts)}")
         bounds[layout] = divisions.bound(layout)
@@ -82,16 +89,11 @@ def _try_promising(
         if divisions.too_large(layout):
             put_off.append(layout)
             continue
-        tried[layout] = [divisions.predict(layout, 0)]
-        too_large, seconds = _rank(tried[layout][0], constraints)
-        if not too_large:
-            best = min(best, seconds)
+        best = attempt(layout)
     for layout in put_off:
         # The search gave each stage of a rank an equal part of its memory; together they may fit.
         if bounds[layout] < best or not _has_grid(tried, layout):
-            tried[layout] = [divisions.predict(layout, 0)]
-            too_large, seconds = _rank(tried[layout][0], constraints)
-            best = best if too_large else min(best, seconds)
+            best = attempt(layout)
     return tried
 
 
@@ -105,27 +107,32 @@ def _decided(constraints: Constraints) -> str:
     return f", and {', '.join(given)}" if given else ""
 
 
-def _rank(prediction: Prediction, constraints: Constraints) -> tuple[bool, float]:
-    """A sort key: predictions that fit in memory come first, and of these the fastest."""
-    limit = constraints.memory_limit
-    return limit is not None and _peak(prediction) > limit, prediction.step_seconds
+def _best(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
+    """The fastest that fits in memory; if none does, the fastest."""
+    if len(predictions) == 1:
+        return predictions[0]
+    return fastest([p for p in predictions if _fits(p, memory_limit)] or predictions)
 
 
 def fits(predictions: Sequence[Prediction], memory_limit: int | None) -> bool:
     """Whether any of the layouts fits in memory."""
-    return memory_limit is None or any(_peak(p) <= memory_limit for p in predictions)
+    return any(_fits(prediction, memory_limit) for prediction in predictions)
 
 
 def best_of(predictions: Sequence[Prediction], memory_limit: int | None) -> Prediction:
-    """The first prediction that fits in memory.
+    """The best prediction that fits in memory.
 
     Raises:
         ValueError: if none fits; it names the layout that comes nearest, and what would help.
     """
-    for prediction in predictions:
-        if memory_limit is None or _peak(prediction) <= memory_limit:
-            return prediction
+    fitting = [prediction for prediction in predictions if _fits(prediction, memory_limit)]
+    if fitting:
+        return fastest(fitting)
     raise ValueError(_does_not_fit(min(predictions, key=_peak), memory_limit or 0))
+
+
+def _fits(prediction: Prediction, memory_limit: int | None) -> bool:
+    return memory_limit is None or _peak(prediction) <= memory_limit
 
 
 def _peak(prediction: Prediction) -> int:

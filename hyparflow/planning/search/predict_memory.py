@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 from hyparflow.formats.records import Bytes
-from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.actions import Action, Kind
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.simulator import Timeline
+from hyparflow.pipeline.simulator import peak_kept
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
@@ -51,7 +51,11 @@ class Memory:
 
 
 def partition_memory(
-    problem: Problem, candidate: Candidate, rows: float, timeline: Timeline, partition: int
+    problem: Problem,
+    candidate: Candidate,
+    rows: float,
+    actions: Sequence[Action],
+    partition: int,
 ) -> Memory:
     """The memory of the ranks of a partition.
 
@@ -59,7 +63,7 @@ def partition_memory(
         problem: the problem to solve.
         candidate: the way in which the model is spread.
         rows: the rows of a micro-batch.
-        timeline: the step as played.
+        actions: what the partition computes, with those joined that are one call.
         partition: the partition.
     """
     costs = problem.costs
@@ -75,8 +79,8 @@ def partition_memory(
         if (edge.producer in own) != (edge.consumer in own)
     )
     working = max(found.working(table.operations(stage)) for stage in own)
-    activations = timeline.peak_kept(partition, lambda step: kept[step.stage]) + working
-    program = program_bytes(problem, candidate, timeline, partition)
+    activations = peak_kept(actions, kept) + working
+    program = program_bytes(problem, candidate, actions, partition)
     return Memory(
         weights=costs.weight_bytes(numbers),
         gradients=round(mine * gradient_copies(grid, candidate.num_microbatches, saving)),
@@ -106,10 +110,10 @@ def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
 
 
 def program_bytes(
-    problem: Problem, candidate: Candidate, timeline: Timeline, partition: int
+    problem: Problem, candidate: Candidate, actions: Sequence[Action], partition: int
 ) -> int:
     """Bytes of the compiled functions of a partition."""
-    in_two = {s.step.stage for s in timeline.spans[partition] if s.step.kind == Kind.FORWARD}
+    in_two = {action.stage for action in actions if action.kind == Kind.FORWARD}
     over = problem.costs.overheads
     counts = {True: 0.0, False: 0.0}
     for stage, inside, is_last in _compiled(problem, candidate, partition):

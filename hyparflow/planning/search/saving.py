@@ -13,7 +13,6 @@ __all__ = ["search"]
 
 
 _AGAIN = ("segments", "block")
-_EDGE = 1.02
 
 
 def _rungs(options: Options) -> list[list[Saving]]:
@@ -48,7 +47,7 @@ def search(
     constraints: Constraints,
     say: Callable[[str], object] = lambda text: None,
 ) -> list[Prediction]:
-    """The predictions of all layouts worth a simulation, best first, whether they fit or not.
+    """The predictions of all layouts worth one, in any order, whether they fit or not.
 
     Args:
         problem_with: the problem to solve, with a saving.
@@ -67,9 +66,4 @@ def search(
                 found += consider(problem, constraints, say)
         if fits(found, limit):
             break
-    return sorted(found, key=_preference)
-
-
-def _preference(prediction: Prediction) -> float:
-    """Seconds of a step; what computes again must be faster by more than predictions are exact."""
-    return prediction.step_seconds * (1.0 if prediction.saving.recompute is None else _EDGE)
+    return found
