@@ -158,7 +158,7 @@ class Options:
     shard_optimizer: bool = _option(
         False,
         checks.flag,
-        "Boolean. Whether one replica updates each weight, and alone holds its slots.",
+        "Boolean. Whether each replica updates a share of the weights, and alone holds its slots.",
         planned=True,
     )
 

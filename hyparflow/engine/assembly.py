@@ -164,6 +164,7 @@ def _sync(
         # Masks for the weights of losses are made by the whole model.
         losses is not None and losses.weigh is not None and masks.may_make_masks([model]),
         {} if shards is None else shards.replicas,
+        () if shards is None else shards.slots,
     )
 
 

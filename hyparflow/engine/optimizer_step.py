@@ -35,6 +35,7 @@ from hyparflow.model.keras_internals.optimizer import (
     updates_each_alone,
 )
 from hyparflow.model.keras_internals.shared_kernel_name import with_shared_kernel_name
+from hyparflow.model.keras_internals.weight_parts import standing_in
 
 __all__ = ["OptimizerStep"]
 
@@ -75,6 +76,9 @@ class OptimizerStep:
         self._shards = shards
         if not self._optimizer.built:
             _build(self._optimizer, model, partitions.size > 1 or shards is not None)
+        self._parts = {} if shards is None else shards.divide(self._optimizer)
+        for position, part in self._parts.items():
+            self._members[position] = Member(part.rows, counted[position])
         self.given: list[int] = []
         numbers = {id(v): number for number, v in enumerate(model.trainable_variables)}
         self.numbers = [numbers[id(v)] for v in variables]
@@ -86,7 +90,15 @@ class OptimizerStep:
         self.compile_anew()
 
     def compile_anew(self) -> None:
-        """Trace the step again, with the present settings of optimizer and regularizers."""
+        """Trace the step again, with the present settings of optimizer and regularizers.
+
+        Raises:
+            ValueError: if divided weights do not allow these settings.
+        """
+        if self._shards is not None:
+            self._shards.require_divisible(self._optimizer)
+        for part in self._parts.values():
+            part.rows.regularizer = part.whole.regularizer
         apart = len(self._groups) > 1 and updates_each_alone(self._optimizer, self._variables)
         everything = WeightGroup(tuple(sorted(p for g in self._groups for p in g.positions)), -1)
         first: dict[int, tuple[WeightGroup, WeightUpdate]] = {}
@@ -96,7 +108,8 @@ class OptimizerStep:
             if like is not None and not self._alike(other, group):
                 like = None
             members = [self._members[position] for position in group.positions]
-            update = WeightUpdate(self._optimizer, members, not apart, like)
+            parts = list(self._parts.values())
+            update = WeightUpdate(self._optimizer, members, not apart, like, parts)
             self._updates.append((group, update))
             first.setdefault(group.kind, (group, update))
         self._counts_apart = apart
@@ -108,10 +121,11 @@ class OptimizerStep:
             (self._members[a], self._members[b])
             for a, b in zip(left.positions, right.positions, strict=False)
         ]
-        return len(left.positions) == len(right.positions) and all(
-            a.is_counted == b.is_counted and updates_alike(self._inner, a.variable, b.variable)
-            for a, b in pairs
-        )
+        with standing_in(self._inner, list(self._parts.values())):
+            return len(left.positions) == len(right.positions) and all(
+                a.is_counted == b.is_counted and updates_alike(self._inner, a.variable, b.variable)
+                for a, b in pairs
+            )
 
     def loss_scale(self) -> float:
         """The factor of the loss in the backward, by which gradients are divided here."""
@@ -124,6 +138,10 @@ class OptimizerStep:
             gradients: summed over micro-batches, replicas and holders.
             parts: the number of parts of the batch that they were summed over.
         """
+        with contextlib.nullcontext() if self._shards is None else self._shards.rows():
+            self._apply(gradients, parts)
+
+    def _apply(self, gradients: Sequence[Any], parts: int) -> None:
         if self._unproved and parts > 1:
             require_one_call(self._model, self._variables, gradients)
             self._unproved = False

@@ -26,6 +26,7 @@ from hyparflow.model.keras_internals.optimizer import (
     slots_of,
     step_counter,
 )
+from hyparflow.model.keras_internals.weight_parts import WeightPart, standing_in
 
 __all__ = ["Member", "WeightUpdate"]
 
@@ -55,6 +56,7 @@ class WeightUpdate:
         members: the weights.
         counts: whether applying them counts the step.
         like: the update of other weights that this one does alike.
+        parts: this rank's parts of divided weights; members have their rows in place of the whole.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class WeightUpdate:
         members: Sequence[Member],
         counts: bool = True,
         like: WeightUpdate | None = None,
+        parts: Sequence[WeightPart] = (),
     ) -> None:
         self._optimizer, self._inner = optimizer, inner_optimizer(optimizer)
-        self._members = list(members)
+        self._members, self._parts = list(members), list(parts)
         self._variables = [member.variable for member in members]
         self._counts = counts
         self.clip = float(self._inner.global_clipnorm or 0.0)
@@ -121,7 +124,8 @@ class WeightUpdate:
 
     def state(self) -> list[Any]:
         """The weights and their slots."""
-        slots = [slot for v in self._variables for slot in slots_of(self._inner, v)]
+        with standing_in(self._inner, self._parts):
+            slots = [slot for v in self._variables for slot in slots_of(self._inner, v)]
         return [variable.value for variable in [*self._variables, *slots]]
 
     # --- to be traced ---
@@ -145,14 +149,18 @@ class WeightUpdate:
         scale = tf.cast(scale, _values(value).dtype)
         if self._accumulated == 1:
             return _values(value) / scale
-        before = accumulated_gradient(self._inner, variable)
+        with standing_in(self._inner, self._parts):
+            before = accumulated_gradient(self._inner, variable)
         return (tf.convert_to_tensor(value) / scale + before) / self._accumulated
 
     def _trace_apply(self, tensors: list[Any], present: tuple[int, ...]) -> None:
         *values, norm = tensors
         variables = [self._variables[place] for place in present]
         clip = (lambda gradients: _clipped(gradients, self.clip, norm)) if self.clip else None
-        with applying_part(self._inner, self._variables, clip, self._counts):
+        with (
+            standing_in(self._inner, self._parts),
+            applying_part(self._inner, self._variables, clip, self._counts),
+        ):
             self._optimizer.apply(self._regularize(values, present), variables)
 
     def _regularize(self, values: list[Any], present: tuple[int, ...]) -> list[Any]:

@@ -28,6 +28,7 @@ def take_back(model: Any, sync: WeightSync) -> None:
     left = vars(model).get(_LEFT)
     if left is not None and left is not sync:
         left.gather()
+        left.holdings.divided.release()
         note_left(model, None)
 
 

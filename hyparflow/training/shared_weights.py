@@ -122,8 +122,7 @@ class SharedWeights:
     # --- commands ---
 
     def _write(self, command: Write) -> None:
-        if self._world.rank != LEADER:
-            self._sync.write(command.values)
+        self._sync.write(command.values)
 
     def _gather(self, command: Gather) -> None:
         self._world.board.write("gathers weights")
@@ -165,8 +164,7 @@ class SharedWeights:
         self._world.board.write("gathers weights")
         self._make_room()
         self._sync.gather(everything=self._to_all)
-        if not self._to_all:
-            self._sync.drop()
+        self._sync.drop() if not self._to_all else self._sync.holdings.divided.release()
         note_left(self._model, None if self._to_all else self._sync)
         self._are_everywhere, self._differ = self._to_all, False
         self._sync.finish()

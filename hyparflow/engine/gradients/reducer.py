@@ -28,8 +28,11 @@ import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.recorder import EventKind
+from hyparflow.engine.gradients.changed_kinds import ChangedKinds
+from hyparflow.engine.gradients.divided_sum import DividedSum, rows_of
 from hyparflow.engine.gradients.microbatch_sum import GradientSum, added_rows
 from hyparflow.engine.gradients.mpi_sum import DenseSum, MakeSum, mpi_sums
+from hyparflow.pipeline.row_ranges import RowRanges
 
 __all__ = ["Reducer", "SharedGroup"]
 
@@ -69,7 +72,8 @@ class Reducer:
         sums: makes the sums of dense gradients over `replicas`; by default, sums of MPI.
         pieces: stage -> the weights that are summed by themselves when the stage is done; in the
             order in which stages are done, the same on all replicas. Other weights come last.
-        owners: for each weight, the replica that needs its gradient; None if all do.
+        owners: for each weight, the replica that needs its gradient, or which rows of it each
+            needs; None if all need all.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Reducer:
         shared: Sequence[SharedGroup],
         sums: MakeSum | None = None,
         pieces: Mapping[int, Sequence[int]] | None = None,
-        owners: Sequence[int] | None = None,
+        owners: Sequence[int | RowRanges] | None = None,
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
@@ -90,6 +94,9 @@ class Reducer:
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
         self._early = dict(pieces or {})
         self._owners = owners
+        self._divided = {
+            n: owner for n, owner in enumerate(owners or ()) if isinstance(owner, RowRanges)
+        }
         apart = {position for piece in self._early.values() for position in piece}
         rest = [position for position in everything if position not in apart]
         self._pieces: list[list[Sequence[int]]] = [[*self._early.values(), rest]]
@@ -127,7 +134,8 @@ class Reducer:
     def reduce(self, gradients: GradientSum) -> list[Any]:
         """The summed gradients: tensors, `tf.IndexedSlices`, or None for weights without one.
 
-        They are None, too, for weights that another replica owns.
+        They are None, too, for weights that another replica owns; of those that are divided, they
+        are those of this replica's rows.
 
         Args:
             gradients: this rank's sum; empty if its replica had no rows in this step.
@@ -141,12 +149,20 @@ class Reducer:
                 common = gradients.common if group == 0 else frozenset
                 self._reduce_group(group, values, known, common)
             if group == 0 and self._owners is not None:
-                mine = [owner == comm.rank for owner in self._owners]
-                values = [v if own else None for v, own in zip(values, mine, strict=True)]
+                values = [self._mine(position, value) for position, value in enumerate(values)]
             known = True
         if self._groups[0][1].rank == 0:  # one replica reports it
             self.unclear |= gradients.unclear
         return values
+
+    def _mine(self, position: int, value: Any) -> Any:
+        """What this replica needs of a sum over replicas."""
+        owner, replica = (self._owners or ())[position], self._groups[0][1].rank
+        if not isinstance(owner, RowRanges):
+            return value if owner == replica else None
+        if isinstance(value, tf.IndexedSlices):
+            return rows_of(value, self._shapes[position], owner, replica)
+        return value  # the sum of its rows
 
     def _reduce_group(
         self, group: int, values: list[Any], known: bool, common: Callable[[], frozenset[int]]
@@ -154,7 +170,7 @@ class Reducer:
         """Put the sums over a group of ranks in place of their weights' `values`."""
         positions, comm = self._groups[group]
         mine = [self._kind(values, p, common) for p in positions] if known else None
-        changed = _Changed(comm, mine != self._told[group])
+        changed = ChangedKinds(comm, mine != self._told[group])
         kinds, own = self._kinds[group], list(values)
         if kinds is not None:
             self._sum_dense(group, kinds, own, values)
@@ -166,7 +182,8 @@ class Reducer:
             if kind == NONE:
                 values[position] = None
             elif kind in (COMMON, SPARSE):
-                values[position] = self._gather_sparse(comm, position, own[position], kind)
+                shape = self._shape(group, position)
+                values[position] = self._gather_sparse(comm, position, own[position], kind, shape)
         self._keep_largest(comm, [p for p, kind in kinds.items() if kind == LARGEST], own, values)
 
     def _agree(self, group: int, mine: list[int] | None) -> dict[int, int]:
@@ -214,13 +231,21 @@ class Reducer:
 
     def _sum(self, key: _Key) -> DenseSum:
         if key not in self._sums:
-            shapes = [self._shapes[position] for position in key[1]]
-            dtypes = [self._dtypes[position] for position in key[1]]
+            group, positions = key
+            shapes = [self._shape(group, position) for position in positions]
+            dtypes = [self._dtypes[position] for position in positions]
             owners = None
-            if key[0] == 0 and self._owners is not None:
-                owners = [self._owners[position] for position in key[1]]
-            self._sums[key] = self._makers[key[0]](shapes, dtypes, owners)
+            if group == 0 and self._owners is not None:
+                owners = [self._owners[position] for position in positions]
+            self._sums[key] = DividedSum.of(
+                self._makers[group], shapes, dtypes, owners, self._groups[group][1].rank
+            )
         return self._sums[key]
+
+    def _shape(self, group: int, position: int) -> tuple[int, ...]:
+        """The shape of what a group of ranks sums: of a divided weight, replicas sum the whole."""
+        ranges = self._divided.get(position) if group else None
+        return ranges.shape(self._groups[0][1].rank) if ranges else self._shapes[position]
 
     def _kind(self, values: list[Any], position: int, common: Callable[[], frozenset[int]]) -> int:
         gradient = values[position]
@@ -245,11 +270,13 @@ class Reducer:
         for p, part in zip(positions, parts, strict=True):
             values[p] = tf.constant(part.reshape(self._shapes[p]), self._dtypes[p])
 
-    def _gather_sparse(self, comm: Communicator, position: int, value: Any, kind: int) -> Any:
+    def _gather_sparse(
+        self, comm: Communicator, position: int, value: Any, kind: int, shape: tuple[int, ...]
+    ) -> Any:
         """Join the rows and values of all ranks, in rank order: plain Keras's order of rows. Or
         add them up, if they are of the kind COMMON.
         """
-        shape, dtype = self._shapes[position], self._dtypes[position]
+        dtype = self._dtypes[position]
         if value is None:
             rows, values = np.zeros(0, np.int64), np.zeros((0, *shape[1:]), dtype)
         else:
@@ -271,22 +298,3 @@ class Reducer:
             if len(r)
         ]
         return functools.reduce(added_rows, parts) if parts else everything
-
-
-class _Changed:
-    """Whether the kinds of gradients have changed on any rank: a sum that goes on meanwhile.
-
-    Args:
-        comm: the ranks. Collective.
-        mine: whether they have changed on this rank.
-    """
-
-    def __init__(self, comm: Communicator, mine: bool) -> None:
-        self._count = np.zeros(1, np.int64)
-        what = "whether kinds of gradients changed"
-        self._pending = comm.start_sum(self._count, what, np.array([mine], np.int64))
-
-    def anywhere(self) -> bool:
-        """Whether they have changed on any rank. Waits for the sum."""
-        self._pending.wait()
-        return bool(self._count[0])

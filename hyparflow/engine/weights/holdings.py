@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hyparflow.engine.weights.divided_slots import DividedSlots
 from hyparflow.model.keras_internals.deferred_variables import is_absent, release, source_of
 from hyparflow.model.keras_internals.optimizer import weights_of_slots, writes_at_end
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.grid import Grid
 
-__all__ = ["Elsewhere", "Holdings", "is_elsewhere"]
+__all__ = ["Elsewhere", "Holdings", "bytes_here", "is_elsewhere"]
 
 
 class Holdings:
@@ -20,7 +21,8 @@ class Holdings:
 
     Attributes:
         parts: whether ranks hold parts, and not everything.
-        is_sharded: whether replicas update different weights.
+        is_sharded: whether replicas update different weights, or rows.
+        divided: the slots of which each replica needs some rows.
         fetch: brings in the value of a variable that other ranks hold; None where nothing can.
         busy: whether ranks do something together, so that none can be asked.
 
@@ -31,6 +33,7 @@ class Holdings:
         optimizer: the model's, built, or None.
         whole: whether each rank needs all weights.
         replicas: id of a weight -> the one replica that needs its slots; empty if all do.
+        divided: the slots of which each replica needs some rows, and none the whole.
     """
 
     def __init__(
@@ -40,19 +43,21 @@ class Holdings:
         holders: dict[int, tuple[int, ...]],
         optimizer: Any,
         whole: bool,
-        replicas: Mapping[int, int] | None = None,
+        replicas: Mapping[int, int] | None,
+        divided: DividedSlots,
     ) -> None:
         self._grid, self._rank = grid, rank
         self._partition, self._replica = grid.partition(rank), grid.replica(rank)
         # Averages of weights are written by all ranks to all weights.
         writes_all = optimizer is not None and writes_at_end(optimizer)
         parted = grid.num_partitions > 1 and not whole
-        self.parts = (parted or bool(replicas)) and not writes_all
+        self.divided = divided
+        self.is_sharded, of = bool(replicas) or bool(divided), replicas or {}
+        self.parts = (parted or self.is_sharded) and not writes_all
         slots = {} if optimizer is None else weights_of_slots(optimizer)
         self._holders = ({} if whole else holders) | {
             slot: holders[id(weight)] for slot, weight in slots.items() if id(weight) in holders
         }
-        self.is_sharded, of = bool(replicas), replicas or {}
         self._replicas = {s: of[id(weight)] for s, weight in slots.items() if id(weight) in of}
         self.fetch: Callable[[Any], Any] | None = None
         self.busy = False
@@ -71,7 +76,9 @@ class Holdings:
         return self._grid.rank(self.replica(variable) or 0, partition)
 
     def needs(self, variable: Any) -> bool:
-        """Whether this rank needs a variable."""
+        """Whether this rank needs a variable, whole."""
+        if variable in self.divided:
+            return False
         who = self.holders(variable)
         replica = self.replica(variable)
         return (who is None or self._partition in who) and replica in (None, self._replica)
@@ -115,7 +122,21 @@ class Elsewhere:
         """Ask for it."""
         return self._holdings.ask(self._variable)
 
+    @property
+    def rows(self) -> Any:
+        """This rank's rows of it; None if it has none."""
+        return self._holdings.divided.rows(self._variable)
+
 
 def is_elsewhere(variable: Any) -> bool:
     """Whether other ranks hold the value of a variable, and this one does not."""
     return is_absent(variable) and isinstance(source_of(variable), Elsewhere)
+
+
+def bytes_here(variable: Any) -> int:
+    """The memory that this rank has for a variable, or for rows of it."""
+    if not is_absent(variable):
+        return bytes_of(variable)
+    source = source_of(variable)
+    rows = source.rows if isinstance(source, Elsewhere) else None
+    return 0 if rows is None else bytes_of(rows.variable)

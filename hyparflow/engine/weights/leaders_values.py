@@ -11,7 +11,7 @@ import numpy as np
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights import pieces
-from hyparflow.engine.weights.holdings import Holdings
+from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.model.keras_internals.deferred_variables import is_absent, source_of
 from hyparflow.pipeline.grid import Grid
 
@@ -37,7 +37,10 @@ class LeadersValues:
 
     def hand_out(self, variables: Sequence[Any]) -> None:
         """Give the leader's values to the ranks that need them. Collective."""
+        divided = [v for v in variables if v in self._holdings.divided]
         variables = self._travelling(variables)
+        self._hand_out_rows(divided, variables)
+        variables = [v for v in variables if v not in self._holdings.divided]
         groups: dict[tuple[tuple[int, ...] | None, int | None], list[Any]] = {}
         for variable in variables:
             who = self._holdings.holders(variable), self._holdings.replica(variable)
@@ -62,6 +65,16 @@ class LeadersValues:
         self._world.sum(alike, "the comparison of initializers")
         stay = (leaders == _LEFT) | ((leaders != 0) & (alike == self._world.size))
         return [v for v, stays in zip(variables, stay, strict=True) if not stays]
+
+    def _hand_out_rows(self, divided: Sequence[Any], travelling: Sequence[Any]) -> None:
+        """Give rows of slots; those that do not travel are at their owners, or drawn."""
+        moving = {id(variable) for variable in travelling}
+        for variable in divided:
+            if id(variable) in moving:
+                self._holdings.divided.hand_out(variable)
+            elif not is_elsewhere(variable):
+                self._holdings.divided.take(variable)
+            self._holdings.drop([variable])
 
     def _give(self, piece: Sequence[Any], who: tuple[int, ...], only: int | None) -> None:
         """Give values to some partitions: to the first replica's, and from these to the others'.

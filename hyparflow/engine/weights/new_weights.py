@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.requests import Pending
 from hyparflow.engine.compiled.fast_call import FixedFunction
 from hyparflow.engine.compiled.tensor_buffer import TensorBuffer
+from hyparflow.engine.weights.pieces import value_of
 from hyparflow.model.keras_internals.deferred_variables import raw_variable
 from hyparflow.model.variable_sizes import bytes_of
+from hyparflow.pipeline.row_ranges import RowRanges
 
 __all__ = ["NewWeights"]
 
@@ -26,16 +28,27 @@ class NewWeights:
     Args:
         comm: the replicas of one partition.
         variables: the weights, in the same order on all of them.
-        owners: for each, the rank in `comm` that updates it.
+        owners: for each, the rank in `comm` that updates it, or the rows that each rank updates.
+        rows: by id of a weight that is divided, the variable with this rank's rows, if it has any.
     """
 
-    def __init__(self, comm: Communicator, variables: Sequence[Any], owners: Sequence[int]) -> None:
-        self._parcels = [
+    def __init__(
+        self,
+        comm: Communicator,
+        variables: Sequence[Any],
+        owners: Sequence[int | RowRanges],
+        rows: Mapping[int, Any],
+    ) -> None:
+        pairs = list(zip(variables, owners, strict=True))
+        self._parcels: list[_Parcel | _DividedParcel] = [
             _Parcel(comm, owner, parcel)
             for owner in range(comm.size)
-            for parcel in _parcels(
-                [v for v, o in zip(variables, owners, strict=True) if o == owner]
-            )
+            for parcel in _parcels([v for v, o in pairs if o == owner])
+        ]
+        self._parcels += [
+            _DividedParcel(comm, variable, owner, rows.get(id(variable)))
+            for variable, owner in pairs
+            if isinstance(owner, RowRanges)
         ]
 
     def share(self) -> None:
@@ -86,6 +99,41 @@ class _Parcel:
         parts = tf.split(flat, self._sizes) if len(self._sizes) > 1 else [flat]
         for variable, part in zip(self._variables, parts, strict=True):
             variable.assign(tf.reshape(part, variable.shape))
+
+
+class _DividedParcel:
+    """A weight of which each rank updates some rows: they meet in a new value of the whole."""
+
+    def __init__(self, comm: Communicator, whole: Any, ranges: RowRanges, rows: Any) -> None:
+        self._comm, self._whole, self._ranges = comm, raw_variable(whole), ranges
+        self._rows = rows
+        self._assign = FixedFunction(self._trace)
+        self._room: TensorBuffer | None = None
+        self._pending: list[Pending] = []
+
+    def start(self) -> None:
+        """Begin the messages."""
+        kind = np.dtype(tf.as_dtype(self._whole.dtype).as_numpy_dtype)
+        self._room = TensorBuffer(tuple(self._whole.shape), kind)
+        viewed = self._room.array.reshape(self._ranges.view)
+        for owner in self._ranges.owners:
+            part = viewed[self._ranges.rows(owner)]
+            if owner == self._comm.rank:
+                part[:] = value_of(self._rows)
+            what = f"the new rows of replica {owner}"
+            self._pending.append(self._comm.start_broadcast(part, owner, what))
+
+    def finish(self) -> None:
+        """Wait for them, and let the weight have what came."""
+        for pending in self._pending:
+            pending.wait()
+        if self._room is not None:
+            self._assign([self._room.tensor])
+        self._room, self._pending = None, []
+
+    def _trace(self, tensors: list[Any]) -> None:
+        (whole,) = tensors
+        self._whole.assign(whole)
 
 
 def _parcels(variables: Sequence[Any]) -> list[list[Any]]:

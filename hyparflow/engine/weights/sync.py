@@ -14,14 +14,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights import pieces
+from hyparflow.engine.weights.divided_slots import DividedSlot, DividedSlots
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
 from hyparflow.engine.weights.moving_statistics import average, moving_statistics
-from hyparflow.engine.weights.variable_numbers import numbers_of, unique
+from hyparflow.engine.weights.variable_numbers import numbers_of, require_same, unique
 from hyparflow.model.keras_internals.compiled import compile_arguments
 from hyparflow.model.keras_internals.deferred_variables import (
     bring_in,
@@ -51,6 +51,7 @@ class WeightSync:
             steps need it (`hyparflow.engine.custom_steps.draws`).
         whole: whether each rank needs the whole model.
         replicas: id of a weight -> the one replica that updates it; empty if all do.
+        divided: the slots of weights of which each replica updates some rows.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class WeightSync:
         draws_alike: bool = False,
         whole: bool = False,
         replicas: Mapping[int, int] | None = None,
+        divided: Sequence[DividedSlot] = (),
     ) -> None:
         self._model, self._grid = model, grid
         self._world, self._replica, self._peers = world, replica, peers
@@ -79,7 +81,8 @@ class WeightSync:
         self._lent: list[Any] = []  # to the leader, which gives it back when it asks again
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
-        self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas)
+        self._divided = DividedSlots(divided, grid, world)
+        self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas, self._divided)
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [
@@ -98,7 +101,7 @@ class WeightSync:
         known = self._known
         if further is not None:
             further = [v for v in further if id(v) not in self._numbers]
-            self._require_same(further)
+            require_same(further, self._world)
             known = [*known, *further]
         self._leaders.hand_out(known)
         self.drop()
@@ -112,23 +115,6 @@ class WeightSync:
         self.holdings.drop(self._weights)
         self.holdings.drop(self._slots)
 
-    def _require_same(self, variables: Sequence[Any]) -> None:
-        """Do ranks find the same variables? Collective."""
-        mine = [(f"{tuple(v.shape)} {v.dtype}", str(v.name)) for v in variables]
-        everyone = self._world.all_gather_objects(mine, "the variables that own steps lead to")
-        for rank, others in enumerate(everyone):
-            pairs = itertools.zip_longest(everyone[0], others, fillvalue=("none", ""))
-            odd = next((pair for pair in pairs if pair[0][0] != pair[1][0]), None)
-            if odd is not None:
-                leaders, theirs = (f"{text} {name}".strip() for text, name in odd)
-                raise abort.mark_collective(
-                    ValueError(
-                        "The steps of a model's own must lead to the same variables on all ranks. "
-                        f"Received: {leaders} on rank 0 where rank {rank} has {theirs}. Make "
-                        "optimizers, models and variables that steps use alike on all ranks."
-                    )
-                )
-
     def describe(self, variables: Sequence[Any]) -> list[tuple[int, np.ndarray]]:
         """The present values of `variables`, for `write` on other ranks, each with its number.
 
@@ -140,12 +126,13 @@ class WeightSync:
         return [(numbers[id(v)], v.numpy()) for v in variables if id(v) in numbers]
 
     def write(self, values: Sequence[tuple[int, np.ndarray]]) -> None:
-        """Write the values that `describe` returned on the leader."""
+        """Write the values that `describe` returned on the leader, which has written the whole."""
         known = self._known
         if any(number >= len(known) for number, _ in values):
             known = [*known, *self._users_own()]
         for number, value in values:
-            if not is_elsewhere(known[number]):
+            self._divided.write(known[number], value)
+            if self._world.rank != LEADER and not is_elsewhere(known[number]):
                 known[number].assign(value)
 
     def _users_own(self) -> list[Any]:
@@ -196,6 +183,8 @@ class WeightSync:
             if not everything:
                 part = [v for v in part if self.holdings.holders(v) is None]
             self._broadcast(part, owner)
+        if everything:
+            self._divided.gather()
         if self._grid.replica(self._world.rank) and not self._draws_alike:
             for state, value in zip(self._seeds, seeds, strict=True):
                 state.assign(value)  # replicas keep their own random numbers until the end
@@ -216,6 +205,8 @@ class WeightSync:
             given = [v for v in part if everything or self.holdings.holders(v) is None]
             for piece in pieces.pieces(given):
                 self._bring(piece, owner)
+        if everything:
+            self._divided.bring_all()
 
     @property
     def bytes_in_vain(self) -> int:
@@ -231,7 +222,10 @@ class WeightSync:
     def bring(self, number: int) -> int:
         """Give the owner's value of one variable to the leader. Collective; returns its size."""
         variable = self._known[number]
-        self._bring([variable], self.holdings.owner(variable))
+        if variable in self._divided:
+            self._divided.bring(variable)
+        else:
+            self._bring([variable], self.holdings.owner(variable))
         return pieces.bytes_of(variable)
 
     def lend(self, number: int) -> None:
@@ -240,13 +234,17 @@ class WeightSync:
         They take the place of those that were lent before. Collective.
         """
         self.take_back()
-        owner = self.holdings.owner
-        of = owner(self._known[number])
+        first, owner = self._known[number], self.holdings.owner
+        if first in self._divided:
+            self._lent = [first]
+            self._divided.bring(first)
+            return
         same = itertools.takewhile(
-            lambda v: owner(v) == of, itertools.islice(self._known, number, None)
+            lambda v: owner(v) == owner(first) and v not in self._divided,
+            itertools.islice(self._known, number, None),
         )
         self._lent = pieces.first_piece(same)
-        self._bring(self._lent, of)
+        self._bring(self._lent, owner(first))
 
     def take_back(self) -> None:
         """Give back the leader's memory of what was lent to it."""
@@ -278,7 +276,7 @@ class WeightSync:
         for variable in self._weights:
             owned[self._grid.rank(0, self._owners.get(id(variable), 0))].append(variable)
         for slot, owner in zip(self._slots, self._slot_owners(), strict=True):
-            owned[owner].append(slot)
+            owned[owner] += [] if slot in self._divided else [slot]
         return owned
 
     def _slot_owners(self) -> list[int]:

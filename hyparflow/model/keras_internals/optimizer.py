@@ -25,6 +25,7 @@ __all__ = [
     "same_settings",
     "settable_learning_rates",
     "skip_overflowed_step",
+    "slot_lists",
     "slots_of",
     "step_counter",
     "updates_alike",
@@ -109,19 +110,23 @@ def weights_of_slots(optimizer: Any) -> dict[int, Any]:
     inner = inner_optimizer(optimizer)
     if not type(inner).__module__.startswith("keras."):
         return {}
-    weights = inner._trainable_variables
-    lists = [
-        value
-        for name, value in vars(inner).items()
-        if isinstance(value, list) and len(value) == len(weights)
-        if name not in ("_variables", "_trainable_variables")
-    ]
     found: dict[int, Any] = {}
-    for slots in lists:
-        for slot, weight in zip(slots, weights, strict=True):
+    for slots in slot_lists(inner).values():
+        for slot, weight in zip(slots, inner._trainable_variables, strict=True):
             if isinstance(slot, keras.Variable):
                 found[id(slot)] = weight
     return found
+
+
+def slot_lists(optimizer: Any) -> dict[str, list[Any]]:
+    """The lists, by name, in which an optimizer keeps a slot for each weight."""
+    count = len(optimizer._trainable_variables)
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, list) and len(value) == count
+        if name not in ("_variables", "_trainable_variables")
+    }
 
 
 def writes_at_end(optimizer: Any) -> bool:
@@ -187,13 +192,8 @@ def updates_each_alone(optimizer: Any, variables: list[Any]) -> bool:
 
 def slots_of(optimizer: Any, variable: Any) -> list[Any]:
     """The optimizer's variables for one weight, in an order that all weights share."""
-    index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
-    lists = [
-        value
-        for name, value in vars(optimizer).items()
-        if isinstance(value, list) and len(value) == count and name != "_trainable_variables"
-    ]
-    found = [values[index] for values in lists]
+    index = optimizer._get_variable_index(variable)
+    found = [values[index] for values in slot_lists(optimizer).values()]
     return [slot for slot in found if isinstance(slot, keras.Variable)]
 
 
