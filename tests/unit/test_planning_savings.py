@@ -116,6 +116,15 @@ def test_slots_are_shared_out_over_replicas() -> None:
     assert (whole.gradients, shared.gradients) == (4 * 8 * MEGABYTE, 14 * MEGABYTE)
 
 
+def test_whole_weights_come_out_uneven() -> None:
+    """Eight weights on three replicas: one of them updates three."""
+    layout = candidate(chain(8), (0, 8), 1, replicas=3)
+    for divides, most in ((True, 8 / 3), (False, 3)):
+        made = problem(Saving(shard_optimizer=True), slots=2.0, divides=divides)
+        (memory,) = predict(made, layout).memory
+        assert memory.slots == round(2 * most * MEGABYTE)
+
+
 def test_units_that_are_alike_are_compiled_once_in_each_partition() -> None:
     graph = chain(8)
     over = dataclasses.replace(FREE, program=1.0, program_in_two=1000.0)

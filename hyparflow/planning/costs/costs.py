@@ -123,6 +123,7 @@ class Costs:
         weights: Tuple. The size of each variable, and whether it is trainable.
         used: Tuple. For each operation the numbers of its variables.
         slots: Float. Bytes of optimizer state per byte of trained weights.
+        divides: Boolean. Whether replicas that share out this state divide weights.
         halves: Tuple of two floats. The time of the two parts of a split backward, that of inputs
             and that of weights, as multiples of a backward in one piece.
         crowd: Integer. How many ranks of a node computed at a time for `crowded`.
@@ -145,6 +146,7 @@ class Costs:
     weights: tuple[Weight, ...]
     used: tuple[tuple[Number, ...], ...]
     slots: Amount = 0.0
+    divides: bool = True
     halves: tuple[Amount, Amount] = (0.5, 0.5)
     crowd: Count = 1
     crowded: np.ndarray | None = None
@@ -204,6 +206,11 @@ class Costs:
     def weight_count(self, operations: Iterable[int]) -> int:
         """How many trained variables these operations have."""
         return sum(map(self._trained.__getitem__, self._variables(operations)))
+
+    def trained_sizes(self, operations: Iterable[int]) -> list[int]:
+        """The bytes of each trained variable of these operations."""
+        chosen = (self.weights[n] for n in self._variables(operations))
+        return [weight.size for weight in chosen if weight.trainable]
 
     def _variables(self, operations: Iterable[int]) -> set[int]:
         return set().union(*map(self.used.__getitem__, operations))

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.weight_parts import divides
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.planning.costs.costs import Costs, Overheads, Weight
 from hyparflow.planning.costs.tensor_sizes import (
@@ -58,6 +59,7 @@ def estimate(
         weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
         used=used_weights(graph),
         slots=slots_per_byte(model.trainable_variables, optimizer),
+        divides=optimizer is None or divides(optimizer),
         overheads=Overheads(),
         source="estimated",
         machine={"flops": flops, "bandwidth": bandwidth, "tensorflow": tf.__version__},

@@ -20,6 +20,7 @@ from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.model.keras_internals.weight_parts import divides
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.contention import companions_possible, measure_crowd
@@ -112,6 +113,7 @@ def _measure(
     return table.costs(
         measure_overheads(trained, optimizer, call[2]),
         slots_per_byte(trained, optimizer),
+        optimizer is None or divides(optimizer),
         halves,
         crowd,
         crowded,
@@ -206,6 +208,7 @@ class CostTable:
         self,
         overheads: Overheads,
         slots: float,
+        divides: bool,
         halves: tuple[float, float],
         crowd: int,
         crowded: np.ndarray,
@@ -226,6 +229,7 @@ class CostTable:
             weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
             used=used_weights(self._graph),
             slots=slots,
+            divides=divides,
             halves=halves,
             crowd=crowd,
             crowded=crowded,

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 from hyparflow.formats.records import Bytes
 from hyparflow.pipeline.actions import Action, Kind
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.share_out import largest_share
 from hyparflow.pipeline.simulator import peak_kept
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
@@ -71,6 +72,9 @@ def partition_memory(
     mine = costs.weight_bytes(numbers, trainable=True)
     grid, saving, found = candidate.grid, problem.saving, problem.activations
 
+    slots = mine * held_slots(costs, grid, saving)
+    if saving.shard_optimizer and not costs.divides:
+        slots = costs.slots * largest_share(costs.trained_sizes(numbers), grid.num_replicas)
     own = set(candidate.stages(partition))
     kept = {stage: found.kept(table.operations(stage)) for stage in own}
     crossing = sum(
@@ -84,7 +88,7 @@ def partition_memory(
     return Memory(
         weights=costs.weight_bytes(numbers),
         gradients=round(mine * gradient_copies(grid, candidate.num_microbatches, saving)),
-        slots=round(mine * held_slots(costs, grid, saving)),
+        slots=round(slots),
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
         program=program,
@@ -105,7 +109,7 @@ def gradient_copies(grid: Grid, num_microbatches: int, saving: Saving) -> float:
 
 
 def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
-    """Bytes of optimizer state that a rank holds per byte of trained weights."""
+    """Bytes of optimizer state that a rank holds per byte of trained weights, if that is even."""
     return costs.slots / (grid.num_replicas if saving.shard_optimizer else 1)
 
 

@@ -37,7 +37,7 @@ def reduce_seconds(
     groups = min(grid.num_partitions, cluster.ranks_per_node)
     over, everything = costs.overheads, candidate.operations(partition)
     size = costs.weight_bytes(everything, trainable=True)
-    packing = over.reduce * size + over.reduce_weight * costs.weight_count(everything)
+    packing = over.reduce * size + over.reduce_weight * len(costs.trained_sizes(everything))
     stages = sorted(candidate.stages(partition), reverse=True)  # in order of their end
     within = len({cluster.node(rank) for rank in ranks}) == 1
     now = end = 0.0  # since the first stage was done
