@@ -121,7 +121,7 @@ def test_whole_weights_come_out_uneven() -> None:
     layout = candidate(chain(8), (0, 8), 1, replicas=3)
     for divides, most in ((True, 8 / 3), (False, 3)):
         made = problem(Saving(shard_optimizer=True), slots=2.0, divides=divides)
-        (memory,) = predict(made, layout).memory
+        (memory,) = Prediction(made, layout).memory
         assert memory.slots == round(2 * most * MEGABYTE)
 
 

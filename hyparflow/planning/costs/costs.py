@@ -192,33 +192,24 @@ class Costs:
     @cached_property
     def slot_bytes(self) -> int:
         """Bytes of the optimizer's state of all weights."""
-        trained = self.weight_bytes(range(len(self.operations)), trainable=True)
-        return round(trained * self.slots)
+        return round(self.weight_bytes(range(len(self.operations)), trainable=True) * self.slots)
 
     def weight_bytes(self, operations: Iterable[int], trainable: bool = False) -> int:
         """Bytes of the variables of these operations, each counted once.
 
         With `trainable`, only those of trainable variables.
         """
-        sizes = self._trained_sizes if trainable else self._sizes
-        return sum(map(sizes.__getitem__, self._variables(operations)))
-
-    def weight_count(self, operations: Iterable[int]) -> int:
-        """How many trained variables these operations have."""
-        return sum(map(self._trained.__getitem__, self._variables(operations)))
+        if trainable:
+            return sum(self.trained_sizes(operations))
+        return sum(self.weights[n].size for n in self._variables(operations))
 
     def trained_sizes(self, operations: Iterable[int]) -> list[int]:
         """The bytes of each trained variable of these operations."""
-        chosen = (self.weights[n] for n in self._variables(operations))
-        return [weight.size for weight in chosen if weight.trainable]
+        weights = map(self.weights.__getitem__, self._variables(operations))
+        return [weight.size for weight in weights if weight.trainable]
 
     def _variables(self, operations: Iterable[int]) -> set[int]:
         return set().union(*map(self.used.__getitem__, operations))
-
-    # For each variable, at hand, since a search asks for sums of many stages.
-    _sizes = cached_property(lambda self: [w.size for w in self.weights])
-    _trained_sizes = cached_property(lambda self: [w.size * w.trainable for w in self.weights])
-    _trained = cached_property(lambda self: [w.trainable for w in self.weights])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the costs to a file, as JSON.

@@ -51,7 +51,7 @@ class StepTimes:
     def _per_weight(self, operations: Sequence[int], byte: float, weight: float) -> float:
         """`byte` seconds per byte of trained weights, plus `weight` seconds per weight."""
         size = self._costs.weight_bytes(operations, trainable=True)
-        return byte * size + weight * self._costs.weight_count(operations)
+        return byte * size + weight * len(self._costs.trained_sizes(operations))
 
     def _computing_at_once(self, candidate: Candidate) -> float:
         """How many ranks of a node compute at a time, on average: in a pipeline some wait."""
