@@ -117,9 +117,8 @@ def plan(
         rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
         found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, tell)
     best = best_of(found, limit)
-    single = Prediction(
-        problem, Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole)
-    )
+    alone = Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole)
+    single = Prediction(problem, alone)
     made = make_plan(
         model.name,
         model_fingerprint(model),

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, grids, on_leader, require_none
+from sharded import bytes_held, unlike
 
 import hyparflow as hf
-from hyparflow.engine.weights.holdings import bytes_here
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 
@@ -135,16 +135,6 @@ def plain(make: Any, *calls: dict[str, Any], optimizer: Callable[[], Any] = K.Ad
         return found
 
     return list(on_leader(train))
-
-
-def unlike(found: Any, expected: Any) -> list[str]:
-    pairs = list(zip(found, expected, strict=True))
-    odd = [n for n, (a, b) in enumerate(pairs) if not np.allclose(a, b, rtol=1e-10, atol=1e-12)]
-    return [f"{n}: {pairs[n][0]} not {pairs[n][1]}" for n in odd]
-
-
-def bytes_held(model: Any) -> int:
-    return sum(bytes_here(v) for v in model.optimizer.variables if len(v.shape))
 
 
 def uneven(model: Any, replicas: int) -> list[str]:

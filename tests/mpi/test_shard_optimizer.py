@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, fit_on_leader, grids, on_leader, require_none
+from sharded import bytes_held, unlike
 
 import hyparflow as hf
-from hyparflow.engine.weights.holdings import bytes_here
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 
@@ -66,16 +66,6 @@ def plain_fit(model: Any, rows: Any = ROWS, **more: Any) -> dict[str, list[float
 
 def state(model: Any) -> list[np.ndarray]:
     return [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
-
-
-def unlike(found: Any, expected: Any) -> list[str]:
-    pairs = list(zip(found, expected, strict=True))
-    odd = [n for n, (a, b) in enumerate(pairs) if not np.allclose(a, b, rtol=1e-10, atol=1e-12)]
-    return [f"{n}: {pairs[n][0]} not {pairs[n][1]}" for n in odd]
-
-
-def bytes_held(model: Any) -> int:
-    return sum(bytes_here(v) for v in model.optimizer.variables if len(v.shape))
 
 
 class At(keras.callbacks.Callback):

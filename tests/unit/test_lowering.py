@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+from random_edges import random_edges
 
 from hyparflow.pipeline.actions import RECEIVES, SENDS, Edge, Kind, Step
 from hyparflow.pipeline.lowering import lower, prove, tags_of
@@ -25,18 +26,6 @@ from hyparflow.pipeline.simulator import Lowered
 def text(lowered: Lowered) -> list[str]:
     """One line per rank."""
     return [" ".join(map(str, steps)) for steps in lowered]
-
-
-def random_edges(rng: random.Random, partitions: int) -> list[Edge]:
-    """Tensors with several consumers, over several stages, some without a gradient."""
-    edges = []
-    for tensor in range(rng.randint(0, 2 * partitions)):
-        producer = rng.randrange(partitions)
-        later = range(producer + 1, partitions)
-        consumers = sorted(rng.sample(later, rng.randint(0, len(later))))
-        carries_gradient = rng.random() < 0.7
-        edges += [Edge(tensor, producer, consumer, carries_gradient) for consumer in consumers]
-    return edges
 
 
 def many_lowered(seed: int) -> list[tuple[Lowered, list[Edge], int]]:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from hypothesis import given, settings, strategies
+from random_edges import random_edges
 
 from hyparflow.pipeline.actions import Action, Edge, Kind, Step
 from hyparflow.pipeline.lowering import fused, lower
@@ -14,16 +15,10 @@ from hyparflow.pipeline.schedules import SCHEDULES, TABLE, make_schedule, placem
 from hyparflow.pipeline.simulator import play
 
 
-def random_edges(rng: random.Random, stages: int) -> list[Edge]:
+def chain_and_more(rng: random.Random, stages: int) -> list[Edge]:
     """Each stage feeds the next, and some of the later ones."""
-    edges = [Edge(stage, stage, stage + 1, True) for stage in range(stages - 1)]
-    for tensor in range(stages, 2 * stages):
-        producer = rng.randrange(stages)
-        later = range(producer + 1, stages)
-        consumers = sorted(rng.sample(later, rng.randint(0, len(later))))
-        carries_gradient = rng.random() < 0.7
-        edges += [Edge(tensor, producer, consumer, carries_gradient) for consumer in consumers]
-    return edges
+    chain = [Edge(stage, stage, stage + 1, True) for stage in range(stages - 1)]
+    return chain + random_edges(rng, stages, first=stages)
 
 
 @settings(deadline=None)  # other processes may share the cores
@@ -39,7 +34,7 @@ def test_a_step_ends_when_the_simulator_says(
 ) -> None:
     rng = random.Random(seed)
     placement = placement_of(name, partitions, several if TABLE[name].free else None)
-    edges = random_edges(rng, placement.num_stages)
+    edges = chain_and_more(rng, placement.num_stages)
     known: dict[object, float] = {}
 
     def cost(step: Step) -> float:
