@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MemoryBound", "bounds_of_folder", "free_memory", "memory_bounds"]
+__all__ = ["MemoryBound", "bounds_of_folder", "free_memory", "is_limited", "memory_bounds"]
 
 _MACHINE = "the machine's memory"
 _CGROUP = "memory cgroup"
@@ -55,6 +55,11 @@ def free_memory(sharers: Mapping[str, int]) -> int:
         sharers: key of a limit -> how many of them share it.
     """
     return min(bound.size // sharers.get(bound.key, 1) for bound in memory_bounds())
+
+
+def is_limited() -> bool:
+    """Whether this process by itself may take only so much (`ulimit -v` or `-d`)."""
+    return any(_own_limits(""))
 
 
 def memory_bounds(at_most: bool = False) -> list[MemoryBound]:

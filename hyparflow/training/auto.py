@@ -28,6 +28,7 @@ from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
+from hyparflow.training.pooled_memory import pooled_memory
 
 __all__ = ["PlanCache", "plan_fit"]
 
@@ -207,6 +208,6 @@ def _plan(
         cluster=cluster,
         costs=known.costs[key],
         say=say,
-        memory_limit=int(free_memory(world.memory_sharers) * _SHARE),
+        memory_limit=int((free_memory(world.memory_sharers) + pooled_memory()) * _SHARE),
         **decided,
     )

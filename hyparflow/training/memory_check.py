@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from hyparflow.model.keras_internals.optimizer import weights_of_slots
 from hyparflow.model.layout import ModelCut
 from hyparflow.model.variable_sizes import bytes_of, slot_sizes
 from hyparflow.options import Options
+from hyparflow.training.pooled_memory import pooled_memory
 
 __all__ = ["MemoryNeed", "need_of", "require_memory", "too_little"]
 
@@ -40,6 +41,7 @@ class MemoryNeed:
         weights, gradients, slots: of its partition, all at the same time.
         freed: what it gives back before that: other partitions' weights and slots.
         at_end: what all weights and slots need, where each rank gets them; 0 where none does.
+        pooled: what TensorFlow has taken already, and keeps free.
     """
 
     weights: int = 0
@@ -47,6 +49,7 @@ class MemoryNeed:
     slots: int = 0
     freed: int = 0
     at_end: int = 0
+    pooled: int = 0
 
     @property
     def in_training(self) -> int:
@@ -62,11 +65,12 @@ def require_memory(model: Any, layout: ModelCut, options: Options, world: World)
     """
     bounds = memory_bounds(at_most=True)
     share = min(bound.size // world.memory_sharers.get(bound.key, 1) for bound in bounds)
-    need = MemoryNeed()
+    need, pooled = MemoryNeed(), pooled_memory()
     on_gpu = tf.config.get_visible_devices("GPU")  # weights are in its memory
-    if not on_gpu and _at_most(model) > share:  # few models come near it
+    if not on_gpu and _at_most(model) > share + pooled:  # few models come near it
         need = need_of(model, layout, options, options.grid.partition(world.rank))
-    in_doubt = np.array([max(need.in_training, need.at_end) > share], np.int64)
+        need = replace(need, pooled=pooled)
+    in_doubt = np.array([max(need.in_training, need.at_end) > share + pooled], np.int64)
     world.sum(in_doubt, "the comparison of memory")
     if not in_doubt[0]:
         return
@@ -125,8 +129,8 @@ def too_little(
     room: dict[str, int] = {}
     for need, bounds in everyone:
         for bound in bounds:
-            training[bound.key] += need.in_training
-            end[bound.key] += need.at_end
+            training[bound.key] += need.in_training - need.pooled
+            end[bound.key] += need.at_end - need.pooled
             sharers[bound.key] += 1
             room[bound.key] = max(bound.size, room.get(bound.key, 0))
     for rank, (need, bounds) in enumerate(everyone):
@@ -163,6 +167,8 @@ def _described(need: MemoryNeed, rank: int, options: Options) -> str:
     )
     if need.freed:
         text += f", and gives {size_text(need.freed)} of other partitions back"
+    if need.pooled:
+        text += f", and has {size_text(need.pooled)} of its own free"
     if need.at_end > need.in_training:
         text += (
             f"; with gather=True it needs {size_text(need.at_end)} for all partitions' at the end"

@@ -11,10 +11,12 @@ import weakref
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from mpi4py import MPI
 
 import hyparflow as hf
+from hyparflow.training.pooled_memory import pooled_memory
 
 LAYOUTS = ({"strategy": "data"}, {"strategy": "model", "lpp": [1, 3]})
 COUNTED = ("Communicator", "FuncGraph", "Session", "Part", "Operation", "Functional")
@@ -80,3 +82,14 @@ def test_fits_of_one_model_leave_nothing() -> None:
         hf.predict(model, x, **arguments)
         found.append(counts())
     assert found[1] == found[2]
+
+
+@pytest.mark.on_ranks(2)
+def test_tensors_take_the_memory_of_those_before_them() -> None:
+    tensor = tf.zeros((64, 1 << 18))
+    held = pooled_memory()
+    del tensor
+    assert pooled_memory() - held == 64 << 20
+    again = tf.zeros((64, 1 << 18))
+    assert pooled_memory() == held
+    assert again.shape == (64, 1 << 18)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,17 @@ def test_what_is_given_back_counts() -> None:
     assert too_little([(need, room)]) == (0, room[0], 1)
     need = MemoryNeed(gradients=600 * MIB, slots=600 * MIB, freed=1000 * MIB)
     assert too_little([(need, room)]) is None
+
+
+def test_what_tensors_can_have_again_counts() -> None:
+    """In training and at the end, and for the rank that has it: others share what it leaves."""
+    room = [bound(500 * MIB, "one")]
+    need = MemoryNeed(weights=900 * MIB, at_end=900 * MIB)
+    assert too_little([(need, room)]) == (0, room[0], 1)
+    assert too_little([(replace(need, pooled=200 * MIB), room)]) is None
+    small = MemoryNeed(weights=500 * MIB)
+    assert too_little([(replace(need, pooled=200 * MIB), room), (small, room)]) is not None
+    assert too_little([(replace(need, pooled=600 * MIB), room), (small, room)]) is None
 
 
 def test_the_end_counts_alone() -> None:
