@@ -136,6 +136,18 @@ def test_units_that_are_alike_are_compiled_once_in_each_partition() -> None:
     assert [m.program for m in Prediction(made, layout).memory] == [4000, 2000]
 
 
+@pytest.mark.parametrize("shard", [False, True])
+def test_units_are_updated_one_after_the_other(shard: bool) -> None:
+    """All have gradients at a time, and sums over replicas; one has a new slot and weight."""
+    graph = chain(8)
+    made = problem(Saving(shard_optimizer=shard))
+    alike = units(graph, 0, 3, 5, 7, 8, kinds=(0, 1, 1, 3))
+    layout = candidate(graph, (0, 8), 1, replicas=4)
+    (memory,) = Prediction(dataclasses.replace(made, units=alike), layout).memory
+    share = 4 if shard else 1
+    assert memory.gradients == (8 + (8 + 2 * 3) / share) * MEGABYTE
+
+
 # --- the search ---
 
 

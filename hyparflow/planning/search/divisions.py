@@ -141,7 +141,7 @@ class Divisions:
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         saving = self._problem.saving
-        copies = gradient_copies(grid, count, saving)
+        copies = gradient_copies(grid, saving, self._problem.units is not None)
         slots = held_slots(self._problem.costs, grid, saving)
         load = Load(
             rows=self._rows(layout),

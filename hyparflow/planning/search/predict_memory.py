@@ -16,6 +16,8 @@ from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
 __all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes", "held_slots"]
 
+_UPDATED = 2  # tensors that the update of a weight makes: the new slot and the new weight
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -87,7 +89,7 @@ def partition_memory(
     program = program_bytes(problem, candidate, actions, partition)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=round(mine * gradient_copies(grid, candidate.num_microbatches, saving)),
+        gradients=round(_gradient_bytes(problem, candidate, partition, mine)),
         slots=round(slots),
         activations=round(rows * activations),
         buffers=round(2 * rows * crossing),
@@ -96,16 +98,30 @@ def partition_memory(
     )
 
 
-def gradient_copies(grid: Grid, num_microbatches: int, saving: Saving) -> float:
-    """How many tensors as large as a weight there are at a time, beside it and its slots.
+def gradient_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
+    """How many tensors as large as a weight there are for each, beside it and its slots.
 
-    The gradient of a micro-batch; the sum over micro-batches; the sum over replicas; and the new
-    slot and the new weight that the optimizer computes before it assigns them. A replica that
-    updates its share of the weights has the sums, new slots and new weights of these.
+    The sum over micro-batches, and that over replicas; and the new slot and the new weight that the
+    optimizer computes before it assigns them, where it does that for all weights in one call. A
+    replica that updates its share of the weights has the sums over replicas, new slots and new
+    weights of these.
     """
     share = grid.num_replicas if saving.shard_optimizer else 1
-    own = 2 + (grid.num_replicas > 1)
-    return 1 + (num_microbatches > 1) + own / share
+    own = (grid.num_replicas > 1) + (0 if in_units else _UPDATED)
+    return 1 + own / share
+
+
+def _gradient_bytes(problem: Problem, candidate: Candidate, partition: int, trained: int) -> float:
+    """Bytes of gradients of weights of so many bytes, and of what is computed from them."""
+    grid, saving, units = candidate.grid, problem.saving, problem.units
+    found = trained * gradient_copies(grid, saving, units is not None)
+    if units is None:
+        return found
+    # Units are updated one after the other.
+    pieces = [inside for _, inside, _ in _compiled(problem, candidate, partition)]
+    largest = max(problem.costs.weight_bytes(inside, trainable=True) for inside in pieces)
+    share = grid.num_replicas if saving.shard_optimizer else 1
+    return found + _UPDATED * largest / share
 
 
 def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
