@@ -24,6 +24,7 @@ from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.plan_model import costs_of_model, plan
+from hyparflow.planning.search.problem import constrained
 from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
 from hyparflow.training.data_arguments import array_source, check_data
@@ -199,6 +200,7 @@ def _plan(
 ) -> Plan:
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
+    constrained(cluster.num_ranks, **decided)  # measuring takes long: refuse before it
     key = (batch_size, known.number(model.optimizer))
     if key not in known.costs:
         known.costs[key] = costs_of_model(model, "measure", batch_size, cluster, say)

@@ -147,6 +147,15 @@ def test_automatic_trains_as_plain_keras(
     np.testing.assert_allclose(found, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.on_ranks(2)
+def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "costs_of_model", lambda *args: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=r"num_partitions=3, num_replicas=None for num_ranks=2"):
+        hf.fit(build(), *data(), verbose=0, strategy="auto", num_partitions=3)
+
+
 @pytest.mark.skipif(WORLD.size == 1, reason="one process plans nothing")
 def test_automatic_is_refused_where_there_is_nothing_to_plan_for() -> None:
     for call in (hf.parallelize, lambda model, **parallel: hf.evaluate(model, *data(), **parallel)):
