@@ -86,10 +86,11 @@ def test_fits_of_one_model_leave_nothing() -> None:
 
 @pytest.mark.on_ranks(2)
 def test_tensors_take_the_memory_of_those_before_them() -> None:
-    tensor = tf.zeros((64, 1 << 18))
+    size = 64 << 20
+    tensor = tf.zeros((size,), tf.uint8)
     held = pooled_memory()
     del tensor
-    assert pooled_memory() - held == 64 << 20
-    again = tf.zeros((64, 1 << 18))
-    assert pooled_memory() == held
-    assert again.shape == (64, 1 << 18)
+    free = pooled_memory()
+    assert free - held >= size  # what is free near it may belong to it
+    again = tf.zeros((size,), tf.uint8)
+    assert free - pooled_memory() >= again.shape[0]
