@@ -18,7 +18,7 @@ from hyparflow.comm.free_memory import is_limited
 __all__ = ["choose_memory_pool"]
 
 _POOL = "TF_CPU_ALLOCATOR_USE_BFC"
-_LIMIT = "TF_CPU_BFC_MEM_LIMIT_IN_MB"  # TensorFlow's own is 64 GiB
+_LIMIT = "TF_CPU_BFC_MEM_LIMIT_IN_MB"  # TensorFlow's own, 64 GiB, is less than machines have
 
 
 def choose_memory_pool(
@@ -36,6 +36,5 @@ def choose_memory_pool(
     """
     if not launcher.expected_size(environ)[1] or (is_limited() if limited is None else limited):
         return
-    memory = psutil.virtual_memory().total + psutil.swap_memory().total
     environ.setdefault(_POOL, "true")
-    environ.setdefault(_LIMIT, str(-(-memory // 2**20)))
+    environ.setdefault(_LIMIT, str(2 * psutil.virtual_memory().total >> 20))

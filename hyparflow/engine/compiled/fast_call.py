@@ -67,7 +67,7 @@ class _FixedOn(FixedFunction):
     """A `FixedFunction` with other variables."""
 
     def __init__(self, original: FixedFunction, replace: Callable[[Any], Any]) -> None:
-        super().__init__(original._function)
+        self._calls = {}
         self._original, self._replace = original, replace
 
     def _sparse(self, tensors: Sequence[Any], constants: tuple[Hashable, ...]) -> Any:
@@ -78,6 +78,9 @@ class _FixedOn(FixedFunction):
 
     def _make(self, tensors: Sequence[Any], constants: tuple[Hashable, ...]) -> Any:
         return self._original._dense(tensors, constants).on(self._replace)
+
+    def concrete(self, tensors: Sequence[Any], *constants: Hashable) -> Any:
+        return self._original.concrete(tensors, *constants)
 
 
 def _types(tensors: Sequence[Any]) -> list[Any]:
