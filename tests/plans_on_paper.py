@@ -11,7 +11,8 @@ from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import Operation, OperationGraph
 from hyparflow.pipeline.partition import make_partitioning
 from hyparflow.planning.costs.cluster import Cluster, Link
-from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.search.problem import Candidate
 
 __all__ = ["FAST", "FREE", "INSTANT", "MEGABYTE", "candidate", "chain", "costs"]

@@ -14,6 +14,7 @@ from hyparflow.cli.refused import Refused
 from hyparflow.comm import launcher, log
 from hyparflow.comm.progress import progress
 from hyparflow.formats.writing import require_writable
+from hyparflow.launching.memory_pool import choose_memory_pool
 from hyparflow.options import planned_names
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _plan(
         parse_bytes(memory_limit)
     # A file that is wrong is refused before the model is built.
     wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
-    _set_threads(threads, machine.ranks_per_node)
+    _be_like_a_rank(threads, machine.ranks_per_node)
     log.configure()
     # The plan goes to standard output, perhaps into a file.
     with progress("planning", stream="stderr", log=_say) as shown:
@@ -139,10 +140,11 @@ def _hand_out(made: Plan, save: str | None, plot: str | None) -> None:
         made.plot(plot)
 
 
-def _set_threads(threads: int | None, ranks_per_node: int) -> None:
-    """Measure with the threads that a rank will have."""
+def _be_like_a_rank(threads: int | None, ranks_per_node: int) -> None:
+    """Measure with the threads that a rank will have, and with memory pooled as a rank's is."""
     cores = len(launcher.usable_cores())
     launcher.set_threads(os.environ, threads or max(1, cores // ranks_per_node))
+    choose_memory_pool(is_rank=True)
 
 
 def _compiled(model: Any, optimizer: str | None) -> Any:

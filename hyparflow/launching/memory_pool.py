@@ -22,7 +22,9 @@ _LIMIT = "TF_CPU_BFC_MEM_LIMIT_IN_MB"  # TensorFlow's own, 64 GiB, is less than 
 
 
 def choose_memory_pool(
-    environ: MutableMapping[str, str] = os.environ, limited: bool | None = None
+    environ: MutableMapping[str, str] = os.environ,
+    limited: bool | None = None,
+    is_rank: bool | None = None,
 ) -> None:
     """Have TensorFlow pool its memory on this rank; it reads these variables at its first tensor.
 
@@ -33,8 +35,10 @@ def choose_memory_pool(
     Args:
         environ: environment variables.
         limited: whether this process has such a limit; None to look.
+        is_rank: whether it is, or stands for, a rank; None to look.
     """
-    if not launcher.expected_size(environ)[1] or (is_limited() if limited is None else limited):
+    launched = bool(launcher.expected_size(environ)[1]) if is_rank is None else is_rank
+    if not launched or (is_limited() if limited is None else limited):
         return
     environ.setdefault(_POOL, "true")
     environ.setdefault(_LIMIT, str(2 * psutil.virtual_memory().total >> 20))

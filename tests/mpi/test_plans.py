@@ -12,10 +12,13 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, Outcome, State, on_leader, require_none
-from keras import layers
+from keras import layers, ops
 
 import hyparflow as hf
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.planning import plan_model
+from hyparflow.planning.costs.measure import measure
 from hyparflow.training import auto
 
 pytestmark = pytest.mark.usefixtures("in_float64")
@@ -145,6 +148,21 @@ def test_automatic_trains_as_plain_keras(
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     found = hf.predict(model, x, batch_size=20, verbose=0, strategy="auto")
     np.testing.assert_allclose(found, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.on_ranks(2)
+def test_memory_that_does_not_depend_on_rows_is_measured() -> None:
+    """As convolutions have it for their gradients; here of a million numbers."""
+    inputs = keras.Input((6,))
+
+    def scratch(last: Any) -> float:
+        model = keras.Model(inputs, last(layers.Dense(5)(inputs)))
+        return measure(FlatGraph(model, opened_graph(model)), (2, 4), budget=0.01).overheads.scratch
+
+    assert scratch(layers.Activation("tanh")) < 1 << 14
+    numbers = np.arange(1 << 20) / (1 << 20)
+    wide = layers.Lambda(lambda x: x + ops.max(ops.exp(numbers * x[0, 0])))
+    assert 8 << 20 <= scratch(wide) < 33 << 20
 
 
 @pytest.mark.on_ranks(2)

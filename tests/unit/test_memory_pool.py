@@ -25,6 +25,12 @@ def test_others_keep_what_tensorflow_does(environ: dict[str, str], limited: bool
     assert found == environ
 
 
+def test_a_process_that_stands_for_a_rank_pools_too() -> None:
+    environ: dict[str, str] = {}
+    choose_memory_pool(environ, limited=False, is_rank=True)
+    assert set(environ) == {POOL, LIMIT}
+
+
 @pytest.mark.parametrize("chosen", [{POOL: "false"}, {LIMIT: "100"}])
 def test_what_the_user_chose_stays(chosen: dict[str, str]) -> None:
     environ = RANK | chosen

@@ -19,8 +19,9 @@ import numpy as np
 from hyparflow.formats.records import Amount, Bytes, Count, Number, made, read, schema_of
 from hyparflow.formats.text import counted
 from hyparflow.formats.writing import write_text
+from hyparflow.planning.costs.overheads import Overheads
 
-__all__ = ["Costs", "Overheads", "Times", "Weight"]
+__all__ = ["Costs", "Times", "Weight"]
 
 _ARRAYS = (
     *("forward", "backward", "fused", "crowded"),
@@ -39,54 +40,6 @@ class Weight:
 
     size: Bytes
     trainable: bool
-
-
-@dataclass(frozen=True)
-class Overheads:
-    """The costs of a step besides its operations, in seconds; the last ones in bytes.
-
-    Attributes:
-        call: each compiled call of a stage.
-        step: each step, whatever the model.
-        message: each message, at either end.
-        accumulate: each byte of gradients that is added to those of other micro-batches.
-        accumulate_weight: each weight's gradient that is added, whatever its size.
-        apply: each byte of weights that the optimizer updates.
-        apply_weight: each weight that the optimizer updates, whatever its size.
-        reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
-        reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
-        program: bytes of memory for each compiled operation of TensorFlow, if forward and
-            backward are one call.
-        program_in_two: the same if they are two calls, which are traced as one.
-        program_of_keras: additional bytes of plain Keras.
-        uncollected: bytes of Python objects that compiling each operation leaves behind, until
-            there are `uncollected_most`, and Python collects them.
-        runtime: bytes of memory that TensorFlow takes when it first trains anything.
-    """
-
-    call: Amount = 5e-4
-    step: Amount = 3e-3
-    message: Amount = 1e-4
-    accumulate: Amount = 5e-10
-    accumulate_weight: Amount = 4e-5
-    apply: Amount = 1e-9
-    apply_weight: Amount = 2e-5
-    reduce: Amount = 1e-9
-    reduce_weight: Amount = 3e-5
-    program: Amount = 16e3
-    program_in_two: Amount = 38e3
-    program_of_keras: Amount = 20e3
-    uncollected: Amount = 20e3
-    uncollected_most: Amount = 110e6
-    runtime: Amount = 50e6
-
-    def program_bytes(self, whole: Any, in_two: Any) -> Any:
-        """Bytes of memory for `whole` operations in one call and `in_two` operations in two.
-
-        Both are numbers, or arrays of them.
-        """
-        left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
-        return self.program * whole + self.program_in_two * in_two + left_behind
 
 
 @dataclass(frozen=True)
@@ -188,6 +141,13 @@ class Costs:
     def fixed_bytes(self) -> int:
         """Bytes of all weights and of the optimizer's state."""
         return self.weight_bytes(range(len(self.operations))) + self.slot_bytes
+
+    @cached_property
+    def base_bytes(self) -> int:
+        """Bytes that every rank takes besides: for TensorFlow, and for the objects of the model."""
+        over, trained = self.overheads, sum(weight.trainable for weight in self.weights)
+        objects = over.operation * len(self.operations) + over.variable * len(self.weights)
+        return round(over.runtime + objects + over.trained * trained)
 
     @cached_property
     def slot_bytes(self) -> int:

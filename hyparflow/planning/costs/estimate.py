@@ -10,7 +10,8 @@ import tensorflow as tf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.weight_parts import divides
 from hyparflow.model.variable_sizes import bytes_of
-from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.costs.tensor_sizes import (
     bytes_per_row,
     slots_per_byte,

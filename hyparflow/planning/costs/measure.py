@@ -8,6 +8,7 @@ sum of its segments' (activations that leave the caches, memory that must be all
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,9 +25,10 @@ from hyparflow.model.keras_internals.weight_parts import divides
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.contention import companions_possible, measure_crowd
-from hyparflow.planning.costs.costs import Costs, Overheads, Weight
+from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.costs.measure_overheads import measure_overheads
 from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
-from hyparflow.planning.costs.overheads import measure_overheads
+from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.costs.sample import TRACED_ROWS, Sample, SampleMemory
 from hyparflow.planning.costs.segments import Segment, alike, cut_out, segments
 from hyparflow.planning.costs.tensor_sizes import (
@@ -110,8 +112,10 @@ def _measure(
     halves = trials[-1].sample.halves(rows[len(rows) // 2], 4 * budget)
     crowd, crowded = _crowd(trials[-1].sample, rows, ranks_per_node, budget, say)
     say("measuring the optimizer")
+    over = measure_overheads(trained, optimizer, call[2])
+    scratch = max(trial.sample.scratch(rows) for trial in trials)
     return table.costs(
-        measure_overheads(trained, optimizer, call[2]),
+        dataclasses.replace(over, scratch=float(scratch)),
         slots_per_byte(trained, optimizer),
         optimizer is None or divides(optimizer),
         halves,

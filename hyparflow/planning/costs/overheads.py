@@ -1,129 +1,67 @@
-"""Measures the costs of a training step besides the model's operations."""
+"""What a training step costs besides its operations. Pure data."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from hyparflow.comm.recorder import Recorder
-from hyparflow.engine.compiled.accumulator import Accumulator
-from hyparflow.engine.compiled.fast_call import FixedFunction
-from hyparflow.engine.gradients.microbatch_sum import GradientSum
-from hyparflow.engine.gradients.reducer import Reducer
-from hyparflow.model.keras_internals.deferred_variables import present
-from hyparflow.model.variable_sizes import bytes_of
-from hyparflow.planning.costs.costs import Overheads
+from hyparflow.formats.records import Amount
 
-__all__ = ["measure_overheads", "median_seconds"]
-
-_SAMPLED, _SAMPLED_BYTES = 24, 1 << 26  # weights that an optimizer is tried with, at most
-_LARGE = 2**22  # numbers in an array that tells the speed of memory
+__all__ = ["Overheads"]
 
 
-def measure_overheads(weights: Sequence[Any], optimizer: Any, call: float) -> Overheads:
-    """Measure on this machine, with the model's own weights and a copy of its optimizer.
+@dataclass(frozen=True)
+class Overheads:
+    """The costs of a step besides its operations, in seconds; the last ones in bytes.
 
-    Args:
-        weights: the trained variables.
-        optimizer: the model's optimizer, or None.
-        call: seconds of a compiled call that computes nothing.
+    Attributes:
+        call: each compiled call of a stage.
+        step: each step, whatever the model.
+        message: each message, at either end.
+        accumulate: each byte of gradients that is added to those of other micro-batches.
+        accumulate_weight: each weight's gradient that is added, whatever its size.
+        apply: each byte of weights that the optimizer updates.
+        apply_weight: each weight that the optimizer updates, whatever its size.
+        reduce: each byte of gradients that is packed for a sum over replicas, and unpacked.
+        reduce_weight: each weight's gradient that is packed and unpacked, whatever its size.
+        program: bytes of memory for each compiled operation of TensorFlow, if forward and
+            backward are one call.
+        program_in_two: the same if they are two calls, which are traced as one.
+        program_of_keras: additional bytes of plain Keras.
+        uncollected: bytes of Python objects that compiling each operation leaves behind, until
+            there are `uncollected_most`, and Python collects them.
+        runtime: bytes of memory that TensorFlow takes when it first trains anything.
+        operation, variable, trained: bytes of objects for each operation and variable of the whole
+            model, which every rank builds; and for each trained one, its slots and its sums.
+        scratch: bytes that an operation takes for itself while it runs, however few its rows.
     """
-    default = Overheads()
-    chosen = _sampled(weights)
-    if not chosen:
-        return Overheads(call=call + default.call)
-    with present(chosen):
-        return _measured(chosen, optimizer, call)
 
+    call: Amount = 5e-4
+    step: Amount = 3e-3
+    message: Amount = 1e-4
+    accumulate: Amount = 5e-10
+    accumulate_weight: Amount = 4e-5
+    apply: Amount = 1e-9
+    apply_weight: Amount = 2e-5
+    reduce: Amount = 1e-9
+    reduce_weight: Amount = 3e-5
+    program: Amount = 10e3
+    program_in_two: Amount = 12e3
+    program_of_keras: Amount = 20e3
+    uncollected: Amount = 10e3
+    uncollected_most: Amount = 20e6
+    runtime: Amount = 57e6
+    operation: Amount = 14e3
+    variable: Amount = 6e3
+    trained: Amount = 20e3
+    scratch: Amount = 0.0
 
-def _sampled(weights: Sequence[Any]) -> list[Any]:
-    """Some of the weights, which fit in any memory together with their gradients and slots."""
-    chosen, size = [], 0
-    for weight in list(weights)[:: max(1, len(weights) // _SAMPLED)]:
-        if size + bytes_of(weight) <= _SAMPLED_BYTES:
-            chosen.append(weight)
-            size += bytes_of(weight)
-    return chosen or sorted(weights, key=bytes_of)[:1]
+    def program_bytes(self, whole: Any, in_two: Any) -> Any:
+        """Bytes of memory for `whole` operations in one call and `in_two` operations in two.
 
-
-def _measured(chosen: list[Any], optimizer: Any, call: float) -> Overheads:
-    default = Overheads()
-    gradients = [tf.ones(v.shape, v.dtype) for v in chosen]
-    size = sum(map(bytes_of, chosen))
-    large = np.ones(_LARGE, np.float32)
-    per_byte = median_seconds(lambda: large + large) / large.nbytes
-
-    accumulator = Accumulator([v.value for v in chosen])
-    add = FixedFunction(accumulator.add)
-    adding = max(0.0, median_seconds(lambda: add(gradients)) - call)
-    add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
-    applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
-    reducing = median_seconds(_reduced(chosen, gradients))
-    apply_weight = max(0.0, applying - 4 * per_byte * size) / len(chosen)
-    return Overheads(
-        call=call + default.call,
-        accumulate=(adding - add_weight * len(chosen)) / size,
-        accumulate_weight=add_weight,
-        apply=(applying - apply_weight * len(chosen)) / size,
-        apply_weight=apply_weight,
-        reduce=4 * per_byte,
-        reduce_weight=max(0.0, reducing - 4 * per_byte * size) / len(chosen),
-    )
-
-
-class _Done:
-    """A sum that is done."""
-
-    def wait(self) -> None: ...
-
-
-class _Alone:
-    """A communicator of one rank, which sends nothing."""
-
-    rank, size = 0, 2
-    recorder = Recorder()
-
-    def all_gather_objects(self, value: Any, what: str) -> list[Any]:
-        return [value]
-
-    def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray) -> _Done:
-        array[...] = mine
-        return _Done()
-
-
-def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
-    """A function that does the work of a sum over replicas, without its messages."""
-    reducer = Reducer(weights, _Alone(), [])  # type: ignore[arg-type]
-
-    def run() -> None:
-        total = GradientSum()
-        total.add(gradients)
-        reducer.reduce(total)
-
-    return run
-
-
-def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
-    """A function that runs a step of a copy of `optimizer` on copies of `weights`."""
-    copy = type(optimizer).from_config(optimizer.get_config())
-    variables = [keras.Variable(v, name=f"copy_{i}") for i, v in enumerate(weights)]
-    copy.build(variables)
-    apply = FixedFunction(lambda values: copy.apply(values))
-    return lambda: apply(gradients)
-
-
-def median_seconds(run: Callable[[], Any], times: int = 9) -> float:
-    """The median time of `run`, after a first run that compiles."""
-    run()
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        Both are numbers, or arrays of them.
+        """
+        left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
+        return self.program * whole + self.program_in_two * in_two + left_behind

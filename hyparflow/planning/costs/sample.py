@@ -17,6 +17,7 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
 from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.model.random_rows import random_rows
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.segments import Segment
 from hyparflow.planning.costs.tensor_lifetimes import Kept, kept_between, working_bytes
@@ -105,6 +106,33 @@ class Sample:
         working = working_bytes(operations, self._forward_size, inputs, self._traced)
         kept = kept_between(operations, self._forward_size, inputs, self._traced)
         return SampleMemory(kept, working, len(operations))
+
+    def scratch(self, rows: Sequence[int]) -> int:
+        """Bytes that forward and backward take however few the rows, gradients of weights apart.
+
+        Such are the buffers of the gradient of a convolution. 0 if memory is not pooled.
+
+        Args:
+            rows: sizes, of which two are tried.
+        """
+        few, many = min(rows), max(*rows, 2 * min(rows))
+        with present(self._variables):
+            low, high = self._peak(few), self._peak(many)
+        per_row = (high - low) / (many - few)
+        fixed = low - per_row * few - sum(map(bytes_of, self._weights))
+        return max(0, round(fixed))
+
+    def _peak(self, rows: int) -> int:
+        """Bytes that a forward with its backward needs beside what it is given."""
+        inputs = self.inputs(rows)
+        self._fused(inputs)
+        try:
+            tf.config.experimental.reset_memory_stats("CPU:0")
+            before = tf.config.experimental.get_memory_info("CPU:0")["current"]
+            self._fused(inputs)
+            return int(tf.config.experimental.get_memory_info("CPU:0")["peak"] - before)
+        except ValueError:  # not pooled
+            return 0
 
     def save(self, folder: str) -> None:
         """Write a SavedModel with a function `run` of a number of rows, for other processes."""

@@ -109,7 +109,7 @@ class Boundaries:
             return None
         costs = self._problem.spent
         rows, copies, slots, in_flight, placement = load
-        fixed = costs.overheads.runtime + costs.working.min() * rows
+        fixed = costs.base_bytes + costs.overheads.scratch + costs.working.min() * rows
         held = self._before(self._gradients * (copies + slots) + self._weights)
         compiled = self._before(costs.program * self._problem.compiled_shares)
         activations = self._before(costs.kept)
@@ -136,7 +136,7 @@ class Boundaries:
         rows, copies, slots, in_flight, placement = load
         others = ((copies + slots) * self._gradients + self._weights).sum()
         others += costs.overheads.program * (costs.program * self._problem.compiled_shares).sum()
-        share = limit - costs.overheads.runtime
+        share = limit - costs.base_bytes
         if not self._problem.saving.apart and costs.fixed_bytes > share:
             return True
         # Activations have the memory that other needs leave. An upper bound: all other needs are

@@ -29,7 +29,8 @@ class Memory:
         slots: the optimizer's state of its weights.
         activations: of the micro-batches in flight, and the working memory of the current one.
         buffers: tensors on their way to or from other partitions.
-        program: the compiled partition itself, and what TensorFlow needs to run anything.
+        program: the compiled partition itself, the objects of the whole model, and what TensorFlow
+            needs to run anything.
         around: of the whole model, built before the steps or gathered after them, and the program;
             0 if no rank holds it whole.
     """
@@ -85,13 +86,13 @@ def partition_memory(
         if (edge.producer in own) != (edge.consumer in own)
     )
     working = max(found.working(table.operations(stage)) for stage in own)
-    activations = peak_kept(actions, kept) + working
+    activations = rows * (peak_kept(actions, kept) + working) + costs.overheads.scratch
     program = program_bytes(problem, candidate, actions, partition)
     return Memory(
         weights=costs.weight_bytes(numbers),
         gradients=round(_gradient_bytes(problem, candidate, partition, mine)),
         slots=round(slots),
-        activations=round(rows * activations),
+        activations=round(activations),
         buffers=round(2 * rows * crossing),
         program=program,
         around=0 if saving.apart else costs.fixed_bytes + program,
@@ -139,7 +140,7 @@ def program_bytes(
     for stage, inside, is_last in _compiled(problem, candidate, partition):
         count = float(problem.costs.program[inside.start : inside.stop].sum())
         counts[stage in in_two or not is_last] += count
-    total = over.runtime + over.program_bytes(whole=counts[False], in_two=counts[True])
+    total = problem.costs.base_bytes + over.program_bytes(whole=counts[False], in_two=counts[True])
     if candidate.is_plain_keras and problem.saving.recompute is None:
         total += over.program_of_keras * counts[False]
     return round(float(total))
