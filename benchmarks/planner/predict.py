@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import hyparflow as hf
+from hyparflow.launching.memory_pool import choose_memory_pool
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.plan_model import costs_of_model
 
@@ -37,6 +38,7 @@ TIMES = 2  # that costs are measured
 def main() -> None:
     name, rows, machine, output, *savings = sys.argv[1:]
     batch_size = int(rows)
+    choose_memory_pool(is_rank=True)
     model = build(name)
     pair = hf.Cluster.load(machine)
     costs = fastest([costs_of_model(model, "measure", batch_size, pair) for _ in range(TIMES)])
