@@ -16,6 +16,7 @@ from keras import layers
 from mpi4py import MPI
 
 import hyparflow as hf
+from hyparflow.engine.compiled.accumulator import Accumulator
 from hyparflow.training.pooled_memory import pooled_memory
 
 LAYOUTS = ({"strategy": "data"}, {"strategy": "model", "lpp": [1, 3]})
@@ -94,3 +95,20 @@ def test_tensors_take_the_memory_of_those_before_them() -> None:
     assert free - held >= size  # what is free near it may belong to it
     again = tf.zeros((size,), tf.uint8)
     assert free - pooled_memory() >= again.shape[0]
+
+
+@pytest.mark.on_ranks(2)
+def test_sums_of_gradients_take_their_memory_once() -> None:
+    """Setting them to zero keeps no zeros, and adding to them makes no copy."""
+    weights = [tf.Variable(tf.zeros((1024, 2048))), tf.Variable(tf.zeros((2048, 1024)))]
+    sums = Accumulator(weights)
+    add = tf.function(lambda: sums.add([weight + 1.0 for weight in weights]), autograph=False)
+    add()
+    held = pooled_memory()
+    for _ in range(2):
+        sums.reset()
+        add()
+    values = [None, None]
+    sums.fill(values, [0, 1])
+    assert [float(tf.reduce_max(value)) for value in values] == [1.0, 1.0]
+    assert abs(pooled_memory() - held) < 1 << 20

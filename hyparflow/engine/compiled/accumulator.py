@@ -109,7 +109,8 @@ class Accumulator:
 
     def _trace_zero(self, nothing: list[Any], count: int) -> None:
         for variable in self._sums.values():
-            variable.assign(tf.zeros(variable.shape, variable.dtype))
+            # Zeros would be a constant of the function, which keeps them beside the sums for ever.
+            variable.assign(tf.raw_ops.Empty(shape=variable.shape, dtype=variable.dtype, init=True))
 
     def _trace_read(self, nothing: list[Any], count: int) -> list[Any]:
         return [variable.read_value() for variable in self._sums.values()]
