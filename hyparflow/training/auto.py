@@ -15,6 +15,7 @@ from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import portable
 from hyparflow.comm.progress import progress
 from hyparflow.comm.world import World
+from hyparflow.engine.pooled_memory import pooled_memory
 from hyparflow.formats.argument_checks import is_auto
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data, open_stream
@@ -29,7 +30,6 @@ from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
-from hyparflow.training.pooled_memory import pooled_memory
 
 __all__ = ["PlanCache", "plan_fit"]
 

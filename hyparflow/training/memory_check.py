@@ -17,6 +17,7 @@ import tensorflow as tf
 from hyparflow.comm import abort
 from hyparflow.comm.free_memory import MemoryBound, memory_bounds
 from hyparflow.comm.world import World
+from hyparflow.engine.pooled_memory import pooled_memory
 from hyparflow.engine.weights.certain_gradients import sure_to_be_trained
 from hyparflow.engine.weights.ownership import holders_of
 from hyparflow.formats.sizes import size_text
@@ -25,7 +26,6 @@ from hyparflow.model.keras_internals.optimizer import weights_of_slots
 from hyparflow.model.layout import ModelCut
 from hyparflow.model.variable_sizes import bytes_of, slot_sizes
 from hyparflow.options import Options
-from hyparflow.training.pooled_memory import pooled_memory
 
 __all__ = ["MemoryNeed", "need_of", "require_memory", "too_little"]
 

@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 import hyparflow as hf
 from hyparflow.engine.compiled.accumulator import Accumulator
-from hyparflow.training.pooled_memory import pooled_memory
+from hyparflow.engine.pooled_memory import pooled_memory
 
 LAYOUTS = ({"strategy": "data"}, {"strategy": "model", "lpp": [1, 3]})
 COUNTED = ("Communicator", "FuncGraph", "Session", "Part", "Operation", "Functional")

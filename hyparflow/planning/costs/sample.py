@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.compiled.tensors import as_share
+from hyparflow.engine.pooled_memory import peak_of
 from hyparflow.engine.stages.stage import Stage
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
@@ -118,21 +119,17 @@ class Sample:
         few, many = min(rows), max(*rows, 2 * min(rows))
         with present(self._variables):
             low, high = self._peak(few), self._peak(many)
+        if low is None or high is None:
+            return 0
         per_row = (high - low) / (many - few)
         fixed = low - per_row * few - sum(map(bytes_of, self._weights))
         return max(0, round(fixed))
 
-    def _peak(self, rows: int) -> int:
-        """Bytes that a forward with its backward needs beside what it is given."""
+    def _peak(self, rows: int) -> int | None:
+        """Bytes that a forward with its backward needs beside what it is given, after a first."""
         inputs = self.inputs(rows)
-        self._fused(inputs)
-        try:
-            tf.config.experimental.reset_memory_stats("CPU:0")
-            before = tf.config.experimental.get_memory_info("CPU:0")["current"]
-            self._fused(inputs)
-            return int(tf.config.experimental.get_memory_info("CPU:0")["peak"] - before)
-        except ValueError:  # not pooled
-            return 0
+        peak_of(lambda: self._fused(inputs))
+        return peak_of(lambda: self._fused(inputs))
 
     def save(self, folder: str) -> None:
         """Write a SavedModel with a function `run` of a number of rows, for other processes."""

@@ -14,8 +14,10 @@ from hyparflow.pipeline.simulator import peak_kept
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
-__all__ = ["Memory", "gradient_copies", "partition_memory", "program_bytes", "held_slots"]
+__all__ = ["Memory", "gradient_copies", "held_slots", "partition_memory"]
 
+# What is compiled at a time: a stage, operations, and whether these are the stage's last.
+_Piece = tuple[int, range, bool]
 _UPDATED = 2  # tensors that the update of a weight makes: the new slot and the new weight
 
 
@@ -87,10 +89,11 @@ def partition_memory(
     )
     working = max(found.working(table.operations(stage)) for stage in own)
     activations = rows * (peak_kept(actions, kept) + working) + costs.overheads.scratch
-    program = program_bytes(problem, candidate, actions, partition)
+    pieces = list(_compiled(problem, candidate, partition))
+    program = _program_bytes(problem, candidate, actions, pieces)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=round(_gradient_bytes(problem, candidate, partition, mine)),
+        gradients=round(_gradient_bytes(problem, grid, pieces, mine)),
         slots=round(slots),
         activations=round(activations),
         buffers=round(2 * rows * crossing),
@@ -112,15 +115,14 @@ def gradient_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
     return 1 + own / share
 
 
-def _gradient_bytes(problem: Problem, candidate: Candidate, partition: int, trained: int) -> float:
+def _gradient_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], trained: int) -> float:
     """Bytes of gradients of weights of so many bytes, and of what is computed from them."""
-    grid, saving, units = candidate.grid, problem.saving, problem.units
+    saving, units = problem.saving, problem.units
     found = trained * gradient_copies(grid, saving, units is not None)
     if units is None:
         return found
     # Units are updated one after the other.
-    pieces = [inside for _, inside, _ in _compiled(problem, candidate, partition)]
-    largest = max(problem.costs.weight_bytes(inside, trainable=True) for inside in pieces)
+    largest = max(problem.costs.weight_bytes(inside, trainable=True) for _, inside, _ in pieces)
     share = grid.num_replicas if saving.shard_optimizer else 1
     return found + _UPDATED * largest / share
 
@@ -130,14 +132,14 @@ def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
     return costs.slots / (grid.num_replicas if saving.shard_optimizer else 1)
 
 
-def program_bytes(
-    problem: Problem, candidate: Candidate, actions: Sequence[Action], partition: int
+def _program_bytes(
+    problem: Problem, candidate: Candidate, actions: Sequence[Action], pieces: Sequence[_Piece]
 ) -> int:
     """Bytes of the compiled functions of a partition."""
     in_two = {action.stage for action in actions if action.kind == Kind.FORWARD}
     over = problem.costs.overheads
     counts = {True: 0.0, False: 0.0}
-    for stage, inside, is_last in _compiled(problem, candidate, partition):
+    for stage, inside, is_last in pieces:
         count = float(problem.costs.program[inside.start : inside.stop].sum())
         counts[stage in in_two or not is_last] += count
     total = problem.costs.base_bytes + over.program_bytes(whole=counts[False], in_two=counts[True])
@@ -146,10 +148,8 @@ def program_bytes(
     return round(float(total))
 
 
-def _compiled(
-    problem: Problem, candidate: Candidate, partition: int
-) -> Iterator[tuple[int, range, bool]]:
-    """What a partition compiles: a stage, operations, and whether these are the stage's last.
+def _compiled(problem: Problem, candidate: Candidate, partition: int) -> Iterator[_Piece]:
+    """What a partition compiles.
 
     Of units of a kind the first is compiled.
     """
