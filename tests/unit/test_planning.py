@@ -216,7 +216,7 @@ def test_interleaved_stages_take_the_textbook_time(
     found = Prediction(Problem(graph, costs([1.0] * stages), FAST, microbatches), layout)
     assert found.step_seconds == pytest.approx(3.0 * (microbatches * each + partitions - 1))
     assert found.forward == pytest.approx((float(each),) * partitions)
-    assert found.memory[0].gradients == 3 * each * MEGABYTE
+    assert found.memory[0].gradients == each * MEGABYTE
 
 
 def test_interleaving_is_chosen_where_the_pipeline_idles() -> None:
@@ -284,10 +284,17 @@ def test_memory_counts_what_is_in_flight() -> None:
     assert [m.activations // MEGABYTE for m in all_] == [16, 16]
     assert {m.weights for m in one} == {2 * MEGABYTE}
     assert {m.slots for m in one} == {4 * MEGABYTE}
-    # The sum, and what the optimizer makes of it: the new slot and the new weight.
-    assert {m.gradients for m in one} == {2 * 3 * MEGABYTE}
-    assert {m.around for m in one} == {4 * MEGABYTE + 8 * MEGABYTE}
-    assert {m.total // MEGABYTE for m in one} == {2 + 4 + 6 + 8 + 4, 2 + 4 + 6 + 4 + 4}
+    assert {m.gradients for m in one} == {2 * MEGABYTE}
+    # The whole model is built, and its last weight drawn in two tensors more.
+    assert {m.around for m in one} == {4 * MEGABYTE + 8 * MEGABYTE + 2 * MEGABYTE}
+    assert {m.total // MEGABYTE for m in one} == {2 + 4 + 2 + 8 + 4, 2 + 4 + 2 + 4 + 4}
+
+
+def test_updates_take_the_place_of_activations() -> None:
+    """The new slot and weight of each of two weights are more than two rows' activations."""
+    graph, table = chain(4), costs([1.0] * 4, slots=2.0)
+    few = Prediction(Problem(graph, table, FAST, 1), candidate(graph, (0, 2, 4), 2, "1f1b"))
+    assert {m.activations for m in few.memory} == {2 * 2 * MEGABYTE}
 
 
 def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:
@@ -300,7 +307,7 @@ def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:
     )
     assert whole.parts == apart.parts
     assert (whole.total, apart.around) == (whole.around, 0)
-    assert whole.around == 8 * 101 * MEGABYTE
+    assert whole.around == (8 * 101 + 2) * MEGABYTE
     assert apart.total == sum(apart.parts) < 240 * MEGABYTE
 
 

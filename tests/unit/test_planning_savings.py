@@ -112,8 +112,8 @@ def test_slots_are_shared_out_over_replicas() -> None:
         for shard in (False, True)
     )
     assert (whole.slots, shared.slots) == (16 * MEGABYTE, 4 * MEGABYTE)
-    # The gradient, and of a share its sum, the new slot and the new weight.
-    assert (whole.gradients, shared.gradients) == (4 * 8 * MEGABYTE, 14 * MEGABYTE)
+    # The gradient, and of a share its sum.
+    assert (whole.gradients, shared.gradients) == (2 * 8 * MEGABYTE, 10 * MEGABYTE)
 
 
 def test_whole_weights_come_out_uneven() -> None:
@@ -138,14 +138,15 @@ def test_units_that_are_alike_are_compiled_once_in_each_partition() -> None:
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_units_are_updated_one_after_the_other(shard: bool) -> None:
-    """All have gradients at a time, and sums over replicas; one has a new slot and weight."""
+    """All have gradients at a time, and sums over replicas; one of them is being updated."""
     graph = chain(8)
-    made = problem(Saving(shard_optimizer=shard))
+    made = problem(Saving(shard_optimizer=shard), kept=np.zeros(8), working=np.zeros(8))
     alike = units(graph, 0, 3, 5, 7, 8, kinds=(0, 1, 1, 3))
     layout = candidate(graph, (0, 8), 1, replicas=4)
     (memory,) = Prediction(dataclasses.replace(made, units=alike), layout).memory
     share = 4 if shard else 1
-    assert memory.gradients == (8 + (8 + 2 * 3) / share) * MEGABYTE
+    assert memory.gradients == (8 + 8 / share) * MEGABYTE
+    assert memory.activations == 3 * 3 / share * MEGABYTE
 
 
 # --- the search ---

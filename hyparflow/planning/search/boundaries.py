@@ -27,6 +27,7 @@ class Load(NamedTuple):
     Attributes:
         rows: the rows of a micro-batch.
         copies: how many tensors as large as a weight's gradient there are at a time.
+        updated: how many more the optimizer makes when activations are gone.
         slots: bytes of optimizer state per byte of trained weights.
         in_flight: for each stage, of how many micro-batches it keeps activations.
         placement: of the stages.
@@ -34,6 +35,7 @@ class Load(NamedTuple):
 
     rows: float
     copies: float
+    updated: float
     slots: float
     in_flight: Sequence[int]
     placement: Placement
@@ -108,17 +110,18 @@ class Boundaries:
         if self._plainly_too_large(load, limit):
             return None
         costs = self._problem.spent
-        rows, copies, slots, in_flight, placement = load
+        rows, copies, updated, slots, in_flight, placement = load
         fixed = costs.base_bytes + costs.overheads.scratch + costs.working.min() * rows
         held = self._before(self._gradients * (copies + slots) + self._weights)
         compiled = self._before(costs.program * self._problem.compiled_shares)
-        activations = self._before(costs.kept)
+        activations, gradients = self._before(costs.kept), self._before(self._gradients)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
 
         def holds(stage: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            before = held + in_flight[stage] * rows * activations
-            needed = (before + buffers)[end] - (before - buffers)[start]
+            needed = (held + buffers)[end] - (held - buffers)[start]
+            kept = in_flight[stage] * rows * (activations[end] - activations[start])
+            needed += np.maximum(kept, updated * (gradients[end] - gradients[start]))
             count = compiled[end] - compiled[start]
             split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
             return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
@@ -133,7 +136,7 @@ class Boundaries:
     def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
         costs = self._problem.spent
-        rows, copies, slots, in_flight, placement = load
+        rows, copies, _, slots, in_flight, placement = load
         others = ((copies + slots) * self._gradients + self._weights).sum()
         others += costs.overheads.program * (costs.program * self._problem.compiled_shares).sum()
         share = limit - costs.base_bytes

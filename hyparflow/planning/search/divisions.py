@@ -16,7 +16,7 @@ from hyparflow.pipeline.simulator import peaks_in_flight
 from hyparflow.planning.search.boundaries import Boundaries, Load
 from hyparflow.planning.search.cuts import Division, Fits, Search, rounds_of
 from hyparflow.planning.search.predict import Prediction
-from hyparflow.planning.search.predict_memory import gradient_copies, held_slots
+from hyparflow.planning.search.predict_memory import gradient_copies, held_slots, updated_copies
 from hyparflow.planning.search.problem import Candidate, Constraints, Problem
 
 __all__ = ["Divisions", "LayoutCandidate"]
@@ -141,12 +141,12 @@ class Divisions:
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         saving = self._problem.saving
-        copies = gradient_copies(grid, saving, self._problem.units is not None)
-        slots = held_slots(self._problem.costs, grid, saving)
+        in_units = self._problem.units is not None
         load = Load(
             rows=self._rows(layout),
-            copies=copies,
-            slots=slots,
+            copies=gradient_copies(grid, saving),
+            updated=updated_copies(grid, saving, in_units),
+            slots=held_slots(self._problem.costs, grid, saving),
             in_flight=most,
             placement=grid.placement,
         )

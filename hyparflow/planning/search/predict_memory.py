@@ -14,11 +14,14 @@ from hyparflow.pipeline.simulator import peak_kept
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
 
-__all__ = ["Memory", "gradient_copies", "held_slots", "partition_memory"]
+__all__ = ["Memory", "gradient_copies", "held_slots", "partition_memory", "updated_copies"]
 
 # What is compiled at a time: a stage, operations, and whether these are the stage's last.
 _Piece = tuple[int, range, bool]
-_UPDATED = 2  # tensors that the update of a weight makes: the new slot and the new weight
+# Tensors that updates make beside weights and slots, of all weights in one call: the new slot and
+# the new weight; and of units one after the other, as was measured with large weights.
+_UPDATED, _UPDATED_OF_UNIT = 2, 3
+_DRAWN = 2  # tensors that drawing an initial weight takes, beside the weight
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,15 @@ class Memory:
 
     Attributes:
         weights: of this partition.
-        gradients: of its weights: their sums, and tensors computed from these.
+        gradients: of its weights: their sums over micro-batches, and those over replicas.
         slots: the optimizer's state of its weights.
-        activations: of the micro-batches in flight, and the working memory of the current one.
+        activations: of the micro-batches in flight, and the working memory of the current one; or
+            what the optimizer computes when they are gone, if that is more.
         buffers: tensors on their way to or from other partitions.
         program: the compiled partition itself, the objects of the whole model, and what TensorFlow
             needs to run anything.
-        around: of the whole model, built before the steps or gathered after them, and the program;
-            0 if no rank holds it whole.
+        around: of the whole model, built before the steps or gathered after them, with what its
+            largest weight is made in, and the program; 0 if no rank holds it whole.
     """
 
     weights: Bytes
@@ -90,41 +94,47 @@ def partition_memory(
     working = max(found.working(table.operations(stage)) for stage in own)
     activations = rows * (peak_kept(actions, kept) + working) + costs.overheads.scratch
     pieces = list(_compiled(problem, candidate, partition))
+    around = costs.fixed_bytes + _DRAWN * max((w.size for w in costs.weights), default=0)
     program = _program_bytes(problem, candidate, actions, pieces)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=round(_gradient_bytes(problem, grid, pieces, mine)),
+        gradients=round(mine * gradient_copies(grid, saving)),
         slots=round(slots),
-        activations=round(activations),
+        activations=round(max(activations, _update_bytes(problem, grid, pieces, mine))),
         buffers=round(2 * rows * crossing),
         program=program,
-        around=0 if saving.apart else costs.fixed_bytes + program,
+        around=0 if saving.apart else around + program,
     )
 
 
-def gradient_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
+def gradient_copies(grid: Grid, saving: Saving) -> float:
     """How many tensors as large as a weight there are for each, beside it and its slots.
 
-    The sum over micro-batches, and that over replicas; and the new slot and the new weight that the
-    optimizer computes before it assigns them, where it does that for all weights in one call. A
-    replica that updates its share of the weights has the sums over replicas, new slots and new
-    weights of these.
+    The sum over micro-batches, and that over replicas. A replica that updates its share of the
+    weights has the sums over replicas of these.
     """
-    share = grid.num_replicas if saving.shard_optimizer else 1
-    own = (grid.num_replicas > 1) + (0 if in_units else _UPDATED)
-    return 1 + own / share
+    return 1 + (grid.num_replicas > 1) / _sharers(grid, saving)
 
 
-def _gradient_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], trained: int) -> float:
-    """Bytes of gradients of weights of so many bytes, and of what is computed from them."""
+def updated_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
+    """How many tensors as large as a weight an update makes for each, before it assigns them.
+
+    0 if units are updated one after the other, which is not in proportion to all weights.
+    """
+    return 0.0 if in_units else _UPDATED / _sharers(grid, saving)
+
+
+def _sharers(grid: Grid, saving: Saving) -> int:
+    return grid.num_replicas if saving.shard_optimizer else 1
+
+
+def _update_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], trained: int) -> float:
+    """Bytes that the optimizer computes for weights of so many bytes before it assigns them."""
     saving, units = problem.saving, problem.units
-    found = trained * gradient_copies(grid, saving, units is not None)
     if units is None:
-        return found
-    # Units are updated one after the other.
+        return trained * updated_copies(grid, saving, in_units=False)
     largest = max(problem.costs.weight_bytes(inside, trainable=True) for _, inside, _ in pieces)
-    share = grid.num_replicas if saving.shard_optimizer else 1
-    return found + _UPDATED * largest / share
+    return _UPDATED_OF_UNIT * largest / _sharers(grid, saving)
 
 
 def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
