@@ -6,8 +6,8 @@
     mpirun -n 4 python examples/cifar10_resnet.py --depth 56 --num-partitions 2 --num-replicas 2
     mpirun -n 2 python examples/cifar10_resnet.py --depth 1001 --strategy model \
         --batch-size 16 --samples 160 --epochs 1
-    mpirun -n 2 python examples/cifar10_resnet.py --depth 5000 --strategy model \
-        --batch-size 4 --samples 400 --epochs 1 --data cifar10.npz
+    mpirun -n 2 python examples/cifar10_resnet.py --depth 5000 --strategy model --deferred \
+        --recompute block --schedule interleaved --batch-size 4 --samples 100 --data cifar10.npz
 
 Version 1 is He et al., "Deep Residual Learning for Image Recognition": basic blocks, depth 6n+2.
 Version 2 is their "Identity Mappings in Deep Residual Networks": pre-activated bottleneck blocks,
@@ -113,7 +113,8 @@ def main() -> None:
 
     keras.utils.set_random_seed(args.seed)
     (x, y), validation = common.load_images(args.data, args.samples)
-    model = build(*choose(args.depth, args.version))
+    with common.building(args):
+        model = build(*choose(args.depth, args.version))
     model.compile(
         optimizer=keras.optimizers.Adam(common.learning_rate(args, len(x))),
         loss="sparse_categorical_crossentropy",

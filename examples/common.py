@@ -1,6 +1,7 @@
 """What the examples share: the command line, the images, the speed measured and the report."""
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -18,6 +19,7 @@ __all__ = [
     "Throughput",
     "add_parallel_arguments",
     "add_training_arguments",
+    "building",
     "learning_rate",
     "load_images",
     "parallel_arguments",
@@ -26,7 +28,17 @@ __all__ = [
 
 Images = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-PARALLEL = ("strategy", "num_partitions", "num_replicas", "num_microbatches", "schedule", "lpp")
+PARALLEL = (
+    "strategy",
+    "num_partitions",
+    "num_replicas",
+    "num_microbatches",
+    "schedule",
+    "stages_per_partition",
+    "lpp",
+    "recompute",
+)
+SCHEDULES = ("auto", "gpipe", "1f1b", "interleaved", "zero-bubble", "zero-bubble-v")
 
 
 # argparse shows these two names when it refuses a value: "invalid int_list value: '12;20'".
@@ -45,13 +57,25 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-partitions", type=int, help="parts the model is cut into")
     group.add_argument("--num-replicas", type=int, help="copies of the whole model")
     group.add_argument("--num-microbatches", type=int_or_auto, help="a number, or auto")
-    group.add_argument("--schedule", choices=("auto", "gpipe", "1f1b"))
+    group.add_argument("--schedule", choices=SCHEDULES)
+    group.add_argument("--stages-per-partition", type=int, help="of an interleaved schedule")
     group.add_argument("--lpp", type=int_list, help="layers per partition, such as 12,20")
+    group.add_argument(
+        "--recompute",
+        choices=("block", "segments", "auto"),
+        help="compute forwards again before backwards: less memory, more time",
+    )
 
 
 def parallel_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The parallel options that were given, as keyword arguments for `hf.fit`."""
-    return {name: getattr(args, name) for name in PARALLEL if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in PARALLEL if getattr(args, name) is not None}
+    return given | ({"gather": False} if getattr(args, "deferred", False) else {})
+
+
+def building(args: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
+    """The context to build a model in, as the options ask."""
+    return hf.deferred() if args.deferred else contextlib.nullcontext()
 
 
 def add_training_arguments(
@@ -74,6 +98,11 @@ def add_training_arguments(
         "--cosine", action="store_true", help="let the learning rate fall to 0 along a cosine"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling")
+    parser.add_argument(
+        "--deferred",
+        action="store_true",
+        help="weights only where they are owned, while the model is built and after training",
+    )
     parser.add_argument("--history", type=Path, help="write the metrics of each epoch here (JSON)")
 
 

@@ -31,7 +31,8 @@ def main() -> None:
 
     keras.utils.set_random_seed(args.seed)
     (x, y), validation = common.load_images(args.data, args.samples)
-    model = build()
+    with common.building(args):
+        model = build()
     model.compile(
         optimizer=keras.optimizers.Adam(common.learning_rate(args, len(x))),
         loss="sparse_categorical_crossentropy",
