@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FilePart", "OpenFile"]
+__all__ = ["FilePart", "OpenFile", "open_files"]
+
+_OPEN: weakref.WeakSet[OpenFile] = weakref.WeakSet()
 
 
 class OpenFile:
@@ -28,11 +31,21 @@ class OpenFile:
         found = os.fstat(self._descriptor)
         self._state = found.st_size, found.st_mtime_ns
         self.key = (self.path.name, *self._state)
+        _OPEN.add(self)
 
     @property
     def size(self) -> int:
         """In bytes."""
         return self._state[0]
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one under its name."""
+        try:
+            there = self.path.stat()
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self._descriptor))
 
     def read(self, offset: int, into: Any) -> None:
         """Fill the buffer `into` with the bytes from `offset` on.
@@ -60,6 +73,11 @@ class OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+def open_files() -> list[Path]:
+    """The files that are held open, as long as each is still found under its name."""
+    return [file.path for file in list(_OPEN) if file.is_in_place]
 
 
 class FilePart(io.RawIOBase):

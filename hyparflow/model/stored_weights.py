@@ -17,8 +17,8 @@ def load_weights(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> Non
     """Load weights as ``model.load_weights(path)`` does, but read them when they are needed.
 
     On a model that was built with `deferred`, each rank then reads the weights of its own partition
-    only. The file is held open, and may be replaced under its name, but not be written to. All
-    ranks must be able to read it.
+    only. The file is held open, and may be replaced under its name, as Keras's own saves then do,
+    but not be written to. All ranks must be able to read it.
 
     Args:
         model: A built Keras model.

@@ -16,7 +16,8 @@ __all__ = ["page_of"]
 
 _TITLES = (
     *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
-    *("gradients", "slots", "activations", "buffers", "program", "whole model", "sends in a step"),
+    *("gradients", "slots", "activations", "updates", "buffers", "program", "whole model"),
+    "sends in a step",
 )
 
 

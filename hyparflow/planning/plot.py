@@ -20,6 +20,7 @@ _MEMORY = {
     "gradients": "#56b4e9",
     "slots": "#009e73",
     "activations": "#e69f00",
+    "updates": "#f0e442",
     "buffers": "#cc79a7",
     "program": "#999999",
 }

@@ -30,7 +30,7 @@ LOADS: dict[str, Callable[[Any], Any]] = {
 
 
 def a_plan() -> Plan:
-    memory = Memory(*[1] * 7)
+    memory = Memory(*[1] * 8)
     parts = [PartitionPlan((f"layer{n}",), 4, 0.1, 0.2, memory, {1 - n: 8}) for n in range(2)]
     work = tuple((Bar(Kind.FORWARD, n, 0, 0.0, 0.5),) for n in range(2))
     return Plan(

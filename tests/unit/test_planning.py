@@ -294,7 +294,8 @@ def test_updates_take_the_place_of_activations() -> None:
     """The new slot and weight of each of two weights are more than two rows' activations."""
     graph, table = chain(4), costs([1.0] * 4, slots=2.0)
     few = Prediction(Problem(graph, table, FAST, 1), candidate(graph, (0, 2, 4), 2, "1f1b"))
-    assert {m.activations for m in few.memory} == {2 * 2 * MEGABYTE}
+    assert {m.activations + m.updates for m in few.memory} == {2 * 2 * MEGABYTE}
+    assert [m.activations for m in few.memory] == [2 * MEGABYTE, MEGABYTE]
 
 
 def test_a_rank_that_never_holds_the_whole_model_needs_its_partition() -> None:

@@ -88,6 +88,46 @@ def test_a_file_that_is_replaced(tmp_path: pathlib.Path) -> None:
     assert equal(loaded.weights, model.weights)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_saving_to_the_file_that_was_loaded(name: str, tmp_path: pathlib.Path) -> None:
+    """In plain Keras a model may be saved where it came from, by any way to save."""
+    model, path = build(), tmp_path / name
+    model.fit(np.ones([8, 3]), np.ones([8, 1]), verbose=0)
+    save(model, tmp_path)
+    with hf.deferred():
+        if name == FILES[0]:
+            loaded = keras.models.load_model(path)
+        else:
+            loaded = build()
+            hf.load_weights(loaded, path)
+    again = build()
+    if name == FILES[0]:
+        keras.saving.save_model(loaded, path)
+        again = keras.models.load_model(path)
+    else:
+        loaded.save_weights(path, **({"max_shard_size": 1e-7} if name == FILES[2] else {}))
+        again.load_weights(path)
+    assert equal(loaded.get_weights(), model.get_weights())
+    assert equal(again.get_weights(), model.get_weights())
+
+
+def test_a_save_that_fails_leaves_the_file_that_was_loaded(tmp_path: pathlib.Path) -> None:
+    class Unwilling(keras.layers.Dense):
+        def save_own_variables(self, store: Any) -> None:
+            raise RuntimeError("no")
+
+    path, model = tmp_path / FILES[1], keras.Sequential([keras.Input([3]), Unwilling(2)])
+    keras.Sequential([keras.Input([3]), keras.layers.Dense(2)]).save_weights(path)
+    before = path.read_bytes()
+    with hf.deferred():
+        other = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+        hf.load_weights(other, path)
+    with pytest.raises(RuntimeError, match="no"):
+        model.save_weights(path)
+    assert path.read_bytes() == before
+    assert len(other.get_weights()) == 2
+
+
 def test_a_file_that_something_writes_to(tmp_path: pathlib.Path) -> None:
     save(build(), tmp_path)
     loaded = build()

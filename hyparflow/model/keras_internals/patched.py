@@ -17,6 +17,8 @@ how Keras makes variables of TensorFlow     `hyparflow.model.keras_internals.sha
                                             the same, and on several ranks for good
 how Keras reads files of weights            `hyparflow.model.keras_internals.stored_values`,
                                             the same, and `hyparflow.load_weights`
+how Keras writes files of weights           `hyparflow.model.keras_internals.saving_beside`, for
+                                            good, once weights are left in their file
 losses of one model                         `hyparflow.model.keras_internals.compiled`, a trace
 `update_state` of one metric                `hyparflow.engine.loss.additive_metrics`, a trial
 ==========================================  ====================================================

@@ -27,6 +27,7 @@ from keras.src.saving import saving_lib
 from hyparflow.formats.file_part import FilePart, OpenFile
 from hyparflow.model.keras_internals.deferred_variables import raw_variable, release
 from hyparflow.model.keras_internals.patched import patched
+from hyparflow.model.keras_internals.saving_beside import save_beside
 
 __all__ = ["Stored", "loading_at_once", "loading_later", "saving_by_disk"]
 
@@ -92,6 +93,7 @@ def loading_later() -> Iterator[None]:
     if _AT_ONCE in vars(_STORE):
         yield
         return
+    save_beside()
     assign = keras.Variable.assign
 
     def assign_later(self: Any, value: Any) -> Any:

@@ -143,7 +143,8 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     totals = [memory.total for memory in nearest.memory]
     partition = totals.index(max(totals))
     memory, grid = nearest.memory[partition], nearest.candidate.grid
-    fixed = max(memory.weights + memory.slots + memory.gradients + memory.program, memory.around)
+    held = memory.weights + memory.slots + memory.gradients + memory.program
+    fixed = max(held, memory.around)
     words = (nearest.candidate.in_words, nearest.saving.in_words)
     schedule = "".join(f", {text}" for text in words if text)
     if fixed > limit:
@@ -164,9 +165,9 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
         f"{nearest.candidate.num_microbatches}{schedule}, needs "
         f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
         f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
-        f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, buffers "
-        f"{size_text(memory.buffers)}, compiled program {size_text(memory.program)}; before and "
-        f"after the steps {size_text(memory.around)}. "
+        f"slots {size_text(memory.slots)}, activations {size_text(memory.activations)}, updates "
+        f"{size_text(memory.updates)}, buffers {size_text(memory.buffers)}, compiled program "
+        f"{size_text(memory.program)}; before and after the steps {size_text(memory.around)}. "
         f"{help_}."
     )
 

@@ -32,8 +32,9 @@ class Memory:
         weights: of this partition.
         gradients: of its weights: their sums over micro-batches, and those over replicas.
         slots: the optimizer's state of its weights.
-        activations: of the micro-batches in flight, and the working memory of the current one; or
-            what the optimizer computes when they are gone, if that is more.
+        activations: of the micro-batches in flight, and the working memory of the current one.
+        updates: what the optimizer computes before it assigns it, beyond the memory of activations,
+            which are gone by then.
         buffers: tensors on their way to or from other partitions.
         program: the compiled partition itself, the objects of the whole model, and what TensorFlow
             needs to run anything.
@@ -45,6 +46,7 @@ class Memory:
     gradients: Bytes
     slots: Bytes
     activations: Bytes
+    updates: Bytes
     buffers: Bytes
     program: Bytes
     around: Bytes
@@ -100,7 +102,8 @@ def partition_memory(
         weights=costs.weight_bytes(numbers),
         gradients=round(mine * gradient_copies(grid, saving)),
         slots=round(slots),
-        activations=round(max(activations, _update_bytes(problem, grid, pieces, mine))),
+        activations=round(activations),
+        updates=max(0, round(_update_bytes(problem, grid, pieces, mine) - activations)),
         buffers=round(2 * rows * crossing),
         program=program,
         around=0 if saving.apart else around + program,
