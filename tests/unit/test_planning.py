@@ -358,8 +358,6 @@ def test_a_program_in_two_parts_takes_more_memory() -> None:
         program=10.0,
         program_in_two=30.0,
         program_of_keras=4.0,
-        uncollected=5.0,
-        uncollected_most=1500.0,
         runtime=7.0,
     )
     table = costs([1.0] * 4, over, program=np.full(4, 100.0))
@@ -369,10 +367,10 @@ def test_a_program_in_two_parts_takes_more_memory() -> None:
         found = Prediction(Problem(chain(4), table, FAST, 8), layout)
         return [memory.program for memory in found.memory]
 
-    assert programs((0, 2, 4), 4) == [200 * (30 + 5) + 7, 200 * (10 + 5) + 7]
-    assert programs((0, 1, 4), 4) == [100 * (30 + 5) + 7, 300 * 10 + 1500 + 7]
-    assert programs((0, 4), 2) == [400 * 10 + 1500 + 7]
-    assert programs((0, 4), 1) == [400 * (10 + 4) + 1500 + 7]  # plain Keras
+    assert programs((0, 2, 4), 4) == [200 * 30 + 7, 200 * 10 + 7]
+    assert programs((0, 1, 4), 4) == [100 * 30 + 7, 300 * 10 + 7]
+    assert programs((0, 4), 2) == [400 * 10 + 7]
+    assert programs((0, 4), 1) == [400 * (10 + 4) + 7]  # plain Keras
 
 
 def test_the_parts_of_a_backward_take_what_was_measured() -> None:

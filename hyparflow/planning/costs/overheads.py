@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hyparflow.formats.records import Amount
 
 __all__ = ["Overheads"]
@@ -30,8 +28,6 @@ class Overheads:
             backward are one call.
         program_in_two: the same if they are two calls, which are traced as one.
         program_of_keras: additional bytes of plain Keras.
-        uncollected: bytes of Python objects that compiling each operation leaves behind, until
-            there are `uncollected_most`, and Python collects them.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
         operation, variable, trained: bytes of objects for each operation and variable of the whole
             model, which every rank builds; and for each trained one, its slots and its sums.
@@ -47,11 +43,9 @@ class Overheads:
     apply_weight: Amount = 2e-5
     reduce: Amount = 1e-9
     reduce_weight: Amount = 3e-5
-    program: Amount = 10e3
-    program_in_two: Amount = 12e3
+    program: Amount = 17e3
+    program_in_two: Amount = 21e3
     program_of_keras: Amount = 20e3
-    uncollected: Amount = 10e3
-    uncollected_most: Amount = 20e6
     runtime: Amount = 57e6
     operation: Amount = 14e3
     variable: Amount = 6e3
@@ -63,5 +57,4 @@ class Overheads:
 
         Both are numbers, or arrays of them.
         """
-        left_behind = np.minimum(self.uncollected * (whole + in_two), self.uncollected_most)
-        return self.program * whole + self.program_in_two * in_two + left_behind
+        return self.program * whole + self.program_in_two * in_two
