@@ -7,7 +7,8 @@
     mpirun -n 2 python examples/cifar10_resnet.py --depth 1001 --strategy model \
         --batch-size 16 --samples 160 --epochs 1
     mpirun -n 2 python examples/cifar10_resnet.py --depth 5000 --strategy model --deferred \
-        --recompute block --schedule interleaved --batch-size 4 --samples 100 --data cifar10.npz
+        --recompute block --schedule interleaved --stages-per-partition 4 --batch-size 4 \
+        --samples 100 --data cifar10.npz
 
 Version 1 is He et al., "Deep Residual Learning for Image Recognition": basic blocks, depth 6n+2.
 Version 2 is their "Identity Mappings in Deep Residual Networks": pre-activated bottleneck blocks,
