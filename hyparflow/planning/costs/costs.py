@@ -143,6 +143,11 @@ class Costs:
         return self.weight_bytes(range(len(self.operations))) + self.slot_bytes
 
     @cached_property
+    def largest_weight(self) -> int:
+        """Bytes of the largest variable."""
+        return max((weight.size for weight in self.weights), default=0)
+
+    @cached_property
     def base_bytes(self) -> int:
         """Bytes that every rank takes besides: for TensorFlow, and for the objects of the model."""
         over, trained = self.overheads, sum(weight.trainable for weight in self.weights)

@@ -96,7 +96,7 @@ def partition_memory(
     working = max(found.working(table.operations(stage)) for stage in own)
     activations = rows * (peak_kept(actions, kept) + working) + costs.overheads.scratch
     pieces = list(_compiled(problem, candidate, partition))
-    around = costs.fixed_bytes + _DRAWN * max((w.size for w in costs.weights), default=0)
+    around = costs.fixed_bytes + _DRAWN * costs.largest_weight
     program = _program_bytes(problem, candidate, actions, pieces)
     return Memory(
         weights=costs.weight_bytes(numbers),
@@ -142,7 +142,7 @@ def _update_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], traine
 
 def held_slots(costs: Costs, grid: Grid, saving: Saving) -> float:
     """Bytes of optimizer state that a rank holds per byte of trained weights, if that is even."""
-    return costs.slots / (grid.num_replicas if saving.shard_optimizer else 1)
+    return costs.slots / _sharers(grid, saving)
 
 
 def _program_bytes(
