@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from hyparflow.comm.world import World
 from hyparflow.engine.compiled import choice
-from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
 from hyparflow.engine.learner import build_learner
@@ -20,6 +18,7 @@ from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
 from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.loss.weigher import Weigher
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
 from hyparflow.engine.recomputation import announce_nothing_saved, require_recomputing
 from hyparflow.engine.stages.batchnorm import BatchStatistics
@@ -33,14 +32,11 @@ from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.shards import Shards
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.engine.weights.weight_groups import WeightGroup, weight_groups
-from hyparflow.model import masks
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.compiled import build_compiled, symbolic_batch
 from hyparflow.model.keras_internals.layers import (
     activity_is_summed,
     all_layers,
-    call_model,
-    opened_graph,
     output_structure,
 )
 from hyparflow.model.layout import ModelCut
@@ -83,7 +79,7 @@ def build_rank_engine(
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
-    losses = _losses(model, place, specs, pack, own, groups) if with_loss else None
+    losses = _losses(model, layout, place, specs, pack, own, groups) if with_loss else None
     learner = shards = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
         shards = _shards(model, place, options, groups)
@@ -101,7 +97,7 @@ def build_rank_engine(
     )
     return RankEngine(
         engine=_engine(layout, place, build.all(bodies, units), build.eager),
-        sync=_sync(model, layout, place, losses, learner, own, shards),
+        sync=_sync(model, layout, place, losses, learner, own, shards, specs),
         pack=pack,
         statistics=statistics,
         own=own,
@@ -151,18 +147,19 @@ def _sync(
     learner: Learner | None,
     own: CustomSteps,
     shards: Shards | None,
+    specs: Any,
 ) -> WeightSync:
+    weigh = None if losses is None else losses.weigh
+    masking = [] if weigh is None else weigh.reads(specs, model.variables)
     return WeightSync(
         model,
         place.grid,
         place.world,
         place.replica,
         place.peers,
-        holders_and_readers(model, layout, place),
+        holders_and_readers(model, layout, place, masking),
         (lambda: []) if learner is None else (lambda: learner.update.touched),
         "train_step" in own,
-        # Masks for the weights of losses are made by the whole model.
-        losses is not None and losses.weigh is not None and masks.may_make_masks([model]),
         {} if shards is None else shards.replicas,
         () if shards is None else shards.slots,
     )
@@ -198,6 +195,7 @@ def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], Non
 
 def _losses(
     model: Any,
+    layout: ModelCut,
     place: Ownership,
     specs: Any,
     pack: Pack,
@@ -206,7 +204,7 @@ def _losses(
 ) -> Losses:
     symbolic = symbolic_batch(model, specs)
     build_compiled(model, symbolic)
-    terms = LossTerms(model, masks.may_make_masks([model]), symbolic)
+    terms = LossTerms(model, layout.masks_may_leave(model), symbolic)
     own.prepare(specs, terms)
     updates = place.is_last or _has_layer_metrics(model)
     metrics = MetricState(model, place.world, updates, own.metrics)
@@ -216,7 +214,7 @@ def _losses(
         terms=terms,
         metrics=metrics,
         head=LossHead(model, terms, pack),
-        weigh=_weigher(model, terms) if terms.need_weights else None,
+        weigh=Weigher(model, terms) if terms.need_weights else None,
         symbolic=symbolic,
         penalty=Penalty([found for found in counted if found[1]]),
     )
@@ -257,27 +255,3 @@ def _transport(layout: ModelCut, place: Ownership, eager: bool) -> Transport:
         and all(None not in tensors[n].shape[1:] for n in crossing)
     )
     return Transport(*ends, edges, [(e.tensor, e.consumer) in layout.masked for e in edges], fixed)
-
-
-def _weigher(model: Any, terms: LossTerms) -> Callable[[Any, Any, Any], Any]:
-    """A compiled function (x, y, sample weights) -> W of each loss term.
-
-    If masks may reach the losses, it calls the whole model to get them; TensorFlow prunes all that
-    the masks do not depend on, which leaves a comparison or two on the inputs.
-    """
-    functional = opened_graph(model)
-    shapes = [] if functional is None else [x.shape[1:] for x in functional.outputs]
-    stand_in = functional is not None and not any(None in shape for shape in shapes)
-    stand_in = stand_in and not masks.may_make_masks([model])
-
-    def weigh(x: Any, y: Any, sample_weight: Any) -> Any:
-        if stand_in:
-            rows = tf.shape(keras.tree.flatten(y)[0])[0]
-            zeros = [tf.zeros([rows, *shape], keras.config.floatx()) for shape in shapes]
-            y_pred = output_structure(functional, zeros)
-        else:
-            with keras.StatelessScope():  # layers of Keras draw for dropout in any call
-                y_pred = call_model(model, x, False)
-        return terms.weights(y, y_pred, sample_weight)
-
-    return Compiled(weigh, False, choice.compiler().call)

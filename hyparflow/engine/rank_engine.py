@@ -13,6 +13,7 @@ from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
 from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
+from hyparflow.engine.loss.weigher import Weigher
 from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.weights.sync import WeightSync
@@ -100,7 +101,7 @@ class Losses:
     terms: LossTerms
     metrics: MetricState
     head: LossHead
-    weigh: Callable[[Any, Any, Any], Any] | None
+    weigh: Weigher | None
     symbolic: Any
     penalty: Penalty
 

@@ -24,7 +24,7 @@ class ModelCut:
         graph: the flat graph, or None where the whole model is the only stage.
         operations: the graph as pure data (None without a graph).
         partitioning: stages and edges.
-        masked: (tensor, stage) where a stage takes a tensor with a mask.
+        masked: (tensor, stage) where a stage takes a tensor with a mask: `masks.masked_inputs`.
         sums: (id of a layer, position) of the added losses that are sums over rows; filled in
             before a stage is traced.
     """
@@ -34,6 +34,12 @@ class ModelCut:
     partitioning: Partitioning
     masked: frozenset[tuple[int, int]]
     sums: set[tuple[int, int]] = field(default_factory=set)
+
+    def masks_may_leave(self, model: Any) -> bool:
+        """Whether an output of `model`, which is cut so, may have a mask."""
+        if self.graph is None:
+            return masks.may_make_masks([model])
+        return masks.masks_leave(self.partitioning, self.masked)
 
     def describe(self) -> str:
         """A table of the stages."""

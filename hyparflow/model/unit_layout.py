@@ -13,7 +13,7 @@ from hyparflow.model.checks import check_can_cut
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.layout import ModelCut
-from hyparflow.model.masks import may_make_masks
+from hyparflow.model.masks import masked_inputs, may_make_masks
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.pipeline.units import Units, make_units
@@ -61,7 +61,10 @@ def with_graph(model: Any, layout: ModelCut, fine: bool = False) -> ModelCut:
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     whole = make_partitioning(operations, (0, len(graph.calls)))
-    return dataclasses.replace(layout, graph=graph, operations=operations, partitioning=whole)
+    masked = masked_inputs(graph, whole)
+    return dataclasses.replace(
+        layout, graph=graph, operations=operations, partitioning=whole, masked=masked
+    )
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def _reduction(loss: Any) -> str | None:
 
 def _weight(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
     """W of one loss for a batch, see [Note: One scale]."""
-    rows = ops.cast(ops.shape(y_pred)[0], "float64")
+    # Of the labels: predictions may be known by their masks alone.
+    rows = ops.cast(ops.shape(y_true)[0], "float64")
     values = loss_values(loss, y_true, y_pred)
     masks = [get_mask(y_pred), get_mask(values)]
     masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]

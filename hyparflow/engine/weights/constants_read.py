@@ -3,6 +3,8 @@
 A function of the user's (of a `Lambda` layer, a layer of one's own, a regularizer, a loss) may read
 the weights of any layer. Weights that training never changes are then needed by that function's
 partition, too. Weights that are trained cannot be read so: their gradients would be wrong.
+The same holds for weights on which the masks of the model's outputs depend: the last partition
+finds by how much to divide losses before the other partitions send anything.
 """
 
 from __future__ import annotations
@@ -22,26 +24,54 @@ __all__ = ["holders_and_readers"]
 
 
 def holders_and_readers(
-    model: Any, layout: ModelCut, place: Ownership
+    model: Any, layout: ModelCut, place: Ownership, masking: Iterable[Any] = ()
 ) -> dict[int, tuple[int, ...]]:
     """For each variable of the model (by id), the partitions that need it; its owner comes first.
 
     Losses and metrics are tried on all ranks, so what they read is needed by all.
+
+    Args:
+        model: the user's model.
+        layout: how it is cut.
+        place: what this rank holds.
+        masking: the variables on which the masks of its outputs depend.
+
+    Raises:
+        ValueError: on all ranks, if training changes a variable in `masking` which the last
+            partition does not hold.
     """
     if layout.graph is None:
         return place.holders
     changing = {id(v) for v in [*model.trainable_variables, *state_variables(model)]}
+    last = place.grid.num_partitions - 1
+    elsewhere = [v for v in masking if last not in place.holders.get(id(v), (last,))]
+    _require_constant([v for v in elsewhere if id(v) in changing])
     constants = {id(v) for v in model.variables if id(v) not in changing}
     if not constants:
         return place.holders
     needed = dict(place.holders)
     everywhere = range(place.grid.num_partitions)
     _add(needed, constants, [compile_arguments(model)], everywhere)
+    _add(needed, constants, elsewhere, [last])
     for partition in everywhere:
         stages = place.grid.placement.stages(partition)
         operations = [n for stage in stages for n in layout.partitioning.operations(stage)]
         _add(needed, constants, _own_code(layout.graph, operations), [partition])
     return needed
+
+
+def _require_constant(changing: list[Any]) -> None:
+    if changing:
+        raise ValueError(
+            "The masks of a model's outputs, by which losses are divided, must not depend on "
+            "weights that another partition than the last trains. Received: masks that depend on "
+            f"'{changing[0].path}'{_and_more(len(changing) - 1)}. Mask the inputs, or train "
+            "with strategy='data'."
+        )
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count else ""
 
 
 def _add(

@@ -31,7 +31,6 @@ class Holdings:
         rank: this rank.
         holders: id of a variable of the model -> the partitions that use it.
         optimizer: the model's, built, or None.
-        whole: whether each rank needs all weights.
         replicas: id of a weight -> the one replica that needs its slots; empty if all do.
         divided: the slots of which each replica needs some rows, and none the whole.
     """
@@ -42,7 +41,6 @@ class Holdings:
         rank: int,
         holders: dict[int, tuple[int, ...]],
         optimizer: Any,
-        whole: bool,
         replicas: Mapping[int, int] | None,
         divided: DividedSlots,
     ) -> None:
@@ -50,12 +48,12 @@ class Holdings:
         self._partition, self._replica = grid.partition(rank), grid.replica(rank)
         # Averages of weights are written by all ranks to all weights.
         writes_all = optimizer is not None and writes_at_end(optimizer)
-        parted = grid.num_partitions > 1 and not whole
+        parted = grid.num_partitions > 1
         self.divided = divided
         self.is_sharded, of = bool(replicas) or bool(divided), replicas or {}
         self.parts = (parted or self.is_sharded) and not writes_all
         slots = {} if optimizer is None else weights_of_slots(optimizer)
-        self._holders = ({} if whole else holders) | {
+        self._holders = holders | {
             slot: holders[id(weight)] for slot, weight in slots.items() if id(weight) in holders
         }
         self._replicas = {s: of[id(weight)] for s, weight in slots.items() if id(weight) in of}

@@ -49,7 +49,6 @@ class WeightSync:
         touched: the optimizer variables (TensorFlow's) that this rank's updates use.
         draws_alike: whether replicas keep random generators in the same state, as the model's own
             steps need it (`hyparflow.engine.custom_steps.draws`).
-        whole: whether each rank needs the whole model.
         replicas: id of a weight -> the one replica that updates it; empty if all do.
         divided: the slots of weights of which each replica updates some rows.
     """
@@ -64,7 +63,6 @@ class WeightSync:
         holders: dict[int, tuple[int, ...]],
         touched: Callable[[], Sequence[Any]],
         draws_alike: bool = False,
-        whole: bool = False,
         replicas: Mapping[int, int] | None = None,
         divided: Sequence[DividedSlot] = (),
     ) -> None:
@@ -82,7 +80,7 @@ class WeightSync:
         seeds = {id(state) for state in self._seeds}
         held = {key: who for key, who in holders.items() if key not in seeds}
         self._divided = DividedSlots(divided, grid, world)
-        self.holdings = Holdings(grid, world.rank, held, optimizer, whole, replicas, self._divided)
+        self.holdings = Holdings(grid, world.rank, held, optimizer, replicas, self._divided)
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
         partition = grid.partition(world.rank)
         self._statistics = [

@@ -35,6 +35,7 @@ __all__ = [
     "Ordinary",
     "bring_in",
     "deferring",
+    "handle_of",
     "is_absent",
     "is_deferring",
     "overwrite",
@@ -156,16 +157,18 @@ def is_deferring(initial_value: Any) -> bool:
 
 
 def _only_handles() -> bool:
-    """Whether what runs is a trace of Keras's for shapes alone, which reads no value.
-
-    Keras has no public way to ask.
-    """
+    """Whether what runs is a trace that reads no value; Keras has no public way to ask."""
     return not tf.executing_eagerly() and in_symbolic_scope()
 
 
 def raw_variable(variable: Any) -> Any:
     """TensorFlow's variable in a variable of Keras's, or the variable itself."""
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def handle_of(variable: Any) -> Any:
+    """The handle that a trace captures; the value is not brought in."""
+    return vars(raw_variable(variable))["_handle"]
 
 
 def is_absent(variable: Any) -> bool:

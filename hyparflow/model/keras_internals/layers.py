@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "output_structure",
     "replace_moments",
     "restore_moments",
+    "reading_nothing",
     "seed_states",
     "set_default_seed",
     "set_mask",
@@ -152,6 +154,18 @@ def symbolic_output(function: Any, *args: Any, **kwargs: Any) -> Any:
     from keras.src import backend
 
     return backend.compute_output_spec(function, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def reading_nothing() -> Iterator[None]:
+    """While open, a trace finds handles of variables that need no memory, and changes no state.
+
+    Keras opens the same around `symbolic_output`; its scope is not public.
+    """
+    from keras.src.backend.common.symbolic_scope import SymbolicScope
+
+    with keras.StatelessScope(), SymbolicScope():
+        yield
 
 
 def state_variables(layer: Any) -> list[Any]:
