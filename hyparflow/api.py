@@ -55,7 +55,7 @@ def parallelize(
     sharded_data: bool = False,
     stages_per_partition: int | None = None,
     allreduce: str = "mpi",
-    gather: bool = True,
+    gather: bool | None = None,
     compression: str | None = None,
     recompute: str | None = None,
     shard_optimizer: bool = False,

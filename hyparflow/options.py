@@ -131,11 +131,12 @@ class Options:
         'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` if installed.',
         choices=_ALLREDUCE,
     )
-    gather: bool = _option(
-        True,
-        checks.flag,
-        "Boolean. Whether every rank has all weights after the call. If not, each keeps its own; "
-        "the next call finds them there, and `ParallelModel.save` saves them.",
+    gather: bool | None = _option(
+        None,
+        checks.or_none(checks.flag),
+        "Boolean or `None`. Whether every rank has all weights after the call, or each its own, as "
+        "the next call and `ParallelModel.save` find them. `None`: all have them after `fit`; "
+        "`evaluate` and `predict` leave them where they were.",
         per_call=True,
     )
     compression: str | None = _option(

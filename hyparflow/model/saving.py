@@ -26,9 +26,11 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _LAST = (".json", ".pb")  # files that name others; a SavedModel's "saved_model.pb" comes last
 
 
-def save_atomically(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None:
-    """Keras's `save` of `model` to `path`, by way of a temporary file beside it."""
-    _write(type(model).save.__get__(model), path, **kwargs)
+def save_atomically(
+    model: Any, path: str | os.PathLike[str], method: str = "save", **kwargs: Any
+) -> None:
+    """Keras's `save` or `save_weights` of `model`, by way of a temporary file beside `path`."""
+    _write(getattr(type(model), method).__get__(model), path, **kwargs)
 
 
 def use_atomic_saves(model: Any) -> None:

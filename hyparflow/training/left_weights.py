@@ -9,9 +9,11 @@ from typing import Any
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.stored_values import saving_by_disk
+from hyparflow.training.call import Call
 
-__all__ = ["borrowing", "lend", "note_left", "take_back"]
+__all__ = ["borrowing", "goes_to_all", "lend", "note_left", "take_back"]
 
 _LEFT = "_hyparflow_left"  # attribute of a model: what moves its weights between their owners
 
@@ -21,6 +23,17 @@ def note_left(model: Any, sync: WeightSync | None) -> None:
     vars(model).pop(_LEFT, None)
     if sync is not None and sync.holdings.parts:
         vars(model)[_LEFT] = sync
+
+
+def goes_to_all(call: Call, model: Any, world: World) -> bool:
+    """Whether all ranks get all weights after a call. Collective.
+
+    A call that does not train leaves weights where they were, unless it is told otherwise.
+    """
+    if call.options.gather is not None:
+        return call.options.gather
+    apart = any(map(is_absent, model.weights))
+    return call.method == "fit" or not world.broadcast_object(apart, LEADER, "where weights are")
 
 
 def take_back(model: Any, sync: WeightSync) -> None:

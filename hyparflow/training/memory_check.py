@@ -105,7 +105,7 @@ def need_of(model: Any, layout: ModelCut, options: Options, partition: int) -> M
     slots += sum(_missing(slot) for slot, weight in old if id(weight) in mine)
     others = [v for v in model.weights if id(v) in holders and id(v) not in mine]
     others += [slot for slot, weight in old if sharded or id(weight) not in mine]
-    everywhere = options.gather and (grid.num_partitions > 1 or sharded)
+    everywhere = options.gather is not False and (grid.num_partitions > 1 or sharded)
     whole = [*model.trainable_variables, *(slot for slot, _ in old)]
     return MemoryNeed(
         weights=sum(_missing(v) for v in model.weights if id(v) in mine),

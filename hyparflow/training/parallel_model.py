@@ -169,11 +169,23 @@ class ParallelModel:
             path: String or path. The file to write, with a suffix that Keras knows: `.keras`.
             **kwargs: Keyword arguments of `model.save`.
         """
+        self._save(path, "save", kwargs)
+
+    def save_weights(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the weights alone, as `save` does the model.
+
+        Args:
+            path: String or path. The file to write, which ends in `.weights.h5`.
+            **kwargs: Keyword arguments of `model.save_weights`.
+        """
+        self._save(path, "save_weights", kwargs)
+
+    def _save(self, path: str | os.PathLike[str], method: str, kwargs: dict[str, Any]) -> None:
         lend(self.model, self._world)
 
         def save() -> None:
             with borrowing(self.model, self._world):
-                save_atomically(self.model, path, **kwargs)
+                save_atomically(self.model, path, method, **kwargs)
 
         on_leader(self._world, save, "the leader to save the model")
 

@@ -41,7 +41,7 @@ from hyparflow.training.engine_key import (
 from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.leader_data import peek_on_leader
-from hyparflow.training.left_weights import take_back
+from hyparflow.training.left_weights import goes_to_all, take_back
 from hyparflow.training.memory_check import require_memory
 from hyparflow.training.progress_of_ranks import building_shown
 from hyparflow.training.worker import LeaderSteps, Worker
@@ -124,6 +124,7 @@ class Session:
         if "validation" in call.sources:
             self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
         part = self._build(call, specs, with_loss=call.method != "predict")
+        to_all = goes_to_all(call, self.model, self._world)
         take_back(self.model, part.sync)
         if call.method == "fit":
             self._check_optimizer(part)
@@ -133,7 +134,7 @@ class Session:
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
         self._traced = part
-        worker = Worker(self.model, part, call, self._world)
+        worker = Worker(self.model, part, call, self._world, to_all)
         use_atomic_saves(self.model)  # by callbacks, and after the call
         try:
             worker.start()

@@ -69,11 +69,14 @@ class Worker:
         part: this rank's engine, from `build_rank_engine`.
         call: the user's call.
         world: all ranks.
+        to_all: whether all ranks get all weights at the end.
     """
 
-    def __init__(self, model: Any, part: RankEngine, call: Call, world: World) -> None:
+    def __init__(
+        self, model: Any, part: RankEngine, call: Call, world: World, to_all: bool
+    ) -> None:
         self._model, self._part, self._world = model, part, world
-        self.weights = SharedWeights(model, part.sync, world, to_all=call.options.gather)
+        self.weights = SharedWeights(model, part.sync, world, to_all)
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
         self._throughput: Throughput | None = None

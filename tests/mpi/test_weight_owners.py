@@ -115,11 +115,13 @@ def test_weights_stay_at_their_owners(
     expected = [plain_fit(plain)["loss"], on_leader(lambda: plain.predict(ROWS, verbose=0))]
     evaluated = on_leader(lambda: plain.evaluate(ROWS, LABELS, verbose=0, batch_size=12))
     expected += [np.array(evaluated), plain_fit(plain)["loss"]]
-    more = {"gather": False, **layout(grid)}
+    more = layout(grid)
     found = [fit(model, grid, gather=False).history["loss"]]
     left = [absent(model)]
     found += [hf.predict(model, ROWS, verbose=0, **more)]
+    left.append(absent(model))
     found += [np.array(hf.evaluate(model, ROWS, LABELS, verbose=0, batch_size=12, **more))]
+    left.append(absent(model))
     found += [fit(model, grid, gather=False).history["loss"]]
     left.append(absent(model))
     path = on_leader(lambda: str(tmp_path_factory.mktemp("saved") / "m.keras"))
@@ -241,16 +243,15 @@ def test_saving_takes_few_weights_at_once(name: str, tmp_path_factory: Any) -> N
     saves = [keras.callbacks.ModelCheckpoint(path, **more) for path in (in_fit, expected)]
     fit(model, (2, 1), callbacks=saves[:1], gather=False)
     plain_fit(plain, callbacks=saves[1:])
-    if name == "m.keras":
-        hf.parallelize(model, **layout((2, 1))).save(folder / "after.keras")
+    parallel, after = hf.parallelize(model, **layout((2, 1))), folder / f"after_{name}"
+    (parallel.save if name == "m.keras" else parallel.save_weights)(after)
     faults = []
     if WORLD.rank == 0:
         # Four layers of 8 MB are this rank's or one is lent; the others have no memory.
         if not present or max(present) > 10:
             faults.append(f"with memory: {present} of 14")
         models = [build(False, "sgd", lambda: _watching([])) for _ in range(3)]
-        paths = [expected, in_fit, folder / "after.keras" if name == "m.keras" else in_fit]
-        for one, path in zip(models, paths, strict=True):
+        for one, path in zip(models, [expected, in_fit, after], strict=True):
             one.load_weights(path)
         faults += unlike(models[1].get_weights(), models[0].get_weights())
         faults += unlike(models[2].get_weights(), models[0].get_weights())

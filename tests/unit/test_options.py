@@ -296,7 +296,7 @@ CONSUMERS = {
     | {"planning/make_plan.py", "training/plain_model.py"},
     "allreduce": {"engine/learner.py", "training/checks.py"}
     | {"launching/doctor/ranks.py", "pipeline/actions.py", "planning/gantt.py"},
-    "gather": {"training/fit_on_ranks.py", "training/memory_check.py", "training/worker.py"}
+    "gather": {"training/fit_on_ranks.py", "training/left_weights.py", "training/memory_check.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
     | {"training/auto.py"}
