@@ -134,9 +134,8 @@ class Options:
     gather: bool | None = _option(
         None,
         checks.or_none(checks.flag),
-        "Boolean or `None`. Whether every rank has all weights after the call, or each its own, as "
-        "the next call and `ParallelModel.save` find them. `None`: all have them after `fit`; "
-        "`evaluate` and `predict` leave them where they were.",
+        "Boolean or `None`. Whether every rank has all weights after the call, or each its own. "
+        "`None`: all have them after `fit`; `evaluate` and `predict` leave them where they were.",
         per_call=True,
     )
     compression: str | None = _option(
