@@ -59,6 +59,7 @@ def parallelize(
     compression: str | None = None,
     recompute: str | None = None,
     shard_optimizer: bool = False,
+    kernels: str = "auto",
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread a model over the ranks of this job, and keep what is built for it.

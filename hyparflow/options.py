@@ -15,6 +15,7 @@ from hyparflow.comm import launcher
 from hyparflow.formats import argument_checks as checks
 from hyparflow.formats.signatures import with_keywords
 from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.grid_numbers import grid_numbers
 from hyparflow.pipeline.microbatches import most_microbatches
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import SCHEDULES, placement_of
@@ -24,6 +25,7 @@ __all__ = ["Options", "declared", "is_given", "planned_names", "resolve", "takin
 _STRATEGIES = ("data", "model", "hybrid", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
 _RECOMPUTE = ("block", "segments", "auto")  # `hyparflow.engine.stages.segmented_stage`
+_KERNELS = ("auto", "keras")  # `hyparflow.engine.kernels`
 _ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -161,6 +163,14 @@ class Options:
         "Boolean. Whether each replica updates a share of the weights, and alone holds its slots.",
         planned=True,
     )
+    kernels: str = _option(
+        "auto",
+        checks.one_of(_KERNELS),
+        'String. `"auto"`: where a faster kernel of TensorFlow gives the same numbers to rounding, '
+        "it takes the place of what a layer writes out in several operations; in float32 only, and "
+        'never where XLA compiles. `"keras"`: all stays as Keras computes it.',
+        choices=_KERNELS,
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -248,7 +258,14 @@ def resolve(size: int, **arguments: Any) -> Options:
     """
     given = Options(**arguments)
     several = placement_of(given.schedule, 1, given.stages_per_partition).depth
-    partitions, replicas = _numbers(size, given, several)
+    partitions, replicas = grid_numbers(
+        size,
+        given.strategy,
+        given.num_partitions,
+        given.num_replicas,
+        least=len(given.lpp or ()) // several,
+        command=launcher.describe_command,
+    )
     schedule = "1f1b" if given.schedule == "auto" else given.schedule
     alone = given.stages_per_partition is None or replicas == 1
     if partitions == 1 and several > 1 and alone:
@@ -261,40 +278,3 @@ def resolve(size: int, **arguments: Any) -> Options:
         schedule=schedule,
         stages_per_partition=several,
     )
-
-
-def _numbers(size: int, given: Options, several: int) -> tuple[int, int]:
-    """How many partitions and replicas there are."""
-    partitions, replicas = given.num_partitions, given.num_replicas
-    if given.strategy == "data":
-        partitions = _one("num_partitions", partitions, given.strategy)
-    elif given.strategy == "model":
-        replicas = _one("num_replicas", replicas, given.strategy)
-    elif given.strategy == "hybrid" and partitions is None and replicas is None:
-        raise ValueError(
-            "`strategy='hybrid'` needs `num_partitions`, `num_replicas` or both. "
-            "Received: num_partitions=None, num_replicas=None"
-        )
-    if partitions is None and replicas is None:
-        partitions = max(1, len(given.lpp or ()) // several)
-    if partitions is None:
-        partitions = max(1, size // (replicas or 1))
-    if replicas is None:
-        replicas = max(1, size // partitions)
-    if partitions * replicas != size:
-        raise ValueError(
-            "The number of ranks must be num_partitions x num_replicas. Received: "
-            f"num_partitions={partitions}, num_replicas={replicas}, which is "
-            f"{partitions * replicas}, but {size} rank{'s run' if size > 1 else ' runs'}. "
-            f"Start it with: {launcher.describe_command(partitions * replicas)}"
-        )
-    return partitions, replicas
-
-
-def _one(name: str, value: int | None, strategy: str) -> int:
-    if value not in (None, 1):
-        raise ValueError(
-            f"`strategy={strategy!r}` has {name}=1; use strategy='hybrid' for both kinds of "
-            f"parallelism. Received: {name}={value}"
-        )
-    return 1

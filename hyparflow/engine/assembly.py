@@ -13,6 +13,7 @@ from hyparflow.comm.world import World
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.learner import build_learner
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
@@ -95,8 +96,12 @@ def build_rank_engine(
         aside=functools.partial(_aside, model, statistics),
         recompute=options.recompute,
     )
+    if options.kernels == "auto" and choice.compiler().shares and not build.jit_compile:
+        build.rewriter = Rewriter()
+    stages = build.all(bodies, units)
     return RankEngine(
-        engine=_engine(layout, place, build.all(bodies, units), build.eager),
+        engine=_engine(layout, place, stages, build.eager),
+        stages=stages,
         sync=_sync(model, layout, place, losses, learner, own, shards, specs),
         pack=pack,
         statistics=statistics,

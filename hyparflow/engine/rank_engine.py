@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.loss.weigher import Weigher
 from hyparflow.engine.optimizer_step import OptimizerStep
 from hyparflow.engine.stages.batchnorm import BatchStatistics
+from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.pipeline import lowering
 from hyparflow.pipeline.grid import Grid
@@ -35,6 +37,7 @@ class RankEngine:
 
     Attributes:
         engine: executes the steps.
+        stages: the stages that it executes.
         sync: moves weights between ranks.
         pack: flat outputs -> the structure that the model's call returns.
         statistics: what BatchNormalization layers normalize by and remember.
@@ -47,6 +50,7 @@ class RankEngine:
     """
 
     engine: Engine
+    stages: Sequence[LocalStage]
     sync: WeightSync
     pack: Pack
     statistics: BatchStatistics
@@ -56,6 +60,11 @@ class RankEngine:
     learner: Learner | None
     tag_limit: int
     traced: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def rewritten(self) -> Counter[str]:
+        """How often which faster kernel was put in; empty before stages are compiled."""
+        return sum((one.stage.rewritten for one in self.stages), Counter[str]())
 
     @property
     def stand_ins(self) -> frozenset[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Page", "aligned", "brief", "counted", "path_text", "shortened"]
+__all__ = ["Page", "aligned", "brief", "counted", "counted_names", "path_text", "shortened"]
 
 _LONGEST = 48  # letters of a name in a table
 
@@ -69,6 +70,11 @@ def brief(name: str) -> str:
 def counted(count: int, one: str, many: str) -> str:
     """ "1 rank", "2 ranks": the number and the word that goes with it."""
     return f"{count} {one if count == 1 else many}"
+
+
+def counted_names(counts: Mapping[str, int]) -> str:
+    """ "batch normalization (54), GELU (6)": the most frequent name first."""
+    return ", ".join(f"{name} ({n})" for name, n in Counter(counts).most_common())
 
 
 def shortened(value: object, most: int = 100) -> str:

@@ -18,11 +18,12 @@ from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.pipeline.units import Units, make_units
 
-__all__ = ["UNITS", "Blocks", "units_of", "with_graph"]
+__all__ = ["COST_OF_A_SECOND", "UNITS", "Blocks", "units_of", "with_graph"]
+
+COST_OF_A_SECOND = 1.4e10  # what a core does of `Operation.cost` in a second
 
 # A call of a unit costs half a millisecond: forward and backward should compute for 40 ms or more.
-# A core does so much of the cost that `OperationWork` counts, in a second.
-_COST_OF_A_CALL = 0.04 * 1.4e10
+_COST_OF_A_CALL = 0.04 * COST_OF_A_SECOND
 
 # "0" compiles all stages whole; "all" makes units of single blocks, even where that saves nothing.
 UNITS = "HYPARFLOW_UNITS"

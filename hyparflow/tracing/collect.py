@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,10 +65,17 @@ def wants_trace(trace: Any) -> bool:
 
 
 @contextlib.contextmanager
-def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
+def traced(
+    world: World, wanted: TraceRequest | None, rewritten: Callable[[], Mapping[str, int]]
+) -> Iterator[None]:
     """While open, all ranks record events, if a trace is wanted; then the leader writes it.
 
     Collective.
+
+    Args:
+        world: all ranks.
+        wanted: the trace, or None.
+        rewritten: how often which faster kernel was put in on this rank, once it is done.
     """
     if wanted is None:
         yield
@@ -87,7 +94,7 @@ def traced(world: World, wanted: TraceRequest | None) -> Iterator[None]:
         steps = [_by_leaders_clock(step, clocks) for step in recorder.steps]
         recorder.steps.clear()
         options = wanted.call.options
-        ranks = _gather(world, options.grid, steps)
+        ranks = _gather(world, options.grid, (steps, dict(rewritten())))
         if world.rank == LEADER:
             arguments = dataclasses.asdict(options) | {"batch_size": wanted.call.rows}
             _write(Trace(ranks, arguments, wanted.plan), path)
@@ -149,18 +156,23 @@ def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> l
     return [event._replace(start=moved(event.start), end=moved(event.end)) for event in step]
 
 
-def _gather(world: World, grid: Grid, steps: list[list[Event]]) -> list[RankTrace]:
-    """The recorded events of all ranks, on the leader."""
+def _gather(
+    world: World, grid: Grid, mine: tuple[list[list[Event]], dict[str, int]]
+) -> list[RankTrace]:
+    """The recorded events and the kernels of all ranks, on the leader."""
     what = "the events of all ranks"
     if world.rank != LEADER:
-        world.wait_all(world.send_object(steps, LEADER, Tag.EVENTS), what)
+        world.wait_all(world.send_object(mine, LEADER, Tag.EVENTS), what)
         return []
+    others = range(1, world.size)
+    found = [mine, *(world.receive_object(rank, Tag.EVENTS, what) for rank in others)]
     return [
         RankTrace(
-            grid.describe(rank),
-            grid.replica(rank),
-            grid.partition(rank),
-            steps if rank == LEADER else world.receive_object(rank, Tag.EVENTS, what),
+            name=grid.describe(rank),
+            replica=grid.replica(rank),
+            partition=grid.partition(rank),
+            steps=steps,
+            rewritten=rewritten,
         )
-        for rank in range(world.size)
+        for rank, (steps, rewritten) in enumerate(found)
     ]

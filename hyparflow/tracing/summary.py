@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hyparflow.comm.recorder import Event, EventKind
-from hyparflow.formats.text import Page, counted
+from hyparflow.formats.text import Page, counted, counted_names
 from hyparflow.pipeline.actions import BACKWARDS, Kind
 from hyparflow.tracing.trace import RankTrace, Trace
 
@@ -183,6 +183,9 @@ def describe(trace: Trace) -> Page:
         idle = f"{rows_of_batch / whole:.1f} samples/s, {idle}"
     steps = counted(count, "step", "steps")
     head = [f"milliseconds of a step, means over {steps}", idle]
+    rewritten = sum((Counter(rank.rewritten) for rank in trace.ranks), Counter[str]())
+    if rewritten:
+        head.append(f"faster kernels: {counted_names(rewritten)}")
     return Page(head, [[row[n] for n in kept] for row in rows])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hyparflow.comm.recorder import Event, EventKind
@@ -37,12 +37,14 @@ class RankTrace:
         name: the rank, its replica and its partition in words.
         replica, partition: its numbers.
         steps: the events of each step, in the order in which they ended, by the leader's clock.
+        rewritten: how often which faster kernel was put in.
     """
 
     name: str
     replica: int
     partition: int
     steps: list[list[Event]]
+    rewritten: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Trace:
             "plan": self.plan,
         }
         about["ranks"] = [[rank.name, rank.replica, rank.partition] for rank in self.ranks]
+        about["rewritten"] = [rank.rewritten for rank in self.ranks]
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
             file.write(', "traceEvents": [\n')
@@ -101,7 +104,13 @@ class Trace:
     def _from_file(cls, content: TraceFile) -> Trace:
         check(content)
         about = content.otherData
-        ranks = [RankTrace(name, r, p, []) for name, r, p in about.ranks]
+        known = about.rewritten or [{} for _ in about.ranks]
+        ranks = [
+            RankTrace(
+                name=name, replica=replica, partition=partition, steps=[], rewritten=rewritten
+            )
+            for (name, replica, partition), rewritten in zip(about.ranks, known, strict=True)
+        ]
         for row in content.traceEvents:
             if isinstance(row, Complete):
                 steps, index = ranks[row.pid].steps, row.args.step

@@ -34,6 +34,7 @@ class _About(msgspec.Struct):
     arguments: dict[str, Any]
     ranks: Annotated[list[tuple[str, Number, Number]], Meta(min_length=1)]
     plan: dict[str, Any] | None = None
+    rewritten: list[dict[str, Number]] = []
 
 
 class _Known(msgspec.Struct):
@@ -85,6 +86,8 @@ def check(content: TraceFile) -> None:
         raise ValueError(
             f"Expected `array` of length {ranks}, got {count} - at `$.otherData.ranks`"
         )
+    if len(about.rewritten) not in (0, ranks):
+        raise ValueError(f"Expected `array` of length {ranks} - at `$.otherData.rewritten`")
     for index, (_, replica, partition) in enumerate(about.ranks):
         if replica >= known.num_replicas or partition >= known.num_partitions:
             raise ValueError(f"Expected a rank of the grid - at `$.otherData.ranks[{index}]`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyparflow.formats.argument_checks import is_auto
@@ -61,7 +62,7 @@ def make_parallel(
         )
     if ranks is None:
         alone = PlainModel(model, arguments)
-        return _by_blocks(model, None, arguments["recompute"]) or alone
+        return _in_engine(model, None, arguments) or alone
     options = resolve(ranks.size, **arguments)
     if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
         raise ValueError(
@@ -70,7 +71,7 @@ def make_parallel(
             "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
         )
     if ranks.size == 1 and options.num_microbatches in ("auto", 1):
-        return _by_blocks(model, ranks, options.recompute) or PlainModel(model, {})
+        return _in_engine(model, ranks, arguments) or PlainModel(model, {})
     _require_tensorflow()
     from hyparflow.model.checks import check_can_cut, check_model
 
@@ -96,22 +97,24 @@ def _require_tensorflow() -> None:
         )
 
 
-def _by_blocks(model: Any, ranks: World | None, recompute: str | None) -> Any:
-    """What trains the model in one process block by block, or None if plain Keras does.
+def _in_engine(model: Any, ranks: World | None, arguments: Mapping[str, Any]) -> Any:
+    """What trains the model in one process by the engine, or None if plain Keras does.
 
-    Blocks that repeat are compiled once, or forwards of blocks are computed again.
+    Blocks that repeat are compiled once, faster kernels are put in, or forwards of blocks are
+    computed again.
     """
-    options = resolve(1, recompute=recompute)
+    recompute = arguments["recompute"]
+    options = resolve(1, recompute=recompute, kernels=arguments["kernels"])
     if recompute is not None:
         _require_tensorflow()
     elif not _uses_tensorflow():
         return None
     from hyparflow.comm.one_process import one_process
-    from hyparflow.training.sooner import may_start_sooner, repeats
+    from hyparflow.training.in_engine import gains_by_engine
 
     if recompute is None:
         known = options.built_for in Sessions.of(model).by_layout  # the graph was looked at
-        if not (may_start_sooner(model) and (known or repeats(model, options))):
+        if not gains_by_engine(model, options, known):
             return None
     return _in_session(model, options, ranks or one_process(), None)
 

@@ -11,6 +11,7 @@ import keras
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.world import World
+from hyparflow.formats.text import counted_names
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data
 from hyparflow.model.saving import save_atomically
@@ -196,6 +197,8 @@ class ParallelModel:
             lines.append(f"forwards computed again: {self.options.recompute}")
         if self.options.shard_optimizer and grid.num_replicas > 1:
             lines.append("optimizer state: sharded over the replicas")
+        if rewritten := self._session.rewritten:
+            lines.append(f"faster kernels on this rank: {counted_names(rewritten)}")
         return "\n".join(lines)
 
     # --- arguments ---

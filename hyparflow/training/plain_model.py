@@ -1,4 +1,4 @@
-"""One process: the same calls, answered by Keras itself (but see `sooner.py`)."""
+"""One process: the same calls, answered by Keras itself (but see `in_engine.py`)."""
 
 from __future__ import annotations
 

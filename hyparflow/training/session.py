@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
-
-import keras
 
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
@@ -13,36 +12,27 @@ from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import is_faithful, portable
 from hyparflow.comm.world import World
 from hyparflow.engine import assembly, rank_engine
-from hyparflow.engine.gradients.overwritten import check_overwritten
-from hyparflow.engine.trials.layer_checks import require_means, require_rows, require_sums
-from hyparflow.engine.trials.row_findings import find_row_faults
-from hyparflow.engine.trials.seen import seen_labels
-from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
-from hyparflow.model.keras_internals.compiled import has_overridden, symbolic_batch
-from hyparflow.model.keras_internals.layers import all_layers, check_inputs
-from hyparflow.model.keras_internals.optimizer import check_known
+from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.layer_names import layer_that_failed
 from hyparflow.model.layout import ModelCut, cut_model
-from hyparflow.model.own_layers import own_layers
 from hyparflow.model.saving import use_atomic_saves
 from hyparflow.options import Options
 from hyparflow.tracing.collect import traced
 from hyparflow.training import agreement, notices
 from hyparflow.training.call import Call
-from hyparflow.training.checks import check_labels, check_state
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.engine_key import (
     engine_key,
     has_another_optimizer,
     require_same_weights,
 )
-from hyparflow.training.first_labels import first_labels
 from hyparflow.training.keras_bridge import bridge
 from hyparflow.training.leader_data import peek_on_leader
 from hyparflow.training.left_weights import goes_to_all, take_back
 from hyparflow.training.memory_check import require_memory
+from hyparflow.training.model_checks import ModelChecks
 from hyparflow.training.progress_of_ranks import building_shown
 from hyparflow.training.worker import LeaderSteps, Worker
 
@@ -65,11 +55,8 @@ class Session:
         self._world = world
         self._part: rank_engine.RankEngine | None = None
         self._part_key: Any = None
-        self._checked_part: rank_engine.RankEngine | None = None
-        self._trainable_part: rank_engine.RankEngine | None = None  # checked for `fit`
-        self._checked_weights: set[str] = set()
+        self._checks = ModelChecks(model, world)
         self._layout: ModelCut | None = None
-        self._sums: set[tuple[int, int]] = set()  # see `ModelCut.sums`
         self._traced: rank_engine.RankEngine | None = None
 
     def layout(self) -> ModelCut:
@@ -77,6 +64,11 @@ class Session:
         if self._layout is None:
             self._layout = cut_model(self.model, self.options)
         return self._layout
+
+    @property
+    def rewritten(self) -> Counter[str]:
+        """How often which faster kernel was put in on this rank, by the steps so far."""
+        return Counter() if self._part is None else self._part.rewritten
 
     def run(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
         """Run `lead` on the leader while the others follow; its result, on every rank.
@@ -105,7 +97,7 @@ class Session:
         announce_cores(self._world)
         who = self.options.grid.describe(self._world.rank)
         STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
-        with traced(self._world, call.trace):
+        with traced(self._world, call.trace, lambda: self.rewritten):
             return self._run_alike(call, lead)
 
     def _run_alike(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:
@@ -118,18 +110,20 @@ class Session:
             if "train" in call.shards:  # Keras gets tickets, and the leader reads like other ranks
                 call.shards["train"] = (stream, call.shards["train"][1])
                 stream = None
-        self._check_state(call)
-        self._check_labels(call, specs)
-        self._check_inputs(specs)
+        self._checks.require_state(call)
+        self._checks.require_labels(call, specs)
+        self._checks.require_inputs(specs)
         if "validation" in call.sources:
-            self._check_inputs(call.sources["validation"].specs(), "In `validation_data`: ")
+            self._checks.require_inputs(
+                call.sources["validation"].specs(), "In `validation_data`: "
+            )
         part = self._build(call, specs, with_loss=call.method != "predict")
         to_all = goes_to_all(call, self.model, self._world)
         take_back(self.model, part.sync)
         if call.method == "fit":
-            self._check_optimizer(part)
-        self._check_weights(part, specs)
-        part = self._check_parts(part, call, specs, stream)
+            self._checks.require_optimizer(part)
+        self._checks.require_weights(part, specs)
+        part = self._parted(part, call, specs, stream)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms)
@@ -150,107 +144,21 @@ class Session:
             self._world.board.write("outside of hyparflow")
         return result
 
-    def _check_state(self, call: Call) -> None:
-        replicas = call.options.grid.num_replicas
-        try:
-            check_state(self.model, call.method, replicas, call.num_microbatches)
-            if call.method == "fit":
-                check_overwritten(self.model, replicas * call.num_microbatches)
-        except ValueError as error:
-            raise abort.mark_collective(error) from None
-
-    def _check_labels(self, call: Call, specs: Any) -> None:
-        """Check that a stream has labels; its parts are known by now."""
-        if specs[1] is None and call.method != "predict":
-            with abort.alike():
-                check_labels(self.model, None, call.method)
-
-    def _check_inputs(self, specs: Any, where: str = "") -> None:
-        """Check that the data fit the model, before any message; the same on all ranks."""
-        inputs = [spec for spec in keras.tree.flatten(specs[0]) if spec is not None]
-        unknown = any(None in s.shape[1:] or s.dtype == "string" for s in inputs)
-        if unknown or not self.model.built:
-            return
-        try:
-            zeros = keras.tree.map_structure(lambda spec: spec.zeros(), specs[0])
-            check_inputs(self.model, zeros)
-        except ValueError as error:
-            found = ValueError(f"{where}{error}") if where else error
-            raise abort.mark_collective(found) from None
-
-    def _check_optimizer(self, part: rank_engine.RankEngine) -> None:
-        """Check, once per engine, that the optimizer knows the weights, as Keras's step does."""
-        if part.learner is not None and part is not self._trainable_part:
-            with abort.alike():
-                check_known(self.model.optimizer, self.model.trainable_variables)
-        self._trainable_part = part
-
-    def _check_weights(self, part: rank_engine.RankEngine, specs: Any) -> None:
-        """Check sample weights, once per kind; the same on all ranks."""
-        kind = repr(keras.tree.map_structure(lambda s: s and (s.shape[1:], s.dtype), specs[1:]))
-        if specs[2] is None or part.losses is None or kind in self._checked_weights:
-            return
-        symbolic = symbolic_batch(self.model, specs)
-        if symbolic is not None and not has_overridden(self.model, "compute_loss"):
-            try:
-                require_weights(part.losses.terms, symbolic)
-            except ValueError as error:
-                raise abort.mark_collective(error) from None
-        self._checked_weights.add(kind)
-
-    def _check_parts(
+    def _parted(
         self, part: rank_engine.RankEngine, call: Call, specs: Any, stream: Any
     ) -> rank_engine.RankEngine:
-        """If batches are parted, check once per engine that the model adds up. Collective.
+        """The engine, once batches are known to add up from parts. Collective.
 
-        Returns:
-            The engine, built again if it was traced before this was known.
+        It is built again if it was traced before it was known what is a sum over rows.
         """
-        split = call.options.grid.num_replicas * call.num_microbatches > 1
-        if not split or part is self._checked_part:
-            return part
-        self._world.board.write("trials whether batches can be parted")
-        try:
-            self._check_layers(part, call, specs)
-            self._check_sums(part, call, stream)
-        except ValueError as error:
-            raise abort.mark_collective(error) from None
-        if part is self._traced and not self._sums <= self.layout().sums:
+        self._checks.require_parts(part, call, specs, stream)
+        sums = self._checks.sums
+        if part is self._traced and not sums <= self.layout().sums:
             self._part_key = None
             part = self._build(call, specs, with_loss=part.losses is not None)
-        self.layout().sums.update(self._sums)
-        self._checked_part = part
+            self._checks.note_rebuilt(part)
+        self.layout().sums.update(sums)
         return part
-
-    def _check_layers(self, part: rank_engine.RankEngine, call: Call, specs: Any) -> None:
-        names = own_layers(self.model)
-        if not names:
-            return
-        found = None
-        if self._world.rank == LEADER:
-            found = find_row_faults(self.model, specs[0], call.rows, call.part_rows)
-        found = self._world.broadcast_object(found, LEADER, "what layers do with rows")
-        replicas, count = call.options.grid.num_replicas, call.num_microbatches
-        parts = f"{replicas} replicas x {count} micro-batches"
-        require_rows(names, found, call.rows, parts)
-        require_sums(names, found)
-        layers = all_layers(self.model)
-        if "train_step" in part.own or "test_step" in part.own:
-            require_means(found, [layer.name for layer in layers])
-        self._sums = {(id(layers[number]), position) for number, position in found.sums}
-        if self._world.rank == LEADER:
-            notices.announce_layers(names, found)
-
-    def _check_sums(self, part: rank_engine.RankEngine, call: Call, stream: Any) -> None:
-        if part.losses is None or "train_step" in part.own:
-            return
-        require_additive(
-            self.model,
-            part.losses.terms,
-            part.losses.symbolic,
-            lambda: seen_labels(first_labels(call, stream, self._world.rank)),
-            lambda mine: self._world.all_gather_objects(mine, "what losses and metrics do"),
-        )
 
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:
@@ -287,7 +195,7 @@ class Session:
             require_same_weights(model, self._part_key, key)
             if self._part.has_trained and has_another_optimizer(self._part_key, key):
                 notices.announce_another_optimizer(model)
-        if call.method == "fit" and (anew or self._part is not self._trainable_part):
+        if call.method == "fit" and (anew or not self._checks.may_train(self._part)):
             require_memory(model, self.layout(), self.options, self._world)
         if anew or self._part is None:
             who = self.options.grid.describe(self._world.rank)

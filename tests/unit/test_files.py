@@ -51,7 +51,9 @@ def some_costs() -> Costs:
 
 def a_trace() -> Trace:
     step = [Event(Kind.FORWARD, 0.0, 1.0, 0, 0), Event(EventKind.TRAINING_STEP, 0.0, 1.0)]
-    ranks = [RankTrace(f"rank {n}", 0, n, [step, step]) for n in range(2)]
+    ranks = [
+        RankTrace(name=f"rank {n}", replica=0, partition=n, steps=[step, step]) for n in range(2)
+    ]
     return Trace(ranks, {"num_partitions": 2, "num_replicas": 1}, a_plan().to_values())
 
 

@@ -277,9 +277,11 @@ PLAN = {"planning/make_plan.py", "planning/plan.py", "planning/plan_check.py"}
 WANTED_RANKS = {"training/plain_model.py", "training/fit_on_ranks.py", "training/auto.py"}
 GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEARCH | WANTED_RANKS
 CONSUMERS = {
-    "strategy": {"planning/as_arguments.py", "training/auto.py", "training/make_parallel.py"},
-    "num_partitions": GRID,
-    "num_replicas": GRID | {"planning/search/saving.py", "tracing/summary.py"},
+    "strategy": {"pipeline/grid_numbers.py", "planning/as_arguments.py"}
+    | {"training/auto.py", "training/make_parallel.py"},
+    "num_partitions": GRID | {"pipeline/grid_numbers.py"},
+    "num_replicas": GRID
+    | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/summary.py"},
     "num_microbatches": SEARCH
     | {"planning/plan_model.py"}
     | {"training/auto.py"}
@@ -308,6 +310,7 @@ CONSUMERS = {
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},
+    "kernels": {"engine/assembly.py", "training/in_engine.py", "training/make_parallel.py"},
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

@@ -248,7 +248,7 @@ def test_two_files_ask_for_gradients() -> None:
         if name in ("GradientTape", "ForwardAccumulator")
         or (name == "gradients" and owner.startswith("tf"))
     }
-    assert found == {"engine.compiled.gradients_of", "engine.stages.stage_functions"}
+    assert found == {"engine.compiled.gradients_of", "engine.stages.recorded"}
 
 
 def test_one_room_imports_keras_src() -> None:

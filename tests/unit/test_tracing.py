@@ -42,7 +42,10 @@ def a_step(start: float) -> list[Event]:
 
 def a_trace() -> Trace:
     ranks = [
-        RankTrace(f"rank {rank} (replica 0, partition {rank})", 0, rank, []) for rank in range(2)
+        RankTrace(
+            name=f"rank {rank} (replica 0, partition {rank})", replica=0, partition=rank, steps=[]
+        )
+        for rank in range(2)
     ]
     for rank in ranks:
         rank.steps = [a_step(12.0 * number) for number in range(5)]

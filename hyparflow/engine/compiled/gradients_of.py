@@ -1,21 +1,16 @@
-"""Gradients of a function, by TensorFlow: the one place that opens a tape.
+"""Gradients of a function by a tape, and of a graph that is being traced.
 
 Public API of TensorFlow only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["gradients_of"]
-
-
-def _differentiable(sources: list[Any]) -> list[Any]:
-    """The sources of floating point: a tensor that Keras takes for a float may be an integer."""
-    return [x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating]
+__all__ = ["gradients_of", "graph_gradients"]
 
 
 def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[Any]:
@@ -24,3 +19,13 @@ def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[
         tape.watch(sources)
         targets = function()
     return list(tape.gradient(targets, sources)) if sources else []
+
+
+def graph_gradients(
+    targets: Sequence[Any], sources: Sequence[Any], seeds: Sequence[Any] | None = None
+) -> list[Any]:
+    """The gradients of the sum of `targets`, each times its seed, as the graph is by now.
+
+    A tape knows what was computed when it was open, not what has been rewritten since.
+    """
+    return list(tf.gradients(list(targets), list(sources), seeds))

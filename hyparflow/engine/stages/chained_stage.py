@@ -7,6 +7,7 @@ units that are alike can be compiled once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,11 @@ class ChainedStage:
         # The unit that reads a tensor last: behind it the tensor is let go of.
         self._last_reader = {n: place for place, unit in enumerate(units) for n in unit.inputs}
         self._last_reader |= dict.fromkeys(outputs, len(units))
+
+    @property
+    def rewritten(self) -> Counter[str]:
+        """See `Stage.rewritten`."""
+        return sum((unit.stage.rewritten for unit in self._units), Counter[str]())
 
     def begin(self, several: bool) -> None:
         """See `Stage.begin`."""

@@ -9,6 +9,7 @@ where they are computed (`hyparflow.engine.compiled.accumulator`).
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ from hyparflow.engine.compiled.likeness import Likeness
 from hyparflow.engine.gradients.common_lookups import Aside
 from hyparflow.engine.gradients.lookup_survey import LookupSurvey
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import Labels, LossHead
+from hyparflow.engine.stages.dependences import Dependences
 from hyparflow.engine.stages.saved import Dependence, Saved
 from hyparflow.engine.stages.stage_call import StageCall
 from hyparflow.engine.stages.stage_calls import StageCalls
@@ -73,6 +76,7 @@ class Stage:
         twin: a stage that computes the same with other variables, whose compiled calls serve here.
         recompute: "block": a backward computes its forward again. "segments": `again` does. None:
             a forward keeps what its backward needs.
+        rewriter: puts in faster kernels; None leaves all as Keras computes it.
     """
 
     def __init__(
@@ -88,12 +92,15 @@ class Stage:
         compiler: Compiler | None = None,
         twin: Twin | None = None,
         recompute: str | None = None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         weights = [variable.value for variable in trainable]
-        self._functions = StageFunctions(body, weights, gradient_inputs, gradient_outputs, head)
-        self._eager = eager
+        self._functions = StageFunctions(
+            body, weights, gradient_inputs, gradient_outputs, head, rewriter
+        )
+        self._eager, self._twin = eager, twin
         self._lookups = LookupSurvey(self._functions.weight_gradients, aside, eager)
-        self._known: dict[tuple[int, tuple[int, ...]], Dependence] = {}
+        self._dependences = Dependences(self._functions)
         self._largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         sums: Accumulator | None = None if twin is None else twin.stage.accumulator
         self.accumulator: Accumulator = Accumulator(weights, self._largest, sums)
@@ -111,6 +118,12 @@ class Stage:
         """To be traced: add dense gradients of weights to those of the micro-batches before."""
         of_inputs, of_weights = results
         return of_inputs, *self.accumulator.add(of_weights)
+
+    @property
+    def rewritten(self) -> Counter[str]:
+        """How often which faster kernel was put in; empty before it is compiled."""
+        like = None if self._twin is None else self._twin.stage
+        return self._functions.rewritten or (like.rewritten if like else Counter())
 
     def begin(self, several: bool) -> None:
         """Begin a training step; `several` tells whether it has more than one micro-batch."""
@@ -220,7 +233,7 @@ class Stage:
             return (output_gradients, seed), None
         # A compiled backward takes all gradients, so zeros stand for None; `Dependence` tells them.
         full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
-        return (full, seed), self._dependent(saved.pair.types(saved.state), reached)
+        return (full, seed), self._dependences.of(saved.pair.types(saved.state), reached)
 
     def _add(self, results: Any, given: Any, depend: Sequence[bool] | None = None) -> list[Any]:
         """Take the gradients of the weights; return those of the inputs."""
@@ -233,31 +246,6 @@ class Stage:
             self._added.update(added[0])
         self._reached.update(found if depend is None else [n for n in found if depend[n]])
         return list(of_inputs)
-
-    def _dependent(self, types: Any, positions: tuple[int, ...]) -> Dependence:
-        """On which inputs and weights the outputs at `positions`, or added losses, depend.
-
-        The gradient of a compiled call is zero where only its other outputs depend on a weight.
-        That is known for each of the traces, which are for arguments of other `types`.
-        """
-        key = (id(types), positions)
-        if key not in self._known:
-
-            def trace(inputs: Any, share: Any) -> None:
-                functions = self._functions
-                (outputs, _), state = functions.forward(functions.outputs, inputs, share)
-                gradients = [
-                    tf.ones_like(outputs[p]) if p in positions else None
-                    for p in self._functions.gradient_outputs
-                ]
-                of_inputs, of_weights = self._functions.backward(state, gradients, share)
-                self._known[key] = (
-                    [gradient is not None for gradient in of_inputs],
-                    [gradient is not None for gradient in of_weights],
-                )
-
-            tf.function(trace, autograph=False).get_concrete_function(*types)
-        return self._known[key]
 
     def forward_backward(self, inputs: Any, labels: Labels) -> tuple[list[Any], Any]:
         """Forward and backward of the last stage in one compiled call.

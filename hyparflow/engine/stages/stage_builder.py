@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.gradients.common_lookups import Aside
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.chained_stage import ChainedStage, Unit
@@ -40,6 +41,7 @@ class StageBuilder:
         eager, jit_compile: as for `Stage`.
         aside: makes a context for trial calls.
         recompute: what computes forwards again, before their backwards: "block", "segments", None.
+        rewriter: as for `Stage`.
         built: by their kinds, units that others may be like, with the variables (TensorFlow's)
             that they read and write.
     """
@@ -52,6 +54,7 @@ class StageBuilder:
     jit_compile: bool
     aside: Aside
     recompute: str | None = None
+    rewriter: Rewriter | None = None
     built: dict[int, tuple[Stage, list[Any]]] = field(default_factory=dict)
 
     def all(
@@ -154,6 +157,7 @@ class StageBuilder:
             aside=self.aside,
             twin=twin,
             recompute=recompute,
+            rewriter=self.rewriter,
         )
 
     def _local(self, number: int, stage: Any, weights: Sequence[int]) -> LocalStage:

@@ -5,14 +5,17 @@ The only file that calls TensorFlow's gradients.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from hyparflow.engine.compiled.gradients_of import _differentiable, gradients_of
+from hyparflow.engine.compiled.gradients_of import gradients_of
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import Labels, LossHead
+from hyparflow.engine.stages.recorded import Recorded
 from hyparflow.engine.stages.stage_call import StageCall
 
 __all__ = ["StageFunctions"]
@@ -32,6 +35,10 @@ class StageFunctions:
         gradient_inputs: positions of the inputs that need a gradient.
         gradient_outputs: positions of the outputs whose gradient comes back.
         head: loss and metrics, on the last stage only.
+        rewriter: puts in faster kernels; None leaves all as it is.
+
+    Attributes:
+        rewritten: how often which kernel was put in.
     """
 
     def __init__(
@@ -41,8 +48,11 @@ class StageFunctions:
         gradient_inputs: Sequence[int],
         gradient_outputs: Sequence[int],
         head: LossHead | None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         self._body = body
+        self._rewriter = rewriter
+        self.rewritten = Counter[str]()
         self.weights = list(weights)
         self._gradient_inputs = list(gradient_inputs)
         self.gradient_outputs = list(gradient_outputs)
@@ -57,11 +67,14 @@ class StageFunctions:
         self, compute: Callable[..., tuple[list[Any], Any]], inputs: Any, share: Any
     ) -> tuple[Any, Any]:
         """What `compute(inputs, share)`, like `outputs`, returns; and a state for the backward."""
-        sources = self._sources(inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(_differentiable(sources))
+
+        def made() -> list[Any]:
             outputs, loss = compute(inputs, share)
-        return (outputs, loss), (tape, sources, outputs, loss)
+            return [*outputs, loss]
+
+        recorded = self._recorded(made, inputs)
+        *outputs, loss = recorded.results
+        return (outputs, loss), (recorded, outputs, loss)
 
     def backward(self, state: Any, gradients: Sequence[Any], seed: Any) -> Any:
         """The backward of `forward`, from the gradients of the outputs.
@@ -72,13 +85,13 @@ class StageFunctions:
             seed: the gradient of the total loss by what the layers added to it: n / B times the
                 loss scale.
         """
-        tape, sources, outputs, loss = state
+        recorded, outputs, loss = state
         given = zip(self.gradient_outputs, gradients, strict=True)
         pairs = [(outputs[p], gradient) for p, gradient in given if gradient is not None]
         if loss is not None:
             pairs.append((loss, tf.cast(seed, loss.dtype)))
         targets, seeds = [t for t, _ in pairs], [s for _, s in pairs]
-        return self._gradients(tape, targets, sources, seeds)
+        return self._gradients(recorded, targets, seeds)
 
     def gradients_like(self, outputs: Any) -> Any:
         """Types of the arguments `gradients` and `seed` of `backward`.
@@ -113,16 +126,11 @@ class StageFunctions:
         self, compute: Callable[..., Any], inputs: Any, labels: Labels
     ) -> tuple[Any, Any]:
         """The forward of the last stage: no outputs, and a state for the backward."""
-        sources = self._sources(inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(_differentiable(sources))
-            loss = compute(inputs, labels)
-        return (), (tape, sources, loss)
+        return (), self._recorded(lambda: [compute(inputs, labels)], inputs)
 
     def backward_loss(self, state: Any) -> Any:
         """The backward of `forward_loss`."""
-        tape, sources, loss = state
-        return self._gradients(tape, [loss], sources, None)
+        return self._gradients(state, state.results, None)
 
     def fused(self, inputs: Any, labels: Labels) -> Any:
         """Forward and backward of the last stage."""
@@ -138,17 +146,22 @@ class StageFunctions:
 
         return gradients_of(targets, self.weights)
 
+    def _recorded(self, compute: Callable[[], list[Any]], inputs: Any) -> Recorded:
+        recorded = Recorded(compute, self._sources(inputs), self._rewriter)
+        self.rewritten |= recorded.rewritten  # each trace of the stage has them
+        return recorded
+
     def _sources(self, inputs: Any) -> list[Any]:
         flat = keras.tree.flatten(inputs)
         return [flat[position] for position in self._gradient_inputs] + self.weights
 
     def _gradients(
-        self, tape: Any, targets: list[Any], sources: list[Any], seeds: list[Any] | None
+        self, recorded: Recorded, targets: list[Any], seeds: list[Any] | None
     ) -> tuple[list[Any], list[Any]]:
         cut = len(self._gradient_inputs)
-        if not targets or not sources:
+        if not targets or not (cut or self.weights):
             return [None] * cut, [None] * len(self.weights)
-        gradients = tape.gradient(targets, sources, output_gradients=seeds)
+        gradients = recorded.gradients(targets, seeds)
         of_inputs = [None if g is None else tf.convert_to_tensor(g) for g in gradients[:cut]]
         return of_inputs, list(gradients[cut:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,9 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled.gradients_of import gradients_of
+from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.tensors import as_share
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.pooled_memory import peak_of
+from hyparflow.engine.stages.recorded import Recorded
 from hyparflow.engine.stages.stage import Stage
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
@@ -72,8 +75,10 @@ class Sample:
         self._targets = [i for i, n in enumerate(segment.outputs) if n in needing]
         self._variables = graph.variables(segment.operations)
         self._body = body
-        self._stage = Stage(body, self._weights, self._sources, self._targets)
-        self._fused = tf.function(self._both, autograph=False, reduce_retracing=True)
+        rewriter = Rewriter() if choice.compiler().shares else None
+        self._stage = Stage(body, self._weights, self._sources, self._targets, rewriter=rewriter)
+        both = functools.partial(self._both, rewriter)
+        self._fused = tf.function(both, autograph=False, reduce_retracing=True)
         self._forward_size = 0
         self._traced: list[Any] = []
 
@@ -81,20 +86,20 @@ class Sample:
         """Random inputs of `rows` rows."""
         return [random_rows((rows, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
 
-    def _both(self, inputs: list[Any]) -> Any:
+    def _both(self, rewriter: Rewriter | None, inputs: list[Any]) -> Any:
         """Outputs and gradients; to be traced."""
-        outputs: list[Any] = []
 
-        def targets() -> list[Any]:
+        def compute() -> list[Any]:
             made, losses = self._body(inputs, True, tf.constant(1.0, tf.float64))
-            outputs.extend(made)
             graph = tf.compat.v1.get_default_graph()
-            self._traced = list(made)
             self._forward_size = len(graph.get_operations())
-            return [x for x in [*made, *losses] if x.dtype.is_floating]
+            return [*made, *losses]
 
         sources = [inputs[i] for i in self._sources] + [v.value for v in self._weights]
-        return outputs, gradients_of(targets, sources)
+        recorded = Recorded(compute, sources, rewriter)
+        self._traced = recorded.results[: len(self._segment.outputs)]
+        targets = [x for x in recorded.results if x.dtype.is_floating]
+        return self._traced, recorded.gradients(targets, None) if sources else []
 
     def memory(self) -> SampleMemory:
         """The memory of the segment, for `TRACED_ROWS` rows."""
@@ -102,7 +107,9 @@ class Sample:
             tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
         ]
         with present(self._variables):
-            traced = tf.function(self._both, autograph=False).get_concrete_function(specs)
+            # Kernels keep the same, and would stand at the end of the forward.
+            both = functools.partial(self._both, None)
+            traced = tf.function(both, autograph=False).get_concrete_function(specs)
         operations, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
         working = working_bytes(operations, self._forward_size, inputs, self._traced)
         kept = kept_between(operations, self._forward_size, inputs, self._traced)
@@ -141,7 +148,7 @@ class Sample:
             inputs = [tf.ones(tf.concat([[rows], shape], 0), dtype) for shape, dtype in shapes]
             for x, (shape, _) in zip(inputs, shapes, strict=True):
                 x.set_shape((None, *shape))
-            return tf.nest.flatten(self._both(inputs), expand_composites=True)
+            return tf.nest.flatten(self._both(None, inputs), expand_composites=True)
 
         module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
         logger = tf.get_logger()

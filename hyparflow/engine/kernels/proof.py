@@ -1,0 +1,85 @@
+"""Whether a kernel computes what it replaces: both run on random numbers, and are compared.
+
+Public API of TensorFlow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.compiled.gradients_of import graph_gradients
+from hyparflow.engine.kernels.rewrite import Rewrite
+
+__all__ = ["largest_difference"]
+
+_UNKNOWN = 6  # stands for a dimension that is not known when a graph is traced
+
+
+def largest_difference(found: Rewrite) -> float:
+    """The largest difference of a result or gradient, over the largest number in that tensor.
+
+    Raises:
+        ValueError: if what is replaced takes more than the kernel does.
+    """
+    definition = _definition(found)
+    names = [tensor.name for tensor in found.inputs]
+    wanted = [tensor.name for tensor in found.replaced]
+    without = {tensor.ref() for tensor in found.without_gradient}
+    places = [n for n, tensor in enumerate(found.replaced) if tensor.ref() not in without]
+
+    def traced(*inputs: Any) -> Sequence[Any]:
+        feeds = dict(zip(names, inputs, strict=True))
+        made: Sequence[Any] = tf.graph_util.import_graph_def(definition, feeds, wanted)
+        return made
+
+    def results(compute: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> list[Any]:
+        made = compute(*inputs)
+        losses = [tf.reduce_sum(tf.sin(made[n])) for n in places]
+        return [*made, *graph_gradients(losses, inputs)]
+
+    def both(*inputs: Any) -> tuple[list[Any], list[Any]]:
+        return results(traced, inputs), results(found.kernel, inputs)
+
+    random = np.random.default_rng(0)
+    with tf.init_scope():  # the caller is traced; this must not be
+        numbers = [tf.constant(_numbers(tensor, random)) for tensor in found.inputs]
+        old, new = tf.function(both, autograph=False)(*numbers)
+    return max(_difference(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True))
+
+
+def _definition(found: Rewrite) -> Any:
+    """The operations that make the tensors `replaced` from the inputs."""
+    given = {tensor.op for tensor in found.inputs}
+    piece: dict[Any, None] = {}
+    waiting = [tensor.op for tensor in found.replaced]
+    while waiting:
+        operation = waiting.pop()
+        if operation in given or operation in piece:
+            continue
+        if not operation.inputs and operation.type != "Const":
+            raise ValueError(f"A kernel must take all that it depends on. Received: {operation}")
+        piece[operation] = None
+        waiting += [tensor.op for tensor in operation.inputs]
+    definition = tf.compat.v1.GraphDef()
+    for operation in piece:
+        node = definition.node.add()
+        node.CopyFrom(operation.node_def)
+        data = [source for source in node.input if source[0] != "^"]
+        del node.input[:]
+        node.input.extend(data)
+    return definition
+
+
+def _numbers(tensor: Any, random: np.random.Generator) -> np.ndarray:
+    shape = [_UNKNOWN if size is None else size for size in tensor.shape.as_list()]
+    return random.normal(1.0, 2.0, shape).astype(tensor.dtype.as_numpy_dtype)
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    if one.shape != other.shape or not np.isfinite(other).all():
+        return float("inf")
+    return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30))

@@ -1,0 +1,107 @@
+"""Puts faster kernels in place of operations of a graph, while it is traced."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from hyparflow.comm.log import users_stack_level
+from hyparflow.engine.compiled.rewired import read_instead
+from hyparflow.engine.kernels import batch_normalization
+from hyparflow.engine.kernels.proof import largest_difference
+from hyparflow.engine.kernels.rewrite import Rewrite
+from hyparflow.engine.kernels.traced import TracedOperations
+
+__all__ = ["KERNELS", "Rewriter", "may_be_rewritten"]
+
+Find = Callable[[TracedOperations], Iterator[Rewrite]]
+
+# The kernels by their names, in the order in which they are put in.
+KERNELS: Mapping[str, Find] = {batch_normalization.NAME: batch_normalization.find}
+
+# Layers whose operations a kernel may replace.
+_LAYERS = (keras.layers.BatchNormalization,)
+
+_ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen rows
+
+
+def may_be_rewritten(layer: Any) -> bool:
+    """Whether a kernel may take the place of what this layer of Keras computes."""
+    return isinstance(layer, _LAYERS) and layer.compute_dtype == "float32"
+
+
+class Rewriter:
+    """Rewrites what has a faster kernel, if the kernel is proved right on this machine.
+
+    Args:
+        known: what finds the places of each kernel, by its name.
+    """
+
+    def __init__(self, known: Mapping[str, Find] = KERNELS) -> None:
+        self._known = known
+        self._proved: dict[tuple[str, Hashable], bool] = {}
+
+    def rewrite(
+        self, operations: Sequence[Any], targets: Sequence[Any]
+    ) -> tuple[list[Any], Counter[str]]:
+        """Put kernels into the graph that is being traced.
+
+        Args:
+            operations: what was traced.
+            targets: the tensors that it made, of which gradients are taken.
+
+        Returns:
+            The tensors to take in place of `targets`; and how often each kernel was put in.
+        """
+        traced, counts = TracedOperations(operations), Counter[str]()
+        new: dict[Any, Any] = {}  # reference of a tensor -> what is read in its place
+        wanted = {tensor.op for tensor in targets}
+        for name, find in self._known.items():
+            for found in list(find(traced)):
+                if _fits(traced, found, wanted) and self._is_proved(name, found):
+                    _put_in(traced, found, new)
+                    counts[name] += 1
+        return [_current(tensor, new) for tensor in targets], counts
+
+    def _is_proved(self, name: str, found: Rewrite) -> bool:
+        key = name, found.variant
+        if key not in self._proved:
+            difference = largest_difference(found)
+            self._proved[key] = difference <= _ROUNDING
+            if not self._proved[key]:
+                warnings.warn(
+                    f"The faster kernel for {name} is left out, for on this machine it gives other "
+                    f"numbers than Keras's operations. Received: a relative difference of "
+                    f"{difference:.1e}; {_ROUNDING:.0e} is rounding. Training goes on without it; "
+                    'kernels="keras" keeps this from being said.',
+                    stacklevel=users_stack_level(),
+                )
+        return self._proved[key]
+
+
+def _put_in(traced: TracedOperations, found: Rewrite, new: dict[Any, Any]) -> None:
+    """Let all read what the kernel makes; `new` tells what is read in place of what."""
+    made = found.kernel(*(_current(tensor, new) for tensor in found.inputs))
+    for old, tensor in zip(found.replaced, made, strict=True):
+        new[old.ref()] = tensor
+        for reader, index in traced.readers(old):
+            if reader not in found.operations:
+                read_instead(reader, index, tensor)
+
+
+def _current(tensor: Any, new: Mapping[Any, Any]) -> Any:
+    return new.get(tensor.ref(), tensor)
+
+
+def _fits(traced: TracedOperations, found: Rewrite, wanted: set[Any]) -> bool:
+    """Whether the kernel can run before what reads it, and has the gradients that are taken."""
+    behind = traced.downstream(found.replaced, found.operations)
+    if any(tensor.op in behind for tensor in found.inputs):
+        return False
+    tensors = found.without_gradient
+    reached = traced.downstream(tensors, found.operations) | {tensor.op for tensor in tensors}
+    return reached.isdisjoint(wanted)

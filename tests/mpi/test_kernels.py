@@ -1,0 +1,94 @@
+"""Faster kernels in partitions and replicas: what Keras's operations give, to rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import WORLD, grids, on_leader, require_none
+
+import hyparflow as hf
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(48, 6, 6, 3)).astype("float32")
+LABELS = RANDOM.integers(0, 4, 48)
+GRIDS = pytest.mark.parametrize("grid", grids(WORLD.size), ids=str)
+NORMALIZED = 9
+
+
+def residual_network() -> Any:
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input([6, 6, 3])
+    x = keras.layers.Conv2D(8, 3, padding="same")(x)
+    for _ in range(4):
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        y = keras.layers.Conv2D(8, 3, padding="same")(y)
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+        x = keras.layers.Add()([x, keras.layers.Conv2D(8, 3, padding="same")(y)])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(x))
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, metrics=["accuracy"])
+    return model
+
+
+def numbers(model: Any, grid: tuple[int, int], kernels: str, **more: Any) -> list[np.ndarray]:
+    """History, evaluation and weights after two epochs."""
+    layout = {"num_partitions": grid[0], "num_replicas": grid[1], "num_microbatches": 2}
+    given = {"batch_size": 16, "verbose": 0, "kernels": kernels, **layout, **more}
+    history = hf.fit(model, IMAGES, LABELS, shuffle=False, epochs=2, **given).history
+    return [*map(np.array, history.values()), *model.get_weights()]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"batchnorm": "deferred"},
+        {"batchnorm": "sync"},
+        {"recompute": "block"},
+        {"schedule": "gpipe"},
+        pytest.param({"recompute": "segments"}, marks=pytest.mark.slow),  # near to "block"
+        pytest.param({"shard_optimizer": True}, marks=pytest.mark.slow),  # after the gradients
+    ],
+    ids=str,
+)
+@GRIDS
+def test_kernels_give_what_keras_computes(more: dict[str, Any], grid: tuple[int, int]) -> None:
+    found = numbers(residual_network(), grid, "auto", **more)
+    expected = numbers(residual_network(), grid, "keras", **more)
+    odd = [
+        f"{n}: {np.abs(one - other).max()} of {np.abs(other).max()}"
+        for n, (one, other) in enumerate(zip(found, expected, strict=True))
+        if not np.allclose(one, other, rtol=2e-4, atol=2e-5)
+    ]
+    require_none(odd, f"{more}")
+
+
+@GRIDS
+def test_what_was_put_in_is_told(grid: tuple[int, int], tmp_path_factory: Any) -> None:
+    layout = {"num_partitions": grid[0], "num_replicas": grid[1], "num_microbatches": 2}
+    path = on_leader(lambda: str(tmp_path_factory.mktemp("traces") / "fit.json"))
+    told = {}
+    for kernels in ("auto", "keras"):
+        model = residual_network()
+        parallel = hf.parallelize(model, kernels=kernels, **layout)
+        parallel.fit(IMAGES, LABELS, batch_size=16, verbose=0, trace=path)
+        told[kernels] = "faster kernels on this rank: batch normalization" in str(parallel)
+    faults = [] if told == {"auto": True, "keras": False} else [f"print: {told}"]
+    if WORLD.rank == 0:
+        known = json.loads(Path(path).read_text())["otherData"]
+        if known["rewritten"] != [{} for _ in range(WORLD.size)]:
+            faults.append(f"kernels of a trace without any: {known['kernels']}")
+    parallel = hf.parallelize(residual_network(), **layout)
+    parallel.fit(IMAGES, LABELS, batch_size=16, verbose=0, trace=path)
+    if WORLD.rank == 0:
+        known = json.loads(Path(path).read_text())["otherData"]["rewritten"]
+        count = sum(of_rank.get("batch normalization", 0) for of_rank in known)
+        if count != NORMALIZED * grid[1]:
+            faults.append(f"kernels: {known}")
+    require_none(faults, "told")

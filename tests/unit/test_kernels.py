@@ -1,0 +1,196 @@
+"""Faster kernels in place of what Keras's layers write out, in a traced graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hyparflow.engine.kernels import batch_normalization
+from hyparflow.engine.kernels.rewrite import Rewrite
+from hyparflow.engine.kernels.rewriter import KERNELS, Rewriter
+from hyparflow.engine.kernels.traced import TracedOperations
+from hyparflow.engine.stages.recorded import Recorded
+
+NAME = batch_normalization.NAME
+ROUNDING = 1e-5
+
+
+def layer_for(shape: tuple[int, ...], **arguments: Any) -> keras.layers.BatchNormalization:
+    layer = keras.layers.BatchNormalization(**arguments)
+    layer.build((None, *shape[1:]))
+    random = np.random.default_rng(1)
+    layer.set_weights([random.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    return layer
+
+
+def train(
+    compute: Callable[[Any], Any],
+    layer: keras.layers.Layer,
+    x: np.ndarray,
+    rewriter: Rewriter | None,
+    known: bool = False,
+) -> tuple[list[np.ndarray], Any]:
+    """Outputs, gradients and state after one call of `compute`; and what was rewritten."""
+    before = layer.get_weights()
+    seen = {}
+
+    def step(inputs: Any) -> list[Any]:
+        variables = [v.value for v in layer.trainable_variables]
+        recorded = Recorded(lambda: [compute(inputs)], [inputs, *variables], rewriter)
+        seen["counts"] = recorded.rewritten
+        weights = tf.cos(tf.reshape(tf.range(x.size, dtype=x.dtype), x.shape))
+        return [*recorded.results, *recorded.gradients(recorded.results, [weights])]
+
+    spec = tf.TensorSpec(x.shape if known else (None, *x.shape[1:]), x.dtype)
+    made = tf.function(step, autograph=False, input_signature=[spec])(tf.constant(x))
+    after = layer.get_weights()
+    layer.set_weights(before)
+    return [np.asarray(m) for m in made] + after, seen["counts"]
+
+
+def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).normal(1.0, 2.0, shape).astype(dtype)
+
+
+def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        largest = max(np.abs(other).max(), 0.1)  # gradients that cancel have the rounding of others
+        np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING * largest)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"scale": False}, {"center": False}, {"axis": "last"}], ids=str
+)
+@pytest.mark.parametrize("shape", [(7, 5), (6, 4, 5), (5, 4, 3, 6), (3, 2, 3, 2, 4)], ids=str)
+def test_batch_normalization_is_what_keras_computes(
+    shape: tuple[int, ...], arguments: dict[str, Any], known: bool
+) -> None:
+    if "axis" in arguments:  # Keras then computes with vectors of more axes
+        arguments = {"axis": len(shape) - 1}
+    layer, x = layer_for(shape, **arguments), numbers(shape)
+
+    def call(inputs: Any) -> Any:
+        return layer(inputs, training=True)
+
+    expected, _ = train(call, layer, x, None, known)
+    found, counts = train(call, layer, x, Rewriter(), known)
+    assert counts == {NAME: 1}
+    assert_close(found, expected)
+
+
+def test_normalizations_one_after_the_other_read_each_other() -> None:
+    first, second = layer_for((8, 4)), layer_for((8, 4))
+    both = keras.Sequential([keras.Input((4,)), first, second, keras.layers.ReLU()])
+
+    def call(inputs: Any) -> Any:
+        return both(inputs, training=True)
+
+    expected, _ = train(call, both, numbers((8, 4)), None)
+    found, counts = train(call, both, numbers((8, 4)), Rewriter())
+    assert counts == {NAME: 2}
+    assert_close(found, expected)
+
+
+def test_one_row_has_the_variance_that_keras_computes() -> None:
+    layer, x = layer_for((1, 3)), numbers((1, 3))
+
+    def call(inputs: Any) -> Any:
+        return layer(inputs, training=True)
+
+    expected, _ = train(call, layer, x, None)
+    found, counts = train(call, layer, x, Rewriter())
+    assert counts == {NAME: 1}
+    assert_close(found, expected)
+
+
+class OfMean(keras.layers.BatchNormalization):
+    """Returns the mean as well as what is normalized: the kernel has no gradient for it."""
+
+    def _moments(self, inputs: Any, mask: Any) -> Any:
+        self.seen = super()._moments(inputs, mask)
+        return self.seen
+
+    def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
+        return super().call(inputs, training=training, mask=mask) + self.seen[0]
+
+
+def left_alone() -> Iterator[Any]:
+    shape = (4, 3, 3, 3)
+    yield pytest.param(layer_for(shape, axis=1), "float32", True, id="other axis")
+    yield pytest.param(layer_for(shape, dtype="float64"), "float64", True, id="float64")
+    yield pytest.param(layer_for(shape, renorm=True), "float32", True, id="renorm")
+    yield pytest.param(layer_for(shape), "float32", False, id="inference")
+    mean = OfMean()
+    mean.build((None, *shape[1:]))
+    yield pytest.param(mean, "float32", True, id="gradient of the mean")
+    yield pytest.param(keras.layers.LayerNormalization(), "float32", True, id="other layer")
+
+
+@pytest.mark.parametrize(("layer", "dtype", "training"), list(left_alone()))
+def test_what_the_kernel_does_not_compute_is_left_alone(
+    layer: Any, dtype: str, training: bool
+) -> None:
+    x = numbers((4, 3, 3, 3), dtype)
+    if not layer.built:
+        layer.build(x.shape)
+
+    def call(inputs: Any) -> Any:
+        takes = "training" in layer._call_signature.parameters
+        return layer(inputs, training=training) if takes else layer(inputs)
+
+    expected, _ = train(call, layer, x, None)
+    found, counts = train(call, layer, x, Rewriter())
+    assert not counts
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_masked_rows_are_left_alone() -> None:
+    layer, x = layer_for((4, 3, 5)), numbers((4, 3, 5))
+    mask = tf.constant([[True, True, False]] * 4)
+
+    def call(inputs: Any) -> Any:
+        return layer(inputs, training=True, mask=mask)
+
+    expected, _ = train(call, layer, x, None)
+    found, counts = train(call, layer, x, Rewriter())
+    assert not counts
+    assert_close(found, expected)
+
+
+def test_a_kernel_that_is_wrong_is_left_out_and_said_once() -> None:
+    def wrong(traced: TracedOperations) -> Iterator[Rewrite]:
+        for found in batch_normalization.find(traced):
+            yield Rewrite(
+                found.variant,
+                found.inputs,
+                found.replaced,
+                lambda *inputs, kernel=found.kernel: [1.001 * y for y in kernel(*inputs)],
+                found.operations,
+                found.without_gradient,
+            )
+
+    layer, x, rewriter = layer_for((4, 5)), numbers((4, 5)), Rewriter({NAME: wrong})
+
+    def call(inputs: Any) -> Any:
+        return layer(inputs, training=True)
+
+    expected, _ = train(call, layer, x, None)
+    with pytest.warns(UserWarning, match="faster kernel for batch normalization is left out"):
+        found, counts = train(call, layer, x, rewriter)
+    assert not counts
+    assert_close(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(call, layer, x, rewriter)
+
+
+def test_every_kernel_has_a_name_of_its_own() -> None:
+    assert list(KERNELS) == sorted(set(KERNELS))
