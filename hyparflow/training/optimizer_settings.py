@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyparflow.model.keras_internals.optimizer import inner_optimizer, settable_learning_rates
+from hyparflow.model.keras_internals.optimizer import (
+    inner_optimizer,
+    learning_rates,
+    optimizers_of,
+    settable_learning_rates,
+)
 from hyparflow.training.commands import Changes
 
 __all__ = ["Tuning", "take_over"]
@@ -20,6 +25,7 @@ class Tuning:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._is_eager = model.compiled and model.run_eagerly
+        self._optimizers = optimizers_of(model)  # looking for them takes long in deep models
         self._rates: list[float] = []
         self._settings: dict[str, Any] | None = _settings(model)
 
@@ -30,7 +36,7 @@ class Tuning:
             changes.settings = dict(settings.items() - self._settings.items())
             # Unless steps run eagerly, they are compiled with the first.
             self._settings = settings if self._is_eager else None
-        rates = [float(rate) for rate in settable_learning_rates(self._model)]
+        rates = [float(rate) for one in self._optimizers for rate in learning_rates(one)]
         if rates != self._rates:
             changes.learning_rates = self._rates = rates
 

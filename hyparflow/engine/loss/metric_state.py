@@ -40,6 +40,8 @@ class MetricState:
         self._world = world
         self._updates = updates
         self._shown = list(model.metrics)
+        self._is_eager = bool(model.compiled and model.run_eagerly)
+        self._results = FixedFunction(self._trace_results)
         self._metrics: list[Any] = []
         self._weights: np.ndarray | None = None
         model.reset_metrics()
@@ -170,9 +172,15 @@ class MetricState:
         """
         if logs is not None:
             return logs
+        if self._is_eager:
+            return self._trace_results([])
+        found: dict[str, Any] = self._results([])
+        return found
+
+    def _trace_results(self, nothing: list[Any]) -> dict[str, Any]:
         results: dict[str, Any] = {}
         for metric in self._shown:
             value = metric.result()
             results.update(value if isinstance(value, dict) else {metric.name: value})
-        # Tensors, as from a compiled step, even if a metric's result is a variable.
+        # Tensors, even if a metric's result is a variable.
         return keras.tree.map_structure(tf.convert_to_tensor, results)
