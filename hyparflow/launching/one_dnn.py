@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from hyparflow.comm import launcher
 
-__all__ = ["choose_one_dnn", "is_left_out", "processor_flags"]
+__all__ = ["choose_one_dnn", "is_left_off", "processor_flags"]
 
 _CHOICE = "TF_ENABLE_ONEDNN_OPTS"
 _NEEDED = frozenset(["avx2", "fma"])
@@ -41,19 +41,12 @@ def choose_one_dnn(
         is_rank: whether it is, or stands for, a rank; None to look.
     """
     launched = bool(launcher.expected_size(environ)[1]) if is_rank is None else is_rank
-    if launched and "tensorflow" not in sys.modules and _gains(environ, flags):
+    if launched and "tensorflow" not in sys.modules and is_left_off(environ, flags):
         environ[_CHOICE] = "1"
 
 
-def is_left_out(
-    environ: MutableMapping[str, str] = os.environ, flags: frozenset[str] | None = None
-) -> bool:
-    """Whether oneDNN would be faster, but TensorFlow was imported without a choice."""
-    return "tensorflow" in sys.modules and _gains(environ, flags)
-
-
-def _gains(environ: MutableMapping[str, str], flags: frozenset[str] | None) -> bool:
-    """Whether oneDNN gains something that nobody has chosen or refused."""
+def is_left_off(environ: Mapping[str, str], flags: frozenset[str] | None = None) -> bool:
+    """Whether TensorFlow leaves oneDNN off where it would be faster, and nobody has chosen that."""
     known = processor_flags() if flags is None else flags
     return _CHOICE not in environ and known >= _NEEDED and not known & _BY_ITSELF
 

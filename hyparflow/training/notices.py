@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any
 
@@ -11,7 +10,6 @@ from hyparflow.engine.custom_steps.step_trials import StepReport
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.trials.row_findings import RowFindings
 from hyparflow.formats.sizes import size_text
-from hyparflow.launching.one_dnn import is_left_out
 from hyparflow.model.keras_internals.compiled import own_step
 from hyparflow.model.keras_internals.optimizer import inner_optimizer, writes_at_end
 from hyparflow.model.normalization import normalized_layers
@@ -51,8 +49,6 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             f"{schedule}; global batch {rows or '?'} = "
             f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
         )
-        if grid.size > 1:
-            _announce_one_dnn()
     if call.options.shard_optimizer and is_shown(call.arguments):
         _announce_shards(model, grid.num_replicas)
     if grid.num_replicas * num_microbatches == 1:
@@ -64,16 +60,6 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             "be a mean or a sum over its rows; the mean over micro-batches and replicas is taken. "
             "Remedy: a loss that returns one value per row.",
             stacklevel=users_stack_level(),
-        )
-
-
-@functools.cache
-def _announce_one_dnn() -> None:
-    """Log, once, that steps could be faster."""
-    if is_left_out():
-        STATUS.info(
-            "hyparflow: TensorFlow computes without oneDNN, which is faster on this processor; "
-            "import hyparflow before keras, or export TF_ENABLE_ONEDNN_OPTS=1"
         )
 
 

@@ -61,6 +61,17 @@ def test_another_backend(tmp_path: Path) -> None:
     assert find("Keras's backend", tmp_path).status == OK
 
 
+@pytest.mark.parametrize(("environ", "told"), [({}, True), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, False)])
+def test_one_dnn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], told: bool
+) -> None:
+    flags = frozenset(["avx2", "fma"])
+    monkeypatch.setattr("hyparflow.launching.one_dnn.processor_flags", lambda: flags)
+    found = find("oneDNN", tmp_path, environ=environ)
+    assert found.status == OK
+    assert ("import hyparflow before keras" in found.text) == told
+
+
 @pytest.mark.parametrize(
     ("package", "version", "fix"),
     [

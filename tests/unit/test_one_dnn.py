@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.launching.one_dnn import choose_one_dnn, is_left_out, processor_flags
+from hyparflow.launching.one_dnn import choose_one_dnn, is_left_off, processor_flags
 
 RANK = {"OMPI_COMM_WORLD_SIZE": "2"}
 CHOICE = "TF_ENABLE_ONEDNN_OPTS"
@@ -45,9 +45,9 @@ def test_it_is_too_late_once_tensorflow_is_there(monkeypatch: pytest.MonkeyPatch
     environ = dict(RANK)
     choose_one_dnn(environ, AVX2)
     assert environ == RANK
-    assert is_left_out(environ, AVX2)
-    assert not is_left_out(environ | {CHOICE: "0"}, AVX2)
-    assert not is_left_out(environ, AVX2 | {"amx_tile"})
+    assert is_left_off(environ, AVX2)
+    assert not is_left_off(environ | {CHOICE: "0"}, AVX2)
+    assert not is_left_off(environ, AVX2 | {"amx_tile"})
 
 
 def test_flags_of_a_processor(tmp_path: Path) -> None:

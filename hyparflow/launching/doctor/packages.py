@@ -12,6 +12,7 @@ from pathlib import Path
 from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching.doctor.finding import OK, PROBLEM, Finding
 from hyparflow.launching.installation import install_command
+from hyparflow.launching.one_dnn import is_left_off
 from hyparflow.model.versions import MINIMUM, found_version, is_too_old
 
 __all__ = ["check_packages", "version_of"]
@@ -26,6 +27,7 @@ def check_packages(environ: Mapping[str, str], settings: Path) -> Iterator[Findi
     """
     yield _python()
     yield _tensorflow()
+    yield _one_dnn(environ)
     yield _keras()
     yield _backend(environ, settings)
 
@@ -51,6 +53,13 @@ def _tensorflow() -> Finding:
         fix = f'pip install "{package}>={MINIMUM["tensorflow"]}"'
         return Finding("TensorFlow", PROBLEM, f"{package} {version} is too old", fix)
     return Finding("TensorFlow", OK, f"{package} {version}")
+
+
+def _one_dnn(environ: Mapping[str, str]) -> Finding:
+    if is_left_off(environ):
+        text = "TensorFlow leaves it off here; ranks that import hyparflow before keras take it"
+        return Finding("oneDNN", OK, f"{text}, and all with TF_ENABLE_ONEDNN_OPTS=1")
+    return Finding("oneDNN", OK, "as TensorFlow or you have chosen")
 
 
 def _keras() -> Finding:
