@@ -44,14 +44,15 @@ def numbers(model: Any, grid: tuple[int, int], kernels: str, **more: Any) -> lis
     return [*map(np.array, history.values()), *model.get_weights()]
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize(
     "more",
     [
         {},
         {"batchnorm": "deferred"},
-        {"batchnorm": "sync"},
         {"recompute": "block"},
-        {"schedule": "gpipe"},
+        pytest.param({"batchnorm": "sync"}, marks=pytest.mark.slow),  # nothing is rewritten
+        pytest.param({"schedule": "gpipe"}, marks=pytest.mark.slow),  # order of the same calls
         pytest.param({"recompute": "segments"}, marks=pytest.mark.slow),  # near to "block"
         pytest.param({"shard_optimizer": True}, marks=pytest.mark.slow),  # after the gradients
     ],
@@ -69,6 +70,7 @@ def test_kernels_give_what_keras_computes(more: dict[str, Any], grid: tuple[int,
     require_none(odd, f"{more}")
 
 
+@pytest.mark.on_ranks(2)
 @GRIDS
 def test_what_was_put_in_is_told(grid: tuple[int, int], tmp_path_factory: Any) -> None:
     layout = {"num_partitions": grid[0], "num_replicas": grid[1], "num_microbatches": 2}

@@ -109,7 +109,17 @@ def held(made: Any) -> list[int]:
     return WORLD.allgather(mine)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# What the slow ones show is in those that are not slow, or shown by test_weight_owners.
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize(
+    "name",
+    [
+        masks_that_end_inside.__name__,
+        one_of_three_losses_masked.__name__,
+        pytest.param(masks_that_reach_the_loss.__name__, marks=pytest.mark.slow),
+        pytest.param(masks_of_frozen_weights.__name__, marks=pytest.mark.slow),
+    ],
+)
 @GRIDS
 def test_masks(name: str, grid: tuple[int, int]) -> None:
     make, labels = MODELS[name]
@@ -141,6 +151,7 @@ def test_masks(name: str, grid: tuple[int, int]) -> None:
     require_none(faults, name)
 
 
+@pytest.mark.on_ranks(2)
 @GRIDS
 def test_masks_of_weights_that_are_trained_elsewhere(grid: tuple[int, int]) -> None:
     """What the last partition divides by would be computed with weights that it does not see."""

@@ -386,10 +386,12 @@ def _shared() -> Any:
 
 
 @pytest.mark.on_ranks(2)
-@pytest.mark.parametrize("make", [slow(_masked), _masked_to_the_end, slow(_looked_up), _shared])
+@pytest.mark.parametrize(
+    "make", [slow(_masked), slow(_masked_to_the_end), slow(_looked_up), _shared]
+)
 @GRIDS
 def test_models(make: Callable[[], Any], grid: tuple[int, int]) -> None:
-    """Masks, whose weights all ranks trace; weights that two partitions share; frozen ones."""
+    """Masks; weights that two partitions share; frozen ones."""
     global LABELS
     rows: Any = ROWS
     before = LABELS
