@@ -45,14 +45,15 @@ class Turns(keras.callbacks.Callback):
             self._change_turns()
         if batch >= _WARM and step == _COLD:
             self._wait_for_all()
-            self._started = time.perf_counter()
+            self._started = time.perf_counter(), time.process_time()
 
     def _change_turns(self) -> None:
         """End a turn, and wait for the next."""
         self._wait_for_all()
         if self._turn >= 0:
-            seconds = time.perf_counter() - self._started
-            self._say(f"done-{self._turn}", {"seconds": seconds / self._steps})
+            ended = time.perf_counter(), time.process_time()
+            wall, cpu = ((b - a) / self._steps for a, b in zip(self._started, ended, strict=True))
+            self._say(f"done-{self._turn}", {"seconds": wall, "cpu_seconds": cpu})
         self._turn += 1
         if self._turn == 0:
             self._say("warm", {})

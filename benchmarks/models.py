@@ -15,7 +15,7 @@ import vgg16
 
 MODELS = (
     *("resnet20", "resnet56", "resnet110", "resnet1001"),
-    *("vgg16", "transformer", "transformer6", "densenet121"),
+    *("vgg16", "transformer", "transformer6", "densenet121", "mobilenetv2", "lstm"),
 )
 
 LENGTH, SYMBOLS = 64, 96
@@ -32,6 +32,12 @@ def build(name: str) -> keras.Model:
         model = keras.applications.DenseNet121(
             weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"
         )
+    elif name == "mobilenetv2":
+        model = keras.applications.MobileNetV2(
+            weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"
+        )
+    elif name == "lstm":
+        model = recurrent()
     else:
         model = transformer(blocks=int(name.removeprefix("transformer") or 4))
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
@@ -52,10 +58,19 @@ def transformer(blocks: int = 4, width: int = 128, heads: int = 4) -> keras.Mode
     return keras.Model(inputs, outputs, name="transformer")
 
 
+def recurrent(width: int = 256) -> keras.Model:
+    """Predicts the next character by two recurrent layers."""
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(SYMBOLS, width)(inputs)
+    for _ in range(2):
+        x = layers.LSTM(width, return_sequences=True)(x)
+    return keras.Model(inputs, layers.Dense(SYMBOLS, activation="softmax")(x), name="lstm")
+
+
 def data(name: str, rows: int) -> tuple[Any, Any]:
     """`rows` random samples."""
     random = np.random.default_rng(0)
-    if name.startswith("transformer"):
+    if name.startswith("transformer") or name == "lstm":
         x = random.integers(0, SYMBOLS, (rows, LENGTH)).astype("int32")
         return x, random.integers(0, SYMBOLS, (rows, LENGTH))
     return random.random((rows, 32, 32, 3), dtype=np.float32), random.integers(0, 10, rows)

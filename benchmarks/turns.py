@@ -37,6 +37,7 @@ class Setup(NamedTuple):
         options: of `hyparflow.fit`.
         python: that runs it.
         is_traced: whether a job of hyparflow writes a trace.
+        environment: further environment variables.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Setup(NamedTuple):
     options: dict[str, Any] = {}
     python: str = sys.executable
     is_traced: bool = True
+    environment: dict[str, str] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> None:
@@ -57,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> No
 
 class Job:
     """A setup at work.
+
+    Attributes:
+        first_step: seconds until it was done.
+        cpu_seconds: of a step in the last turn, on the first rank.
 
     Args:
         setup: how it trains.
@@ -98,12 +104,14 @@ class Job:
         set_here = (*THREADS, "HYPARFLOW_SPIN")
         environment = {k: v for k, v in os.environ.items() if k not in set_here}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "HYPARFLOW_TIMEOUT": "100000"}
+        environment |= setup.environment
         if setup.threads is not None:
             environment |= dict.fromkeys(THREADS, str(setup.threads))
         with (self._folder / "log").open("w") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+        self.cpu_seconds = 0.0
         self.first_step = self._wait("ready")["first_step"]
         self._wait("warm")
         self._signal("suspend")
@@ -112,9 +120,10 @@ class Job:
         """Seconds of a step in this turn."""
         self._signal("resume")
         (self._folder / f"go-{number}").touch()
-        seconds = self._wait(f"done-{number}")["seconds"]
+        done = self._wait(f"done-{number}")
         self._signal("suspend")
-        return float(seconds)
+        self.cpu_seconds = float(done["cpu_seconds"])
+        return float(done["seconds"])
 
     def finish(self) -> None:
         """Let the job end; several may do so at a time, for some take a minute."""
