@@ -44,7 +44,6 @@ from hyparflow.comm.ranks import is_leader, rank, size
 from hyparflow.comm.start_of_mpi import watch_start_of_mpi
 from hyparflow.launching import devices
 from hyparflow.launching.memory_pool import choose_memory_pool
-from hyparflow.launching.one_dnn import choose_one_dnn
 from hyparflow.model.deferred import deferred
 from hyparflow.model.from_start import choose_variables
 from hyparflow.model.stored_weights import load_weights
@@ -91,7 +90,6 @@ launcher.set_thread_defaults()
 launcher.set_log_default()
 devices.choose_device()
 choose_memory_pool()
-choose_one_dnn()
 choose_variables()
 watch_start_of_mpi()
 

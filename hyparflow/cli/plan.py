@@ -15,7 +15,6 @@ from hyparflow.comm import launcher, log
 from hyparflow.comm.progress import progress
 from hyparflow.formats.writing import require_writable
 from hyparflow.launching.memory_pool import choose_memory_pool
-from hyparflow.launching.one_dnn import choose_one_dnn
 from hyparflow.options import planned_names
 
 if TYPE_CHECKING:
@@ -142,11 +141,10 @@ def _hand_out(made: Plan, save: str | None, plot: str | None) -> None:
 
 
 def _be_like_a_rank(threads: int | None, ranks_per_node: int) -> None:
-    """Measure with the threads that a rank will have, memory pooled and kernels as of a rank."""
+    """Measure with the threads that a rank will have, and with memory pooled as a rank's is."""
     cores = len(launcher.usable_cores())
     launcher.set_threads(os.environ, threads or max(1, cores // ranks_per_node))
     choose_memory_pool(is_rank=True)
-    choose_one_dnn(is_rank=True)
 
 
 def _compiled(model: Any, optimizer: str | None) -> Any:

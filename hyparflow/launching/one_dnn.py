@@ -1,20 +1,17 @@
-"""TensorFlow computes with oneDNN on ranks, also on processors where it does not by itself.
+"""Where TensorFlow leaves oneDNN off, though most models would be faster with it.
 
-It does so by itself only where a processor has instructions made for neural networks. On one with
-AVX2 alone, oneDNN's convolutions, matrix products and recurrent layers take 0.6 to 0.9 of the time
-of TensorFlow's own (`benchmarks/kernels`). Numbers differ in rounding.
+It takes oneDNN by itself only where a processor has instructions made for neural networks. On one
+with AVX2 alone, oneDNN's convolutions, matrix products and recurrent layers take 0.6 to 0.9 of the
+time of TensorFlow's own, but gradients of depthwise convolutions many times as long
+(`benchmarks/kernels`). So it is told of, and not chosen.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from hyparflow.comm import launcher
-
-__all__ = ["choose_one_dnn", "is_left_off", "processor_flags"]
+__all__ = ["is_left_off", "processor_flags"]
 
 _CHOICE = "TF_ENABLE_ONEDNN_OPTS"
 _NEEDED = frozenset(["avx2", "fma"])
@@ -25,28 +22,13 @@ _BY_ITSELF = frozenset(
 _CPUS = Path("/proc/cpuinfo")
 
 
-def choose_one_dnn(
-    environ: MutableMapping[str, str] = os.environ,
-    flags: frozenset[str] | None = None,
-    is_rank: bool | None = None,
-) -> None:
-    """Have TensorFlow take oneDNN on this rank; it reads the variable when it is imported.
-
-    A process that no launcher started keeps what TensorFlow does, and so does one that has imported
-    it. What the user chose stays.
+def is_left_off(environ: Mapping[str, str], flags: frozenset[str] | None = None) -> bool:
+    """Whether TensorFlow leaves oneDNN off where it may be faster, and nobody has chosen that.
 
     Args:
         environ: environment variables.
         flags: what the processor can do; None to look.
-        is_rank: whether it is, or stands for, a rank; None to look.
     """
-    launched = bool(launcher.expected_size(environ)[1]) if is_rank is None else is_rank
-    if launched and "tensorflow" not in sys.modules and is_left_off(environ, flags):
-        environ[_CHOICE] = "1"
-
-
-def is_left_off(environ: Mapping[str, str], flags: frozenset[str] | None = None) -> bool:
-    """Whether TensorFlow leaves oneDNN off where it would be faster, and nobody has chosen that."""
     known = processor_flags() if flags is None else flags
     return _CHOICE not in environ and known >= _NEEDED and not known & _BY_ITSELF
 
