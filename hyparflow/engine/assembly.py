@@ -91,13 +91,11 @@ def build_rank_engine(
         statistics=statistics,
         head=losses.head if losses is not None and place.is_last else None,
         eager=_is_eager(model),
-        # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
-        jit_compile=model.compiled and bool(model.jit_compile) and not statistics.exchanges,
+        jit_compile=_uses_xla(model, statistics),
         aside=functools.partial(_aside, model, statistics),
         recompute=options.recompute,
+        rewriter=_rewriter(options, _uses_xla(model, statistics)),
     )
-    if options.kernels == "auto" and choice.compiler().shares and not build.jit_compile:
-        build.rewriter = Rewriter()
     stages = build.all(bodies, units)
     return RankEngine(
         engine=_engine(layout, place, stages, build.eager),
@@ -111,6 +109,17 @@ def build_rank_engine(
         learner=learner,
         tag_limit=place.replica.tag_limit,
     )
+
+
+def _uses_xla(model: Any, statistics: BatchStatistics) -> bool:
+    # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
+    return model.compiled and bool(model.jit_compile) and not statistics.exchanges
+
+
+def _rewriter(options: Options, uses_xla: bool) -> Rewriter | None:
+    """What puts in faster kernels, if anything does."""
+    wanted = options.kernels == "auto" and choice.compiler().shares and not uses_xla
+    return Rewriter() if wanted else None
 
 
 def _shards(
@@ -155,7 +164,9 @@ def _sync(
     specs: Any,
 ) -> WeightSync:
     weigh = None if losses is None else losses.weigh
-    masking = [] if weigh is None else weigh.reads(specs, model.variables)
+    masking = []
+    if weigh is not None and place.grid.num_partitions > 1:
+        masking = weigh.reads(specs, model.variables)
     return WeightSync(
         model,
         place.grid,

@@ -1,6 +1,6 @@
 """Forward, backward and loss of a stage, as functions to be traced or run.
 
-The only file that calls TensorFlow's gradients.
+Gradients are those of `hyparflow.engine.stages.recorded`.
 """
 
 from __future__ import annotations

@@ -62,16 +62,13 @@ def holders_and_readers(
 
 def _require_constant(changing: list[Any]) -> None:
     if changing:
+        more = f" and {len(changing) - 1} more" if changing[1:] else ""
         raise ValueError(
             "The masks of a model's outputs, by which losses are divided, must not depend on "
             "weights that another partition than the last trains. Received: masks that depend on "
-            f"'{changing[0].path}'{_and_more(len(changing) - 1)}. Mask the inputs, or train "
+            f"'{changing[0].path}'{more}. Mask the inputs, or train "
             "with strategy='data'."
         )
-
-
-def _and_more(count: int) -> str:
-    return f" and {count} more" if count else ""
 
 
 def _add(

@@ -17,6 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.compiled import choice
+from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
@@ -91,15 +93,17 @@ def _measure(
     found = segments(operations, has_kernel(graph))
     groups = alike(operations, found, operation_kinds(graph), tensor_types(graph))
     piece = _long_piece(graph, operations, found)
+    rewriter = Rewriter() if choice.compiler().shares else None
     trials = [
         Trial(
             f"{operations.operations[group[0].operations.start].name}, {len(group)} times",
-            Sample(graph, operations, group[0], trained),
+            Sample(graph, operations, group[0], trained, rewriter),
             budget,
         )
         for group in groups.values()
     ]
-    trials.append(Trial("a longer piece", Sample(graph, operations, piece, trained), 4 * budget))
+    longer = Sample(graph, operations, piece, trained, rewriter)
+    trials.append(Trial("a longer piece", longer, 4 * budget))
     call = _call_seconds(budget)
     seconds = np.maximum(_fastest(trials, rows, say) - call, 1e-7)
     table = CostTable(graph, operations, rows)

@@ -11,7 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.tensors import as_share
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.pooled_memory import peak_of
@@ -55,10 +54,16 @@ class Sample:
         operations: the same as pure data.
         segment: the part.
         trained: the model's trainable variables.
+        rewriter: puts in faster kernels, each of which it proves once; None leaves all as it is.
     """
 
     def __init__(
-        self, graph: FlatGraph, operations: OperationGraph, segment: Segment, trained: Sequence[Any]
+        self,
+        graph: FlatGraph,
+        operations: OperationGraph,
+        segment: Segment,
+        trained: Sequence[Any],
+        rewriter: Rewriter | None = None,
     ) -> None:
         self._graph, self._segment = graph, segment
         self._specs = [graph.tensors[n] for n in segment.inputs]
@@ -75,7 +80,6 @@ class Sample:
         self._targets = [i for i, n in enumerate(segment.outputs) if n in needing]
         self._variables = graph.variables(segment.operations)
         self._body = body
-        rewriter = Rewriter() if choice.compiler().shares else None
         self._stage = Stage(body, self._weights, self._sources, self._targets, rewriter=rewriter)
         both = functools.partial(self._both, rewriter)
         self._fused = tf.function(both, autograph=False, reduce_retracing=True)
