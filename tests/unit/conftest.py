@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -22,3 +23,11 @@ def float64() -> Iterator[None]:
     yield
     keras.config.set_floatx(before[0])
     keras.config.set_dtype_policy(before[1])
+
+
+@pytest.fixture(autouse=True)
+def graphs_as_they_are() -> None:
+    """Spare TensorFlow's optimization of graphs, which decides nothing here, but takes time."""
+    tf = sys.modules.get("tensorflow")
+    if tf is not None:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

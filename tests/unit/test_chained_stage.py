@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,17 @@ def run(model: Any, boundaries: tuple[int, ...], halves: bool, microbatches: int
     return [None if x is None else np.asarray(x) for x in found]
 
 
-@pytest.mark.parametrize("boundaries", [(3,), (2, 4), (2, 3, 4, 5, 6, 7)])
-@pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("microbatches", [1, 3])
+def _cases() -> Iterator[Any]:
+    """Both halves and whole backwards, one and several micro-batches, each with a few units."""
+    for boundaries in ((3,), (2, 4), (2, 3, 4, 5, 6, 7)):
+        for halves in (False, True):
+            for microbatches in (1, 3):
+                usual = (microbatches == 3) != (boundaries == (2, 4))
+                marks = [] if usual else pytest.mark.slow
+                yield pytest.param(boundaries, halves, microbatches, marks=marks)
+
+
+@pytest.mark.parametrize(("boundaries", "halves", "microbatches"), _cases())
 def test_units_compute_the_same(
     boundaries: tuple[int, ...], halves: bool, microbatches: int
 ) -> None:

@@ -30,12 +30,24 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+OWN = """
+import keras
+
+def build(width=4):
+    layers = [keras.layers.Dense(width, activation="relu") for _ in range(2)]
+    model = keras.Sequential([keras.Input([3]), *layers, keras.layers.Dense(1)], name=f"own{width}")
+    model.compile("sgd", "mse")
+    return model
+"""
+
+
 def test_plan_of_a_function(tmp_path: Path) -> None:
-    """A plan of a small ResNet, with costs that are measured, kept and used again."""
-    shared = [f"{EXAMPLE}:build", "--set", "depth=8", "--ranks", 2, "--batch-size", 8]
+    """A plan of a user's model, with costs that are measured, kept and used again."""
+    (tmp_path / "own.py").write_text(OWN)
+    shared = [f"{tmp_path}/own.py:build", "--set", "width=8", "--ranks", 2, "--batch-size", 8]
     first = command("plan", *shared, "--save-costs", tmp_path / "costs.json")
     assert first.exit_code == 0, first.output
-    assert "resnet8_v1 on 2 ranks" in first.output
+    assert "own8 on 2 ranks" in first.output
     assert "costs measured" in first.output
     files = ["--costs", tmp_path / "costs.json", "--save", tmp_path / "plan.json"]
     second = command("plan", *shared, *files, "--memory-limit", "8GiB", "--optimizer", "adam")

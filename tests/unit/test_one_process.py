@@ -64,7 +64,10 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# What is clipped is tested on ranks, too.
+@pytest.mark.parametrize(
+    "name", ["adam", "averaged", pytest.param("clipped", marks=pytest.mark.slow)]
+)
 def test_numbers_are_those_of_plain_keras(name: str) -> None:
     plain, model = build(OPTIMIZERS[name]()), build(OPTIMIZERS[name]())
     assert isinstance(hf.parallelize(model), ParallelModel)
@@ -140,7 +143,13 @@ def test_models_that_are_not_deep_are_left_to_keras(monkeypatch: pytest.MonkeyPa
     assert isinstance(hf.parallelize(build()), PlainModel)
 
 
-@pytest.mark.parametrize("more", [{}, {"num_partitions": 4, "num_microbatches": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, marks=pytest.mark.slow),  # the other asks for more, and gets the same
+        {"num_partitions": 4, "num_microbatches": 3},
+    ],
+)
 def test_auto_plans_for_this_process(
     monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -36,15 +36,28 @@ def save(model: Any, folder: pathlib.Path) -> None:
     model.save_weights(folder / FILES[2], max_shard_size=1e-7)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[Any, pathlib.Path]]:
+    """Gives a trained model of the present type and the folder with its files."""
+    made: dict[str, tuple[Any, pathlib.Path]] = {}
+
+    def of_this_type() -> tuple[Any, pathlib.Path]:
+        name = keras.config.dtype_policy().name
+        if name not in made:
+            made[name] = build(), tmp_path_factory.mktemp(name)
+            made[name][0].fit(np.ones([8, 3]), np.ones([8, 1]), verbose=0)
+            save(*made[name])
+        return made[name]
+
+    return of_this_type
+
+
 @pytest.fixture(params=["float32", *(slow(x) for x in ("mixed_bfloat16", "float16")), "bfloat16"])
-def saved(request: Any, tmp_path: pathlib.Path) -> Iterator[tuple[Any, pathlib.Path]]:
+def saved(request: Any, trained: Any) -> Iterator[tuple[Any, pathlib.Path]]:
     """A trained model and the folder with its files."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(request.param)
-    model = build()
-    model.fit(np.ones([8, 3]), np.ones([8, 1]), verbose=0)
-    save(model, tmp_path)
-    yield model, tmp_path
+    yield trained()
     keras.config.set_dtype_policy(before)
 
 
