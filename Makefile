@@ -88,7 +88,7 @@ docs: $(VENV)/.test  ## build the pages of docs/ into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 test-unit: $(VENV)/.test  ## run the tests that need no MPI
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit $(if $(EVERYTHING),--everything)
 
 test-mpi: $(VENV)/.test mpi-check  ## run the tests of 1, 2 and 4 ranks
 	$(AT_ONCE) test-mpi-4 test-mpi-2 test-mpi-1

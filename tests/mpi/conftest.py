@@ -6,37 +6,40 @@ import sys
 import pytest
 import tensorflow as tf
 from mpi4py import MPI
+from thinning import leave_out, thin
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+ELSEWHERE = "on this number of ranks only with --everything"
+
+
+# Of the cases of one test every so many run, from one on, by the number of ranks.
+CASES = {1: (3, 2), 2: (2, 0), 4: (3, 1)}
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out tests for their time, which four ranks on two cores take most of.
 
-    Of four tests of `fit` one runs on one rank, two on 2 and one on 4; of the contract's models,
-    2 ranks train all, and 4 ranks and one rank every third. With the newer features together every
-    fourth has 4 ranks, where all of them do something, and three small ones have 2.
+    Of the cases of a test every second runs on 2 ranks, every third on 4 and on one. Of four tests
+    of `fit` one runs on one rank, two on 2 and one on 4. With the newer features together every
+    eighth has 4 ranks, where all of them do something, and few small ones have 2 and one.
     """
     if config.getoption("--everything"):
         return
-    fits = [item for item in items if item.path.name == "test_fit.py"]
-    contract = [item for item in items if item.path.name == "test_contract.py"]
-    models = [
-        item for item in contract if item.originalname != "test_public_api_alone_equals_plain"
-    ]
-    together = [item for item in items if item.path.name == "test_together.py"]
-    if SIZE == 1:
-        kept = fits[::4] + models[1::3] + together[1::8]
-    elif SIZE == 2:
-        kept = fits[2::4] + fits[3::4] + models + together[5::2]
-    else:
-        kept = fits[1::4] + models[::3] + together[::4]
-    left_out = [item for item in fits + models + together if item not in kept]
     for item in items:
         mark = item.get_closest_marker("on_ranks")
-        if item in left_out or (mark and SIZE not in mark.args):
-            reason = "on this number of ranks only with --everything"
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if mark and SIZE not in mark.args:
+            leave_out(item, ELSEWHERE)
+    fits = [item for item in items if item.path.name == "test_fit.py"]
+    together = [item for item in items if item.path.name == "test_together.py"]
+    if SIZE == 1:
+        kept = fits[::4] + together[1::16]
+    elif SIZE == 2:
+        kept = fits[2::4] + fits[3::4] + together[5::4]
+    else:
+        kept = fits[1::4] + together[::8]
+    for item in {*fits, *together} - {*kept}:
+        leave_out(item, ELSEWHERE)
+    thin([item for item in items if item not in kept], *CASES.get(SIZE, (1, 0)))
 
 
 @pytest.hookimpl(trylast=True)
