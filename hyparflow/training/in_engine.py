@@ -22,7 +22,7 @@ from hyparflow.options import Options
 __all__ = ["gains_by_engine"]
 
 _ROWS = 32  # of a batch, which is not known yet: how many blocks a unit has depends on it
-_LONG = 0.1  # seconds of a step; the engine takes 5 ms of Python more than Keras's loop
+_LONG = 0.04  # seconds of a step; the engine takes 3 ms of Python more than Keras's loop
 _STEPS = ("train_step", "test_step", "predict_step")
 
 

@@ -66,7 +66,7 @@ def test_one_dnn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], told: bool
 ) -> None:
     flags = frozenset(["avx2", "fma"])
-    monkeypatch.setattr("hyparflow.launching.one_dnn.processor_flags", lambda: flags)
+    monkeypatch.setattr("hyparflow.comm.one_dnn.processor_flags", lambda: flags)
     found = find("oneDNN", tmp_path, environ=environ)
     assert found.status == OK
     assert ("try TF_ENABLE_ONEDNN_OPTS=1" in found.text) == told

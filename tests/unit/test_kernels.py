@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from rewritten import assert_close, numbers, train
 
 from hyparflow.engine.kernels import batch_normalization
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.rewriter import KERNELS, Rewriter
 from hyparflow.engine.kernels.traced import TracedOperations
-from hyparflow.engine.stages.recorded import Recorded
 
 NAME = batch_normalization.NAME
-ROUNDING = 1e-5
 
 
 def layer_for(shape: tuple[int, ...], **arguments: Any) -> keras.layers.BatchNormalization:
@@ -27,41 +26,6 @@ def layer_for(shape: tuple[int, ...], **arguments: Any) -> keras.layers.BatchNor
     random = np.random.default_rng(1)
     layer.set_weights([random.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     return layer
-
-
-def train(
-    compute: Callable[[Any], Any],
-    layer: keras.layers.Layer,
-    x: np.ndarray,
-    rewriter: Rewriter | None,
-    known: bool = False,
-) -> tuple[list[np.ndarray], Any]:
-    """Outputs, gradients and state after one call of `compute`; and what was rewritten."""
-    before = layer.get_weights()
-    seen = {}
-
-    def step(inputs: Any) -> list[Any]:
-        variables = [v.value for v in layer.trainable_variables]
-        recorded = Recorded(lambda: [compute(inputs)], [inputs, *variables], rewriter)
-        seen["counts"] = recorded.rewritten
-        weights = tf.cos(tf.reshape(tf.range(x.size, dtype=x.dtype), x.shape))
-        return [*recorded.results, *recorded.gradients(recorded.results, [weights])]
-
-    spec = tf.TensorSpec(x.shape if known else (None, *x.shape[1:]), x.dtype)
-    made = tf.function(step, autograph=False, input_signature=[spec])(tf.constant(x))
-    after = layer.get_weights()
-    layer.set_weights(before)
-    return [np.asarray(m) for m in made] + after, seen["counts"]
-
-
-def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-    return np.random.default_rng(0).normal(1.0, 2.0, shape).astype(dtype)
-
-
-def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        largest = max(np.abs(other).max(), 0.1)  # gradients that cancel have the rounding of others
-        np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING * largest)
 
 
 @pytest.mark.parametrize("known", [False, True])

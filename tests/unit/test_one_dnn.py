@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hyparflow.launching.one_dnn import is_left_off, processor_flags
+from hyparflow.comm.one_dnn import is_left_off, processor_flags
 
 CHOICE = "TF_ENABLE_ONEDNN_OPTS"
 AVX2 = frozenset(["sse2", "avx2", "fma"])

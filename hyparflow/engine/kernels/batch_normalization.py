@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import (
     TracedOperations,
@@ -27,7 +29,7 @@ from hyparflow.engine.kernels.traced import (
     without_views,
 )
 
-__all__ = ["NAME", "find"]
+__all__ = ["NAME", "find", "gains"]
 
 NAME = "batch normalization"
 
@@ -42,6 +44,11 @@ class _Normalized(NamedTuple):
     offset: Any | None
     epsilon: float
     operations: set[Any]
+
+
+def gains(layer: Any) -> bool:
+    """Whether a layer of Keras has what this kernel is for."""
+    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def find(traced: TracedOperations) -> Iterator[Rewrite]:
@@ -148,8 +155,18 @@ def _rewrite(y: Any, found: _Normalized) -> Rewrite:
 def _fused(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, Any]:
     """y, mean and variance of x."""
     rows = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
+    compute = one_dnn.normalized if one_dnn.is_chosen() else _normalized_by_tensorflow
+    y, mean, variance = compute(rows, scale, offset, epsilon)
+    count = tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
+    y = y if rows is x else tf.reshape(y, tf.shape(x))
+    return y, mean, variance * ((count - 1.0) / count)
+
+
+def _normalized_by_tensorflow(
+    x: Any, scale: Any, offset: Any, epsilon: float
+) -> tuple[Any, Any, Any]:
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=rows,
+        x=x,
         scale=scale,
         offset=offset,
         mean=tf.constant([], tf.float32),
@@ -159,6 +176,4 @@ def _fused(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, A
         data_format="NHWC",
         is_training=True,
     )
-    count = tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
-    y = y if rows is x else tf.reshape(y, tf.shape(x))
-    return y, mean, variance * ((count - 1.0) / count)
+    return y, mean, variance

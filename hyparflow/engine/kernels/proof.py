@@ -26,27 +26,31 @@ def largest_difference(found: Rewrite) -> float:
         ValueError: if what is replaced takes more than the kernel does.
     """
     definition = _definition(found)
-    names = [tensor.name for tensor in found.inputs]
+    distinct = {tensor.ref(): tensor for tensor in found.inputs}  # one may be taken twice
+    places = [list(distinct).index(tensor.ref()) for tensor in found.inputs]
+    names = [tensor.name for tensor in distinct.values()]
     wanted = [tensor.name for tensor in found.replaced]
     without = {tensor.ref() for tensor in found.without_gradient}
-    places = [n for n, tensor in enumerate(found.replaced) if tensor.ref() not in without]
+    with_gradient = [n for n, tensor in enumerate(found.replaced) if tensor.ref() not in without]
 
     def traced(*inputs: Any) -> Sequence[Any]:
         feeds = dict(zip(names, inputs, strict=True))
         made: Sequence[Any] = tf.graph_util.import_graph_def(definition, feeds, wanted)
         return made
 
+    def kernel(*inputs: Any) -> Sequence[Any]:
+        return found.kernel(*(inputs[place] for place in places))
+
     def results(compute: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> list[Any]:
         made = compute(*inputs)
-        losses = [tf.reduce_sum(tf.sin(made[n])) for n in places]
-        return [*made, *graph_gradients(losses, inputs)]
+        targets = [made[n] for n in with_gradient]
+        return [*made, *graph_gradients(targets, inputs, [_seed(tensor) for tensor in targets])]
 
     def both(*inputs: Any) -> tuple[list[Any], list[Any]]:
-        return results(traced, inputs), results(found.kernel, inputs)
+        return results(traced, inputs), results(kernel, inputs)
 
-    random = np.random.default_rng(0)
     with tf.init_scope():  # the caller is traced; this must not be
-        numbers = [tf.constant(_numbers(tensor, random)) for tensor in found.inputs]
+        numbers = [tf.constant(x) for x in _numbers(found)]
         old, new = tf.function(both, autograph=False)(*numbers)
     return max(_difference(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True))
 
@@ -74,9 +78,24 @@ def _definition(found: Rewrite) -> Any:
     return definition
 
 
-def _numbers(tensor: Any, random: np.random.Generator) -> np.ndarray:
-    shape = [_UNKNOWN if size is None else size for size in tensor.shape.as_list()]
-    return random.normal(1.0, 2.0, shape).astype(tensor.dtype.as_numpy_dtype)
+def _numbers(found: Rewrite) -> list[np.ndarray]:
+    """Random numbers for each input, once where it is taken twice."""
+    random = np.random.default_rng(0)
+    shapes = found.trial or [
+        [_UNKNOWN if size is None else size for size in tensor.shape.as_list()]
+        for tensor in found.inputs
+    ]
+    made = {
+        tensor.ref(): random.normal(1.0, 2.0, shape).astype(tensor.dtype.as_numpy_dtype)
+        for tensor, shape in zip(found.inputs, shapes, strict=True)
+    }
+    return list(made.values())
+
+
+def _seed(tensor: Any) -> Any:
+    """Another number for each place, as the gradient of what reads a tensor."""
+    numbers = tf.cos(tf.cast(tf.range(tf.size(tensor)), tf.float32))
+    return tf.reshape(numbers, tf.shape(tensor))
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

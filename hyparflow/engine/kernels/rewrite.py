@@ -20,6 +20,7 @@ class Rewrite:
         kernel: (inputs) -> the new tensors, in the order of `replaced`.
         operations: those between, which are not needed afterwards; they go on reading `replaced`.
         without_gradient: tensors of `replaced` through which the kernel has no gradient.
+        trial: shapes of inputs for the proof; None takes those that are known.
     """
 
     variant: Hashable
@@ -28,3 +29,4 @@ class Rewrite:
     kernel: Callable[..., Sequence[Any]]
     operations: frozenset[Any]
     without_gradient: Sequence[Any] = ()
+    trial: Sequence[Sequence[int]] | None = None

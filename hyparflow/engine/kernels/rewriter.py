@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from hyparflow.comm.log import users_stack_level
-from hyparflow.engine.compiled.rewired import read_instead
-from hyparflow.engine.kernels import batch_normalization
+from hyparflow.engine.kernels import batch_normalization, convolutions, einsum, products
 from hyparflow.engine.kernels.proof import largest_difference
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations
@@ -21,17 +19,17 @@ __all__ = ["KERNELS", "Rewriter", "may_be_rewritten"]
 Find = Callable[[TracedOperations], Iterator[Rewrite]]
 
 # The kernels by their names, in the order in which they are put in.
-KERNELS: Mapping[str, Find] = {batch_normalization.NAME: batch_normalization.find}
-
-# Layers whose operations a kernel may replace.
-_LAYERS = (keras.layers.BatchNormalization,)
+KERNELS: Mapping[str, Find] = {
+    kernel.NAME: kernel.find for kernel in (batch_normalization, products, convolutions, einsum)
+}
 
 _ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen rows
 
 
 def may_be_rewritten(layer: Any) -> bool:
     """Whether a kernel may take the place of what this layer of Keras computes."""
-    return isinstance(layer, _LAYERS) and layer.compute_dtype == "float32"
+    kernels = (batch_normalization, convolutions, products)  # a layer of sums has products, too
+    return layer.compute_dtype == "float32" and any(kernel.gains(layer) for kernel in kernels)
 
 
 class Rewriter:
@@ -61,7 +59,9 @@ class Rewriter:
         new: dict[Any, Any] = {}  # reference of a tensor -> what is read in its place
         wanted = {tensor.op for tensor in targets}
         for name, find in self._known.items():
-            for found in list(find(traced)):
+            for place in list(find(traced)):
+                inputs = [_current(tensor, new) for tensor in place.inputs]
+                found = dataclasses.replace(place, inputs=inputs)
                 if _fits(traced, found, wanted) and self._is_proved(name, found):
                     _put_in(traced, found, new)
                     counts[name] += 1
@@ -85,12 +85,12 @@ class Rewriter:
 
 def _put_in(traced: TracedOperations, found: Rewrite, new: dict[Any, Any]) -> None:
     """Let all read what the kernel makes; `new` tells what is read in place of what."""
-    made = found.kernel(*(_current(tensor, new) for tensor in found.inputs))
+    made = found.kernel(*found.inputs)
+    traced.add(made, found.inputs)
     for old, tensor in zip(found.replaced, made, strict=True):
+        tensor.set_shape(old.shape)
         new[old.ref()] = tensor
-        for reader, index in traced.readers(old):
-            if reader not in found.operations:
-                read_instead(reader, index, tensor)
+        traced.replace(old, tensor, found.operations)
 
 
 def _current(tensor: Any, new: Mapping[Any, Any]) -> Any:

@@ -1,7 +1,4 @@
-"""Operations of a graph that is being traced, and who reads what they make.
-
-Public API of TensorFlow only.
-"""
+"""Operations of a graph that is being traced, and who reads what they make."""
 
 from __future__ import annotations
 
@@ -11,7 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["TracedOperations", "constant", "is_made_by", "without_views"]
+from hyparflow.engine.compiled.rewired import read_instead
+
+__all__ = ["TracedOperations", "constant", "is_float32", "is_made_by", "without_views"]
 
 _VIEWS = ("Identity", "Reshape", "Squeeze", "ExpandDims")
 
@@ -29,6 +28,25 @@ class TracedOperations:
         for operation in operations:
             for index, tensor in enumerate(operation.inputs):
                 self._readers.setdefault(tensor.ref(), []).append((operation, index))
+
+    def add(self, made: Iterable[Any], given: Iterable[Any]) -> None:
+        """Know what operations between the tensors `given` and those that they `made` read, too."""
+        ends = {tensor.op for tensor in given}
+        waiting = [tensor.op for tensor in made]
+        while waiting:
+            operation = waiting.pop()
+            if operation not in ends:
+                ends.add(operation)
+                waiting += [tensor.op for tensor in operation.inputs]
+                for index, tensor in enumerate(operation.inputs):
+                    self._readers.setdefault(tensor.ref(), []).append((operation, index))
+
+    def replace(self, old: Any, new: Any, but: Collection[Any]) -> None:
+        """Let all operations that read `old` read `new`, except those in `but`."""
+        for reader, index in self.readers(old):
+            if reader not in but:
+                read_instead(reader, index, new)
+                self._readers.setdefault(new.ref(), []).append((reader, index))
 
     def readers(self, tensor: Any) -> list[tuple[Any, int]]:
         """The operations that read a tensor, each with the position of the tensor."""
@@ -49,6 +67,11 @@ class TracedOperations:
 def is_made_by(tensor: Any, *kinds: str) -> bool:
     """Whether a tensor is the output of an operation of one of these kinds."""
     return tensor.op.type in kinds
+
+
+def is_float32(*tensors: Any) -> bool:
+    """Whether all tensors have the type for which kernels are."""
+    return all(tensor.dtype == tf.float32 for tensor in tensors)
 
 
 def without_views(tensor: Any) -> Any:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from hyparflow.comm.one_dnn import is_left_off
 from hyparflow.formats.plain_files import require_plain
 from hyparflow.launching.doctor.finding import OK, PROBLEM, Finding
 from hyparflow.launching.installation import install_command
-from hyparflow.launching.one_dnn import is_left_off
 from hyparflow.model.versions import MINIMUM, found_version, is_too_old
 
 __all__ = ["check_packages", "version_of"]

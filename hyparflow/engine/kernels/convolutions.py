@@ -1,0 +1,80 @@
+"""Convolutions by oneDNN, where TensorFlow leaves it off though it is faster.
+
+Proof: the same operation, and its gradients, by another kernel; only the order of sums differs.
+
+Gain: `hyparflow.engine.compiled.one_dnn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.rewrite import Rewrite
+from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+
+__all__ = ["NAME", "find", "gains"]
+
+NAME = "convolution"
+_KINDS = ("Conv2D", "DepthwiseConv2dNative")
+_LAYERS = (
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv1D),
+    *(keras.layers.DepthwiseConv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+)
+_ROWS = 2  # of the trial
+
+
+def gains(layer: Any) -> bool:
+    """Whether a layer of Keras has what this kernel is for."""
+    return isinstance(layer, _LAYERS) and one_dnn.is_chosen()
+
+
+def find(traced: TracedOperations) -> Iterator[Rewrite]:
+    """The convolutions of images, channels last, each channel with all others or with none."""
+    if one_dnn.is_chosen():
+        for operation in traced.operations:
+            if operation.type in _KINDS and _is_usual(operation):
+                yield _rewrite(operation)
+
+
+def _is_usual(operation: Any) -> bool:
+    x, filters = operation.inputs
+    return (
+        is_float32(x, filters)
+        and operation.get_attr("data_format") == b"NHWC"
+        and operation.get_attr("padding") in (b"SAME", b"VALID")
+        and x.shape.rank == 4
+        and filters.shape.is_fully_defined()
+        and x.shape[-1] == filters.shape[2]  # or channels are in groups
+    )
+
+
+def _trial(operation: Any) -> list[list[int]]:
+    """Shapes of few and small images, and of their filters."""
+    shape = operation.inputs[1].shape.as_list()
+    reach = [
+        (size - 1) * dilation + 2 * stride
+        for size, dilation, stride in zip(
+            shape[:2],
+            operation.get_attr("dilations")[1:3],
+            operation.get_attr("strides")[1:3],
+            strict=True,
+        )
+    ]
+    return [[_ROWS, *reach, shape[2]], shape]
+
+
+def _rewrite(operation: Any) -> Rewrite:
+    steps = [tuple(operation.get_attr(name)) for name in ("strides", "dilations")]
+    trial = _trial(operation)
+    return Rewrite(
+        variant=(operation.type, *trial[1][:2], operation.get_attr("padding"), *steps),
+        inputs=list(operation.inputs),
+        replaced=list(operation.outputs),
+        kernel=lambda x, filters: [one_dnn.convolved(operation, x, filters)],
+        operations=frozenset([operation]),
+        trial=trial,
+    )

@@ -1,0 +1,53 @@
+"""Runs layers of Keras once as they are and once rewritten, in tests of faster kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.kernels.rewriter import Rewriter
+from hyparflow.engine.stages.recorded import Recorded
+
+__all__ = ["assert_close", "numbers", "train"]
+
+ROUNDING = 1e-5
+
+
+def train(
+    compute: Callable[[Any], Any],
+    layer: keras.layers.Layer,
+    x: np.ndarray,
+    rewriter: Rewriter | None,
+    known: bool = False,
+) -> tuple[list[np.ndarray], Any]:
+    """Outputs, gradients and state after one call of `compute`; and what was rewritten."""
+    before = layer.get_weights()
+    seen = {}
+
+    def step(inputs: Any) -> list[Any]:
+        variables = [v.value for v in layer.trainable_variables]
+        recorded = Recorded(lambda: [compute(inputs)], [inputs, *variables], rewriter)
+        seen["counts"] = recorded.rewritten
+        (made,) = recorded.results
+        seed = tf.cos(tf.reshape(tf.cast(tf.range(tf.size(made)), x.dtype), tf.shape(made)))
+        return [made, *recorded.gradients([made], [seed])]
+
+    spec = tf.TensorSpec(x.shape if known else (None, *x.shape[1:]), x.dtype)
+    made = tf.function(step, autograph=False, input_signature=[spec])(tf.constant(x))
+    after = layer.get_weights()
+    layer.set_weights(before)
+    return [np.asarray(m) for m in made] + after, seen["counts"]
+
+
+def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).normal(1.0, 2.0, shape).astype(dtype)
+
+
+def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        largest = max(np.abs(other).max(), 0.1)  # gradients that cancel have the rounding of others
+        np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING * largest)
