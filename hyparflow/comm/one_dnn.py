@@ -1,9 +1,9 @@
-"""Where TensorFlow leaves oneDNN off, though most models would be faster with it.
+"""Where TensorFlow leaves oneDNN off, though much would be faster with it.
 
 It takes oneDNN by itself only where a processor has instructions made for neural networks. On one
-with AVX2 alone, oneDNN's convolutions, matrix products and recurrent layers take 0.6 to 0.9 of the
+with AVX2 alone, oneDNN's convolutions, batched products and recurrent layers take 0.6 to 0.9 of the
 time of TensorFlow's own, but gradients of depthwise convolutions many times as long
-(`benchmarks/kernels`). So it is told of, and not chosen.
+(`benchmarks/kernels`). So it is not chosen as a whole, but for single operations.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def _tensorflow() -> Finding:
 
 def _one_dnn(environ: Mapping[str, str]) -> Finding:
     if is_left_off(environ):
-        text = "TensorFlow leaves it off here; most models are faster with it"
-        return Finding("oneDNN", OK, f"{text}: try TF_ENABLE_ONEDNN_OPTS=1")
+        text = "TensorFlow leaves it off here; hyparflow takes what is faster of it"
+        return Finding("oneDNN", OK, f"{text}. Recurrent layers: TF_ENABLE_ONEDNN_OPTS=1")
     return Finding("oneDNN", OK, "as TensorFlow or you have chosen")
 
 
