@@ -49,5 +49,7 @@ def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
 
 def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
     for one, other in zip(found, expected, strict=True):
-        largest = max(np.abs(other).max(), 0.1)  # gradients that cancel have the rounding of others
+        largest = max(
+            np.abs(other).max(initial=0), 0.1
+        )  # gradients that cancel have the rounding of others
         np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING * largest)

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from contract import WORLD, grids, on_leader, require_none
+from contract import WORLD, float_type, grids, on_leader, require_none
+from zoo import CASES
 
 import hyparflow as hf
 
@@ -18,6 +19,7 @@ IMAGES = RANDOM.normal(size=(48, 6, 6, 3)).astype("float32")
 LABELS = RANDOM.integers(0, 4, 48)
 GRIDS = pytest.mark.parametrize("grid", grids(WORLD.size), ids=str)
 NORMALIZED = 9
+FIRST = ("attention", "nested")  # which have most of what is rewritten
 
 
 def residual_network() -> Any:
@@ -68,6 +70,33 @@ def test_kernels_give_what_keras_computes(more: dict[str, Any], grid: tuple[int,
         if not np.allclose(one, other, rtol=2e-4, atol=2e-5)
     ]
     require_none(odd, f"{more}")
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name", ["attention", "nested", *(n for n in CASES if n not in FIRST)])
+def test_all_models_in_float32(name: str) -> None:
+    """Whatever is in a model: kernels change how gradients are made of all of it."""
+    found = {}
+    with float_type("float32"):
+        for kernels in ("auto", "keras"):
+            case = CASES[name]
+            keras.utils.set_random_seed(5)
+            model = case.build()
+            # By the gradients themselves: Adam makes steps of the smallest differences.
+            model.compile(
+                keras.optimizers.SGD(0.01), loss=model.loss, metrics=[], weighted_metrics=[]
+            )
+            given = case.data(np.random.default_rng(2)) | case.fit | {"verbose": 0}
+            given.pop("validation_data", None)
+            layout = {"num_partitions": WORLD.size, "num_microbatches": 1}
+            history = hf.fit(model, **given, shuffle=False, kernels=kernels, **layout).history
+            found[kernels] = [np.array(history["loss"]), *model.get_weights()]
+    odd = [
+        f"{n}: {np.abs(one - other).max()} of {np.abs(other).max()}"
+        for n, (one, other) in enumerate(zip(found["auto"], found["keras"], strict=True))
+        if not np.allclose(one, other, rtol=1e-4, atol=1e-5)
+    ]
+    require_none(odd, name)
 
 
 @pytest.mark.on_ranks(2)

@@ -70,6 +70,10 @@ def test_convolutions_of_sequences_and_in_two_parts(chosen: bool) -> None:
     assert both_ways(layers.SeparableConv2D(5, 3), IMAGES)["convolution"] == 2 * chosen
 
 
+def test_no_images(chosen: bool) -> None:
+    both_ways(CONVOLUTIONS["strides"], (0, *IMAGES[1:]))
+
+
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_other_convolutions_are_left_alone(name: str, chosen: bool) -> None:
     assert not both_ways(LEFT_ALONE[name], IMAGES)

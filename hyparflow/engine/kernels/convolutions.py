@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels.rewrite import Rewrite
@@ -48,6 +49,7 @@ def _is_usual(operation: Any) -> bool:
         and operation.get_attr("padding") in (b"SAME", b"VALID")
         and x.shape.rank == 4
         and filters.shape.is_fully_defined()
+        and operation.outputs[0].shape[1:].is_fully_defined()
         and x.shape[-1] == filters.shape[2]  # or channels are in groups
     )
 
@@ -70,11 +72,17 @@ def _trial(operation: Any) -> list[list[int]]:
 def _rewrite(operation: Any) -> Rewrite:
     steps = [tuple(operation.get_attr(name)) for name in ("strides", "dilations")]
     trial = _trial(operation)
+
+    def kernel(x: Any, filters: Any) -> list[Any]:
+        y = one_dnn.convolved(operation, x, filters)
+        # What oneDNN makes of no images has their shape, not that of y.
+        return [tf.reshape(y, [-1, *y.shape[1:]])]
+
     return Rewrite(
         variant=(operation.type, *trial[1][:2], operation.get_attr("padding"), *steps),
         inputs=list(operation.inputs),
         replaced=list(operation.outputs),
-        kernel=lambda x, filters: [one_dnn.convolved(operation, x, filters)],
+        kernel=kernel,
         operations=frozenset([operation]),
         trial=trial,
     )
