@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.planning import plan_model
-from hyparflow.planning.costs import contention, sample
-from hyparflow.planning.costs.contention import companions_possible
+from hyparflow.planning.costs.contention import Companions, companions_possible
 from hyparflow.planning.costs.estimate import estimate
 from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
+from hyparflow.planning.costs.sample import Sample
 from hyparflow.planning.costs.segments import alike, segments
 
 
@@ -118,14 +117,37 @@ def test_memory_of_a_residual_block_counts_shared_tensors_once() -> None:
 def test_a_backward_is_measured_in_two_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def medians(run: Callable[[], list[float]], budget: float) -> list[float]:
+    def medians(self: Any, what: str, rows: int, run: Any, budget: float) -> list[float]:
         return [float(2**n) for n in range(len(run()))]  # runs it, and takes known seconds for it
 
-    monkeypatch.setattr(sample, "_medians", medians)
+    monkeypatch.setattr(Sample, "_medians", medians)
     costs = measure(flat(blocks(12)), (8,), budget=0.02)
     assert costs.halves == (2.0, 4.0)  # the second and the third, over the first
     costs.save(tmp_path / "costs.json")
     assert hf.Costs.load(tmp_path / "costs.json").halves == costs.halves
+
+
+class Own(layers.Layer):
+    """An operation that no estimate knows."""
+
+    def call(self, x: Any) -> Any:
+        return ops.tanh(x)
+
+
+def test_what_takes_little_is_counted_at_the_rate_of_the_rest() -> None:
+    x = inputs = keras.Input((64,))
+    for number in range(12):
+        x = layers.Dense(512, activation="relu", name=f"wide{number}")(x)
+    outputs = layers.Dense(3)(Own()(layers.Dense(4, name="narrow")(x)))
+    model = keras.Model(inputs, outputs)
+    said: list[str] = []
+    costs = measure(flat(model), (2, 4), budget=0.0, say=said.append)
+    measured = {text.partition(": ")[2] for text in said if text.startswith("measuring 1 of")}
+    measured |= {text.partition(": ")[2] for text in said if ", round 1 of" in text}
+    # The first layer and the last take little; what no estimate knows may take any time.
+    assert measured == {"wide1, 11 times", "narrow, 1 times", "a longer piece"}
+    assert (costs.forward > 0).all() and (costs.backward > 0).all()
+    assert costs.kept[0] == 4 * 512
 
 
 def test_measuring_changes_nothing() -> None:
@@ -241,10 +263,10 @@ def test_a_process_beside_this_one_must_answer(monkeypatch: pytest.MonkeyPatch) 
     process = subprocess.Popen(silent, stdin=pipe, stdout=pipe, text=True)
     try:
         with pytest.raises(RuntimeError, match=r"has not answered within 0.5 s"):
-            contention._tell([process], 4)
+            Companions([process]).run(4)
         process.kill()
         with pytest.raises(RuntimeError, match="has ended"):
-            contention._tell([process], 4)
+            Companions([process]).run(4)
     finally:
         process.kill()
         process.communicate()

@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ from hyparflow.comm.timeout import Waiting, timeout_seconds
 from hyparflow.launching.cores import intra_op_threads
 from hyparflow.planning.costs.sample import Sample
 
-__all__ = ["companions_possible", "measure_crowd"]
+__all__ = ["Companions", "companions", "companions_possible", "measure_crowd"]
 
 _PROCESS = 600 << 20  # bytes of memory of a process with TensorFlow and a piece of a model
-_TURNS = 4
+_TURNS = 3
 _LOOK = 0.5  # seconds from one look at the time to the next
 # Variables that launchers set for ranks; a companion process is no rank.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPI_")
@@ -48,13 +48,40 @@ def _other_cores() -> set[int]:
     return set(range(os.cpu_count() or 1)) - launcher.usable_cores()
 
 
-def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float) -> np.ndarray:
-    """How many times longer a sample takes beside `count` processes that run it as well.
+class Companions:
+    """Processes that run a piece of the model when they are told to.
+
+    Args:
+        processes: at work on `contention_process.py`.
+    """
+
+    def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
+        self._processes = processes
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self._processes)
+
+    def run(self, rows: int) -> None:
+        """Let all run with so many rows, and wait until they do; 0 is a pause."""
+        for process in self._processes:
+            with contextlib.suppress(BrokenPipeError):  # `_require_answer` reports it
+                print(rows, file=process.stdin, flush=True)
+        for process in self._processes:
+            _require_answer(process)
+
+
+def measure_crowd(
+    sample: Sample, rows: Sequence[int], beside: Companions, budget: float
+) -> np.ndarray:
+    """How many times longer a sample takes beside processes that run it as well.
 
     Args:
         sample: a piece of the model.
-        rows: sizes of micro-batches.
-        count: how many processes.
+        rows: sizes of micro-batches; the smallest and the largest are taken to be like their
+            neighbours, for the largest takes longest and the smallest is rarely chosen.
+        beside: the processes.
         budget: seconds to spend on each size and turn.
 
     Returns:
@@ -64,24 +91,50 @@ def measure_crowd(sample: Sample, rows: Sequence[int], count: int, budget: float
     Raises:
         RuntimeError: if a process cannot run the sample, or does not answer within the deadline.
     """
-    factors = []
-    with tempfile.TemporaryDirectory() as folder, _companions(sample, folder, count) as processes:
-        for size in rows:
-            alone, crowded = [], []
-            for _ in range(_TURNS):
-                alone.append(sample.fused_seconds(size, budget))
-                _tell(processes, size)
-                crowded.append(sample.fused_seconds(size, budget))
-                _tell(processes, 0)
-            # The fastest turns, since a shared machine is slow for seconds at a time.
-            factors.append([min(crowded) / min(alone)] * 3)
-    return np.maximum(1.0, np.array(factors).T)
+    middle = rows[1:-1] or rows
+    tried = {size: min(middle, key=lambda other: abs(other - size)) for size in rows}
+    factors = {}
+    for size in middle:
+        alone, crowded = [], []
+        for _ in range(_TURNS):
+            alone.append(sample.fused_seconds(size, budget))
+            beside.run(size)
+            crowded.append(sample.fused_seconds(size, budget))
+            beside.run(0)
+        # The fastest turns, since a shared machine is slow for seconds at a time.
+        factors[size] = max(1.0, min(crowded) / min(alone))
+    return np.array([[factors[tried[size]] for size in rows]] * 3)
 
 
 @contextlib.contextmanager
-def _companions(sample: Sample, folder: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """`count` processes that can run the sample."""
-    sample.save(folder)
+def companions(
+    sample: Sample, ranks_per_node: int, say: Callable[[str], None]
+) -> Iterator[Companions | None]:
+    """Processes that can run a sample as other ranks of a node would; they end with the context.
+
+    Args:
+        sample: a piece of the model.
+        ranks_per_node: this process and the others.
+        say: is told why there are none, if not for want of cores or memory.
+    """
+    count = companions_possible(ranks_per_node)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if count:
+                sample.save(folder)
+        except Exception as error:  # for example a layer that another process cannot load
+            say(f"measuring {count + 1} processes at a time: not possible ({error})")
+            count = 0
+        if not count:
+            yield None
+            return
+        with _started(folder, count) as processes:
+            yield Companions(processes)
+
+
+@contextlib.contextmanager
+def _started(folder: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """`count` processes that run what was saved in a folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
     launcher.set_threads(environment, intra_op_threads())
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -109,15 +162,6 @@ def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Po
     if others := _other_cores():
         psutil.Process(process.pid).cpu_affinity(list(others))
     return process
-
-
-def _tell(processes: Sequence[subprocess.Popen[str]], rows: int) -> None:
-    """Let all processes run with `rows`, and wait until they do; 0 is a pause."""
-    for process in processes:
-        with contextlib.suppress(BrokenPipeError):  # `_require_answer` reports it
-            print(rows, file=process.stdin, flush=True)
-    for process in processes:
-        _require_answer(process)
 
 
 def _require_answer(process: subprocess.Popen[str]) -> None:

@@ -62,6 +62,7 @@ class Sample:
         graph: FlatGraph,
         operations: OperationGraph,
         segment: Segment,
+        *,
         trained: Sequence[Any],
         rewriter: Rewriter | None = None,
     ) -> None:
@@ -83,6 +84,7 @@ class Sample:
         self._stage = Stage(body, self._weights, self._sources, self._targets, rewriter=rewriter)
         both = functools.partial(self._both, rewriter)
         self._fused = tf.function(both, autograph=False, reduce_retracing=True)
+        self._ran: set[tuple[str, int]] = set()  # what was run before, with so many rows
         self._forward_size = 0
         self._traced: list[Any] = []
 
@@ -138,9 +140,17 @@ class Sample:
 
     def _peak(self, rows: int) -> int | None:
         """Bytes that a forward with its backward needs beside what it is given, after a first."""
-        inputs = self.inputs(rows)
-        peak_of(lambda: self._fused(inputs))
-        return peak_of(lambda: self._fused(inputs))
+        inputs, share = self.inputs(rows), as_share(1.0)
+
+        def run() -> None:
+            saved = self._stage.forward(inputs, share)
+            if self._weights or self._sources:
+                seeds = [tf.ones_like(saved.outputs[i]) for i in self._targets]
+                self._stage.backward(saved, seeds, share)
+                self._stage.begin(several=False)  # let go of the gradients
+
+        peak_of(run)
+        return peak_of(run)
 
     def save(self, folder: str) -> None:
         """Write a SavedModel with a function `run` of a number of rows, for other processes."""
@@ -164,12 +174,12 @@ class Sample:
         finally:
             logger.setLevel(level)
 
-    def seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
-        """Medians of forward, backward and both as one call, measured for about `budget` s."""
+    def seconds(self, rows: int, budget: float) -> tuple[float, float]:
+        """Medians of forward and backward, measured for about `budget` s."""
         with present(self._variables):
             return self._seconds(rows, budget)
 
-    def _seconds(self, rows: int, budget: float) -> tuple[float, float, float]:
+    def _seconds(self, rows: int, budget: float) -> tuple[float, float]:
         inputs, share = self.inputs(rows), as_share(1.0)
         outputs = self._stage.forward(inputs, share).outputs
         seeds = [tf.ones_like(outputs[i]) for i in self._targets]
@@ -183,8 +193,21 @@ class Sample:
                 self._stage.begin(several=False)  # let go of the gradients
             return [middle - start, time.perf_counter() - middle]
 
-        forward, backward = _medians(split, budget / 2)
-        return forward, backward, self.fused_seconds(rows, budget / 2)
+        forward, backward = self._medians("split", rows, split, budget)
+        return forward, backward
+
+    def _medians(
+        self, what: str, rows: int, run: Callable[[], list[float]], budget: float
+    ) -> list[float]:
+        """The medians of what `run` returns, after a run that compiles if there was none."""
+        if (what, rows) not in self._ran:
+            self._ran.add((what, rows))
+            run()
+        found: list[list[float]] = []
+        end = time.perf_counter() + budget
+        while not found or (time.perf_counter() < end and len(found) < 50):
+            found.append(run())
+        return [statistics.median(column) for column in zip(*found, strict=True)]
 
     def fused_seconds(self, rows: int, budget: float) -> float:
         """The median of forward and backward as one call, measured for about `budget` s."""
@@ -196,7 +219,7 @@ class Sample:
             return [time.perf_counter() - start]
 
         with present(self._variables):
-            return _medians(fused, budget)[0]
+            return self._medians("fused", rows, fused, budget)[0]
 
     def halves(self, rows: int, budget: float) -> tuple[float, float]:
         """The times of the two parts of a backward, as multiples of a backward in one piece.
@@ -225,15 +248,5 @@ class Sample:
             self._stage.begin(several=False)  # let go of the gradients
             return [end - start for start, end in zip(times, times[1:], strict=False)]
 
-        whole, of_inputs, of_weights = _medians(run, budget)
+        whole, of_inputs, of_weights = self._medians("halves", rows, run, budget)
         return of_inputs / whole, of_weights / whole
-
-
-def _medians(run: Callable[[], list[float]], budget: float) -> list[float]:
-    """The medians of what `run` returns, after a run that compiles."""
-    run()
-    found: list[list[float]] = []
-    end = time.perf_counter() + budget
-    while not found or (time.perf_counter() < end and len(found) < 50):
-        found.append(run())
-    return [statistics.median(column) for column in zip(*found, strict=True)]
