@@ -14,6 +14,7 @@ from rewritten import assert_close, numbers, train
 
 from hyparflow.comm.one_dnn import processor_flags
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels import rewriter
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.stages.recorded import Recorded
 
@@ -52,7 +53,8 @@ def both_ways(layer: Any, shape: tuple[int, ...]) -> Counter[str]:
         layer.build(shape)
 
     def call(inputs: Any) -> Any:
-        return layer(inputs)
+        more = {"training": True} if isinstance(layer, layers.BatchNormalization) else {}
+        return layer(inputs, **more)
 
     expected, _ = train(call, layer, x, None)
     found, counts = train(call, layer, x, Rewriter())
@@ -68,6 +70,30 @@ def test_convolutions(name: str, chosen: bool) -> None:
 def test_convolutions_of_sequences_and_in_two_parts(chosen: bool) -> None:
     assert both_ways(layers.Conv1D(5, 3), SEQUENCES)["convolution"] == chosen
     assert both_ways(layers.SeparableConv2D(5, 3), IMAGES)["convolution"] == 2 * chosen
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.BatchNormalization(), (6, 6, 8)),  # by many rows, whose gradients nearly cancel
+        (layers.BatchNormalization(), (32, 32, 3)),
+        (layers.Conv2D(32, 7, strides=2), (32, 32, 64)),
+        (layers.Conv2D(8, 3), (8, 8, 960)),
+        (layers.EinsumDense("abc,cd->abd", output_shape=(None, 256)), (16, 256)),
+    ],
+)
+def test_proofs_have_room(
+    layer: Any, shape: tuple[int, ...], chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is right is far from being left out."""
+    found: list[float] = []
+    exact = rewriter.largest_difference
+    monkeypatch.setattr(
+        rewriter, "largest_difference", lambda place: found.append(exact(place)) or found[-1]
+    )
+    counts = both_ways(layer, (5, *shape))
+    assert len(found) == len(counts) <= 1
+    assert all(difference < rewriter._ROUNDING / 2 for difference in found)
 
 
 def test_no_images(chosen: bool) -> None:
