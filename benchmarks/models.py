@@ -1,12 +1,11 @@
-"""The models of the benchmarks, compiled, with data of their shapes."""
+"""The models of the benchmarks, compiled."""
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
+from samples import LENGTH, SYMBOLS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -17,8 +16,6 @@ MODELS = (
     *("resnet20", "resnet56", "resnet110", "resnet1001"),
     *("vgg16", "transformer", "transformer6", "densenet121", "mobilenetv2", "lstm"),
 )
-
-LENGTH, SYMBOLS = 64, 96
 
 
 def build(name: str) -> keras.Model:
@@ -65,12 +62,3 @@ def recurrent(width: int = 256) -> keras.Model:
     for _ in range(2):
         x = layers.LSTM(width, return_sequences=True)(x)
     return keras.Model(inputs, layers.Dense(SYMBOLS, activation="softmax")(x), name="lstm")
-
-
-def data(name: str, rows: int) -> tuple[Any, Any]:
-    """`rows` random samples."""
-    random = np.random.default_rng(0)
-    if name.startswith("transformer") or name == "lstm":
-        x = random.integers(0, SYMBOLS, (rows, LENGTH)).astype("int32")
-        return x, random.integers(0, SYMBOLS, (rows, LENGTH))
-    return random.random((rows, 32, 32, 3), dtype=np.float32), random.integers(0, 10, rows)

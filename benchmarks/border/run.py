@@ -31,6 +31,7 @@ from hyparflow.engine.compiled.surgery import Surgery
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models  # noqa: E402
+import samples  # noqa: E402
 
 TURNS, STEPS = 7, 8
 WORLD = MPI.COMM_WORLD
@@ -111,7 +112,7 @@ def fits(kind: str, name: str) -> Any:
         x = random.normal(size=(STEPS * rows, 64)).astype("float32")
         model, y = dense(), random.integers(0, 10, STEPS * rows)
     else:
-        model, (x, y) = models.build(kind), models.data(kind, STEPS * rows)
+        model, (x, y) = models.build(kind), samples.data(kind, STEPS * rows)
     layout = ONE_RANK if WORLD.size == 1 else {"schedule": "1f1b"}
     model = hf.parallelize(
         model, strategy="model", num_partitions=WORLD.size, num_microbatches=4, **layout

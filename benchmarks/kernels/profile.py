@@ -21,7 +21,8 @@ os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tensorflow as tf
-from models import MODELS, build, data
+from models import MODELS, build
+from samples import data
 
 import hyparflow as hf
 

@@ -20,7 +20,8 @@ import keras
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import build, data
+from models import build
+from samples import data
 
 import hyparflow as hf
 from hyparflow.comm.recorder import Recorder
