@@ -31,10 +31,10 @@ class Setup(NamedTuple):
     Attributes:
         name: what to call it.
         kind: "plain" for Keras alone, "apart" for Keras alone on each rank with its part of the
-            batch, "hyparflow" or "horovod".
+            batch, "hyparflow", "horovod" or "torch".
         ranks: how many processes.
-        threads: of each; None leaves TensorFlow its default.
-        options: of `hyparflow.fit`.
+        threads: of each; None leaves the framework its default.
+        options: of `hyparflow.fit`, or of `torch_steps.py`.
         python: that runs it.
         is_traced: whether a job of hyparflow writes a trace.
         environment: further environment variables.
@@ -48,6 +48,20 @@ class Setup(NamedTuple):
     python: str = sys.executable
     is_traced: bool = True
     environment: dict[str, str] = {}
+
+    @property
+    def script(self) -> str:
+        """What its processes run, of the files beside this one."""
+        return "torch_job.py" if self.kind == "torch" else "job.py"
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether by mpirun.
+
+        Also one rank: hyparflow leaves to Keras what no launcher started, and one thread that no
+        core is reserved for moves between them, and is slower.
+        """
+        return self.kind == "hyparflow" or self.ranks > 1 or self.threads == 1
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, turns: int) -> None:
@@ -95,10 +109,8 @@ class Job:
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps(spec))
-        command = [setup.python, str(Path(__file__).with_name("job.py")), str(path)]
-        # Also one rank: hyparflow leaves to Keras what no launcher started, and one thread that no
-        # core is reserved for moves between them, and is slower.
-        if setup.kind != "plain" or setup.threads == 1:
+        command = [setup.python, str(Path(__file__).with_name(setup.script)), str(path)]
+        if setup.is_launched:
             command = [*shlex.split(args.mpirun), "-n", str(setup.ranks), *command]
         # Nothing of the shell that would make this job another.
         set_here = (*THREADS, "HYPARFLOW_SPIN")

@@ -104,11 +104,12 @@ def rows_of(group: Group) -> list[tuple[str, ...]]:
         ("/ plain", "to_baseline"),
         ("/ limit", "to_limit"),
         ("/ Horovod", "to_horovod"),
+        ("/ PyTorch", "to_torch"),
         ("idle", "idle"),
         ("hidden", "hidden"),
     ):
         if key != "to_limit" or has_limit:
-            columns.append((head, [text(row[key]) for row in group["rows"]]))
+            columns.append((head, [text(row.get(key)) for row in group["rows"]]))
     columns.append(("first step", [f"{row['first_step']:.1f} s" for row in group["rows"]]))
     columns.append(("peak, MiB", [peaks(row) for row in group["rows"]]))
     known = [(head, cells) for head, cells in columns if any(cells)]
@@ -148,7 +149,7 @@ def plot(results: list[Case], path: Path) -> None:
     figure = Figure(figsize=(7, sum(sizes) * 0.23), layout="constrained")
     all_axes = figure.subplots(len(known), 1, squeeze=False, height_ratios=sizes)[:, 0]
     for axes, (case, bars) in zip(all_axes, known, strict=True):
-        colours = ["#0072b2" if "x2" in row["name"] else "#999999" for row in bars]
+        colours = [colour(row["name"]) for row in bars]
         drawn = axes.barh(
             [row["name"] for row in bars], [row["to_limit"] for row in bars], color=colours
         )
@@ -157,6 +158,13 @@ def plot(results: list[Case], path: Path) -> None:
         # Not samples per second: groups run at different times.
         axes.set(title=title(case), xlabel="of the limit of two cores", xlim=(0, 1.05))
     figure.savefig(path, dpi=200)
+
+
+def colour(name: str) -> str:
+    """Of a setup: PyTorch's, of two processes, or of one."""
+    if name.startswith("PyTorch"):
+        return "#d55e00"
+    return "#0072b2" if "x2" in name else "#999999"
 
 
 def bars_of(case: Case) -> list[Row]:

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput/run.py
     python benchmarks/throughput/run.py --cases resnet110:128 --setups plain data 1f1b
+    python benchmarks/throughput/run.py --rivals torch --rivals-python rival/bin/python
 
 Every setup is a job that stays alive and trains a few steps when it is its turn, while the others
 are stopped; so drift of the machine meets all alike, and ratios are taken turn by turn, among jobs
@@ -14,10 +15,10 @@ file, or to --output, and what `report.py` makes of it.
 
 import argparse
 import contextlib
+import itertools
 import json
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import machine
 from report import write
+from rivals import RIVALS, version
 from turns import Job, Setup, add_arguments
 
 from hyparflow.tracing.summary import shares
@@ -72,7 +74,7 @@ FURTHER = {
     "stages": Setup("data x2, 4 stages", "hyparflow", 2, options=STAGES),
     "finer": Setup("model x2, interleaved, V=16", "hyparflow", 2, options=FINER),
 }
-ALL = SETUPS | FURTHER
+ALL = SETUPS | FURTHER | RIVALS["torch"].setups
 # What is in memory together: 24 GiB hold so many jobs of ResNet-110 with 128 rows. Each group has
 # what its ratios need. Plain Keras takes over 9 GiB for ResNet-1001, so one at a time; and of two
 # times two processes with the whole model, two.
@@ -123,6 +125,9 @@ def parse() -> argparse.Namespace:
     add_arguments(parser, steps=3, turns=7)
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--horovod", default=sys.executable, help="a Python that has Horovod")
+    rivals = [kind for kind, rival in RIVALS.items() if rival.groups]
+    parser.add_argument("--rivals", nargs="*", choices=rivals, default=[], help="measure as well")
+    parser.add_argument("--rivals-python", default=sys.executable, help="a Python that has them")
     return parser.parse_args()
 
 
@@ -130,12 +135,23 @@ def examine(model: str, batch: int, size: int, args: argparse.Namespace) -> dict
     """All setups of one case; one thread is fastest with batches of `size` rows."""
     print(f"{model}, batch {batch}", flush=True)
     start = time.perf_counter()
-    groups = []
-    for names in [args.setups] if args.setups else GROUPS.get(model, (FIRST, SECOND)):
+    groups, versions = [], {}
+    for names in [args.setups] if args.setups else groups_of(model, args.rivals):
         take = take_rounds if (model, tuple(names)) in ALONE else take_turns
-        groups.append(compare(model, batch, size, chosen(names, args), args, take))
+        setups = chosen(names, model, args)
+        groups.append(compare(model, batch, size, setups, args, take))
+        versions |= {s.kind: version(s.kind, s.python) for s in setups if s.kind in RIVALS}
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-    return {"model": model, "batch": batch, "machine": machine(), "groups": groups}
+    where = machine()
+    where["versions"] |= versions
+    return {"model": model, "batch": batch, "machine": where, "groups": groups}
+
+
+def groups_of(model: str, rivals: Sequence[str]) -> list[tuple[str, ...]]:
+    """The setups that are in memory together, group by group."""
+    asked = [RIVALS[kind] for kind in rivals]
+    further = [rival.groups for rival in asked if model in (rival.models or [model])]
+    return [*GROUPS.get(model, (FIRST, SECOND)), *itertools.chain(*further)]
 
 
 def best_size(model: str, batch: int, args: argparse.Namespace) -> int:
@@ -173,11 +189,19 @@ def compare(
     limit = None if best is None else best * (psutil.cpu_count() or 1)
     plain = [found for (setup, rows), found in each if setup.kind == "plain" and rows == batch]
     baseline = max(plain, key=statistics.median, default=None)
-    rival = next((found for (setup, _), found in each if setup.kind == "horovod"), None)
+    rivals = {
+        kind: max(
+            (found for (setup, _), found in each if setup.kind == kind),
+            key=statistics.median,
+            default=None,
+        )
+        for kind in RIVALS
+    }
     for row in rows:
         row["to_baseline"] = None if baseline is None else ratio(row["rates"], baseline)
         row["to_limit"] = None if limit is None else statistics.median(row["rates"]) / limit
-        row["to_horovod"] = None if rival is None else ratio(row["rates"], rival)
+        for kind, rival in rivals.items():
+            row[f"to_{kind}"] = None if rival is None else ratio(row["rates"], rival)
     return {"limit": limit, "rows": rows[: len(setups)]}
 
 
@@ -224,14 +248,21 @@ def take_rounds(
     return rows, rates
 
 
-def chosen(names: Sequence[str], args: argparse.Namespace) -> list[Setup]:
-    """The setups of these names; without Horovod where it is not installed."""
+def chosen(names: Sequence[str], model: str, args: argparse.Namespace) -> list[Setup]:
+    """The setups of these names; without those of rivals that cannot train the model here."""
+    pythons = {"horovod": args.horovod, "torch": args.rivals_python}
     setups = [ALL[name] for name in names]
-    found = subprocess.run([args.horovod, "-c", "import horovod.tensorflow"], capture_output=True)
-    if found.returncode:
-        print("  without Horovod: scripts/install_horovod.sh installs it", flush=True)
-        return [setup for setup in setups if setup.kind != "horovod"]
-    return [s._replace(python=args.horovod) if s.kind == "horovod" else s for s in setups]
+    missing = set()
+    for kind in sorted({setup.kind for setup in setups if setup.kind in RIVALS}):
+        rival = RIVALS[kind]
+        if rival.models and model not in rival.models:
+            print(f"  without {rival.name}: it has no model {model} here", flush=True)
+            missing.add(kind)
+        elif version(kind, pythons[kind]) is None:
+            print(f"  without {rival.name}: {rival.install}", flush=True)
+            missing.add(kind)
+    kept = [setup for setup in setups if setup.kind not in missing]
+    return [setup._replace(python=pythons.get(setup.kind, setup.python)) for setup in kept]
 
 
 def row_of(job: Job, rates: list[float]) -> dict[str, Any]:
