@@ -145,6 +145,8 @@ def plot(results: list[Case], path: Path) -> None:
     from matplotlib.figure import Figure
 
     known = [(case, bars_of(case)) for case in results if bars_of(case)]
+    if not known:  # nothing stayed within its limit
+        return
     sizes = [len(bars) + 3.0 for _, bars in known]  # a bar each, and the axis
     figure = Figure(figsize=(7, sum(sizes) * 0.23), layout="constrained")
     all_axes = figure.subplots(len(known), 1, squeeze=False, height_ratios=sizes)[:, 0]
