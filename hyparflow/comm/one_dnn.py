@@ -8,6 +8,7 @@ time of TensorFlow's own, but gradients of depthwise convolutions many times as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def is_left_off(environ: Mapping[str, str], flags: frozenset[str] | None = None)
     return _CHOICE not in environ and known >= _NEEDED and not known & _BY_ITSELF
 
 
+@functools.cache  # it is asked for each operation of a graph
 def processor_flags(file: Path = _CPUS) -> frozenset[str]:
     """What the processor can do, by Linux's names; empty where that is not known."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,29 @@ def test_a_kernel_that_is_wrong_is_left_out_and_said_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(call, layer, x, rewriter)
+
+
+def test_a_kernel_that_does_not_run_is_left_out() -> None:
+    def broken(traced: TracedOperations) -> Iterator[Rewrite]:
+        for found in batch_normalization.find(traced):
+            kernel = found.kernel
+
+            def fail(*inputs: Any, kernel: Any = kernel) -> list[Any]:
+                with tf.control_dependencies([tf.debugging.Assert(False, ["no such kernel"])]):
+                    return [tf.identity(y) for y in kernel(*inputs)]
+
+            yield dataclasses.replace(found, kernel=fail)
+
+    layer, x = layer_for((4, 5)), numbers((4, 5))
+
+    def call(inputs: Any) -> Any:
+        return layer(inputs, training=True)
+
+    expected, _ = train(call, layer, x, None)
+    with pytest.warns(UserWarning, match="is left out"):
+        found, counts = train(call, layer, x, Rewriter({NAME: broken}))
+    assert not counts
+    assert_close(found, expected)
 
 
 def test_every_kernel_has_a_name_of_its_own() -> None:

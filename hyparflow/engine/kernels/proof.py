@@ -51,7 +51,10 @@ def largest_difference(found: Rewrite) -> float:
 
     with tf.init_scope():  # the caller is traced; this must not be
         numbers = [tf.constant(x) for x in _numbers(found)]
-        old, new = tf.function(both, autograph=False)(*numbers)
+        try:
+            old, new = tf.function(both, autograph=False)(*numbers)
+        except tf.errors.OpError:  # this machine's TensorFlow cannot compute with it
+            return float("inf")
     return max(_difference(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True))
 
 

@@ -93,10 +93,10 @@ def _measure(
     rewriter = Rewriter() if choice.compiler().shares else None
     sample = functools.partial(Sample, graph, operations, trained=trained, rewriter=rewriter)
     piece = _long_piece(graph, operations, found)
-    longer = sample(piece)
+    longer, samples = sample(piece), {kind: sample(kind.group[0]) for kind in kinds}
     with companions(longer, ranks_per_node, say) as beside:  # which start meanwhile
         chosen = most_of(kinds)
-        trials = [Trial(kind.name, sample(kind.group[0]), budget) for kind in chosen]
+        trials = [Trial(kind.name, samples[kind], budget) for kind in chosen]
         trials.append(Trial("a longer piece", longer, 4 * budget))
         call = _call_seconds(budget)
         seconds = np.maximum(_fastest(trials, rows, say) - call[:2], 1e-7)
@@ -108,7 +108,7 @@ def _measure(
     known = dict(zip(chosen, seconds, strict=False))
     rate = rate_of(kinds, known)
     for kind in kinds:
-        memory = sample(kind.group[0]).memory()
+        memory = samples[kind].memory()
         for segment in kind.group:
             table.enter(segment, known.get(kind, rate * kind.cost), memory)
     table.scale(piece, np.column_stack([seconds[-1], np.maximum(fused, 1e-7)]))
