@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.kernels.rewriter import Rewriter
-from hyparflow.engine.stages.recorded import Recorded
+from hyparflow.engine.stages.recorded import Recorded, rewritten
 
-__all__ = ["assert_close", "numbers", "train"]
+__all__ = ["assert_close", "infer", "numbers", "train"]
 
 ROUNDING = 1e-5
 
@@ -41,6 +41,21 @@ def train(
     after = layer.get_weights()
     layer.set_weights(before)
     return [np.asarray(m) for m in made] + after, seen["counts"]
+
+
+def infer(
+    compute: Callable[[Any], Any], x: np.ndarray, rewriter: Rewriter | None
+) -> tuple[list[np.ndarray], Any]:
+    """Outputs of `compute` for any number of rows, without gradients; and what was rewritten."""
+    seen = {}
+
+    def step(inputs: Any) -> Any:
+        (made,), seen["counts"] = rewritten(lambda: [compute(inputs)], rewriter, training=False)
+        return made
+
+    spec = tf.TensorSpec((None, *x.shape[1:]), x.dtype)
+    made = tf.function(step, autograph=False, input_signature=[spec])(tf.constant(x))
+    return [np.asarray(made)], seen["counts"]
 
 
 def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:

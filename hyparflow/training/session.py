@@ -88,12 +88,13 @@ class Session:
             self.layout()
         self._world.board.write("the comparison of ranks")
         self._world.begin_call()
-        agreement.require_same(
-            self._world,
-            agreement.collect(
-                self.model, call.options, call.sources, call.method, call.arguments, call.rows
-            ),
-        )
+        if self._world.size > 1:
+            agreement.require_same(
+                self._world,
+                agreement.collect(
+                    self.model, call.options, call.sources, call.method, call.arguments, call.rows
+                ),
+            )
         announce_cores(self._world)
         who = self.options.grid.describe(self._world.rank)
         STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)

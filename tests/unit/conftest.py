@@ -31,3 +31,16 @@ def graphs_as_they_are() -> None:
     tf = sys.modules.get("tensorflow")
     if tf is not None:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN", "TensorFlow"])
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether kernels of oneDNN are to be taken, whatever this processor is."""
+    from hyparflow.comm.one_dnn import processor_flags
+    from hyparflow.engine.compiled import one_dnn
+
+    wanted = bool(request.param)
+    if wanted and not (one_dnn._is_there() and {"avx2", "fma"} <= processor_flags()):
+        pytest.skip("TensorFlow has no kernels of oneDNN for this processor")
+    monkeypatch.setattr(one_dnn, "is_chosen", lambda: wanted)
+    return wanted

@@ -12,23 +12,12 @@ import tensorflow as tf
 from keras import layers
 from rewritten import assert_close, numbers, train
 
-from hyparflow.comm.one_dnn import processor_flags
 from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels import rewriter
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.stages.recorded import Recorded
 
 IMAGES, SEQUENCES = (3, 9, 8, 4), (3, 6, 8)
-
-
-@pytest.fixture(params=[True, False], ids=["oneDNN", "TensorFlow"])
-def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether oneDNN is to be taken, whatever this processor is."""
-    wanted = bool(request.param)
-    if wanted and not (one_dnn._is_there() and {"avx2", "fma"} <= processor_flags()):
-        pytest.skip("TensorFlow has no kernels of oneDNN for this processor")
-    monkeypatch.setattr(one_dnn, "is_chosen", lambda: wanted)
-    return wanted
 
 
 CONVOLUTIONS = {

@@ -23,7 +23,14 @@ from tensorflow.python.framework import op_def_registry
 
 from hyparflow.comm.one_dnn import is_left_off
 
-__all__ = ["batched_product", "convolved", "is_chosen", "normalized"]
+__all__ = [
+    "batched_product",
+    "convolved",
+    "convolved_and_added",
+    "is_chosen",
+    "normalized",
+    "scaled",
+]
 
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 _KERNEL = attr_value_pb2.AttrValue(s=b"MklNameChangeOp")  # under which oneDNN's are registered
@@ -38,6 +45,7 @@ def is_chosen() -> bool:
 def _is_there() -> bool:
     kinds = [f"{kind}{end}" for kind in _CONVOLUTIONS for end in ("", "BackpropInput")]
     kinds += ["Conv2DBackpropFilter", "FusedBatchNormV3", "FusedBatchNormGradV3"]
+    kinds += [f"Fused{kind}" for kind in _CONVOLUTIONS]
     names = [*(f"_MklNative{kind}" for kind in kinds), "_MklBatchMatMulV2"]
     return all(op_def_registry.get(name) is not None for name in names)
 
@@ -55,6 +63,17 @@ def convolved(like: Any, x: Any, filters: Any) -> Any:
     return _made(f"_MklNative{like.type}", [x, filters], _attributes(like))[0]
 
 
+def convolved_and_added(like: Any, x: Any, filters: Any, bias: Any) -> Any:
+    """A convolution and its bias; without a gradient. `like` is that of `convolved`."""
+    attributes = {
+        **_attributes(like),
+        **{n: _value(v) for n, v in {"num_args": 1, "num_host_args": 0}.items()},
+        "TArgs": _list(type=[tf.float32.as_datatype_enum]),
+        "fused_ops": _list(s=[b"BiasAdd"]),
+    }
+    return _made(f"_MklNativeFused{like.type}", [x, filters, bias], attributes)[0]
+
+
 def batched_product(x: Any, y: Any, adj_x: bool, adj_y: bool) -> Any:
     """Matrix products of all pairs, as `tf.linalg.matmul` has them."""
     attributes = {"T": x.dtype, "adj_x": adj_x, "adj_y": adj_y}
@@ -67,15 +86,24 @@ def normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, An
     Returns:
         The normalized x, its mean, and its unbiased variance.
     """
-    attributes = {"T": x.dtype, "U": x.dtype, "epsilon": epsilon, "exponential_avg_factor": 1.0}
-    attributes |= {"data_format": "NHWC", "is_training": True}
     nothing = tf.constant([], tf.float32)
-    made = _made(
-        "_MklNativeFusedBatchNormV3",
-        [x, scale, offset, nothing, nothing],
-        {n: _value(v) for n, v in attributes.items()},
-    )
+    given = {"epsilon": epsilon, "is_training": True}
+    made = _normalized(x, scale, offset, (nothing, nothing), **given)
     return made[0], made[1], made[2]
+
+
+def scaled(x: Any, scale: Any, offset: Any) -> Any:
+    """x * scale + offset by channel, of images; without a gradient."""
+    of_rows = tf.zeros_like(scale), tf.ones_like(scale)
+    return _normalized(x, scale, offset, of_rows, epsilon=0.0, is_training=False)[0]
+
+
+def _normalized(x: Any, scale: Any, offset: Any, of_rows: tuple[Any, Any], **more: Any) -> Any:
+    """All that the operation makes, from the mean and variance of rows where it takes them."""
+    attributes = {"T": x.dtype, "U": x.dtype, "data_format": "NHWC", **more}
+    attributes["exponential_avg_factor"] = 1.0
+    known = {name: _value(value) for name, value in attributes.items()}
+    return _made("_MklNativeFusedBatchNormV3", [x, scale, offset, *of_rows], known)
 
 
 def _made(kind: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> list[Any]:
@@ -98,9 +126,15 @@ def _value(value: Any) -> Any:
         return attr_value_pb2.AttrValue(type=value.as_datatype_enum)
     if isinstance(value, bool):
         return attr_value_pb2.AttrValue(b=value)
+    if isinstance(value, int):
+        return attr_value_pb2.AttrValue(i=value)
     if isinstance(value, float):
         return attr_value_pb2.AttrValue(f=value)
     return attr_value_pb2.AttrValue(s=value.encode())
+
+
+def _list(**given: Any) -> Any:
+    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(**given))
 
 
 # --- their gradients, by oneDNN, too ---

@@ -17,10 +17,10 @@ from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations, is_float32
 
-__all__ = ["NAME", "find", "gains"]
+__all__ = ["KINDS", "NAME", "again", "find", "gains", "is_usual", "trial", "variant"]
 
 NAME = "convolution"
-_KINDS = ("Conv2D", "DepthwiseConv2dNative")
+KINDS = ("Conv2D", "DepthwiseConv2dNative")
 _LAYERS = (
     *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv1D),
     *(keras.layers.DepthwiseConv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
@@ -37,11 +37,12 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
     """The convolutions of images, channels last, each channel with all others or with none."""
     if one_dnn.is_chosen():
         for operation in traced.operations:
-            if operation.type in _KINDS and _is_usual(operation):
+            if operation.type in KINDS and is_usual(operation):
                 yield _rewrite(operation)
 
 
-def _is_usual(operation: Any) -> bool:
+def is_usual(operation: Any) -> bool:
+    """Whether a convolution is one of images of known size, channels last."""
     x, filters = operation.inputs
     return (
         is_float32(x, filters)
@@ -54,7 +55,7 @@ def _is_usual(operation: Any) -> bool:
     )
 
 
-def _trial(operation: Any) -> list[list[int]]:
+def trial(operation: Any) -> list[list[int]]:
     """Shapes of few and small images, and of their filters."""
     shape = operation.inputs[1].shape.as_list()
     reach = [
@@ -69,20 +70,31 @@ def _trial(operation: Any) -> list[list[int]]:
     return [[_ROWS, *reach, shape[2]], shape]
 
 
-def _rewrite(operation: Any) -> Rewrite:
+def variant(operation: Any) -> tuple[Any, ...]:
+    """What tells one kind of convolution from another, but for its channels."""
     steps = [tuple(operation.get_attr(name)) for name in ("strides", "dilations")]
-    trial = _trial(operation)
+    size = operation.inputs[1].shape[:2].as_list()
+    return operation.type, *size, operation.get_attr("padding"), *steps
 
+
+def again(operation: Any, x: Any, filters: Any) -> Any:
+    """The same convolution by TensorFlow, of other images and filters."""
+    names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
+    compute = getattr(tf.raw_ops, operation.type)
+    return compute(input=x, filter=filters, **{name: operation.get_attr(name) for name in names})
+
+
+def _rewrite(operation: Any) -> Rewrite:
     def kernel(x: Any, filters: Any) -> list[Any]:
         y = one_dnn.convolved(operation, x, filters)
         # What oneDNN makes of no images has their shape, not that of y.
         return [tf.reshape(y, [-1, *y.shape[1:]])]
 
     return Rewrite(
-        variant=(operation.type, *trial[1][:2], operation.get_attr("padding"), *steps),
+        variant=variant(operation),
         inputs=list(operation.inputs),
         replaced=list(operation.outputs),
         kernel=kernel,
         operations=frozenset([operation]),
-        trial=trial,
+        trial=trial(operation),
     )

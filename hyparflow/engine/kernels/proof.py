@@ -44,6 +44,8 @@ def largest_difference(found: Rewrite) -> float:
     def results(compute: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> list[Any]:
         made = compute(*inputs)
         targets = [made[n] for n in with_gradient]
+        if not targets:
+            return list(made)
         return [*made, *graph_gradients(targets, inputs, [_seed(tensor) for tensor in targets])]
 
     def both(*inputs: Any) -> tuple[list[Any], list[Any]]:
@@ -52,7 +54,7 @@ def largest_difference(found: Rewrite) -> float:
     with tf.init_scope():  # the caller is traced; this must not be
         numbers = [tf.constant(x) for x in _numbers(found)]
         try:
-            old, new = tf.function(both, autograph=False)(*numbers)
+            old, new = tf.function(both, autograph=False).get_concrete_function(*numbers)(*numbers)
         except tf.errors.OpError:  # this machine's TensorFlow cannot compute with it
             return float("inf")
     return max(_difference(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True))

@@ -9,18 +9,34 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyparflow.comm.log import users_stack_level
-from hyparflow.engine.kernels import batch_normalization, convolutions, einsum, products
+from hyparflow.engine.kernels import (
+    batch_normalization,
+    convolutions,
+    einsum,
+    elementwise,
+    folded,
+    layer_normalization,
+    products,
+    scaled,
+)
 from hyparflow.engine.kernels.proof import largest_difference
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations
 
-__all__ = ["KERNELS", "Rewriter", "may_be_rewritten"]
+__all__ = ["IN_INFERENCE", "IN_TRAINING", "Rewriter", "may_be_rewritten"]
 
 Find = Callable[[TracedOperations], Iterator[Rewrite]]
 
-# The kernels by their names, in the order in which they are put in.
-KERNELS: Mapping[str, Find] = {
-    kernel.NAME: kernel.find for kernel in (batch_normalization, products, convolutions, einsum)
+# The kernels by their names, in the order in which they are put in. In inference no gradients are
+# taken, and what follows a convolution is done with it.
+_OF_LAYERS = (batch_normalization, layer_normalization, products, convolutions, elementwise)
+IN_TRAINING: Mapping[str, Find] = {kernel.NAME: kernel.find for kernel in (*_OF_LAYERS, einsum)}
+IN_INFERENCE: Mapping[str, Find] = {
+    kernel.NAME: kernel.find
+    for kernel in (
+        *(layer_normalization, folded, scaled),
+        *(products, convolutions, elementwise, einsum),
+    )
 }
 
 _ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen rows
@@ -28,42 +44,50 @@ _ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen r
 
 def may_be_rewritten(layer: Any) -> bool:
     """Whether a kernel may take the place of what this layer of Keras computes."""
-    kernels = (batch_normalization, convolutions, products)  # a layer of sums has products, too
-    return layer.compute_dtype == "float32" and any(kernel.gains(layer) for kernel in kernels)
+    return layer.compute_dtype == "float32" and any(kernel.gains(layer) for kernel in _OF_LAYERS)
 
 
 class Rewriter:
     """Rewrites what has a faster kernel, if the kernel is proved right on this machine.
 
     Args:
-        known: what finds the places of each kernel, by its name.
+        in_training: what finds the places of each kernel, by its name.
+        in_inference: the same where no gradients are taken.
     """
 
-    def __init__(self, known: Mapping[str, Find] = KERNELS) -> None:
-        self._known = known
+    def __init__(
+        self,
+        in_training: Mapping[str, Find] = IN_TRAINING,
+        in_inference: Mapping[str, Find] = IN_INFERENCE,
+    ) -> None:
+        self._known = {True: in_training, False: in_inference}
         self._proved: dict[tuple[str, Hashable], bool] = {}
 
     def rewrite(
-        self, operations: Sequence[Any], targets: Sequence[Any]
+        self, operations: Sequence[Any], targets: Sequence[Any], training: bool = True
     ) -> tuple[list[Any], Counter[str]]:
         """Put kernels into the graph that is being traced.
 
         Args:
             operations: what was traced.
-            targets: the tensors that it made, of which gradients are taken.
+            targets: the tensors that it made.
+            training: whether gradients of `targets` are taken.
 
         Returns:
             The tensors to take in place of `targets`; and how often each kernel was put in.
         """
         traced, counts = TracedOperations(operations), Counter[str]()
         new: dict[Any, Any] = {}  # reference of a tensor -> what is read in its place
-        wanted = {tensor.op for tensor in targets}
-        for name, find in self._known.items():
+        gone: set[Any] = set()  # operations in whose place a kernel was put
+        wanted = {tensor.op for tensor in targets} if training else set()
+        for name, find in self._known[training].items():
             for place in list(find(traced)):
                 inputs = [_current(tensor, new) for tensor in place.inputs]
                 found = dataclasses.replace(place, inputs=inputs)
-                if _fits(traced, found, wanted) and self._is_proved(name, found):
+                fits = gone.isdisjoint(found.operations) and _fits(traced, found, wanted)
+                if fits and self._is_proved(name, found):
                     _put_in(traced, found, new)
+                    gone |= found.operations
                     counts[name] += 1
         return [_current(tensor, new) for tensor in targets], counts
 

@@ -11,7 +11,30 @@ import tensorflow as tf
 from hyparflow.engine.compiled.gradients_of import graph_gradients
 from hyparflow.engine.kernels.rewriter import Rewriter
 
-__all__ = ["Recorded"]
+__all__ = ["Recorded", "rewritten"]
+
+
+def rewritten(
+    compute: Callable[[], Sequence[Any]], rewriter: Rewriter | None, training: bool
+) -> tuple[list[Any], Counter[str]]:
+    """What a computation makes with faster kernels, and how often which of them was put in.
+
+    Args:
+        compute: () -> a flat list of tensors and others.
+        rewriter: None leaves all as it is, and so does eager execution.
+        training: whether gradients are taken.
+    """
+    if tf.executing_eagerly() or rewriter is None:
+        return list(compute()), Counter()
+    graph = tf.compat.v1.get_default_graph()
+    start = len(graph.get_operations())
+    results = list(compute())
+    places = [n for n, x in enumerate(results) if isinstance(x, tf.Tensor)]
+    operations, targets = graph.get_operations()[start:], [results[n] for n in places]
+    made, counts = rewriter.rewrite(operations, targets, training)
+    for place, tensor in zip(places, made, strict=True):
+        results[place] = tensor
+    return results, counts
 
 
 class Recorded:
@@ -34,24 +57,21 @@ class Recorded:
         rewriter: Rewriter | None,
     ) -> None:
         self._sources = list(sources)
-        self.rewritten = Counter[str]()
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        start = len(graph.get_operations()) if graph else 0
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([x for x in sources if not isinstance(x, tf.Tensor) or x.dtype.is_floating])
-            self.results = list(compute())
-        self._tape = tape
-        if graph is not None and rewriter is not None:
-            self._rewrite(rewriter, graph.get_operations()[start:])
 
-    def _rewrite(self, rewriter: Rewriter, operations: Sequence[Any]) -> None:
-        places = [n for n, x in enumerate(self.results) if isinstance(x, tf.Tensor)]
-        made, self.rewritten = rewriter.rewrite(operations, [self.results[n] for n in places])
-        for place, tensor in zip(places, made, strict=True):
-            self.results[place] = tensor
+        def on_tape() -> Sequence[Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as self._tape:
+                floating = [x for x in sources if _is_floating(x)]
+                self._tape.watch(floating)
+                return compute()
+
+        self.results, self.rewritten = rewritten(on_tape, rewriter, training=True)
 
     def gradients(self, targets: Sequence[Any], seeds: Sequence[Any] | None) -> list[Any]:
         """The gradients of the sum of `targets`, each times its seed; None where none depends."""
         if self.rewritten:
             return graph_gradients(targets, self._sources, seeds)
         return list(self._tape.gradient(list(targets), self._sources, output_gradients=seeds))
+
+
+def _is_floating(source: Any) -> bool:
+    return not isinstance(source, tf.Tensor) or source.dtype.is_floating

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled.gradients_of import gradients_of
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import Labels, LossHead
-from hyparflow.engine.stages.recorded import Recorded
+from hyparflow.engine.stages.recorded import Recorded, rewritten
 from hyparflow.engine.stages.stage_call import StageCall
 
 __all__ = ["StageFunctions"]
@@ -105,8 +105,13 @@ class StageFunctions:
 
     def infer(self, inputs: Any, share: Any) -> tuple[list[Any], Any]:
         """Outputs without training, and what the layers add to the loss."""
-        outputs, losses = self._body(inputs, False, share)
-        return outputs, _total(losses)
+
+        def made() -> list[Any]:
+            outputs, losses = self._body(inputs, False, share)
+            return [*outputs, _total(losses)]
+
+        *outputs, loss = self._inferred(made)
+        return outputs, loss
 
     def loss(self, inputs: Any, labels: Labels, training: bool) -> Any:
         """The micro-batch's loss times `labels.seed`, which has the loss scale; updates metrics."""
@@ -116,7 +121,7 @@ class StageFunctions:
 
     def infer_loss(self, inputs: Any, labels: Labels) -> Any:
         """The loss without training."""
-        return self.loss(inputs, labels, training=False)
+        return self._inferred(lambda: [self.loss(inputs, labels, training=False)])[0]
 
     def training_loss(self, inputs: Any, labels: Labels) -> Any:
         """The loss with training."""
@@ -145,6 +150,11 @@ class StageFunctions:
             return [x for x in [*outputs, *losses] if x is not None and x.dtype.is_floating]
 
         return gradients_of(targets, self.weights)
+
+    def _inferred(self, compute: Callable[[], list[Any]]) -> list[Any]:
+        results, counts = rewritten(compute, self._rewriter, training=False)
+        self.rewritten |= counts
+        return results
 
     def _recorded(self, compute: Callable[[], list[Any]], inputs: Any) -> Recorded:
         recorded = Recorded(compute, self._sources(inputs), self._rewriter)
