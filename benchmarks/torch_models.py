@@ -39,6 +39,8 @@ def build(name: str) -> list[nn.Module]:
         return resnet((int(name.removeprefix("resnet")) - 2) // 6)
     if name == "vgg16":
         return vgg16()
+    if name == "lstm":
+        return recurrent()
     return transformer(int(name.removeprefix("transformer") or 4))
 
 
@@ -151,3 +153,22 @@ class TransformerBlock(nn.Module):
         each = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(*each, is_causal=True)
         return self.combine(y.transpose(1, 2).flatten(2))
+
+
+def recurrent(width: int = 256) -> list[nn.Module]:
+    """Predicts the next character by two recurrent layers; PyTorch's have a second bias."""
+    parts: list[nn.Module] = [nn.Embedding(SYMBOLS, width)]
+    parts += [Recurrent(width) for _ in range(2)]
+    return [*parts, nn.Linear(width, SYMBOLS)]
+
+
+class Recurrent(nn.Module):
+    """The outputs of a layer for all steps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(width, width, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x)[0]
+        return outputs

@@ -113,9 +113,9 @@ def _plan(
         shown.say("building the model")
         built = _compiled(load_model(model, settings), optimizer)
 
-        from hyparflow.planning import plan_model
+        from hyparflow.planning import costs_of_model, plan_model
 
-        known = plan_model.costs_of_model(built, wanted, batch_size, machine, shown.say)
+        known = costs_of_model.costs_of_model(built, wanted, batch_size, machine, shown.say)
         if save_costs:
             known.save(save_costs)
         made = plan_model.plan(

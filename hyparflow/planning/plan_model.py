@@ -6,20 +6,17 @@ import contextlib
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hyparflow.comm import abort, launcher
-from hyparflow.comm.log import configure, users_stack_level
+from hyparflow.comm.log import configure
 from hyparflow.comm.progress import progress
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.sizes import parse_bytes
 from hyparflow.formats.text import shortened
-from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.arguments import named
-from hyparflow.model.checks import check_can_cut, check_model
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
@@ -30,9 +27,7 @@ from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
-from hyparflow.planning.costs.estimate import estimate
-from hyparflow.planning.costs.measure import measure
-from hyparflow.planning.costs.tensor_sizes import used_weights
+from hyparflow.planning.costs_of_model import check_planned, costs_of_graph
 from hyparflow.planning.make_plan import make_plan
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.search.layouts import best_of
@@ -42,13 +37,10 @@ from hyparflow.planning.search.problem import (
     Problem,
     Saving,
     constrained,
-    limited,
 )
 from hyparflow.planning.search.saving import search
 
-__all__ = ["costs_of_model", "plan"]
-
-_MOST_ROWS = 2**31 - 1  # of a batch: what MPI counts to
+__all__ = ["plan"]
 
 
 @named
@@ -101,7 +93,7 @@ def plan(
         print(plan)
         plan.save("plan.json")
     """
-    batch_size = _check(model, batch_size, costs)
+    batch_size = check_planned(model, batch_size, costs)
     here = cluster is None
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
@@ -111,7 +103,7 @@ def plan(
     _check_lpp(constraints.options.lpp, operations)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     with _shown(say) as tell:
-        known = _costs_of(graph, costs, batch_size, cluster, tell)
+        known = costs_of_graph(graph, costs, batch_size, cluster, tell)
         problem = Problem(operations, known, cluster, batch_size)
         count = constraints.options.num_microbatches
         rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
@@ -169,23 +161,6 @@ def _check_lpp(lpp: Sequence[int] | None, operations: OperationGraph) -> None:
         )
 
 
-def _check(model: Any, batch_size: int, costs: Any) -> int:
-    """Check the arguments; returns the number of rows as an integer."""
-    check_model(model)
-    check_can_cut(model)
-    if not model.built:
-        raise ValueError(
-            "A plan needs a model that is built, so that its shapes are known. Received: "
-            f"'{model.name}', which is not. Begin it with keras.Input, or call its `build`."
-        )
-    if not isinstance(costs, str | os.PathLike | Costs):
-        raise ValueError(
-            '`costs` must be "measure", "estimate", or a file that Costs.save wrote. '
-            f"Received: costs={shortened(costs)}"
-        )
-    return limited("batch_size", batch_size, _MOST_ROWS)
-
-
 def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Cluster:
     if num_ranks is not None:
         num_ranks = count_of("num_ranks", num_ranks)
@@ -206,81 +181,6 @@ def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Clu
             f"out. Received: num_ranks={num_ranks} for a cluster of {cluster.num_ranks} ranks"
         )
     return cluster
-
-
-def costs_of_model(
-    model: Any,
-    costs: str | Path | Costs,
-    batch_size: int,
-    cluster: Cluster,
-    say: Callable[[str], None] = lambda text: None,
-) -> Costs:
-    """The costs of a model; arguments as for `plan`."""
-    batch_size = _check(model, batch_size, costs)
-    graph = FlatGraph(model, opened_graph(model))
-    return _costs_of(graph, costs, batch_size, cluster, say)
-
-
-def _costs_of(
-    graph: FlatGraph,
-    costs: str | Path | Costs,
-    batch_size: int,
-    cluster: Cluster,
-    say: Callable[[str], None],
-) -> Costs:
-    """The costs that `plan` was told to use.
-
-    Args:
-        graph: the model's graph.
-        costs: "measure", "estimate", a file that `Costs.save` wrote, or costs.
-        batch_size: rows of the global batch.
-        cluster: the machine.
-        say: called with a line of progress.
-
-    Raises:
-        ValueError: if the costs are those of another model.
-    """
-    model = graph.model
-    optimizer = model.optimizer if model.compiled else None
-    if isinstance(costs, str) and costs == "measure":
-        _warn_of_threads(cluster.ranks_per_node)
-        sizes = _sizes_to_measure(batch_size, cluster.num_ranks)
-        return measure(graph, sizes, optimizer, ranks_per_node=cluster.ranks_per_node, say=say)
-    if isinstance(costs, str) and costs == "estimate":
-        return estimate(graph, optimizer)
-    known = costs if isinstance(costs, Costs) else Costs.load(costs)
-    same = len(known.operations) == len(graph.calls) and known.used == used_weights(graph)
-    if not same or len(known.tensors) != len(graph.tensors):
-        raise ValueError(
-            "Costs must be of the model that is planned. Received: costs of "
-            f"{len(known.operations)} operations with {len(known.weights)} weights for a model of "
-            f"{len(graph.calls)} with {len(model.variables)}"
-        )
-    return known
-
-
-def _warn_of_threads(ranks_per_node: int) -> None:
-    threads, cores = intra_op_threads(), len(launcher.usable_cores())
-    if not launcher.is_launched() and threads > max(1, cores // ranks_per_node):
-        warnings.warn(
-            f"Costs are measured with {threads} threads, but {ranks_per_node} ranks on {cores} "
-            "cores would have fewer each. Set TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS and "
-            "OMP_NUM_THREADS before TensorFlow starts, or use the command `hyparflow plan`, which "
-            "does it.",
-            stacklevel=users_stack_level(),
-        )
-
-
-def _sizes_to_measure(batch_size: int, num_ranks: int) -> list[int]:
-    """Sizes of micro-batches that bracket those in question, at most a factor of 8 apart.
-
-    A single row is one of them: a line through two larger sizes is inexact there, as errors of
-    their times add up.
-    """
-    sizes = [batch_size]
-    while sizes[-1] > max(1, min(8, batch_size // num_ranks)):
-        sizes.append(max(1, sizes[-1] // 4))
-    return sorted({1, *sizes})
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.options import declared, is_given, planned_names, resolve
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.costs_of_model import costs_of_model
 from hyparflow.planning.plan import Plan
-from hyparflow.planning.plan_model import costs_of_model, plan
+from hyparflow.planning.plan_model import plan
 from hyparflow.planning.search.problem import constrained
 from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
@@ -96,10 +97,11 @@ def plan_fit(
         replicas: int = decided["num_replicas"] or world.size // each
         decided["num_replicas"] = replicas
         rows *= replicas
-    key = (rows, known.number(model.optimizer), repr(decided))
+    faster = parallel["kernels"] == "auto"
+    key = (rows, known.number(model.optimizer), faster, repr(decided))
     if key not in known.plans:
         show = is_shown(arguments)
-        planned = functools.partial(_plan, model, world, rows, decided, known)
+        planned = functools.partial(_plan, model, world, rows, decided, known, faster)
         if opened_graph(model) is not None:
             known.plans[key] = _plan_for_ranks(world, planned, show)
         else:
@@ -196,14 +198,17 @@ def _plan(
     batch_size: int,
     decided: dict[str, Any],
     known: PlanCache,
+    faster_kernels: bool,
     say: Any,
 ) -> Plan:
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
     constrained(cluster.num_ranks, **decided)  # measuring takes long: refuse before it
-    key = (batch_size, known.number(model.optimizer))
+    key = (batch_size, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
-        known.costs[key] = costs_of_model(model, "measure", batch_size, cluster, say)
+        known.costs[key] = costs_of_model(
+            *(model, "measure", batch_size, cluster, say), faster_kernels=faster_kernels
+        )
     return plan(
         model,
         batch_size=batch_size,

@@ -59,7 +59,7 @@ def _letters(order: list[str]) -> list[str]:
 @pytest.mark.parametrize("verbose", [2, 0])
 def test_planning_is_told_of(verbose: int) -> None:
     arguments = {"strategy": "auto", "num_partitions": 2}
-    before = "import hyparflow.planning.plan_model as p, functools;"
+    before = "import hyparflow.planning.costs_of_model as p, functools;"
     before += " p.measure = functools.partial(p.measure, budget=0.01)"
     result = run(2, "-c", TRAIN.format(verbose=verbose, arguments=arguments, before=before))
     assert result.code == 0, result.output

@@ -98,7 +98,7 @@ def test_kernels_give_what_keras_computes(more: dict[str, Any], grid: tuple[int,
         {"recompute": "block"},
         # Forwards and backwards apart are the other cases'.
         pytest.param({"schedule": "interleaved"}, marks=pytest.mark.slow),
-        pytest.param({"schedule": "zero_bubble"}, marks=pytest.mark.slow),
+        pytest.param({"schedule": "zero-bubble"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from keras import layers, ops
 import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.planning import plan_model
+from hyparflow.planning import costs_of_model
 from hyparflow.planning.costs.measure import measure
 from hyparflow.training import auto
 
@@ -136,7 +136,9 @@ def test_automatic_trains_as_plain_keras(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The numbers do not depend on how exactly it measures.
-    monkeypatch.setattr(plan_model, "measure", functools.partial(plan_model.measure, budget=0.01))
+    monkeypatch.setattr(
+        costs_of_model, "measure", functools.partial(costs_of_model.measure, budget=0.01)
+    )
     model = compare(strategy="auto")
     hf.fit(model, *data(), batch_size=20, verbose=0, strategy="auto", num_microbatches=2)
     capfd.readouterr()

@@ -310,7 +310,10 @@ CONSUMERS = {
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},
-    "kernels": {"engine/assembly.py", "training/in_engine.py", "training/make_parallel.py"},
+    "kernels": {
+        *("engine/assembly.py", "training/auto.py"),  # what trains, and what is measured for a plan
+        *("training/in_engine.py", "training/make_parallel.py"),
+    },
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},
 }

@@ -20,7 +20,7 @@ import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import opened_graph
-from hyparflow.planning import plan_model
+from hyparflow.planning import costs_of_model
 from hyparflow.planning.costs.contention import Companions, companions_possible
 from hyparflow.planning.costs.estimate import estimate
 from hyparflow.planning.costs.measure import measure
@@ -32,7 +32,7 @@ from hyparflow.planning.costs.segments import alike, segments
 @pytest.fixture(autouse=True)
 def _measured_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `hf.plan` measure for a moment: no test asks how exact its seconds are."""
-    monkeypatch.setattr(plan_model, "measure", functools.partial(measure, budget=0.01))
+    monkeypatch.setattr(costs_of_model, "measure", functools.partial(measure, budget=0.01))
 
 
 def flat(model: Any) -> FlatGraph:
@@ -112,6 +112,18 @@ def test_memory_of_a_residual_block_counts_shared_tensors_once() -> None:
     costs = measure(flat(model), (8,), budget=0.0)
     # x for the second layer, its tanh, and the sum for the third.
     assert costs.kept.sum() == 4 * 30
+
+
+def test_layers_are_measured_with_the_kernels_that_train_them() -> None:
+    """Of GELU in one pass x alone is kept, as Keras writes it several tensors."""
+    wide = layers.Dense(4096, activation="gelu")
+    model = keras.Sequential([keras.Input((4,)), wide, layers.Dense(2)])
+    kept = [
+        measure(flat(model), (8,), budget=0.0, faster_kernels=faster).kept.sum()
+        for faster in (True, False)
+    ]
+    assert kept[0] == 2 * 4 * 4096  # x, and what goes into the second layer
+    assert kept[1] > 1.5 * kept[0]
 
 
 def test_a_backward_is_measured_in_two_parts(

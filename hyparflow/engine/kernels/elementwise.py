@@ -37,7 +37,8 @@ _OF_ONE = (
 _OF_TWO = (
     *("Add", "AddV2", "Maximum", "Minimum", "Mul", "Pow", "RealDiv", "SquaredDifference", "Sub"),
 )
-_MANY = 3  # operations; of fewer the gradient keeps no more than x
+_FEWEST = 3  # operations; of fewer the gradient keeps no more than x
+_MOST = 40  # operations
 _ACTIVATIONS = ("gelu", "mish", "hard_silu", "hard_swish", "squareplus", "log_sigmoid")
 
 
@@ -96,11 +97,11 @@ def _largest(traced: TracedOperations, last: Any, places: dict[Any, int]) -> _Gr
             for x in operation.inputs
             if x.op not in group and not _is_number(x)
         }
-        if len(sources) == 1 and len(group) >= _MANY:
+        if len(sources) == 1 and len(group) >= _FEWEST:
             (x,) = sources.values()
             found = _Group(x, sorted(group, key=places.__getitem__))
         behind = [x.op for x in sources.values() if _joins(traced, x, group, places)]
-        if not behind:
+        if not behind or len(group) == _MOST:
             return found
         group = {*group, max(behind, key=places.__getitem__)}
 

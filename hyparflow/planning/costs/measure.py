@@ -49,6 +49,7 @@ def measure(
     budget: float = 0.1,
     ranks_per_node: int = 1,
     say: Callable[[str], None] = lambda text: None,
+    faster_kernels: bool = True,
 ) -> Costs:
     """Measure a model's operations, with the threads that TensorFlow has in this process.
 
@@ -62,16 +63,20 @@ def measure(
         ranks_per_node: how many ranks will compute on a node at a time; how they slow each other
             down is measured with as many processes as this machine has cores for.
         say: called with a line of progress.
+        faster_kernels: whether layers compute with them, or as Keras does.
 
     Returns:
         The costs.
     """
     model = graph.model
+    rewriter = Rewriter() if faster_kernels and choice.compiler().shares else None
     # What has no memory has it only while it is measured, with the same value each time.
     state = [v for v in model.variables if not v.trainable and not is_absent(v)]
     saved = [v.numpy() for v in state]
     try:
-        return _measure(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say)
+        return _measure(
+            *(graph, tuple(sorted(set(rows))), optimizer, budget, ranks_per_node, say, rewriter)
+        )
     finally:
         for variable, value in zip(state, saved, strict=True):
             variable.assign(value)
@@ -84,13 +89,13 @@ def _measure(
     budget: float,
     ranks_per_node: int,
     say: Callable[[str], None],
+    rewriter: Rewriter | None,
 ) -> Costs:
     trained = graph.model.trainable_variables
     operations = graph.operation_graph(trained)
     found = segments(operations, has_kernel(graph))
     groups = alike(operations, found, operation_kinds(graph), tensor_types(graph)).values()
     kinds = [SegmentKind(graph, operations, group) for group in groups]
-    rewriter = Rewriter() if choice.compiler().shares else None
     sample = functools.partial(Sample, graph, operations, trained=trained, rewriter=rewriter)
     piece = _long_piece(graph, operations, found)
     longer, samples = sample(piece), {kind: sample(kind.group[0]) for kind in kinds}

@@ -23,7 +23,12 @@ from hyparflow.model.random_rows import random_rows
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.segments import Segment
-from hyparflow.planning.costs.tensor_lifetimes import Kept, kept_between, working_bytes
+from hyparflow.planning.costs.tensor_lifetimes import (
+    Kept,
+    kept_between,
+    needed_in_order,
+    working_bytes,
+)
 from hyparflow.planning.costs.tensor_sizes import known_shape
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
@@ -82,6 +87,7 @@ class Sample:
         self._variables = graph.variables(segment.operations)
         self._body = body
         self._stage = Stage(body, self._weights, self._sources, self._targets, rewriter=rewriter)
+        self._rewriter = rewriter
         both = functools.partial(self._both, rewriter)
         self._fused = tf.function(both, autograph=False, reduce_retracing=True)
         self._ran: set[tuple[str, int]] = set()  # what was run before, with so many rows
@@ -97,12 +103,11 @@ class Sample:
 
         def compute() -> list[Any]:
             made, losses = self._body(inputs, True, tf.constant(1.0, tf.float64))
-            graph = tf.compat.v1.get_default_graph()
-            self._forward_size = len(graph.get_operations())
             return [*made, *losses]
 
         sources = [inputs[i] for i in self._sources] + [v.value for v in self._weights]
         recorded = Recorded(compute, sources, rewriter)
+        self._forward_size = len(tf.compat.v1.get_default_graph().get_operations())
         self._traced = recorded.results[: len(self._segment.outputs)]
         targets = [x for x in recorded.results if x.dtype.is_floating]
         return self._traced, recorded.gradients(targets, None) if sources else []
@@ -113,12 +118,17 @@ class Sample:
             tf.TensorSpec((TRACED_ROWS, *known_shape(x.shape[1:])), x.dtype) for x in self._specs
         ]
         with present(self._variables):
-            # Kernels keep the same, and would stand at the end of the forward.
-            both = functools.partial(self._both, None)
+            both = functools.partial(self._both, self._rewriter)
             traced = tf.function(both, autograph=False).get_concrete_function(specs)
-        operations, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
-        working = working_bytes(operations, self._forward_size, inputs, self._traced)
-        kept = kept_between(operations, self._forward_size, inputs, self._traced)
+        graph, inputs = traced.graph, list(traced.inputs[: len(specs)])
+        everything = graph.get_operations()
+        wanted = [*(x.op for x in [*traced.outputs, *self._traced]), *graph.control_outputs]
+        front = set(everything[: self._forward_size])
+        needed = needed_in_order(everything, wanted)
+        operations = sorted(needed, key=lambda operation: operation not in front)
+        size = sum(operation in front for operation in needed)
+        working = working_bytes(operations, size, inputs, self._traced)
+        kept = kept_between(operations, size, inputs, self._traced)
         return SampleMemory(kept, working, len(operations))
 
     def scratch(self, rows: Sequence[int]) -> int:

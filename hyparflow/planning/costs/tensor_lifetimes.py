@@ -7,12 +7,13 @@ backward reads are kept between the two; the others are freed after their last r
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["Kept", "kept_between", "origin", "working_bytes"]
+__all__ = ["Kept", "kept_between", "needed_in_order", "origin", "working_bytes"]
 
 _ALIASES = ("Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims", "PreventGradient")
 _NOT_MADE = ("Placeholder", "Const", "ReadVariableOp", "VarHandleOp")
@@ -37,6 +38,38 @@ class Kept:
     inside: int
     inputs: list[bool]
     outputs: list[bool]
+
+
+def needed_in_order(operations: Sequence[Any], wanted: Iterable[Any]) -> list[Any]:
+    """Those of the operations that `wanted` ones need, each after those that it needs itself.
+
+    Kernels are made after the operations that read them (`hyparflow.engine.kernels`), and leave
+    others that nobody needs any more.
+
+    Args:
+        operations: in the order of tracing, which is kept otherwise.
+        wanted: some of them.
+    """
+    needed, waiting = set(), list(wanted)
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += _before(operation)
+    ordered: dict[Any, None] = {}
+    for first in operations:
+        path = [first] if first in needed else []
+        while path:
+            missing = [other for other in _before(path[-1]) if other not in ordered]
+            if missing:
+                path += missing[:1]
+            else:
+                ordered[path.pop()] = None
+    return list(ordered)
+
+
+def _before(operation: Any) -> list[Any]:
+    return [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
 
 
 def origin(tensor: Any) -> Any:

@@ -1,6 +1,6 @@
 """Where a step spends its time, by kinds of operations, from TensorFlow's own profiler.
 
-    python benchmarks/kernels/profile.py resnet56 --batch 64 --how hyparflow
+    python benchmarks/kernels/operations.py resnet56 --batch 64 --how hyparflow
 
 One thread; TF_ENABLE_ONEDNN_OPTS says whether TensorFlow takes oneDNN. An operation's time is its
 own, without that of operations inside it.
