@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from keras import layers
 from rewritten import assert_close, numbers, train
 
 from hyparflow.engine.compiled import one_dnn
-from hyparflow.engine.kernels import rewriter
+from hyparflow.engine.kernels import matrix_products, rewriter
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.stages.recorded import Recorded
 
@@ -97,6 +98,52 @@ def test_other_convolutions_are_left_alone(name: str, chosen: bool) -> None:
 def test_products_with_one_matrix(chosen: bool) -> None:
     layer = layers.EinsumDense("abc,cd->abd", output_shape=(None, 5), bias_axes="d")
     assert both_ways(layer, SEQUENCES) == {"batched product": 1}
+
+
+class Multiplied(layers.Layer):
+    """A product with a long weight, each transposed or not, between other operations."""
+
+    def __init__(self, transpose_x: bool, transpose_y: bool) -> None:
+        super().__init__()
+        self.flags = transpose_x, transpose_y
+
+    def build(self, shape: Any) -> None:
+        rows, size = shape
+        summed, other = (rows, 600) if self.flags[0] else (size, 600)
+        given = (other, summed) if self.flags[1] else (summed, other)
+        self.other = self.add_weight(shape=given, initializer="glorot_uniform")
+
+    def call(self, x: Any) -> Any:
+        x = tf.tanh(x)
+        made = tf.matmul(x, self.other.value, transpose_a=self.flags[0], transpose_b=self.flags[1])
+        return tf.reduce_sum(tf.square(made), axis=1, keepdims=True) + x[:1, :1]
+
+
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=2)), ids=str)
+def test_products_of_long_matrices(flags: tuple[bool, bool], chosen: bool) -> None:
+    shape = (6, 520)
+    layer, x = Multiplied(*flags), numbers(shape)
+    layer.build(shape)
+    expected, _ = train(layer, layer, x, None, known=True)
+    found, counts = train(layer, layer, x, Rewriter(), known=True)
+    assert counts == ({"product": 1} if chosen else {})
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_dense_layers_of_many_units(rows: int, chosen: bool) -> None:
+    layer = layers.Dense(600, activation="relu")
+    layer.build((None, 5))
+    assert matrix_products.gains(layer) == chosen
+    assert both_ways(layer, (rows, 5)) == ({"product": 1} if chosen else {})
+
+
+@pytest.mark.parametrize("more", [{"units": 20}, {"units": 600, "dtype": "float64"}], ids=str)
+def test_other_dense_layers_are_left_alone(more: dict[str, Any], chosen: bool) -> None:
+    layer = layers.Dense(**more)
+    layer.build((None, 5))
+    assert not both_ways(layer, (3, 5))
+    assert not (matrix_products.gains(layer) and layer.compute_dtype == "float32")
 
 
 class Summed(layers.Layer):

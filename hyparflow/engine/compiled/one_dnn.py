@@ -46,7 +46,7 @@ def _is_there() -> bool:
     kinds = [f"{kind}{end}" for kind in _CONVOLUTIONS for end in ("", "BackpropInput")]
     kinds += ["Conv2DBackpropFilter", "FusedBatchNormV3", "FusedBatchNormGradV3"]
     kinds += [f"Fused{kind}" for kind in _CONVOLUTIONS]
-    names = [*(f"_MklNative{kind}" for kind in kinds), "_MklBatchMatMulV2"]
+    names = [*(f"_MklNative{kind}" for kind in kinds), "_MklBatchMatMulV2", "_MklMatMul"]
     return all(op_def_registry.get(name) is not None for name in names)
 
 
@@ -78,6 +78,12 @@ def batched_product(x: Any, y: Any, adj_x: bool, adj_y: bool) -> Any:
     """Matrix products of all pairs, as `tf.linalg.matmul` has them."""
     attributes = {"T": x.dtype, "adj_x": adj_x, "adj_y": adj_y}
     return _made("_MklBatchMatMulV2", [x, y], {n: _value(v) for n, v in attributes.items()})[0]
+
+
+def product(x: Any, y: Any, transpose_x: bool, transpose_y: bool) -> Any:
+    """The product of two matrices, each of which may be transposed before."""
+    attributes = {"T": x.dtype, "transpose_a": transpose_x, "transpose_b": transpose_y}
+    return _made("_MklMatMul", [x, y], {n: _value(v) for n, v in attributes.items()})[0]
 
 
 def normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -182,8 +188,25 @@ def _normalization_gradients(operation: Any, gradient: Any, *others: Any) -> lis
     return [*made[:3], None, None]
 
 
-@tf.RegisterGradient("_MklBatchMatMulV2")
+@tf.RegisterGradient("_MklMatMul")
 def _product_gradients(operation: Any, gradient: Any) -> list[Any]:
+    x, y = operation.inputs
+    of_rows, of_columns = operation.get_attr("transpose_a"), operation.get_attr("transpose_b")
+    if of_rows:
+        of_x = product(y, gradient, of_columns, True)
+    else:
+        of_x = product(gradient, y, False, not of_columns)
+    if of_columns:
+        of_y = product(gradient, x, True, of_rows)
+    else:
+        of_y = product(x, gradient, not of_rows, False)
+    for made, like in ((of_x, x), (of_y, y)):
+        made.set_shape(like.shape)
+    return [of_x, of_y]
+
+
+@tf.RegisterGradient("_MklBatchMatMulV2")
+def _batched_product_gradients(operation: Any, gradient: Any) -> list[Any]:
     x, y = operation.inputs
     adj_x, adj_y = operation.get_attr("adj_x"), operation.get_attr("adj_y")
     of_x = (y, gradient, adj_y, True) if adj_x else (gradient, y, False, not adj_y)

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.matrix_products import matrix_product
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations, is_float32
 
@@ -60,7 +61,7 @@ def batched_product(x: Any, y: Any, adj_x: bool, adj_y: bool) -> Any:
 def _by_one_matrix(x: Any, y: Any, adj_x: bool, adj_y: bool) -> Any:
     shape = tf.shape(x)
     rows = tf.reshape(x, tf.stack([-1, shape[-1]]))
-    product = tf.linalg.matmul(rows, y, transpose_b=adj_y)
+    product = matrix_product(rows, y, False, adj_y)
     made = tf.reshape(product, tf.concat([shape[:-1], tf.shape(product)[-1:]], 0))
     made.set_shape([*x.shape[:-1], y.shape[0 if adj_y else 1]])
     return made

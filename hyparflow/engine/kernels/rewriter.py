@@ -16,6 +16,7 @@ from hyparflow.engine.kernels import (
     elementwise,
     folded,
     layer_normalization,
+    matrix_products,
     products,
     scaled,
 )
@@ -29,7 +30,10 @@ Find = Callable[[TracedOperations], Iterator[Rewrite]]
 
 # The kernels by their names, in the order in which they are put in. In inference no gradients are
 # taken, and what follows a convolution is done with it.
-_OF_LAYERS = (batch_normalization, layer_normalization, products, convolutions, elementwise)
+_OF_LAYERS = (
+    *(batch_normalization, layer_normalization, products, matrix_products),
+    *(convolutions, elementwise),
+)
 IN_TRAINING: Mapping[str, Find] = {kernel.NAME: kernel.find for kernel in (*_OF_LAYERS, einsum)}
 IN_INFERENCE: Mapping[str, Find] = {
     kernel.NAME: kernel.find

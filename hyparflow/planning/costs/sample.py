@@ -120,9 +120,9 @@ class Sample:
         with present(self._variables):
             both = functools.partial(self._both, self._rewriter)
             traced = tf.function(both, autograph=False).get_concrete_function(specs)
-        graph, inputs = traced.graph, list(traced.inputs[: len(specs)])
-        everything = graph.get_operations()
-        wanted = [*(x.op for x in [*traced.outputs, *self._traced]), *graph.control_outputs]
+        everything, inputs = traced.graph.get_operations(), list(traced.inputs[: len(specs)])
+        effects = [operation for operation in everything if not operation.outputs]
+        wanted = [*(x.op for x in [*traced.outputs, *self._traced]), *effects]
         front = set(everything[: self._forward_size])
         needed = needed_in_order(everything, wanted)
         operations = sorted(needed, key=lambda operation: operation not in front)
