@@ -83,7 +83,9 @@ def batched_product(x: Any, y: Any, adj_x: bool, adj_y: bool) -> Any:
 def product(x: Any, y: Any, transpose_x: bool, transpose_y: bool) -> Any:
     """The product of two matrices, each of which may be transposed before."""
     attributes = {"T": x.dtype, "transpose_a": transpose_x, "transpose_b": transpose_y}
-    return _made("_MklMatMul", [x, y], {n: _value(v) for n, v in attributes.items()})[0]
+    made = _made("_MklMatMul", [x, y], {n: _value(v) for n, v in attributes.items()})[0]
+    made.set_shape([x.shape[int(transpose_x)], y.shape[1 - int(transpose_y)]])
+    return made
 
 
 def normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -200,8 +202,6 @@ def _product_gradients(operation: Any, gradient: Any) -> list[Any]:
         of_y = product(gradient, x, True, of_rows)
     else:
         of_y = product(x, gradient, not of_rows, False)
-    for made, like in ((of_x, x), (of_y, y)):
-        made.set_shape(like.shape)
     return [of_x, of_y]
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled.gradients_of import graph_gradients
 from hyparflow.engine.kernels.rewrite import Rewrite
 
-__all__ = ["largest_difference"]
+__all__ = ["difference_of", "largest_difference"]
 
 _UNKNOWN = 6  # stands for a dimension that is not known when a graph is traced
 
@@ -41,6 +41,23 @@ def largest_difference(found: Rewrite) -> float:
     def kernel(*inputs: Any) -> Sequence[Any]:
         return found.kernel(*(inputs[place] for place in places))
 
+    return difference_of(traced, kernel, _numbers(found), with_gradient)
+
+
+def difference_of(
+    old: Callable[..., Sequence[Any]],
+    new: Callable[..., Sequence[Any]],
+    numbers: Sequence[np.ndarray],
+    with_gradient: Sequence[int],
+) -> float:
+    """The largest difference between two computations, as for `largest_difference`.
+
+    Args:
+        old, new: (inputs) -> tensors.
+        numbers: the inputs.
+        with_gradient: places of the tensors whose gradients are compared, too.
+    """
+
     def results(compute: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> list[Any]:
         made = compute(*inputs)
         targets = [made[n] for n in with_gradient]
@@ -49,15 +66,16 @@ def largest_difference(found: Rewrite) -> float:
         return [*made, *graph_gradients(targets, inputs, [_seed(tensor) for tensor in targets])]
 
     def both(*inputs: Any) -> tuple[list[Any], list[Any]]:
-        return results(traced, inputs), results(kernel, inputs)
+        return results(old, inputs), results(new, inputs)
 
     with tf.init_scope():  # the caller is traced; this must not be
-        numbers = [tf.constant(x) for x in _numbers(found)]
+        given = [tf.constant(x) for x in numbers]
         try:
-            old, new = tf.function(both, autograph=False).get_concrete_function(*numbers)(*numbers)
+            compared = tf.function(both, autograph=False).get_concrete_function(*given)(*given)
         except tf.errors.OpError:  # this machine's TensorFlow cannot compute with it
             return float("inf")
-    return max(_difference(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True))
+    pairs = zip(*compared, strict=True)
+    return max(_difference(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
 def _definition(found: Rewrite) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from hyparflow.engine.kernels import (
     layer_normalization,
     matrix_products,
     products,
+    recurrent_layers,
     scaled,
 )
 from hyparflow.engine.kernels.proof import largest_difference
@@ -48,7 +51,9 @@ _ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen r
 
 def may_be_rewritten(layer: Any) -> bool:
     """Whether a kernel may take the place of what this layer of Keras computes."""
-    return layer.compute_dtype == "float32" and any(kernel.gains(layer) for kernel in _OF_LAYERS)
+    return layer.compute_dtype == "float32" and any(
+        kernel.gains(layer) for kernel in (*_OF_LAYERS, recurrent_layers)
+    )
 
 
 class Rewriter:
@@ -88,17 +93,29 @@ class Rewriter:
             for place in list(find(traced)):
                 inputs = [_current(tensor, new) for tensor in place.inputs]
                 found = dataclasses.replace(place, inputs=inputs)
+                find_difference = functools.partial(largest_difference, found)
                 fits = gone.isdisjoint(found.operations) and _fits(traced, found, wanted)
-                if fits and self._is_proved(name, found):
+                if fits and self._is_right(name, found.variant, find_difference):
                     _put_in(traced, found, new)
                     gone |= found.operations
                     counts[name] += 1
         return [_current(tensor, new) for tensor in targets], counts
 
-    def _is_proved(self, name: str, found: Rewrite) -> bool:
-        key = name, found.variant
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[Counter[str]]:
+        """While open, layers are traced: those with a kernel of their own compute by it.
+
+        Yields how often which kernel is put in so.
+        """
+        counts = Counter[str]()
+        with recurrent_layers.taken(counts, self._is_right):
+            yield counts
+
+    def _is_right(self, name: str, variant: Hashable, find: Callable[[], float]) -> bool:
+        """Whether a kernel gives what Keras does; `find` finds the difference, once."""
+        key = name, variant
         if key not in self._proved:
-            difference = largest_difference(found)
+            difference = find()
             self._proved[key] = difference <= _ROUNDING
             if not self._proved[key]:
                 warnings.warn(

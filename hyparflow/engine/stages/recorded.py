@@ -28,13 +28,14 @@ def rewritten(
         return list(compute()), Counter()
     graph = tf.compat.v1.get_default_graph()
     start = len(graph.get_operations())
-    results = list(compute())
+    with rewriter.tracing() as of_layers:
+        results = list(compute())
     places = [n for n, x in enumerate(results) if isinstance(x, tf.Tensor)]
     operations, targets = graph.get_operations()[start:], [results[n] for n in places]
     made, counts = rewriter.rewrite(operations, targets, training)
     for place, tensor in zip(places, made, strict=True):
         results[place] = tensor
-    return results, counts
+    return results, counts + of_layers
 
 
 class Recorded:

@@ -20,6 +20,7 @@ how Keras reads files of weights            `hyparflow.model.keras_internals.sto
 how Keras writes files of weights           `hyparflow.model.keras_internals.saving_beside`, for
                                             good, once weights are left in their file
 losses of one model                         `hyparflow.model.keras_internals.compiled`, a trace
+the loop of Keras's LSTM and GRU layers     `hyparflow.engine.kernels.recurrent_layers`, a trace
 `update_state` of one metric                `hyparflow.engine.loss.additive_metrics`, a trial
 ==========================================  ====================================================
 """

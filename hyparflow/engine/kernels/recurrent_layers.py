@@ -1,0 +1,123 @@
+"""Lets LSTM and GRU layers of Keras compute by `hyparflow.engine.kernels.recurrent`.
+
+A loop of a graph has lost what its steps have in common, so the layers are asked before they
+become one. Only what is usual is taken: no masks, no dropout, Keras's own cells and activations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.proof import difference_of
+from hyparflow.engine.kernels.recurrent import gated_recurrent, long_short_term_memory
+from hyparflow.model.keras_internals.patched import patched
+
+__all__ = ["NAME", "gains", "taken"]
+
+NAME = "recurrent layer"
+Compute = Callable[..., tuple[Any, list[Any]]]
+_COMPUTE: dict[type, tuple[type, Compute]] = {
+    keras.layers.LSTM: (keras.layers.LSTMCell, long_short_term_memory),
+    keras.layers.GRU: (keras.layers.GRUCell, gated_recurrent),
+}
+_ROWS, _STEPS, _NUMBERS, _UNITS = 3, 4, 5, 2  # of the trial
+
+
+def gains(layer: Any) -> bool:
+    """Whether a layer of Keras has what this kernel is for."""
+    return one_dnn.is_chosen() and _kind(layer) is not None
+
+
+@contextlib.contextmanager
+def taken(counts: Counter[str], is_right: Callable[..., bool]) -> Iterator[None]:
+    """While open, layers that are traced compute by faster loops.
+
+    Args:
+        counts: how often which kernel was put in; what is put in here is added.
+        is_right: (name, variant, function that finds the difference) -> whether to take a kernel.
+    """
+    if not one_dnn.is_chosen():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for kind in _COMPUTE:
+            loop = _loop(kind, counts, is_right)
+            stack.enter_context(patched(kind, inner_loop=loop))
+        yield
+
+
+def _loop(kind: type, counts: Counter[str], is_right: Callable[..., bool]) -> Any:
+    usual: Any = kind.inner_loop  # type: ignore[attr-defined]
+    compute = _COMPUTE[kind][1]
+
+    def inner_loop(
+        layer: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False
+    ) -> Any:
+        is_masked = any(m is not None for m in keras.tree.flatten(mask))
+        fits = _kind(layer) is kind and not is_masked and not (training and layer.dropout)
+        if not fits or not is_right(NAME, kind.__name__, lambda: _difference(kind)):
+            return usual(layer, sequences, initial_state, mask, training)
+        counts[NAME] += 1
+        x = tf.convert_to_tensor(sequences)
+        state = [tf.convert_to_tensor(s) for s in keras.tree.flatten(initial_state)]
+        weights = [layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias]
+        x = tf.reverse(x, [1]) if layer.go_backwards else x
+        outputs, last = compute(x, state, *(tf.convert_to_tensor(w) for w in weights))
+        return last[0], outputs, last
+
+    return inner_loop
+
+
+def _kind(layer: Any) -> type | None:
+    """Which of the two a layer is, if it computes as usual."""
+    for kind, (cell, _) in _COMPUTE.items():
+        if isinstance(layer, kind) and _is_usual(layer, cell):
+            return kind
+    return None
+
+
+def _is_usual(layer: Any, kind_of_cell: Any) -> bool:
+    cell = layer.cell
+    functions = cell.activation, cell.recurrent_activation
+    return (
+        type(cell) is kind_of_cell
+        and functions == (keras.activations.tanh, keras.activations.sigmoid)
+        and cell.compute_dtype == cell.variable_dtype == "float32"
+        and cell.use_bias
+        and not cell.recurrent_dropout
+        and not layer.unroll
+        and getattr(cell, "reset_after", True)
+    )
+
+
+def _difference(kind: type) -> float:
+    """How far the results and gradients of the loop are from those of Keras's."""
+    # Nothing is drawn and a name is given, so nothing of the user's changes.
+    nothing = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")
+    with tf.init_scope():
+        layer = kind(_UNITS, return_sequences=True, seed=0, name="trial", **nothing)
+        layer.build((None, _STEPS, _NUMBERS))
+        random = np.random.default_rng(0)
+        weights = [random.normal(size=w.shape) for w in layer.trainable_variables]
+        x = random.normal(size=(_ROWS, _STEPS, _NUMBERS))
+        count = len(keras.tree.flatten(layer.get_initial_state(_ROWS)))
+
+    def keras_computes(x: Any, *weights: Any) -> Sequence[Any]:
+        made, _ = layer.stateless_call(list(weights), layer.non_trainable_variables, x)
+        return [made]
+
+    def compute(x: Any, *weights: Any) -> Sequence[Any]:
+        state = [tf.zeros([tf.shape(x)[0], _UNITS])] * count
+        return [_COMPUTE[kind][1](x, state, *weights)[0]]
+
+    numbers = [n.astype(np.float32) for n in (x, *weights)]
+    with patched(kind, inner_loop=keras.layers.RNN.inner_loop):
+        return difference_of(keras_computes, compute, numbers, [0])
