@@ -17,6 +17,7 @@ from hyparflow.engine.kernels.rewriter import Rewriter
 
 SEQUENCES = (3, 5, 4)
 KINDS = pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+ONE_DNN = pytest.mark.parametrize("chosen", [True], indirect=True, ids=["oneDNN"])
 
 
 def with_random_weights(layer: Any, shape: tuple[int, ...] = SEQUENCES) -> Any:
@@ -62,6 +63,7 @@ def test_layers_compute_what_keras_does(kind: Any, name: str, chosen: bool) -> N
 
 
 @KINDS
+@ONE_DNN
 @pytest.mark.parametrize("rows", [0, 1])
 def test_any_number_of_rows(kind: Any, rows: int, chosen: bool) -> None:
     layer = with_random_weights(kind(6, return_sequences=True))
@@ -69,6 +71,7 @@ def test_any_number_of_rows(kind: Any, rows: int, chosen: bool) -> None:
 
 
 @KINDS
+@ONE_DNN
 def test_layers_on_layers_and_both_ways(kind: Any, chosen: bool) -> None:
     model = keras.Sequential(
         [
@@ -82,6 +85,7 @@ def test_layers_on_layers_and_both_ways(kind: Any, chosen: bool) -> None:
 
 
 @KINDS
+@ONE_DNN
 def test_sequences_of_any_length(kind: Any, chosen: bool) -> None:
     layer = with_random_weights(kind(6, return_sequences=True))
     made = {}
@@ -109,6 +113,7 @@ def infer_and_count(layer: Any, x: Any, rewriter: Rewriter | None, made: dict[An
 
 
 @KINDS
+@ONE_DNN
 def test_a_first_state_is_given(kind: Any, chosen: bool) -> None:
     layer = with_random_weights(kind(4, return_sequences=True))
 
@@ -136,6 +141,7 @@ UNUSUAL = {
 
 
 @KINDS
+@ONE_DNN
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_others_are_left_alone(kind: Any, name: str, chosen: bool) -> None:
     layer = with_random_weights(kind(6, **UNUSUAL[name]))
@@ -143,11 +149,13 @@ def test_others_are_left_alone(kind: Any, name: str, chosen: bool) -> None:
     assert both_ways(layer, training=False) == 0
 
 
+@ONE_DNN
 def test_a_reset_before_the_product_is_left_alone(chosen: bool) -> None:
     assert both_ways(with_random_weights(layers.GRU(6, reset_after=False))) == 0
 
 
 @KINDS
+@ONE_DNN
 def test_dropout_is_keras_s_in_training(kind: Any, chosen: bool) -> None:
     layer = with_random_weights(kind(6, dropout=0.5))
     assert both_ways(layer, training=False) == int(chosen)
@@ -157,14 +165,49 @@ def test_dropout_is_keras_s_in_training(kind: Any, chosen: bool) -> None:
     assert np.isfinite(found[0]).all()
 
 
-@KINDS
-def test_masked_steps_are_left_alone(kind: Any, chosen: bool) -> None:
-    layer = with_random_weights(kind(6))
-    mask = tf.constant([[True, True, True, False, False]] * SEQUENCES[0])
-    assert both_ways(layer, mask=mask) == 0
+MASKS = {
+    "at the end": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]],
+    "at the beginning": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]],
+    "between": [[1, 0, 1, 0, 1], [0, 1, 0, 1, 0], [1, 1, 0, 0, 1]],
+    "a row without any": [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]],
+}
 
 
 @KINDS
+@ONE_DNN
+@pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        ("between", {"return_sequences": True, "return_state": True}),
+        ("at the end", {"return_sequences": True, "go_backwards": True}),
+        ("between", {"return_sequences": True, "zero_output_for_mask": True}),
+        ("at the beginning", {}),
+        ("a row without any", {"return_state": True}),
+    ],
+    ids=str,
+)
+def test_masked_steps(kind: Any, options: dict[str, Any], mask: str, chosen: bool) -> None:
+    layer = with_random_weights(kind(6, **options))
+    given = tf.cast(MASKS[mask], tf.bool)
+    assert both_ways(layer, mask=given) == int(chosen)
+    first = [tf.constant(numbers((3, 6))) for _ in layer.get_initial_state(3)]
+    assert both_ways(layer, mask=given, initial_state=first) == int(chosen)
+
+
+@KINDS
+@ONE_DNN
+def test_steps_masked_by_another_layer(kind: Any, chosen: bool) -> None:
+    class Ended(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x * tf.reshape([1.0, 1.0, 1.0, 0.0, 0.0], [1, 5, 1])
+
+    both = layers.Bidirectional(kind(6, return_sequences=True))
+    model = keras.Sequential([keras.Input(SEQUENCES[1:]), Ended(), layers.Masking(), both])
+    assert both_ways(with_random_weights(model)) == 2 * chosen
+
+
+@KINDS
+@ONE_DNN
 def test_cells_of_ones_own_are_left_alone(kind: Any, chosen: bool) -> None:
     class Own(kind):  # type: ignore[misc]
         def __init__(self, units: int) -> None:
@@ -181,6 +224,7 @@ def test_cells_of_ones_own_are_left_alone(kind: Any, chosen: bool) -> None:
 
 
 @KINDS
+@ONE_DNN
 def test_nothing_of_the_user_s_is_changed(kind: Any, chosen: bool) -> None:
     """Neither the classes, nor what later layers are called and draw."""
     usual = kind.inner_loop

@@ -25,7 +25,7 @@ __all__ = ["gated_recurrent", "long_short_term_memory"]
 
 
 def long_short_term_memory(
-    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any
+    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any, mask: Any = None
 ) -> tuple[Any, list[Any]]:
     """The outputs of a layer of long short-term memory, and its last state.
 
@@ -34,40 +34,47 @@ def long_short_term_memory(
         state: h and c before the first step, each [rows, units].
         kernel, recurrent, bias: [numbers, 4 units], [units, 4 units] and [4 units], of the gates i,
             f, g and o.
+        mask: [rows, steps], booleans: which steps a row has; the others leave its state. None: all.
 
     Returns:
-        [rows, steps, units]; and h and c after the last step.
+        h after each step, [rows, steps, units]; and h and c after the last.
     """
-    outputs, h, c = _long_short_term_memory(x, *state, kernel, recurrent, bias)
+
+    @tf.custom_gradient
+    def compute(*given: Any) -> Any:
+        return _long_short_term_memory(mask, *given)
+
+    outputs, h, c = compute(x, *state, kernel, recurrent, bias)
     return outputs, [h, c]
 
 
-@tf.custom_gradient
 def _long_short_term_memory(
-    x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any
+    mask: Any, x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any
 ) -> tuple[tuple[Any, Any, Any], Callable[..., Any]]:
     units = recurrent.shape[0]
 
-    def step(z: Any, h: Any, c: Any) -> tuple[list[Any], list[Any]]:
+    def step(z: Any, there: Any, h: Any, c: Any) -> tuple[list[Any], list[Any]]:
         gates = tf.split(z + matrix_product(h, recurrent, False, False), 4, axis=1)
         i, f, o = (tf.sigmoid(gates[n]) for n in (0, 1, 3))
         g = tf.tanh(gates[2])
-        c = f * c + i * g
-        h = o * tf.tanh(c)
-        return [h, c], [h, c, tf.concat([i, f, g, o], axis=1)]
+        new_c = f * c + i * g
+        new_h = o * tf.tanh(new_c)
+        state = _chosen(there, [new_h, new_c], [h, c])
+        return state, [*state, tf.concat([i, f, g, o], axis=1)]
 
-    came = _dense(_by_steps(x), kernel, bias)
-    (last_h, last_c), (hs, cs, gates) = _forward(step, came, [h, c], [units, units, 4 * units])
+    came, steps = _dense(_by_steps(x), kernel, bias), _steps_of(mask)
+    sizes = [units, units, 4 * units]
+    (last_h, last_c), (hs, cs, gates) = _forward(step, came, steps, [h, c], sizes)
     outputs = _by_rows(hs)
 
     def gradient(of_outputs: Any, of_h: Any, of_c: Any) -> list[Any]:
         before = tf.concat([c[None], cs[:-1]], axis=0)
 
         def back(given: Sequence[Any], of_h: Any, of_c: Any) -> tuple[list[Any], Any]:
-            of_output, gates, c, before = given
+            of_output, gates, c, before, there = given
             i, f, g, o = tf.split(gates, 4, axis=1)
             c = tf.tanh(c)
-            of_h = of_h + of_output
+            (of_h, of_c), passed = _parted(there, [of_h + of_output, of_c])
             of_c = of_c + of_h * o * (1.0 - c * c)
             of_gates = [
                 of_c * g * i * (1.0 - i),
@@ -76,9 +83,10 @@ def _long_short_term_memory(
                 of_h * c * o * (1.0 - o),
             ]
             of_z = tf.concat(of_gates, axis=1)
-            return [matrix_product(of_z, recurrent, False, True), of_c * f], of_z
+            of_before = [matrix_product(of_z, recurrent, False, True), of_c * f]
+            return _added(of_before, passed), of_z
 
-        given = [_by_steps(of_outputs), gates, cs, before]
+        given = [_by_steps(of_outputs), gates, cs, before, steps]
         (of_first_h, of_first_c), of_z = _backward(back, given, [of_h, of_c], 4 * units)
         of_x, of_kernel = _dense_gradients(of_z, x, kernel)
         of_recurrent = _summed_products(_states_before(h, outputs), of_z)
@@ -88,7 +96,7 @@ def _long_short_term_memory(
 
 
 def gated_recurrent(
-    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any
+    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any, mask: Any = None
 ) -> tuple[Any, list[Any]]:
     """The outputs of a layer of gated recurrent units, and its last state.
 
@@ -97,48 +105,53 @@ def gated_recurrent(
         state: h before the first step, [rows, units].
         kernel, recurrent, bias: [numbers, 3 units], [units, 3 units] and [2, 3 units], of the gates
             z and r and of the candidate; the second bias is that of the recurrent product.
+        mask: as for `long_short_term_memory`.
 
     Returns:
-        [rows, steps, units]; and h after the last step.
+        h after each step, [rows, steps, units]; and h after the last.
     """
-    outputs, h = _gated_recurrent(x, *state, kernel, recurrent, bias)
+
+    @tf.custom_gradient
+    def compute(*given: Any) -> Any:
+        return _gated_recurrent(mask, *given)
+
+    outputs, h = compute(x, *state, kernel, recurrent, bias)
     return outputs, [h]
 
 
-@tf.custom_gradient
 def _gated_recurrent(
-    x: Any, h: Any, kernel: Any, recurrent: Any, bias: Any
+    mask: Any, x: Any, h: Any, kernel: Any, recurrent: Any, bias: Any
 ) -> tuple[tuple[Any, Any], Callable[..., Any]]:
     units = recurrent.shape[0]
 
-    def step(came: Any, h: Any) -> tuple[list[Any], list[Any]]:
+    def step(came: Any, there: Any, h: Any) -> tuple[list[Any], list[Any]]:
         inner = matrix_product(h, recurrent, False, False) + bias[1]
         of_z, of_r, of_new = tf.split(came, 3, axis=1)
         z_inner, r_inner, new_inner = tf.split(inner, 3, axis=1)
         z, r = tf.sigmoid(of_z + z_inner), tf.sigmoid(of_r + r_inner)
         new = tf.tanh(of_new + r * new_inner)
-        h = z * h + (1.0 - z) * new
-        return [h], [h, tf.concat([z, r, new, new_inner], axis=1)]
+        state = _chosen(there, [z * h + (1.0 - z) * new], [h])
+        return state, [*state, tf.concat([z, r, new, new_inner], axis=1)]
 
-    came = _dense(_by_steps(x), kernel, bias[0])
-    (last,), (hs, gates) = _forward(step, came, [h], [units, 4 * units])
+    came, steps = _dense(_by_steps(x), kernel, bias[0]), _steps_of(mask)
+    (last,), (hs, gates) = _forward(step, came, steps, [h], [units, 4 * units])
     outputs = _by_rows(hs)
 
     def gradient(of_outputs: Any, of_h: Any) -> list[Any]:
         before = _states_before(h, outputs)
 
         def back(given: Sequence[Any], of_h: Any) -> tuple[list[Any], Any]:
-            of_output, gates, before = given
+            of_output, gates, before, there = given
             z, r, new, inner = tf.split(gates, 4, axis=1)
-            of_h = of_h + of_output
+            (of_h,), passed = _parted(there, [of_h + of_output])
             of_new = of_h * (1.0 - z) * (1.0 - new * new)
             of_z = of_h * (before - new) * z * (1.0 - z)
             of_r = of_new * inner * r * (1.0 - r)
             of_inner = tf.concat([of_z, of_r, of_new * r], axis=1)
             of_before = of_h * z + matrix_product(of_inner, recurrent, False, True)
-            return [of_before], tf.concat([of_inner, of_new], axis=1)
+            return _added([of_before], passed), tf.concat([of_inner, of_new], axis=1)
 
-        given = [_by_steps(of_outputs), gates, before]
+        given = [_by_steps(of_outputs), gates, before, steps]
         (of_first,), made = _backward(back, given, [of_h], 4 * units)
         of_inner = made[..., : 3 * units]
         of_came = tf.concat([made[..., : 2 * units], made[..., 3 * units :]], axis=-1)
@@ -156,16 +169,17 @@ def _gated_recurrent(
 def _forward(
     step: Callable[..., tuple[list[Any], list[Any]]],
     came: Any,
+    steps: Any,
     state: Sequence[Any],
     sizes: Sequence[int],
 ) -> tuple[list[Any], list[Any]]:
     """The last state, and what each step keeps, of `sizes` numbers a row, with the steps first."""
     count = tf.shape(came)[0]
-    read = _array(came)
+    read, there = _array(came), _array(steps)
     kept = [tf.TensorArray(came.dtype, count, element_shape=[None, size]) for size in sizes]
 
     def body(n: Any, state: list[Any], kept: list[Any]) -> tuple[Any, list[Any], list[Any]]:
-        new, made = step(read.read(n), *state)
+        new, made = step(read.read(n), None if there is None else there.read(n), *state)
         _keep_shapes(new, state)
         return n + 1, new, [array.write(n, x) for array, x in zip(kept, made, strict=True)]
 
@@ -187,7 +201,7 @@ def _backward(
     made = tf.TensorArray(given[0].dtype, count, element_shape=[None, size])
 
     def body(n: Any, of_state: list[Any], made: Any) -> tuple[Any, list[Any], Any]:
-        new, x = back([array.read(n) for array in read], *of_state)
+        new, x = back([None if a is None else a.read(n) for a in read], *of_state)
         _keep_shapes(new, of_state)
         return n - 1, new, made.write(n, x)
 
@@ -198,12 +212,40 @@ def _backward(
 
 
 def _array(x: Any) -> Any:
+    if x is None:
+        return None
     return tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:]).unstack(x)
 
 
 def _keep_shapes(new: Sequence[Any], old: Sequence[Any]) -> None:
     for x, like in zip(new, old, strict=True):
         x.set_shape(like.shape)
+
+
+# --- rows that do not have a step: `there` says which have it; None: all ---
+
+
+def _steps_of(mask: Any) -> Any:
+    """The mask with the steps first, [steps, rows, 1]."""
+    return None if mask is None else tf.transpose(mask)[..., None]
+
+
+def _chosen(there: Any, new: list[Any], old: list[Any]) -> list[Any]:
+    if there is None:
+        return new
+    return [tf.where(there, x, y) for x, y in zip(new, old, strict=True)]
+
+
+def _parted(there: Any, gradients: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Gradients that go into a step, and those that go past it."""
+    if there is None:
+        return gradients, []
+    nothing = [tf.zeros_like(x) for x in gradients]
+    return _chosen(there, gradients, nothing), _chosen(there, nothing, gradients)
+
+
+def _added(gradients: list[Any], passed: list[Any]) -> list[Any]:
+    return [x + y for x, y in zip(gradients, passed, strict=True)] if passed else gradients
 
 
 # --- products over all steps ---

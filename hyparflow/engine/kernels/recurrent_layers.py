@@ -1,7 +1,7 @@
 """Lets LSTM and GRU layers of Keras compute by `hyparflow.engine.kernels.recurrent`.
 
 A loop of a graph has lost what its steps have in common, so the layers are asked before they
-become one. Only what is usual is taken: no masks, no dropout, Keras's own cells and activations.
+become one. Only what is usual is taken: no dropout, Keras's own cells and activations.
 """
 
 from __future__ import annotations
@@ -61,19 +61,32 @@ def _loop(kind: type, counts: Counter[str], is_right: Callable[..., bool]) -> An
     def inner_loop(
         layer: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
-        is_masked = any(m is not None for m in keras.tree.flatten(mask))
-        fits = _kind(layer) is kind and not is_masked and not (training and layer.dropout)
+        fits = _kind(layer) is kind and not (training and layer.dropout)
         if not fits or not is_right(NAME, kind.__name__, lambda: _difference(kind)):
             return usual(layer, sequences, initial_state, mask, training)
         counts[NAME] += 1
         x = tf.convert_to_tensor(sequences)
         state = [tf.convert_to_tensor(s) for s in keras.tree.flatten(initial_state)]
         weights = [layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias]
-        x = tf.reverse(x, [1]) if layer.go_backwards else x
-        outputs, last = compute(x, state, *(tf.convert_to_tensor(w) for w in weights))
-        return last[0], outputs, last
+        weights = [tf.convert_to_tensor(weight) for weight in weights]
+        (mask,) = keras.tree.flatten(mask)[:1]
+        if layer.go_backwards:
+            x, mask = tf.reverse(x, [1]), None if mask is None else tf.reverse(mask, [1])
+        outputs, last = compute(x, state, *weights, mask)
+        if mask is not None:
+            outputs = _masked(outputs, mask, layer.zero_output_for_mask)
+        return outputs[:, -1], outputs, last
 
     return inner_loop
+
+
+def _masked(outputs: Any, mask: Any, all_steps: bool) -> Any:
+    """Outputs with 0 at `all_steps` that a row does not have, or only at those before its first.
+
+    At others Keras repeats the output before, which is the state that was left.
+    """
+    begun = mask if all_steps else tf.cumsum(tf.cast(mask, tf.int32), axis=1) > 0
+    return tf.where(begun[..., None], outputs, tf.zeros_like(outputs))
 
 
 def _kind(layer: Any) -> type | None:
