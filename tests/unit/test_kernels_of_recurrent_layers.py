@@ -137,6 +137,7 @@ UNUSUAL = {
     "unrolled": {"unroll": True},
     "float64": {"dtype": "float64"},
     "recurrent dropout": {"recurrent_dropout": 0.5},
+    "dropout of each gate": {"dropout": 0.5, "implementation": 1},
 }
 
 
@@ -156,13 +157,17 @@ def test_a_reset_before_the_product_is_left_alone(chosen: bool) -> None:
 
 @KINDS
 @ONE_DNN
-def test_dropout_is_keras_s_in_training(kind: Any, chosen: bool) -> None:
-    layer = with_random_weights(kind(6, dropout=0.5))
-    assert both_ways(layer, training=False) == int(chosen)
-    x = numbers(SEQUENCES)
-    found, counts = train(lambda y: layer(y, training=True), layer, x, Rewriter())
-    assert not counts[NAME]
-    assert np.isfinite(found[0]).all()
+def test_dropout_is_drawn_as_by_keras(kind: Any, chosen: bool) -> None:
+    layer, x = with_random_weights(kind(6, dropout=0.5)), numbers(SEQUENCES)
+    found = []
+    for rewriter in (Rewriter(), None):
+        layer.cell.seed_generator.state.assign([3, 4])
+        made, counts = train(lambda y: layer(y, training=True), layer, x, rewriter)
+        found.append((made, np.asarray(layer.cell.seed_generator.state), counts[NAME]))
+    assert_close(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert [count for *_, count in found] == [1, 0]
+    assert both_ways(layer, training=False) == 1
 
 
 MASKS = {

@@ -1,7 +1,7 @@
 """Lets LSTM and GRU layers of Keras compute by `hyparflow.engine.kernels.recurrent`.
 
 A loop of a graph has lost what its steps have in common, so the layers are asked before they
-become one. Only what is usual is taken: no dropout, Keras's own cells and activations.
+become one. Only what is usual is taken: Keras's own cells and activations, no recurrent dropout.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def _loop(kind: type, counts: Counter[str], is_right: Callable[..., bool]) -> An
     def inner_loop(
         layer: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
-        fits = _kind(layer) is kind and not (training and layer.dropout)
-        if not fits or not is_right(NAME, kind.__name__, lambda: _difference(kind)):
+        if _kind(layer) is not kind or not is_right(NAME, kind.__name__, lambda: _difference(kind)):
             return usual(layer, sequences, initial_state, mask, training)
         counts[NAME] += 1
         x = tf.convert_to_tensor(sequences)
+        if training and layer.dropout:  # the same for all steps; Keras has drawn it already
+            x *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
         state = [tf.convert_to_tensor(s) for s in keras.tree.flatten(initial_state)]
         weights = [layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias]
         weights = [tf.convert_to_tensor(weight) for weight in weights]
@@ -106,6 +107,7 @@ def _is_usual(layer: Any, kind_of_cell: Any) -> bool:
         and cell.compute_dtype == cell.variable_dtype == "float32"
         and cell.use_bias
         and not cell.recurrent_dropout
+        and not (cell.dropout and hasattr(cell, "dropout_mask_count"))  # one for each gate
         and not layer.unroll
         and getattr(cell, "reset_after", True)
     )

@@ -58,9 +58,7 @@ def _tensorflow() -> Finding:
 def _one_dnn(environ: Mapping[str, str]) -> Finding:
     if is_left_off(environ):
         text = "TensorFlow leaves it off here; hyparflow takes what is faster of it"
-        return Finding(
-            "oneDNN", OK, f"{text}. Recurrent layers with dropout: TF_ENABLE_ONEDNN_OPTS=1"
-        )
+        return Finding("oneDNN", OK, f"{text}. Unusual recurrent layers: TF_ENABLE_ONEDNN_OPTS=1")
     return Finding("oneDNN", OK, "as TensorFlow or you have chosen")
 
 
