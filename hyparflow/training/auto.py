@@ -206,9 +206,8 @@ def _plan(
     constrained(cluster.num_ranks, **decided)  # measuring takes long: refuse before it
     key = (batch_size, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
-        known.costs[key] = costs_of_model(
-            *(model, "measure", batch_size, cluster, say), faster_kernels=faster_kernels
-        )
+        given = model, "measure", batch_size, cluster, say, faster_kernels
+        known.costs[key] = costs_of_model(*given)
     return plan(
         model,
         batch_size=batch_size,
