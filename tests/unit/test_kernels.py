@@ -16,7 +16,7 @@ import tensorflow as tf
 from rewritten import assert_close, numbers, train
 
 from hyparflow.engine import kernels
-from hyparflow.engine.kernels import batch_normalization
+from hyparflow.engine.kernels import batch_normalization, recurrent_layers
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.rewriter import IN_INFERENCE, IN_TRAINING, Rewriter
 from hyparflow.engine.kernels.traced import TracedOperations
@@ -189,4 +189,4 @@ def test_every_kernel_has_a_name_of_its_own() -> None:
         for m in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")
     ]
     names = [module.NAME for module in modules if hasattr(module, "NAME")]
-    assert sorted(names) == sorted({*IN_TRAINING, *IN_INFERENCE})
+    assert sorted(names) == sorted({*IN_TRAINING, *IN_INFERENCE, recurrent_layers.NAME})

@@ -1,4 +1,4 @@
 """Faster kernels in place of what Keras's layers write out: patterns of operations, and rewrites.
 
-Imports comm, model and engine.compiled.
+Imports comm, engine.compiled and model.
 """
