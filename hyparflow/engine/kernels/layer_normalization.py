@@ -10,7 +10,7 @@ Proof: the same sums in another order. With h = (x - mean) * root and a = gradie
 x is root * (a - mean of a - h * mean of a * h), that of the scale the sum of gradient * h over
 rows. Sums of gradients are left to TensorFlow, which is faster at them than XLA.
 
-Gain: forward 2.1, gradient 2.5 times as fast on an AMD EPYC (Zen 1), rows of 512 numbers.
+Gain: forward 2.0, gradient 3.6 times as fast on an AMD EPYC (Zen 1), 4096 rows of 512 numbers.
 """
 
 from __future__ import annotations
