@@ -25,7 +25,9 @@ from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import (
     TracedOperations,
     constant,
+    inverse_root,
     is_made_by,
+    is_vector,
     without_views,
 )
 
@@ -75,21 +77,18 @@ def _normalized(operation: Any) -> _Normalized | None:
         between.add(mean.op)
         mean = mean.op.inputs[0]
     root, scale = factor.op.inputs if is_made_by(factor, "Mul") else (factor, None)
-    if not is_made_by(root, "Rsqrt") or not is_made_by(root.op.inputs[0], "AddV2"):
+    known = inverse_root(root)
+    if known is None:
         return None
-    variance, epsilon = root.op.inputs[0].op.inputs
-    value = constant(epsilon)
-    if value is None or value.shape:
-        return None
-    between |= {root.op, root.op.inputs[0].op}
+    variance, epsilon, operations = known
     return _Normalized(
         x=x,
         mean=mean,
         variance=variance,
         scale=scale,
         offset=offset,
-        epsilon=float(value),
-        operations=between,
+        epsilon=epsilon,
+        operations=between | operations,
     )
 
 
@@ -100,7 +99,7 @@ def _is_of_batch(found: _Normalized) -> bool:
     if rank is None or rank < 2 or found.x.shape[-1] is None:
         return False
     vectors = [found.mean, found.variance, found.scale, found.offset]
-    if any(v is not None and not _is_vector(v, found.x.shape[-1]) for v in vectors):
+    if any(v is not None and not is_vector(v, found.x.shape[-1]) for v in vectors):
         return False
     if not _is_mean_over_rows(mean, rank) or not _is_mean_over_rows(variance, rank):
         return False
@@ -113,12 +112,6 @@ def _is_of_batch(found: _Normalized) -> bool:
         middle = middle.op.inputs[0]
     found.operations.add(deviations.op)
     return x is found.x and middle is mean
-
-
-def _is_vector(tensor: Any, size: int) -> bool:
-    """Whether a tensor is a vector, maybe with axes of size 1 before it."""
-    shape = tensor.shape.rank and tensor.shape.as_list()
-    return bool(shape) and shape[-1] == size and set(shape[:-1]) <= {1}
 
 
 def _is_mean_over_rows(tensor: Any, rank: int) -> bool:

@@ -23,9 +23,9 @@ import tensorflow as tf
 from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels import convolutions
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations, is_float32, is_vector
 
-__all__ = ["NAME", "find", "is_by_channel"]
+__all__ = ["NAME", "find"]
 
 NAME = "folded convolution"
 _ADDS = ("AddV2", "BiasAdd")
@@ -67,16 +67,9 @@ def _step(operation: Any, place: int, made: Any) -> _Step | None:
     if operation.type not in (*_ADDS, "Mul"):
         return None
     vector = operation.inputs[1 - place]
-    if not is_by_channel(vector, made):
+    if not is_float32(vector) or not is_vector(vector, made.shape[-1]):
         return None
     return _Step(operation.type == "Mul", vector, operation)
-
-
-def is_by_channel(vector: Any, images: Any) -> bool:
-    """Whether a tensor has one number for each channel of images."""
-    shape = vector.shape.as_list() if vector.shape.rank else [None]
-    channels = images.shape[-1]
-    return is_float32(vector) and shape[-1] == channels and set(shape[:-1]) <= {1}
 
 
 def _rewrite(convolution: Any, steps: list[_Step]) -> Rewrite:

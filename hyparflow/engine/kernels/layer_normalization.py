@@ -30,8 +30,10 @@ from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import (
     TracedOperations,
     constant,
+    inverse_root,
     is_float32,
     is_made_by,
+    is_vector,
     without_views,
 )
 
@@ -75,9 +77,11 @@ def _is_usual(found: _Normalized) -> bool:
     if shape.rank is None or shape.rank < 2 or not shape[1:].is_fully_defined():
         return False  # XLA would compile for each size that comes
     vectors = [v for v in (found.scale, found.offset) if v is not None]
-    shapes = [v.shape.as_list() if v.shape.rank else [] for v in vectors]
-    alike = all(s and s[-1] == shape[-1] and set(s[:-1]) <= {1} for s in shapes)
-    return alike and math.prod(shape[1:]) >= MANY_NUMBERS and shape[-1] > 1
+    return (
+        all(is_vector(v, shape[-1]) for v in vectors)
+        and math.prod(shape[1:]) >= MANY_NUMBERS
+        and shape[-1] > 1
+    )
 
 
 # --- how Keras writes them ---
@@ -140,16 +144,13 @@ def _by_square(operation: Any) -> _Normalized | None:
 
 def _of_rows(root: Any, x: Any) -> tuple[Any, float, _Between] | None:
     """Of 1 / sqrt(mean + epsilon) the mean, over the last axis of what is shaped like x."""
-    if not is_made_by(root, "Rsqrt") or not is_made_by(root.op.inputs[0], "AddV2"):
+    known = inverse_root(root)
+    if known is None or x.shape.rank is None:
         return None
-    added = root.op.inputs[0].op
-    mean, epsilon = added.inputs
-    value = constant(epsilon)
-    if value is None or value.shape or _mean_of(mean) is None or x.shape.rank is None:
+    mean, epsilon, operations = known
+    if _mean_of(mean) is None or mean.shape.as_list() != [*x.shape[:-1].as_list(), 1]:
         return None
-    if mean.shape.as_list() != [*x.shape[:-1].as_list(), 1]:
-        return None
-    return mean, float(value), {root.op, added, mean.op}
+    return mean, epsilon, operations | {mean.op}
 
 
 def _mean_of(tensor: Any) -> Any | None:

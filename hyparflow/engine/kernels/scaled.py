@@ -16,9 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
-from hyparflow.engine.kernels.folded import is_by_channel
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32, is_made_by
+from hyparflow.engine.kernels.traced import TracedOperations, is_float32, is_made_by, is_vector
 
 __all__ = ["NAME", "find"]
 
@@ -45,7 +44,7 @@ def _rewrite(traced: TracedOperations, total: Any) -> Rewrite | None:
         return None
     if x.shape.as_list() != made.shape.as_list():
         return None
-    if not is_by_channel(offset, made) or not is_by_channel(scale, made):
+    if not is_vector(offset, made.shape[-1]) or not is_vector(scale, made.shape[-1]):
         return None
     size = x.shape[-1:]
 

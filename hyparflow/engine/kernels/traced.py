@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.rewired import read_instead
 
-__all__ = ["TracedOperations", "constant", "is_float32", "is_made_by", "without_views"]
+__all__ = [
+    "TracedOperations",
+    "constant",
+    "inverse_root",
+    "is_float32",
+    "is_made_by",
+    "is_vector",
+    "without_views",
+]
 
 _VIEWS = ("Identity", "Reshape", "Squeeze", "ExpandDims")
 
@@ -72,6 +80,23 @@ def is_made_by(tensor: Any, *kinds: str) -> bool:
 def is_float32(*tensors: Any) -> bool:
     """Whether all tensors have the type for which kernels are."""
     return all(tensor.dtype == tf.float32 for tensor in tensors)
+
+
+def is_vector(tensor: Any, size: int | None) -> bool:
+    """Whether a tensor is a vector of this size, maybe with axes of size 1 before it."""
+    shape = tensor.shape.as_list() if tensor.shape.rank else []
+    return bool(shape) and shape[-1] == size is not None and set(shape[:-1]) <= {1}
+
+
+def inverse_root(tensor: Any) -> tuple[Any, float, set[Any]] | None:
+    """What x and epsilon are in 1 / sqrt(x + epsilon), and the operations; None for others."""
+    if not is_made_by(tensor, "Rsqrt") or not is_made_by(tensor.op.inputs[0], "AddV2"):
+        return None
+    added = tensor.op.inputs[0].op
+    value = constant(added.inputs[1])
+    if value is None or value.shape:
+        return None
+    return added.inputs[0], float(value), {tensor.op, added}
 
 
 def without_views(tensor: Any) -> Any:
