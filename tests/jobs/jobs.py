@@ -18,6 +18,9 @@ __all__ = ["SCRIPTS", "Job", "Result", "run", "run_alone", "user_environment"]
 
 SCRIPTS = pathlib.Path(__file__).with_name("scripts")
 _MARK = "HYPARFLOW_TEST_JOB"  # every process of a job inherits it
+# What Open MPI's mpirun says when it cannot read the machine's addresses while they change, as when
+# another job's network namespace goes. No rank has begun then.
+_NOT_STARTED = "PMIx server's listener thread failed to start"
 _LAUNCHER = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_", "SLURM_STEP_", "PALS_")
 
 
@@ -123,8 +126,11 @@ class Job:
 
 
 def run(ranks: int, *arguments: object, **environment: str) -> Result:
-    """Run a job of `ranks` ranks to its end."""
-    return Job(ranks, *arguments, **environment).wait()
+    """Run a job of `ranks` ranks to its end; once more if its launcher could not start it."""
+    result = Job(ranks, *arguments, **environment).wait()
+    if _NOT_STARTED in result.output:
+        result = Job(ranks, *arguments, **environment).wait()
+    return result
 
 
 def run_alone(*arguments: object, **environment: str) -> Result:
