@@ -77,6 +77,7 @@ def main() -> None:
 
         rank = hf.rank()
     bare = resident()
+    keras.config.set_dtype_policy(spec["policy"])
     model = build(spec["model"])
     sizes = (model.trainable_variables, model.non_trainable_variables)
     check_size(spec["model"], *(sum(math.prod(v.shape) for v in group) for group in sizes))

@@ -38,6 +38,7 @@ class Setup(NamedTuple):
         python: that runs it.
         is_traced: whether a job of hyparflow writes a trace.
         environment: further environment variables.
+        policy: with which numbers Keras's layers compute.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Setup(NamedTuple):
     python: str = sys.executable
     is_traced: bool = True
     environment: dict[str, str] = {}
+    policy: str = "float32"
 
     @property
     def script(self) -> str:
@@ -106,6 +108,7 @@ class Job:
             "turns": self._turns,
             "folder": str(self._folder),
             "is_traced": setup.is_traced,
+            "policy": setup.policy,
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps(spec))

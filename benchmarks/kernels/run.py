@@ -1,7 +1,9 @@
-"""What faster kernels gain on one core: fit of Keras and hyparflow, without and with oneDNN.
+"""What faster kernels gain on one core: fit of Keras and hyparflow.
 
     python benchmarks/kernels/run.py
 
+Where TensorFlow leaves oneDNN off, both also with oneDNN as a whole; on other processors, which
+have instructions for them, both also with numbers of bfloat16 (Keras's "mixed_bfloat16").
 For each model four jobs of one thread stay alive and take turns of a few steps; the ratio to Keras
 as it comes is that of the CPU seconds of two turns beside each other. Prints medians and quartiles,
 and writes results.json beside this file or to --output.
@@ -10,6 +12,7 @@ and writes results.json beside this file or to --output.
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -20,15 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from machine import described, machine
 from turns import Job, Setup, add_arguments
 
-# As it comes, TensorFlow takes oneDNN on some processors as a whole, and hyparflow on others for
-# single operations.
-WHOLE = {"TF_ENABLE_ONEDNN_OPTS": "1"}
-SETUPS = (
-    Setup("Keras", "plain"),
-    Setup("Keras, oneDNN", "plain", environment=WHOLE),
-    Setup("hyparflow", "hyparflow", is_traced=False),
-    Setup("hyparflow, oneDNN", "hyparflow", is_traced=False, environment=WHOLE),
-)
+from hyparflow.comm.one_dnn import is_left_off
+
+
+def setups() -> tuple[Setup, ...]:
+    """What is compared on this processor; the first is what the others are compared with."""
+    if is_left_off(os.environ):
+        other, more = "oneDNN", {"environment": {"TF_ENABLE_ONEDNN_OPTS": "1"}}
+    else:
+        other, more = "bfloat16", {"policy": "mixed_bfloat16"}
+    return (
+        Setup("Keras", "plain"),
+        Setup(f"Keras, {other}", "plain", **more),
+        Setup("hyparflow", "hyparflow", is_traced=False),
+        Setup(f"hyparflow, {other}", "hyparflow", is_traced=False, **more),
+    )
+
+
 BATCHES = {
     "resnet56": 64,
     "resnet110": 64,
@@ -42,11 +53,12 @@ BATCHES = {
 
 def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     """The seconds of a step of each setup, turn by turn, and what it took to start and to hold."""
-    wall: dict[str, list[float]] = {setup.name: [] for setup in SETUPS}
-    cpu: dict[str, list[float]] = {setup.name: [] for setup in SETUPS}
+    compared = setups()
+    wall: dict[str, list[float]] = {setup.name: [] for setup in compared}
+    cpu: dict[str, list[float]] = {setup.name: [] for setup in compared}
     with contextlib.ExitStack() as stack:
         jobs = []
-        for setup in SETUPS:
+        for setup in compared:
             jobs.append(Job(setup, model, BATCHES[model], args))
             stack.callback(jobs[-1].stop)
         for number in range(args.turns):
