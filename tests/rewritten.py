@@ -33,7 +33,7 @@ def train(
         recorded = Recorded(lambda: [compute(inputs)], [inputs, *variables], rewriter)
         seen["counts"] = recorded.rewritten
         (made,) = recorded.results
-        seed = tf.cos(tf.reshape(tf.cast(tf.range(tf.size(made)), x.dtype), tf.shape(made)))
+        seed = tf.cos(tf.reshape(tf.cast(tf.range(tf.size(made)), made.dtype), tf.shape(made)))
         return [made, *recorded.gradients([made], [seed])]
 
     spec = tf.TensorSpec(x.shape if known else (None, *x.shape[1:]), x.dtype)

@@ -14,6 +14,7 @@ from contract import WORLD, float_type, grids, on_leader, require_none
 from zoo import CASES
 
 import hyparflow as hf
+from hyparflow.engine.compiled import one_dnn
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(48, 6, 6, 3)).astype("float32")
@@ -21,6 +22,7 @@ SEQUENCES = RANDOM.normal(size=(48, 64, 16)).astype("float32")
 LABELS = RANDOM.integers(0, 4, 48)
 GRIDS = pytest.mark.parametrize("grid", grids(WORLD.size), ids=str)
 NORMALIZED = 9
+LAST_PLACE = 2.0**-8  # of bfloat16
 FIRST = ("attention", "nested")  # which have most of what is rewritten
 
 
@@ -105,6 +107,29 @@ def test_kernels_give_what_keras_computes(more: dict[str, Any], grid: tuple[int,
 @GRIDS
 def test_kernels_of_sequences(more: dict[str, Any], grid: tuple[int, int]) -> None:
     compare(model_of_sequences, SEQUENCES, grid, more)
+
+
+@pytest.mark.on_ranks(2)
+@GRIDS
+def test_kernels_of_narrow_numbers(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that computes with bfloat16: as near to float32 as Keras's operations."""
+    monkeypatch.setattr(one_dnn, "is_chosen", lambda: False)
+    exact = numbers(model_of_sequences, SEQUENCES, grid, "keras")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        expected = numbers(model_of_sequences, SEQUENCES, grid, "keras")
+        found = numbers(model_of_sequences, SEQUENCES, grid, "auto")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    arrays = zip(found, expected, exact, strict=True)
+    assert any(not np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    errors = [[np.abs(a - right).max() / np.abs(right).max() for a in of] for *of, right in arrays]
+    odd = [
+        f"{n}: {one} and {other}"
+        for n, (one, other) in enumerate(errors)
+        if one > 2 * other + LAST_PLACE
+    ]
+    require_none(odd, "errors of faster kernels and of Keras's operations")
 
 
 def compare(build: Any, x: np.ndarray, grid: tuple[int, int], more: dict[str, Any]) -> None:

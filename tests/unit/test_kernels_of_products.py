@@ -83,7 +83,7 @@ def test_proofs_have_room(
     )
     counts = both_ways(layer, (5, *shape))
     assert len(found) == len(counts) <= 1
-    assert all(difference < rewriter._ROUNDING / 2 for difference in found)
+    assert all(difference < 0.5 for difference in found)
 
 
 def test_no_images(chosen: bool) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.number_types import narrow_result, narrow_source
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import (
     TracedOperations,
@@ -59,7 +60,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
         if operation.type == "AddV2" and operation.outputs[0].dtype == tf.float32:
             found = _normalized(operation)
             if found is not None and _is_of_batch(found):
-                yield _rewrite(operation.outputs[0], found)
+                yield _rewrite(traced, operation.outputs[0], found)
 
 
 def _normalized(operation: Any) -> _Normalized | None:
@@ -121,10 +122,12 @@ def _is_mean_over_rows(tensor: Any, rank: int) -> bool:
     return axes is not None and sorted(np.ravel(axes) % rank) == list(range(rank - 1))
 
 
-def _rewrite(y: Any, found: _Normalized) -> Rewrite:
+def _rewrite(traced: TracedOperations, y: Any, found: _Normalized) -> Rewrite:
+    x, made = narrow_source(found.x), narrow_result(traced, y, narrow_source(found.x))
+    x = x if x.dtype == made.dtype else found.x  # the kernel has one type for both
     moments = [without_views(found.mean), without_views(found.variance)]
     vectors = found.scale, found.offset
-    inputs = [x for x in (found.x, *vectors) if x is not None]
+    inputs = [tensor for tensor in (x, *vectors) if tensor is not None]
 
     def kernel(x: Any, *rest: Any) -> list[Any]:
         given = iter(rest)
@@ -136,9 +139,9 @@ def _rewrite(y: Any, found: _Normalized) -> Rewrite:
         return [y, tf.reshape(mean, shapes[0]), tf.reshape(variance, shapes[1])]
 
     return Rewrite(
-        variant=(found.x.shape.rank, *(v if v is None else v.shape.rank for v in vectors)),
+        variant=(x.dtype, x.shape.rank, *(v if v is None else v.shape.rank for v in vectors)),
         inputs=inputs,
-        replaced=[y, *moments],
+        replaced=[made, *moments],
         kernel=kernel,
         operations=frozenset(found.operations),
         without_gradient=moments,

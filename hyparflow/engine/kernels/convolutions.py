@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations
 
 __all__ = ["KINDS", "NAME", "again", "find", "gains", "is_usual", "trial", "variant"]
 
@@ -45,7 +46,7 @@ def is_usual(operation: Any) -> bool:
     """Whether a convolution is one of images of known size, channels last."""
     x, filters = operation.inputs
     return (
-        is_float32(x, filters)
+        is_fast(x, filters)
         and operation.get_attr("data_format") == b"NHWC"
         and operation.get_attr("padding") in (b"SAME", b"VALID")
         and x.shape.rank == 4
@@ -74,7 +75,8 @@ def variant(operation: Any) -> tuple[Any, ...]:
     """What tells one kind of convolution from another, but for its channels."""
     steps = [tuple(operation.get_attr(name)) for name in ("strides", "dilations")]
     size = operation.inputs[1].shape[:2].as_list()
-    return operation.type, *size, operation.get_attr("padding"), *steps
+    kind = operation.type, operation.inputs[0].dtype
+    return *kind, *size, operation.get_attr("padding"), *steps
 
 
 def again(operation: Any, x: Any, filters: Any) -> Any:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.products import batched_product
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations
 
 __all__ = ["NAME", "find"]
 
@@ -42,7 +43,7 @@ class _Product(NamedTuple):
 def find(traced: TracedOperations) -> Iterator[Rewrite]:
     """The sums that are products of matrices."""
     for operation in traced.operations:
-        if operation.type == "Einsum" and is_float32(*operation.inputs):
+        if operation.type == "Einsum" and is_fast(*operation.inputs):
             product = _product(operation.get_attr("equation").decode())
             if product is not None:
                 yield _rewrite(operation, product)
@@ -88,7 +89,7 @@ def _rewrite(operation: Any, product: _Product) -> Rewrite:
 
     sizes: dict[str, int] = {}
     return Rewrite(
-        variant=product,
+        variant=(operation.inputs[0].dtype, product),
         inputs=list(operation.inputs),
         replaced=list(operation.outputs),
         kernel=kernel,

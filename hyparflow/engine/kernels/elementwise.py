@@ -23,8 +23,9 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.gradients_of import graph_gradients
 from hyparflow.engine.compiled.xla_function import XlaFunction
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, constant, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations, constant
 
 __all__ = ["MANY_NUMBERS", "NAME", "find", "gains"]
 
@@ -72,7 +73,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
 
 
 def _is_elementwise(operation: Any) -> bool:
-    if operation.type not in _OF_ONE + _OF_TWO or not is_float32(*operation.inputs):
+    if operation.type not in _OF_ONE + _OF_TWO or not is_fast(*operation.inputs):
         return False
     shape = operation.outputs[0].shape
     if not shape.rank or not shape[1:].is_fully_defined():
@@ -122,7 +123,7 @@ def _rewrite(y: Any, group: _Group) -> Rewrite:
         variant=(definition, rank),
         inputs=[group.x],
         replaced=[y],
-        kernel=lambda x: _in_one_pass(definition, rank)(x),
+        kernel=lambda x: _in_one_pass(definition, x.dtype, rank)(x),
         operations=frozenset(group.operations),
         trial=[[64] * rank],
     )
@@ -151,11 +152,11 @@ def _definition(group: _Group) -> bytes:
 
 
 @functools.cache
-def _in_one_pass(definition: bytes, rank: int) -> XlaFunction:
-    """The function that is so defined, of tensors of this rank, with its gradient."""
+def _in_one_pass(definition: bytes, numbers: Any, rank: int) -> XlaFunction:
+    """The function that is so defined, of tensors of this type and rank, with its gradient."""
     graph = tf.compat.v1.GraphDef.FromString(definition)
     wanted = f"{graph.node[-1].name}:0"
-    kind = tf.TensorSpec([None] * rank, tf.float32)
+    kind = tf.TensorSpec([None] * rank, numbers)
 
     def forward(x: Any) -> list[Any]:
         return list(tf.graph_util.import_graph_def(graph, {"x": x}, [wanted], name=""))

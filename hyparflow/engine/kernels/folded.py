@@ -22,8 +22,9 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels import convolutions
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32, is_vector
+from hyparflow.engine.kernels.traced import TracedOperations, is_vector
 
 __all__ = ["NAME", "find"]
 
@@ -67,7 +68,7 @@ def _step(operation: Any, place: int, made: Any) -> _Step | None:
     if operation.type not in (*_ADDS, "Mul"):
         return None
     vector = operation.inputs[1 - place]
-    if not is_float32(vector) or not is_vector(vector, made.shape[-1]):
+    if not is_fast(vector) or not is_vector(vector, made.shape[-1]):
         return None
     return _Step(operation.type == "Mul", vector, operation)
 
@@ -78,7 +79,7 @@ def _rewrite(convolution: Any, steps: list[_Step]) -> Rewrite:
     made, channels = steps[-1].operation.outputs[0], convolution.outputs[0].shape[-1:]
 
     def kernel(x: Any, filters: Any, *vectors: Any) -> list[Any]:
-        bias = tf.zeros(channels)
+        bias = tf.zeros(channels, x.dtype)
         for is_product, given in zip(products, vectors, strict=True):
             vector = tf.reshape(given, channels)
             if is_product:

@@ -26,12 +26,12 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.xla_function import XlaFunction
 from hyparflow.engine.kernels.elementwise import MANY_NUMBERS
+from hyparflow.engine.kernels.number_types import narrow_result, narrow_source
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import (
     TracedOperations,
     constant,
     inverse_root,
-    is_float32,
     is_made_by,
     is_vector,
     without_views,
@@ -65,11 +65,11 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
     if tf.config.list_logical_devices("GPU"):
         return
     for operation in traced.operations:
-        if operation.type in ("AddV2", "Mul") and is_float32(*operation.outputs):
+        if operation.type in ("AddV2", "Mul") and operation.outputs[0].dtype == tf.float32:
             look = _by_mean if operation.type == "AddV2" else _by_square
             found = look(operation)
             if found is not None and _is_usual(found):
-                yield _rewrite(operation.outputs[0], found)
+                yield _rewrite(traced, operation.outputs[0], found)
 
 
 def _is_usual(found: _Normalized) -> bool:
@@ -169,9 +169,11 @@ def _unstopped(tensor: Any) -> Any:
 # --- the kernel ---
 
 
-def _rewrite(y: Any, found: _Normalized) -> Rewrite:
+def _rewrite(traced: TracedOperations, y: Any, found: _Normalized) -> Rewrite:
+    x = narrow_source(found.x)
+    y = narrow_result(traced, y, x)
     vectors = found.scale, found.offset
-    inputs = [x for x in (found.x, *vectors) if x is not None]
+    inputs = [tensor for tensor in (x, *vectors) if tensor is not None]
 
     def kernel(x: Any, *rest: Any) -> list[Any]:
         given = iter(rest)
@@ -179,13 +181,12 @@ def _rewrite(y: Any, found: _Normalized) -> Rewrite:
         scale = tf.ones(size) if found.scale is None else tf.reshape(next(given), size)
         offset = tf.zeros(size) if found.offset is None else tf.reshape(next(given), size)
         rows = tf.reshape(x, [-1, *size])
-        made = _forward(found.epsilon, found.centered)(rows, scale, offset)
-        return [tf.reshape(made[0], tf.shape(x))]
+        compute = _forward(found.epsilon, found.centered, x.dtype, y.dtype)
+        return [tf.reshape(compute(rows, scale, offset)[0], tf.shape(x))]
 
     return Rewrite(
         variant=(
-            found.centered,
-            found.x.shape.rank,
+            *(found.centered, x.dtype, y.dtype, x.shape.rank),
             *(v if v is None else v.shape.rank for v in vectors),
         ),
         inputs=inputs,
@@ -199,30 +200,40 @@ _ROWS = tf.TensorSpec([None, None], tf.float32)
 _ROW = tf.TensorSpec([None], tf.float32)
 
 
+def _rows_of(kind: Any) -> Any:
+    return tf.TensorSpec([None, None], kind)
+
+
 @functools.cache
-def _forward(epsilon: float, centered: bool) -> XlaFunction:
-    """(rows, scale, offset) -> normalized rows, and the mean and the root of each."""
+def _forward(epsilon: float, centered: bool, given: Any, made: Any) -> XlaFunction:
+    """(rows, scale, offset) -> normalized rows, and the mean and the root of each.
+
+    `given` and `made` are the types of the rows, before and after.
+    """
 
     def compute(x: Any, scale: Any, offset: Any) -> list[Any]:
+        x = tf.cast(x, tf.float32)
         square = tf.reduce_mean(tf.square(x), -1, keepdims=True)
         mean = tf.zeros_like(square)
         if centered:
             mean = tf.reduce_mean(x, -1, keepdims=True)
             square = tf.reduce_mean(tf.math.squared_difference(x, mean), -1, keepdims=True)
         root = tf.math.rsqrt(square + epsilon)
-        return [(x - mean) * root * scale + offset, mean, root]
+        return [tf.cast((x - mean) * root * scale + offset, made), mean, root]
 
-    return XlaFunction(NAME.replace(" ", "_"), compute, [_ROWS, _ROW, _ROW], _gradients(centered))
+    types = [_rows_of(given), _ROW, _ROW]
+    return XlaFunction(NAME.replace(" ", "_"), compute, types, _gradients(centered))
 
 
 def _gradients(centered: bool) -> Any:
     def gradients(operation: Any, gradient: Any, *others: Any) -> list[Any]:
         x, scale, _ = operation.inputs
         _, mean, root = operation.outputs
-        (parts,) = _parts()(x, mean, root, gradient)
+        gradient = tf.cast(gradient, tf.float32)
+        (parts,) = _parts(x.dtype)(x, mean, root, gradient)
         along = scale[:, None] / tf.cast(tf.size(scale), tf.float32)
         one = tf.matmul(gradient, along) if centered else tf.zeros_like(mean)
-        (of_x,) = _of_x()(x, mean, root, scale, gradient, one, tf.matmul(parts, along))
+        (of_x,) = _of_x(x.dtype)(x, mean, root, scale, gradient, one, tf.matmul(parts, along))
         of_x.set_shape(x.shape)
         of_scale, of_offset = (tf.raw_ops.BiasAddGrad(out_backprop=g) for g in (parts, gradient))
         return [of_x, of_scale, of_offset]
@@ -231,21 +242,23 @@ def _gradients(centered: bool) -> Any:
 
 
 @functools.cache
-def _parts() -> XlaFunction:
+def _parts(kind: Any) -> XlaFunction:
     """(x, mean, root, gradient) -> gradient * h."""
     return XlaFunction(
         "gradient_of_scale",
-        lambda x, mean, root, gradient: [gradient * ((x - mean) * root)],
-        [_ROWS] * 4,
+        lambda x, mean, root, gradient: [gradient * ((tf.cast(x, tf.float32) - mean) * root)],
+        [_rows_of(kind), *[_ROWS] * 3],
     )
 
 
 @functools.cache
-def _of_x() -> XlaFunction:
+def _of_x(kind: Any) -> XlaFunction:
     """(x, mean, root, scale, gradient, mean of a, mean of a * h) -> the gradient of x."""
 
     def compute(*given: Any) -> list[Any]:
         x, mean, root, scale, gradient, one, other = given
-        return [root * (gradient * scale - one - (x - mean) * root * other)]
+        h = (tf.cast(x, tf.float32) - mean) * root
+        return [tf.cast(root * (gradient * scale - one - h * other), kind)]
 
-    return XlaFunction("gradient_of_rows", compute, [*[_ROWS] * 3, _ROW, *[_ROWS] * 3])
+    types = [_rows_of(kind), *[_ROWS] * 2, _ROW, *[_ROWS] * 3]
+    return XlaFunction("gradient_of_rows", compute, types)

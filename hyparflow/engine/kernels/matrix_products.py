@@ -18,8 +18,9 @@ import keras
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations
 
 __all__ = ["NAME", "find", "gains", "matrix_product"]
 
@@ -45,7 +46,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
 
 def _is_large(operation: Any) -> bool:
     long = any((x.shape[-1] or 0) >= _LONG for x in operation.inputs)
-    return long and is_float32(*operation.inputs)
+    return long and is_fast(*operation.inputs)
 
 
 def matrix_product(x: Any, y: Any, transpose_x: bool, transpose_y: bool) -> Any:

@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
 from hyparflow.engine.kernels.matrix_products import matrix_product
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32
+from hyparflow.engine.kernels.traced import TracedOperations
 
 __all__ = ["NAME", "batched_product", "find", "gains"]
 
@@ -40,7 +41,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
     """The products of several matrices that are faster in another way."""
     by_one_dnn = one_dnn.is_chosen()
     for operation in traced.operations:
-        if operation.type == "BatchMatMulV2" and is_float32(*operation.inputs):
+        if operation.type == "BatchMatMulV2" and is_fast(*operation.inputs):
             x, y = operation.inputs
             ranks = x.shape.rank, y.shape.rank
             if None in ranks or operation.get_attr("grad_x") or operation.get_attr("grad_y"):
@@ -71,7 +72,7 @@ def _rewrite(operation: Any, compute: Any) -> Rewrite:
     flags = operation.get_attr("adj_x"), operation.get_attr("adj_y")
     x, y = operation.inputs
     return Rewrite(
-        variant=(compute.__name__, x.shape.rank, y.shape.rank, *flags),
+        variant=(compute.__name__, x.dtype, x.shape.rank, y.shape.rank, *flags),
         inputs=[x, y],
         replaced=list(operation.outputs),
         kernel=lambda x, y: [compute(x, y, *flags)],

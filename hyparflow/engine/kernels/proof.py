@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.compiled.gradients_of import graph_gradients
+from hyparflow.engine.kernels.number_types import ROUNDING
 from hyparflow.engine.kernels.rewrite import Rewrite
 
 __all__ = ["difference_of", "largest_difference"]
@@ -20,7 +21,9 @@ _UNKNOWN = 6  # stands for a dimension that is not known when a graph is traced
 
 
 def largest_difference(found: Rewrite) -> float:
-    """The largest difference of a result or gradient, over the largest number in that tensor.
+    """The largest difference of a result or gradient, in units of what rounding may make of it.
+
+    Both are relative to the largest number of each tensor.
 
     Raises:
         ValueError: if what is replaced takes more than the kernel does.
@@ -74,8 +77,9 @@ def difference_of(
             compared = tf.function(both, autograph=False).get_concrete_function(*given)(*given)
         except tf.errors.OpError:  # this machine's TensorFlow cannot compute with it
             return float("inf")
+    coarsest = max(ROUNDING[x.dtype] for x in given)
     pairs = zip(*compared, strict=True)
-    return max(_difference(np.asarray(a), np.asarray(b)) for a, b in pairs)
+    return max(_difference(np.asarray(a), np.asarray(b)) for a, b in pairs) / coarsest
 
 
 def _definition(found: Rewrite) -> Any:
@@ -127,4 +131,5 @@ def _seed(tensor: Any) -> Any:
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
     if one.shape != other.shape or not np.isfinite(other).all():
         return float("inf")
+    one, other = one.astype(np.float64), other.astype(np.float64)
     return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30))

@@ -19,13 +19,20 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.kernels.loops_over_steps import loop_backward, loop_forward
 from hyparflow.engine.kernels.matrix_products import matrix_product
 
 __all__ = ["gated_recurrent", "long_short_term_memory"]
 
 
 def long_short_term_memory(
-    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any, mask: Any = None
+    x: Any,
+    state: Sequence[Any],
+    kernel: Any,
+    recurrent: Any,
+    bias: Any,
+    mask: Any = None,
+    training: bool = True,
 ) -> tuple[Any, list[Any]]:
     """The outputs of a layer of long short-term memory, and its last state.
 
@@ -35,21 +42,16 @@ def long_short_term_memory(
         kernel, recurrent, bias: [numbers, 4 units], [units, 4 units] and [4 units], of the gates i,
             f, g and o.
         mask: [rows, steps], booleans: which steps a row has; the others leave its state. None: all.
+        training: whether a gradient is taken.
 
     Returns:
         h after each step, [rows, steps, units]; and h and c after the last.
     """
-
-    @tf.custom_gradient
-    def compute(*given: Any) -> Any:
-        return _long_short_term_memory(mask, *given)
-
-    outputs, h, c = compute(x, *state, kernel, recurrent, bias)
-    return outputs, [h, c]
+    return _computed(_long_short_term_memory, mask, training, [x, *state, kernel, recurrent, bias])
 
 
 def _long_short_term_memory(
-    mask: Any, x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any
+    mask: Any, training: bool, x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any
 ) -> tuple[tuple[Any, Any, Any], Callable[..., Any]]:
     units = recurrent.shape[0]
 
@@ -60,14 +62,15 @@ def _long_short_term_memory(
         new_c = f * c + i * g
         new_h = o * tf.tanh(new_c)
         state = _chosen(there, [new_h, new_c], [h, c])
-        return state, [*state, tf.concat([i, f, g, o], axis=1)]
+        return state, [*state, tf.concat([i, f, g, o], axis=1)] if training else state[:1]
 
     came, steps = _dense(_by_steps(x), kernel, bias), _steps_of(mask)
-    sizes = [units, units, 4 * units]
-    (last_h, last_c), (hs, cs, gates) = _forward(step, came, steps, [h, c], sizes)
+    sizes = [units, units, 4 * units] if training else [units]
+    (last_h, last_c), (hs, *kept) = loop_forward(step, came, steps, [h, c], sizes)
     outputs = _by_rows(hs)
 
     def gradient(of_outputs: Any, of_h: Any, of_c: Any) -> list[Any]:
+        cs, gates = kept
         before = tf.concat([c[None], cs[:-1]], axis=0)
 
         def back(given: Sequence[Any], of_h: Any, of_c: Any) -> tuple[list[Any], Any]:
@@ -87,7 +90,7 @@ def _long_short_term_memory(
             return _added(of_before, passed), of_z
 
         given = [_by_steps(of_outputs), gates, cs, before, steps]
-        (of_first_h, of_first_c), of_z = _backward(back, given, [of_h, of_c], 4 * units)
+        (of_first_h, of_first_c), of_z = loop_backward(back, given, [of_h, of_c], 4 * units)
         of_x, of_kernel = _dense_gradients(of_z, x, kernel)
         of_recurrent = _summed_products(_states_before(h, outputs), of_z)
         return [of_x, of_first_h, of_first_c, of_kernel, of_recurrent, _summed(of_z)]
@@ -96,7 +99,13 @@ def _long_short_term_memory(
 
 
 def gated_recurrent(
-    x: Any, state: Sequence[Any], kernel: Any, recurrent: Any, bias: Any, mask: Any = None
+    x: Any,
+    state: Sequence[Any],
+    kernel: Any,
+    recurrent: Any,
+    bias: Any,
+    mask: Any = None,
+    training: bool = True,
 ) -> tuple[Any, list[Any]]:
     """The outputs of a layer of gated recurrent units, and its last state.
 
@@ -105,22 +114,16 @@ def gated_recurrent(
         state: h before the first step, [rows, units].
         kernel, recurrent, bias: [numbers, 3 units], [units, 3 units] and [2, 3 units], of the gates
             z and r and of the candidate; the second bias is that of the recurrent product.
-        mask: as for `long_short_term_memory`.
+        mask, training: as for `long_short_term_memory`.
 
     Returns:
         h after each step, [rows, steps, units]; and h after the last.
     """
-
-    @tf.custom_gradient
-    def compute(*given: Any) -> Any:
-        return _gated_recurrent(mask, *given)
-
-    outputs, h = compute(x, *state, kernel, recurrent, bias)
-    return outputs, [h]
+    return _computed(_gated_recurrent, mask, training, [x, *state, kernel, recurrent, bias])
 
 
 def _gated_recurrent(
-    mask: Any, x: Any, h: Any, kernel: Any, recurrent: Any, bias: Any
+    mask: Any, training: bool, x: Any, h: Any, kernel: Any, recurrent: Any, bias: Any
 ) -> tuple[tuple[Any, Any], Callable[..., Any]]:
     units = recurrent.shape[0]
 
@@ -131,14 +134,15 @@ def _gated_recurrent(
         z, r = tf.sigmoid(of_z + z_inner), tf.sigmoid(of_r + r_inner)
         new = tf.tanh(of_new + r * new_inner)
         state = _chosen(there, [z * h + (1.0 - z) * new], [h])
-        return state, [*state, tf.concat([z, r, new, new_inner], axis=1)]
+        return state, [*state, tf.concat([z, r, new, new_inner], axis=1)] if training else state
 
     came, steps = _dense(_by_steps(x), kernel, bias[0]), _steps_of(mask)
-    (last,), (hs, gates) = _forward(step, came, steps, [h], [units, 4 * units])
+    sizes = [units, 4 * units] if training else [units]
+    (last,), (hs, *kept) = loop_forward(step, came, steps, [h], sizes)
     outputs = _by_rows(hs)
 
     def gradient(of_outputs: Any, of_h: Any) -> list[Any]:
-        before = _states_before(h, outputs)
+        (gates,), before = kept, _states_before(h, outputs)
 
         def back(given: Sequence[Any], of_h: Any) -> tuple[list[Any], Any]:
             of_output, gates, before, there = given
@@ -152,7 +156,7 @@ def _gated_recurrent(
             return _added([of_before], passed), tf.concat([of_inner, of_new], axis=1)
 
         given = [_by_steps(of_outputs), gates, before, steps]
-        (of_first,), made = _backward(back, given, [of_h], 4 * units)
+        (of_first,), made = loop_backward(back, given, [of_h], 4 * units)
         of_inner = made[..., : 3 * units]
         of_came = tf.concat([made[..., : 2 * units], made[..., 3 * units :]], axis=-1)
         of_x, of_kernel = _dense_gradients(of_came, x, kernel)
@@ -163,63 +167,20 @@ def _gated_recurrent(
     return (outputs, last), gradient
 
 
-# --- loops over steps ---
+def _computed(
+    layer: Callable[..., Any], mask: Any, training: bool, given: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """The outputs and the last state of a layer, with its own gradient if one is taken."""
+    if not training:
+        (outputs, *last), _ = layer(mask, False, *given)
+        return outputs, last
 
+    @tf.custom_gradient
+    def compute(*given: Any) -> Any:
+        return layer(mask, True, *given)
 
-def _forward(
-    step: Callable[..., tuple[list[Any], list[Any]]],
-    came: Any,
-    steps: Any,
-    state: Sequence[Any],
-    sizes: Sequence[int],
-) -> tuple[list[Any], list[Any]]:
-    """The last state, and what each step keeps, of `sizes` numbers a row, with the steps first."""
-    count = tf.shape(came)[0]
-    read, there = _array(came), _array(steps)
-    kept = [tf.TensorArray(came.dtype, count, element_shape=[None, size]) for size in sizes]
-
-    def body(n: Any, state: list[Any], kept: list[Any]) -> tuple[Any, list[Any], list[Any]]:
-        new, made = step(read.read(n), None if there is None else there.read(n), *state)
-        _keep_shapes(new, state)
-        return n + 1, new, [array.write(n, x) for array, x in zip(kept, made, strict=True)]
-
-    _, last, kept = tf.while_loop(
-        lambda n, *_: n < count, body, (0, list(state), kept), parallel_iterations=1
-    )
-    return last, [array.stack() for array in kept]
-
-
-def _backward(
-    back: Callable[..., tuple[list[Any], Any]],
-    given: Sequence[Any],
-    of_state: Sequence[Any],
-    size: int,
-) -> tuple[list[Any], Any]:
-    """The gradients of the first state, and what each step makes, from the last to the first."""
-    count = tf.shape(given[0])[0]
-    read = [_array(x) for x in given]
-    made = tf.TensorArray(given[0].dtype, count, element_shape=[None, size])
-
-    def body(n: Any, of_state: list[Any], made: Any) -> tuple[Any, list[Any], Any]:
-        new, x = back([None if a is None else a.read(n) for a in read], *of_state)
-        _keep_shapes(new, of_state)
-        return n - 1, new, made.write(n, x)
-
-    _, first, made = tf.while_loop(
-        lambda n, *_: n >= 0, body, (count - 1, list(of_state), made), parallel_iterations=1
-    )
-    return first, made.stack()
-
-
-def _array(x: Any) -> Any:
-    if x is None:
-        return None
-    return tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:]).unstack(x)
-
-
-def _keep_shapes(new: Sequence[Any], old: Sequence[Any]) -> None:
-    for x, like in zip(new, old, strict=True):
-        x.set_shape(like.shape)
+    outputs, *last = compute(*given)
+    return outputs, last
 
 
 # --- rows that do not have a step: `there` says which have it; None: all ---

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.number_types import is_fast_type
 from hyparflow.engine.kernels.proof import difference_of
 from hyparflow.engine.kernels.recurrent import gated_recurrent, long_short_term_memory
 from hyparflow.model.keras_internals.patched import patched
@@ -33,35 +33,39 @@ _ROWS, _STEPS, _NUMBERS, _UNITS = 3, 4, 5, 2  # of the trial
 
 def gains(layer: Any) -> bool:
     """Whether a layer of Keras has what this kernel is for."""
-    return one_dnn.is_chosen() and _kind(layer) is not None
+    return _kind(layer) is not None
 
 
 @contextlib.contextmanager
-def taken(counts: Counter[str], is_right: Callable[..., bool]) -> Iterator[None]:
+def taken(
+    counts: Counter[str], is_right: Callable[..., bool], differentiated: bool
+) -> Iterator[None]:
     """While open, layers that are traced compute by faster loops.
 
     Args:
         counts: how often which kernel was put in; what is put in here is added.
         is_right: (name, variant, function that finds the difference) -> whether to take a kernel.
+        differentiated: whether gradients are taken.
     """
-    if not one_dnn.is_chosen():
-        yield
-        return
     with contextlib.ExitStack() as stack:
         for kind in _COMPUTE:
-            loop = _loop(kind, counts, is_right)
+            loop = _loop(kind, counts, is_right, differentiated)
             stack.enter_context(patched(kind, inner_loop=loop))
         yield
 
 
-def _loop(kind: type, counts: Counter[str], is_right: Callable[..., bool]) -> Any:
+def _loop(
+    kind: type, counts: Counter[str], is_right: Callable[..., bool], differentiated: bool
+) -> Any:
     usual: Any = kind.inner_loop  # type: ignore[attr-defined]
     compute = _COMPUTE[kind][1]
 
     def inner_loop(
         layer: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
-        if _kind(layer) is not kind or not is_right(NAME, kind.__name__, lambda: _difference(kind)):
+        policy, variant = layer.dtype_policy, (kind.__name__, layer.dtype_policy.name)
+        is_taken = _kind(layer) is kind
+        if not is_taken or not is_right(NAME, variant, lambda: _difference(kind, policy)):
             return usual(layer, sequences, initial_state, mask, training)
         counts[NAME] += 1
         x = tf.convert_to_tensor(sequences)
@@ -73,7 +77,7 @@ def _loop(kind: type, counts: Counter[str], is_right: Callable[..., bool]) -> An
         (mask,) = keras.tree.flatten(mask)[:1]
         if layer.go_backwards:
             x, mask = tf.reverse(x, [1]), None if mask is None else tf.reverse(mask, [1])
-        outputs, last = compute(x, state, *weights, mask)
+        outputs, last = compute(x, state, *weights, mask, differentiated)
         if mask is not None:
             outputs = _masked(outputs, mask, layer.zero_output_for_mask)
         return outputs[:, -1], outputs, last
@@ -104,7 +108,8 @@ def _is_usual(layer: Any, kind_of_cell: Any) -> bool:
     return (
         type(cell) is kind_of_cell
         and functions == (keras.activations.tanh, keras.activations.sigmoid)
-        and cell.compute_dtype == cell.variable_dtype == "float32"
+        and is_fast_type(cell.compute_dtype)
+        and is_fast_type(cell.variable_dtype)
         and cell.use_bias
         and not cell.recurrent_dropout
         and not (cell.dropout and hasattr(cell, "dropout_mask_count"))  # one for each gate
@@ -113,12 +118,15 @@ def _is_usual(layer: Any, kind_of_cell: Any) -> bool:
     )
 
 
-def _difference(kind: type) -> float:
-    """How far the results and gradients of the loop are from those of Keras's."""
+def _difference(kind: type, policy: Any) -> float:
+    """How far the results and gradients of the loop are from those of Keras's, as the proof has it.
+
+    `policy` says which numbers the layer computes with.
+    """
     # Nothing is drawn and a name is given, so nothing of the user's changes.
     nothing = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")
     with tf.init_scope():
-        layer = kind(_UNITS, return_sequences=True, seed=0, name="trial", **nothing)
+        layer = kind(_UNITS, return_sequences=True, seed=0, name="trial", dtype=policy, **nothing)
         layer.build((None, _STEPS, _NUMBERS))
         random = np.random.default_rng(0)
         weights = [random.normal(size=w.shape) for w in layer.trainable_variables]
@@ -130,9 +138,9 @@ def _difference(kind: type) -> float:
         return [made]
 
     def compute(x: Any, *weights: Any) -> Sequence[Any]:
-        state = [tf.zeros([tf.shape(x)[0], _UNITS])] * count
-        return [_COMPUTE[kind][1](x, state, *weights)[0]]
+        state = [tf.zeros([tf.shape(x)[0], _UNITS], x.dtype)] * count
+        return [_COMPUTE[kind][1](x, state, *(tf.cast(w, x.dtype) for w in weights))[0]]
 
-    numbers = [n.astype(np.float32) for n in (x, *weights)]
+    numbers = [x.astype(layer.compute_dtype), *(w.astype(layer.variable_dtype) for w in weights)]
     with patched(kind, inner_loop=keras.layers.RNN.inner_loop):
         return difference_of(keras_computes, compute, numbers, [0])

@@ -14,6 +14,7 @@ from hyparflow.comm.log import users_stack_level
 from hyparflow.engine.kernels import (
     batch_normalization,
     convolutions,
+    depthwise,
     einsum,
     elementwise,
     folded,
@@ -23,6 +24,7 @@ from hyparflow.engine.kernels import (
     recurrent_layers,
     scaled,
 )
+from hyparflow.engine.kernels.number_types import is_fast_type
 from hyparflow.engine.kernels.proof import largest_difference
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations
@@ -35,7 +37,7 @@ Find = Callable[[TracedOperations], Iterator[Rewrite]]
 # taken, and what follows a convolution is done with it.
 _OF_LAYERS = (
     *(batch_normalization, layer_normalization, products, matrix_products),
-    *(convolutions, elementwise),
+    *(convolutions, depthwise, elementwise),
 )
 IN_TRAINING: Mapping[str, Find] = {kernel.NAME: kernel.find for kernel in (*_OF_LAYERS, einsum)}
 IN_INFERENCE: Mapping[str, Find] = {
@@ -46,12 +48,10 @@ IN_INFERENCE: Mapping[str, Find] = {
     )
 }
 
-_ROUNDING = 2e-5  # of float32, relative to the largest number, of a few dozen rows
-
 
 def may_be_rewritten(layer: Any) -> bool:
     """Whether a kernel may take the place of what this layer of Keras computes."""
-    return layer.compute_dtype == "float32" and any(
+    return is_fast_type(layer.compute_dtype) and any(
         kernel.gains(layer) for kernel in (*_OF_LAYERS, recurrent_layers)
     )
 
@@ -102,13 +102,17 @@ class Rewriter:
         return [_current(tensor, new) for tensor in targets], counts
 
     @contextlib.contextmanager
-    def tracing(self) -> Iterator[Counter[str]]:
+    def tracing(self, training: bool = True) -> Iterator[Counter[str]]:
         """While open, layers are traced: those with a kernel of their own compute by it.
 
-        Yields how often which kernel is put in so.
+        Args:
+            training: whether gradients are taken.
+
+        Yields:
+            How often which kernel is put in so.
         """
         counts = Counter[str]()
-        with recurrent_layers.taken(counts, self._is_right):
+        with recurrent_layers.taken(counts, self._is_right, training):
             yield counts
 
     def _is_right(self, name: str, variant: Hashable, find: Callable[[], float]) -> bool:
@@ -116,12 +120,12 @@ class Rewriter:
         key = name, variant
         if key not in self._proved:
             difference = find()
-            self._proved[key] = difference <= _ROUNDING
+            self._proved[key] = difference <= 1.0
             if not self._proved[key]:
                 warnings.warn(
                     f"The faster kernel for {name} is left out, for on this machine it gives other "
-                    f"numbers than Keras's operations. Received: a relative difference of "
-                    f"{difference:.1e}; {_ROUNDING:.0e} is rounding. Training goes on without it; "
+                    f"numbers than Keras's operations. Received: a difference {difference:.1f} "
+                    "times as large as rounding makes. Training goes on without it; "
                     'kernels="keras" keeps this from being said.',
                     stacklevel=users_stack_level(),
                 )

@@ -16,8 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.compiled import one_dnn
+from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
-from hyparflow.engine.kernels.traced import TracedOperations, is_float32, is_made_by, is_vector
+from hyparflow.engine.kernels.traced import TracedOperations, is_made_by, is_vector
 
 __all__ = ["NAME", "find"]
 
@@ -29,7 +30,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
     """The tensors x * scale + offset of images."""
     if one_dnn.is_chosen():
         for operation in traced.operations:
-            if operation.type == "AddV2" and is_float32(*operation.inputs):
+            if operation.type == "AddV2" and is_fast(*operation.inputs):
                 found = _rewrite(traced, operation)
                 if found is not None:
                     yield found

@@ -14,7 +14,6 @@ __all__ = [
     "TracedOperations",
     "constant",
     "inverse_root",
-    "is_float32",
     "is_made_by",
     "is_vector",
     "without_views",
@@ -75,11 +74,6 @@ class TracedOperations:
 def is_made_by(tensor: Any, *kinds: str) -> bool:
     """Whether a tensor is the output of an operation of one of these kinds."""
     return tensor.op.type in kinds
-
-
-def is_float32(*tensors: Any) -> bool:
-    """Whether all tensors have the type for which kernels are."""
-    return all(tensor.dtype == tf.float32 for tensor in tensors)
 
 
 def is_vector(tensor: Any, size: int | None) -> bool:

@@ -28,7 +28,7 @@ def rewritten(
         return list(compute()), Counter()
     graph = tf.compat.v1.get_default_graph()
     start = len(graph.get_operations())
-    with rewriter.tracing() as of_layers:
+    with rewriter.tracing(training) as of_layers:
         results = list(compute())
     places = [n for n, x in enumerate(results) if isinstance(x, tf.Tensor)]
     operations, targets = graph.get_operations()[start:], [results[n] for n in places]
