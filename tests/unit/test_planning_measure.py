@@ -179,10 +179,16 @@ def test_measuring_changes_nothing() -> None:
 
 
 @pytest.mark.skipif(companions_possible(2) < 1, reason="needs two cores")
-@pytest.mark.parametrize("kind", [pytest.param("layers", marks=pytest.mark.slow), "tokens"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("layers", marks=pytest.mark.slow), "kernels", "tokens"]
+)
 def test_ranks_of_a_node_are_tried_together(kind: str) -> None:
     if kind == "layers":
         model = blocks(2)
+    elif kind == "kernels":  # functions that XLA compiles
+        inputs = keras.Input((64, 64))
+        x = layers.Dense(64, activation="gelu")(layers.LayerNormalization()(inputs))
+        model = keras.Model(inputs, layers.Dense(4)(x))
     else:  # whole numbers, a random seed, a weight that is read by row
         inputs = keras.Input((None,), dtype="int32")
         x = layers.Dropout(0.5)(layers.Embedding(9, 4, mask_zero=True)(inputs))
@@ -196,7 +202,7 @@ def test_ranks_of_a_node_are_tried_together(kind: str) -> None:
 
 def test_what_other_processes_cannot_load_is_measured_alone() -> None:
     inputs = keras.Input((4,))
-    secret = tf.Variable(1.0)  # in no layer: a SavedModel does not find it
+    secret = tf.Variable(1.0)  # in no layer, so not among the model's
     x = layers.Lambda(lambda x: x * secret)(layers.Dense(4)(inputs))
     model = keras.Model(inputs, layers.Dense(2)(x))
     said: list[str] = []

@@ -101,14 +101,15 @@ def _measure(
     longer, samples = sample(piece), {kind: sample(kind.group[0]) for kind in kinds}
     with companions(longer, ranks_per_node, say) as beside:  # which start meanwhile
         chosen = most_of(kinds)
-        trials = [Trial(kind.name, samples[kind], budget) for kind in chosen]
-        trials.append(Trial("a longer piece", longer, 4 * budget))
+        ends = rows[:1] + rows[1:][-1:]
+        trials = [Trial(kind.name, samples[kind], ends, budget) for kind in chosen]
+        trials.append(Trial("a longer piece", longer, rows, 2 * budget))
         call = _call_seconds(budget)
         seconds = np.maximum(_fastest(trials, rows, say) - call[:2], 1e-7)
-        fused = _fused(longer, rows, budget, say) - call[2]
+        fused = _fused(longer, rows, budget / 2, say) - call[2]
         say("measuring a backward in two parts")
-        halves = longer.halves(rows[len(rows) // 2], 4 * budget)
-        crowd, crowded = _crowd(longer, rows, beside, budget, say)
+        halves = longer.halves(rows[len(rows) // 2], 2 * budget)
+        crowd, crowded = _crowd(longer, rows, beside, budget / 2, say)
     table = CostTable(graph, operations, rows)
     known = dict(zip(chosen, seconds, strict=False))
     rate = rate_of(kinds, known)
@@ -131,10 +132,11 @@ def _measure(
 
 
 class Trial(NamedTuple):
-    """Something to measure: its name, and the seconds to spend on each size."""
+    """Something to measure: its name, sizes to try, and the seconds to spend on each of them."""
 
     name: str
     sample: Sample
+    rows: Sequence[int]
     budget: float
 
 
@@ -144,15 +146,17 @@ def _fastest(
     """Seconds, [trial, size, (forward, backward)], of the fastest of several rounds.
 
     A shared machine is slow for seconds at a time, so each trial is repeated, with all others in
-    between.
+    between. Sizes that are not tried lie on a line between those that are: rows take their time,
+    and calls theirs.
     """
     rounds = []
     for number in range(_ROUNDS):
         found = []
-        for index, (name, sample, budget) in enumerate(trials):
+        for index, (name, sample, tried, budget) in enumerate(trials):
             place = f"{index + 1} of {len(trials)}, round {number + 1} of {_ROUNDS}"
             say(f"measuring {place}: {name}")
-            found.append([sample.seconds(size, budget / _ROUNDS) for size in rows])
+            seconds = np.array([sample.seconds(size, budget / _ROUNDS) for size in tried])
+            found.append(np.stack([np.interp(rows, tried, s) for s in seconds.T], axis=1))
         rounds.append(found)
     return np.min(rounds, axis=0)
 

@@ -22,6 +22,7 @@ from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.model.random_rows import random_rows
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.planning.costs.saved_graph import write_graph
 from hyparflow.planning.costs.segments import Segment
 from hyparflow.planning.costs.tensor_lifetimes import (
     Kept,
@@ -163,26 +164,14 @@ class Sample:
         return peak_of(run)
 
     def save(self, folder: str) -> None:
-        """Write a SavedModel with a function `run` of a number of rows, for other processes."""
-        module = tf.Module()
-        module.variables_ = [v.value for v in self._variables]
-        shapes = [(known_shape(x.shape[1:]), x.dtype) for x in self._specs]
+        """Write forward and backward in one call, for other processes."""
+        write_graph(self._traced_fused(), len(self._specs), self._variables, folder)
 
-        def run(rows: Any) -> Any:
-            inputs = [tf.ones(tf.concat([[rows], shape], 0), dtype) for shape, dtype in shapes]
-            for x, (shape, _) in zip(inputs, shapes, strict=True):
-                x.set_shape((None, *shape))
-            return tf.nest.flatten(self._both(None, inputs), expand_composites=True)
-
-        module.run = tf.function(run, input_signature=[tf.TensorSpec((), tf.int32)])
-        logger = tf.get_logger()
-        level = logger.level
-        logger.setLevel("ERROR")  # otherwise TensorFlow logs where it wrote the files
-        try:
-            with present(self._variables):
-                tf.saved_model.save(module, folder)
-        finally:
-            logger.setLevel(level)
+    def _traced_fused(self) -> Any:
+        """Forward and backward in one call, traced for any number of rows."""
+        specs = [tf.TensorSpec((None, *known_shape(x.shape[1:])), x.dtype) for x in self._specs]
+        with present(self._variables):
+            return self._fused.get_concrete_function(specs)
 
     def seconds(self, rows: int, budget: float) -> tuple[float, float]:
         """Medians of forward and backward, measured for about `budget` s."""
@@ -221,6 +210,7 @@ class Sample:
 
     def fused_seconds(self, rows: int, budget: float) -> float:
         """The median of forward and backward as one call, measured for about `budget` s."""
+        self._traced_fused()  # or TensorFlow would trace it for the first size, too
         inputs = self.inputs(rows)
 
         def fused() -> list[float]:
