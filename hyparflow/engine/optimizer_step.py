@@ -19,6 +19,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.gradients.overwritten import require_one_call
 from hyparflow.engine.weight_update import Member, WeightUpdate
 from hyparflow.engine.weights.shards import Shards
+from hyparflow.engine.weights.shared_optimizer_state import written_by_several
 from hyparflow.engine.weights.weight_groups import WeightGroup
 from hyparflow.model.keras_internals.deferred_variables import (
     deferring,
@@ -74,8 +75,11 @@ class OptimizerStep:
         self._members = [Member(v, c) for v, c in zip(variables, counted, strict=True)]
         self._counting = counting or partitions
         self._shards = shards
+        in_parts = partitions.size > 1 or shards is not None
         if not self._optimizer.built:
-            _build(self._optimizer, model, partitions.size > 1 or shards is not None)
+            _build(self._optimizer, model, in_parts)
+        if in_parts:
+            _require_apart(self._optimizer, model)
         self._parts = {} if shards is None else shards.divide(self._optimizer)
         for position, part in self._parts.items():
             self._members[position] = Member(part.rows, counted[position])
@@ -202,6 +206,23 @@ class _Step:
         if not self._present:
             return []
         return self._update.used(self._gradients, self._present, tf.constant(norm, tf.float64))
+
+
+def _require_apart(optimizer: Any, model: Any) -> None:
+    """Check that an optimizer updates each weight by what is the weight's own.
+
+    Raises:
+        ValueError: if it keeps something that is made of several weights.
+    """
+    shared = written_by_several(optimizer, model.trainable_variables)
+    if shared:
+        raise ValueError(
+            "An optimizer whose weights are updated by several ranks must keep what its "
+            "`update_step` writes for each weight apart. Received: optimizer of class "
+            f"'{type(inner_optimizer(optimizer)).__name__}', whose `update_step` writes {shared} "
+            "for more than one weight. Use strategy='data' without shard_optimizer, or a variable "
+            "for each weight."
+        )
 
 
 def _build(optimizer: Any, model: Any, in_parts: bool) -> None:

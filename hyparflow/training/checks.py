@@ -126,25 +126,27 @@ def check_optimizer(optimizer: Any, options: Options) -> None:
         ValueError: if the optimizer cannot.
     """
     several = getattr(keras.optimizers, "MultiOptimizer", None)  # since Keras 3.15
-    if several and isinstance(optimizer, several) and options.grid.num_partitions > 1:
+    is_several = several and isinstance(optimizer, several)
+    partitions = options.grid.num_partitions
+    if is_several and partitions > 1:
         raise ValueError(
             "A MultiOptimizer cannot be used on a model that is cut: its optimizers clip and "
             "average over weights of other partitions. Received: optimizer of class "
-            f"'{type(optimizer).__name__}' with {options.grid.num_partitions} partitions. Use "
+            f"'{type(optimizer).__name__}' with {partitions} partitions. Use "
             "strategy='data', or one optimizer."
         )
-    if not options.shard_optimizer or options.grid.num_replicas == 1:
+    is_sharded = options.shard_optimizer and options.grid.num_replicas > 1
+    if partitions == 1 and not is_sharded:
         return
-    reason = None
-    if several and isinstance(optimizer, several):
-        reason = "several optimizers"
-    elif (method := own_application(optimizer)) is not None:
-        reason = f"its own `{method}`"
-    if reason:
+    method = own_application(optimizer)
+    if is_several or method is not None:
+        reason = "several optimizers" if is_several else f"its own `{method}`"
+        layout = "shard_optimizer=True" if partitions == 1 else f"{partitions} partitions"
         raise ValueError(
-            "An optimizer whose state is sharded must update each weight by its own gradient and "
-            f"slots. Received: optimizer of class '{type(optimizer).__name__}' with {reason}, and "
-            "shard_optimizer=True. Override `update_step` only, or leave shard_optimizer out."
+            "An optimizer whose weights are updated by several ranks must update each weight by "
+            "its own gradient and slots. Received: optimizer of class "
+            f"'{type(optimizer).__name__}' with {reason}, and {layout}. Override `update_step` "
+            "only, or use strategy='data' without shard_optimizer."
         )
 
 

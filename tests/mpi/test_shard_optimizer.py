@@ -308,6 +308,32 @@ class OwnUpdate(keras.optimizers.SGD):
         super().update_step(2 * gradient, variable, learning_rate)
 
 
+class OwnShared(keras.optimizers.SGD):
+    """Divides by what the gradients of all weights have made."""
+
+    def build(self, variables: Any) -> None:
+        if not self.built:
+            super().build(variables)
+            self.total = self.add_variable((), name="total")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.assign_add(self.total, keras.ops.sum(keras.ops.square(gradient)))
+        super().update_step(gradient / (1.0 + self.total), variable, learning_rate)
+
+
+class OwnSchedule(keras.optimizers.SGD):
+    """Writes the same for each weight."""
+
+    def build(self, variables: Any) -> None:
+        if not self.built:
+            super().build(variables)
+            self.factor = self.add_variable((), name="factor")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.assign(self.factor, 1.0 / (1.0 + keras.ops.cast(self.iterations, "float64")))
+        super().update_step(gradient * self.factor, variable, learning_rate)
+
+
 def own_step() -> Any:
     inputs = keras.Input([6])
     return OwnStep(inputs, keras.layers.Dense(3)(inputs))
@@ -320,10 +346,26 @@ def test_what_cannot_be_sharded_is_refused() -> None:
         fit(build(make=own_step), (1, WORLD.size), **more)
     with pytest.raises(ValueError, match="with its own `apply`, and shard_optimizer=True"):
         fit(build(OwnApply()), (1, WORLD.size))
-    plain, model = build(OwnUpdate(0.01, momentum=0.9)), build(OwnUpdate(0.01, momentum=0.9))
+    with pytest.raises(ValueError, match=r"whose `update_step` writes \['total'\] for more than"):
+        fit(build(OwnShared()), (1, WORLD.size))
+    for make in (OwnUpdate, OwnSchedule):
+        plain, model = build(make(0.01, momentum=0.9)), build(make(0.01, momentum=0.9))
+        plain_fit(plain, epochs=2)
+        fit(model, (1, WORLD.size), epochs=2)
+        require_none(unlike(state(model), state(plain)), make.__name__)
+
+
+@ON_2
+def test_what_partitions_cannot_update_is_refused() -> None:
+    more = {"num_partitions": WORLD.size, "num_replicas": 1, "shard_optimizer": False}
+    with pytest.raises(ValueError, match=f"its own `apply`, and {WORLD.size} partitions"):
+        fit(build(OwnApply()), (1, 1), **more)
+    with pytest.raises(ValueError, match=r"whose `update_step` writes \['total'\] for more than"):
+        fit(build(OwnShared()), (1, 1), **more)
+    plain, model = build(OwnSchedule(0.01, momentum=0.9)), build(OwnSchedule(0.01, momentum=0.9))
     plain_fit(plain, epochs=2)
-    fit(model, (1, WORLD.size), epochs=2)
-    require_none(unlike(state(model), state(plain)), "own update")
+    fit(model, (1, 1), epochs=2, **more)
+    require_none(unlike(state(model), state(plain)), "the same for each weight")
 
 
 @ON_2

@@ -28,6 +28,7 @@ __all__ = [
     "output_structure",
     "replace_moments",
     "restore_moments",
+    "reading_no_values",
     "reading_nothing",
     "seed_states",
     "set_default_seed",
@@ -160,11 +161,18 @@ def symbolic_output(function: Any, *args: Any, **kwargs: Any) -> Any:
 def reading_nothing() -> Iterator[None]:
     """While open, a trace finds handles of variables that need no memory, and changes no state.
 
-    Keras opens the same around `symbolic_output`; its scope is not public.
+    Keras opens the same around `symbolic_output`.
     """
+    with keras.StatelessScope(), reading_no_values():
+        yield
+
+
+@contextlib.contextmanager
+def reading_no_values() -> Iterator[None]:
+    """While open, a trace finds handles of variables that need no memory; the scope is private."""
     from keras.src.backend.common.symbolic_scope import SymbolicScope
 
-    with keras.StatelessScope(), SymbolicScope():
+    with SymbolicScope():
         yield
 
 
