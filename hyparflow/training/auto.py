@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import tensorflow as tf
+
 from hyparflow.comm import abort
 from hyparflow.comm.free_memory import free_memory
 from hyparflow.comm.leader import LEADER, on_leader
@@ -17,12 +19,15 @@ from hyparflow.comm.progress import progress
 from hyparflow.comm.world import World
 from hyparflow.engine.pooled_memory import pooled_memory
 from hyparflow.formats.argument_checks import is_auto
+from hyparflow.formats.sizes import size_text
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data, open_stream
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.options import declared, is_given, planned_names, resolve
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.costs.measure import LONG_PIECE
 from hyparflow.planning.costs_of_model import costs_of_model
 from hyparflow.planning.plan import Plan
 from hyparflow.planning.plan_model import plan
@@ -35,6 +40,7 @@ from hyparflow.training.parallel_model import batch_rows, reading
 __all__ = ["PlanCache", "plan_fit"]
 
 _SHARE = 0.9  # of the memory that is free now; the rest is for the system
+_TO_MEASURE = 1 << 28  # bytes that measuring takes beside weights, gradients and slots of a piece
 _WHAT = "the leader's plan"
 _NOTHING_TO_PLAN = (
     "hyparflow plans nothing: model '{name}' has no graph that could be cut, for it is not "
@@ -207,7 +213,7 @@ def _plan(
     key = (batch_size, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
         given = model, "measure", batch_size, cluster, say, faster_kernels
-        known.costs[key] = costs_of_model(*given)
+        known.costs[key] = _measured(model, world, functools.partial(costs_of_model, *given))
     return plan(
         model,
         batch_size=batch_size,
@@ -217,3 +223,24 @@ def _plan(
         memory_limit=int((free_memory(world.memory_sharers) + pooled_memory()) * _SHARE),
         **decided,
     )
+
+
+def _measured(model: Any, world: World, measure: Callable[[], Costs]) -> Costs:
+    """The costs that are measured.
+
+    Raises:
+        ValueError: if there is too little memory to measure them.
+    """
+    weights = sum(map(bytes_of, model.trainable_variables))
+    needed, free = _TO_MEASURE + 3 * min(weights, LONG_PIECE), free_memory(world.memory_sharers)
+    try:
+        if free < needed:  # or TensorFlow would end the process
+            raise MemoryError(f"about {size_text(needed)} are needed")
+        return measure()
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise ValueError(
+            "What is measured before a plan must fit in memory: some layers with their weights, "
+            f"gradients and activations. Received: {size_text(free)} that rank 0 may take; "
+            f"{str(error).splitlines()[0]}. Raise the limit, use smaller batches, or name a "
+            "layout (`num_partitions`, `num_replicas`)."
+        ) from error

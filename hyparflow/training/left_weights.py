@@ -15,14 +15,29 @@ from hyparflow.training.call import Call
 
 __all__ = ["borrowing", "goes_to_all", "lend", "note_left", "take_back"]
 
-_LEFT = "_hyparflow_left"  # attribute of a model: what moves its weights between their owners
+_LEFT = "_hyparflow_left"  # attribute of a variable: what moves it, and others, between owners
 
 
 def note_left(model: Any, sync: WeightSync | None) -> None:
     """Note that weights are left where they are, or with None that they are everywhere."""
-    vars(model).pop(_LEFT, None)
+    for left in _left(model):
+        _forget(left)
     if sync is not None and sync.holdings.parts:
-        vars(model)[_LEFT] = sync
+        for variable in sync.variables:
+            vars(variable)[_LEFT] = sync
+
+
+def _forget(left: WeightSync) -> None:
+    for variable in left.variables:
+        vars(variable).pop(_LEFT, None)
+
+
+def _left(model: Any) -> list[WeightSync]:
+    """What moves variables of a model that were left at their owners, maybe as another model's."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.weights, *([] if optimizer is None else optimizer.variables)]
+    noted = [vars(variable).get(_LEFT) for variable in variables]
+    return list({id(sync): sync for sync in noted if sync is not None}.values())
 
 
 def goes_to_all(call: Call, model: Any, world: World) -> bool:
@@ -38,16 +53,16 @@ def goes_to_all(call: Call, model: Any, world: World) -> bool:
 
 def take_back(model: Any, sync: WeightSync) -> None:
     """Gather what was left by an engine of other partitions than the present one's. Collective."""
-    left = vars(model).get(_LEFT)
-    if left is not None and left is not sync:
-        left.gather()
-        left.holdings.divided.release()
-        note_left(model, None)
+    for left in _left(model):
+        if left is not sync:
+            left.gather()
+            left.holdings.divided.release()
+            _forget(left)
 
 
 def lend(model: Any, world: World) -> None:
     """Owners: give the leader what it asks for, until it ends `borrowing`. Collective."""
-    left = vars(model).get(_LEFT)
+    left = _only_left(model)
     if left is None:
         return
     left.gather_to_leader(everything=False)
@@ -59,7 +74,7 @@ def lend(model: Any, world: World) -> None:
 @contextlib.contextmanager
 def borrowing(model: Any, world: World) -> Iterator[None]:
     """While open, the leader can save the model; it has few of the others' weights at once."""
-    left = vars(model).get(_LEFT)
+    left = _only_left(model)
     if left is None:
         yield
         return
@@ -76,6 +91,18 @@ def borrowing(model: Any, world: World) -> Iterator[None]:
         left.holdings.fetch = None
         _told(None, world)
         left.drop()
+
+
+def _only_left(model: Any) -> WeightSync | None:
+    """What moves the weights that were left; those of several calls are gathered. Collective."""
+    left = _left(model)
+    if len(left) < 2:
+        return left[0] if left else None
+    for sync in left:
+        sync.gather()
+        sync.holdings.divided.release()
+        _forget(sync)
+    return None
 
 
 def _told(number: int | None, world: World) -> Any:

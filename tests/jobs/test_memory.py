@@ -52,5 +52,15 @@ def test_what_could_be_evaluated_is_refused_where_it_cannot_be_trained(
     assert "1024.0 MiB more for optimizer slots" in message
 
 
+def test_what_cannot_be_measured_is_refused_on_all_ranks(tmp_path: pathlib.Path) -> None:
+    """TensorFlow would end the process."""
+    found = outcomes(tmp_path, LARGE, "auto")
+    assert found[0] == found[1]
+    kind, message = found[0]
+    assert kind == "refused"
+    assert "What is measured before a plan must fit in memory" in message
+    assert "about 1024.0 MiB are needed" in message
+
+
 def test_what_fits_is_trained(tmp_path: pathlib.Path) -> None:
     assert outcomes(tmp_path, 512) == [["trained", 1]] * RANKS

@@ -308,6 +308,35 @@ def test_weights_that_are_read_in_vain_are_told_of_once() -> None:
     assert not said or "read on rank 1 before the call" in said[0]
 
 
+def submodel(model: Any) -> Any:
+    return keras.Model(model.inputs, model.layers[4].output)
+
+
+def larger_model(model: Any) -> Any:
+    keras.utils.set_random_seed(2)
+    larger = keras.Sequential([keras.Input([6]), model, keras.layers.Dense(3)])
+    larger.compile("adam", "mse")
+    return larger
+
+
+@pytest.mark.on_ranks(2)
+@GRIDS
+def test_weights_left_at_their_owners_serve_other_models(grid: tuple[int, int]) -> None:
+    plain, model = build(False), build(True)
+    plain_fit(plain)
+    fit(model, grid, gather=False)
+    expected = on_leader(lambda: submodel(plain).predict(ROWS, verbose=0))
+    found = hf.predict(submodel(model), ROWS, verbose=0, **layout(grid))  # not compiled
+    faults = unlike([found], [expected])
+    larger, larger_plain = larger_model(model), larger_model(plain)
+    losses = fit(larger, grid, gather=False).history["loss"]
+    faults += unlike(losses, plain_fit(larger_plain)["loss"])
+    losses = fit(model, grid).history["loss"]
+    faults += unlike(losses, plain_fit(plain)["loss"]) + unlike(state(model), state(plain))
+    hf.evaluate(larger, ROWS, LABELS, verbose=0, gather=True, **layout(grid))
+    require_none(faults + unlike(state(larger), state(larger_plain)), "models that share weights")
+
+
 class Averaging(keras.optimizers.SGD):
     """An optimizer of the user's own, with a slot that no list holds."""
 

@@ -20,7 +20,6 @@ from tensorflow.python.ops import gen_resource_variable_ops
 import hyparflow as hf
 from hyparflow.engine.weights.pieces import value_of
 from hyparflow.model.keras_internals.deferred_variables import (
-    Initial,
     is_absent,
     overwrite,
     raw_variable,
@@ -28,6 +27,7 @@ from hyparflow.model.keras_internals.deferred_variables import (
     source_of,
     was_read,
 )
+from hyparflow.model.keras_internals.initial_values import Initial
 from hyparflow.model.keras_internals.shared_kernel_name import sharing_kernel_names
 
 
@@ -186,6 +186,23 @@ def _exported(model: Any, path: str) -> Any:
     model.export(path, verbose=False)
     loaded = tf.saved_model.load(path)
     return loaded.serve(tf.ones([2, 4]))
+
+
+class Unused(keras.layers.Layer):
+    """Has a weight that its call does not read."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(shape=(), trainable=False, name="count")
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
+def test_a_weight_that_no_call_reads_is_exported(tmp_path: Any) -> None:
+    """Its handle is asked for in a graph that is no function's."""
+    models = pair(lambda: keras.Sequential([keras.Input((4,)), Unused(), keras.layers.Dense(3)]))
+    found, expected = (_exported(m, str(tmp_path / str(n))) for n, m in enumerate(models))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", READS)

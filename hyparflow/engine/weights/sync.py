@@ -87,6 +87,11 @@ class WeightSync:
             v for v in moving_statistics(model) if self._owners.get(id(v), 0) == partition
         ]
 
+    @property
+    def variables(self) -> list[Any]:
+        """The variables that are moved: weights, random seeds, and those of the optimizer."""
+        return list(self._known)
+
     def scatter(self, further: Sequence[Any] | None = None) -> None:
         """Give the leader's weights, random seeds and optimizer state to all. Collective.
 

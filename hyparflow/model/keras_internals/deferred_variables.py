@@ -17,9 +17,9 @@ TensorFlow's variable). TensorFlow reads `_handle` in C++ too, so `handle` is no
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -27,11 +27,11 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
+from hyparflow.model.keras_internals.initial_values import Initial, is_pure
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.model.keras_internals.shared_kernel_name import sharing_kernel_names
 
 __all__ = [
-    "Initial",
     "Ordinary",
     "bring_in",
     "deferring",
@@ -46,35 +46,10 @@ __all__ = [
     "was_read",
 ]
 
-_PLAIN = (bool, int, float, str, type(None))
 _NOTHING = [0] * 9  # dimensions of the value of a variable without memory
 _DRAWN = "_hyparflow_drawn"  # attribute of a variable that was deferred, until it is assigned
 _LOCK = threading.RLock()
 Ordinary: Any = type(tf.Variable(0.0))
-
-
-class Initial:
-    """The first value of a variable, as its initializer draws it whenever it is called.
-
-    Args:
-        initializer: one for which `_is_pure` holds.
-        shape, dtype: of the variable.
-    """
-
-    def __init__(self, initializer: Any, shape: Any, dtype: str) -> None:
-        self._initializer = copy.deepcopy(initializer)  # its owner may change it
-        self._shape, self._dtype = tuple(shape), dtype
-
-    def __call__(self) -> Any:
-        """Draw the value."""
-        return self._initializer(self._shape, dtype=self._dtype)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for those that draw equal values."""
-        kind = type(self._initializer)
-        config = sorted(vars(self._initializer).items())
-        return kind.__module__, kind.__qualname__, config, self._shape, self._dtype
 
 
 class _Absent(Ordinary):  # type: ignore[misc]
@@ -135,7 +110,7 @@ def deferring() -> Iterator[list[tuple[Any, Initial]]]:
     with_initializer = kind._initialize_with_initializer
 
     def later(self: Any, initializer: Any) -> None:
-        if tf.inside_function() or tf.distribute.has_strategy() or not _is_pure(initializer):
+        if tf.inside_function() or tf.distribute.has_strategy() or not is_pure(initializer):
             with_initializer(self, initializer)
             return
         initial = Initial(initializer, self._shape, self._dtype)
@@ -246,6 +221,10 @@ def present(variables: Iterable[Any]) -> Iterator[None]:
 
 
 def _wake(raw: Any) -> None:
+    with tf.init_scope():
+        if not tf.executing_eagerly():  # a graph that is no function's, as `export` fills one
+            with ThreadPoolExecutor(1) as other:  # a thread in which no graph is open
+                return other.submit(_wake, raw).result()
     with _LOCK:
         source = vars(raw).get("_source")
         if source is None:  # another thread was faster
@@ -276,23 +255,3 @@ def _write(raw: Any, value: Any) -> None:
 def _untouched(shape: Any, dtype: Any) -> Any:
     """A tensor of any content; the machine gives memory where it is touched."""
     return tf.raw_ops.Empty(shape=list(shape), dtype=dtype)
-
-
-def _is_pure(initializer: Any) -> bool:
-    """Whether an initializer draws the same value whenever it is called.
-
-    Keras's own do, unless they hold more than plain values: an array, which may change, or a
-    generator of seeds, which other initializers may share.
-    """
-    own = type(initializer).__module__.startswith("keras.")
-    if not own or not isinstance(initializer, keras.initializers.Initializer):
-        return False
-    return _is_plain(vars(initializer))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)

@@ -90,7 +90,7 @@ def optimizers_of(model: Any) -> list[Any]:
     values = (value for layer in model._flatten_layers() for value in vars(layer).values())
     found = {
         id(value): value
-        for value in (model.optimizer, *values)
+        for value in (getattr(model, "optimizer", None), *values)  # none before `compile`
         if isinstance(value, keras.optimizers.Optimizer)
     }
     return list(found.values())

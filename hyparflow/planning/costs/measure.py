@@ -36,9 +36,10 @@ from hyparflow.planning.costs.segment_kinds import SegmentKind, most_of, rate_of
 from hyparflow.planning.costs.segments import Segment, alike, cut_out, segments
 from hyparflow.planning.costs.tensor_sizes import slots_per_byte
 
-__all__ = ["measure"]
+__all__ = ["LONG_PIECE", "measure"]
 
-_PIECE, _PIECE_BYTES = 8, 1 << 28  # segments of the long piece, and bytes of its weights, at most
+_PIECE = 8  # segments of the long piece, at most
+LONG_PIECE = 1 << 28  # bytes of its weights, at most
 _ROUNDS = 2
 
 
@@ -193,7 +194,7 @@ def _long_piece(graph: FlatGraph, operations: OperationGraph, found: list[Segmen
     for count in range(min(len(found), _PIECE), 0, -1):
         first = (len(found) - count) // 2
         start, end = found[first].operations.start, found[first + count - 1].operations.stop
-        if sum(map(bytes_of, graph.variables(range(start, end)))) <= _PIECE_BYTES:
+        if sum(map(bytes_of, graph.variables(range(start, end)))) <= LONG_PIECE:
             break
     return cut_out(operations, [start, end])[0]
 

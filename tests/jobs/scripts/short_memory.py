@@ -1,6 +1,7 @@
 """Train a model on ranks whose address space is limited; each writes down what came of it.
 
-Arguments: a folder for the outcomes, the units of each layer, and "evaluate" to evaluate first.
+Arguments: a folder for the outcomes, the units of each layer, and "evaluate" to evaluate first, or
+"auto" to leave the layout to a plan.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def main(folder: pathlib.Path, units: int, first: str = "") -> None:
         hf.evaluate(model, x, x, verbose=0, num_partitions=2, gather=False)
     limit = psutil.Process().memory_info().vms + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    layout = {"strategy": "auto"} if first == "auto" else {"num_partitions": 2, "gather": False}
     try:
-        history = hf.fit(model, x, x, verbose=0, num_partitions=2, gather=False)
+        history = hf.fit(model, x, x, verbose=0, **layout)
         outcome = ["trained", len(history.history["loss"])]
     except ValueError as error:
         outcome = ["refused", str(error)]
