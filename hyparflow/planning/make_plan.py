@@ -75,7 +75,7 @@ def make_plan(
         costs=problem.costs.source,
         gather=not best.saving.apart,
         recompute=best.saving.recompute,
-        shard_optimizer=best.saving.shard_optimizer,
+        shard_optimizer=best.saving.shard_optimizer and candidate.grid.num_replicas > 1,
     )
 
 

@@ -95,8 +95,8 @@ class Holdings:
         """
         if self.fetch is None or self.busy:
             raise RuntimeError(
-                "A rank has memory only for the weights of its own partition while it trains, and "
-                "after `gather=False`. Received: a read of "
+                "A rank has memory only for the weights of its own partition, and its share of the "
+                "optimizer's state, while it trains and after `gather=False`. Received: a read of "
                 f"'{getattr(variable, 'path', variable.name)}' ({bytes_of(variable)} bytes), which "
                 f"{self._grid.describe(self._rank)} does not hold. Leave out gather=False, or save "
                 "with `hyparflow.parallelize(...).save(path)`, which all ranks call. A loss or a "
