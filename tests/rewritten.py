@@ -12,7 +12,7 @@ import tensorflow as tf
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.stages.recorded import Recorded, rewritten
 
-__all__ = ["assert_close", "infer", "numbers", "train"]
+__all__ = ["assert_close", "infer", "numbers", "takes_no_rows", "train"]
 
 ROUNDING = 1e-5
 
@@ -56,6 +56,18 @@ def infer(
     spec = tf.TensorSpec((None, *x.shape[1:]), x.dtype)
     made = tf.function(step, autograph=False, input_signature=[spec])(tf.constant(x))
     return [np.asarray(made)], seen["counts"]
+
+
+def takes_no_rows(compute: Callable[[], Any]) -> bool:
+    """Whether TensorFlow's own operations compute with no rows.
+
+    As a whole, oneDNN loses the shape of no images; hyparflow gives no part without rows.
+    """
+    try:
+        compute()
+    except tf.errors.OpError:
+        return False
+    return True
 
 
 def numbers(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:

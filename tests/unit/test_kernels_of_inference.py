@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from rewritten import assert_close, infer, numbers, train
+from rewritten import assert_close, infer, numbers, takes_no_rows, train
 
 from hyparflow.engine.kernels import convolutions, folded, scaled
 from hyparflow.engine.kernels.rewriter import Rewriter
@@ -35,8 +35,9 @@ def both_ways(model: Any) -> Any:
     expected, _ = infer(call, x, None)
     found, counts = infer(call, x, Rewriter())
     assert_close(found, expected)
-    empty, _ = infer(call, x[:0], Rewriter())
-    assert empty[0].shape == (0, *expected[0].shape[1:])
+    if takes_no_rows(lambda: infer(call, x[:0], None)):
+        empty, _ = infer(call, x[:0], Rewriter())
+        assert empty[0].shape == (0, *expected[0].shape[1:])
     return counts
 
 

@@ -18,7 +18,7 @@ from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations
 
-__all__ = ["KINDS", "NAME", "again", "find", "gains", "is_usual", "trial", "variant"]
+__all__ = ["KINDS", "NAME", "again", "find", "gains", "is_usual", "settings", "trial", "variant"]
 
 NAME = "convolution"
 KINDS = ("Conv2D", "DepthwiseConv2dNative")
@@ -79,11 +79,16 @@ def variant(operation: Any) -> tuple[Any, ...]:
     return *kind, *size, operation.get_attr("padding"), *steps
 
 
+def settings(operation: Any) -> dict[str, Any]:
+    """Those of a convolution, by name."""
+    names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
+    return {name: operation.get_attr(name) for name in names}
+
+
 def again(operation: Any, x: Any, filters: Any) -> Any:
     """The same convolution by TensorFlow, of other images and filters."""
-    names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
     compute = getattr(tf.raw_ops, operation.type)
-    return compute(input=x, filter=filters, **{name: operation.get_attr(name) for name in names})
+    return compute(input=x, filter=filters, **settings(operation))
 
 
 def _rewrite(operation: Any) -> Rewrite:

@@ -47,8 +47,7 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
 
 
 def _rewrite(operation: Any) -> Rewrite:
-    names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
-    settings = {name: operation.get_attr(name) for name in names}
+    settings = convolutions.settings(operation)
 
     @tf.custom_gradient
     def compute(x: Any, filters: Any) -> Any:

@@ -104,4 +104,6 @@ def _rewrite(convolution: Any, steps: list[_Step]) -> Rewrite:
 def _convolved(like: Any, x: Any, filters: Any, bias: Any) -> Any:
     if one_dnn.is_chosen():
         return one_dnn.convolved_and_added(like, x, filters, bias)
-    return tf.nn.bias_add(convolutions.again(like, x, filters), bias)
+    y = convolutions.again(like, x, filters)
+    # Of no images oneDNN makes another shape.
+    return tf.nn.bias_add(tf.reshape(y, [-1, *y.shape[1:]]), bias)
