@@ -79,7 +79,7 @@ def test_a_plan_that_saves_memory_trains_as_plain_keras(replicas: int) -> None:
     wishes = {"num_replicas": replicas, "num_microbatches": 1, "costs": "estimate"}
     wishes |= {"batch_size": 20, "num_ranks": WORLD.size, "recompute": "segments"}
     plan = hf.plan(build(), shard_optimizer=True, **wishes)
-    assert (plan.recompute, plan.shard_optimizer) == ("segments", True)
+    assert (plan.recompute, plan.shard_optimizer) == ("segments", replicas > 1)
     compare(plan=plan)
 
 
