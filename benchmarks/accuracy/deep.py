@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 HOWS = ("plain", *OPTIONS)
 _EVERY = 50  # steps after which all is written
-_SMOOTH = 50  # steps of the mean that is drawn
+_SMOOTH = 20  # steps of the mean that is drawn
 
 
 class Losses(keras.callbacks.Callback):
