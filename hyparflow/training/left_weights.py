@@ -32,6 +32,12 @@ def _forget(left: WeightSync) -> None:
         vars(variable).pop(_LEFT, None)
 
 
+def _gather(left: WeightSync) -> None:
+    left.gather()
+    left.holdings.divided.release()
+    _forget(left)
+
+
 def _left(model: Any) -> list[WeightSync]:
     """What moves variables of a model that were left at their owners, maybe as another model's."""
     optimizer = getattr(model, "optimizer", None)
@@ -55,9 +61,7 @@ def take_back(model: Any, sync: WeightSync) -> None:
     """Gather what was left by an engine of other partitions than the present one's. Collective."""
     for left in _left(model):
         if left is not sync:
-            left.gather()
-            left.holdings.divided.release()
-            _forget(left)
+            _gather(left)
 
 
 def lend(model: Any, world: World) -> None:
@@ -99,9 +103,7 @@ def _only_left(model: Any) -> WeightSync | None:
     if len(left) < 2:
         return left[0] if left else None
     for sync in left:
-        sync.gather()
-        sync.holdings.divided.release()
-        _forget(sync)
+        _gather(sync)
     return None
 
 

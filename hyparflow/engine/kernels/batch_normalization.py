@@ -123,7 +123,8 @@ def _is_mean_over_rows(tensor: Any, rank: int) -> bool:
 
 
 def _rewrite(traced: TracedOperations, y: Any, found: _Normalized) -> Rewrite:
-    x, made = narrow_source(found.x), narrow_result(traced, y, narrow_source(found.x))
+    x = narrow_source(found.x)
+    made = narrow_result(traced, y, x)
     x = x if x.dtype == made.dtype else found.x  # the kernel has one type for both
     moments = [without_views(found.mean), without_views(found.variance)]
     vectors = found.scale, found.offset
