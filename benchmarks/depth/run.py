@@ -150,7 +150,7 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(list(places), list(places.values()))
         axis.grid(alpha=0.3)
     if cases:
-        axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -4,8 +4,9 @@
 
 Each revision is checked out into a folder of its own. Per case and round four jobs stay alive, two
 of each revision, and take turns of a few steps while the others are stopped. The ratio of the two
-jobs of one revision, which run the same program, says how much a difference means. Prints medians
-and quartiles, and writes results.json beside this file or to --output.
+jobs of one revision, which run the same program, says how much a difference means; with --single
+there is one job of each, for models of which four do not fit in memory. Prints medians and
+quartiles, and writes results.json beside this file or to --output.
 """
 
 import argparse
@@ -67,10 +68,10 @@ def take_turns(jobs: list[Job], turns: int) -> list[list[float]]:
 def measure(
     name: str, pythons: tuple[str, str], model: str, batch: int, args: Any
 ) -> list[list[float]]:
-    """One round of a case; columns are old, new, old, new."""
+    """One round of a case; columns are old, new, and the same again if there are two of each."""
     with contextlib.ExitStack() as stack:
         jobs = []
-        for python in pythons * 2:
+        for python in pythons * (1 if args.single else 2):
             setup = Setup(name, "hyparflow", 2, options=CASES[name], python=python, is_traced=False)
             jobs.append(Job(setup, model, batch, args))
             stack.callback(jobs[-1].stop)
@@ -79,12 +80,12 @@ def measure(
 
 def summed_up(rows: list[list[float]]) -> dict[str, Any]:
     """New over old, and, to see what that means, one job over another of the same revision."""
-    new = [(row[1] + row[3]) / (row[0] + row[2]) for row in rows]
-    same = [row[column] / row[column + 2] for row in rows for column in (0, 1)]
+    new = [sum(row[1::2]) / sum(row[::2]) for row in rows]
+    same = [row[column] / row[column + 2] for row in rows for column in range(len(row) - 2)]
     return {
         "new / old": statistics.median(new),
         "quartiles": statistics.quantiles(new, n=4)[::2],
-        "same / same, quartiles": statistics.quantiles(same, n=4)[::2],
+        "same / same, quartiles": statistics.quantiles(same, n=4)[::2] if same else [],
         "seconds": rows,
     }
 
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet110")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2, help="each with new processes")
+    parser.add_argument("--single", action="store_true", help="one job of each revision")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["data", "1f1b"])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
     add_arguments(parser, steps=3, turns=6)
@@ -108,7 +110,7 @@ def main() -> None:
                 rows += measure(name, (old, new), args.model, args.batch, args)
             results[name] = found = summed_up(rows)
             low, high = found["quartiles"]
-            same = " to ".join(f"{value:.3f}" for value in found["same / same, quartiles"])
+            same = " to ".join(f"{value:.3f}" for value in found["same / same, quartiles"]) or "-"
             print(
                 f"{args.model} {name:12} new / old {found['new / old']:.3f} "
                 f"({low:.3f} to {high:.3f}); same / same {same}",
