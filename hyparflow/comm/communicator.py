@@ -208,6 +208,25 @@ class Communicator:
         pairs = zip(sources, parts, strict=True)
         yield from [self._comm.Iallreduce(source, part, self._mpi.SUM) for source, part in pairs]
 
+    def all_to_all(
+        self, sent: Sequence[np.ndarray], received: Sequence[np.ndarray], what: str
+    ) -> None:
+        """Give each rank its array of `sent`, and take one of each into `received`.
+
+        Args:
+            sent, received: contiguous, one for each rank; of a pair of ranks equally large.
+            what: names it in reports.
+        """
+        tag = self._next_tag()
+        received[self.rank][...] = sent[self.rank]
+        others = [(self.rank + step) % self.size for step in range(1, self.size)]
+        requests: list[Transfer] = []
+        for peer in reversed(others):
+            requests += self.receive(received[peer], peer, tag)
+        for peer in others:
+            requests += self.send(sent[peer], peer, tag)
+        self.wait_all(requests, what)
+
     def start_rounded_sum(
         self, array: np.ndarray, what: str, mine: np.ndarray, add: Add
     ) -> Pending:

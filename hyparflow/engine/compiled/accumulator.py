@@ -25,6 +25,7 @@ class Accumulator:
         largest: positions of weights of which the largest gradient is kept instead of the sum.
         like: the sums of a stage that computes the same with other weights; what was traced with
             them serves for these, too.
+        tables: positions of weights whose sparse gradients are added up as dense ones, row by row.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Accumulator:
         weights: Sequence[Any],
         largest: Collection[int] = (),
         like: Accumulator | None = None,
+        tables: Collection[int] = (),
     ) -> None:
         self._weights = weights
+        self._tables = frozenset(tables)
         self._largest = frozenset(largest)
         self._like = like
         self._sums: dict[int, Any] = {}  # position -> variable
@@ -60,6 +63,9 @@ class Accumulator:
                     total.assign(tf.maximum(total, gradient))
                 else:
                     total.assign_add(gradient)
+                added[position] = gradient = None
+            elif position in self._tables and gradient is not None:
+                self._sum(position).scatter_add(gradient)
                 added[position] = gradient = None
             rest.append(gradient)
         return rest, added

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hyparflow.engine.compiled.likeness import Likeness
+from hyparflow.engine.compiled.section_cut import Wanted
 
 __all__ = ["Compiler", "Computation", "Fillable", "Pair"]
 
@@ -123,6 +124,22 @@ class Compiler(Protocol):
             jit_compile: whether XLA compiles.
             recompute: "block": the backward runs the forward again. "segments": `again` does. Of
                 use if the compiler `shares`; without it all is kept.
+        """
+
+    def sections(
+        self,
+        function: Callable[..., Wanted],
+        arguments: Sequence[Any],
+        weights: Sequence[Any],
+        training: bool,
+    ) -> Any:
+        """The `Sections` of a function, if the compiler `shares`.
+
+        Args:
+            function: (arguments) -> `Wanted`; to be traced.
+            arguments: types of the arguments, nested.
+            weights: variables whose gradients are wanted.
+            training: whether there are backwards.
         """
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> Fillable:

@@ -22,10 +22,19 @@ def gradients_of(function: Callable[[], list[Any]], sources: list[Any]) -> list[
 
 
 def graph_gradients(
-    targets: Sequence[Any], sources: Sequence[Any], seeds: Sequence[Any] | None = None
+    targets: Sequence[Any],
+    sources: Sequence[Any],
+    seeds: Sequence[Any] | None = None,
+    constant: Sequence[Any] = (),
 ) -> list[Any]:
     """The gradients of the sum of `targets`, each times its seed, as the graph is by now.
 
     A tape knows what was computed when it was open, not what has been rewritten since.
+
+    Args:
+        targets: tensors of the graph.
+        sources: the tensors and variables by which gradients are taken.
+        seeds: one for each target; None for ones.
+        constant: tensors that count as if they depended on nothing.
     """
-    return list(tf.gradients(list(targets), list(sources), seeds))
+    return list(tf.gradients(list(targets), list(sources), seeds, stop_gradients=list(constant)))

@@ -18,6 +18,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled.compiler import Computation
 from hyparflow.engine.compiled.functions import Compiled, EagerPair
 from hyparflow.engine.compiled.likeness import Likeness
+from hyparflow.engine.compiled.section_cut import Wanted
 
 __all__ = ["Plain"]
 
@@ -53,6 +54,16 @@ class Plain:
         return TapedPair(
             computation, finishes, Compiled(computation.compute, jit_compile, self.call)
         )
+
+    def sections(
+        self,
+        function: Callable[..., Wanted],
+        arguments: Sequence[Any],
+        weights: Sequence[Any],
+        training: bool,
+    ) -> Any:
+        """Refused before it is asked for: a tape computes a whole backward."""
+        raise NotImplementedError("sections")
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> CopiedMemory:
         """An array of its own, from which the tensor is made."""

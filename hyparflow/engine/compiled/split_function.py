@@ -22,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.compiled.direct_call import DirectCall
+from hyparflow.engine.compiled.flat_tensors import packed_like, tensors_of, unique
 from hyparflow.engine.compiled.recomputed import cheap, repeatable
 from hyparflow.engine.compiled.subgraph import GraphParts
 
@@ -99,7 +100,7 @@ class Split:
         """The tensors of `behind` that the second function needs, and the tensors `more`."""
         wanted = [*self._results, *more]
         kept = self._parts.needed([*(x.op for x in wanted), *self._effects], behind)
-        return _unique([*kept, *(x for x in wanted if x.op in behind)])
+        return unique([*kept, *(x for x in wanted if x.op in behind)])
 
     def on(self, replace: Callable[[Any], Any]) -> Split:
         """The same functions with other variables; nothing is traced.
@@ -121,26 +122,26 @@ class Split:
 
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:
         """Run the first function: its outputs, and the tensors kept for `backward` or `early`."""
-        made = self._forward(*_tensors(arguments))
+        made = self._forward(*tensors_of(arguments))
         count = len(self._outputs)
-        return _pack(self._outputs_like, made[:count]), made[count:]
+        return packed_like(self._outputs_like, made[:count]), made[count:]
 
     def again(self, arguments: Any, stored: list[Any]) -> tuple[Any, list[Any]]:
         """Run the first function again, without effects: what `forward` returned if none is."""
-        made = self._made(self._second_run, None)(*_tensors(arguments), *stored)
+        made = self._made(self._second_run, None)(*tensors_of(arguments), *stored)
         count = len(self._outputs)
-        return _pack(self._outputs_like, made[:count]), made[count:]
+        return packed_like(self._outputs_like, made[:count]), made[count:]
 
     def backward(self, kept: list[Any], further: Any = (), finish: int = 0) -> Any:
         """Run the second function, and one of `finishes` on its results."""
-        return self._made(self._whole, finish)(*kept, *_tensors(further))
+        return self._made(self._whole, finish)(*kept, *tensors_of(further))
 
     def early(self, kept: list[Any], further: Any = ()) -> tuple[Any, list[Any]]:
         """Compute the first half of the results: that half, and the tensors kept for `late`."""
-        made = self._made(self._first_half, None)(*kept, *_tensors(further))
+        made = self._made(self._first_half, None)(*kept, *tensors_of(further))
         like = self._results_like[0]
-        count = len(_tensors(like))
-        return _pack(like, made[:count]), made[count:]
+        count = len(tensors_of(like))
+        return packed_like(like, made[:count]), made[count:]
 
     def late(self, kept: list[Any], finish: int = 0) -> Any:
         """Run the rest, and one of `finishes` on ([], second half of the results)."""
@@ -174,7 +175,7 @@ class Split:
             [*self._kept, *self._further],
             self._results,
             self._parts.upstream(start, self._behind),
-            lambda results: finish(_pack(self._results_like, results)),
+            lambda results: finish(packed_like(self._results_like, results)),
         )
 
     def _second_run(self, finish: None) -> DirectCall:
@@ -185,13 +186,13 @@ class Split:
     @functools.cached_property
     def _halves(self) -> tuple[list[Any], list[Any], set[Any]]:
         """Tensors of the first half; those that the second half needs; operations before them."""
-        early, late = map(_tensors, self._results_like)
+        early, late = map(tensors_of, self._results_like)
         before = self._parts.upstream([x.op for x in early], self._behind) - self._again
         before |= self._behind | {x.op for x in self._further}
         effects = [op for op in self._effects if op not in before]
         kept = self._parts.needed([*(x.op for x in late), *effects], before)
         kept += [x for x in late if x.op in before]
-        return early, _unique(kept), before
+        return early, unique(kept), before
 
     def _first_half(self, finish: None) -> DirectCall:
         early, kept, _ = self._halves
@@ -202,13 +203,13 @@ class Split:
     def _second_half(self, finish: Callable[[Any], Any]) -> DirectCall:
         _, kept, before = self._halves
         like = self._results_like[1]
-        start = [x.op for x in _tensors(like)]
+        start = [x.op for x in tensors_of(like)]
         start += [op for op in self._effects if op not in before]
         return self._parts.compile(
             kept,
-            _tensors(like),
+            tensors_of(like),
             self._parts.upstream(start, before),
-            lambda results: finish(([], _pack(like, results))),
+            lambda results: finish(([], packed_like(like, results))),
         )
 
     # --- tracing ---
@@ -222,13 +223,16 @@ class Split:
             more = tf.nest.map_structure(_placeholder, further(outputs))
             results = second(state, *more)
             self._outputs_like, self._results_like = outputs, results
-            self._further = _tensors(more)
-            return _tensors((outputs, results))
+            self._further = tensors_of(more)
+            return tensors_of((outputs, results))
 
         traced = tf.function(both, autograph=False).get_concrete_function(*arguments)
         self._parts = GraphParts(traced, jit_compile)
         self._given = [x for x in traced.inputs if x.name not in self._parts.captured]
-        self._outputs, self._results = _tensors(self._outputs_like), _tensors(self._results_like)
+        self._outputs, self._results = (
+            tensors_of(self._outputs_like),
+            tensors_of(self._results_like),
+        )
 
     def _first_part(self) -> set[Any]:
         """The operations of the first function, and those after it that need only shapes."""
@@ -249,28 +253,8 @@ class Split:
         return front
 
 
-def _unique(tensors: Sequence[Any]) -> list[Any]:
-    return list({x.ref(): x for x in tensors}.values())
-
-
 def _placeholder(like: Any) -> Any:
     """A placeholder for an argument of the second function."""
     if not isinstance(like, tf.Tensor | tf.TensorSpec):
         return like
     return tf.compat.v1.placeholder(like.dtype, like.shape)
-
-
-def _tensors(structure: Any) -> list[Any]:
-    """The tensors in `structure`, those of composite ones too."""
-    flat = tf.nest.flatten(structure, expand_composites=True)
-    return [x for x in flat if isinstance(x, tf.Tensor | tf.TensorSpec)]
-
-
-def _pack(structure: Any, tensors: Sequence[Any]) -> Any:
-    """`structure` with these in place of its tensors."""
-    following = iter(tensors)
-    flat = [
-        next(following) if isinstance(x, tf.Tensor) else x
-        for x in tf.nest.flatten(structure, expand_composites=True)
-    ]
-    return tf.nest.pack_sequence_as(structure, flat, expand_composites=True)

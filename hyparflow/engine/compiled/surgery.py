@@ -5,6 +5,7 @@ part                  what it uses of TensorFlow
 ====================  ===================================================================
 split_function        the graph of a traced forward and backward, cut in two or three
 recomputed            which operations have a state
+sections              the same graph, cut where it waits for attention
 subgraph              graph definitions, and what a traced function captures
 direct_call           calls of compiled functions without checks of each argument
 hidden_variable       a variable made during a trace that does not notice it
@@ -27,6 +28,8 @@ import numpy as np
 from hyparflow.engine.compiled.compiler import Computation
 from hyparflow.engine.compiled.direct_call import packed_call
 from hyparflow.engine.compiled.hidden_variable import hidden
+from hyparflow.engine.compiled.section_cut import Wanted
+from hyparflow.engine.compiled.sections import Sections
 from hyparflow.engine.compiled.seed import global_seed
 from hyparflow.engine.compiled.split_pair import SplitPair
 from hyparflow.engine.compiled.tensor_memory import TensorMemory
@@ -56,6 +59,16 @@ class Surgery:
         first = functools.partial(computation.first, computation.compute)
         second, further = computation.second, computation.further
         return SplitPair(first, second, finishes, further, constant, jit_compile, recompute)
+
+    def sections(
+        self,
+        function: Callable[..., Wanted],
+        arguments: Sequence[Any],
+        weights: Sequence[Any],
+        training: bool,
+    ) -> Sections:
+        """The sections of a function, traced as one graph and cut."""
+        return Sections(function, arguments, weights, training)
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> TensorMemory:
         """The memory of the tensor itself."""
