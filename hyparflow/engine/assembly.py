@@ -21,7 +21,12 @@ from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.loss.weigher import Weigher
 from hyparflow.engine.rank_engine import Learner, Losses, Pack, RankEngine
-from hyparflow.engine.recomputation import announce_nothing_saved, require_recomputing
+from hyparflow.engine.recomputation import (
+    announce_nothing_saved,
+    require_dividing,
+    require_recomputing,
+)
+from hyparflow.engine.sequence.sequence_builder import SequenceBuilder
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.stages.stage_builder import StageBuilder
@@ -70,11 +75,14 @@ def build_rank_engine(
         rows: the numbers of rows of micro-batches, as far as they are known.
     """
     require_recomputing(choice.agree(world), options.recompute)
+    require_dividing(choice.compiler(), options.divides_sequences)
     activity_is_summed()  # what is traced may not be the place to find out
     peers = groups_of(options.grid, world).peers
     statistics = BatchStatistics(model, options.batchnorm, peers)
     own = CustomSteps(model, peers, statistics)
-    layout, units = _units(model, layout, statistics, own, rows, options.recompute)
+    units = None
+    if not options.divides_sequences:
+        layout, units = _units(model, layout, statistics, own, rows, options.recompute)
     if with_loss:
         announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
     place = Ownership(model, layout, options.grid, world)
@@ -85,20 +93,36 @@ def build_rank_engine(
     if losses is not None and model.optimizer is not None and "train_step" not in own:
         shards = _shards(model, place, options, groups)
         learner = build_learner(model, layout, place, options, groups, shards)
+    head = losses.head if losses is not None and place.is_last else None
+    rewriter = _rewriter(options, _uses_xla(model, statistics))
     build = StageBuilder(
         layout=layout,
         place=place,
         statistics=statistics,
-        head=losses.head if losses is not None and place.is_last else None,
+        head=head,
         eager=_is_eager(model),
         jit_compile=_uses_xla(model, statistics),
         aside=functools.partial(_aside, model, statistics),
         recompute=options.recompute,
-        rewriter=_rewriter(options, _uses_xla(model, statistics)),
+        rewriter=rewriter,
     )
-    stages = build.all(bodies, units)
+    if options.divides_sequences:
+        sharing = groups_of(options.grid, world).shards
+        divided = SequenceBuilder(
+            model=model,
+            layout=layout,
+            place=place,
+            options=options,
+            shards=sharing,
+            head=head,
+            rewriter=rewriter,
+        )
+        pairs = divided.all(bodies)
+        stages, sequences = [local for local, _ in pairs], [stage for _, stage in pairs]
+    else:
+        stages, sequences = build.all(bodies, units), []
     return RankEngine(
-        engine=_engine(layout, place, stages, build.eager),
+        engine=_engine(layout, place, stages, build.eager or options.divides_sequences),
         stages=stages,
         sync=_sync(model, layout, place, losses, learner, own, shards, specs),
         pack=pack,
@@ -108,6 +132,8 @@ def build_rank_engine(
         losses=losses,
         learner=learner,
         tag_limit=place.replica.tag_limit,
+        sequences=sequences,
+        num_chunks=options.known_chunks,
     )
 
 
@@ -126,7 +152,7 @@ def _shards(
     model: Any, place: Ownership, options: Options, groups: Sequence[WeightGroup]
 ) -> Shards | None:
     """Which replica updates which weights, if the optimizer's state is sharded."""
-    sharded = options.shard_optimizer and options.grid.num_replicas > 1
+    sharded = options.shard_optimizer and options.grid.num_peers > 1
     return Shards(model, place, groups) if sharded else None
 
 

@@ -74,7 +74,7 @@ def build_learner(
 
 def _replica_sums(options: Options, place: Ownership) -> MakeSum:
     """The function that makes sums of dense gradients over replicas."""
-    if options.allreduce == "horovod" and place.grid.num_replicas > 1:
+    if options.allreduce == "horovod" and place.grid.num_peers > 1:
         from hyparflow.engine.gradients.horovod_sum import horovod_sums
 
         return horovod_sums(place.grid, place.world, place.reducing, options.compression)

@@ -16,6 +16,7 @@ from hyparflow.engine.loss.penalty import Penalty
 from hyparflow.engine.loss.terms import LossTerms
 from hyparflow.engine.loss.weigher import Weigher
 from hyparflow.engine.optimizer_step import OptimizerStep
+from hyparflow.engine.sequence.sequence_stage import SequenceStage
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.weights.sync import WeightSync
@@ -46,6 +47,8 @@ class RankEngine:
         losses: loss and metrics; None if only predictions are wanted.
         learner: the update of weights; None without an optimizer.
         tag_limit: tags of messages must be less than this.
+        sequences: the stages whose sequences are divided.
+        num_chunks: of these sequences.
         traced: kinds and rows of steps that ran, on the leader.
     """
 
@@ -59,6 +62,8 @@ class RankEngine:
     losses: Losses | None
     learner: Learner | None
     tag_limit: int
+    sequences: Sequence[SequenceStage] = ()
+    num_chunks: int = 1
     traced: set[tuple[str, int]] = field(default_factory=set)
 
     @property

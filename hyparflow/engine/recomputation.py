@@ -12,7 +12,7 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.pipeline.units import Units
 
-__all__ = ["announce_nothing_saved", "require_recomputing"]
+__all__ = ["announce_nothing_saved", "require_dividing", "require_recomputing"]
 
 
 def require_recomputing(compiler: Compiler, recompute: str | None) -> None:
@@ -27,6 +27,23 @@ def require_recomputing(compiler: Compiler, recompute: str | None) -> None:
                 "`recompute` needs stages that are compiled with private parts of TensorFlow. "
                 f"Received: recompute={recompute!r}, where stages are compiled by its public API "
                 "(HYPARFLOW_COMPILED=plain, or another version of TensorFlow). Leave it out."
+            )
+        )
+
+
+def require_dividing(compiler: Compiler, divides_sequences: bool) -> None:
+    """Check that a compiler can run stages in sections, if sequences are divided.
+
+    Raises:
+        ValueError: on all ranks, if it cannot.
+    """
+    if divides_sequences and not compiler.shares:
+        raise abort.mark_collective(
+            ValueError(
+                "Sequences are divided in stages that are compiled with private parts of "
+                "TensorFlow. Received: num_sequence_shards or num_sequence_chunks, where stages "
+                "are compiled by its public API (HYPARFLOW_COMPILED=plain, or another version of "
+                "TensorFlow). Leave them out."
             )
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,6 +68,14 @@ def flag(name: str, value: Any) -> bool:
     if type(value).__name__ not in ("bool", "bool_"):  # NumPy's is named like the latter
         raise ValueError(f"`{name}` must be True or False. Received: {name}={shortened(value)}")
     return bool(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A string, or a path, which becomes one."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str) or not found:
+        raise ValueError(f"`{name}` must be a string. Received: {name}={value!r}")
+    return found
 
 
 def layers_per_partition(name: str, value: Any) -> tuple[int, ...]:

@@ -5,12 +5,28 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import Field
+from dataclasses import Field, field
 from typing import Any, TypeVar
 
-__all__ = ["with_keywords"]
+from hyparflow.formats.argument_checks import Check
+
+__all__ = ["declare", "with_keywords"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def declare(default: Any, check: Check, meaning: str, **more: Any) -> Any:
+    """A parallel argument, as a field of a dataclass.
+
+    Args:
+        default: the value if the user gives none.
+        check: refuses values that are not valid.
+        meaning: the text for `help` and the documentation.
+        more: planned=True where `hyparflow.plan` decides it if the user does not; per_call=True
+            where nothing that is built for a model depends on it; choices: names to choose from;
+            several=True where it is a list of numbers, for the command line.
+    """
+    return field(default=default, metadata={"check": check, "meaning": meaning, **more})
 
 
 def with_keywords(

@@ -9,7 +9,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Page", "aligned", "brief", "counted", "counted_names", "path_text", "shortened"]
+__all__ = [
+    "Page",
+    "aligned",
+    "brief",
+    "counted",
+    "counted_names",
+    "first_line",
+    "path_text",
+    "shortened",
+]
 
 _LONGEST = 48  # letters of a name in a table
 
@@ -100,3 +109,12 @@ def path_text(path: object) -> str:
             f"Received: {shortened(path)} of type {type(path).__name__}"
         )
     return text
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without the layer and arguments that Keras writes around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Exception encountered"):
+        lines = lines[1:]
+    # Without colours, and without TensorFlow's words about nodes and devices.
+    return re.sub(r"\x1b\[\dm|\{\{.*?\}\} ?| ?\[Op:.*?\]", "", lines[0]) if lines else repr(error)

@@ -7,6 +7,7 @@ called twice becomes two calls of the same layer.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,6 +133,24 @@ class FlatGraph:
         return next(
             c.name for c, made in zip(self.calls, self._makes, strict=True) if tensor in made
         )
+
+    @staticmethod
+    def call_of(error: BaseException) -> str:
+        """The name of the call in which an error was raised, or ""."""
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        owners = (frame.f_locals.get("self") for frame in frames)
+        return next((owner.name for owner in owners if isinstance(owner, GraphCall)), "")
+
+    def ancestors(self, tensor: int) -> set[int]:
+        """The numbers of the tensors that a tensor is computed from, with its own."""
+        found, waiting = set[int](), [tensor]
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                if number in self._origins:
+                    waiting += self._reads[self._origins[number][0]]
+        return found
 
     def function(
         self, inputs: Sequence[int], outputs: Sequence[int], operations: Sequence[int]

@@ -101,9 +101,7 @@ def horovod_sums(grid: Grid, world: World, comm: Communicator, compression: str 
     """
     hvd = _started(world)
     sets = [
-        _process_set(
-            hvd, tuple(grid.rank(replica, p) for replica in range(grid.num_replicas)), world
-        )
+        _process_set(hvd, tuple(grid.peer_rank(peer, p) for peer in range(grid.num_peers)), world)
         for p in range(grid.num_partitions)
     ]
     mine = sets[grid.partition(world.rank)]

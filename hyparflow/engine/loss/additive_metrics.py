@@ -17,7 +17,7 @@ import keras
 from hyparflow.model.keras_internals.compiled import compile_metrics, metric_function
 from hyparflow.model.keras_internals.patched import patched
 
-__all__ = ["AdditiveMetrics", "weighted_by", "weighting"]
+__all__ = ["AdditiveMetrics", "means_of_parts", "weighted_by", "weighting"]
 
 
 class AdditiveMetrics:
@@ -60,6 +60,32 @@ def weighting(metrics: Iterable[Any], share: Any) -> Iterator[None]:
         for metric in metrics:
             if isinstance(metric, keras.metrics.Mean):
                 stack.enter_context(weighted_by(metric, share))
+        yield
+
+
+@contextlib.contextmanager
+def means_of_parts(part: Any) -> Iterator[None]:
+    """While open, means over rows count them by the part of their positions that is there.
+
+    Keras takes the mean over the positions of a row, then over rows: a part of the positions counts
+    as that part of a row.
+
+    Args:
+        part: t / S, a scalar.
+    """
+    original = keras.metrics.Mean.update_state
+
+    def update(self: Any, values: Any, sample_weight: Any = None) -> Any:
+        values = keras.ops.convert_to_tensor(values)
+        if len(values.shape):
+            scale = keras.ops.cast(part, self.dtype)
+            if sample_weight is None:
+                sample_weight = keras.ops.full(keras.ops.shape(values)[:1], scale)
+            else:
+                sample_weight = keras.ops.cast(sample_weight, self.dtype) * scale
+        return original(self, values, sample_weight)
+
+    with patched(keras.metrics.Mean, update_state=update):
         yield
 
 

@@ -58,13 +58,21 @@ class LossHead:
         self._pack = pack
         self._metrics = AdditiveMetrics(model)
 
-    def loss(self, outputs: list[Any], added: Any, labels: Labels) -> Any:
+    def factors(self, outputs: list[Any], labels: Labels) -> Any:
+        """The factors of the losses of a part whose labels have W of the whole batch; traced."""
+        y_pred = self._pack(outputs)
+        return self._terms.factors_of_part(
+            labels.y, y_pred, labels.sample_weight, labels.share, labels.factors
+        )
+
+    def loss(self, outputs: list[Any], added: Any, labels: Labels, of_metrics: Any = None) -> Any:
         """The micro-batch's loss as a scalar tensor; to be traced.
 
         Args:
             outputs: the model's flat outputs.
             added: what the stage's layers added to the loss, or None.
             labels: labels, weights and shares.
+            of_metrics: the weights for the metrics, if they are others.
         """
         y_pred = self._pack(outputs)
         loss = self._terms.value(
@@ -73,5 +81,6 @@ class LossHead:
         parts = [part for part in (loss, added) if part is not None]
         loss = sum(parts) if parts else ops.zeros(())
         loss_tracker(self._model).update_state(loss, sample_weight=labels.rows)
-        self._metrics.update(labels.y, y_pred, labels.sample_weight, labels.share)
+        weights = labels.sample_weight if of_metrics is None else of_metrics
+        self._metrics.update(labels.y, y_pred, weights, labels.share)
         return ops.sum(loss)

@@ -74,8 +74,8 @@ def _reduction(loss: Any) -> str | None:
 
 def _weight(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
     """W of one loss for a batch, see [Note: One scale]."""
-    # Of the labels: predictions may be known by their masks alone.
-    rows = ops.cast(ops.shape(y_true)[0], "float64")
+    # Of the labels: predictions may be known by their masks alone. Only ratios of W matter.
+    rows = ops.cast(ops.size(y_true), "float64")
     values = loss_values(loss, y_true, y_pred)
     masks = [get_mask(y_pred), get_mask(values)]
     masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
@@ -265,3 +265,24 @@ class LossTerms:
             else:
                 factors.append(1.0)
         return factors
+
+    def factors_of_part(
+        self, y: Any, y_pred: Any, sample_weight: Any, share: Any, whole: Any
+    ) -> Any:
+        """The factor of each term, as a vector; to be traced.
+
+        Args:
+            y, y_pred, sample_weight: of a part of the batch.
+            share: the part of the global batch in it.
+            whole: W of each term for the global batch (where `need_weights`).
+        """
+        part = self.weights(y, y_pred, sample_weight) if self.need_weights else None
+        factors = []
+        for index in range(self.count):
+            factor = ops.ones((), "float64")
+            if index in self._sums:
+                factor = 1 / share
+            elif part is not None and self._weighted[index]:
+                factor = ops.divide_no_nan(part[index], whole[index] * share)
+            factors.append(factor)
+        return ops.stack(factors) if factors else ops.ones((1,), "float64")

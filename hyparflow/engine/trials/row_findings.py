@@ -10,7 +10,6 @@ are named.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from hyparflow.engine.stages.stage_call import model_body
 from hyparflow.engine.trials.added_losses import added_losses
 from hyparflow.engine.trials.mixing import find_mixing
 from hyparflow.engine.trials.rows_trial import RowsTrial, open_trial
+from hyparflow.formats.text import first_line
 from hyparflow.model.branches import branching_operations
 from hyparflow.model.keras_internals.compiled import has_overridden
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
@@ -89,7 +89,7 @@ def find_row_faults(
     try:
         _survey(model, types, _ROWS, 1, findings)
     except Exception as error:  # random rows may be no valid input, or four too few
-        findings = RowFindings(failed=layer_of(error), error=_first_line(error))
+        findings = RowFindings(failed=layer_of(error), error=first_line(error))
         if rows is not None and parts:
             _survey_sizes(model, types, rows, parts, findings)
     _find_branches(model, types, findings)
@@ -120,7 +120,7 @@ def _try_part(trial: RowsTrial, part: int, findings: RowFindings) -> None:
             findings.fixed, findings.failed, findings.error = part, "", "rows are lost or made"
     except Exception as error:
         findings.fixed = part
-        findings.failed, findings.error = layer_of(error), _first_line(error)
+        findings.failed, findings.error = layer_of(error), first_line(error)
 
 
 def _survey(model: Any, types: Any, rows: int, cut: int, findings: RowFindings) -> None:
@@ -189,15 +189,6 @@ def _find_branches(model: Any, types: Any, findings: RowFindings) -> None:
     for name in names:
         findings.branches.append(layer_of_operation(name, layers) or name.strip("/"))
     findings.branches = list(dict.fromkeys(findings.branches))
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error, without the layer and arguments that Keras writes around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Exception encountered"):
-        lines = lines[1:]
-    # Without colours, and without TensorFlow's words about nodes and devices.
-    return re.sub(r"\x1b\[\dm|\{\{.*?\}\} ?| ?\[Op:.*?\]", "", lines[0]) if lines else repr(error)
 
 
 def _random(types: Any, rows: int) -> Any:

@@ -30,14 +30,14 @@ def dealt_out(model: Any, place: Ownership, groups: Sequence[WeightGroup]) -> di
         groups: the weights that it trains, in groups.
     """
     grid, mine = place.grid, place.partition
-    divisible = _divisible(model, grid.num_replicas)
+    divisible = _divisible(model, grid.num_peers)
     found, loads = _common(model.trainable_variables, place, divisible)
     alone = [v for v in place.trained if id(v) not in found]
     order = {id(v): position for position, v in enumerate(alone)}
     dealt, parts = share_out_divided(
         [bytes_of(v) for v in alone],
         _together(place.trained, groups, order),
-        grid.num_replicas,
+        grid.num_peers,
         loads[mine],
         [id(v) in divisible for v in alone],
     )
@@ -64,7 +64,7 @@ def _common(
     """
     grid, holders = place.grid, place.holders
     common = [v for v in weights if len(holders[id(v)]) > 1]
-    fair = [share / grid.num_replicas for share in _sizes(weights, place)]
+    fair = [share / grid.num_peers for share in _sizes(weights, place)]
     split = [
         v
         for v in common
@@ -76,13 +76,13 @@ def _common(
         [bytes_of(v) for v in whole],
         [holders[id(v)] for v in whole],
         grid.num_partitions,
-        grid.num_replicas,
+        grid.num_peers,
     )
     found: dict[int, Owner] = {id(v): owner for v, owner in zip(whole, owners, strict=True)}
     for variable in split:
-        found[id(variable)] = RowRanges.of(variable.shape, [1] * grid.num_replicas)
+        found[id(variable)] = RowRanges.of(variable.shape, [1] * grid.num_peers)
         for partition in holders[id(variable)]:
-            part = bytes_of(variable) / grid.num_replicas
+            part = bytes_of(variable) / grid.num_peers
             loads[partition] = [load + part for load in loads[partition]]
     return found, loads
 

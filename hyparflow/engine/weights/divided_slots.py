@@ -142,7 +142,7 @@ class DividedSlots:
 
     def _owners(self, slot: DividedSlot, partitions: Sequence[int]) -> list[tuple[int, int]]:
         """The replicas that have rows, and their ranks, in some partitions."""
-        return [(r, self._grid.rank(r, p)) for p in partitions for r in slot.ranges.owners]
+        return [(r, self._grid.peer_rank(r, p)) for p in partitions for r in slot.ranges.owners]
 
     def _receive(self, part: np.ndarray, peer: int) -> None:
         requests = self._world.receive(part, peer, Tag.WEIGHTS)

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable
 
 from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.one_process import one_process
 from hyparflow.comm.world import World
 from hyparflow.pipeline.grid import Grid
 
@@ -28,14 +29,18 @@ class Groups:
         world: all ranks.
 
     Attributes:
-        replica: the ranks of its replica.
+        replica: the ranks of its replica, with its shard of sequences.
+        shards: the ranks that share each sequence with it, in their order.
         peers: the ranks with its partition.
         reducing: the same ranks as `peers`, for sums that overlap with other operations.
     """
 
     def __init__(self, grid: Grid, world: World) -> None:
         self.partition = grid.partition(world.rank)
-        self.replica = world.group(grid.replica(world.rank))
+        line = grid.replica(world.rank) * grid.num_shards + grid.shard(world.rank)
+        self.replica = world.group(line)
+        place = grid.replica(world.rank) * grid.num_partitions + self.partition
+        self.shards = world.group(place) if grid.num_shards > 1 else one_process()
         self.peers = world.group(self.partition)
         self.reducing = world.group(self.partition)
         self._sharing: dict[tuple[int, ...], Communicator | None] = {}

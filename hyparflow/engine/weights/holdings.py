@@ -45,7 +45,7 @@ class Holdings:
         divided: DividedSlots,
     ) -> None:
         self._grid, self._rank = grid, rank
-        self._partition, self._replica = grid.partition(rank), grid.replica(rank)
+        self._partition, self._replica = grid.partition(rank), grid.peer(rank)
         # Averages of weights are written by all ranks to all weights.
         writes_all = optimizer is not None and writes_at_end(optimizer)
         parted = grid.num_partitions > 1
@@ -71,7 +71,7 @@ class Holdings:
     def owner(self, variable: Any) -> int:
         """The first rank that uses a variable."""
         partition = self._holders.get(id(variable), (0,))[0]
-        return self._grid.rank(self.replica(variable) or 0, partition)
+        return self._grid.peer_rank(self.replica(variable) or 0, partition)
 
     def needs(self, variable: Any) -> bool:
         """Whether this rank needs a variable, whole."""

@@ -83,7 +83,7 @@ class LeadersValues:
         """
         mine = self._grid.partition(self._world.rank)
         for partition in who:
-            owner = self._grid.rank(only or 0, partition)
+            owner = self._grid.peer_rank(only or 0, partition)
             if owner != LEADER and self._world.rank == LEADER:
                 pieces.send(piece, owner, self._world)
             elif owner != LEADER and self._world.rank == owner:

@@ -63,7 +63,7 @@ class Shards:
         self.replicas = {key: x for key, x in owners.items() if not isinstance(x, RowRanges)}
         self.owners = [owners[id(variable)] for variable in place.trained]
         self.slots: list[DividedSlot] = []
-        self._place, self._replica = place, place.grid.replica(place.rank)
+        self._place, self._replica = place, place.grid.peer(place.rank)
         self._rows: list[Rows] = []  # of weights
 
     def divide(self, optimizer: Any) -> dict[int, WeightPart]:

@@ -291,7 +291,7 @@ class WeightSync:
         owners = [self.holdings.owner(slot) for slot in self._slots]
         for rank in reversed(range(len(everyone))):  # a rank of the first replica, or of all
             for index in everyone[rank]:
-                owners[index] = rank
+                owners[index] = rank if self.holdings.is_sharded else self._grid.rank(0, rank)
         return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:

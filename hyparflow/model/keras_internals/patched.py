@@ -21,7 +21,10 @@ how Keras writes files of weights           `hyparflow.model.keras_internals.sav
                                             good, once weights are left in their file
 losses of one model                         `hyparflow.model.keras_internals.compiled`, a trace
 the loop of Keras's LSTM and GRU layers     `hyparflow.engine.kernels.recurrent_layers`, a trace
-`update_state` of one metric                `hyparflow.engine.loss.additive_metrics`, a trial
+`update_state` of one metric, or of means   `hyparflow.engine.loss.additive_metrics`, a trial,
+                                            or a trace
+attention, dropout, positions of layers     `hyparflow.model.keras_internals.attention`, `dropout`
+                                            and `positions`, a trial or a trace
 ==========================================  ====================================================
 """
 

@@ -1,0 +1,61 @@
+"""What one attention layer computes of queries, keys and values: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyparflow.pipeline.attention_pattern import AttentionPattern
+
+__all__ = ["AttentionCore"]
+
+
+@dataclass(frozen=True)
+class AttentionCore:
+    """Softmax attention, as a trial found it (`hyparflow.engine.sequence.attention_trial`).
+
+    Attributes:
+        name: the layer's.
+        heads: of queries.
+        key_heads: of keys and values, without repetitions.
+        repeats: how often the layer repeats each head of them; 1 if it leaves them as they are.
+        scale: by what scores are multiplied.
+        soft_cap: the bound under which a hyperbolic tangent presses scores, or None.
+        pattern: which keys a query attends to.
+        is_padded: whether some keys may be left out as padding.
+        dropout: the rate at which scores are dropped out in training.
+    """
+
+    name: str
+    heads: int
+    key_heads: int
+    repeats: int
+    scale: float
+    pattern: AttentionPattern
+    soft_cap: float | None = None
+    is_padded: bool = False
+    dropout: float = 0.0
+
+    def require_shards(self, num_shards: int) -> None:
+        """Check that shards can have equally many heads.
+
+        Raises:
+            ValueError: if they cannot, with the numbers of shards that can.
+        """
+        if self.heads % num_shards:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ValueError(
+                f"`num_sequence_shards` must divide the {self.heads} heads of '{self.name}'. "
+                f"Received: num_sequence_shards={num_shards}. Use one of {divisors}, and replicas "
+                "or partitions for the other ranks."
+            )
+
+    def sent_key_heads(self, num_shards: int) -> int:
+        """How many heads of keys and values the shards exchange.
+
+        All shards get equally many: as many as there are, if that is a multiple of the shards; one
+        for each shard, where some share one; else one for each head of queries.
+        """
+        for count in (self.key_heads, num_shards):
+            if count % num_shards == 0 and count % self.key_heads == 0:
+                return count
+        return self.heads

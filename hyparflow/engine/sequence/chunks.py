@@ -1,0 +1,45 @@
+"""In how many chunks a sequence fits in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ChunkCosts", "least_chunks"]
+
+_SHORTEST = 512  # positions of a chunk: calls of shorter ones take longer than what they compute
+_BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
+
+
+@dataclass(frozen=True)
+class ChunkCosts:
+    """What a stage needs for a chunk; in bytes.
+
+    Attributes:
+        of_position: for each position of a row in the largest section, forward and backward.
+        of_pair: for each query and key of a row, in this shard's heads.
+    """
+
+    of_position: int
+    of_pair: int
+
+    def working_set(self, rows: int, positions: int, num_shards: int) -> int:
+        """What a chunk of so many positions, of all shards, needs on one of them."""
+        own = -(-positions // num_shards)
+        return rows * (own * self.of_position + _BLOCKS * positions**2 * self.of_pair)
+
+
+def least_chunks(costs: ChunkCosts, rows: int, length: int, num_shards: int, limit: int) -> int:
+    """The fewest chunks of which each fits into `limit` bytes, if they need not be too short.
+
+    Args:
+        costs: what a chunk needs.
+        rows: of a micro-batch.
+        length: of sequences.
+        num_shards: ranks that share each.
+        limit: bytes that may be taken.
+    """
+    most = max(1, length // max(_SHORTEST, num_shards))
+    for count in range(1, most):
+        if costs.working_set(rows, -(-length // count), num_shards) <= limit:
+            return count
+    return most

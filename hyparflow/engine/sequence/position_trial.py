@@ -1,0 +1,242 @@
+"""Which operations treat each position of a sequence alone, tried out and not declared.
+
+A model runs on a few random tokens, whole and in two parts, the second one with its positions told,
+and with given random numbers in the place of what comes of attention. All tensors are compared, so
+the first operation that mixes positions can be named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.sequence.attention_core import AttentionCore
+from hyparflow.engine.sequence.attention_trial import MaskFound, core_of, mask_of, windows_of
+from hyparflow.engine.sequence.parts_of_tensors import Parts, compare_parts, padded_positions
+from hyparflow.engine.sequence.tried_model import ROWS, ModelRun, TriedModel
+from hyparflow.engine.sequence.undividable import REMEDY, undividable
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.attention import AttentionCall
+from hyparflow.model.keras_internals.dropout import other_random_layers
+from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.positions import positions_from, rotary_layers
+from hyparflow.model.keras_internals.stand_in_weights import StandInWeights
+from hyparflow.pipeline.attention_pattern import AttentionPattern
+
+__all__ = ["CoresFound", "find_cores"]
+
+_SHORT, _LONG = 8, 24  # tokens that a model is tried on
+_WIDEST = 4096  # tokens for a mask with a window
+
+
+@dataclass
+class CoresFound:
+    """What a trial found out.
+
+    Attributes:
+        cores: id of an attention layer -> what it computes.
+        tried: how many tokens the masks were tried on.
+        at_padding: whether what is computed at positions of padding is right, too.
+        constants: name of an attention layer -> whole numbers that its mask is made with.
+    """
+
+    cores: dict[int, AttentionCore]
+    tried: int
+    at_padding: bool
+    constants: dict[str, set[int]]
+
+    def require_tried(self, length: int) -> None:
+        """Check that no mask can be another at distances that were not tried.
+
+        Args:
+            length: of sequences.
+
+        Raises:
+            ValueError: naming the layer of such a mask.
+        """
+        for name, constants in self.constants.items():
+            if untried := sorted(c for c in constants if self.tried < c < length):
+                raise ValueError(
+                    "The mask of attention in sequences that are divided must be causal, full, or "
+                    f"a window, at all distances. Received: a mask of '{name}' that is made with "
+                    f"the number {untried[0]}, and sequences of {length} positions, of which "
+                    f"{self.tried} were tried. Pass the window as `sliding_window` of the "
+                    "attention layer, or leave `num_sequence_shards` and `num_sequence_chunks` out."
+                )
+
+
+def find_cores(graph: FlatGraph, length: int) -> CoresFound:
+    """What the attention layers of a model compute, if all else treats each position alone.
+
+    Args:
+        graph: the model's.
+        length: the length of its sequences.
+
+    Raises:
+        ValueError: naming the operation that does not, or the layer that is not known.
+    """
+    trial = _Trial(graph, length)
+    if not trial.model.layers:
+        raise ValueError(
+            "A model whose sequences are divided must have attention that computes by "
+            "`_compute_attention`, as Keras's and KerasHub's layers have. Received: a model of "
+            f"class '{type(graph.model).__name__}' without such a layer. {REMEDY}"
+        )
+    with StandInWeights():
+        found = trial.found()
+    with StandInWeights(collect_losses=True) as scope:
+        trial.train()
+    if scope.losses:
+        raise undividable(
+            "layers add losses (`add_loss`, activity regularizers), which are not known to be sums "
+            "over positions"
+        )
+    _require_known(all_layers(graph.model))
+    return found
+
+
+def _require_known(layers: Sequence[Any]) -> None:
+    """Check what no trial can see: layers that normalize over positions, or draw numbers."""
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            raise undividable(f"'{layer.name}' normalizes over all positions of a batch")
+    for layer in other_random_layers(layers):
+        raise undividable(f"'{layer.name}' draws random numbers in another way than by dropout")
+
+
+class _Trial:
+    def __init__(self, graph: FlatGraph, length: int) -> None:
+        self._graph, self._length = graph, length
+        self._short = min(_SHORT, length)
+        self._lengths = _lengths(all_layers(graph.model), length)
+        self.model = TriedModel(graph, max(self._lengths))
+
+    def found(self) -> CoresFound:
+        """See `find_cores`."""
+        whole, _ = self._compared(padded=False)
+        padded, at_padding = self._compared(padded=True)
+        paddings = [mask_of(call) for call in padded.calls]
+        masks = zip(*(self._masks(length) for length in self._lengths), strict=True)
+        cores: dict[int, AttentionCore] = {}
+        for call, padding, of_lengths in zip(whole.calls, paddings, masks, strict=True):
+            core = _core(call, padding, dict(zip(self._lengths, of_lengths, strict=True)))
+            if cores.setdefault(id(call.layer), core) != core:
+                raise undividable(
+                    f"'{core.name}' computes one thing in one call, another in the next"
+                )
+        _require_one_padding(paddings)
+        self._require_rotations({int(call.query.shape[3]) for call in whole.calls})
+        has_masks = any(call.mask is not None for call in whole.calls)
+        constants = self.model.constants_of_masks() if has_masks else {}
+        return CoresFound(cores, max(self._lengths), at_padding, constants)
+
+    def train(self) -> None:
+        """Run the model once as in training."""
+        tokens = self.model.tokens(self._short, padded=False)
+        self.model.run(tokens, 0, self._short, training=True)
+
+    def _masks(self, length: int) -> list[MaskFound | None]:
+        tokens = self.model.tokens(length, padded=False)
+        return [mask_of(call) for call in self.model.run(tokens, 0, length).calls]
+
+    def _require_rotations(self, sizes: set[int]) -> None:
+        """Check that rotations by position do not depend on how long a sequence is."""
+        for layer in rotary_layers(all_layers(self._graph.model)):
+            for size in sizes:
+                x = np.random.default_rng(0).standard_normal((1, self._length, 1, size))
+                x = tf.constant(x, layer.compute_dtype)
+                try:
+                    whole = layer(x)
+                except Exception:  # it rotates a part of each head
+                    continue
+                for start in (0, self._length - self._short):
+                    with positions_from(start):
+                        part = layer(x[:, start : start + self._short])
+                    same = whole[:, start : start + self._short]
+                    if float(tf.reduce_max(tf.abs(part - same))) > 0.05:
+                        raise undividable(
+                            f"'{layer.name}' rotates by other angles in longer sequences"
+                        )
+
+    # --- whole, and in two parts ---
+
+    def _compared(self, padded: bool) -> tuple[ModelRun, bool]:
+        """A run on the whole, of which two parts make the same; whether at padding as well."""
+        length, cut = self._short, self._short // 2
+        tokens = self.model.tokens(length, padded)
+        runs = [
+            self.model.run(tokens, start, stop)
+            for start, stop in ((0, length), (0, cut), (cut, length))
+        ]
+        there = padded_positions(ROWS, length) if padded else np.ones((ROWS, length), bool)
+        values, at_padding = [run.values() for run in runs], True
+        for number, (every, first, second) in enumerate(zip(*values, strict=True)):
+            kind = compare_parts(every, first, second, there)
+            if kind == Parts.OTHER or (kind == Parts.UNCLEAR and self._is_output(number)):
+                raise undividable(self._mixes(number, values))
+            at_padding &= kind != Parts.PADDING
+        return runs[0], at_padding
+
+    def _is_output(self, number: int) -> bool:
+        return number in self._graph.outputs or number >= len(self._graph.tensors)
+
+    def _mixes(self, number: int, values: list[list[np.ndarray]]) -> str:
+        """What mixes positions: the operation that makes a tensor, or the first before it that
+        makes one without an axis of positions.
+        """
+        graph, everything = self._graph, np.ones((ROWS, self._short), bool)
+        name = None
+        if number < len(graph.tensors):
+            for before in sorted(graph.ancestors(number)):
+                whole, first, second = (run[before] for run in values)
+                kind = compare_parts(whole, first, second, everything)
+                if kind == Parts.UNCLEAR and before not in graph.inputs:
+                    number = before
+                    break
+            name = graph.maker(number)
+        where = "the queries, keys or values of an attention layer" if name is None else f"'{name}'"
+        return (
+            f"what {where} computes for a position depends on other positions, or on how many come "
+            "before. Give positions as an input of the model, or by "
+            "keras_hub.layers.PositionEmbedding"
+        )
+
+
+def _lengths(layers: Sequence[Any], length: int) -> list[int]:
+    """How many tokens masks are tried on: more than any window that a layer tells of."""
+    windows = [window for window in windows_of(layers) if window < length]
+    if windows and max(windows) > _WIDEST:
+        raise undividable(f"a window of {max(windows)} positions is wider than {_WIDEST}")
+    longest = max([_LONG, *(window + 2 for window in windows)])
+    return sorted({min(count, length) for count in (_SHORT, _LONG, longest)})
+
+
+def _core(
+    call: AttentionCall, padding: MaskFound | None, masks: Mapping[int, MaskFound | None]
+) -> AttentionCore:
+    """What a call computes, with its masks for some lengths of sequences."""
+    name, last = call.layer.name, masks[max(masks)]
+    if padding is None or last is None:
+        raise undividable(f"the mask of '{name}' is neither causal, full, a window nor padding")
+    for length, found in masks.items():
+        window = last.pattern.window
+        expected = last.pattern
+        if window is not None and window >= length:  # too wide to be seen
+            expected = AttentionPattern(expected.causal)
+        if found is None or found.pattern != expected:
+            raise undividable(f"the mask of '{name}' depends on how long a sequence is")
+    try:
+        return core_of(call, last, padding.padding is not None)
+    except ValueError as error:
+        raise undividable(str(error)) from None
+
+
+def _require_one_padding(found: Sequence[MaskFound | None]) -> None:
+    masks = [one.padding for one in found if one is not None and one.padding is not None]
+    if any(not np.array_equal(mask, masks[0]) for mask in masks):
+        raise undividable("attention layers have different padding")

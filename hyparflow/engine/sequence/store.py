@@ -1,0 +1,150 @@
+"""Where tensors lie between their forward and their backward: in memory, rounded, or on disk.
+
+Tensors are put under keys, and taken back once. A store in memory copies them into arrays of its
+own, since long-lived tensors would keep TensorFlow's pool from giving back what lies between them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["MemoryStore", "RoundedStore", "Store", "StoreCounts"]
+
+Tensors = tuple[Any, ...]
+
+
+@dataclass
+class StoreCounts:
+    """What a store did.
+
+    Attributes:
+        bytes_in, bytes_out: that were put and got.
+        stalls: seconds that somebody waited for a disk.
+        now, peak: bytes that are kept, and the most there were.
+    """
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stalls: float = 0.0
+    now: int = 0
+    peak: int = 0
+
+    def put(self, size: int) -> None:
+        """Count tensors that are put."""
+        self.bytes_in += size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def got(self, size: int) -> None:
+        """Count tensors that are got."""
+        self.bytes_out += size
+
+    def dropped(self, size: int) -> None:
+        """Count tensors that are dropped."""
+        self.now -= size
+
+
+class Store(ABC):
+    """Keeps tensors by keys.
+
+    Attributes:
+        counts: what it did so far.
+    """
+
+    def __init__(self) -> None:
+        self.counts = StoreCounts()
+
+    @abstractmethod
+    def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
+        """Keep tensors under a key that holds nothing."""
+
+    @abstractmethod
+    def get(self, key: Hashable) -> Tensors:
+        """The tensors under a key, which keeps them."""
+
+    @abstractmethod
+    def drop(self, key: Hashable) -> None:
+        """Keep the tensors under a key no longer."""
+
+    @abstractmethod
+    def has(self, key: Hashable) -> bool:
+        """Whether a key holds tensors."""
+
+    def take(self, key: Hashable) -> Tensors:
+        """The tensors under a key, which then holds nothing."""
+        tensors = self.get(key)
+        self.drop(key)
+        return tensors
+
+    def prefetch(self, *keys: Hashable) -> None:  # noqa: B027 - most stores need not know
+        """Tell that these keys are asked for next, if they hold anything."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Keep nothing."""
+
+    def close(self) -> None:
+        """Give back what the store holds."""
+        self.clear()
+
+
+class MemoryStore(Store):
+    """Keeps tensors in the memory of this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arrays: dict[Hashable, list[np.ndarray]] = {}
+
+    def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
+        """See `Store.put`."""
+        arrays = [np.array(np.asarray(x)) for x in tensors]
+        self._arrays[key] = arrays
+        self.counts.put(_size(arrays))
+
+    def get(self, key: Hashable) -> Tensors:
+        """See `Store.get`."""
+        arrays = self._arrays[key]
+        self.counts.got(_size(arrays))
+        return tuple(tf.convert_to_tensor(array) for array in arrays)
+
+    def drop(self, key: Hashable) -> None:
+        """See `Store.drop`."""
+        self.counts.dropped(_size(self._arrays.pop(key)))
+
+    def has(self, key: Hashable) -> bool:
+        """See `Store.has`."""
+        return key in self._arrays
+
+    def clear(self) -> None:
+        """See `Store.clear`."""
+        self._arrays.clear()
+        self.counts.now = 0
+
+
+class RoundedStore(MemoryStore):
+    """Keeps floating-point tensors rounded to bfloat16: half of the memory, and other numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._types: dict[Hashable, list[Any]] = {}
+
+    def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
+        """See `Store.put`."""
+        tensors = [tf.convert_to_tensor(x) for x in tensors]
+        self._types[key] = [x.dtype for x in tensors]
+        super().put(key, [tf.cast(x, tf.bfloat16) if x.dtype.is_floating else x for x in tensors])
+
+    def get(self, key: Hashable) -> Tensors:
+        """See `Store.get`."""
+        kept = zip(super().get(key), self._types[key], strict=True)
+        return tuple(tf.cast(x, dtype) for x, dtype in kept)
+
+
+def _size(arrays: Sequence[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)

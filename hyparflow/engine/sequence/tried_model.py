@@ -1,0 +1,158 @@
+"""Runs a model on a few random tokens, with given numbers in the place of what attention makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hyparflow.engine.compiled.constants_before import constants_before
+from hyparflow.engine.sequence.parts_of_tensors import padded_positions
+from hyparflow.engine.sequence.undividable import undividable
+from hyparflow.formats.text import first_line
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.graph_call import CallContext
+from hyparflow.model.keras_internals.attention import (
+    AttentionCall,
+    attention_layers,
+    attention_replaced,
+)
+from hyparflow.model.keras_internals.layers import reading_nothing
+from hyparflow.model.keras_internals.positions import positions_from
+from hyparflow.model.layer_names import layer_of
+
+__all__ = ["ROWS", "ModelRun", "TriedModel"]
+
+ROWS = 2  # of a trial
+
+
+@dataclass
+class ModelRun:
+    """What came of a run.
+
+    Attributes:
+        tensors: all tensors, by number.
+        calls: the calls of attention.
+    """
+
+    tensors: list[Any]
+    calls: list[AttentionCall]
+
+    def values(self) -> list[np.ndarray]:
+        """All tensors as arrays, then queries, keys and values."""
+        of_calls = [x for call in self.calls for x in (call.query, call.key, call.value)]
+        return [np.asarray(tf.convert_to_tensor(x)) for x in (*self.tensors, *of_calls)]
+
+
+class TriedModel:
+    """A model that is run on random tokens.
+
+    Attributes:
+        layers: its attention layers.
+
+    Args:
+        graph: the model's.
+        most: the largest number of positions of a run.
+    """
+
+    def __init__(self, graph: FlatGraph, most: int) -> None:
+        self.layers = attention_layers(graph.model)
+        self._graph, self._most = graph, most
+        self._telling = ""  # a layer that is to return its scores
+        numbers, calls = range(len(graph.tensors)), range(len(graph.calls))
+        self._function = graph.function(graph.inputs, numbers, calls)
+
+    def tokens(self, length: int, padded: bool) -> list[Any]:
+        """Random inputs; some positions of the first row are padding, if anything can tell."""
+        random = np.random.default_rng(0)
+        found = []
+        for tensor in self._graph.functional.inputs:
+            if len(tensor.shape) < 2:
+                raise undividable(f"its input '{tensor.name}' has no axis of positions")
+            shape = (ROWS, length, *(n or 3 for n in tensor.shape[2:]))
+            if "float" in tensor.dtype:
+                values: np.ndarray = random.standard_normal(shape)
+            else:
+                # Every embedding has 0 and 1; 0 is the padding, of tokens and in masks.
+                values = np.ones(shape)
+                if not padded and "mask" not in tensor.name:
+                    values = random.integers(0, 2, shape)
+                if padded:
+                    values[~padded_positions(ROWS, length)] = 0
+            found.append(tf.cast(values, tensor.dtype))
+        return found
+
+    def run(self, tokens: Sequence[Any], start: int, stop: int, training: bool = False) -> ModelRun:
+        """Run the model on some of the positions.
+
+        Raises:
+            ValueError: naming the operation that cannot compute them alone.
+        """
+        calls: list[AttentionCall] = []
+
+        def given(call: AttentionCall) -> Any:
+            random = np.random.default_rng(len(calls))
+            calls.append(call)
+            rows, count, heads, _ = call.query.shape
+            shape = (rows, self._most, heads, call.value.shape[-1])
+            values = random.standard_normal(shape)[:, start : start + count]
+            return tf.cast(values, call.query.dtype)
+
+        parts, tensors = [x[:, start:stop] for x in tokens], None
+        try:
+            tensors = self._call(parts, start, given, training)
+        except Exception as error:
+            if not any(call.returns_scores for call in calls):
+                where = layer_of(error) or self._graph.call_of(error)
+                raise undividable(
+                    f"'{where}' cannot compute some of the positions alone ({first_line(error)})"
+                ) from error
+        for call in calls:
+            if call.returns_scores:
+                raise _returns_scores(call.layer.name)
+        return ModelRun(tensors or [], calls)
+
+    def constants_of_masks(self) -> dict[str, set[int]]:
+        """The whole numbers that the mask of each attention layer is made with, by its name."""
+        found: dict[str, set[int]] = {}
+
+        def given(call: AttentionCall) -> Any:
+            if call.mask is not None:
+                mask = tf.convert_to_tensor(call.mask)
+                found.setdefault(call.layer.name, set()).update(constants_before(mask))
+            rows, count, heads, _ = tf.unstack(tf.shape(call.query))
+            made = tf.zeros([rows, count, heads, call.value.shape[-1]], call.query.dtype)
+            return tf.ensure_shape(made, [None, None, *call.query.shape[2:3], call.value.shape[-1]])
+
+        def traced(*tokens: Any) -> Any:
+            with reading_nothing():
+                self._call(list(tokens), 0, given, training=False)
+            return tf.zeros([])
+
+        types = [
+            tf.TensorSpec([None, None, *x.shape[2:]], x.dtype) for x in self.tokens(1, padded=False)
+        ]
+        tf.function(traced, autograph=False).get_concrete_function(*types)
+        return found
+
+    def _call(
+        self,
+        tokens: list[Any],
+        start: int,
+        attention: Callable[[AttentionCall], Any],
+        training: bool,
+    ) -> list[Any]:
+        context = CallContext(training, tf.constant(1.0, tf.float64), ())
+        with attention_replaced(self.layers, attention), positions_from(start):
+            return self._function(tokens, context)
+
+
+def _returns_scores(name: str) -> ValueError:
+    return ValueError(
+        "Scores of attention exist for blocks only when sequences are divided, never as a whole. "
+        f"Received: layer '{name}' with return_attention_scores=True. Leave it out, or train "
+        "without `num_sequence_shards` and `num_sequence_chunks`."
+    )
