@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
 from hyparflow.formats import argument_checks as checks
-from hyparflow.formats.signatures import with_keywords
+from hyparflow.formats.signatures import declare, with_keywords
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.grid_numbers import grid_numbers
 from hyparflow.pipeline.microbatches import most_microbatches
@@ -22,26 +22,12 @@ from hyparflow.pipeline.schedules import SCHEDULES, placement_of
 
 __all__ = ["Options", "declared", "is_given", "planned_names", "resolve", "taking_options"]
 
-_STRATEGIES = ("data", "model", "hybrid", "auto")
+_STRATEGIES = ("data", "model", "hybrid", "sequence", "auto")
 _BATCHNORM = ("local", "deferred", "sync")  # explained in `hyparflow.engine.stages.batchnorm`
 _RECOMPUTE = ("block", "segments", "auto")  # `hyparflow.engine.stages.segmented_stage`
 _KERNELS = ("auto", "keras")  # `hyparflow.engine.kernels`
 _ALLREDUCE, _COMPRESSION = ("mpi", "horovod"), ("bf16", "fp16")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _option(default: Any, check: checks.Check, meaning: str, **more: Any) -> Any:
-    """A parallel argument.
-
-    Args:
-        default: the value if the user gives none.
-        check: refuses values that are not valid.
-        meaning: the text for `help` and the documentation.
-        more: planned=True where `hyparflow.plan` decides it if the user does not; per_call=True
-            where nothing that is built for a model depends on it; choices: names to choose from;
-            several=True where it is a list of numbers, for the command line.
-    """
-    return field(default=default, metadata={"check": check, "meaning": meaning, **more})
 
 
 @dataclass(frozen=True)
@@ -52,30 +38,49 @@ class Options:
         ValueError: if one of them is not valid.
     """
 
-    strategy: str | None = _option(
+    strategy: str | None = declare(
         None,
         checks.or_none(checks.one_of(_STRATEGIES)),
         'String or `None`. `"data"`: every rank trains a replica on its part of the batch. '
         '`"model"`: one replica is cut into as many partitions as there are ranks. `"hybrid"`: '
-        "both, as `num_partitions` and `num_replicas` say. `None`: what these numbers say, data "
+        "both, as `num_partitions` and `num_replicas` say. "
+        '`"sequence"`: all ranks share each sequence. `None`: what these numbers say, data '
         'parallelism without any. `"auto"`: `fit` plans what is not given: rank 0 measures the '
         "layers, and all ranks train by the fastest layout that fits in memory, as do `evaluate` "
         "and `predict` of the same model then.",
         choices=_STRATEGIES,
     )
-    num_partitions: int | None = _option(
+    num_partitions: int | None = declare(
         None,
         checks.or_none(checks.count_of),
         "Integer or `None`. The number of partitions of each replica.",
         planned=True,
     )
-    num_replicas: int | None = _option(
+    num_replicas: int | None = declare(
         None,
         checks.or_none(checks.count_of),
         "Integer or `None`. The number of replicas; times `num_partitions` that of all ranks.",
         planned=True,
     )
-    num_microbatches: int | str = _option(
+    num_sequence_shards: int | None = declare(
+        None,
+        checks.or_none(checks.count_of),
+        "Integer or `None`. The number of ranks that share each sequence; times the numbers of "
+        "partitions and replicas that of all ranks.",
+    )
+    num_sequence_chunks: int | str = declare(
+        1,
+        checks.count_or_auto,
+        'Integer or `"auto"`. The number of chunks of a sequence, which are computed one after the '
+        'other. `"auto"`: as few as fit in memory.',
+    )
+    sequence_store: str = declare(
+        "memory",
+        checks.text,
+        'String. Where chunks wait for their backward: `"memory"`; `"bf16"`, memory, rounded, with '
+        'other numbers; `"disk"`, a temporary file; or the path of a folder for it.',
+    )
+    num_microbatches: int | str = declare(
         "auto",
         checks.count_or_auto,
         'Integer or `"auto"`. The number of micro-batches into which each replica cuts its rows '
@@ -83,7 +88,7 @@ class Options:
         planned=True,
         per_call=True,
     )
-    schedule: str = _option(
+    schedule: str = declare(
         "auto",
         checks.one_of(SCHEDULES, " or 'auto'", ["auto"]),
         'String. `"gpipe"`; `"1f1b"`; `"interleaved"`, whose partitions have several stages, wait '
@@ -94,7 +99,7 @@ class Options:
         per_call=True,
         choices=SCHEDULES,
     )
-    lpp: Sequence[int] | None = _option(
+    lpp: Sequence[int] | None = declare(
         None,
         checks.or_none(checks.layers_per_partition),
         "List of integers or `None`. Layers per partition, or per stage where a partition has "
@@ -102,7 +107,7 @@ class Options:
         planned=True,
         several=True,
     )
-    batchnorm: str = _option(
+    batchnorm: str = declare(
         "local",
         checks.one_of(_BATCHNORM),
         "String. What BatchNormalization layers normalize over, and when their moving statistics "
@@ -111,7 +116,7 @@ class Options:
         "of all replicas; with one micro-batch that is what one process sees.",
         choices=_BATCHNORM,
     )
-    sharded_data: bool = _option(
+    sharded_data: bool = declare(
         False,
         checks.flag,
         "Boolean. Whether data that are a stream (a dataset, a generator) are already sharded: "
@@ -120,34 +125,34 @@ class Options:
         "Otherwise rank 0 reads the stream and deals out its batches.",
         per_call=True,
     )
-    stages_per_partition: int | None = _option(
+    stages_per_partition: int | None = declare(
         None,
         checks.or_none(checks.count_of),
         "Integer or `None`. How many stages a partition has in an interleaved schedule, by default "
         "2; on one partition of several replicas, the pieces whose gradients are summed early.",
         planned=True,
     )
-    allreduce: str = _option(
+    allreduce: str = declare(
         "mpi",
         checks.one_of(_ALLREDUCE),
         'String. What sums gradients over replicas: `"mpi"`, or `"horovod"` if installed.',
         choices=_ALLREDUCE,
     )
-    gather: bool | None = _option(
+    gather: bool | None = declare(
         None,
         checks.or_none(checks.flag),
         "Boolean or `None`. Whether every rank has all weights after the call, or each its own. "
         "`None`: all have them after `fit`; `evaluate` and `predict` leave them where they were.",
         per_call=True,
     )
-    compression: str | None = _option(
+    compression: str | None = declare(
         None,
         checks.or_none(checks.one_of(_COMPRESSION, " or None")),
         'String or `None`. `"bf16"` or `"fp16"`: gradients travel between replicas as such, and '
         "are added up in 32 bits. The numbers are no longer plain Keras's.",
         choices=_COMPRESSION,
     )
-    recompute: str | None = _option(
+    recompute: str | None = declare(
         None,
         checks.or_none(checks.one_of(_RECOMPUTE, " or None")),
         'String or `None`. `"block"`: a forward keeps what each block of layers takes, and the '
@@ -157,13 +162,13 @@ class Options:
         planned=True,
         choices=_RECOMPUTE,
     )
-    shard_optimizer: bool = _option(
+    shard_optimizer: bool = declare(
         False,
         checks.flag,
         "Boolean. Whether each replica updates a share of the weights, and alone holds its slots.",
         planned=True,
     )
-    kernels: str = _option(
+    kernels: str = declare(
         "auto",
         checks.one_of(_KERNELS),
         'String. `"auto"`: where a faster kernel of TensorFlow gives the same numbers to rounding, '
@@ -183,7 +188,17 @@ class Options:
         """Partitions and replicas, and which stages of the model these hold."""
         partitions, replicas = self.num_partitions or 1, self.num_replicas or 1
         placement = placement_of(self.schedule, partitions, self.stages_per_partition)
-        return Grid(partitions, replicas, placement)
+        return Grid(partitions, replicas, placement, self.num_sequence_shards or 1)
+
+    @property
+    def divides_sequences(self) -> bool:
+        """Whether sequences are divided, over ranks or into chunks."""
+        return (self.num_sequence_shards or 1) > 1 or self.num_sequence_chunks != 1
+
+    @property
+    def known_chunks(self) -> int:
+        """The number of chunks of a sequence, 1 where it is still to be decided."""
+        return self.num_sequence_chunks if isinstance(self.num_sequence_chunks, int) else 1
 
     @property
     def num_stages(self) -> int:
@@ -258,11 +273,12 @@ def resolve(size: int, **arguments: Any) -> Options:
     """
     given = Options(**arguments)
     several = placement_of(given.schedule, 1, given.stages_per_partition).depth
-    partitions, replicas = grid_numbers(
+    partitions, replicas, shards = grid_numbers(
         size,
         given.strategy,
         given.num_partitions,
         given.num_replicas,
+        given.num_sequence_shards,
         least=len(given.lpp or ()) // several,
         command=launcher.describe_command,
     )
@@ -275,6 +291,7 @@ def resolve(size: int, **arguments: Any) -> Options:
         strategy=None,
         num_partitions=partitions,
         num_replicas=replicas,
+        num_sequence_shards=shards,
         schedule=schedule,
         stages_per_partition=several,
     )

@@ -77,6 +77,7 @@ def collect(
     values = {
         "method": method,
         **{f"argument `{name}`": getattr(options, name) for name in _own_names()},
+        "rounding by `sequence_store`": options.sequence_store == "bf16",
         "batch size": rows,
         **{f"argument `{name}`": value for name, value in sorted(simple.items())},
     }
@@ -88,7 +89,9 @@ def collect(
 
 def _own_names() -> list[str]:
     """The names of the parallel arguments that are compared one by one."""
-    return [name for name in declared() if name not in ("num_partitions", "num_replicas")]
+    # Each node may have a folder of its own for what waits on disk.
+    others = ("num_partitions", "num_replicas", "sequence_store")
+    return [name for name in declared() if name not in others]
 
 
 def require_same(world: Communicator, items: dict[str, Compared]) -> None:

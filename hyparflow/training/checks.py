@@ -27,6 +27,7 @@ __all__ = [
     "check_optimizer",
     "check_own_steps",
     "check_recompute",
+    "check_sequences",
     "check_shards",
     "check_state",
 ]
@@ -116,6 +117,31 @@ def check_recompute(model: Any, options: Options) -> None:
             f"Received: recompute={options.recompute!r} and a model of class "
             f"'{type(model).__name__}' with {what}. Leave `recompute` out, or build the model's "
             "layers under keras.RematScope."
+        )
+
+
+def check_sequences(model: Any, options: Options) -> None:
+    """Check that sequences may be divided in the steps of a model, if that is asked for.
+
+    Raises:
+        ValueError: if they may not.
+    """
+    if not options.divides_sequences:
+        return
+    own = next((own for step in _STEPS if (own := own_step(model, step))), None)
+    reasons = {
+        f"its own `{own}`": own is not None,
+        "run_eagerly=True": bool(model.compiled and model.run_eagerly),
+        "jit_compile=True": asked_for_xla(model),
+        f"schedule={options.schedule!r}": options.schedule.startswith("zero-bubble"),
+        "sharded_data=True": options.sharded_data and (options.num_sequence_shards or 1) > 1,
+    }
+    if broken := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(
+            "A sequence is divided where hyparflow compiles each step in sections, runs whole "
+            "backwards, and gives all shards the same rows. Received: model of class "
+            f"'{type(model).__name__}' with {' and '.join(broken)}. Leave that out, or "
+            "`num_sequence_shards` and `num_sequence_chunks`."
         )
 
 

@@ -54,6 +54,7 @@ class Feed:
         shards = call.shards.items() if self._is_reader else ()
         self._shards = {name: Shard(*given) for name, given in shards}
         self._replica = grid.replica(world.rank)
+        self._divides = call.options.divides_sequences
 
     def batch(self, command: StepCommand, stream: Data | None, labels: bool = True) -> Batch:
         """The part of the global batch that this rank needs.
@@ -208,11 +209,13 @@ class Feed:
 
         def labels(m: int) -> Labels:
             y, sample_weight = as_tensors(batch.labels(m))
-            part = None
-            if weigh is not None:
-                x = as_tensors(batch.inputs(m))
-                part = np.asarray(weigh(x, y, sample_weight))
-            factors = terms.factors(batch.size(m), batch.rows, part, whole)
+            if self._divides:  # factors are those of tiles, which need W of the batch
+                factors = [1.0] * max(1, terms.count) if whole is None else list(whole)
+            else:
+                part = None
+                if weigh is not None:
+                    part = np.asarray(weigh(as_tensors(batch.inputs(m)), y, sample_weight))
+                factors = terms.factors(batch.size(m), batch.rows, part, whole)
             return Labels(
                 y=y,
                 sample_weight=sample_weight,

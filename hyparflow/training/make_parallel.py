@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyparflow.formats.argument_checks import is_auto
 from hyparflow.options import Options, resolve
-from hyparflow.training.plain_model import PlainModel
+from hyparflow.training.plain_model import PlainModel, wanted_ranks
 
 if TYPE_CHECKING:
     from hyparflow.comm.world import World
@@ -61,6 +61,8 @@ def make_parallel(
             "plan=hyparflow.plan(model, batch_size=..., recompute='auto')."
         )
     if ranks is None:
+        if arguments["num_sequence_chunks"] != 1 and wanted_ranks(arguments) in (None, 1):
+            return _in_chunks(model, arguments, plan)
         alone = PlainModel(model, arguments)
         return _in_engine(model, None, arguments) or alone
     options = resolve(ranks.size, **arguments)
@@ -70,7 +72,8 @@ def make_parallel(
             "model serves `evaluate` and `predict` too. Received: strategy='auto' before any `fit` "
             "of this model. Leave it out, or pass plan=hyparflow.plan(model, batch_size=...)."
         )
-    if ranks.size == 1 and options.num_microbatches in ("auto", 1):
+    is_alone = ranks.size == 1 and not options.divides_sequences
+    if is_alone and options.num_microbatches in ("auto", 1):
         return _in_engine(model, ranks, arguments) or PlainModel(model, {})
     _require_tensorflow()
     from hyparflow.model.checks import check_can_cut, check_model
@@ -79,6 +82,17 @@ def make_parallel(
     if options.num_stages > 1:
         check_can_cut(model)
     return _in_session(model, options, ranks, plan)
+
+
+def _in_chunks(model: Any, arguments: Mapping[str, Any], plan: Plan | None) -> ParallelModel:
+    """What trains the model in one process, its sequences in chunks."""
+    _require_tensorflow()
+    from hyparflow.comm.one_process import one_process
+    from hyparflow.model.checks import check_model
+
+    check_model(model)
+    options = resolve(1, **{**arguments, "strategy": None})
+    return _in_session(model, options, one_process(), plan)
 
 
 def _uses_tensorflow() -> bool:

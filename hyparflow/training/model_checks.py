@@ -15,6 +15,7 @@ from hyparflow.comm.world import World
 from hyparflow.engine.gradients.overwritten import check_overwritten
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.engine.trials.layer_checks import require_means, require_rows, require_sums
+from hyparflow.engine.trials.position_sums import require_additive_positions
 from hyparflow.engine.trials.row_findings import find_row_faults
 from hyparflow.engine.trials.seen import seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
@@ -44,6 +45,7 @@ class ModelChecks:
     def __init__(self, model: Any, world: World) -> None:
         self._model, self._world = model, world
         self._parted: RankEngine | None = None  # checked for batches in parts
+        self._divided: RankEngine | None = None  # checked for sequences in parts
         self._trainable: RankEngine | None = None  # checked for `fit`
         self._weighted: set[str] = set()  # kinds of sample weights
         self.sums: set[tuple[int, int]] = set()
@@ -113,6 +115,23 @@ class ModelChecks:
         except ValueError as error:
             raise abort.mark_collective(error) from None
         self._parted = part
+
+    def require_positions(self, part: RankEngine, call: Call, specs: Any) -> None:
+        """If sequences are divided, check once per engine that the model may be. Collective."""
+        if not call.options.divides_sequences or part is self._divided:
+            return
+        self._world.board.write("trials whether sequences can be divided")
+        inputs = [x for x in keras.tree.flatten(specs[0]) if x is not None and len(x.shape) > 1]
+        lengths = [x.shape[1] for x in inputs]
+        try:
+            if lengths and None not in lengths:
+                for stage in part.sequences:
+                    stage.require(max(lengths))
+            if part.losses is not None:
+                require_additive_positions(self._model, part.losses.terms, part.losses.symbolic)
+        except ValueError as error:
+            raise abort.mark_collective(error) from None
+        self._divided = part
 
     def note_rebuilt(self, part: RankEngine) -> None:
         """Note that an engine takes the place of one whose model was found to add up."""

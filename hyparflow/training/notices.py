@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import keras
+
 from hyparflow.comm.log import STATUS, users_stack_level
 from hyparflow.engine.custom_steps.step_trials import StepReport
 from hyparflow.engine.loss.terms import LossTerms
@@ -30,23 +32,30 @@ _FETCHED, _READ = "_hyparflow_fetched", "_hyparflow_read"  # attributes of a mod
 _MUCH = 1 << 26  # bytes that somebody may miss
 
 
-def announce(model: Any, call: Call, terms: LossTerms) -> None:
+def announce(model: Any, call: Call, terms: LossTerms, num_chunks: int = 1) -> None:
     """Log how a batch is divided, and warn of values that cannot equal those of plain Keras.
 
     Args:
         model: the user's model.
         call: the call of `fit`; the layout is not logged with ``verbose=0``.
         terms: the model's losses.
+        num_chunks: of sequences, if they are divided.
     """
     grid, rows, num_microbatches = call.options.grid, call.rows, call.num_microbatches
     if is_shown(call.arguments):
         parts = grid.num_replicas * num_microbatches
         size = "?" if rows is None else -(-rows // parts)
+        layout = f"{grid.num_replicas} x {grid.num_partitions} (replicas x partitions)"
+        if call.options.divides_sequences:
+            layout = (
+                f"{grid.num_replicas} x {grid.num_shards} x {grid.num_partitions} (replicas x "
+                "sequence shards x partitions)"
+            )
         words = in_words(call.options.schedule, grid.placement)
         schedule = f", {words}" if words else ""
         STATUS.info(
-            f"hyparflow: {grid.num_replicas} x {grid.num_partitions} (replicas x partitions)"
-            f"{schedule}; global batch {rows or '?'} = "
+            f"hyparflow: {layout}"
+            f"{_sequence(call, num_chunks)}{schedule}; global batch {rows or '?'} = "
             f"{grid.num_replicas} x {num_microbatches} x {size} (replicas x micro-batches x rows)"
         )
     if call.options.shard_optimizer and is_shown(call.arguments):
@@ -61,6 +70,22 @@ def announce(model: Any, call: Call, terms: LossTerms) -> None:
             "Remedy: a loss that returns one value per row.",
             stacklevel=users_stack_level(),
         )
+
+
+def _sequence(call: Call, chunks: int) -> str:
+    """How sequences are divided, in words."""
+    options = call.options
+    source = call.sources.get("train")
+    if not options.divides_sequences or source is None:
+        return ""
+    shards = options.grid.num_shards
+    lengths = [x.shape[1] for x in keras.tree.flatten(source.specs()[0]) if len(x.shape) > 1]
+    tokens = -(-lengths[0] // (chunks * shards)) if lengths else "?"
+    where = {"memory": "in memory", "disk": "on disk", "bf16": "in memory, rounded to bfloat16"}
+    return (
+        f"; sequence {lengths[0] if lengths else '?'} = {chunks} x {shards} x {tokens} (chunks x "
+        f"shards x tokens), {where.get(options.sequence_store, f'in {options.sequence_store}')}"
+    )
 
 
 def _announce_shards(model: Any, num_replicas: int) -> None:

@@ -11,6 +11,7 @@ import keras
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.world import World
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.text import counted_names
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data
@@ -161,6 +162,11 @@ class ParallelModel:
         """Integer, from 0. The replica that this rank belongs to."""
         return self.options.grid.replica(self._world.rank)
 
+    @property
+    def sequence_counts(self) -> SequenceCounts:
+        """What this rank exchanged and kept so far to divide sequences; a `SequenceCounts`."""
+        return self._session.sequence_counts
+
     def save(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the model as a plain Keras file, which loads without hyparflow.
 
@@ -206,6 +212,7 @@ class ParallelModel:
     def _call(self, method: str, arguments: dict[str, Any], steps: int | None) -> Call:
         """The call; arrays in `arguments` become sources, and row numbers take their place."""
         simple = {name: value for name, value in arguments.items() if name not in _DATA}
+        checks.check_sequences(self.model, self.options)
         x = arguments.get("x")
         checks.check_own_steps(self.model, self.options)
         check_data("x", x)

@@ -9,13 +9,14 @@ from typing import Any
 
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.options import is_given, resolve
 from hyparflow.training.data_arguments import keras_arguments
 
-__all__ = ["PlainModel"]
+__all__ = ["PlainModel", "wanted_ranks"]
 
 
-def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
+def wanted_ranks(arguments: dict[str, Any]) -> int | None:
     """The number of ranks that the parallel arguments ask for, as far as they are valid.
 
     None if they only say how several ranks would train.
@@ -24,7 +25,8 @@ def _wanted_ranks(arguments: dict[str, Any]) -> int | None:
     partitions = arguments.get("num_partitions")
     if partitions is None and isinstance(lpp, list | tuple):
         partitions = len(lpp) // (each if isinstance(each, int) and each > 0 else 1)
-    counts = [n for n in (partitions, arguments.get("num_replicas")) if n is not None]
+    others = (arguments.get(name) for name in ("num_replicas", "num_sequence_shards"))
+    counts = [n for n in (partitions, *others) if n is not None]
     if not counts and _is_parallel(arguments):
         return None
     wanted = 1
@@ -53,7 +55,7 @@ class PlainModel:
 
     def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
         self.model = model
-        wanted = _wanted_ranks(arguments)
+        wanted = wanted_ranks(arguments)
         resolve(wanted or 1, **arguments)
         if wanted != 1:
             asked = f"the {wanted} ranks asked for are" if wanted else "ranks, here 2, are"
@@ -86,6 +88,11 @@ class PlainModel:
     def num_replicas(self) -> int:
         """Integer. The number of replicas, 1."""
         return 1
+
+    @property
+    def sequence_counts(self) -> SequenceCounts:
+        """What was exchanged and kept to divide sequences: nothing."""
+        return SequenceCounts()
 
     @property
     def replica(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,9 +16,10 @@ from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.program import Program
+from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.training.commands import Predict
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "in_order"]
 
 
 class Predictor:
@@ -28,10 +29,12 @@ class Predictor:
         part: this rank's engine.
         grid: partitions and replicas.
         world: all ranks.
+        num_chunks: of sequences, if they are divided.
     """
 
-    def __init__(self, part: RankEngine, grid: Grid, world: World) -> None:
+    def __init__(self, part: RankEngine, grid: Grid, world: World, num_chunks: int = 1) -> None:
         self._part, self._grid, self._world = part, grid, world
+        self._num_chunks = num_chunks
         self._mine: Any = None  # the leader's own outputs, if it has some
         self._packed_as: Any = None  # structure of the result of the model's own predict_step
 
@@ -76,12 +79,33 @@ class Predictor:
         parts = []
         for replica in range(self._grid.num_replicas):
             start, stop = command.replica_rows(self._grid, replica)
-            last = self._grid.last_rank(replica)
-            if start == stop:
-                continue
-            if last == LEADER:
-                parts.append(self._mine)
-            else:
-                what = f"predictions from rank {last}"
-                parts.append(self._world.receive_object(last, Tag.PREDICTIONS, what))
+            if start != stop:
+                shards = range(self._grid.num_shards)
+                found = [self._taken(self._grid.last_rank(replica, shard)) for shard in shards]
+                parts.append(self._joined(found))
         return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
+
+    def _taken(self, rank: int) -> Any:
+        """What a rank predicted, on the leader."""
+        if rank == LEADER:
+            return self._mine
+        what = f"predictions from rank {rank}"
+        return self._world.receive_object(rank, Tag.PREDICTIONS, what)
+
+    def _joined(self, shards: list[Any]) -> Any:
+        """The outputs for all positions, of the shards' outputs for theirs."""
+        if len(shards) == 1:
+            return shards[0]
+        return keras.tree.map_structure(lambda *x: in_order(x, self._num_chunks), *shards)
+
+
+def in_order(shards: Sequence[np.ndarray], num_chunks: int) -> np.ndarray:
+    """Arrays (rows, positions of a shard, ...) of all shards, as one with positions in order."""
+    layout = TokenLayout(sum(x.shape[1] for x in shards), num_chunks, len(shards))
+    whole = np.empty((len(shards[0]), layout.length, *shards[0].shape[2:]), shards[0].dtype)
+    for shard, array in enumerate(shards):
+        before = 0
+        for start, stop in layout.pieces(shard):
+            whole[:, start:stop] = array[:, before : before + stop - start]
+            before += stop - start
+    return whole

@@ -12,6 +12,7 @@ from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import is_faithful, portable
 from hyparflow.comm.world import World
 from hyparflow.engine import assembly, rank_engine
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.launching.cores import announce_cores
 from hyparflow.model.building import build_weights
 from hyparflow.model.keras_internals.layers import all_layers
@@ -21,6 +22,7 @@ from hyparflow.model.saving import use_atomic_saves
 from hyparflow.options import Options
 from hyparflow.tracing.collect import traced
 from hyparflow.training import agreement, notices
+from hyparflow.training.automatic_chunks import decide_chunks
 from hyparflow.training.call import Call
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.engine_key import (
@@ -64,6 +66,12 @@ class Session:
         if self._layout is None:
             self._layout = cut_model(self.model, self.options)
         return self._layout
+
+    @property
+    def sequence_counts(self) -> SequenceCounts:
+        """What dividing sequences moved and kept on this rank, by the steps so far."""
+        stages = () if self._part is None else self._part.sequences
+        return SequenceCounts.sum_of(stage.counts for stage in stages)
 
     @property
     def rewritten(self) -> Counter[str]:
@@ -124,10 +132,12 @@ class Session:
         if call.method == "fit":
             self._checks.require_optimizer(part)
         self._checks.require_weights(part, specs)
+        self._checks.require_positions(part, call, specs)
+        decide_chunks(self.model, part, call, specs, self._world)
         part = self._parted(part, call, specs, stream)
         is_leader = self._world.rank == LEADER
         if is_leader and part.losses is not None and call.method == "fit":
-            notices.announce(self.model, call, part.losses.terms)
+            notices.announce(self.model, call, part.losses.terms, part.num_chunks)
         self._traced = part
         worker = Worker(self.model, part, call, self._world, to_all)
         use_atomic_saves(self.model)  # by callbacks, and after the call

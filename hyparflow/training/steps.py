@@ -46,6 +46,7 @@ class StepContext:
         feed: deals out the rows of a batch.
         weights: keeps the weights of all ranks equal.
         begin: called when a training step begins, with the rows of its batch.
+        num_chunks: of sequences, if they are divided.
         stream: the leader's rows of the present step, if the data are no arrays.
         programs: the engine's programs, by kind and number of micro-batches.
     """
@@ -58,6 +59,7 @@ class StepContext:
     feed: Feed
     weights: SharedWeights
     begin: Callable[[int], None]
+    num_chunks: int = 1
     stream: Data | None = None
     programs: dict[tuple[str, int], Program] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ class PredictionSteps:
 
     def __init__(self, context: StepContext) -> None:
         self._context = context
-        self._predictor = Predictor(context.part, context.grid, context.world)
+        self._predictor = Predictor(context.part, context.grid, context.world, context.num_chunks)
 
     def __call__(self, command: Predict) -> Any:
         """One prediction step; on the leader, the outputs of the global batch."""
@@ -129,8 +131,8 @@ class EvaluationSteps:
         return self._losses.metrics.results(logs)
 
     def penalty(self, command: StepCommand) -> float:
-        """This rank's weight regularization times the batch's rows; 0 except on replica 0."""
-        if self._context.grid.replica(self._context.world.rank):
+        """This rank's weight regularization times the batch's rows; 0 on all peers but one."""
+        if self._context.grid.peer(self._context.world.rank):
             return 0.0
         return self._losses.penalty(command.name) * command.rows
 
@@ -208,7 +210,7 @@ class TrainingSteps:
             program = context.program("train", batch)
             scale = update.loss_scale()
             labels = context.feed.labels(batch, scale)
-            parts = context.grid.num_replicas * program.num_microbatches
+            parts = context.grid.num_peers * program.num_microbatches
             with metrics.paused(batch.is_stand_in):
                 part.statistics.begin()
                 apply = functools.partial(update, parts=parts)

@@ -93,6 +93,7 @@ class Worker:
             feed=feed,
             weights=self.weights,
             begin=self._note_rows,
+            num_chunks=part.num_chunks,
         )
         self._evaluation: EvaluationSteps | None = None  # None if only predictions are wanted
         self._training: TrainingSteps | None = None  # None without an optimizer, or with own steps

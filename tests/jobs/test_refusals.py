@@ -50,7 +50,7 @@ ALONE = {
         "Received: lpp=[1, 1] with sum 2 for 2 partitions",
     ),
     "strategy": (
-        "must be one of 'data', 'model', 'hybrid', 'auto'",
+        "must be one of 'data', 'model', 'hybrid', 'sequence', 'auto'",
         "Received: strategy='banana'",
     ),
     "schedule": (

@@ -55,7 +55,7 @@ def test_grid(size: int, arguments: dict[str, Any], partitions: int, replicas: i
 
 
 def test_other_arguments() -> None:
-    usual = {"schedule": "1f1b", "stages_per_partition": 1}
+    usual = {"schedule": "1f1b", "stages_per_partition": 1, "num_sequence_shards": 1}
     assert resolve(2) == Options(num_partitions=1, num_replicas=2, **usual)
     chosen = resolve(2, strategy="model", num_microbatches=8, schedule="gpipe", lpp=[1, 4])
     numbers = {"num_partitions": 2, "num_replicas": 1, "num_microbatches": 8}
@@ -72,7 +72,7 @@ NOT_THE_SIZE = "The number of ranks must be num_partitions x num_replicas. Recei
         (
             4,
             {"strategy": "pipeline"},
-            "`strategy` must be one of 'data', 'model', 'hybrid', 'auto'. "
+            "`strategy` must be one of 'data', 'model', 'hybrid', 'sequence', 'auto'. "
             "Received: strategy='pipeline'",
         ),
         (
@@ -286,7 +286,9 @@ CONSUMERS = {
     | {"planning/plan_model.py"}
     | {"training/auto.py"}
     | {"training/checks.py", "training/call.py", "training/make_parallel.py"},
-    "schedule": SEARCH | {"planning/plan_check.py", "training/notices.py", "training/worker.py"},
+    "schedule": SEARCH
+    | {"planning/plan_check.py", "training/checks.py"}
+    | {"training/notices.py", "training/worker.py"},
     "lpp": PLAN
     | {"model/layout.py", "pipeline/partition.py", "planning/plan_model.py"}
     | {"planning/search/divisions.py", "planning/search/layouts.py", "training/plain_model.py"},
@@ -307,6 +309,11 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
+    "num_sequence_shards": {"training/checks.py", "training/plain_model.py"},
+    "num_sequence_chunks": {"engine/sequence/sequence_builder.py"}
+    | {"training/automatic_chunks.py", "training/make_parallel.py"},
+    "sequence_store": {"engine/sequence/sequence_builder.py"}
+    | {"training/agreement.py", "training/notices.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},

@@ -274,7 +274,7 @@ def test_the_road_without_surgery_stays_outside() -> None:
     """What plain.py is made of knows no insides either, though it lies behind the border."""
     surgery = {
         *("direct_call", "hidden_variable", "seed", "split_function", "split_pair", "subgraph"),
-        *("recomputed", "surgery", "tensor_memory"),
+        *("recomputed", "sections", "surgery", "tensor_memory"),
     }
     reaching = {
         module.removeprefix("engine.compiled.")
