@@ -15,7 +15,18 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MemoryBound", "bounds_of_folder", "free_memory", "is_limited", "memory_bounds"]
+__all__ = [
+    "MemoryBound",
+    "bounds_of_folder",
+    "free_memory",
+    "is_limited",
+    "memory_bounds",
+    "reserved_by_threads",
+]
+
+# Bytes of addresses that threads of TensorFlow and of the C library's memory reserve: in training,
+# and while costs are measured before it.
+_BY_THREADS, _WHILE_MEASURING = 1 << 29, 1 << 30
 
 _MACHINE = "the machine's memory"
 _CGROUP = "memory cgroup"
@@ -55,6 +66,16 @@ def free_memory(sharers: Mapping[str, int]) -> int:
         sharers: key of a limit -> how many of them share it.
     """
     return min(bound.size // sharers.get(bound.key, 1) for bound in memory_bounds())
+
+
+def reserved_by_threads(measuring: bool = False) -> int:
+    """Addresses that threads to come reserve and hardly use, if `ulimit -v` counts them.
+
+    Args:
+        measuring: whether costs are measured first, by threads of their own.
+    """
+    limited = any(bound.what == "RLIMIT_AS" for bound in _own_limits(""))
+    return (_WHILE_MEASURING if measuring else _BY_THREADS) * limited
 
 
 def is_limited() -> bool:

@@ -28,7 +28,8 @@ def load_weights(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> Non
         **kwargs: Keyword arguments of ``model.load_weights``.
 
     Raises:
-        ValueError: If the folder is no preset of KerasHub, or as Keras raises it.
+        ValueError: If `path` is no path, if the folder is no preset of KerasHub, or as Keras
+            raises it.
         OSError: If the file cannot be read, or, later, if something has written to it meanwhile.
 
     Example::
@@ -38,6 +39,8 @@ def load_weights(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> Non
         hf.load_weights(model, "large.keras")
         hf.fit(model, x, y, strategy="model", gather=False)
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"`path` must be a string or a path. Received: path={path!r}")
     from hyparflow.model.keras_internals.stored_values import loading_later
 
     with loading_later():

@@ -123,7 +123,7 @@ def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) 
     parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
     name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
     name += f", {words}" if (words := other.candidate.in_words) else ""
-    name += f", {words}" if (words := other.saving.in_words) else ""
+    name += f", {words}" if (words := other.saving.in_words(grid.num_replicas)) else ""
     totals = [memory.total for memory in other.memory]
     most = max(totals)
     fits = memory_limit is None or most <= memory_limit

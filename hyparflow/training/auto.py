@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.comm import abort
-from hyparflow.comm.free_memory import free_memory
+from hyparflow.comm.free_memory import free_memory, reserved_by_threads
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.log import STATUS
 from hyparflow.comm.portable_errors import portable
@@ -220,9 +220,15 @@ def _plan(
         cluster=cluster,
         costs=known.costs[key],
         say=say,
-        memory_limit=int((free_memory(world.memory_sharers) + pooled_memory()) * _SHARE),
+        memory_limit=_memory_limit(world),
         **decided,
     )
+
+
+def _memory_limit(world: World) -> int:
+    """The bytes that a layout may need on each rank."""
+    free = free_memory(world.memory_sharers) + pooled_memory() - reserved_by_threads()
+    return max(1, int(free * _SHARE))
 
 
 def _measured(model: Any, world: World, measure: Callable[[], Costs]) -> Costs:
@@ -232,7 +238,8 @@ def _measured(model: Any, world: World, measure: Callable[[], Costs]) -> Costs:
         ValueError: if there is too little memory to measure them.
     """
     weights = sum(map(bytes_of, model.trainable_variables))
-    needed, free = _TO_MEASURE + 3 * min(weights, LONG_PIECE), free_memory(world.memory_sharers)
+    needed = _TO_MEASURE + 3 * min(weights, LONG_PIECE) + reserved_by_threads(measuring=True)
+    free = free_memory(world.memory_sharers)
     try:
         if free < needed:  # or TensorFlow would end the process
             raise MemoryError(f"about {size_text(needed)} are needed")
@@ -242,5 +249,5 @@ def _measured(model: Any, world: World, measure: Callable[[], Costs]) -> Costs:
             "What is measured before a plan must fit in memory: some layers with their weights, "
             f"gradients and activations. Received: {size_text(free)} that rank 0 may take; "
             f"{str(error).splitlines()[0]}. Raise the limit, use smaller batches, or name a "
-            "layout (`num_partitions`, `num_replicas`)."
+            "layout (`num_partitions`, `num_replicas`) and recompute='block' or 'segments'."
         ) from error

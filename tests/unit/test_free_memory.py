@@ -90,11 +90,14 @@ def test_the_machine_s_memory_is_a_bound() -> None:
 def test_limits_of_the_process_count(name: str) -> None:
     code = f"""
 import json, resource, psutil
-from hyparflow.comm.free_memory import free_memory, memory_bounds
+from hyparflow.comm.free_memory import free_memory, memory_bounds, reserved_by_threads
+assert reserved_by_threads() == reserved_by_threads(measuring=True) == 0
 used = psutil.Process().memory_info()
 field = dict(RLIMIT_AS=used.vms, RLIMIT_DATA=used.data)["{name}"]
 resource.setrlimit(resource.{name}, (field + (64 << 20),) * 2)
 (bound,) = [b for b in memory_bounds() if b.what == "{name}"]
+reserved = reserved_by_threads(), reserved_by_threads(measuring=True)
+assert ("{name}" == "RLIMIT_AS") == (0 < reserved[0] < reserved[1])
 print(json.dumps([bound.size, free_memory({{}}), free_memory({{bound.key: 2}})]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

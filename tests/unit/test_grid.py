@@ -34,6 +34,26 @@ def test_readers_and_last_ranks(grid: Grid) -> None:
     assert grid.is_reader(LEADER) and grid.replica(LEADER) == 0
 
 
+@pytest.mark.parametrize(("partitions", "replicas", "shards"), [(1, 1, 4), (2, 3, 2), (3, 1, 5)])
+def test_shards(partitions: int, replicas: int, shards: int) -> None:
+    grid = Grid(partitions, replicas, num_shards=shards)
+    assert grid.size == partitions * replicas * shards
+    for rank in range(grid.size):
+        replica, partition, shard = grid.replica(rank), grid.partition(rank), grid.shard(rank)
+        assert grid.rank(replica, partition, shard) == rank
+        assert grid.peer_rank(grid.peer(rank), partition) == rank
+    # Those that share sequences are neighbours; peers hold the same weights.
+    assert [grid.shard(rank) for rank in range(shards)] == list(range(shards))
+    for partition in range(partitions):
+        peers = [grid.peer_rank(peer, partition) for peer in range(grid.num_peers)]
+        assert [grid.partition(rank) for rank in peers] == [partition] * replicas * shards
+        assert peers == sorted(peers)
+    assert [grid.last_rank(0, shard) for shard in range(shards)] == [
+        (partitions - 1) * shards + shard for shard in range(shards)
+    ]
+    assert grid.describe(1).endswith("sequence shard 1)")
+
+
 def test_layout() -> None:
     grid = Grid(num_partitions=3, num_replicas=2)
     assert [(grid.replica(r), grid.partition(r)) for r in range(6)] == [
@@ -48,7 +68,7 @@ def test_grids_can_be_compared_and_be_keys() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("name", ["num_partitions", "num_replicas"])
+@pytest.mark.parametrize("name", ["num_partitions", "num_replicas", "num_shards"])
 def test_bad_numbers(name: str, value: int) -> None:
     arguments: dict[str, Any] = {"num_partitions": 1, "num_replicas": 1, name: value}
     with pytest.raises(ValueError) as caught:

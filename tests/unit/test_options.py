@@ -54,6 +54,29 @@ def test_grid(size: int, arguments: dict[str, Any], partitions: int, replicas: i
     assert resolve(size, **arguments).grid == Grid(partitions, replicas)
 
 
+@pytest.mark.parametrize(
+    ("size", "arguments", "numbers"),
+    [
+        (4, {"strategy": "sequence"}, (1, 1, 4)),
+        (1, {"strategy": "sequence"}, (1, 1, 1)),
+        (4, {"num_sequence_shards": 2}, (1, 2, 2)),
+        (8, {"num_sequence_shards": 2, "num_partitions": 2}, (2, 2, 2)),
+        (8, {"num_sequence_shards": 2, "num_partitions": 2, "num_replicas": 2}, (2, 2, 2)),
+        (6, {"strategy": "model", "num_sequence_shards": 3}, (2, 1, 3)),
+    ],
+)
+def test_shards(size: int, arguments: dict[str, Any], numbers: tuple[int, int, int]) -> None:
+    partitions, replicas, shards = numbers
+    assert resolve(size, **arguments).grid == Grid(partitions, replicas, num_shards=shards)
+
+
+def test_shards_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"num_sequence_shards=3, which is 3, but 4 ranks run"):
+        resolve(4, num_sequence_shards=3)
+    with pytest.raises(ValueError, match=r"`strategy='sequence'` has num_partitions=1"):
+        resolve(4, strategy="sequence", num_partitions=2)
+
+
 def test_other_arguments() -> None:
     usual = {"schedule": "1f1b", "stages_per_partition": 1, "num_sequence_shards": 1}
     assert resolve(2) == Options(num_partitions=1, num_replicas=2, **usual)

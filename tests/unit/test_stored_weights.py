@@ -82,6 +82,11 @@ def test_load_weights(name: str, saved: tuple[Any, pathlib.Path]) -> None:
     assert np.array_equal(loaded.predict(rows, verbose=0), model.predict(rows, verbose=0))
 
 
+def test_a_path_that_is_none() -> None:
+    with pytest.raises(ValueError, match="`path` must be a string or a path. Received: path=None"):
+        hf.load_weights(build(), None)  # type: ignore[arg-type]
+
+
 def test_load_model(saved: tuple[Any, pathlib.Path]) -> None:
     model, folder = saved
     with hf.deferred():

@@ -23,7 +23,7 @@ from hyparflow.engine.sequence.undividable import REMEDY, undividable
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.attention import AttentionCall
 from hyparflow.model.keras_internals.dropout import other_random_layers
-from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.layers import all_layers, seed_states
 from hyparflow.model.keras_internals.positions import positions_from, rotary_layers
 from hyparflow.model.keras_internals.stand_in_weights import StandInWeights
 from hyparflow.pipeline.attention_pattern import AttentionPattern
@@ -96,6 +96,10 @@ def find_cores(graph: FlatGraph, length: int) -> CoresFound:
             "layers add losses (`add_loss`, activity regularizers), which are not known to be sums "
             "over positions"
         )
+    seeds = {id(state) for state in seed_states(graph.model)}
+    for variable in graph.model.variables:
+        if scope.is_written(variable) and id(variable) not in seeds:
+            raise undividable(f"'{variable.path}' changes in each call, as it would for each chunk")
     _require_known(all_layers(graph.model))
     return found
 

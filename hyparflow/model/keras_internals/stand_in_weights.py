@@ -18,6 +18,10 @@ class StandInWeights(keras.StatelessScope):  # type: ignore[misc]
     need none.
     """
 
+    def is_written(self, variable: Any) -> bool:
+        """Whether something has written to a variable."""
+        return super().get_current_value(variable) is not None
+
     def get_current_value(self, variable: Any) -> Any:
         """Keras's own: the value that a variable is to have; None for the one that it has."""
         written = super().get_current_value(variable)

@@ -145,7 +145,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     memory, grid = nearest.memory[partition], nearest.candidate.grid
     held = memory.weights + memory.slots + memory.gradients + memory.program
     fixed = max(held, memory.around)
-    words = (nearest.candidate.in_words, nearest.saving.in_words)
+    words = (nearest.candidate.in_words, nearest.saving.in_words(grid.num_replicas))
     schedule = "".join(f", {text}" for text in words if text)
     if fixed > limit:
         help_ = (

@@ -38,11 +38,10 @@ class Saving:
     shard_optimizer: bool = False
     apart: bool = False
 
-    @property
-    def in_words(self) -> str:
+    def in_words(self, num_replicas: int) -> str:
         """What is passed to `fit` for it; an empty string if nothing is."""
         given = [] if self.recompute is None else [f"recompute={self.recompute!r}"]
-        given += ["shard_optimizer=True"] if self.shard_optimizer else []
+        given += ["shard_optimizer=True"] if self.shard_optimizer and num_replicas > 1 else []
         given += ["gather=False"] if self.apart else []
         return ", ".join(given)
 
