@@ -279,9 +279,14 @@ class StageRun:
 
 def _slicer(piece: Positions, tile: Positions) -> Callable[[Any], Any]:
     """Takes a tile out of tensors of a piece of positions."""
-    first, last = tile[0] - piece[0], tile[1] - piece[0]
-    whole = piece == tile
-    return lambda x: x if whole or x is None else x[:, first:last]
+    first, last, length = tile[0] - piece[0], tile[1] - piece[0], piece[1] - piece[0]
+
+    def part(x: Any) -> Any:
+        if piece == tile or x is None or x.shape.rank < 2 or x.shape[1] != length:
+            return x
+        return x[:, first:last]
+
+    return part
 
 
 def _joined(parts: Sequence[Any]) -> Any:
