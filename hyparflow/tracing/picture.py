@@ -32,8 +32,8 @@ def draw(trace: Trace, path: str | Path, plan: Plan | None = None) -> None:
         plan = Plan.from_values(trace.plan)
     steps = _median_step(trace.ranks)
     zero = min(event.start for step in steps for event in step)
-    alone = trace.arguments["num_replicas"] == 1  # its sums over replicas take no time
-    summed = not alone or any(e.kind == EventKind.SUM for step in steps for e in step)
+    # The sums of a rank that alone has its weights take no time.
+    summed = trace.has_sums or any(e.kind == EventKind.SUM for step in steps for e in step)
     measured = [_works(step, zero, summed) for step in steps]
     drawn: list[tuple[str, list[Any], str]] = [("measured", measured, "rank")]
     if plan is not None:

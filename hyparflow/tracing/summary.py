@@ -172,7 +172,7 @@ def describe(trace: Trace) -> Page:
     """A table: milliseconds of a step of each rank."""
     found = [shares(rank) for rank in trace.ranks]
     titles: tuple[str, ...] = _TITLES
-    if trace.arguments.get("num_replicas") == 1:
+    if not trace.has_sums:
         found, titles = _without_replicas(found)
     rows = [titles, *(_row(r.name, mine) for r, mine in zip(trace.ranks, found, strict=True))]
     kept = [n for n in range(len(titles)) if any(row[n] not in _NOTHING for row in rows[1:])]

@@ -61,6 +61,12 @@ class Trace:
     arguments: dict[str, Any]
     plan: dict[str, Any] | None = None
 
+    @property
+    def has_sums(self) -> bool:
+        """Whether several ranks have the same weights, and add up their gradients."""
+        shards = self.arguments.get("num_sequence_shards") or 1
+        return bool(self.arguments["num_replicas"] * shards > 1)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON in Chrome's trace format: complete or not at all."""
         about: dict[str, Any] = {

@@ -25,6 +25,7 @@ class _Arguments(msgspec.Struct):
 
     num_partitions: Count
     num_replicas: Count
+    num_sequence_shards: Count = 1
     batch_size: Count | None = None
 
 
@@ -80,7 +81,7 @@ def check(content: TraceFile) -> None:
         known = msgspec.convert(about.arguments, _Arguments)
     except msgspec.ValidationError as error:
         raise ValueError(f"{error} - in `$.otherData.arguments`") from error
-    ranks = known.num_partitions * known.num_replicas
+    ranks = known.num_partitions * known.num_replicas * known.num_sequence_shards
     if len(about.ranks) != ranks:
         count = len(about.ranks)
         raise ValueError(

@@ -80,7 +80,7 @@ def fit_on_ranks(
     if ranks["num_ranks"] is None:
         raise ValueError(
             "`launch` must know how many ranks to start. Received: no number of them. Pass "
-            "num_partitions, num_replicas or both, or launch={'num_ranks': 2}."
+            "num_partitions, num_replicas, num_sequence_shards, or launch={'num_ranks': 2}."
         )
     if own["plan"] is None:
         count = count_of("num_ranks", ranks["num_ranks"])
@@ -115,7 +115,7 @@ def _check_data(*data: Any) -> None:
 def _num_ranks(own: dict[str, Any]) -> int | None:
     if (plan := own["plan"]) is not None:
         return as_plan(plan).num_ranks
-    names = ("num_partitions", "num_replicas")
+    names = ("num_partitions", "num_replicas", "num_sequence_shards")
     given = [count_of(name, own[name]) for name in names if own[name] is not None]
     return math.prod(given) if given else None
 

@@ -59,7 +59,7 @@ def test_what_cannot_be_measured_is_refused_on_all_ranks(tmp_path: pathlib.Path)
     kind, message = found[0]
     assert kind == "refused"
     assert "What is measured before a plan must fit in memory" in message
-    assert "about 1024.0 MiB are needed" in message
+    assert "about 2048.0 MiB are needed" in message
 
 
 def test_what_fits_is_trained(tmp_path: pathlib.Path) -> None:

@@ -108,6 +108,11 @@ def test_too_many_chunks() -> None:
         fit(decoder(), num_sequence_shards=WORLD.size, num_sequence_chunks=20)
 
 
+def test_a_folder_that_is_missing() -> None:
+    with pytest.raises(ValueError, match=r"`sequence_store` must be.*No such file or directory"):
+        fit(decoder(), sequence_store="/missing/folder", **divided())
+
+
 def test_losses_that_join_positions() -> None:
     def spread(y: Any, y_pred: Any) -> Any:
         return ops.sqrt(ops.mean(ops.square(y_pred), axis=(1, 2)))

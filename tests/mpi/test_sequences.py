@@ -12,6 +12,8 @@ from contract import WORLD, Outcome, State, differences, float_type, on_leader, 
 from transformers import MODELS, PARTLY_FLOAT32, VOCABULARY, heads, own
 
 import hyparflow as hf
+from hyparflow.tracing.summary import describe
+from hyparflow.tracing.trace import Trace
 
 ROWS, LENGTH = 4, 22  # no number of pieces divides it
 
@@ -182,3 +184,21 @@ def test_chunks_that_are_chosen() -> None:
         predicted = hf.predict(model, x, verbose=0, **arguments)
         plain = on_leader(lambda: model.predict(x, verbose=0))
         require_none(differences("predictions", predicted, plain, 1e-9), "auto")
+
+
+def test_a_trace_of_shards(tmp_path: Any) -> None:
+    if WORLD.size == 1:
+        pytest.skip("one rank has no trace")
+    path = WORLD.bcast(str(tmp_path / "trace.json"))
+    with float_type("float32"):
+        model = compiled(MODELS["heads"])
+        x, y = data(model)
+        layout = (1, WORLD.size, 1)
+        hf.fit(model, x, y, batch_size=2, verbose=0, trace=path, **arguments_of(layout, 2))
+    if WORLD.rank == 0:
+        trace = Trace.load(path)
+        assert [rank.name[-17:] for rank in trace.ranks] == [
+            f"sequence shard {shard})" for shard in range(WORLD.size)
+        ]
+        assert trace.has_sums
+        assert "sum" in str(describe(trace))

@@ -332,7 +332,8 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "num_sequence_shards": {"training/checks.py", "training/plain_model.py"},
+    "num_sequence_shards": {"tracing/trace.py", "tracing/trace_file.py", "training/checks.py"}
+    | {"training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py"}
     | {"training/automatic_chunks.py", "training/make_parallel.py"},
     "sequence_store": {"engine/sequence/sequence_builder.py"}

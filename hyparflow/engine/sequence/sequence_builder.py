@@ -118,7 +118,14 @@ def _store(name: str) -> Store:
         return MemoryStore()
     if name == "bf16":
         return RoundedStore()
-    return DiskStore(tempfile.gettempdir() if name == "disk" else name)
+    folder = tempfile.gettempdir() if name == "disk" else name
+    try:
+        return DiskStore(folder)
+    except OSError as error:
+        raise ValueError(
+            "`sequence_store` must be 'memory', 'bf16', 'disk', or the path of a folder in which "
+            f"files can be made. Received: sequence_store={name!r} ({error.strerror}: {folder})"
+        ) from None
 
 
 def _not_functional(model: Any) -> ValueError:
