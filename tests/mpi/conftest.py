@@ -13,13 +13,13 @@ ELSEWHERE = "on this number of ranks only with --everything"
 
 
 # Of the cases of one test every so many run, from one on, by the number of ranks.
-CASES = {1: (3, 2), 2: (2, 0), 4: (3, 1)}
+CASES = {1: (3, 2), 2: (3, 0), 4: (4, 1)}
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out tests for their time, which four ranks on two cores take most of.
 
-    Of the cases of a test every second runs on 2 ranks, every third on 4 and on one. Of four tests
+    Of the cases of a test every third runs on 2 ranks and on one, every fourth on 4. Of four tests
     of `fit` one runs on one rank, two on 2 and one on 4. With the newer features together every
     eighth has 4 ranks, where all of them do something, and few small ones have 2 and one.
     """

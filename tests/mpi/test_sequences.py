@@ -50,12 +50,12 @@ def compiled(build: Any) -> Any:
     return model
 
 
-def outcome(fit: Any, build: Any, x: Any, y: Any, **arguments: Any) -> Outcome:
+def outcome(
+    fit: Any, build: Any, x: Any, y: Any, validates: bool = True, **arguments: Any
+) -> Outcome:
     model = compiled(build)
-    history = fit(
-        model, x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, validation_data=(x, y),
-        **arguments,
-    )  # fmt: skip
+    more = {"epochs": 2, "validation_data": (x, y)} if validates else {}
+    history = fit(model, x, y, batch_size=2, shuffle=False, verbose=0, **more, **arguments)
     return Outcome(history.history, State.of(model))
 
 
@@ -146,13 +146,13 @@ def test_dropout_is_the_same_in_all_layouts() -> None:
     with float_type("float64"):
         x, y = data(build(LENGTH))
         first, *others = [
-            outcome(hf.fit, build, x, y, num_microbatches=1, **arguments_of(layout, chunks))
+            outcome(hf.fit, build, x, y, False, num_microbatches=1, **arguments_of(layout, chunks))
             for layout, chunks in kinds
             if layout[1] > 1 or chunks > 1
         ]
         for found in others:
             require_none(found.compare(first, 1e-9), "dropout")
-        plain = on_leader(lambda: outcome(keras.Model.fit, own(heads), x, y))
+        plain = on_leader(lambda: outcome(keras.Model.fit, own(heads), x, y, False))
         assert first.compare(plain, 1e-3), "nothing was dropped"
 
 
@@ -163,7 +163,7 @@ def test_stores(tmp_path: Any) -> None:
 
         def train(store: str) -> Outcome:
             arguments = arguments_of(layout, 4) | {"sequence_store": store}
-            return outcome(hf.fit, MODELS["grouped"], x, y, **arguments)
+            return outcome(hf.fit, MODELS["grouped"], x, y, False, **arguments)
 
         memory, folder, rounded = (train(store) for store in ("memory", str(tmp_path), "bf16"))
         require_none(folder.compare(memory, 0), "on disk")
@@ -171,6 +171,7 @@ def test_stores(tmp_path: Any) -> None:
         assert np.allclose(memory.history["loss"], rounded.history["loss"], rtol=0.02)
 
 
+@pytest.mark.on_ranks(1)
 def test_chunks_that_are_chosen() -> None:
     """As few as fit: here one, and the notice and predictions go by it."""
     layout = layouts(WORLD.size)[0]
