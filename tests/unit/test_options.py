@@ -303,8 +303,8 @@ CONSUMERS = {
     "strategy": {"pipeline/grid_numbers.py", "planning/as_arguments.py"}
     | {"training/auto.py", "training/make_parallel.py"},
     "num_partitions": GRID | {"pipeline/grid_numbers.py"},
-    "num_replicas": GRID
-    | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/summary.py"},
+    "num_replicas": GRID - {"tracing/picture.py"}
+    | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/trace.py"},
     "num_microbatches": SEARCH
     | {"planning/plan_model.py"}
     | {"training/auto.py"}
@@ -332,7 +332,7 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "num_sequence_shards": {"tracing/trace.py", "tracing/trace_file.py", "training/checks.py"}
+    "num_sequence_shards": {"tracing/trace.py", "training/checks.py"}
     | {"training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py"}
     | {"training/automatic_chunks.py", "training/make_parallel.py"},

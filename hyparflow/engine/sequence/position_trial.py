@@ -96,11 +96,11 @@ def find_cores(graph: FlatGraph, length: int) -> CoresFound:
             "layers add losses (`add_loss`, activity regularizers), which are not known to be sums "
             "over positions"
         )
+    _require_known(all_layers(graph.model))
     seeds = {id(state) for state in seed_states(graph.model)}
     for variable in graph.model.variables:
         if scope.is_written(variable) and id(variable) not in seeds:
             raise undividable(f"'{variable.path}' changes in each call, as it would for each chunk")
-    _require_known(all_layers(graph.model))
     return found
 
 
