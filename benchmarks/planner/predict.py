@@ -16,7 +16,7 @@ import numpy as np
 import hyparflow as hf
 from hyparflow.launching.memory_pool import choose_memory_pool
 from hyparflow.planning.costs.costs import Costs
-from hyparflow.planning.plan_model import costs_of_model
+from hyparflow.planning.costs_of_model import costs_of_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

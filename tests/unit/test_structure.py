@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,3 +383,22 @@ def test_what_is_said_goes_through_the_logger() -> None:
         "planning.costs.contention_process",
     }
     assert direct == passed_on
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_programs_import_what_is_there(folder: str) -> None:
+    # Programs that no test runs would tell of a moved name only to who runs them next.
+    missing = []
+    for path in sorted((ROOT.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module is None or not within("hyparflow", {module}):
+                continue
+            there = importlib.import_module(module)
+            missing += [
+                f"{path.name}: {module}.{alias.name}"
+                for alias in node.names
+                if not hasattr(there, alias.name)
+                and importlib.util.find_spec(f"{module}.{alias.name}") is None
+            ]
+    assert missing == []
