@@ -152,3 +152,24 @@ def test_a_backward_lets_go_of_what_it_has_used(monkeypatch: pytest.MonkeyPatch)
     stage.backward(saved, [tf.ones([ROWS, 8])], as_share(1.0))
     assert alive == [0] * 5
     assert [unit.state for unit in saved.units] == [None] * 5
+
+
+def test_a_forward_keeps_only_what_backwards_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs = keras.Input((8,))
+    for _ in range(4):  # each unit begins with ReLU, whose gradient needs what it returns
+        x = layers.Dense(8)(keras.ops.relu(x))
+    stage, _, _ = made_of(keras.Model(inputs, x), (2, 4, 6))
+    stage.begin(several=False)
+    made: list[weakref.ref[Any]] = []
+    real = Stage.forward
+
+    def watched(self: Any, values: Any, share: Any) -> Any:
+        saved = real(self, values, share)
+        made.extend(map(weakref.ref, saved.outputs))
+        return saved
+
+    monkeypatch.setattr(Stage, "forward", watched)
+    saved = stage.forward([tf.ones([ROWS, 8])], as_share(1.0))
+    assert [output() is not None for output in made] == [False] * 3 + [True]
+    stage.backward(saved, [tf.ones([ROWS, 8])], as_share(1.0))
+    assert all(gradient is not None for gradient in stage.gradients().values)

@@ -66,6 +66,9 @@ class Pair(Protocol):
     def types(self, saved: Any) -> Any:
         """The types of the arguments of the `forward` that returned the state `saved`."""
 
+    def is_dense(self, saved: Any) -> bool:
+        """Whether it is known that no result is sparse, once a `forward` returned `saved`."""
+
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """Compile for arguments of these types, or like these; the backward in two if `in_two`."""
 

@@ -52,6 +52,10 @@ class EagerPair:
         """See `Pair.late`."""
         return self._finishes[finish](([], saved))
 
+    def is_dense(self, saved: Any) -> bool:
+        """See `Pair.is_dense`; nothing is known before the second ran."""
+        return False
+
 
 class Compiled:
     """Compiles a function once for arguments of any number of rows.

@@ -127,6 +127,10 @@ class TapedPair:
         """See `Pair.types`."""
         return saved[0]
 
+    def is_dense(self, saved: Any) -> bool:
+        """See `Pair.is_dense`; what a tape makes is known once it has run."""
+        return False
+
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """Compile the forward; the tape compiles the backward when both first run."""
         self._compute.prepare(*arguments)

@@ -118,6 +118,11 @@ class Split:
         """The graph that was traced, and how many of its operations are the first function's."""
         return self._parts.graph, self._boundary
 
+    @functools.cached_property
+    def is_dense(self) -> bool:
+        """Whether no result is sparse."""
+        return not any(isinstance(x, tf.IndexedSlices) for x in tf.nest.flatten(self._results_like))
+
     # --- what users call ---
 
     def forward(self, arguments: Any) -> tuple[Any, list[Any]]:

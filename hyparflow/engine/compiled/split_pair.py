@@ -91,6 +91,10 @@ class SplitPair:
         """See `Pair.types`."""
         return saved[0].arguments
 
+    def is_dense(self, saved: Any) -> bool:
+        """See `Pair.is_dense`."""
+        return saved[0].is_dense
+
     def prepare(self, arguments: tuple[Any, ...], finish: int, in_two: bool = False) -> None:
         """See `Pair.prepare`."""
         self._splits.find(arguments).prepare(finish, in_two)

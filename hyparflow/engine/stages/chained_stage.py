@@ -225,6 +225,7 @@ class ChainedStage:
         unit = self._units[place]
         saved = unit.stage.forward(self._taken(unit, values), share)
         self._take(place, values, saved.outputs)
+        saved.let_go_of_outputs()  # `values` holds them for as long as a unit reads them
         return saved
 
     def _pass_loss(self, values: dict[int, Any], labels: Labels) -> Saved:

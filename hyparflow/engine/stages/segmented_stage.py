@@ -40,8 +40,7 @@ class SegmentedStage(ChainedStage):
     def _pass(self, place: int, values: dict[int, Any], share: Any) -> Saved:
         begun = self._begun(place, values)
         saved = super()._pass(place, values, share)
-        # Other units, and the end of the stage, have them from `values`.
-        saved.outputs, saved.again = [], (begun, share)
+        saved.outputs, saved.again = [], (begun, share)  # a backward makes them again
         return saved
 
     def _pass_loss(self, values: dict[int, Any], labels: Labels) -> Saved:
@@ -75,3 +74,4 @@ class SegmentedStage(ChainedStage):
         for unit, of_unit in zip(self._units[start:], saved, strict=False):
             unit.stage.again(of_unit, self._taken(unit, values), of_unit.again[1])
             values.update(zip(unit.outputs, of_unit.outputs, strict=bool(of_unit.outputs)))
+            of_unit.let_go_of_outputs()

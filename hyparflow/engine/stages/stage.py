@@ -173,13 +173,13 @@ class Stage:
             loss=loss,
             pair=self.calls.pair,
             state=state,
-            given=self._given(inputs, share),
+            given=self._given(inputs, share, self.calls.pair.is_dense(state)),
         )
 
     def forward_loss(self, inputs: Any, labels: Labels) -> Saved:
         """Forward of the last stage when its backward does not follow at once."""
         _, state = self.calls.loss_pair.forward((inputs, labels))
-        given = self._given(inputs, labels.share)
+        given = self._given(inputs, labels.share, self.calls.loss_pair.is_dense(state))
         return Saved([], pair=self.calls.loss_pair, state=state, given=given)
 
     def again(self, saved: Saved, inputs: Any, rest: Any) -> None:
@@ -232,7 +232,9 @@ class Stage:
         if self._eager or len(reached) == len(given):
             return (output_gradients, seed), None
         # A compiled backward takes all gradients, so zeros stand for None; `Dependence` tells them.
-        full = [tf.zeros_like(saved.outputs[p]) if g is None else g for p, g in given]
+        likes = {p: saved.outputs[p] for p, g in given if g is None}
+        zeros = {p: tf.zeros(like.shape, like.dtype) for p, like in likes.items()}
+        full = [zeros[p] if g is None else g for p, g in given]
         return (full, seed), self._dependences.of(saved.pair.types(saved.state), reached)
 
     def _add(self, results: Any, given: Any, depend: Sequence[bool] | None = None) -> list[Any]:
@@ -267,10 +269,13 @@ class Stage:
         self.calls.infer_loss(inputs, labels)
         return None
 
-    def _given(self, inputs: Any, share: Any) -> Any:
-        """(inputs, share), if trial calls may be needed to find which rows are looked up."""
+    def _given(self, inputs: Any, share: Any, is_dense: bool = False) -> Any:
+        """(inputs, share), if trial calls may be needed to find which rows are looked up.
+
+        They are not where gradients are known to be dense, before there are any.
+        """
         self._lookups.see(inputs, share)
-        return (inputs, share) if self._lookups.needs_inputs else None
+        return (inputs, share) if self._lookups.needs_inputs and not is_dense else None
 
 
 def _only(gradients: Sequence[Any], wanted: Sequence[bool] | None) -> list[Any]:
