@@ -76,7 +76,20 @@ def make_plan(
         gather=not best.saving.apart,
         recompute=best.saving.recompute,
         shard_optimizer=best.saving.shard_optimizer and candidate.grid.num_replicas > 1,
+        all_cores_seconds=_with_all_cores(problem, single),
     )
+
+
+def _with_all_cores(problem: Problem, single: Prediction) -> float | None:
+    """The seconds of a step in one process that has the cores of all ranks, if these share a node.
+
+    They compute the faster, but the optimizer waits for memory.
+    """
+    costs, cluster = problem.costs, problem.cluster
+    if costs.gain_of_all_cores is None or costs.crowd != cluster.num_ranks:
+        return None
+    rest = single.apply[0] + costs.overheads.step
+    return (single.step_seconds - rest) / costs.gain_of_all_cores + rest
 
 
 def _others(found: Sequence[Prediction], best: Prediction) -> list[Prediction]:

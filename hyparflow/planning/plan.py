@@ -101,6 +101,8 @@ class Plan:
             where it is built with `hyparflow.deferred`, and weights stay at their owners.
         recompute: String or `None`. What computes forwards again: `"block"` or `"segments"`.
         shard_optimizer: Boolean. Whether replicas share out the optimizer's state.
+        all_cores_seconds: Float or `None`. The expected time of a step, in seconds, in one process
+            that has the cores of all ranks, which share a node; `None` if it is not known.
     """
 
     model: str
@@ -124,6 +126,7 @@ class Plan:
     gather: bool = True
     recompute: str | None = None
     shard_optimizer: bool = False
+    all_cores_seconds: Amount | None = None
 
     @property
     def num_ranks(self) -> int:

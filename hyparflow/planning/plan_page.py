@@ -61,6 +61,14 @@ def _table(plan: Plan) -> list[Sequence[str]]:
     return rows
 
 
+def _without_ranks(seconds: float, of_ranks: float) -> str:
+    """A line about one process with the cores of all ranks."""
+    known = f"One process with the cores of all ranks would take {seconds * 1e3:.1f} ms a step"
+    if seconds < of_ranks:
+        return f"{known}, less than ranks do: start one, without mpirun, for this batch."
+    return f"{known}."
+
+
 def _stages(plan: Plan, partition: int) -> str:
     """The layers of the first stage of a partition, and how many more stages there are."""
     layers, first = plan.partitions[partition].layers, plan.lpp[partition]
@@ -92,6 +100,8 @@ def _summary(plan: Plan) -> list[str]:
         )
     if plan.speedup < 1 < plan.num_ranks:
         lines.append("One process is faster: this is too little work for so many ranks.")
+    if plan.all_cores_seconds is not None:
+        lines.append(_without_ranks(plan.all_cores_seconds, plan.step_seconds))
     if plan.cores is not None:
         cores = counted(plan.cores, "core", "cores")
         lines.append(

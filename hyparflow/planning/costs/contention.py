@@ -1,7 +1,8 @@
 """Measures how much slower a rank computes while other ranks of its node compute.
 
 Cores share caches and memory. A piece of the model is timed alone, and while other processes run
-the same piece, in turns.
+the same piece, in turns. One more process has the cores of all ranks of the node: it tells what
+training without ranks would gain from them.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ def companions_possible(ranks_per_node: int) -> int:
     """How many processes can compute beside this one: one for each other rank of a node, as far
     as this machine has cores and memory.
     """
-    cores = len(launcher.usable_cores() | _other_cores()) // intra_op_threads()
-    memory = psutil.virtual_memory().available // 2 // _PROCESS
-    return int(max(0, min(ranks_per_node - 1, cores - 1, memory)))
+    cores = len(_all_cores()) // intra_op_threads()
+    return int(max(0, min(ranks_per_node - 1, cores - 1, _processes_in_memory())))
+
+
+def _processes_in_memory() -> int:
+    return psutil.virtual_memory().available // 2 // _PROCESS
 
 
 def _other_cores() -> set[int]:
@@ -48,15 +52,25 @@ def _other_cores() -> set[int]:
     return set(range(os.cpu_count() or 1)) - launcher.usable_cores()
 
 
+def _all_cores() -> set[int]:
+    return launcher.usable_cores() | _other_cores()
+
+
 class Companions:
     """Processes that run a piece of the model when they are told to.
 
     Args:
         processes: at work on `contention_process.py`.
+        with_all_cores: a further one, with as many threads as all ranks of a node have; or None.
     """
 
-    def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
+    def __init__(
+        self,
+        processes: Sequence[subprocess.Popen[str]],
+        with_all_cores: subprocess.Popen[str] | None = None,
+    ) -> None:
         self._processes = processes
+        self._with_all_cores = with_all_cores
 
     @property
     def count(self) -> int:
@@ -66,10 +80,30 @@ class Companions:
     def run(self, rows: int) -> None:
         """Let all run with so many rows, and wait until they do; 0 is a pause."""
         for process in self._processes:
-            with contextlib.suppress(BrokenPipeError):  # `_require_answer` reports it
-                print(rows, file=process.stdin, flush=True)
+            _tell(process, rows)
         for process in self._processes:
-            _require_answer(process)
+            _answer(process)
+
+    def gain_of_all_cores(self, rows: int, budget: float) -> float | None:
+        """How many times as fast as one rank alone a process with the cores of all ranks computes.
+
+        Args:
+            rows: the rows of a batch.
+            budget: seconds to spend on each of the two.
+
+        Returns:
+            The factor; None if there is no such process.
+
+        Raises:
+            RuntimeError: as for `measure_crowd`.
+        """
+        if self._with_all_cores is None:
+            return None
+        seconds = []
+        for process in (self._processes[0], self._with_all_cores):
+            _tell(process, rows, budget)
+            seconds.append(float(_answer(process)))
+        return seconds[0] / seconds[1]
 
 
 def measure_crowd(
@@ -128,43 +162,50 @@ def companions(
         if not count:
             yield None
             return
-        with _started(folder, count) as processes:
-            yield Companions(processes)
+        with contextlib.ExitStack() as ending:
+            processes = [_start(folder, ending) for _ in range(count)]
+            is_node = count == ranks_per_node - 1 and _processes_in_memory() > count
+            yield Companions(processes, _start(folder, ending, ranks_per_node) if is_node else None)
 
 
-@contextlib.contextmanager
-def _started(folder: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """`count` processes that run what was saved in a folder."""
+def _start(
+    folder: str, ending: contextlib.ExitStack, ranks: int | None = None
+) -> subprocess.Popen[str]:
+    """A process that runs what was saved in a folder, until `ending` ends it.
+
+    Args:
+        folder: the folder.
+        ending: ends the process.
+        ranks: the number of ranks of which it has all cores; None for those of another rank.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
-    launcher.set_threads(environment, intra_op_threads())
+    launcher.set_threads(environment, intra_op_threads() * (ranks or 1))
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(Path(__file__).with_name("contention_process.py")), folder]
-    processes = []
-    try:
-        for _ in range(count):
-            processes.append(_start(command, environment))
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
-def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command,
+        [sys.executable, str(Path(__file__).with_name("contention_process.py")), folder],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    ending.callback(_end, process)
     if others := _other_cores():
-        psutil.Process(process.pid).cpu_affinity(list(others))
+        psutil.Process(process.pid).cpu_affinity(list(_all_cores() if ranks else others))
     return process
 
 
-def _require_answer(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _tell(process: subprocess.Popen[str], *words: float) -> None:
+    with contextlib.suppress(BrokenPipeError):  # `_answer` reports it
+        print(*words, file=process.stdin, flush=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> str:
     """Wait for the line by which a process answers each line that it is sent."""
     answers, seconds, waiting = process.stdout, timeout_seconds(), Waiting()
     while answers is not None and not select.select([answers], [], [], _LOOK)[0]:
@@ -173,5 +214,7 @@ def _require_answer(process: subprocess.Popen[str]) -> None:
                 f"A process that computes beside this one has not answered within {seconds:g} s "
                 "(HYPARFLOW_TIMEOUT)."
             )
-    if answers is None or not answers.readline():
+    answer = answers.readline() if answers is not None else ""
+    if not answer:
         raise RuntimeError("A process that computes beside this one has ended.")
+    return answer

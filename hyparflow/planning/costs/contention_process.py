@@ -2,9 +2,15 @@
 
     python contention_process.py FOLDER
 
-FOLDER holds what `saved_graph.py` wrote. Each line of standard input is a number of rows to run
-with, over and over; 0 is a pause. The end of the input ends the process. It answers each line by
-the same line, once it runs so. Imports nothing of hyparflow, so that it does not join the job.
+FOLDER holds what `saved_graph.py` wrote. A line of standard input is one of these:
+
+ROWS
+    Run with so many rows, over and over; 0 is a pause. Answered by the same number, once it runs.
+ROWS SECONDS
+    Run with so many rows for so long, then pause. Answered by the seconds of the fastest run.
+
+The end of the input ends the process. Imports nothing of hyparflow, so that it does not join the
+job.
 """
 
 import json
@@ -40,26 +46,40 @@ class Companion:
         self._session = tf.compat.v1.Session(graph=graph)
         self._session.run(start)
         self._inputs = known["inputs"]
-        self._rows: int | None = 0
+        self._asked: list[str] | None = ["0"]
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            self._rows = int(line)
-        self._rows = None
+            self._asked = line.split()
+        self._asked = None
 
     def run(self) -> None:
         """Compute until the input ends."""
         threading.Thread(target=self._listen, daemon=True).start()
-        answered = 0
-        while (rows := self._rows) is not None:
-            if rows:
-                given = {name: np.ones([rows, *of], kind) for name, kind, of in self._inputs}
-                self._session.run(self._all, given)
+        answered = ["0"]
+        while (asked := self._asked) is not None:
+            rows = int(asked[0])
+            if rows and (len(asked) == 1 or asked != answered):
+                self._run(rows)
             else:
                 time.sleep(1e-3)
-            if rows != answered:  # the first run of a size, which is slow, is over now
-                print(rows, flush=True)
-                answered = rows
+            if asked != answered:  # the first run of a size, which is slow, is over now
+                print(self._fastest(rows, float(asked[1])) if asked[1:] else rows, flush=True)
+                answered = asked
+
+    def _run(self, rows: int) -> None:
+        given = {name: np.ones([rows, *of], kind) for name, kind, of in self._inputs}
+        self._session.run(self._all, given)
+
+    def _fastest(self, rows: int, budget: float) -> float:
+        """Seconds of the fastest of the runs of about `budget` seconds."""
+        found: list[float] = []
+        end = time.perf_counter() + budget
+        while not found or time.perf_counter() < end:
+            start = time.perf_counter()
+            self._run(rows)
+            found.append(time.perf_counter() - start)
+        return min(found)
 
 
 def _variable(kind: str, shape: list[int]) -> Any:

@@ -72,6 +72,7 @@ class CostTable:
         crowded: np.ndarray,
     ) -> Costs:
         """The finished table; arguments as the attributes of `Costs`."""
+        gain_of_all_cores: float | None,
         model = self._graph.model
         trained = {id(v) for v in model.trainable_variables}
         return Costs(
@@ -94,6 +95,7 @@ class CostTable:
             overheads=overheads,
             source="measured",
             machine={
+            gain_of_all_cores=gain_of_all_cores,
                 "machine": platform.machine(),
                 "node": platform.node(),
                 "threads": intra_op_threads(),

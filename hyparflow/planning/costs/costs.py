@@ -83,6 +83,8 @@ class Costs:
         crowded: Array ((forward, backward, fused), size), or `None`. How many times longer each
             then took.
         overheads: What a step costs beside its operations.
+        gain_of_all_cores: Float or `None`. How many times as fast as a rank alone one process with
+            the cores of all ranks of a node computes; `None` if that was not tried.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
     """
@@ -105,6 +107,7 @@ class Costs:
     crowded: np.ndarray | None = None
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
+    gain_of_all_cores: Amount | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
     def times(self, rows: float, at_once: float = 1.0) -> Times:

@@ -111,6 +111,7 @@ def _measure(
         say("measuring a backward in two parts")
         halves = longer.halves(rows[len(rows) // 2], 2 * budget)
         crowd, crowded = _crowd(longer, rows, beside, budget / 2, say)
+        gain = _gain_of_all_cores(rows[-1], beside, budget, say)
     table = CostTable(graph, operations, rows)
     known = dict(zip(chosen, seconds, strict=False))
     rate = rate_of(kinds, known)
@@ -129,6 +130,7 @@ def _measure(
         halves,
         crowd,
         crowded,
+        gain,
     )
 
 
@@ -187,6 +189,20 @@ def _crowd(
         except RuntimeError as error:
             say(f"measuring {count} processes at a time: not possible ({error})")
     return 1, np.ones((3, len(rows)))
+
+
+def _gain_of_all_cores(
+    rows: int, beside: Companions | None, budget: float, say: Callable[[str], None]
+) -> float | None:
+    """How many times as fast one process with all cores computes, if that was tried."""
+    if beside is None:
+        return None
+    say("measuring one process with the cores of all ranks")
+    try:
+        return beside.gain_of_all_cores(rows, budget)
+    except RuntimeError as error:
+        say(f"measuring one process with the cores of all ranks: not possible ({error})")
+        return None
 
 
 def _long_piece(graph: FlatGraph, operations: OperationGraph, found: list[Segment]) -> Segment:
