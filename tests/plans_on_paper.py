@@ -41,6 +41,7 @@ def costs(seconds: list[float], overheads: Overheads = FREE, **changes: Any) -> 
         kept=np.full(count, float(MEGABYTE)),
         working=np.zeros(count),
         program=np.zeros(count),
+        by_xla=np.zeros(count),
         tensors=np.full(count + 1, float(MEGABYTE)),
         weights=tuple(Weight(MEGABYTE, True) for _ in range(count)),
         used=tuple((i,) for i in range(count)),

@@ -373,6 +373,19 @@ def test_a_program_in_two_parts_takes_more_memory() -> None:
     assert programs((0, 4), 1) == [400 * (10 + 4) + 7]  # plain Keras
 
 
+def test_a_program_counts_updates_sums_and_xla() -> None:
+    over = dataclasses.replace(FREE, program_of_update=10.0, sums=300.0, xla=5000.0)
+    table = costs([1.0] * 4, over, by_xla=np.array([0.0, 0.0, 0.0, 1.0]))
+
+    def programs(boundaries: tuple[int, ...], replicas: int) -> list[int]:
+        layout = candidate(chain(4), boundaries, 2, replicas=replicas)
+        found = Prediction(Problem(chain(4), table, FAST, 8), layout)
+        return [memory.program for memory in found.memory]
+
+    assert programs((0, 3, 4), 1) == [30, 10 + 5000]  # a weight for each operation
+    assert programs((0, 4), 2) == [40 + 300 + 5000]
+
+
 def test_the_parts_of_a_backward_take_what_was_measured() -> None:
     table = costs([1.0] * 4, halves=(0.25, 1.0))  # of 2 x 2 s of a stage, and a row
     layout = candidate(chain(4), (0, 2, 4), 4, "zero-bubble")

@@ -24,6 +24,7 @@ from hyparflow.planning import costs_of_model
 from hyparflow.planning.costs.contention import Companions, companions_possible
 from hyparflow.planning.costs.estimate import estimate
 from hyparflow.planning.costs.measure import measure
+from hyparflow.planning.costs.measure_overheads import measure_overheads
 from hyparflow.planning.costs.measurement_keys import has_kernel, operation_kinds, tensor_types
 from hyparflow.planning.costs.sample import Sample
 from hyparflow.planning.costs.segments import alike, segments
@@ -198,6 +199,10 @@ def test_ranks_of_a_node_are_tried_together(kind: str) -> None:
     assert costs.crowd == 2, said
     assert costs.crowded is not None and costs.crowded.shape == (3, 2)
     assert (costs.crowded >= 1).all() and (costs.crowded < 20).all()
+    assert costs.gain_of_all_cores is not None and 0.05 < costs.gain_of_all_cores < 20
+    plan = hf.plan(model, batch_size=4, num_ranks=2, costs=costs)
+    assert plan.all_cores_seconds is not None and plan.all_cores_seconds > 0
+    assert hf.plan(model, batch_size=4, num_ranks=4, costs=costs).all_cores_seconds is None
 
 
 def test_what_other_processes_cannot_load_is_measured_alone() -> None:
@@ -282,6 +287,8 @@ def test_a_process_beside_this_one_must_answer(monkeypatch: pytest.MonkeyPatch) 
     try:
         with pytest.raises(RuntimeError, match=r"has not answered within 0.5 s"):
             Companions([process]).run(4)
+        with pytest.raises(RuntimeError, match=r"has not answered within 0.5 s"):
+            Companions([process], process).gain_of_all_cores(4, 0.1)
         process.kill()
         with pytest.raises(RuntimeError, match="has ended"):
             Companions([process]).run(4)
@@ -331,3 +338,33 @@ def test_what_no_rank_can_hold_whole_is_planned_in_parts() -> None:
     assert hf.plan(model, memory_limit=int(whole * 1.1), **more).gather
     with pytest.raises(ValueError, match="No layout fits in the memory limit"):
         hf.plan(model, memory_limit=int(whole * 0.05), **more)
+
+
+@pytest.mark.parametrize("gain", [100.0, 0.5, None])
+def test_one_process_with_all_cores_is_compared(gain: float | None, tmp_path: Path) -> None:
+    model = blocks(2)
+    model.compile("sgd", "mse")
+    costs = dataclasses.replace(
+        estimate(flat(model), model.optimizer), crowd=2, gain_of_all_cores=gain
+    )
+    costs.save(tmp_path / "costs.json")
+    plan = hf.plan(model, batch_size=4096, num_ranks=2, costs=tmp_path / "costs.json")
+    plan.save(tmp_path / "plan.json")
+    text = " ".join(str(hf.Plan.load(tmp_path / "plan.json")).split())
+    assert ("cores of all ranks would take" in text) == (gain is not None)
+    assert ("less than ranks do: start one" in text) == (gain == 100.0)
+    if gain is not None:
+        sizes, over = costs.trained_sizes(range(len(costs.used))), costs.overheads
+        rest = over.step + over.apply * sum(sizes) + over.apply_weight * len(sizes)
+        expected = (plan.single_seconds - rest) / gain + rest  # the optimizer waits for memory
+        assert plan.all_cores_seconds == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_update_of_more_operations_takes_more_memory() -> None:
+    weights = [keras.Variable(np.ones((3, 4), np.float32)) for _ in range(4)]
+
+    def program(optimizer: Any) -> float:
+        return measure_overheads(weights, optimizer, call=0.0).program_of_update
+
+    assert program(None) == 0.0
+    assert program(keras.optimizers.Adam()) > 2 * program(keras.optimizers.SGD()) > 0.0

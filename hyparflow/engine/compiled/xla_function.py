@@ -17,7 +17,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
-__all__ = ["XlaFunction"]
+__all__ = ["XlaFunction", "is_by_xla"]
+
+_BY_XLA = "_XlaMustCompile"  # an operation's setting
 
 
 class XlaFunction:
@@ -55,7 +57,7 @@ class XlaFunction:
             "f": _value(func=attr_value_pb2.NameAttrList(name=self._concrete.name.decode())),
             "Tin": _types([x.dtype for x in inputs]),
             "Tout": _types(types),
-            "_XlaMustCompile": _value(b=True),
+            _BY_XLA: _value(b=True),
         }
         if self._gradient:
             attributes["_gradient_op_type"] = _value(s=self._gradient.encode())
@@ -64,6 +66,11 @@ class XlaFunction:
         for tensor, like in zip(made.outputs, self._concrete.outputs, strict=True):
             tensor.set_shape(like.shape)
         return list(made.outputs)
+
+
+def is_by_xla(operation: Any) -> bool:
+    """Whether XLA compiles an operation of a graph."""
+    return bool(operation.node_def.attr[_BY_XLA].b)
 
 
 def _value(**given: Any) -> Any:

@@ -33,7 +33,7 @@ def loop_forward(
     _, last, kept = tf.while_loop(
         lambda n, *_: n < count, body, (0, list(state), kept), parallel_iterations=1
     )
-    return last, [array.stack() for array in kept]
+    return last, [_stacked(array, came) for array in kept]
 
 
 def loop_backward(
@@ -55,13 +55,20 @@ def loop_backward(
     _, first, made = tf.while_loop(
         lambda n, *_: n >= 0, body, (count - 1, list(of_state), made), parallel_iterations=1
     )
-    return first, made.stack()
+    return first, _stacked(made, given[0])
 
 
 def _array(x: Any) -> Any:
     if x is None:
         return None
     return tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:]).unstack(x)
+
+
+def _stacked(array: Any, like: Any) -> Any:
+    """What an array holds, of as many steps as another tensor has."""
+    stacked = array.stack()
+    stacked.set_shape([like.shape[0], *stacked.shape[1:]])
+    return stacked
 
 
 def _keep_shapes(new: Sequence[Any], old: Sequence[Any]) -> None:

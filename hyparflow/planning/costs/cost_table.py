@@ -32,6 +32,7 @@ class CostTable:
         self._kept = np.zeros(count)
         self._working = np.zeros(count)
         self._program = np.zeros(count)
+        self._by_xla = np.zeros(count)
         self._makers = {n: i for i, op in enumerate(operations.operations) for n in op.outputs}
         self._tensors = np.array([bytes_per_row(x) for x in graph.tensors], float)
         self._known: set[int] = set()
@@ -45,6 +46,7 @@ class CostTable:
         self.times[:, inside, :] = both.T[:, None, :] * share[None, :, None]
         self._working[inside] = memory.working / TRACED_ROWS
         self._program[inside] = share * memory.operations
+        self._by_xla[inside] = memory.by_xla
         self._kept[inside] += share * memory.kept.inside / TRACED_ROWS
         self._enter_edge(segment.inputs, memory.kept.inputs)
         self._enter_edge(segment.outputs, memory.kept.outputs)
@@ -70,9 +72,9 @@ class CostTable:
         halves: tuple[float, float],
         crowd: int,
         crowded: np.ndarray,
+        gain_of_all_cores: float | None,
     ) -> Costs:
         """The finished table; arguments as the attributes of `Costs`."""
-        gain_of_all_cores: float | None,
         model = self._graph.model
         trained = {id(v) for v in model.trainable_variables}
         return Costs(
@@ -84,6 +86,7 @@ class CostTable:
             kept=self._kept,
             working=self._working,
             program=self._program,
+            by_xla=self._by_xla,
             tensors=self._tensors,
             weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
             used=used_weights(self._graph),
@@ -92,10 +95,10 @@ class CostTable:
             halves=halves,
             crowd=crowd,
             crowded=crowded,
+            gain_of_all_cores=gain_of_all_cores,
             overheads=overheads,
             source="measured",
             machine={
-            gain_of_all_cores=gain_of_all_cores,
                 "machine": platform.machine(),
                 "node": platform.node(),
                 "threads": intra_op_threads(),

@@ -25,7 +25,7 @@ __all__ = ["Costs", "Times", "Weight"]
 
 _ARRAYS = (
     *("forward", "backward", "fused", "crowded"),
-    *("kept", "working", "program", "tensors"),
+    *("kept", "working", "program", "by_xla", "tensors"),
 )
 
 
@@ -72,6 +72,7 @@ class Costs:
         kept: Array. Bytes per row that an operation keeps from its forward to its backward.
         working: Array. Bytes per row that it needs beside those while it runs.
         program: Array. Operations of TensorFlow that it is compiled to, backward included.
+        by_xla: Array. 1 where XLA compiles some of these, or 0.
         tensors: Array. Bytes per row of each tensor, by its number.
         weights: Tuple. The size of each variable, and whether it is trainable.
         used: Tuple. For each operation the numbers of its variables.
@@ -82,9 +83,9 @@ class Costs:
         crowd: Integer. How many ranks of a node computed at a time for `crowded`.
         crowded: Array ((forward, backward, fused), size), or `None`. How many times longer each
             then took.
-        overheads: What a step costs beside its operations.
         gain_of_all_cores: Float or `None`. How many times as fast as a rank alone one process with
             the cores of all ranks of a node computes; `None` if that was not tried.
+        overheads: What a step costs beside its operations.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
     """
@@ -97,6 +98,7 @@ class Costs:
     kept: np.ndarray
     working: np.ndarray
     program: np.ndarray
+    by_xla: np.ndarray
     tensors: np.ndarray
     weights: tuple[Weight, ...]
     used: tuple[tuple[Number, ...], ...]
@@ -105,9 +107,9 @@ class Costs:
     halves: tuple[Amount, Amount] = (0.5, 0.5)
     crowd: Count = 1
     crowded: np.ndarray | None = None
+    gain_of_all_cores: Amount | None = None
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
-    gain_of_all_cores: Amount | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
     def times(self, rows: float, at_once: float = 1.0) -> Times:
@@ -156,6 +158,11 @@ class Costs:
         over, trained = self.overheads, sum(weight.trainable for weight in self.weights)
         objects = over.operation * len(self.operations) + over.variable * len(self.weights)
         return round(over.runtime + objects + over.trained * trained)
+
+    @cached_property
+    def updated(self) -> np.ndarray:
+        """How many trained variables each operation has."""
+        return np.array([len(self.trained_sizes([n])) for n in range(len(self.operations))])
 
     @cached_property
     def slot_bytes(self) -> int:
@@ -214,7 +221,7 @@ class Costs:
 def _schema() -> Any:
     """The schema of a file of costs."""
     row, matrix = tuple[Amount, ...], tuple[tuple[Amount, ...], ...]
-    others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "tensors"), row)
+    others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "by_xla", "tensors"), row)
     others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
     weights = tuple[tuple[Bytes, bool], ...]
     return schema_of(Costs, crowded=matrix | None, weights=weights, **others)
@@ -230,7 +237,7 @@ def _from_file(content: Any) -> Costs:
     _require_length("rows", content.rows, sizes if sizes else 1)
     if any(low >= high for low, high in itertools.pairwise(content.rows)):
         raise ValueError("Expected sizes in rising order - at `$.rows`")
-    for name in ("forward", "backward", "fused", "kept", "working", "program", "used"):
+    for name in ("forward", "backward", "fused", "kept", "working", "program", "by_xla", "used"):
         _require_length(name, getattr(content, name), count)
     for name in ("forward", "backward", "fused", "crowded"):
         if name == "crowded" and content.crowded is not None:

@@ -56,6 +56,7 @@ def estimate(
         kept=written,
         working=2 * written,
         program=np.full(len(written), float(_TRACED_PER_OPERATION)),
+        by_xla=np.zeros(len(written)),
         tensors=tensors,
         weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
         used=used_weights(graph),

@@ -23,6 +23,7 @@ from hyparflow.planning.costs.overheads import Overheads
 __all__ = ["measure_overheads", "median_seconds"]
 
 _SAMPLED, _SAMPLED_BYTES = 24, 1 << 26  # weights that an optimizer is tried with, at most
+_OPERATION = 14e3  # bytes of memory for a compiled operation of an update, as was measured
 _LARGE = 2**22  # numbers in an array that tells the speed of memory
 
 
@@ -63,7 +64,11 @@ def _measured(chosen: list[Any], optimizer: Any, call: float) -> Overheads:
     add = FixedFunction(accumulator.add)
     adding = max(0.0, median_seconds(lambda: add(gradients)) - call)
     add_weight = max(0.0, adding - 3 * per_byte * size) / len(chosen)
-    applying = 0.0 if optimizer is None else median_seconds(_applied(optimizer, chosen, gradients))
+    applying, program = 0.0, 0.0
+    if optimizer is not None:
+        apply = _applied(optimizer, chosen)
+        applying = median_seconds(lambda: apply(gradients))
+        program = _OPERATION * len(apply.concrete(gradients).graph.get_operations()) / len(chosen)
     reducing = median_seconds(_reduced(chosen, gradients))
     apply_weight = max(0.0, applying - 4 * per_byte * size) / len(chosen)
     return Overheads(
@@ -72,6 +77,7 @@ def _measured(chosen: list[Any], optimizer: Any, call: float) -> Overheads:
         accumulate_weight=add_weight,
         apply=(applying - apply_weight * len(chosen)) / size,
         apply_weight=apply_weight,
+        program_of_update=program,
         reduce=4 * per_byte,
         reduce_weight=max(0.0, reducing - 4 * per_byte * size) / len(chosen),
     )
@@ -109,13 +115,12 @@ def _reduced(weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
     return run
 
 
-def _applied(optimizer: Any, weights: list[Any], gradients: list[Any]) -> Callable[[], Any]:
-    """A function that runs a step of a copy of `optimizer` on copies of `weights`."""
+def _applied(optimizer: Any, weights: list[Any]) -> FixedFunction:
+    """A function of gradients: a step of a copy of `optimizer` on copies of `weights`."""
     copy = type(optimizer).from_config(optimizer.get_config())
     variables = [keras.Variable(v, name=f"copy_{i}") for i, v in enumerate(weights)]
     copy.build(variables)
-    apply = FixedFunction(lambda values: copy.apply(values))
-    return lambda: apply(gradients)
+    return FixedFunction(lambda values: copy.apply(values))
 
 
 def median_seconds(run: Callable[[], Any], times: int = 9) -> float:

@@ -28,7 +28,10 @@ class Overheads:
             backward are one call.
         program_in_two: the same if they are two calls, which are traced as one.
         program_of_keras: additional bytes of plain Keras.
+        program_of_update: bytes of memory for the compiled update of a trained weight.
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
+        xla: bytes of memory that XLA takes when it first compiles anything.
+        sums: bytes of memory that sums over replicas take, however small.
         operation, variable, trained: bytes of objects for each operation and variable of the whole
             model, which every rank builds; and for each trained one, its slots and its sums.
         scratch: bytes that an operation takes for itself while it runs, however few its rows.
@@ -43,18 +46,26 @@ class Overheads:
     apply_weight: Amount = 2e-5
     reduce: Amount = 1e-9
     reduce_weight: Amount = 3e-5
-    program: Amount = 17e3
-    program_in_two: Amount = 21e3
+    program: Amount = 22e3
+    program_in_two: Amount = 27.5e3
     program_of_keras: Amount = 20e3
-    runtime: Amount = 57e6
+    program_of_update: Amount = 190e3
+    runtime: Amount = 61e6
+    xla: Amount = 68e6
+    sums: Amount = 22e6
     operation: Amount = 14e3
     variable: Amount = 6e3
     trained: Amount = 20e3
     scratch: Amount = 0.0
 
-    def program_bytes(self, whole: Any, in_two: Any) -> Any:
-        """Bytes of memory for `whole` operations in one call and `in_two` operations in two.
+    def program_bytes(self, whole: Any, in_two: Any, updated: Any) -> Any:
+        """Bytes of memory for compiled functions; of numbers, or of arrays of them.
 
-        Both are numbers, or arrays of them.
+        Args:
+            whole: operations in one call.
+            in_two: operations in two calls.
+            updated: trained weights.
         """
-        return self.program * whole + self.program_in_two * in_two
+        return (
+            self.program * whole + self.program_in_two * in_two + self.program_of_update * updated
+        )

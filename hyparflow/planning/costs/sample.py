@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.engine.compiled.tensors import as_share
+from hyparflow.engine.compiled.xla_function import is_by_xla
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.pooled_memory import peak_of
 from hyparflow.engine.stages.recorded import Recorded
@@ -31,6 +32,7 @@ from hyparflow.planning.costs.tensor_lifetimes import (
     working_bytes,
 )
 from hyparflow.planning.costs.tensor_sizes import known_shape
+from hyparflow.planning.costs.traced_graph import TracedGraph
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
 
@@ -45,11 +47,13 @@ class SampleMemory:
         kept: the tensors that are kept between a forward and its backward.
         working: bytes of further tensors.
         operations: how many operations were traced.
+        by_xla: whether XLA compiles some of them.
     """
 
     kept: Kept
     working: int
     operations: int
+    by_xla: bool
 
 
 class Sample:
@@ -128,9 +132,11 @@ class Sample:
         needed = needed_in_order(everything, wanted)
         operations = sorted(needed, key=lambda operation: operation not in front)
         size = sum(operation in front for operation in needed)
-        working = working_bytes(operations, size, inputs, self._traced)
-        kept = kept_between(operations, size, inputs, self._traced)
-        return SampleMemory(kept, working, len(operations))
+        graph = TracedGraph(traced.graph)
+        working = working_bytes(operations, size, inputs, self._traced, graph.bytes_of)
+        kept = kept_between(operations, size, inputs, self._traced, graph.bytes_of)
+        by_xla = any(map(is_by_xla, operations))
+        return SampleMemory(kept, working, graph.count(operations), by_xla)
 
     def scratch(self, rows: Sequence[int]) -> int:
         """Bytes that forward and backward take however few the rows, gradients of weights apart.

@@ -6,12 +6,9 @@ backward reads are kept between the two; the others are freed after their last r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import tensorflow as tf
 
 __all__ = ["Kept", "kept_between", "needed_in_order", "origin", "working_bytes"]
 
@@ -84,6 +81,7 @@ def kept_between(
     num_forward: int,
     inputs: list[Any],
     outputs: list[Any],
+    size_of: Callable[[Any], int],
 ) -> Kept:
     """The tensors that a traced forward and backward keep between the two.
 
@@ -91,6 +89,7 @@ def kept_between(
         operations: the operations of the graph, in the order of tracing.
         num_forward: how many of them belong to the forward.
         inputs, outputs: the forward's tensors.
+        size_of: tells the bytes of a tensor.
     """
     kept = {
         tensor.ref(): tensor
@@ -106,16 +105,20 @@ def kept_between(
         if ref not in edge and t.op in forward and t.op.type not in _NOT_MADE
     ]
     return Kept(
-        sum(_size(tensor) for tensor in inside),
+        sum(size_of(tensor) for tensor in inside),
         [origin(x).ref() in kept for x in inputs],
         [origin(x).ref() in kept for x in outputs],
     )
 
 
 def working_bytes(
-    operations: list[Any], num_forward: int, inputs: list[Any], outputs: list[Any]
+    operations: list[Any],
+    num_forward: int,
+    inputs: list[Any],
+    outputs: list[Any],
+    size_of: Callable[[Any], int],
 ) -> int:
-    """The peak of bytes besides inputs, outputs and kept tensors, for static shapes."""
+    """The peak of bytes besides inputs, outputs and kept tensors; arguments as `kept_between`."""
     last: dict[Any, int] = {}
     counted = {origin(x).ref() for x in [*inputs, *outputs]}
     forward = set(operations[:num_forward])
@@ -126,10 +129,15 @@ def working_bytes(
             last[tensor.ref()] = index
             if index >= num_forward and tensor.op in forward:
                 counted.add(tensor.ref())
-    return _working(operations, last, counted)
+    return _working(operations, last, counted, size_of)
 
 
-def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> int:
+def _working(
+    operations: list[Any],
+    last: dict[Any, int],
+    counted: set[Any],
+    size_of: Callable[[Any], int],
+) -> int:
     """The peak of bytes in use, without the tensors that are `counted` elsewhere."""
     freed: dict[int, list[int]] = {}
     live = peak = 0
@@ -142,16 +150,9 @@ def _working(operations: list[Any], last: dict[Any, int], counted: set[Any]) -> 
             dying = []
         for tensor in operation.outputs:
             if tensor.ref() in last and tensor.ref() not in counted:
-                live += _size(tensor)
-                freed.setdefault(last[tensor.ref()], []).append(_size(tensor))
+                size = size_of(tensor)
+                live += size
+                freed.setdefault(last[tensor.ref()], []).append(size)
         peak = max(peak, live)
         live -= sum(dying)
     return peak
-
-
-def _size(tensor: Any) -> int:
-    """Bytes of `tensor`; 0 where its shape is not known."""
-    if tensor.dtype in (tf.resource, tf.variant, tf.string) or tensor.shape.rank is None:
-        return 0
-    shape = tensor.shape.as_list()
-    return 0 if None in shape else math.prod(shape) * tensor.dtype.size

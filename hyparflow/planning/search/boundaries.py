@@ -111,9 +111,12 @@ class Boundaries:
             return None
         costs = self._problem.spent
         rows, copies, updated, slots, in_flight, placement = load
-        fixed = costs.base_bytes + costs.overheads.scratch + costs.working.min() * rows
+        over = costs.overheads
+        fixed = costs.base_bytes + over.scratch + costs.working.min() * rows
+        fixed += over.xla * costs.by_xla.any()
         held = self._before(self._gradients * (copies + slots) + self._weights)
         compiled = self._before(costs.program * self._problem.compiled_shares)
+        updates = self._before(costs.updated * self._problem.compiled_shares)
         activations, gradients = self._before(costs.kept), self._before(self._gradients)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
@@ -124,7 +127,8 @@ class Boundaries:
             needed += np.maximum(kept, updated * (gradients[end] - gradients[start]))
             count = compiled[end] - compiled[start]
             split = (count, 0.0) if stage == len(in_flight) - 1 else (0.0, count)
-            return np.asarray(needed + costs.overheads.program_bytes(*split) <= share)
+            program = over.program_bytes(split[0], split[1], updates[end] - updates[start])
+            return np.asarray(needed + program <= share)
 
         def longest(stage: int) -> int:
             before = held + in_flight[stage] * rows * activations

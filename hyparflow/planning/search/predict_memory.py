@@ -150,13 +150,17 @@ def _program_bytes(
 ) -> int:
     """Bytes of the compiled functions of a partition."""
     in_two = {action.stage for action in actions if action.kind == Kind.FORWARD}
-    over = problem.costs.overheads
-    counts = {True: 0.0, False: 0.0}
+    costs = problem.costs
+    over = costs.overheads
+    counts, updated, by_xla = {True: 0.0, False: 0.0}, 0, False
     for stage, inside, is_last in pieces:
-        count = float(problem.costs.program[inside.start : inside.stop].sum())
-        counts[stage in in_two or not is_last] += count
-    total = problem.costs.base_bytes + over.program_bytes(whole=counts[False], in_two=counts[True])
-    if candidate.is_plain_keras and problem.saving.recompute is None:
+        there = slice(inside.start, inside.stop)
+        counts[stage in in_two or not is_last] += float(costs.program[there].sum())
+        updated += len(costs.trained_sizes(inside))
+        by_xla |= bool(costs.by_xla[there].any())
+    total = costs.base_bytes + over.program_bytes(counts[False], counts[True], updated)
+    total += over.xla * by_xla + over.sums * (candidate.grid.num_replicas > 1)
+    if problem.units is None and candidate.is_plain_keras and problem.saving.recompute is None:
         total += over.program_of_keras * counts[False]
     return round(float(total))
 
@@ -167,7 +171,7 @@ def _compiled(problem: Problem, candidate: Candidate, partition: int) -> Iterato
     Of units of a kind the first is compiled.
     """
     units = problem.units
-    if units is None or candidate.is_plain_keras:
+    if units is None:
         for stage in candidate.stages(partition):
             yield stage, candidate.partitioning.operations(stage), True
         return
