@@ -187,7 +187,7 @@ def test_automatic_is_refused_where_there_is_nothing_to_plan_for() -> None:
 def test_automatic_trains_a_model_without_a_graph(capfd: pytest.CaptureFixture[str]) -> None:
     class Own(keras.Model):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(name="own")
             self.dense = layers.Dense(3)
 
         def call(self, x: Any) -> Any:
