@@ -141,11 +141,13 @@ def test_one_process_compiles_units_too() -> None:
     over = dataclasses.replace(FREE, program=1.0, program_in_two=3.0, program_of_keras=0.5)
     table = costs([1.0] * 8, over, program=np.full(8, 100.0))
 
-    def program(alike: Units | None) -> int:
-        (memory,) = Prediction(Problem(graph, table, FAST, 8, Saving(), alike), layout).memory
+    def program(alike: Units | None, rewritten: bool = False) -> int:
+        found = dataclasses.replace(table, rewritten=rewritten)
+        (memory,) = Prediction(Problem(graph, found, FAST, 8, Saving(), alike), layout).memory
         return memory.program
 
     assert program(None) == 800 + 400  # by Keras
+    assert program(None, rewritten=True) == 800
     assert program(units(graph, 0, 2, 4, 6, 8, kinds=(0, 1, 1, 1))) == 3 * 400
 
 

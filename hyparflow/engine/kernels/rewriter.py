@@ -72,6 +72,11 @@ class Rewriter:
         self._known = {True: in_training, False: in_inference}
         self._proved: dict[tuple[str, Hashable], bool] = {}
 
+    @property
+    def has_rewritten(self) -> bool:
+        """Whether it has put in any kernel."""
+        return any(self._proved.values())
+
     def rewrite(
         self, operations: Sequence[Any], targets: Sequence[Any], training: bool = True
     ) -> tuple[list[Any], Counter[str]]:

@@ -73,6 +73,7 @@ class CostTable:
         crowd: int,
         crowded: np.ndarray,
         gain_of_all_cores: float | None,
+        rewritten: bool,
     ) -> Costs:
         """The finished table; arguments as the attributes of `Costs`."""
         model = self._graph.model
@@ -96,6 +97,7 @@ class CostTable:
             crowd=crowd,
             crowded=crowded,
             gain_of_all_cores=gain_of_all_cores,
+            rewritten=rewritten,
             overheads=overheads,
             source="measured",
             machine={

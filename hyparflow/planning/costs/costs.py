@@ -85,6 +85,8 @@ class Costs:
             then took.
         gain_of_all_cores: Float or `None`. How many times as fast as a rank alone one process with
             the cores of all ranks of a node computes; `None` if that was not tried.
+        rewritten: Boolean. Whether faster kernels compute some operations: then hyparflow's engine
+            trains in a single process, too.
         overheads: What a step costs beside its operations.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
@@ -108,6 +110,7 @@ class Costs:
     crowd: Count = 1
     crowded: np.ndarray | None = None
     gain_of_all_cores: Amount | None = None
+    rewritten: bool = False
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
     machine: dict[str, Any] = field(default_factory=dict)

@@ -131,6 +131,7 @@ def _measure(
         crowd,
         crowded,
         gain,
+        rewriter is not None and rewriter.has_rewritten,
     )
 
 

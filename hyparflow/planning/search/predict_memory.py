@@ -160,7 +160,8 @@ def _program_bytes(
         by_xla |= bool(costs.by_xla[there].any())
     total = costs.base_bytes + over.program_bytes(counts[False], counts[True], updated)
     total += over.xla * by_xla + over.sums * (candidate.grid.num_replicas > 1)
-    if problem.units is None and candidate.is_plain_keras and problem.saving.recompute is None:
+    by_engine = problem.units is not None or costs.rewritten or problem.saving.recompute is not None
+    if candidate.is_plain_keras and not by_engine:
         total += over.program_of_keras * counts[False]
     return round(float(total))
 
