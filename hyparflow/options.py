@@ -67,18 +67,21 @@ class Options:
         checks.or_none(checks.count_of),
         "Integer or `None`. The number of ranks that share each sequence; times the numbers of "
         "partitions and replicas that of all ranks.",
+        planned=True,
     )
     num_sequence_chunks: int | str = declare(
         1,
         checks.count_or_auto,
         'Integer or `"auto"`. The number of chunks of a sequence, which are computed one after the '
         'other. `"auto"`: as few as fit in memory.',
+        planned=True,
     )
     sequence_store: str = declare(
         "memory",
         checks.text,
         'String. Where chunks wait for their backward: `"memory"`; `"bf16"`, memory, rounded, with '
         'other numbers; `"disk"`, a temporary file; or the path of a folder for it.',
+        planned=True,
     )
     num_microbatches: int | str = declare(
         "auto",

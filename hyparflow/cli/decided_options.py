@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hyparflow.formats import argument_checks as checks
 from hyparflow.options import declared
 
 __all__ = ["decided_options"]
@@ -46,6 +47,8 @@ def decided_options(names: Iterable[str]) -> Callable[[_Command], _Command]:
 def _type_of(option: Field[Any]) -> click.ParamType:
     if (choices := option.metadata.get("choices")) is not None:
         return click.Choice(choices)
+    if option.metadata["check"] is checks.text:
+        return click.STRING
     return _Counts() if option.metadata.get("several") else click.IntRange(1)
 
 
@@ -58,4 +61,5 @@ def _words(option: Field[Any]) -> str:
         return f"layouts with {option.name}=True"
     if option.default is None and option.metadata.get("choices"):
         return f"layouts with this `{option.name}`"
-    return f"this {words}" if option.metadata.get("choices") else f"this many {words}"
+    is_name = option.metadata.get("choices") or option.metadata["check"] is checks.text
+    return f"this {words}" if is_name else f"this many {words}"

@@ -36,6 +36,11 @@ __all__ = ["plan"]
     "--memory-limit", help="What training may add to the memory of a rank, for example 8GiB."
 )
 @click.option(
+    "--sequence-length",
+    type=click.IntRange(1),
+    help="Positions of a sequence, where the model leaves them open.",
+)
+@click.option(
     "--cluster", type=click.Path(exists=True), help="The machine, as 'doctor --network' wrote it."
 )
 @click.option(
@@ -84,6 +89,7 @@ def _plan(
     ranks: int | None,
     batch_size: int,
     memory_limit: str | None,
+    sequence_length: int | None,
     cluster: str | None,
     nodes: int | None,
     costs: str,
@@ -101,7 +107,8 @@ def _plan(
 
     _check_outputs(plot, save, save_costs)
     machine = _machine(cluster, ranks, nodes)
-    constrained(machine.num_ranks, **decided)  # refused before minutes of measuring
+    # Refused before minutes of measuring.
+    divides = constrained(machine.num_ranks, **decided).options.divides_sequences or None
     if memory_limit is not None:
         parse_bytes(memory_limit)
     # A file that is wrong is refused before the model is built.
@@ -115,13 +122,18 @@ def _plan(
 
         from hyparflow.planning import costs_of_model, plan_model
 
-        known = costs_of_model.costs_of_model(built, wanted, batch_size, machine, shown.say)
+        known = costs_of_model.costs_of_model(
+            *(built, wanted, batch_size, machine, shown.say),
+            length=sequence_length,
+            divides=divides,
+        )
         if save_costs:
             known.save(save_costs)
         made = plan_model.plan(
             built,
             batch_size=batch_size,
             memory_limit=memory_limit,
+            sequence_length=sequence_length,
             cluster=None if cluster is None and nodes is None else machine,
             num_ranks=machine.num_ranks,
             costs=known,

@@ -7,6 +7,7 @@ called twice becomes two calls of the same layer.
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ class FlatGraph:
         self.functional = functional
         self.calls: list[GraphCall] = []
         self.tensors: list[Any] = []
+        self._ids: list[int] = []  # of the tensors that arguments hold
         self._numbers: dict[int, int] = {}
         self._calls_of: dict[str, int] = {}
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -61,6 +63,7 @@ class FlatGraph:
     def _number(self, tensor: Any) -> int:
         self._numbers[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)
+        self._ids.append(id(tensor))
         return len(self.tensors) - 1
 
     def _unique(self, name: str) -> str:
@@ -141,6 +144,12 @@ class FlatGraph:
         owners = (frame.f_locals.get("self") for frame in frames)
         return next((owner.name for owner in owners if isinstance(owner, GraphCall)), "")
 
+    def at_length(self, length: int) -> FlatGraph:
+        """The same graph, whose tensors have this length wherever the model leaves one open."""
+        sized = copy.copy(self)
+        sized.tensors = [_sized(tensor, length) for tensor in self.tensors]
+        return sized
+
     def ancestors(self, tensor: int) -> set[int]:
         """The numbers of the tensors that a tensor is computed from, with its own."""
         found, waiting = set[int](), [tensor]
@@ -162,11 +171,10 @@ class FlatGraph:
         loss. (A `keras.Function` leaves them out; it copies each call, and looks for the name of
         each among all.) An output that is an input is passed on as it is.
         """
-        taken = [id(self.tensors[n]) for n in inputs]
-        given = [id(self.tensors[n]) for n in outputs]
+        taken = [self._ids[n] for n in inputs]
+        given = [self._ids[n] for n in outputs]
         calls = [
-            (self.calls[index], [id(self.tensors[n]) for n in self._makes[index]])
-            for index in operations
+            (self.calls[index], [self._ids[n] for n in self._makes[index]]) for index in operations
         ]
 
         def run(tensors: list[Any], context: CallContext) -> list[Any]:
@@ -235,6 +243,12 @@ class FlatGraph:
         read = [self.tensors[n] for n in self._reads[index]]
         made = [self.tensors[n] for n in self._makes[index]]
         return work_of(self.calls[index], read, made)
+
+
+def _sized(tensor: Any, length: int) -> Any:
+    rows, *rest = tensor.shape
+    shape = (rows, *(length if size is None else size for size in rest))
+    return keras.KerasTensor(shape, tensor.dtype, name=tensor.name)
 
 
 def _parts(call: GraphCall) -> list[Any]:

@@ -92,6 +92,18 @@ class Grid:
         """The ranks of one replica, first partition first; those with the first shard."""
         return [self.rank(replica, partition) for partition in range(self.num_partitions)]
 
+    @property
+    def numbers(self) -> str:
+        """Replicas, shards of sequences if there are several, and partitions, as "2 x 4"."""
+        shards = [self.num_shards] if self.num_shards > 1 else []
+        return " x ".join(map(str, (self.num_replicas, *shards, self.num_partitions)))
+
+    @property
+    def in_words(self) -> str:
+        """The numbers, and what they count."""
+        shards = " x sequence shards" if self.num_shards > 1 else ""
+        return f"{self.numbers} (replicas{shards} x partitions)"
+
     def describe(self, rank: int) -> str:
         """`rank` in words, for messages."""
         shard = f", sequence shard {self.shard(rank)}" if self.num_shards > 1 else ""

@@ -55,7 +55,8 @@ def planned(
     ]
     if given:
         raise ValueError(
-            "A plan decides strategy, partitions, replicas, micro-batches, schedule, lpp, "
+            "A plan decides strategy, partitions, replicas, sequence shards and chunks, their "
+            "store, micro-batches, schedule, lpp, "
             f"recompute and shard_optimizer. Received: plan and {', '.join(given)}. Leave one of "
             "them out."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -15,10 +17,13 @@ from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.checks import check_can_cut, check_model
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs.estimate import estimate
+from hyparflow.planning.costs.lengths import LONG, costs_at_length
 from hyparflow.planning.costs.measure import measure
+from hyparflow.planning.costs.measure_attention import attention_of
 from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.search.problem import limited
 
@@ -51,11 +56,13 @@ def costs_of_model(
     cluster: Cluster,
     say: Callable[[str], None] = lambda text: None,
     faster_kernels: bool = True,
+    length: int | None = None,
+    divides: bool | None = None,
 ) -> Costs:
-    """The costs of a model; arguments as for `plan`, and `faster_kernels` as for `measure`."""
+    """The costs of a model; arguments as for `costs_of_graph`."""
     batch_size = check_planned(model, batch_size, costs)
     graph = FlatGraph(model, opened_graph(model))
-    return costs_of_graph(graph, costs, batch_size, cluster, say, faster_kernels)
+    return costs_of_graph(graph, costs, batch_size, cluster, say, faster_kernels, length, divides)
 
 
 def costs_of_graph(
@@ -65,6 +72,8 @@ def costs_of_graph(
     cluster: Cluster,
     say: Callable[[str], None],
     faster_kernels: bool = True,
+    length: int | None = None,
+    divides: bool | None = None,
 ) -> Costs:
     """The costs that `plan` was told to use.
 
@@ -75,23 +84,32 @@ def costs_of_graph(
         cluster: the machine.
         say: called with a line of progress.
         faster_kernels: as for `measure`.
+        length: of sequences, where the model leaves it open; None if no data tell.
+        divides: whether sequences are to be divided; None if the plan may choose.
 
     Raises:
-        ValueError: if the costs are those of another model.
+        ValueError: if the costs are those of another model, or its sequences cannot be divided.
     """
     model = graph.model
     optimizer = model.optimizer if model.compiled else None
-    if isinstance(costs, str) and costs == "measure":
+    if isinstance(costs, str) and costs in ("measure", "estimate"):
+        attention = _attention(graph, length, costs == "measure", divides)
+        if costs == "estimate":
+            sized = graph if length is None else graph.at_length(length)
+            return estimate(sized, optimizer, length=length, attention=attention)
         _warn_of_threads(cluster.ranks_per_node)
-        sizes = _sizes_to_measure(batch_size, cluster.num_ranks)
-        return measure(
-            *(graph, sizes, optimizer),
+        find = functools.partial(
+            measure,
+            rows=_sizes_to_measure(batch_size, cluster.num_ranks),
+            optimizer=optimizer,
             ranks_per_node=cluster.ranks_per_node,
             say=say,
             faster_kernels=faster_kernels,
         )
-    if isinstance(costs, str) and costs == "estimate":
-        return estimate(graph, optimizer)
+        if length is None:
+            return find(graph)
+        found = costs_at_length(graph, length, find)
+        return dataclasses.replace(found, attention=attention)
     known = costs if isinstance(costs, Costs) else Costs.load(costs)
     same = len(known.operations) == len(graph.calls) and known.used == used_weights(graph)
     if not same or len(known.tensors) != len(graph.tensors):
@@ -100,7 +118,34 @@ def costs_of_graph(
             f"{len(known.operations)} operations with {len(known.weights)} weights for a model of "
             f"{len(graph.calls)} with {len(model.variables)}"
         )
+    if length not in (None, known.length) or (divides and not known.attention):
+        raise ValueError(
+            "Costs must be of sequences as long as those that are planned, and tell what attention "
+            f"costs where these are divided. Received: sequence_length={length}, and costs of "
+            f"sequences of {known.length} positions and of {len(known.attention)} attention "
+            "layers. Measure again with this length."
+        )
     return known
+
+
+def _attention(
+    graph: FlatGraph, length: int | None, measured: bool, divides: bool | None
+) -> tuple[Attention, ...]:
+    """What attention costs where sequences are divided, if they may be."""
+    if length is None:
+        if divides:
+            raise ValueError(
+                "A plan that divides sequences must know how long they are. Received: no "
+                "`sequence_length`. Pass the number of positions of a sequence."
+            )
+        return ()
+    if divides or (divides is None and length > LONG):
+        try:
+            return attention_of(graph, length, measured)
+        except ValueError:
+            if divides:
+                raise
+    return ()
 
 
 def _warn_of_threads(ranks_per_node: int) -> None:

@@ -12,6 +12,7 @@ from hyparflow.planning.plan import Alternative, Bar, PartitionPlan, Plan
 from hyparflow.planning.search.order import best_first, fastest
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Problem, Saving
+from hyparflow.planning.search.sequence_layout import SequenceLayout
 
 __all__ = ["make_plan"]
 
@@ -38,7 +39,7 @@ def make_plan(
         found: all predictions; the next best are alternatives.
         memory_limit: bytes per rank, or None.
     """
-    candidate = best.candidate
+    candidate, ways = best.candidate, best.saving.sequences or SequenceLayout()
     table = candidate.partitioning
     partitions = []
     for partition in range(candidate.grid.num_partitions):
@@ -75,7 +76,11 @@ def make_plan(
         costs=problem.costs.source,
         gather=not best.saving.apart,
         recompute=best.saving.recompute,
-        shard_optimizer=best.saving.shard_optimizer and candidate.grid.num_replicas > 1,
+        shard_optimizer=best.saving.shard_optimizer and candidate.grid.num_peers > 1,
+        num_sequence_shards=ways.num_shards,
+        num_sequence_chunks=ways.num_chunks,
+        sequence_store=ways.store,
+        sequence_length=problem.costs.length,
         all_cores_seconds=_with_all_cores(problem, single),
     )
 
@@ -134,9 +139,9 @@ def _work(spans: Any) -> list[Bar]:
 def _alternative(other: Prediction, best: Prediction, memory_limit: int | None) -> Alternative:
     grid = other.candidate.grid
     parts = counted(other.candidate.num_microbatches, "micro-batch", "micro-batches")
-    name = f"{grid.num_replicas} x {grid.num_partitions}, {parts}"
+    name = f"{grid.numbers}, {parts}"
     name += f", {words}" if (words := other.candidate.in_words) else ""
-    name += f", {words}" if (words := other.saving.in_words(grid.num_replicas)) else ""
+    name += f", {words}" if (words := other.saving.in_words(grid.num_peers)) else ""
     totals = [memory.total for memory in other.memory]
     most = max(totals)
     fits = memory_limit is None or most <= memory_limit

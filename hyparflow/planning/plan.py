@@ -20,6 +20,7 @@ from hyparflow.formats.text import Page, counted
 from hyparflow.formats.writing import write_text
 from hyparflow.options import planned_names
 from hyparflow.pipeline.actions import Kind
+from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.placement import Placement
 from hyparflow.pipeline.schedules import in_words, placement_of
 from hyparflow.planning.plan_check import check
@@ -101,6 +102,11 @@ class Plan:
             where it is built with `hyparflow.deferred`, and weights stay at their owners.
         recompute: String or `None`. What computes forwards again: `"block"` or `"segments"`.
         shard_optimizer: Boolean. Whether replicas share out the optimizer's state.
+        num_sequence_shards: Integer. The number of ranks that share each sequence.
+        num_sequence_chunks: Integer. The number of chunks of a sequence.
+        sequence_store: String. Where chunks wait for their backward.
+        sequence_length: Integer or `None`. The length of sequences that costs are for, where the
+            model leaves it open.
         all_cores_seconds: Float or `None`. The expected time of a step, in seconds, in one process
             that has the cores of all ranks, which share a node; `None` if it is not known.
     """
@@ -126,18 +132,27 @@ class Plan:
     gather: bool = True
     recompute: str | None = None
     shard_optimizer: bool = False
+    num_sequence_shards: Count = 1
+    num_sequence_chunks: Count = 1
+    sequence_store: str = "memory"
+    sequence_length: Count | None = None
     all_cores_seconds: Amount | None = None
 
     @property
     def num_ranks(self) -> int:
         """Integer. The number of ranks that the plan is for."""
-        return self.num_replicas * self.num_partitions
+        return self.num_replicas * self.num_sequence_shards * self.num_partitions
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Dict. The plan as parallel arguments of `hyparflow.fit`."""
         found = {name: getattr(self, name) for name in planned_names()} | {"lpp": list(self.lpp)}
         return found if self.gather else found | {"gather": False}
+
+    @property
+    def divides_sequences(self) -> bool:
+        """Boolean. Whether sequences are divided, over ranks or into chunks."""
+        return self.num_sequence_shards * self.num_sequence_chunks > 1
 
     @property
     def samples_per_second(self) -> float:
@@ -197,7 +212,10 @@ class Plan:
         """
         if self.num_ranks > _MOST_ROWS:
             return "partition", list(self.work)
-        return "rank", [works for _ in range(self.num_replicas) for works in self.work]
+        each: list[Sequence[Bar]] = [
+            works for works in self.work for _ in range(self.num_sequence_shards)
+        ]
+        return "rank", each * self.num_replicas
 
     def plot(self, path: str | Path) -> None:
         """Draw one training step, rank by rank, with the time and memory of each partition.
@@ -219,6 +237,12 @@ class Plan:
         return placement_of(self.schedule, self.num_partitions, self.stages_per_partition)
 
     @property
+    def grid(self) -> Grid:
+        """Replicas, shards of sequences and partitions."""
+        counts = self.num_partitions, self.num_replicas
+        return Grid(*counts, self.placement, self.num_sequence_shards)
+
+    @property
     def pipeline(self) -> str:
         """The schedule in words; an empty string if there is no pipeline."""
         return in_words(self.schedule, self.placement)
@@ -231,11 +255,10 @@ class Plan:
         return self.page().plain()
 
     def __repr__(self) -> str:
-        grid = f"{self.num_replicas} x {self.num_partitions} (replicas x partitions)"
         parts = counted(self.num_microbatches, "micro-batch", "micro-batches")
         schedule = f", {self.pipeline}" if self.pipeline else ""
         step = f"{self.step_seconds * 1e3:.1f} ms a step of {self.batch_size} rows"
-        return f"<Plan of {self.model!r}: {grid}, {parts}{schedule}, {step}>"
+        return f"<Plan of {self.model!r}: {self.grid.in_words}, {parts}{schedule}, {step}>"
 
     def _repr_html_(self) -> str:
         """For notebooks, which would break the lines of the table."""

@@ -37,6 +37,7 @@ from hyparflow.planning.search.problem import (
     Problem,
     Saving,
     constrained,
+    limited,
 )
 from hyparflow.planning.search.saving import search
 
@@ -52,6 +53,7 @@ def plan(
     batch_size: int,
     num_ranks: int | None = None,
     memory_limit: str | int | None = None,
+    sequence_length: int | None = None,
     cluster: Cluster | str | Path | None = None,
     costs: str | Path | Costs = "measure",
     say: Callable[[str], None] | None = None,
@@ -69,6 +71,9 @@ def plan(
         num_ranks: Integer or `None`. The number of ranks, all on one node. Give this or `cluster`.
         memory_limit: Integer, string or `None`. The memory that training may add to a rank, in
             bytes, or as text such as `"8GiB"`. `None` sets no limit.
+        sequence_length: Integer or `None`. The number of positions of a sequence, where the model
+            leaves it open (`keras.Input((None,))`). With it, layouts that divide sequences are
+            considered where these are longer than 1024, or asked for. `None` counts 32 positions.
         cluster: A `hyparflow.Cluster`, the path of a file that holds one, or `None`. The machine
             to plan for; all of its ranks are used.
         costs: String, path or `hyparflow.Costs`. `"measure"` measures the layers on this machine
@@ -98,12 +103,19 @@ def plan(
     cluster = _cluster(cluster, num_ranks)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     constraints = constrained(cluster.num_ranks, limit, **decided)
+    if sequence_length is not None:
+        sequence_length = limited("sequence_length", sequence_length, 2**31 - 1)
     graph = FlatGraph(model, opened_graph(model))
     operations = graph.operation_graph(model.trainable_variables)
     _check_lpp(constraints.options.lpp, operations)
     whole = make_partitioning(operations, (0, len(operations.operations)))
     with _shown(say) as tell:
-        known = costs_of_graph(graph, costs, batch_size, cluster, tell)
+        divides = constraints.options.divides_sequences or None
+        known = costs_of_graph(
+            *(graph, costs, batch_size, cluster, tell),
+            length=sequence_length,
+            divides=divides,
+        )
         problem = Problem(operations, known, cluster, batch_size)
         count = constraints.options.num_microbatches
         rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
@@ -146,6 +158,8 @@ def _with_savings(
     """
 
     def with_saving(saving: Saving) -> Problem:
+        if saving.sequences is not None:  # sections between attention are compiled
+            return dataclasses.replace(problem, saving=saving)
         units = blocks.units(problem.graph, whole, rows, fine=saving.recompute is not None)
         return dataclasses.replace(problem, saving=saving, units=units)
 

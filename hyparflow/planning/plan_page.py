@@ -31,8 +31,7 @@ def _head(plan: Plan) -> list[str]:
     schedule = f", {plan.pipeline}" if plan.pipeline else ""
     ranks = counted(plan.num_ranks, "rank", "ranks")
     return [
-        f"{plan.model} on {ranks}: {plan.num_replicas} x {plan.num_partitions} "
-        f"(replicas x partitions){schedule}",
+        f"{plan.model} on {ranks}: {plan.grid.in_words}{schedule}",
         f"global batch {plan.batch_size} = {plan.num_replicas} x {plan.num_microbatches} x "
         f"{round(rows, 1):g} (replicas x micro-batches x rows); costs {plan.costs}",
     ]
@@ -43,8 +42,8 @@ def _table(plan: Plan) -> list[Sequence[str]]:
     for number, part in enumerate(plan.partitions):
         memory = part.memory
         sent = ", ".join(f"{size_text(size)} to {peer}" for peer, size in part.sent.items())
-        if plan.num_replicas > 1:
-            others = counted(plan.num_replicas - 1, "other", "others")
+        if plan.grid.num_peers > 1:
+            others = counted(plan.grid.num_peers - 1, "other", "others")
             sums = f"sums {size_text(part.parameters)} with {others}"
             sent = f"{sent}, {sums}" if sent else sums
         rows.append(
@@ -86,6 +85,13 @@ def _summary(plan: Plan) -> list[str]:
         f"idle {plan.idle_share:.1%}: messages and waiting {waiting:.1%}, sums over replicas "
         f"{sums:.1%}, between steps {between:.1%}",
     ]
+    if plan.divides_sequences:
+        where = "in memory" if plan.sequence_store == "memory" else f"in {plan.sequence_store!r}"
+        chunks = counted(plan.num_sequence_chunks, "chunk", "chunks")
+        lines.append(
+            f"Sequences of {plan.sequence_length} positions are computed in {chunks}, which wait "
+            f"{where} for their backward."
+        )
     if plan.recompute is not None:
         what = "each block" if plan.recompute == "block" else "segments of several blocks"
         lines.append(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from hyparflow.comm import abort
@@ -97,17 +98,17 @@ def plan_fit(
     """
     require_compiled(model, "fit")
     decided = _decided(parallel, world.size)
-    rows = _batch_size(model, world, arguments)
+    rows, length = _batch_size(model, world, arguments)
     if parallel["sharded_data"]:  # each replica takes a batch of its own stream
         each = decided["num_partitions"] or 1
         replicas: int = decided["num_replicas"] or world.size // each
         decided["num_replicas"] = replicas
         rows *= replicas
     faster = parallel["kernels"] == "auto"
-    key = (rows, known.number(model.optimizer), faster, repr(decided))
+    key = (rows, length, known.number(model.optimizer), faster, repr(decided))
     if key not in known.plans:
         show = is_shown(arguments)
-        planned = functools.partial(_plan, model, world, rows, decided, known, faster)
+        planned = functools.partial(_plan, model, world, (rows, length), decided, known, faster)
         if opened_graph(model) is not None:
             known.plans[key] = _plan_for_ranks(world, planned, show)
         else:
@@ -125,18 +126,23 @@ def _decided(parallel: dict[str, Any], size: int) -> dict[str, Any]:
     }
     if size == 1:  # the batch is not cut, whatever was asked of more ranks
         layout = dict.fromkeys(("num_partitions", "num_replicas", "num_microbatches"), 1)
-        return dict.fromkeys(planned_names()) | layout | {"recompute": given["recompute"]}
+        kept = ("recompute", "num_sequence_chunks", "sequence_store")
+        return dict.fromkeys(planned_names()) | layout | {name: given[name] for name in kept}
     if not is_auto(parallel["strategy"]):
         options = resolve(size, **{name: parallel[name] for name in ("strategy", *planned_names())})
         given["num_partitions"] = options.num_partitions
         given["num_replicas"] = options.num_replicas
+        given["num_sequence_shards"] = options.num_sequence_shards
     return given
 
 
 def _arguments(plan: Plan | None, parallel: dict[str, Any], size: int) -> dict[str, Any]:
     """What a plan puts in the place of parallel arguments."""
     if size == 1:
-        return {"recompute": None if plan is None else plan.recompute}
+        if plan is None:
+            return {"recompute": None}
+        ways = "recompute", "num_sequence_chunks", "sequence_store"
+        return {name: getattr(plan, name) for name in ways}
     if plan is None:
         again = parallel["recompute"]
         return {"strategy": None, "plan": None, "recompute": None if is_auto(again) else again}
@@ -145,8 +151,8 @@ def _arguments(plan: Plan | None, parallel: dict[str, Any], size: int) -> dict[s
     return {"strategy": None, "plan": plan, **usual}
 
 
-def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
-    """Rows of a batch of `fit`; of a batch of one replica if data are sharded."""
+def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> tuple[int, int | None]:
+    """Rows of a batch of `fit`, of one replica if data are sharded, and positions of a sequence."""
     x = arguments.get("x")
     check_data("x", x)
     if is_array_data(x):
@@ -154,15 +160,27 @@ def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> int:
         check_labels(model, parts[0], "fit")
         source = array_source(x, *parts)  # makes all checks
         rows = arguments.get("batch_size")
-        return int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
+        count = int(rows or batch_rows(source, arguments.get("steps_per_epoch")))
+        return count, _length(model, x)
 
-    def look() -> int | None:
+    def look() -> tuple[int, int | None]:
         stream = open_stream(x, **reading("fit", arguments))
         arguments["x"] = stream
-        rows: int | None = stream.rows
-        return rows
+        spec = stream.spec[0] if isinstance(stream.spec, tuple) else stream.spec
+        return stream.rows or DEFAULT_BATCH, _length(model, spec)
 
-    return on_leader(world, look, "the rows of a batch") or DEFAULT_BATCH
+    return on_leader(world, look, "the rows of a batch")
+
+
+def _length(model: Any, x: Any) -> int | None:
+    """The positions of a sequence, where the model leaves it open and the data tell it."""
+    functional = opened_graph(model)
+    inputs = [] if functional is None else functional.inputs
+    leaves = keras.tree.flatten(x)
+    if len(leaves) != len(inputs):
+        return None
+    shapes = [leaf.shape for leaf, x in zip(leaves, inputs, strict=True) if None in x.shape[1:2]]
+    return max((shape[1] for shape in shapes if len(shape) > 1 and shape[1]), default=None)
 
 
 def _plan_for_ranks(world: World, planned: Callable[[Any], Plan], show: bool) -> Plan:
@@ -201,28 +219,36 @@ def _follow(world: World) -> Plan:
 def _plan(
     model: Any,
     world: World,
-    batch_size: int,
+    batch: tuple[int, int | None],
     decided: dict[str, Any],
     known: PlanCache,
     faster_kernels: bool,
     say: Any,
 ) -> Plan:
+    (batch_size, length), divides = batch, _divides(decided)
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
     constrained(cluster.num_ranks, **decided)  # measuring takes long: refuse before it
-    key = (batch_size, known.number(model.optimizer), faster_kernels)
+    key = (*batch, divides, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
-        given = model, "measure", batch_size, cluster, say, faster_kernels
+        given = model, "measure", batch_size, cluster, say, faster_kernels, length, divides
         known.costs[key] = _measured(model, world, functools.partial(costs_of_model, *given))
     return plan(
         model,
         batch_size=batch_size,
+        sequence_length=length,
         cluster=cluster,
         costs=known.costs[key],
         say=say,
         memory_limit=_memory_limit(world),
         **decided,
     )
+
+
+def _divides(decided: dict[str, Any]) -> bool | None:
+    """Whether sequences are to be divided; None if the plan may choose."""
+    shards, chunks = decided["num_sequence_shards"], decided["num_sequence_chunks"]
+    return ((shards or 1) > 1 or (chunks or 1) != 1) or None
 
 
 def _memory_limit(world: World) -> int:

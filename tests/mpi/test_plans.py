@@ -20,6 +20,7 @@ from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.planning import costs_of_model
 from hyparflow.planning.costs.measure import measure
 from hyparflow.training import auto
+from hyparflow.training.make_parallel import Sessions
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 
@@ -172,7 +173,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(auto, "costs_of_model", lambda *args: pytest.fail("measured"))
-    with pytest.raises(ValueError, match=r"num_partitions=3, num_replicas=None for num_ranks=2"):
+    with pytest.raises(ValueError, match=r"num_partitions=3 for num_ranks=2"):
         hf.fit(build(), *data(), verbose=0, strategy="auto", num_partitions=3)
 
 
@@ -230,3 +231,28 @@ def test_a_plan_of_another_model_is_refused() -> None:
     other.layers[1].trainable = False
     with pytest.raises(ValueError, match="A plan must be of the model"):
         hf.fit(other, *data(), plan=plan)
+
+
+@pytest.mark.skipif(WORLD.size != 2, reason="two ranks share a sequence")
+def test_automatic_shares_a_sequence_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "costs_of_model", lambda *args: "estimate")
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 20, (2, 2, 1500)).astype("int32")
+
+    def language_model() -> Any:
+        keras.utils.set_random_seed(0)
+        tokens = keras.Input((None,), dtype="int32")
+        h = layers.Embedding(20, 8, dtype="float64")(tokens)
+        attention = layers.MultiHeadAttention(2, 4, dtype="float64")
+        h = layers.Add(dtype="float64")([h, attention(h, h, use_causal_mask=True)])
+        model = keras.Model(tokens, layers.Dense(20, dtype="float64")(h))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    given = {"batch_size": 1, "epochs": 2, "verbose": 0, "shuffle": False}
+    model, expected = language_model(), language_model()
+    history = hf.fit(model, x, y, strategy="auto", **given).history
+    known = Sessions.of(model).known
+    assert known is not None
+    assert known.last["plan"].num_sequence_shards == 2
+    assert history["loss"] == pytest.approx(expected.fit(x, y, **given).history["loss"], rel=1e-9)

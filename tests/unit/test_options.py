@@ -302,7 +302,7 @@ GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEA
 CONSUMERS = {
     "strategy": {"pipeline/grid_numbers.py", "planning/as_arguments.py"}
     | {"training/auto.py", "training/make_parallel.py"},
-    "num_partitions": GRID | {"pipeline/grid_numbers.py"},
+    "num_partitions": GRID | {"pipeline/grid_numbers.py", "planning/search/saving.py"},
     "num_replicas": GRID - {"tracing/picture.py"}
     | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/trace.py"},
     "num_microbatches": SEARCH
@@ -333,11 +333,13 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
     "num_sequence_shards": {"tracing/trace.py", "training/checks.py"}
-    | {"training/fit_on_ranks.py", "training/plain_model.py"},
-    "num_sequence_chunks": {"engine/sequence/sequence_builder.py"}
-    | {"training/automatic_chunks.py", "training/make_parallel.py"},
+    | {"planning/make_plan.py", "planning/search/problem.py", "planning/search/saving.py"}
+    | {"training/auto.py", "training/fit_on_ranks.py", "training/plain_model.py"},
+    "num_sequence_chunks": {"engine/sequence/sequence_builder.py", "planning/make_plan.py"}
+    | {"training/auto.py", "training/automatic_chunks.py", "training/make_parallel.py"},
     "sequence_store": {"engine/sequence/sequence_builder.py"}
-    | {"training/agreement.py", "training/notices.py"},
+    | {"planning/make_plan.py", "planning/search/saving.py"}
+    | {"training/agreement.py", "training/auto.py", "training/notices.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},

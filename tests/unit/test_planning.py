@@ -477,7 +477,7 @@ def test_what_fits_nowhere_is_refused_with_the_bytes() -> None:
 def test_wishes_that_no_layout_has_are_refused() -> None:
     with pytest.raises(ValueError, match="No layout"):
         choose([1.0] * 4, 4, 32, num_partitions=4, num_microbatches=33)
-    with pytest.raises(ValueError, match="num_partitions=3, .* for num_ranks=4"):
+    with pytest.raises(ValueError, match="num_partitions=3 for num_ranks=4"):
         choose([1.0] * 4, 4, 32, num_partitions=3)
 
 

@@ -40,12 +40,14 @@ class CoresFound:
 
     Attributes:
         cores: id of an attention layer -> what it computes.
+        sizes: id of an attention layer -> numbers of a head of keys, and of values.
         tried: how many tokens the masks were tried on.
         at_padding: whether what is computed at positions of padding is right, too.
         constants: name of an attention layer -> whole numbers that its mask is made with.
     """
 
     cores: dict[int, AttentionCore]
+    sizes: dict[int, tuple[int, int]]
     tried: int
     at_padding: bool
     constants: dict[str, set[int]]
@@ -137,7 +139,14 @@ class _Trial:
         self._require_rotations({int(call.query.shape[3]) for call in whole.calls})
         has_masks = any(call.mask is not None for call in whole.calls)
         constants = self.model.constants_of_masks() if has_masks else {}
-        return CoresFound(cores, max(self._lengths), at_padding, constants)
+        sizes = {id(c.layer): (int(c.key.shape[3]), int(c.value.shape[3])) for c in whole.calls}
+        return CoresFound(
+            cores=cores,
+            sizes=sizes,
+            tried=max(self._lengths),
+            at_padding=at_padding,
+            constants=constants,
+        )
 
     def train(self) -> None:
         """Run the model once as in training."""

@@ -19,13 +19,14 @@ import numpy as np
 from hyparflow.formats.records import Amount, Bytes, Count, Number, made, read, schema_of
 from hyparflow.formats.text import counted
 from hyparflow.formats.writing import write_text
+from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.overheads import Overheads
 
 __all__ = ["Costs", "Times", "Weight"]
 
 _ARRAYS = (
     *("forward", "backward", "fused", "crowded"),
-    *("kept", "working", "program", "by_xla", "tensors"),
+    *("kept", "working", "program", "by_xla", "tensors", "linear"),
 )
 
 
@@ -87,6 +88,11 @@ class Costs:
             the cores of all ranks of a node computes; `None` if that was not tried.
         rewritten: Boolean. Whether faster kernels compute some operations: then hyparflow's engine
             trains in a single process, too.
+        length: Integer or `None`. Of sequences, where the model leaves it open.
+        linear: Array ((forward, backward, fused, kept, working), operation), or `None`. How much of
+            each grows as sequences do, 0 to 1; the rest grows as their square.
+        attention: Tuple. What attention costs where sequences are divided; empty where they
+            cannot be, or are short.
         overheads: What a step costs beside its operations.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
@@ -111,6 +117,9 @@ class Costs:
     crowded: np.ndarray | None = None
     gain_of_all_cores: Amount | None = None
     rewritten: bool = False
+    length: Count | None = None
+    linear: np.ndarray | None = None
+    attention: tuple[Attention, ...] = ()
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
     machine: dict[str, Any] = field(default_factory=dict)
@@ -198,6 +207,7 @@ class Costs:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
         values["overheads"] = asdict(self.overheads)
+        values["attention"] = [asdict(layer) for layer in self.attention]
         write_text(path, json.dumps(values, default=lambda array: array.tolist()) + "\n")
 
     @classmethod
@@ -227,7 +237,8 @@ def _schema() -> Any:
     others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "by_xla", "tensors"), row)
     others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
     weights = tuple[tuple[Bytes, bool], ...]
-    return schema_of(Costs, crowded=matrix | None, weights=weights, **others)
+    others |= dict.fromkeys(("crowded", "linear"), matrix | None)
+    return schema_of(Costs, weights=weights, **others)
 
 
 def _from_file(content: Any) -> Costs:
@@ -247,6 +258,7 @@ def _from_file(content: Any) -> Costs:
             _require_length(name, content.crowded, 3)
         for number, row in enumerate(getattr(content, name) or ()):
             _require_length(f"{name}[{number}]", row, sizes)
+    _require_lengths(content, count)
     for index, numbers in enumerate(content.used):
         if any(number >= len(content.weights) for number in numbers):
             raise ValueError(f"Expected `int` < {len(content.weights)} - at `$.used[{index}]`")
@@ -255,7 +267,19 @@ def _from_file(content: Any) -> Costs:
         values[name] = None if values[name] is None else np.array(values[name], float)
     values["weights"] = tuple(Weight(*pair) for pair in content.weights)
     values["overheads"] = made(content.overheads, Overheads)
+    values["attention"] = tuple(made(layer, Attention) for layer in content.attention)
     return Costs(**values)
+
+
+def _require_lengths(content: Any, count: int) -> None:
+    """Check what depends on the length of sequences, for so many operations."""
+    if content.linear is not None:
+        _require_length("linear", content.linear, 5)
+    for number, row in enumerate(content.linear or ()):
+        _require_length(f"linear[{number}]", row, count)
+    for index, layer in enumerate(content.attention):
+        if layer.operation >= count:
+            raise ValueError(f"Expected `int` < {count} - at `$.attention[{index}].operation`")
 
 
 def _require_length(name: str, found: Sized, expected: int) -> None:

@@ -20,7 +20,7 @@ from hyparflow.planning.search.order import fastest
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
 
-__all__ = ["best_of", "consider", "fits"]
+__all__ = ["best_of", "consider", "fits", "has_layouts", "no_layout"]
 
 _STAGES = (2, 4, 8, 16)  # per partition, where a schedule leaves the number free
 _FAR = 1.5  # a layout is left out if even its best division must be slower by this factor
@@ -44,12 +44,7 @@ def consider(
     """
     layouts = list(_layouts(problem, constraints))
     if not layouts:
-        raise ValueError(
-            "No layout has at least one row for every replica and micro-batch, and one operation "
-            f"for every stage. Received: {constraints.num_ranks} ranks, a batch of "
-            f"{problem.batch_size} rows, "
-            f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
-        )
+        raise no_layout(problem, constraints)
     divisions, limit = Divisions(problem, constraints), constraints.memory_limit
     tried = _try_promising(layouts, divisions, constraints, say)
     near = _NEAR * _best([first for (first,) in tried.values()], limit).step_seconds
@@ -58,6 +53,21 @@ def consider(
         if found[0].is_within(near) and not divisions.too_large(layout):
             found += divisions.others(layout)
     return [_best(found, limit) for found in tried.values()]
+
+
+def has_layouts(problem: Problem, constraints: Constraints) -> bool:
+    """Whether any layout agrees with `constraints`."""
+    return next(_layouts(problem, constraints), None) is not None
+
+
+def no_layout(problem: Problem, constraints: Constraints) -> ValueError:
+    """The error for constraints with which no layout agrees."""
+    return ValueError(
+        "No layout has at least one row for every replica and micro-batch, and one operation "
+        f"for every stage. Received: {constraints.num_ranks} ranks, a batch of "
+        f"{problem.batch_size} rows, "
+        f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
+    )
 
 
 def _try_promising(
@@ -145,7 +155,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     memory, grid = nearest.memory[partition], nearest.candidate.grid
     held = memory.weights + memory.slots + memory.gradients + memory.program
     fixed = max(held, memory.around)
-    words = (nearest.candidate.in_words, nearest.saving.in_words(grid.num_replicas))
+    words = (nearest.candidate.in_words, nearest.saving.in_words(grid.num_peers))
     schedule = "".join(f", {text}" for text in words if text)
     if fixed > limit:
         help_ = (
@@ -161,7 +171,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     return (
         "No layout fits in the memory limit. "
         f"Received: memory_limit={limit:,} bytes ({size_text(limit)}); the nearest layout, "
-        f"{grid.num_replicas} x {grid.num_partitions} (replicas x partitions), micro-batches: "
+        f"{grid.in_words}, micro-batches: "
         f"{nearest.candidate.num_microbatches}{schedule}, needs "
         f"{memory.total:,} bytes ({size_text(memory.total)}) on partition {partition}: "
         f"weights {size_text(memory.weights)}, gradients {size_text(memory.gradients)}, optimizer "
@@ -174,14 +184,15 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
 
 def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
     for partitions in range(1, min(constraints.num_ranks, len(problem.graph.operations)) + 1):
-        replicas = constraints.num_ranks // partitions
+        shards = problem.saving.num_shards
+        replicas = constraints.num_ranks // partitions // shards
         if (
-            replicas * partitions == constraints.num_ranks
+            replicas * partitions * shards == constraints.num_ranks
             and constraints.options.num_partitions in (None, partitions)
             and constraints.options.num_replicas in (None, replicas)
             and replicas <= problem.batch_size
         ):
-            yield Grid(num_partitions=partitions, num_replicas=replicas)
+            yield Grid(num_partitions=partitions, num_replicas=replicas, num_shards=shards)
 
 
 def _microbatches(problem: Problem, constraints: Constraints, grid: Grid) -> list[int]:

@@ -78,14 +78,14 @@ def partition_memory(
         actions: what the partition computes, with those joined that are one call.
         partition: the partition.
     """
-    costs = problem.costs
+    costs = problem.spent
     numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
     grid, saving, found = candidate.grid, problem.saving, problem.activations
 
     slots = mine * held_slots(costs, grid, saving)
     if saving.shard_optimizer and not costs.divides:
-        slots = costs.slots * largest_share(costs.trained_sizes(numbers), grid.num_replicas)
+        slots = costs.slots * largest_share(costs.trained_sizes(numbers), grid.num_peers)
     own = set(candidate.stages(partition))
     kept = {stage: found.kept(table.operations(stage)) for stage in own}
     crossing = sum(
@@ -116,7 +116,7 @@ def gradient_copies(grid: Grid, saving: Saving) -> float:
     The sum over micro-batches, and that over replicas. A replica that updates its share of the
     weights has the sums over replicas of these.
     """
-    return 1 + (grid.num_replicas > 1) / _sharers(grid, saving)
+    return 1 + (grid.num_peers > 1) / _sharers(grid, saving)
 
 
 def updated_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
@@ -128,7 +128,7 @@ def updated_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
 
 
 def _sharers(grid: Grid, saving: Saving) -> int:
-    return grid.num_replicas if saving.shard_optimizer else 1
+    return grid.num_peers if saving.shard_optimizer else 1
 
 
 def _update_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], trained: int) -> float:
@@ -159,8 +159,9 @@ def _program_bytes(
         updated += len(costs.trained_sizes(inside))
         by_xla |= bool(costs.by_xla[there].any())
     total = costs.base_bytes + over.program_bytes(counts[False], counts[True], updated)
-    total += over.xla * by_xla + over.sums * (candidate.grid.num_replicas > 1)
-    by_engine = problem.units is not None or costs.rewritten or problem.saving.recompute is not None
+    total += over.xla * by_xla + over.sums * (candidate.grid.num_peers > 1)
+    saving = problem.saving
+    by_engine = problem.units is not None or costs.rewritten or saving != Saving()
     if candidate.is_plain_keras and not by_engine:
         total += over.program_of_keras * counts[False]
     return round(float(total))

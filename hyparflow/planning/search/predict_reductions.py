@@ -31,9 +31,9 @@ def reduce_seconds(
         backward: seconds of a backward of each stage.
     """
     grid, table = candidate.grid, candidate.partitioning
-    if grid.num_replicas == 1:
+    if grid.num_peers == 1:
         return 0.0
-    ranks = [grid.rank(replica, partition) for replica in range(grid.num_replicas)]
+    ranks = [grid.peer_rank(peer, partition) for peer in range(grid.num_peers)]
     groups = min(grid.num_partitions, cluster.ranks_per_node)
     over, everything = costs.overheads, candidate.operations(partition)
     size = costs.weight_bytes(everything, trainable=True)

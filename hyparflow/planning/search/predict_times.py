@@ -39,7 +39,7 @@ class StepTimes:
         ]
         partitions = range(grid.num_partitions)
         mine = [candidate.operations(p) for p in partitions]
-        shares = grid.num_replicas if problem.saving.shard_optimizer else 1
+        shares = grid.num_peers if problem.saving.shard_optimizer else 1
         self.apply = [
             self._per_weight(m, over.apply, over.apply_weight) / cluster.speed / shares
             for m in mine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -20,6 +21,7 @@ from hyparflow.pipeline.units import Units
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.activations import Activations
+from hyparflow.planning.search.sequence_layout import SequenceLayout, costs_divided
 
 __all__ = ["Candidate", "Constraints", "Problem", "Saving", "constrained", "limited"]
 
@@ -32,17 +34,25 @@ class Saving:
         recompute: what computes forwards again: "block", "segments" or None.
         shard_optimizer: whether replicas share out the optimizer's state.
         apart: whether no rank holds the whole model before or after the steps.
+        sequences: how sequences are divided; None if they are not.
     """
 
     recompute: str | None = None
     shard_optimizer: bool = False
     apart: bool = False
+    sequences: SequenceLayout | None = None
 
-    def in_words(self, num_replicas: int) -> str:
+    @property
+    def num_shards(self) -> int:
+        """The number of ranks that share each sequence."""
+        return 1 if self.sequences is None else self.sequences.num_shards
+
+    def in_words(self, num_peers: int) -> str:
         """What is passed to `fit` for it; an empty string if nothing is."""
         given = [] if self.recompute is None else [f"recompute={self.recompute!r}"]
-        given += ["shard_optimizer=True"] if self.shard_optimizer and num_replicas > 1 else []
+        given += ["shard_optimizer=True"] if self.shard_optimizer and num_peers > 1 else []
         given += ["gather=False"] if self.apart else []
+        given += [] if self.sequences is None else [self.sequences.in_words]
         return ", ".join(given)
 
 
@@ -72,11 +82,15 @@ class Problem:
         """The activations of stages."""
         how = self.saving.recompute
         again = self.units.table.boundaries if how and self.units else None
-        return Activations(self.graph, self.costs, again, how == "segments")
+        costs = self.costs if self.saving.sequences is None else self.spent
+        return Activations(self.graph, costs, again, how == "segments")
 
     @cached_property
     def spent(self) -> Costs:
         """The costs, with what is computed again; memory as if the model were one stage."""
+        if self.saving.sequences is not None:
+            link = self.cluster.within
+            return costs_divided(self.costs, self.graph, self.saving.sequences, link)
         if self.saving.recompute is None or self.units is None:
             return self.costs
         costs = self.costs
@@ -147,6 +161,7 @@ _MOST = {
     "num_ranks": 2**17,
     "num_partitions": 2**17,
     "num_replicas": 2**17,
+    "num_sequence_shards": 2**17,
     "num_microbatches": 2**16,
     "stages_per_partition": 2**16,
 }
@@ -190,13 +205,16 @@ def constrained(num_ranks: int, memory_limit: int | None = None, **decided: Any)
             given[name] = limited(name, given[name], _MOST[name])
     options = Options(**given)
     placement_of(options.schedule, 1, options.stages_per_partition)
-    parts, replicas = options.num_partitions or 1, options.num_replicas or 1
-    exact = options.num_partitions is not None and options.num_replicas is not None
-    if parts * replicas != num_ranks if exact else num_ranks % (parts * replicas):
+    names = ("num_partitions", "num_replicas", "num_sequence_shards")
+    counts = [getattr(options, name) for name in names]
+    product = math.prod(count or 1 for count in counts)
+    exact = None not in (counts if options.divides_sequences else counts[:2])
+    if product != num_ranks if exact else num_ranks % product:
+        pairs = zip(names, counts, strict=True)
+        received = ", ".join(f"{name}={count}" for name, count in pairs if count is not None)
         raise ValueError(
-            "The number of ranks must be num_partitions x num_replicas. Received: "
-            f"num_partitions={options.num_partitions}, num_replicas={options.num_replicas} for "
-            f"num_ranks={num_ranks}"
+            "The number of ranks must be num_partitions x num_replicas x num_sequence_shards. "
+            f"Received: {received} for num_ranks={num_ranks}"
         )
     return Constraints(num_ranks, options, memory_limit)
 

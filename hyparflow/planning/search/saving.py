@@ -2,44 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from hyparflow.options import Options
-from hyparflow.planning.search.layouts import consider, fits
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.search.layouts import consider, fits, has_layouts, no_layout
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem, Saving
+from hyparflow.planning.search.sequence_layout import SequenceLayout
 
 __all__ = ["search"]
 
-
 _AGAIN = ("segments", "block")
+_CHUNKS = (1024, 512)  # positions of a chunk: the faster; the shorter, which needs less memory
+_STORES = ("memory", "disk")
 
 
-def _rungs(options: Options) -> list[list[Saving]]:
+def _rungs(
+    options: Options, sequences: Sequence[Sequence[SequenceLayout]], has_peers: bool
+) -> list[list[Saving]]:
     """The savings to choose from; those of a list only where nothing of the lists before fits.
 
     What the user gave is in all of them. Sharing out the optimizer's state costs next to no time;
     a model that is never whole asks for a script that builds it so.
+
+    Args:
+        options: what the user gave.
+        sequences: the ways to divide sequences, in rungs as well.
+        has_peers: whether several ranks may hold the same weights.
     """
+    shards = options.shard_optimizer
+    may_shard = shards or has_peers
+    divided = [
+        [Saving(None, shard, apart, way) for way in ways]
+        for apart, ways, shard in itertools.product((False, True), sequences, (shards, may_shard))
+    ]
+    if options.divides_sequences:
+        return divided
     given = options.recompute
     without = [None, *_AGAIN] if given == "auto" else [given]
     more = without if given is not None else [None, *_AGAIN]
-    shards = options.shard_optimizer
-    may_shard = shards or options.num_replicas != 1
-    allowed = (  # (recompute, shard_optimizer, apart)
-        (without, shards, False),
-        (without, may_shard, False),
-        (more, may_shard, False),
-        (without, may_shard, True),
-        (more, may_shard, True),
-    )
+    rungs = [
+        [Saving(how, shard, apart) for how in several]
+        for several, shard, apart in (
+            (without, shards, False),
+            (without, may_shard, False),
+            (more, may_shard, False),
+            (without, may_shard, True),
+            (more, may_shard, True),
+        )
+    ]
+    if given in _AGAIN or not sequences:
+        return rungs
+    shared = [way for way in sequences[0] if way.num_shards > 1]  # as fast as replicas
+    rungs[0] += [Saving(None, shards, False, way) for way in shared]
+    half = len(divided) // 2
+    return [*rungs[:3], *divided[:half], *rungs[3:], *divided[half:]]
+
+
+def _fresh(rungs: Sequence[Sequence[Saving]]) -> Iterator[list[Saving]]:
+    """The rungs, each without what is in those before."""
     tried: set[Saving] = set()
-    rungs = []
-    for recompute, shard_optimizer, apart in allowed:
-        fresh = [Saving(how, shard_optimizer, apart) for how in recompute]
-        rungs.append([saving for saving in fresh if saving not in tried])
+    for rung in rungs:
+        fresh = [saving for saving in dict.fromkeys(rung) if saving not in tried]
         tried.update(fresh)
-    return [rung for rung in rungs if rung]
+        if fresh:
+            yield fresh
+
+
+def _sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[SequenceLayout]]:
+    """The ways to divide sequences: first those of long chunks, which wait in memory."""
+    if not costs.attention or costs.length is None:
+        return []
+    options, length = constraints.options, costs.length
+    heads = math.gcd(*(layer.heads for layer in costs.attention))
+    others = (options.num_partitions or 1) * (options.num_replicas or 1)
+    counts = [n for n in range(1, constraints.num_ranks + 1) if heads % n == 0]
+    if options.num_sequence_shards is not None:
+        counts = [options.num_sequence_shards]
+    known = options.known_chunks
+    lengths = (math.ceil(length / known),) if known > 1 else _CHUNKS
+    stores = _STORES if options.sequence_store == "memory" else (options.sequence_store,)
+    return [
+        [
+            SequenceLayout(shards, chunks, store)
+            for shards in counts
+            for chunks in [math.ceil(length / each)]
+            if constraints.num_ranks % (shards * others) == 0 and shards * chunks <= length
+        ]
+        for store, each in itertools.product(stores, lengths)
+    ]
 
 
 def search(
@@ -59,11 +113,17 @@ def search(
     """
     limit = constraints.memory_limit
     found: list[Prediction] = []
-    for rung in _rungs(constraints.options):
+    sequences = _sequence_layouts(problem_with(Saving()).costs, constraints)
+    options = constraints.options
+    has_peers = constraints.num_ranks > (options.num_partitions or 1)
+    for rung in _fresh(_rungs(options, sequences, has_peers)):
         for problem in map(problem_with, rung):
             whole_fits = limit is None or problem.costs.fixed_bytes <= limit
-            if problem.saving.apart or whole_fits:  # no use in looking for layouts otherwise
+            # There is no use in looking for layouts otherwise.
+            if (problem.saving.apart or whole_fits) and has_layouts(problem, constraints):
                 found += consider(problem, constraints, say)
         if fits(found, limit):
             break
+    if not found:
+        raise no_layout(problem_with(Saving()), constraints)
     return found

@@ -1,0 +1,169 @@
+"""Costs of a model whose sequences are divided into chunks and over shards. (FPDT, section 4.)
+
+Each position costs a forward, and in the backward that forward again; attention costs its blocks.
+What waits for the backward lies in a store: queries, keys and values, what attention made, and what
+goes on beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyparflow.pipeline.crossing import reads_of
+from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.planning.costs.attention import Attention
+from hyparflow.planning.costs.cluster import Link
+from hyparflow.planning.costs.costs import Costs
+
+__all__ = ["SequenceLayout", "costs_divided"]
+
+_BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
+_TILE = 1 << 25  # bytes of the largest tensor at the end of the model, where loss is computed
+_OF_A_TILE = 3  # tensors of that size at the same time
+_KEPT = {"memory": 1.0, "bf16": 0.5}  # of what is stored; on a disk nothing stays in memory
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """How sequences are divided.
+
+    Attributes:
+        num_shards: ranks that share each.
+        num_chunks: of each.
+        store: where chunks wait for their backward.
+    """
+
+    num_shards: int = 1
+    num_chunks: int = 1
+    store: str = "memory"
+
+    @property
+    def in_words(self) -> str:
+        """What is passed to `fit` for it."""
+        given = [f"num_sequence_shards={self.num_shards}"] if self.num_shards > 1 else []
+        given += [f"num_sequence_chunks={self.num_chunks}"]
+        given += [f"sequence_store={self.store!r}"] if self.store != "memory" else []
+        return ", ".join(given)
+
+
+def costs_divided(costs: Costs, graph: OperationGraph, layout: SequenceLayout, link: Link) -> Costs:
+    """What a rank spends on each row of a batch.
+
+    Args:
+        costs: of sequences that are whole, with their length and attention.
+        graph: the model's operations.
+        layout: how sequences are divided.
+        link: between two of the ranks that share a sequence.
+    """
+    shards, length, linear = layout.num_shards, costs.length or 1, _linear(costs)
+    forward = linear[0, :, None] * costs.forward / shards
+    backward = linear[1, :, None] * costs.backward / shards + forward
+    rows = np.array(costs.rows, float)
+    kept, working = np.zeros(len(forward)), _of_chunk(costs, layout)
+    for layer in costs.attention:
+        number, each = layer.operation, _Each(layer, length, layout)
+        forward[number] += each.seconds(layer.forward, each.forward_bytes, rows, link)
+        backward[number] += each.seconds(layer.backward, each.backward_bytes, rows, link)
+        stored = _KEPT.get(layout.store, 0.0)
+        kept[number] += each.kept + stored * _beside(graph, costs, layer) / shards
+        working[number] += each.working
+    return dataclasses.replace(
+        costs,
+        forward=forward,
+        backward=backward,
+        fused=forward + backward,
+        kept=kept,
+        working=working,
+        tensors=costs.tensors / shards,
+    )
+
+
+@dataclass(frozen=True)
+class _Each:
+    """What one attention layer costs a rank for each row."""
+
+    layer: Attention
+    length: int
+    layout: SequenceLayout
+
+    @property
+    def _numbers(self) -> tuple[int, int, int]:
+        """Numbers of a position in queries; in keys and values as sent; in what attention makes."""
+        layer, sent = self.layer, self.layer.sent_key_heads(self.layout.num_shards)
+        sizes = layer.key_size + layer.value_size
+        return layer.heads * layer.key_size, sent * sizes, layer.heads * layer.value_size
+
+    @property
+    def _own(self) -> float:
+        """Bytes of a number at each of this rank's positions."""
+        return self.length / self.layout.num_shards * self.layer.number_size
+
+    @property
+    def forward_bytes(self) -> float:
+        """Bytes that are exchanged: queries, keys, values; and what attention made."""
+        return sum(self._numbers) * self._own
+
+    @property
+    def backward_bytes(self) -> float:
+        """The same for their gradients, with a number for each query and head."""
+        return (sum(self._numbers) + self.layer.heads) * self._own
+
+    def seconds(self, pair: float, size: float, rows: np.ndarray, link: Link) -> np.ndarray:
+        """Seconds of blocks and exchanges, for micro-batches of these rows."""
+        shards, chunks = self.layout.num_shards, self.layout.num_chunks
+        pairs = self.layer.pairs(self.length, chunks) * self.layer.heads / shards
+        others = (shards - 1) / shards
+        sent = 2 * chunks * (shards - 1) * link.latency + rows * size * others / link.bandwidth
+        return np.asarray(rows * pairs * pair + sent)
+
+    @property
+    def kept(self) -> float:
+        """Bytes in memory from the forward to the backward."""
+        logarithms = self.layer.heads * self.length / self.layout.num_shards * 4
+        return _KEPT.get(self.layout.store, 0.0) * (self.forward_bytes + logarithms)
+
+    @property
+    def working(self) -> float:
+        """Bytes besides: a block, and in memory the gradients of this layer."""
+        chunk = math.ceil(self.length / self.layout.num_chunks)
+        heads = self.layer.heads / self.layout.num_shards
+        block = _BLOCKS * chunk**2 * heads * max(4, self.layer.number_size)
+        return block + _KEPT.get(self.layout.store, 0.0) * self.backward_bytes
+
+
+def _linear(costs: Costs) -> np.ndarray:
+    return np.ones((5, len(costs.operations))) if costs.linear is None else costs.linear
+
+
+def _of_chunk(costs: Costs, layout: SequenceLayout) -> np.ndarray:
+    """For each operation, bytes that a rank needs for its part of a chunk, between attentions."""
+    length, linear = costs.length or 1, _linear(costs)
+    own = math.ceil(math.ceil(length / layout.num_chunks) / layout.num_shards) / length
+    kept, working = linear[3] * costs.kept * own, linear[4] * costs.working * own
+    edges = sorted({0, *(layer.operation for layer in costs.attention), len(kept)})
+    needed = np.zeros(len(kept))
+    for start, stop in zip(edges, edges[1:], strict=False):
+        # The attention at the start ends in this section, that at the stop begins in it.
+        inside = slice(start, min(stop + 1, len(kept)))
+        size = kept[inside].sum() + working[inside].max()
+        if stop == len(kept):
+            size = min(size, kept[start] + _OF_A_TILE * _TILE)
+        needed[inside] = np.maximum(needed[inside], size)
+    return needed
+
+
+def _beside(graph: OperationGraph, costs: Costs, layer: Attention) -> float:
+    """Bytes of what is made before an attention layer, and read after it.
+
+    If nothing goes past an operation, it has what goes past its attention inside: a residual.
+    """
+    reads, tensors = reads_of(graph)
+    size = 0.0
+    for (maker, readers), tensor in zip(reads, tensors, strict=True):
+        if maker < layer.operation < max(readers, default=-1):
+            size += float(costs.tensors[tensor])
+    return size or float(sum(costs.tensors[n] for n in graph.operations[layer.operation].inputs))
