@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from models import MODELS as KNOWN
 from turns import THREADS, Job, Setup, add_arguments
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +57,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicted against measured time and memory.")
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=KNOWN)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--savings", action="store_true", help="try what saves memory")
