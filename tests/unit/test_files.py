@@ -44,8 +44,8 @@ def some_costs() -> Costs:
 
     times, row = np.ones((2, 1)), np.ones(2)
     return Costs(
-        ("a", "b"), (1,), times, times, times, row, row, row, np.ones(3), (Weight(4, True),),
-        ((0,), ()),
+        ("a", "b"), (1,), times, times, times, row, row, row, row, np.ones(3),
+        (Weight(4, True),), ((0,), ()),
     )  # fmt: skip
 
 
