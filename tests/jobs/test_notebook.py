@@ -56,7 +56,7 @@ def execute(notebook: Any, folder: pathlib.Path) -> str:
 
 
 # What takes long and shows no more.
-SHORTER = {"epochs=6,": "epochs=3,", "[1e-3, 3e-3]": "[1e-3]"}
+SHORTER = {"epochs=6,": "epochs=3,", "[1e-3, 3e-3]": "[1e-3]", "8192 + 1": "2048 + 1"}
 
 
 def shorten(notebook: Any) -> None:
@@ -86,6 +86,10 @@ def test_the_notebook_runs(epochs: int, tmp_path: pathlib.Path) -> None:
     ]
     assert len(pictures) == 3
     assert "milliseconds of a step" in written
+    losses = re.search(r"loss: \[(.*)\]", written)
+    assert losses, written
+    first, *_, last = map(float, losses[1].split(","))
+    assert last < first  # of a sequence in chunks
 
 
 @pytest.mark.slow
