@@ -66,7 +66,10 @@ def wants_trace(trace: Any) -> bool:
 
 @contextlib.contextmanager
 def traced(
-    world: World, wanted: TraceRequest | None, rewritten: Callable[[], Mapping[str, int]]
+    world: World,
+    wanted: TraceRequest | None,
+    rewritten: Callable[[], Mapping[str, int]],
+    sequences: Callable[[], Mapping[str, float]],
 ) -> Iterator[None]:
     """While open, all ranks record events, if a trace is wanted; then the leader writes it.
 
@@ -76,6 +79,7 @@ def traced(
         world: all ranks.
         wanted: the trace, or None.
         rewritten: how often which faster kernel was put in on this rank, once it is done.
+        sequences: what this rank moved and kept of divided sequences, once it is done.
     """
     if wanted is None:
         yield
@@ -94,7 +98,7 @@ def traced(
         steps = [_by_leaders_clock(step, clocks) for step in recorder.steps]
         recorder.steps.clear()
         options = wanted.call.options
-        ranks = _gather(world, options.grid, (steps, dict(rewritten())))
+        ranks = _gather(world, options.grid, (steps, dict(rewritten()), dict(sequences())))
         if world.rank == LEADER:
             arguments = dataclasses.asdict(options) | {"batch_size": wanted.call.rows}
             _write(Trace(ranks, arguments, wanted.plan), path)
@@ -157,9 +161,9 @@ def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> l
 
 
 def _gather(
-    world: World, grid: Grid, mine: tuple[list[list[Event]], dict[str, int]]
+    world: World, grid: Grid, mine: tuple[list[list[Event]], dict[str, int], dict[str, float]]
 ) -> list[RankTrace]:
-    """The recorded events and the kernels of all ranks, on the leader."""
+    """The recorded events, the kernels and the sequences of all ranks, on the leader."""
     what = "the events of all ranks"
     if world.rank != LEADER:
         world.wait_all(world.send_object(mine, LEADER, Tag.EVENTS), what)
@@ -173,6 +177,7 @@ def _gather(
             partition=grid.partition(rank),
             steps=steps,
             rewritten=rewritten,
+            sequences=sequences,
         )
-        for rank, (steps, rewritten) in enumerate(found)
+        for rank, (steps, rewritten, sequences) in enumerate(found)
     ]

@@ -186,7 +186,21 @@ def describe(trace: Trace) -> Page:
     rewritten = sum((Counter(rank.rewritten) for rank in trace.ranks), Counter[str]())
     if rewritten:
         head.append(f"faster kernels: {counted_names(rewritten)}")
+    head += [_sequences(rank) for rank in trace.ranks if any(rank.sequences.values())]
     return Page(head, [[row[n] for n in kept] for row in rows])
+
+
+def _sequences(rank: RankTrace) -> str:
+    """What a rank moved and kept of divided sequences in the whole call."""
+    known = rank.sequences
+    sent, kept, got, peak = (
+        f"{known[name] / 1e6:.1f} MB" for name in ("bytes_sent", "bytes_kept", "bytes_got", "peak")
+    )
+    exchanges = counted(int(known["exchanges"]), "exchange", "exchanges")
+    return (
+        f"sequences of {rank.name}: {exchanges}, {sent} to others; {kept} kept, {peak} at a time, "
+        f"{got} got back, {known['stalls']:.2f} s waited for a disk"
+    )
 
 
 def _without_replicas(found: Sequence[Shares]) -> tuple[list[Shares], tuple[str, ...]]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from hyparflow.comm.recorder import Event, EventKind
 from hyparflow.formats.records import read
 from hyparflow.formats.writing import replacing
@@ -38,6 +40,7 @@ class RankTrace:
         replica, partition: its numbers.
         steps: the events of each step, in the order in which they ended, by the leader's clock.
         rewritten: how often which faster kernel was put in.
+        sequences: what the call moved and kept of divided sequences; empty if nothing was.
     """
 
     name: str
@@ -45,6 +48,7 @@ class RankTrace:
     partition: int
     steps: list[list[Event]]
     rewritten: dict[str, int] = field(default_factory=dict)
+    sequences: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Trace:
         }
         about["ranks"] = [[rank.name, rank.replica, rank.partition] for rank in self.ranks]
         about["rewritten"] = [rank.rewritten for rank in self.ranks]
+        about["sequences"] = [rank.sequences for rank in self.ranks]
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
             file.write(', "traceEvents": [\n')
@@ -110,12 +115,19 @@ class Trace:
     def _from_file(cls, content: TraceFile) -> Trace:
         check(content)
         about = content.otherData
-        known = about.rewritten or [{} for _ in about.ranks]
+        nothing: list[Any] = [{} for _ in about.ranks]
+        counted = [msgspec.structs.asdict(counts) for counts in about.sequences]
+        known = zip(about.ranks, about.rewritten or nothing, counted or nothing, strict=True)
         ranks = [
             RankTrace(
-                name=name, replica=replica, partition=partition, steps=[], rewritten=rewritten
+                name=name,
+                replica=replica,
+                partition=partition,
+                steps=[],
+                rewritten=rewritten,
+                sequences=sequences,
             )
-            for (name, replica, partition), rewritten in zip(about.ranks, known, strict=True)
+            for (name, replica, partition), rewritten, sequences in known
         ]
         for row in content.traceEvents:
             if isinstance(row, Complete):

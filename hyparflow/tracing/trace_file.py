@@ -29,6 +29,17 @@ class _Arguments(msgspec.Struct):
     batch_size: Count | None = None
 
 
+class _Sequences(msgspec.Struct):
+    """What a rank moved and kept of divided sequences (`engine/sequence/sequence_counts.py`)."""
+
+    exchanges: Number = 0
+    bytes_sent: Bytes = 0
+    bytes_kept: Bytes = 0
+    bytes_got: Bytes = 0
+    stalls: Amount = 0.0
+    peak: Bytes = 0
+
+
 class _About(msgspec.Struct):
     """The part of the file that is hyparflow's own."""
 
@@ -36,6 +47,7 @@ class _About(msgspec.Struct):
     ranks: Annotated[list[tuple[str, Number, Number]], Meta(min_length=1)]
     plan: dict[str, Any] | None = None
     rewritten: list[dict[str, Number]] = []
+    sequences: list[_Sequences] = []
 
 
 class _Known(msgspec.Struct):
@@ -87,8 +99,9 @@ def check(content: TraceFile) -> None:
         raise ValueError(
             f"Expected `array` of length {ranks}, got {count} - at `$.otherData.ranks`"
         )
-    if len(about.rewritten) not in (0, ranks):
-        raise ValueError(f"Expected `array` of length {ranks} - at `$.otherData.rewritten`")
+    for name in ("rewritten", "sequences"):
+        if len(getattr(about, name)) not in (0, ranks):
+            raise ValueError(f"Expected `array` of length {ranks} - at `$.otherData.{name}`")
     for index, (_, replica, partition) in enumerate(about.ranks):
         if replica >= known.num_replicas or partition >= known.num_partitions:
             raise ValueError(f"Expected a rank of the grid - at `$.otherData.ranks[{index}]`")

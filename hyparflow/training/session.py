@@ -106,7 +106,9 @@ class Session:
         announce_cores(self._world)
         who = self.options.grid.describe(self._world.rank)
         STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
-        with traced(self._world, call.trace, lambda: self.rewritten):
+        before = self.sequence_counts
+        moved = lambda: vars(self.sequence_counts.since(before))  # noqa: E731
+        with traced(self._world, call.trace, lambda: self.rewritten, moved):
             return self._run_alike(call, lead)
 
     def _run_alike(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:

@@ -28,6 +28,11 @@ class SequenceCounts:
     stalls: float = 0.0
     peak: int = 0
 
+    def since(self, before: SequenceCounts) -> SequenceCounts:
+        """What was counted after `before`, with the peak of both."""
+        changes = {name: value - getattr(before, name) for name, value in vars(self).items()}
+        return SequenceCounts(**(changes | {"peak": self.peak}))
+
     @classmethod
     def sum_of(cls, counts: Iterable[SequenceCounts]) -> SequenceCounts:
         """The sum of the counts of several stages."""
