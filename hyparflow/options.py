@@ -79,8 +79,8 @@ class Options:
     sequence_store: str = declare(
         "memory",
         checks.text,
-        'String. Where chunks wait for their backward: `"memory"`; `"bf16"`, memory, rounded, with '
-        'other numbers; `"disk"`, a temporary file; or the path of a folder for it.',
+        'String. Where chunks wait for their backward: `"memory"` (of a GPU, if one computes), '
+        '`"host"`, `"bf16"` (rounded, with other numbers), `"disk"`, or a folder for a file.',
         planned=True,
     )
     num_microbatches: int | str = declare(

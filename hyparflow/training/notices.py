@@ -82,6 +82,7 @@ def _sequence(call: Call, chunks: int) -> str:
     lengths = [x.shape[1] for x in keras.tree.flatten(source.specs()[0]) if len(x.shape) > 1]
     tokens = -(-lengths[0] // (chunks * shards)) if lengths else "?"
     where = {"memory": "in memory", "disk": "on disk", "bf16": "in memory, rounded to bfloat16"}
+    where["host"] = "in the host's memory"
     return (
         f"; sequence {lengths[0] if lengths else '?'} = {chunks} x {shards} x {tokens} (chunks x "
         f"shards x tokens), {where.get(options.sequence_store, f'in {options.sequence_store}')}"

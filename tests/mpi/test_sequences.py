@@ -165,7 +165,9 @@ def test_stores(tmp_path: Any) -> None:
             arguments = arguments_of(layout, 4) | {"sequence_store": store}
             return outcome(hf.fit, MODELS["grouped"], x, y, False, **arguments)
 
-        memory, folder, rounded = (train(store) for store in ("memory", str(tmp_path), "bf16"))
+        stores = ("memory", "host", str(tmp_path), "bf16")
+        memory, host, folder, rounded = (train(store) for store in stores)
+        require_none(host.compare(memory, 0), "beside a GPU")
         require_none(folder.compare(memory, 0), "on disk")
         assert memory.compare(rounded, 1e-6), "nothing was rounded"
         assert np.allclose(memory.history["loss"], rounded.history["loss"], rtol=0.02)

@@ -11,7 +11,7 @@ from hyparflow.engine.sequence.chunks import ChunkCosts, least_chunks
 from hyparflow.engine.sequence.disk_store import DiskStore
 from hyparflow.engine.sequence.random_bits import dropped, dropped_scores
 from hyparflow.engine.sequence.seen_positions import may_count, require_right
-from hyparflow.engine.sequence.store import MemoryStore, RoundedStore
+from hyparflow.engine.sequence.store import DeviceStore, MemoryStore, RoundedStore, Store
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 from hyparflow.training.predictions import in_order
 
@@ -48,9 +48,10 @@ def test_blocks_of_scores_drop_what_the_whole_drops() -> None:
     assert abs(float(tf.reduce_mean(whole)) - 1) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("kind", ["memory", "device", "disk"])
 def test_stores_give_back_what_they_got(kind: str, tmp_path: object) -> None:
-    store = MemoryStore() if kind == "memory" else DiskStore(str(tmp_path))
+    makers = {"memory": MemoryStore, "device": DeviceStore}
+    store: Store = makers[kind]() if kind in makers else DiskStore(str(tmp_path))
     tensors = {
         ("a", n): [tf.random.normal((n + 1, 3)), tf.constant([True, False]), tf.zeros((0,))]
         for n in range(9)

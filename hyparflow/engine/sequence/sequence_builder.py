@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import tensorflow as tf
+
 from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.kernels.rewriter import Rewriter
@@ -16,7 +18,7 @@ from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.position_trial import CoresFound, find_cores
 from hyparflow.engine.sequence.sequence_stage import SequenceStage
 from hyparflow.engine.sequence.stage_trace import StageTrace
-from hyparflow.engine.sequence.store import MemoryStore, RoundedStore, Store
+from hyparflow.engine.sequence.store import DeviceStore, MemoryStore, RoundedStore, Store
 from hyparflow.engine.sequence.tile_head import TileHead
 from hyparflow.engine.stages.local_stage import LocalStage
 from hyparflow.engine.stages.stage_call import StageCall
@@ -114,7 +116,9 @@ class SequenceBuilder:
 
 
 def _store(name: str) -> Store:
-    if name == "memory":
+    if name == "memory" and tf.config.list_logical_devices("GPU"):
+        return DeviceStore()
+    if name in ("memory", "host"):
         return MemoryStore()
     if name == "bf16":
         return RoundedStore()
@@ -123,8 +127,9 @@ def _store(name: str) -> Store:
         return DiskStore(folder)
     except OSError as error:
         raise ValueError(
-            "`sequence_store` must be 'memory', 'bf16', 'disk', or the path of a folder in which "
-            f"files can be made. Received: sequence_store={name!r} ({error.strerror}: {folder})"
+            "`sequence_store` must be 'memory', 'host', 'bf16', 'disk', or the path of a folder in "
+            f"which files can be made. Received: sequence_store={name!r} "
+            f"({error.strerror}: {folder})"
         ) from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["MemoryStore", "RoundedStore", "Store", "StoreCounts"]
+__all__ = ["DeviceStore", "MemoryStore", "RoundedStore", "Store", "StoreCounts"]
 
 Tensors = tuple[Any, ...]
 
@@ -94,8 +94,39 @@ class Store(ABC):
         self.clear()
 
 
+class DeviceStore(Store):
+    """Keeps tensors where they are: in the memory of a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors: dict[Hashable, Tensors] = {}
+
+    def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
+        """See `Store.put`."""
+        self._tensors[key] = tuple(tf.convert_to_tensor(x) for x in tensors)
+        self.counts.put(_size_of_tensors(self._tensors[key]))
+
+    def get(self, key: Hashable) -> Tensors:
+        """See `Store.get`."""
+        self.counts.got(_size_of_tensors(self._tensors[key]))
+        return self._tensors[key]
+
+    def drop(self, key: Hashable) -> None:
+        """See `Store.drop`."""
+        self.counts.dropped(_size_of_tensors(self._tensors.pop(key)))
+
+    def has(self, key: Hashable) -> bool:
+        """See `Store.has`."""
+        return key in self._tensors
+
+    def clear(self) -> None:
+        """See `Store.clear`."""
+        self._tensors.clear()
+        self.counts.now = 0
+
+
 class MemoryStore(Store):
-    """Keeps tensors in the memory of this process."""
+    """Keeps tensors in the memory of this process: on a GPU's host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,6 +175,10 @@ class RoundedStore(MemoryStore):
         """See `Store.get`."""
         kept = zip(super().get(key), self._types[key], strict=True)
         return tuple(tf.cast(x, dtype) for x, dtype in kept)
+
+
+def _size_of_tensors(tensors: Tensors) -> int:
+    return sum(x.dtype.size * int(tf.size(x)) for x in tensors)
 
 
 def _size(arrays: Sequence[np.ndarray]) -> int:

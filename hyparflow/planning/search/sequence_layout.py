@@ -24,7 +24,8 @@ __all__ = ["SequenceLayout", "costs_divided"]
 _BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
 _TILE = 1 << 25  # bytes of the largest tensor at the end of the model, where loss is computed
 _OF_A_TILE = 3  # tensors of that size at the same time
-_KEPT = {"memory": 1.0, "bf16": 0.5}  # of what is stored; on a disk nothing stays in memory
+# Of what is stored; on a disk nothing stays in memory.
+_KEPT = {"memory": 1.0, "host": 1.0, "bf16": 0.5}
 
 
 @dataclass(frozen=True)
