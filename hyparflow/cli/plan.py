@@ -52,6 +52,13 @@ __all__ = ["plan"]
     show_default=True,
     help='Where costs come from: "measure", "estimate", or a file that --save-costs wrote.',
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "keras"]),
+    default="auto",
+    show_default=True,
+    help="Whether layers compute by faster kernels, as in training.",
+)
 @click.option("--save-costs", type=click.Path(), help="Write the costs to this file.")
 @click.option(
     "--threads",
@@ -93,6 +100,7 @@ def _plan(
     cluster: str | None,
     nodes: int | None,
     costs: str,
+    kernels: str,
     save_costs: str | None,
     threads: int | None,
     optimizer: str | None,
@@ -124,6 +132,7 @@ def _plan(
 
         known = costs_of_model.costs_of_model(
             *(built, wanted, batch_size, machine, shown.say),
+            faster_kernels=kernels == "auto",
             length=sequence_length,
             divides=divides,
         )

@@ -67,6 +67,7 @@ def make_plan(
         partitions=tuple(partitions),
         step_seconds=best.step_seconds,
         single_seconds=single.step_seconds,
+        single_memory=single.memory[0].total,
         idle_share=best.idle_share,
         memory_limit=memory_limit,
         alternatives=tuple(

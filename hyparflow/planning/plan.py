@@ -92,6 +92,7 @@ class Plan:
         partitions: Tuple. For each partition its layers, times, memory and messages.
         step_seconds: Float. The expected time of a training step, in seconds.
         single_seconds: Float. The same in one process, with the batch in one piece.
+        single_memory: Integer. The memory that it needs, in bytes.
         idle_share: Float from 0 to 1. The share of all ranks' time in which nothing is computed.
         memory_limit: Integer or `None`. The memory that training may add to a rank, in bytes.
         alternatives: Tuple. The next best layouts, each with its time and what makes it worse.
@@ -123,6 +124,7 @@ class Plan:
     partitions: tuple[PartitionPlan, ...]
     step_seconds: Annotated[float, Meta(gt=0)]
     single_seconds: Amount
+    single_memory: Bytes
     idle_share: Share
     memory_limit: Bytes | None
     alternatives: tuple[Alternative, ...]

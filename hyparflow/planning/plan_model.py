@@ -21,7 +21,7 @@ from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.model.unit_layout import Blocks
-from hyparflow.options import planned_names, taking_options
+from hyparflow.options import planned_names, resolve, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
@@ -56,6 +56,7 @@ def plan(
     sequence_length: int | None = None,
     cluster: Cluster | str | Path | None = None,
     costs: str | Path | Costs = "measure",
+    kernels: str = "auto",
     say: Callable[[str], None] | None = None,
     **decided: Any,
 ) -> Plan:
@@ -79,6 +80,7 @@ def plan(
         costs: String, path or `hyparflow.Costs`. `"measure"` measures the layers on this machine
             with the threads that TensorFlow has in this process, `"estimate"` counts operations.
             Anything else is the path of a file that `Costs.save` wrote, or the costs themselves.
+        kernels: String. `"auto"` or `"keras"`, as for `hyparflow.fit`: what is measured.
         say: Callable or `None`. Called with a line of text for each step of planning. `None` shows
             these steps as they go on, if planning takes more than two seconds.
         decided: The parallel arguments that are already decided. `None` leaves one to the plan.
@@ -113,6 +115,7 @@ def plan(
         divides = constraints.options.divides_sequences or None
         known = costs_of_graph(
             *(graph, costs, batch_size, cluster, tell),
+            faster_kernels=resolve(1, kernels=kernels).kernels == "auto",
             length=sequence_length,
             divides=divides,
         )

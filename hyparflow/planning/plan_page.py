@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page_of"]
 
+_CLEARLY = 0.95  # of the time of ranks; what is nearer may be noise
 _TITLES = (
     *("partition", "layers", "parameters", "a forward", "a backward", "memory", "weights"),
     *("gradients", "slots", "activations", "updates", "buffers", "program", "whole model"),
@@ -60,10 +61,15 @@ def _table(plan: Plan) -> list[Sequence[str]]:
     return rows
 
 
-def _without_ranks(seconds: float, of_ranks: float) -> str:
-    """A line about one process with the cores of all ranks."""
-    known = f"One process with the cores of all ranks would take {seconds * 1e3:.1f} ms a step"
-    if seconds < of_ranks:
+def _without_ranks(plan: Plan) -> str:
+    """A line about one process, and whether it would be the better choice."""
+    if plan.memory_limit is not None and plan.single_memory > plan.memory_limit:
+        return f"One process does not fit: it needs {size_text(plan.single_memory)}."
+    least, known = plan.single_seconds, f"One process takes {plan.single_seconds * 1e3:.1f} ms"
+    if plan.all_cores_seconds is not None:
+        least = min(least, plan.all_cores_seconds)
+        known += f", and {plan.all_cores_seconds * 1e3:.1f} ms with the cores of all ranks"
+    if least < _CLEARLY * plan.step_seconds:
         return f"{known}, less than ranks do: start one, without mpirun, for this batch."
     return f"{known}."
 
@@ -104,10 +110,8 @@ def _summary(plan: Plan) -> list[str]:
             "No rank can hold the whole model: build it with hyparflow.deferred(); weights "
             "stay at their owners (gather=False)."
         )
-    if plan.speedup < 1 < plan.num_ranks:
-        lines.append("One process is faster: this is too little work for so many ranks.")
-    if plan.all_cores_seconds is not None:
-        lines.append(_without_ranks(plan.all_cores_seconds, plan.step_seconds))
+    if plan.num_ranks > 1:
+        lines.append(_without_ranks(plan))
     if plan.cores is not None:
         cores = counted(plan.cores, "core", "cores")
         lines.append(

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from hyparflow.comm.recorder import Event, EventKind
 from hyparflow.formats.records import read
 from hyparflow.formats.writing import replacing
 from hyparflow.pipeline.actions import COMPUTATIONS, NAMES, RECEIVES, SENDS
 from hyparflow.planning.plan import Plan
-from hyparflow.tracing.trace_file import Complete, TraceFile, check
+from hyparflow.tracing.trace_file import Complete, TraceFile, check, known_counts
 
 __all__ = ["RankTrace", "Trace"]
 
@@ -116,7 +114,7 @@ class Trace:
         check(content)
         about = content.otherData
         nothing: list[Any] = [{} for _ in about.ranks]
-        counted = [msgspec.structs.asdict(counts) for counts in about.sequences]
+        counted = [known_counts(counts) for counts in about.sequences]
         known = zip(about.ranks, about.rewritten or nothing, counted or nothing, strict=True)
         ranks = [
             RankTrace(

@@ -12,7 +12,7 @@ from hyparflow.comm.recorder import EventKind
 from hyparflow.formats.records import Amount, Bytes, Count, Number
 from hyparflow.pipeline.actions import NAMES
 
-__all__ = ["Complete", "TraceFile", "check"]
+__all__ = ["Complete", "TraceFile", "check", "known_counts"]
 
 _KINDS = {
     *NAMES,
@@ -38,6 +38,11 @@ class _Sequences(msgspec.Struct):
     bytes_got: Bytes = 0
     stalls: Amount = 0.0
     peak: Bytes = 0
+
+
+def known_counts(counts: _Sequences) -> dict[str, float]:
+    """What a rank counted; nothing where it divided no sequences."""
+    return {} if counts == _Sequences() else msgspec.structs.asdict(counts)
 
 
 class _About(msgspec.Struct):

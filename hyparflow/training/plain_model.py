@@ -16,6 +16,10 @@ from hyparflow.training.data_arguments import keras_arguments
 __all__ = ["PlainModel", "wanted_ranks"]
 
 
+# What one process follows as well.
+_OF_ONE_PROCESS = ("kernels", "recompute", "num_sequence_chunks", "sequence_store")
+
+
 def wanted_ranks(arguments: dict[str, Any]) -> int | None:
     """The number of ranks that the parallel arguments ask for, as far as they are valid.
 
@@ -37,8 +41,8 @@ def wanted_ranks(arguments: dict[str, Any]) -> int | None:
 
 
 def _is_parallel(arguments: dict[str, Any]) -> bool:
-    """Whether any of the parallel arguments was given."""
-    return any(is_given(name, value) for name, value in arguments.items())
+    """Whether any of the arguments was given that say how several ranks would train."""
+    return any(is_given(n, value) for n, value in arguments.items() if n not in _OF_ONE_PROCESS)
 
 
 class PlainModel:

@@ -34,7 +34,7 @@ def a_plan() -> Plan:
     parts = [PartitionPlan((f"layer{n}",), 4, 0.1, 0.2, memory, {1 - n: 8}) for n in range(2)]
     work = tuple((Bar(Kind.FORWARD, n, 0, 0.0, 0.5),) for n in range(2))
     return Plan(
-        "small", "0", 16, 1, 2, 2, "1f1b", 1, (1, 1), tuple(parts), 1.0, 2.0, 0.1, None,
+        "small", "0", 16, 1, 2, 2, "1f1b", 1, (1, 1), tuple(parts), 1.0, 2.0, 9, 0.1, None,
         (Alternative("other", 2.0, 7, "waiting"),), work, "estimated",
     )  # fmt: skip
 

@@ -111,6 +111,13 @@ def test_what_joins_rows_is_right_and_no_reason_for_a_warning() -> None:
     require_equal(found.values(), expected.values())
 
 
+@pytest.mark.parametrize("given", [{"kernels": "keras"}, {"recompute": "block"}])
+def test_what_one_process_follows_asks_for_no_ranks(given: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(lambda *args, **kwargs: hf.fit(build(), *args, **given, **kwargs))
+
+
 class OwnStep(keras.Model):
     """A model with a step of its own."""
 

@@ -328,7 +328,7 @@ CONSUMERS = {
     "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
     | {"training/auto.py"}
     | {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
-    | {"training/make_parallel.py", "training/parallel_model.py"}
+    | {"training/make_parallel.py", "training/parallel_model.py", "training/plain_model.py"}
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
@@ -336,8 +336,9 @@ CONSUMERS = {
     | {"planning/make_plan.py", "planning/search/problem.py", "planning/search/saving.py"}
     | {"training/auto.py", "training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py", "planning/make_plan.py"}
+    | {"training/plain_model.py"}
     | {"training/auto.py", "training/automatic_chunks.py", "training/make_parallel.py"},
-    "sequence_store": {"engine/sequence/sequence_builder.py"}
+    "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/auto.py", "training/notices.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
@@ -345,7 +346,8 @@ CONSUMERS = {
     | {"training/memory_check.py", "training/parallel_model.py"},
     "kernels": {
         *("engine/assembly.py", "training/auto.py"),  # what trains, and what is measured for a plan
-        *("training/in_engine.py", "training/make_parallel.py"),
+        *("cli/plan.py", "planning/plan_model.py"),
+        *("training/in_engine.py", "training/make_parallel.py", "training/plain_model.py"),
     },
     "compression": {"engine/learner.py", "training/checks.py"}
     | {f"engine/gradients/{name}.py" for name in ("flat_buffer", "horovod_sum", "mpi_sum")},

@@ -524,6 +524,27 @@ def test_a_plan_prints_its_partitions_and_alternatives() -> None:
         assert f"{partition.layers[0]} to {partition.layers[-1]}" in text
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({}, "One process takes 100.0 ms."),
+        ({"all_cores_seconds": 0.06}, "100.0 ms, and 60.0 ms with the cores of all ranks."),
+        ({"all_cores_seconds": 0.04}, "cores of all ranks, less than ranks do: start one, without"),
+        ({"single_seconds": 0.04}, "One process takes 40.0 ms, less than ranks do: start one"),
+        ({"single_seconds": 0.049}, "One process takes 49.0 ms."),  # as long, but for noise
+        (
+            {"single_seconds": 0.04, "single_memory": 2**31 + 1},
+            "One process does not fit: it needs",
+        ),
+    ],
+)
+def test_a_plan_compares_with_one_process(known: dict[str, Any], said: str) -> None:
+    usual = {"step_seconds": 0.05, "single_seconds": 0.1, "single_memory": 2**31}
+    plan = dataclasses.replace(some_plan(), **(usual | known))
+    assert said in str(plan)
+    assert ("less than ranks do" in str(plan)) == ("less than ranks do" in said)
+
+
 def test_odd_names_of_layers_do_not_break_the_table() -> None:
     plan = some_plan()
     first = dataclasses.replace(plan.partitions[0], layers=("a" * 300, "b\nc"), sent={})

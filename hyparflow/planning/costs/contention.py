@@ -88,7 +88,7 @@ class Companions:
         """How many times as fast as one rank alone a process with the cores of all ranks computes.
 
         Args:
-            rows: the rows of a batch.
+            rows: to run with.
             budget: seconds to spend on each of the two.
 
         Returns:
@@ -181,8 +181,10 @@ def _start(
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
     launcher.set_threads(environment, intra_op_threads() * (ranks or 1))
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    others = _other_cores()
+    cores = [",".join(map(str, _all_cores()))] if ranks and others else []
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("contention_process.py")), folder],
+        [sys.executable, str(Path(__file__).with_name("contention_process.py")), folder, *cores],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -190,8 +192,8 @@ def _start(
         text=True,
     )
     ending.callback(_end, process)
-    if others := _other_cores():
-        psutil.Process(process.pid).cpu_affinity(list(_all_cores() if ranks else others))
+    if others:
+        psutil.Process(process.pid).cpu_affinity(list(others))
     return process
 
 

@@ -1,8 +1,9 @@
 """A process that computes until it is told to stop, as another rank of a node does.
 
-    python contention_process.py FOLDER
+    python contention_process.py FOLDER [CORES]
 
-FOLDER holds what `saved_graph.py` wrote. A line of standard input is one of these:
+FOLDER holds what `saved_graph.py` wrote. CORES are those to compute on, for example 0,1; TensorFlow
+is imported on those that the process starts with. A line of standard input is one of these:
 
 ROWS
     Run with so many rows, over and over; 0 is a pause. Answered by the same number, once it runs.
@@ -14,6 +15,7 @@ job.
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -88,4 +90,6 @@ def _variable(kind: str, shape: list[int]) -> Any:
 
 
 if __name__ == "__main__":
+    if sys.argv[2:]:  # before the threads that compute are started
+        os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
     Companion(Path(sys.argv[1])).run()

@@ -41,6 +41,7 @@ __all__ = ["LONG_PIECE", "measure"]
 _PIECE = 8  # segments of the long piece, at most
 LONG_PIECE = 1 << 28  # bytes of its weights, at most
 _ROUNDS = 2
+_SEVERAL = 32  # rows that are enough to keep several cores busy
 
 
 def measure(
@@ -107,22 +108,22 @@ def _measure(
         trials.append(Trial("a longer piece", longer, rows, 2 * budget))
         call = _call_seconds(budget)
         seconds = np.maximum(_fastest(trials, rows, say) - call[:2], 1e-7)
-        fused = _fused(longer, rows, budget / 2, say) - call[2]
+        fused = _fused(longer, rows, budget / 2, say)
         say("measuring a backward in two parts")
         halves = longer.halves(rows[len(rows) // 2], 2 * budget)
         crowd, crowded = _crowd(longer, rows, beside, budget / 2, say)
-        gain = _gain_of_all_cores(rows[-1], beside, budget, say)
+        say("measuring the optimizer")
+        over = measure_overheads(trained, optimizer, call[2])
+        scratch = max(trial.sample.scratch(rows) for trial in trials)
+        memory = {kind: sample.memory() for kind, sample in samples.items()}
+        gain = _gain_of_all_cores(rows, beside, budget, say)
     table = CostTable(graph, operations, rows)
     known = dict(zip(chosen, seconds, strict=False))
     rate = rate_of(kinds, known)
     for kind in kinds:
-        memory = samples[kind].memory()
         for segment in kind.group:
-            table.enter(segment, known.get(kind, rate * kind.cost), memory)
-    table.scale(piece, np.column_stack([seconds[-1], np.maximum(fused, 1e-7)]))
-    say("measuring the optimizer")
-    over = measure_overheads(trained, optimizer, call[2])
-    scratch = max(trial.sample.scratch(rows) for trial in trials)
+            table.enter(segment, known.get(kind, rate * kind.cost), memory[kind])
+    table.scale(piece, np.column_stack([seconds[-1], np.maximum(fused - call[2], 1e-7)]))
     return table.costs(
         dataclasses.replace(over, scratch=float(scratch)),
         slots_per_byte(trained, optimizer),
@@ -193,14 +194,15 @@ def _crowd(
 
 
 def _gain_of_all_cores(
-    rows: int, beside: Companions | None, budget: float, say: Callable[[str], None]
+    rows: Sequence[int], beside: Companions | None, budget: float, say: Callable[[str], None]
 ) -> float | None:
     """How many times as fast one process with all cores computes, if that was tried."""
     if beside is None:
         return None
     say("measuring one process with the cores of all ranks")
     try:
-        return beside.gain_of_all_cores(rows, budget)
+        few = [size for size in rows if size <= _SEVERAL] or rows
+        return beside.gain_of_all_cores(few[-1], budget)
     except RuntimeError as error:
         say(f"measuring one process with the cores of all ranks: not possible ({error})")
         return None

@@ -36,6 +36,7 @@ from hyparflow.planning.costs.traced_graph import TracedGraph
 
 __all__ = ["TRACED_ROWS", "Sample", "SampleMemory"]
 
+_ROWS_OF_SCRATCH = 16  # enough to tell what grows with rows from what does not
 TRACED_ROWS = 13  # memory is counted for this number of rows
 
 
@@ -146,7 +147,7 @@ class Sample:
         Args:
             rows: sizes, of which two are tried.
         """
-        few, many = min(rows), max(*rows, 2 * min(rows))
+        few, many = min(rows), max(2 * min(rows), min(_ROWS_OF_SCRATCH, max(rows)))
         with present(self._variables):
             low, high = self._peak(few), self._peak(many)
         if low is None or high is None:
