@@ -75,6 +75,7 @@ def main() -> None:
     own = length // alone if alone else length
     random = np.random.default_rng(0)
     tokens = random.integers(0, VOCABULARY, (spec["steps"], own + 1)).astype("int32")
+    divided = "num_sequence_chunks" in (spec["options"] or {})
     steps: list[tuple[float, float]] = []
     for row in tokens:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -85,7 +86,8 @@ def main() -> None:
             hf.fit(model, *data, batch_size=1, verbose=0, **spec["options"])
         steps.append((time.perf_counter() - wall, time.process_time() - cpu))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found = {"peak": peak - bare, "bare": bare, "steps": steps}
+        stalls = hf.parallelize(model, **spec["options"]).sequence_counts.stalls if divided else 0.0
+        found = {"peak": peak - bare, "bare": bare, "steps": steps, "stalls": stalls}
         path = Path(spec["folder"], f"rank-{hf.rank()}.json")
         path.write_text(json.dumps(found))
 

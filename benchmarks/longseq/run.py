@@ -92,6 +92,13 @@ def search(setup: str, args: argparse.Namespace, keep: Any) -> None:
         step //= 2
 
 
+def stalled(point: dict[str, Any]) -> float:
+    """The share of all steps in which the first rank waited for a disk."""
+    rank = point["ranks"][0] if point["ranks"] else {"steps": []}
+    total = sum(wall for wall, _ in rank["steps"])
+    return float(rank.get("stalls", 0.0) / total) if total else 0.0
+
+
 def row(point: dict[str, Any]) -> list[str]:
     """A line of the table."""
     steps = point["ranks"][0]["steps"][1:] if point["ranks"] else []
@@ -104,13 +111,14 @@ def row(point: dict[str, Any]) -> list[str]:
         f"{peak(point):.0f}" if peak(point) < float("inf") else "-",
         f"{seconds:.2f}" if seconds else "-",
         f"{1e3 * cpu / point['length']:.3f}" if cpu else "-",
+        f"{stalled(point):.1%}" if stalled(point) else "-",
         point.get("error", "").splitlines()[-1][:60] if point.get("error") else "",
     ]
 
 
 def report(results: dict[str, Any]) -> str:
     """The table as text, and the longest length of each setup."""
-    head = ["setup", "tokens", "peak, MiB", "step, s", "CPU ms a token", ""]
+    head = ["setup", "tokens", "peak, MiB", "step, s", "CPU ms a token", "stalls", ""]
     order = list(SETUPS)
     points = sorted(results["points"], key=lambda p: (order.index(p["setup"]), p["length"]))
     longest = {

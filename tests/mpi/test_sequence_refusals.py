@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_what_mixes_positions_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="(?s)sequences are divided") as caught:
         fit(model, **divided())
     assert NAMED[name] in str(caught.value)
-    assert len(set(WORLD.allgather(str(caught.value)))) == 1
+    # Keras numbers its layers, and the leader may have built more of them before.
+    said = re.sub(r"_\d+'", "'", str(caught.value))
+    assert len(set(WORLD.allgather(said))) == 1
 
 
 def test_scores_of_attention() -> None:
