@@ -152,8 +152,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set(
         xscale="log", yscale="log", xlabel="tokens of a sequence", ylabel="peak of a rank, MiB"
     )
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(ticker.LogLocator(2))
+    axes.yaxis.set_major_locator(ticker.FixedLocator([200, 300, 400, 512, 700, 1000]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_locator(ticker.NullLocator())
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
