@@ -21,7 +21,7 @@ import hyparflow as hf
 BYTES = 256
 
 
-def build(blocks: int = 2, width: int = 64, heads: int = 4) -> keras.Model:
+def build(blocks: int = 2, width: int = 64, heads: int = 2) -> keras.Model:
     """A decoder of Keras's own layers, for sequences of any length."""
     tokens = keras.Input((None,), dtype="int32")
     x = layers.Embedding(BYTES, width)(tokens)
@@ -74,7 +74,12 @@ def main() -> None:
         metrics=["accuracy"],
     )
     text = sequences(args.data, args.length, args.steps)
-    losses = []
+    losses: list[float] = []
+
+    def note(step: int, logs: dict[str, float]) -> None:
+        losses.append(logs["loss"])
+        print(f"after {step + 1} sequences: mean loss {logs['loss']:.3f}", flush=True)
+
     history = hf.fit(
         model,
         text[:, :-1],
@@ -82,11 +87,7 @@ def main() -> None:
         batch_size=1,
         shuffle=False,
         verbose=0,
-        callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_train_batch_end=lambda n, logs: losses.append(logs["loss"])
-            )
-        ],
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)],  # of the leader
         num_sequence_shards=shards,
         num_sequence_chunks=chunks if chunks == "auto" else int(chunks),
         sequence_store=args.store,
