@@ -95,3 +95,12 @@ def test_vgg16() -> None:
     options = ("--samples", 4, "--batch-size", 2, "--epochs", 1, "--strategy", "model")
     result = run(2, EXAMPLES / "vgg16.py", *options)
     require_report(result, 2, "vgg16, 33,638,218 parameters")
+
+
+def test_a_long_sequence_on_two_ranks() -> None:
+    result = run(2, EXAMPLES / "long_context.py", "--length", 600, "--steps", 4, "--chunks", 3)
+    losses = re.search(r"loss of each sequence: (.*)", result.output)
+    assert losses, result.output
+    first, *_, last = map(float, losses[1].split())
+    assert last < first
+    assert "the text goes on: b'KING" in result.output
