@@ -5,7 +5,7 @@
     python benchmarks/longseq/run.py --points "chunks x4:65536" "chunks x4, disk:65536"
     python benchmarks/longseq/run.py --report
 
-the length is doubled until a rank takes more than --limit MiB above a bare import, and then
+The length is doubled until a rank takes more than --limit MiB above a bare import, and then
 narrowed down; each point is a job of its own. --points measures single lengths. All are kept in
 results.json, from which table.rst and longseq.png are made.
 """

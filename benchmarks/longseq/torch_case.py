@@ -8,18 +8,23 @@ imports, and seconds of steps.
 """
 
 import argparse
-import os
 import resource
-import socket
 import statistics
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch_models import TransformerBlock
 
 VOCABULARY, WIDTH, BLOCKS, HEADS = 1024, 256, 4, 4
 MIB = 1 << 20
@@ -29,50 +34,35 @@ class Exchange(torch.autograd.Function):
     """From some positions of all heads to all positions of some heads, or back."""
 
     @staticmethod
-    def forward(context: Any, x: torch.Tensor, to_heads: bool) -> torch.Tensor:
+    def forward(context: Any, x: Tensor, to_heads: bool) -> Tensor:
         context.to_heads = to_heads
         return exchanged(x, to_heads)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return exchanged(gradient, not context.to_heads), None
 
 
-def exchanged(x: torch.Tensor, to_heads: bool) -> torch.Tensor:
-    """(positions, heads, size), by one all-to-all."""
+def exchanged(x: Tensor, to_heads: bool) -> Tensor:
+    """(heads, positions, size), by one all-to-all."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks == 1:
         return x
-    positions, heads, size = x.shape
-    if to_heads:
-        sent = x.reshape(positions, ranks, heads // ranks, size).transpose(0, 1).contiguous()
-        made = torch.empty_like(sent)
-        dist.all_to_all_single(made, sent)
-        return made.reshape(ranks * positions, heads // ranks, size)
-    sent = x.reshape(ranks, positions // ranks, heads, size).contiguous()
+    parted, joined = (0, 1) if to_heads else (1, 0)
+    sent = torch.stack(x.chunk(ranks, parted))
     made = torch.empty_like(sent)
     dist.all_to_all_single(made, sent)
-    return made.transpose(0, 1).reshape(positions // ranks, ranks * heads, size)
+    return torch.cat(made.unbind(0), joined)
 
 
-class Block(nn.Module):
-    """A pre-normalised block with causal attention."""
+class SharedBlock(TransformerBlock):
+    """A block of one row, whose positions ranks share."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.into, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self.into(self.first(x)).reshape(len(x), 3, HEADS, WIDTH // HEADS).unbind(1)
-        query, key, value = (Exchange.apply(part, True).transpose(0, 1) for part in parts)
-        made = functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True
-        )
-        made = Exchange.apply(made[0].transpose(0, 1), False)
-        x = x + self.out(made.reshape(len(x), WIDTH))
-        return x + self.narrow(functional.gelu(self.wide(self.second(x))))
+    def attend(self, x: Tensor) -> Tensor:
+        parts = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)
+        each = (Exchange.apply(part, True)[None] for part in parts)
+        made = functional.scaled_dot_product_attention(*each, is_causal=True)[0]
+        return self.combine(Exchange.apply(made, False).transpose(0, 1).flatten(1))
 
 
 class Model(nn.Module):
@@ -81,24 +71,21 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
-        self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.blocks = nn.Sequential(*(SharedBlock(WIDTH, HEADS) for _ in range(BLOCKS)))
+        self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY))
 
-    def forward(self, tokens: torch.Tensor, first: int) -> torch.Tensor:
+    def forward(self, tokens: Tensor, first: int) -> Tensor:
         at = torch.arange(first, first + len(tokens))[:, None]
         rates = torch.exp(torch.arange(0, WIDTH, 2) * (-9.21 / WIDTH))[None]
-        x = self.embed(tokens) + torch.cat([torch.sin(at * rates), torch.cos(at * rates)], 1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.last(x))
+        positions = torch.cat([torch.sin(at * rates), torch.cos(at * rates)], 1)
+        return self.head(self.blocks(self.embed(tokens) + positions))
 
 
-def train(rank: int, ranks: int, port: int, length: int, steps: int) -> None:
-    """Some steps of one rank."""
+def train(rank: int, ranks: int, meet: str, length: int, steps: int) -> None:
+    """Some steps of one rank; the ranks meet by a file."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if ranks > 1:
-        dist.init_process_group("gloo", rank=rank, world_size=ranks)
+        dist.init_process_group("gloo", meet, rank=rank, world_size=ranks)
     bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.manual_seed(0)
     model = Model()
@@ -133,11 +120,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = args.ranks, port, args.length, args.steps
-    mp.spawn(train, arguments, nprocs=args.ranks)
+    with tempfile.TemporaryDirectory() as folder:
+        meet = Path(folder, "ranks").as_uri()
+        mp.spawn(train, (args.ranks, meet, args.length, args.steps), nprocs=args.ranks)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import MODELS as KNOWN
 from turns import THREADS, Job, Setup, add_arguments
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("resnet20", "resnet56", "resnet110", "vgg16", "transformer", "densenet121")
+KNOWN = (*MODELS, "mobilenetv2", "lstm")
 UNGROUPED = dict.fromkeys(("num_microbatches", "lpp"))  # jobs of one layout take turns
 COMPARED = 4  # micro-batches with which cuts are compared
 CUT_TURNS = 12  # of the comparison of cuts: they differ by less than other things

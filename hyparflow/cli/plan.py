@@ -114,11 +114,11 @@ def _plan(
     from hyparflow.planning.search.problem import constrained
 
     _check_outputs(plot, save, save_costs)
-    machine = _machine(cluster, ranks, nodes)
-    # Refused before minutes of measuring.
-    divides = constrained(machine.num_ranks, **decided).options.divides_sequences or None
     if memory_limit is not None:
         parse_bytes(memory_limit)
+    machine = _machine(cluster, ranks, nodes)
+    # Refused before minutes of measuring.
+    divides = constrained(machine.num_ranks, **decided).options.divides_sequences
     # A file that is wrong is refused before the model is built.
     wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
     _be_like_a_rank(threads, machine.ranks_per_node)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from hyparflow.comm.world import World
+from hyparflow.engine.build_stages import build_stages, is_eager
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
-from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.learner import build_learner
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
@@ -26,10 +24,8 @@ from hyparflow.engine.recomputation import (
     require_dividing,
     require_recomputing,
 )
-from hyparflow.engine.sequence.sequence_builder import SequenceBuilder
 from hyparflow.engine.stages.batchnorm import BatchStatistics
 from hyparflow.engine.stages.local_stage import LocalStage
-from hyparflow.engine.stages.stage_builder import StageBuilder
 from hyparflow.engine.stages.stage_call import StageCall, graph_body, model_body
 from hyparflow.engine.transport import Transport
 from hyparflow.engine.weights.constants_read import holders_and_readers
@@ -47,7 +43,6 @@ from hyparflow.model.keras_internals.layers import (
 )
 from hyparflow.model.layout import ModelCut
 from hyparflow.model.unit_layout import units_of, with_graph
-from hyparflow.model.untouched import fixed_moments, untouched
 from hyparflow.options import Options
 from hyparflow.pipeline.units import Units
 
@@ -93,36 +88,12 @@ def build_rank_engine(
     if losses is not None and model.optimizer is not None and "train_step" not in own:
         shards = _shards(model, place, options, groups)
         learner = build_learner(model, layout, place, options, groups, shards)
-    head = losses.head if losses is not None and place.is_last else None
-    rewriter = _rewriter(options, _uses_xla(model, statistics))
-    build = StageBuilder(
-        layout=layout,
-        place=place,
-        statistics=statistics,
-        head=head,
-        eager=_is_eager(model),
-        jit_compile=_uses_xla(model, statistics),
-        aside=functools.partial(_aside, model, statistics),
-        recompute=options.recompute,
-        rewriter=rewriter,
+    stages, sequences = build_stages(
+        *(model, layout, place, options, statistics, bodies, units),
+        losses.head if losses is not None and place.is_last else None,
     )
-    if options.divides_sequences:
-        sharing = groups_of(options.grid, world).shards
-        divided = SequenceBuilder(
-            model=model,
-            layout=layout,
-            place=place,
-            options=options,
-            shards=sharing,
-            head=head,
-            rewriter=rewriter,
-        )
-        pairs = divided.all(bodies)
-        stages, sequences = [local for local, _ in pairs], [stage for _, stage in pairs]
-    else:
-        stages, sequences = build.all(bodies, units), []
     return RankEngine(
-        engine=_engine(layout, place, stages, build.eager or options.divides_sequences),
+        engine=_engine(layout, place, stages, is_eager(model) or options.divides_sequences),
         stages=stages,
         sync=_sync(model, layout, place, losses, learner, own, shards, specs),
         pack=pack,
@@ -137,27 +108,12 @@ def build_rank_engine(
     )
 
 
-def _uses_xla(model: Any, statistics: BatchStatistics) -> bool:
-    # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
-    return model.compiled and bool(model.jit_compile) and not statistics.exchanges
-
-
-def _rewriter(options: Options, uses_xla: bool) -> Rewriter | None:
-    """What puts in faster kernels, if anything does."""
-    wanted = options.kernels == "auto" and choice.compiler().shares and not uses_xla
-    return Rewriter() if wanted else None
-
-
 def _shards(
     model: Any, place: Ownership, options: Options, groups: Sequence[WeightGroup]
 ) -> Shards | None:
     """Which replica updates which weights, if the optimizer's state is sharded."""
     sharded = options.shard_optimizer and options.grid.num_peers > 1
     return Shards(model, place, groups) if sharded else None
-
-
-def _is_eager(model: Any) -> bool:
-    return bool(model.compiled and model.run_eagerly)
 
 
 def _units(
@@ -170,7 +126,7 @@ def _units(
 ) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
     """The layout, and the graph and units if blocks that repeat are compiled once."""
     has_own_steps = any(f"{name}_step" in own for name in ("train", "test", "predict"))
-    if not choice.compiler().shares or _is_eager(model) or has_own_steps:
+    if not choice.compiler().shares or is_eager(model) or has_own_steps:
         return layout, None
     fine = recompute is not None
     opened = with_graph(model, layout, fine)
@@ -219,20 +175,6 @@ def _engine(
         place.world.board.write,
         place.world.recorder,
     )
-
-
-@contextlib.contextmanager
-def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], None]]:
-    """A context for trial calls of the model: their effects are undone, replicas exchange nothing.
-
-    Yields a function that undoes the effects of the calls so far.
-    """
-    statistics.aside = True
-    try:
-        with fixed_moments(model), untouched(model) as undo:
-            yield undo
-    finally:
-        statistics.aside = False
 
 
 def _losses(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
-from hyparflow.pipeline.token_layout import Positions
+from hyparflow.pipeline.token_layout import Positions, TokenLayout
 
 __all__ = ["AttentionPattern"]
 
@@ -39,6 +40,15 @@ class AttentionPattern:
         nearest, farthest = _distances(queries, keys)
         first, last = self.distances
         return (first is None or nearest >= first) and (last is None or farthest <= last)
+
+    def pairs(self, layout: TokenLayout) -> int:
+        """How many pairs of a query and a key are in the blocks of chunks that are computed."""
+        chunks = [layout.chunk(number) for number in range(layout.num_chunks)]
+        return sum(
+            (queries[1] - queries[0]) * (keys[1] - keys[0])
+            for queries, keys in itertools.product(chunks, repeat=2)
+            if self.attends(queries, keys)
+        )
 
     def __str__(self) -> str:
         kind = "causal" if self.causal else "full"

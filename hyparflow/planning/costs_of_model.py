@@ -57,7 +57,7 @@ def costs_of_model(
     say: Callable[[str], None] = lambda text: None,
     faster_kernels: bool = True,
     length: int | None = None,
-    divides: bool | None = None,
+    divides: bool = False,
 ) -> Costs:
     """The costs of a model; arguments as for `costs_of_graph`."""
     batch_size = check_planned(model, batch_size, costs)
@@ -73,7 +73,7 @@ def costs_of_graph(
     say: Callable[[str], None],
     faster_kernels: bool = True,
     length: int | None = None,
-    divides: bool | None = None,
+    divides: bool = False,
 ) -> Costs:
     """The costs that `plan` was told to use.
 
@@ -85,7 +85,7 @@ def costs_of_graph(
         say: called with a line of progress.
         faster_kernels: as for `measure`.
         length: of sequences, where the model leaves it open; None if no data tell.
-        divides: whether sequences are to be divided; None if the plan may choose.
+        divides: whether sequences must be divided; if not, the plan may choose.
 
     Raises:
         ValueError: if the costs are those of another model, or its sequences cannot be divided.
@@ -129,7 +129,7 @@ def costs_of_graph(
 
 
 def _attention(
-    graph: FlatGraph, length: int | None, measured: bool, divides: bool | None
+    graph: FlatGraph, length: int | None, measured: bool, divides: bool
 ) -> tuple[Attention, ...]:
     """What attention costs where sequences are divided, if they may be."""
     if length is None:
@@ -139,13 +139,14 @@ def _attention(
                 "`sequence_length`. Pass the number of positions of a sequence."
             )
         return ()
-    if divides or (divides is None and length > LONG):
-        try:
-            return attention_of(graph, length, measured)
-        except ValueError:
-            if divides:
-                raise
-    return ()
+    if not divides and length <= LONG:
+        return ()
+    try:
+        return attention_of(graph, length, measured)
+    except ValueError:
+        if divides:
+            raise
+        return ()
 
 
 def _warn_of_threads(ranks_per_node: int) -> None:

@@ -41,19 +41,6 @@ def make_plan(
     """
     candidate, ways = best.candidate, best.saving.sequences or SequenceLayout()
     table = candidate.partitioning
-    partitions = []
-    for partition in range(candidate.grid.num_partitions):
-        numbers = candidate.operations(partition)
-        partitions.append(
-            PartitionPlan(
-                layers=tuple(problem.graph.operations[i].name for i in numbers),
-                parameters=problem.costs.weight_bytes(numbers),
-                forward=best.forward[partition],
-                backward=best.backward[partition],
-                memory=best.memory[partition],
-                sent=best.sent[partition],
-            )
-        )
     return Plan(
         model=model,
         fingerprint=fingerprint,
@@ -64,7 +51,7 @@ def make_plan(
         schedule=candidate.schedule,
         stages_per_partition=candidate.grid.placement.depth,
         lpp=tuple(len(table.operations(stage)) for stage in range(table.num_stages)),
-        partitions=tuple(partitions),
+        partitions=tuple(_partition(best, n) for n in range(candidate.grid.num_partitions)),
         step_seconds=best.step_seconds,
         single_seconds=single.step_seconds,
         single_memory=single.memory[0].total,
@@ -83,6 +70,18 @@ def make_plan(
         sequence_store=ways.store,
         sequence_length=problem.costs.length,
         all_cores_seconds=_with_all_cores(problem, single),
+    )
+
+
+def _partition(best: Prediction, number: int) -> PartitionPlan:
+    operations, problem = best.candidate.operations(number), best.problem
+    return PartitionPlan(
+        layers=tuple(problem.graph.operations[n].name for n in operations),
+        parameters=problem.costs.weight_bytes(operations),
+        forward=best.forward[number],
+        backward=best.backward[number],
+        memory=best.memory[number],
+        sent=best.sent[number],
     )
 
 

@@ -23,7 +23,6 @@ from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.model.unit_layout import Blocks
 from hyparflow.options import planned_names, resolve, taking_options
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
@@ -34,6 +33,7 @@ from hyparflow.planning.search.layouts import best_of
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import (
     Candidate,
+    Constraints,
     Problem,
     Saving,
     constrained,
@@ -108,33 +108,15 @@ def plan(
     if sequence_length is not None:
         sequence_length = limited("sequence_length", sequence_length, 2**31 - 1)
     graph = FlatGraph(model, opened_graph(model))
-    operations = graph.operation_graph(model.trainable_variables)
-    _check_lpp(constraints.options.lpp, operations)
-    whole = make_partitioning(operations, (0, len(operations.operations)))
+    _check_lpp(constraints.options.lpp, len(graph.calls))
     with _shown(say) as tell:
-        divides = constraints.options.divides_sequences or None
         known = costs_of_graph(
             *(graph, costs, batch_size, cluster, tell),
             faster_kernels=resolve(1, kernels=kernels).kernels == "auto",
             length=sequence_length,
-            divides=divides,
+            divides=constraints.options.divides_sequences,
         )
-        problem = Problem(operations, known, cluster, batch_size)
-        count = constraints.options.num_microbatches
-        rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
-        found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, tell)
-    best = best_of(found, limit)
-    alone = Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole)
-    single = Prediction(problem, alone)
-    made = make_plan(
-        model.name,
-        model_fingerprint(model),
-        problem,
-        best,
-        single,
-        found,
-        limit,
-    )
+        made = _best_plan(graph, known, cluster, batch_size, constraints, tell)
     if not math.isfinite(made.step_seconds):
         raise ValueError(
             "A plan needs costs and links by which a step takes a finite time. "
@@ -146,6 +128,34 @@ def plan(
     if model.compiled:
         return made
     return dataclasses.replace(made, costs=f"{made.costs}, of a model without an optimizer")
+
+
+def _best_plan(
+    graph: FlatGraph,
+    known: Costs,
+    cluster: Cluster,
+    batch_size: int,
+    constraints: Constraints,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of the fastest layout that fits.
+
+    Args:
+        graph: the model's.
+        known: its costs.
+        cluster, batch_size, say: as for `plan`.
+        constraints: what the user fixed.
+    """
+    model, limit = graph.model, constraints.memory_limit
+    operations = graph.operation_graph(model.trainable_variables)
+    whole = make_partitioning(operations, (0, len(operations.operations)))
+    problem = Problem(operations, known, cluster, batch_size)
+    count = constraints.options.num_microbatches
+    rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
+    found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, say)
+    alone = Candidate(Grid(num_partitions=1, num_replicas=1), 1, "1f1b", whole)
+    best, single = best_of(found, limit), Prediction(problem, alone)
+    return make_plan(model.name, model_fingerprint(model), problem, best, single, found, limit)
 
 
 def _with_savings(
@@ -169,8 +179,7 @@ def _with_savings(
     return with_saving
 
 
-def _check_lpp(lpp: Sequence[int] | None, operations: OperationGraph) -> None:
-    count = len(operations.operations)
+def _check_lpp(lpp: Sequence[int] | None, count: int) -> None:
     if lpp is not None and sum(lpp) != count:
         raise ValueError(
             f"`lpp` of a plan must add up to the {count} operations of the model. "

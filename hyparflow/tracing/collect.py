@@ -16,6 +16,7 @@ from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.recorder import Event
 from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.writing import require_writable
 from hyparflow.pipeline.grid import Grid
 from hyparflow.tracing.clocks import clock_offset
@@ -69,7 +70,7 @@ def traced(
     world: World,
     wanted: TraceRequest | None,
     rewritten: Callable[[], Mapping[str, int]],
-    sequences: Callable[[], Mapping[str, float]],
+    sequences: Callable[[], SequenceCounts],
 ) -> Iterator[None]:
     """While open, all ranks record events, if a trace is wanted; then the leader writes it.
 
@@ -98,7 +99,7 @@ def traced(
         steps = [_by_leaders_clock(step, clocks) for step in recorder.steps]
         recorder.steps.clear()
         options = wanted.call.options
-        ranks = _gather(world, options.grid, (steps, dict(rewritten()), dict(sequences())))
+        ranks = _gather(world, options.grid, (steps, dict(rewritten()), sequences()))
         if world.rank == LEADER:
             arguments = dataclasses.asdict(options) | {"batch_size": wanted.call.rows}
             _write(Trace(ranks, arguments, wanted.plan), path)
@@ -161,7 +162,7 @@ def _by_leaders_clock(step: list[Event], clocks: list[tuple[float, float]]) -> l
 
 
 def _gather(
-    world: World, grid: Grid, mine: tuple[list[list[Event]], dict[str, int], dict[str, float]]
+    world: World, grid: Grid, mine: tuple[list[list[Event]], dict[str, int], SequenceCounts]
 ) -> list[RankTrace]:
     """The recorded events, the kernels and the sequences of all ranks, on the leader."""
     what = "the events of all ranks"

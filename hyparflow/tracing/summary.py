@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.text import Page, counted, counted_names
 from hyparflow.pipeline.actions import BACKWARDS, Kind
 from hyparflow.tracing.trace import RankTrace, Trace
@@ -186,20 +187,19 @@ def describe(trace: Trace) -> Page:
     rewritten = sum((Counter(rank.rewritten) for rank in trace.ranks), Counter[str]())
     if rewritten:
         head.append(f"faster kernels: {counted_names(rewritten)}")
-    head += [_sequences(rank) for rank in trace.ranks if any(rank.sequences.values())]
+    head += [_sequences(rank) for rank in trace.ranks if rank.sequences != SequenceCounts()]
     return Page(head, [[row[n] for n in kept] for row in rows])
 
 
 def _sequences(rank: RankTrace) -> str:
     """What a rank moved and kept of divided sequences in the whole call."""
     known = rank.sequences
-    sent, kept, got, peak = (
-        f"{known[name] / 1e6:.1f} MB" for name in ("bytes_sent", "bytes_kept", "bytes_got", "peak")
-    )
-    exchanges = counted(int(known["exchanges"]), "exchange", "exchanges")
+    sizes = known.bytes_sent, known.bytes_kept, known.peak, known.bytes_got
+    sent, kept, peak, got = (f"{size / 1e6:.1f} MB" for size in sizes)
     return (
-        f"sequences of {rank.name}: {exchanges}, {sent} to others; {kept} kept, {peak} at a time, "
-        f"{got} got back, {known['stalls']:.2f} s waited for a disk"
+        f"sequences of {rank.name}: {counted(known.exchanges, 'exchange', 'exchanges')}, {sent} to "
+        f"others; {kept} kept, {peak} at a time, {got} got back, {known.stalls:.2f} s waited for "
+        "a disk"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyparflow.comm.recorder import Event, EventKind
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.records import read
 from hyparflow.formats.writing import replacing
 from hyparflow.pipeline.actions import COMPUTATIONS, NAMES, RECEIVES, SENDS
 from hyparflow.planning.plan import Plan
-from hyparflow.tracing.trace_file import Complete, TraceFile, check, known_counts
+from hyparflow.tracing.trace_file import Complete, TraceFile, check
 
 __all__ = ["RankTrace", "Trace"]
 
@@ -38,7 +40,7 @@ class RankTrace:
         replica, partition: its numbers.
         steps: the events of each step, in the order in which they ended, by the leader's clock.
         rewritten: how often which faster kernel was put in.
-        sequences: what the call moved and kept of divided sequences; empty if nothing was.
+        sequences: what the call moved and kept of divided sequences.
     """
 
     name: str
@@ -46,7 +48,7 @@ class RankTrace:
     partition: int
     steps: list[list[Event]]
     rewritten: dict[str, int] = field(default_factory=dict)
-    sequences: dict[str, float] = field(default_factory=dict)
+    sequences: SequenceCounts = SequenceCounts()
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Trace:
         }
         about["ranks"] = [[rank.name, rank.replica, rank.partition] for rank in self.ranks]
         about["rewritten"] = [rank.rewritten for rank in self.ranks]
-        about["sequences"] = [rank.sequences for rank in self.ranks]
+        about["sequences"] = [dataclasses.asdict(rank.sequences) for rank in self.ranks]
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
             file.write(', "traceEvents": [\n')
@@ -113,19 +115,20 @@ class Trace:
     def _from_file(cls, content: TraceFile) -> Trace:
         check(content)
         about = content.otherData
-        nothing: list[Any] = [{} for _ in about.ranks]
-        counted = [known_counts(counts) for counts in about.sequences]
-        known = zip(about.ranks, about.rewritten or nothing, counted or nothing, strict=True)
+        count = len(about.ranks)
+        rewritten = about.rewritten or [{} for _ in range(count)]
+        sequences = about.sequences or [SequenceCounts()] * count
+        known = zip(about.ranks, rewritten, sequences, strict=True)
         ranks = [
             RankTrace(
                 name=name,
                 replica=replica,
                 partition=partition,
                 steps=[],
-                rewritten=rewritten,
-                sequences=sequences,
+                rewritten=kernels,
+                sequences=counts,
             )
-            for (name, replica, partition), rewritten, sequences in known
+            for (name, replica, partition), kernels, counts in known
         ]
         for row in content.traceEvents:
             if isinstance(row, Complete):

@@ -9,10 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from hyparflow.comm.recorder import EventKind
+from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.records import Amount, Bytes, Count, Number
 from hyparflow.pipeline.actions import NAMES
 
-__all__ = ["Complete", "TraceFile", "check", "known_counts"]
+__all__ = ["Complete", "TraceFile", "check"]
 
 _KINDS = {
     *NAMES,
@@ -29,22 +30,6 @@ class _Arguments(msgspec.Struct):
     batch_size: Count | None = None
 
 
-class _Sequences(msgspec.Struct):
-    """What a rank moved and kept of divided sequences (`engine/sequence/sequence_counts.py`)."""
-
-    exchanges: Number = 0
-    bytes_sent: Bytes = 0
-    bytes_kept: Bytes = 0
-    bytes_got: Bytes = 0
-    stalls: Amount = 0.0
-    peak: Bytes = 0
-
-
-def known_counts(counts: _Sequences) -> dict[str, float]:
-    """What a rank counted; nothing where it divided no sequences."""
-    return {} if counts == _Sequences() else msgspec.structs.asdict(counts)
-
-
 class _About(msgspec.Struct):
     """The part of the file that is hyparflow's own."""
 
@@ -52,7 +37,7 @@ class _About(msgspec.Struct):
     ranks: Annotated[list[tuple[str, Number, Number]], Meta(min_length=1)]
     plan: dict[str, Any] | None = None
     rewritten: list[dict[str, Number]] = []
-    sequences: list[_Sequences] = []
+    sequences: list[SequenceCounts] = []
 
 
 class _Known(msgspec.Struct):

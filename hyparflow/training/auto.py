@@ -37,6 +37,7 @@ from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
 from hyparflow.training.data_arguments import array_source, check_data
 from hyparflow.training.parallel_model import batch_rows, reading
+from hyparflow.training.plain_model import OF_ONE_PROCESS
 
 __all__ = ["PlanCache", "plan_fit"]
 
@@ -98,7 +99,7 @@ def plan_fit(
     """
     require_compiled(model, "fit")
     decided = _decided(parallel, world.size)
-    rows, length = _batch_size(model, world, arguments)
+    rows, length = _batch(model, world, arguments)
     if parallel["sharded_data"]:  # each replica takes a batch of its own stream
         each = decided["num_partitions"] or 1
         replicas: int = decided["num_replicas"] or world.size // each
@@ -126,8 +127,8 @@ def _decided(parallel: dict[str, Any], size: int) -> dict[str, Any]:
     }
     if size == 1:  # the batch is not cut, whatever was asked of more ranks
         layout = dict.fromkeys(("num_partitions", "num_replicas", "num_microbatches"), 1)
-        kept = ("recompute", "num_sequence_chunks", "sequence_store")
-        return dict.fromkeys(planned_names()) | layout | {name: given[name] for name in kept}
+        kept = {name: given[name] for name in _planned_for_one_process()}
+        return dict.fromkeys(planned_names()) | layout | kept
     if not is_auto(parallel["strategy"]):
         options = resolve(size, **{name: parallel[name] for name in ("strategy", *planned_names())})
         given["num_partitions"] = options.num_partitions
@@ -141,8 +142,7 @@ def _arguments(plan: Plan | None, parallel: dict[str, Any], size: int) -> dict[s
     if size == 1:
         if plan is None:
             return {"recompute": None}
-        ways = "recompute", "num_sequence_chunks", "sequence_store"
-        return {name: getattr(plan, name) for name in ways}
+        return {name: getattr(plan, name) for name in _planned_for_one_process()}
     if plan is None:
         again = parallel["recompute"]
         return {"strategy": None, "plan": None, "recompute": None if is_auto(again) else again}
@@ -151,7 +151,11 @@ def _arguments(plan: Plan | None, parallel: dict[str, Any], size: int) -> dict[s
     return {"strategy": None, "plan": plan, **usual}
 
 
-def _batch_size(model: Any, world: World, arguments: dict[str, Any]) -> tuple[int, int | None]:
+def _planned_for_one_process() -> list[str]:
+    return [name for name in planned_names() if name in OF_ONE_PROCESS]
+
+
+def _batch(model: Any, world: World, arguments: dict[str, Any]) -> tuple[int, int | None]:
     """Rows of a batch of `fit`, of one replica if data are sharded, and positions of a sequence."""
     x = arguments.get("x")
     check_data("x", x)
@@ -179,7 +183,8 @@ def _length(model: Any, x: Any) -> int | None:
     leaves = keras.tree.flatten(x)
     if len(leaves) != len(inputs):
         return None
-    shapes = [leaf.shape for leaf, x in zip(leaves, inputs, strict=True) if None in x.shape[1:2]]
+    pairs = zip(leaves, inputs, strict=True)
+    shapes = [leaf.shape for leaf, tensor in pairs if None in tensor.shape[1:2]]
     return max((shape[1] for shape in shapes if len(shape) > 1 and shape[1]), default=None)
 
 
@@ -225,10 +230,11 @@ def _plan(
     faster_kernels: bool,
     say: Any,
 ) -> Plan:
-    (batch_size, length), divides = batch, _divides(decided)
+    batch_size, length = batch
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
-    constrained(cluster.num_ranks, **decided)  # measuring takes long: refuse before it
+    # Measuring takes long: refuse before it.
+    divides = constrained(cluster.num_ranks, **decided).options.divides_sequences
     key = (*batch, divides, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
         given = model, "measure", batch_size, cluster, say, faster_kernels, length, divides
@@ -243,12 +249,6 @@ def _plan(
         memory_limit=_memory_limit(world),
         **decided,
     )
-
-
-def _divides(decided: dict[str, Any]) -> bool | None:
-    """Whether sequences are to be divided; None if the plan may choose."""
-    shards, chunks = decided["num_sequence_shards"], decided["num_sequence_chunks"]
-    return ((shards or 1) > 1 or (chunks or 1) != 1) or None
 
 
 def _memory_limit(world: World) -> int:

@@ -13,11 +13,11 @@ from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.options import is_given, resolve
 from hyparflow.training.data_arguments import keras_arguments
 
-__all__ = ["PlainModel", "wanted_ranks"]
+__all__ = ["OF_ONE_PROCESS", "PlainModel", "wanted_ranks"]
 
 
 # What one process follows as well.
-_OF_ONE_PROCESS = ("kernels", "recompute", "num_sequence_chunks", "sequence_store")
+OF_ONE_PROCESS = ("kernels", "recompute", "num_sequence_chunks", "sequence_store")
 
 
 def wanted_ranks(arguments: dict[str, Any]) -> int | None:
@@ -42,7 +42,7 @@ def wanted_ranks(arguments: dict[str, Any]) -> int | None:
 
 def _is_parallel(arguments: dict[str, Any]) -> bool:
     """Whether any of the arguments was given that say how several ranks would train."""
-    return any(is_given(n, value) for n, value in arguments.items() if n not in _OF_ONE_PROCESS)
+    return any(is_given(n, value) for n, value in arguments.items() if n not in OF_ONE_PROCESS)
 
 
 class PlainModel:

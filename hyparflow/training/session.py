@@ -107,8 +107,8 @@ class Session:
         who = self.options.grid.describe(self._world.rank)
         STATUS.debug("hyparflow: %s begins %s of model '%s'", who, call.method, self.model.name)
         before = self.sequence_counts
-        moved = lambda: vars(self.sequence_counts.since(before))  # noqa: E731
-        with traced(self._world, call.trace, lambda: self.rewritten, moved):
+        since = (lambda: self.rewritten), (lambda: self.sequence_counts.since(before))
+        with traced(self._world, call.trace, *since):
             return self._run_alike(call, lead)
 
     def _run_alike(self, call: Call, lead: Callable[[Worker, Any], Any]) -> Any:

@@ -231,7 +231,7 @@ def test_a_trace_of_shards(tmp_path: Any) -> None:
         assert trace.has_sums
         assert "sum" in str(describe(trace))
         # For each of two batches and chunks, in each attention layer.
-        exchanges = [rank.sequences["exchanges"] for rank in trace.ranks]
+        exchanges = [rank.sequences.exchanges for rank in trace.ranks]
         assert exchanges == [4 * 2 * 2 * ROWS // 2] * WORLD.size
-        assert all(rank.sequences["bytes_sent"] > 0 for rank in trace.ranks)
+        assert all(rank.sequences.bytes_sent > 0 for rank in trace.ranks)
         assert "to others; " in str(describe(trace))

@@ -327,7 +327,8 @@ CONSUMERS = {
     | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
     | {"training/auto.py"}
-    | {"engine/assembly.py", "engine/recomputation.py", "training/checks.py"}
+    | {f"engine/{name}.py" for name in ("assembly", "build_stages", "recomputation")}
+    | {"training/checks.py"}
     | {"training/make_parallel.py", "training/parallel_model.py", "training/plain_model.py"}
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
@@ -337,15 +338,16 @@ CONSUMERS = {
     | {"training/auto.py", "training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py", "planning/make_plan.py"}
     | {"training/plain_model.py"}
-    | {"training/auto.py", "training/automatic_chunks.py", "training/make_parallel.py"},
+    | {"training/automatic_chunks.py", "training/make_parallel.py"},
     "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
-    | {"training/agreement.py", "training/auto.py", "training/notices.py"},
+    | {"training/agreement.py", "training/notices.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},
     "kernels": {
-        *("engine/assembly.py", "training/auto.py"),  # what trains, and what is measured for a plan
+        # What trains, and what is measured for a plan.
+        *("engine/build_stages.py", "training/auto.py"),
         *("cli/plan.py", "planning/plan_model.py"),
         *("training/in_engine.py", "training/make_parallel.py", "training/plain_model.py"),
     },

@@ -15,13 +15,15 @@ from plans_on_paper import FAST, FREE, INSTANT, MEGABYTE, chain, costs
 import hyparflow as hf
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.cluster import Cluster, Link
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs.lengths import costs_at_length
 from hyparflow.planning.costs.measure_attention import attention_of
 from hyparflow.planning.search.problem import Saving, constrained
-from hyparflow.planning.search.saving import _rungs, _sequence_layouts
+from hyparflow.planning.search.saving import rungs as rungs_of
+from hyparflow.planning.search.saving import sequence_layouts
 from hyparflow.planning.search.sequence_layout import SequenceLayout, costs_divided
 
 HEADS, SIZE, WIDTH = 4, 8, 32
@@ -101,8 +103,9 @@ def test_attention_layers_are_found_with_their_sizes() -> None:
 @pytest.mark.parametrize(("chunks", "blocks"), [(1, 1), (2, 3), (8, 36)])
 def test_blocks_of_causal_attention(chunks: int, blocks: int) -> None:
     causal = dataclasses.replace(PLAIN, causal=True)
-    assert causal.pairs(1024, chunks) == blocks * (1024 // chunks) ** 2
-    assert PLAIN.pairs(1024, chunks) == 1024**2
+    layout = TokenLayout(1024, chunks)
+    assert causal.pattern.pairs(layout) == blocks * (1024 // chunks) ** 2
+    assert PLAIN.pattern.pairs(layout) == 1024**2
 
 
 def divided(shards: int = 1, chunks: int = 1, store: str = "memory", **changes: Any) -> Costs:
@@ -164,7 +167,7 @@ def test_costs_of_sequences_are_kept_in_files(tmp_path: Path) -> None:
 def ways(num_ranks: int = 4, heads: int = 4, **decided: Any) -> list[list[SequenceLayout]]:
     layer = dataclasses.replace(PLAIN, heads=heads)
     known = costs([1.0] * 3, FREE, length=4096, attention=(layer,))
-    return _sequence_layouts(known, constrained(num_ranks, **decided))
+    return sequence_layouts(known, constrained(num_ranks, **decided))
 
 
 def test_ways_to_divide_sequences() -> None:
@@ -183,14 +186,14 @@ def test_ways_to_divide_sequences() -> None:
 
 def test_sequences_are_divided_where_nothing_else_fits_or_where_it_is_asked_for() -> None:
     options = constrained(4).options
-    rungs = _rungs(options, ways(), has_peers=True)
+    rungs = rungs_of(options, ways(), has_peers=True)
     first = [saving.sequences for saving in rungs[0]]
     assert first == [None, SequenceLayout(2, 4), SequenceLayout(4, 4)]
     last = Saving(sequences=SequenceLayout(1, 4))
     alone = next(n for n, rung in enumerate(rungs) if last in rung)
     assert all(saving.sequences is None for rung in rungs[1:alone] for saving in rung)
     asked = constrained(4, num_sequence_shards=2).options
-    assert all(s.sequences for rung in _rungs(asked, ways(), True) for s in rung)
+    assert all(s.sequences for rung in rungs_of(asked, ways(), True) for s in rung)
 
 
 def test_a_plan_of_long_sequences_shares_them() -> None:

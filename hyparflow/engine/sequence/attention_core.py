@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 
-__all__ = ["AttentionCore"]
+__all__ = ["AttentionCore", "sent_key_heads"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,17 @@ class AttentionCore:
             )
 
     def sent_key_heads(self, num_shards: int) -> int:
-        """How many heads of keys and values the shards exchange.
+        """How many heads of keys and values the shards exchange."""
+        return sent_key_heads(self.heads, self.key_heads, num_shards)
 
-        All shards get equally many: as many as there are, if that is a multiple of the shards; one
-        for each shard, where some share one; else one for each head of queries.
-        """
-        for count in (self.key_heads, num_shards):
-            if count % num_shards == 0 and count % self.key_heads == 0:
-                return count
-        return self.heads
+
+def sent_key_heads(heads: int, key_heads: int, num_shards: int) -> int:
+    """How many heads of keys and values shards exchange, which all get equally many.
+
+    As many as there are, if that is a multiple of the shards; one for each shard, where some share
+    one; else one for each head of queries.
+    """
+    for count in (key_heads, num_shards):
+        if count % num_shards == 0 and count % key_heads == 0:
+            return count
+    return heads

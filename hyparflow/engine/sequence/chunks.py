@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ChunkCosts", "least_chunks"]
+__all__ = ["BLOCKS", "SHORTEST", "TILE", "ChunkCosts", "least_chunks"]
 
-_SHORTEST = 512  # positions of a chunk: calls of shorter ones take longer than what they compute
-_BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
+SHORTEST = 512  # positions of a chunk: calls of shorter ones take longer than what they compute
+TILE = 1 << 25  # bytes that the largest tensor of the last section may have
+BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ChunkCosts:
     def working_set(self, rows: int, positions: int, num_shards: int) -> int:
         """What a chunk of so many positions, of all shards, needs on one of them."""
         own = -(-positions // num_shards)
-        return rows * (own * self.of_position + _BLOCKS * positions**2 * self.of_pair)
+        return rows * (own * self.of_position + BLOCKS * positions**2 * self.of_pair)
 
 
 def least_chunks(costs: ChunkCosts, rows: int, length: int, num_shards: int, limit: int) -> int:
@@ -38,7 +39,7 @@ def least_chunks(costs: ChunkCosts, rows: int, length: int, num_shards: int, lim
         num_shards: ranks that share each.
         limit: bytes that may be taken.
     """
-    most = max(1, length // max(_SHORTEST, num_shards))
+    most = max(1, length // max(SHORTEST, num_shards))
     for count in range(1, most):
         if costs.working_set(rows, -(-length // count), num_shards) <= limit:
             return count

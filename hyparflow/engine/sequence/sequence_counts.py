@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hyparflow.formats.records import Amount, Bytes, Number
+
 __all__ = ["SequenceCounts"]
 
 
@@ -21,12 +23,12 @@ class SequenceCounts:
         peak: the most bytes that were kept at the same time.
     """
 
-    exchanges: int = 0
-    bytes_sent: int = 0
-    bytes_kept: int = 0
-    bytes_got: int = 0
-    stalls: float = 0.0
-    peak: int = 0
+    exchanges: Number = 0
+    bytes_sent: Bytes = 0
+    bytes_kept: Bytes = 0
+    bytes_got: Bytes = 0
+    stalls: Amount = 0.0
+    peak: Bytes = 0
 
     def since(self, before: SequenceCounts) -> SequenceCounts:
         """What was counted after `before`, with the peak of both."""

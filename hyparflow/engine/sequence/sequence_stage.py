@@ -15,7 +15,7 @@ from hyparflow.engine.gradients.common_lookups import Lookups
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.sequence.chunked_attention import ChunkedAttention
-from hyparflow.engine.sequence.chunks import ChunkCosts
+from hyparflow.engine.sequence.chunks import TILE, ChunkCosts
 from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.position_trial import CoresFound
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
@@ -27,8 +27,6 @@ from hyparflow.engine.stages.saved import Saved
 from hyparflow.pipeline.token_layout import TokenLayout
 
 __all__ = ["SequenceStage"]
-
-_TILE = 1 << 25  # bytes that the largest tensor of the last section may have
 
 
 @dataclass
@@ -231,7 +229,7 @@ class SequenceStage:
         return self.num_chunks if isinstance(self.num_chunks, int) else 1
 
     def _tile(self, cut: CutStage, rows: int) -> int:
-        return max(1, _TILE // max(1, cut.sections.largest_of_last * rows))
+        return max(1, TILE // max(1, cut.sections.largest_of_last * rows))
 
     def _cut(
         self, given: TokenInputs, training: bool, has_head: bool

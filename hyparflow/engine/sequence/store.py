@@ -6,6 +6,7 @@ own, since long-lived tensors would keep TensorFlow's pool from giving back what
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -94,68 +95,48 @@ class Store(ABC):
         self.clear()
 
 
-class DeviceStore(Store):
-    """Keeps tensors where they are: in the memory of a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tensors: dict[Hashable, Tensors] = {}
-
-    def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
-        """See `Store.put`."""
-        self._tensors[key] = tuple(tf.convert_to_tensor(x) for x in tensors)
-        self.counts.put(_size_of_tensors(self._tensors[key]))
-
-    def get(self, key: Hashable) -> Tensors:
-        """See `Store.get`."""
-        self.counts.got(_size_of_tensors(self._tensors[key]))
-        return self._tensors[key]
-
-    def drop(self, key: Hashable) -> None:
-        """See `Store.drop`."""
-        self.counts.dropped(_size_of_tensors(self._tensors.pop(key)))
-
-    def has(self, key: Hashable) -> bool:
-        """See `Store.has`."""
-        return key in self._tensors
-
-    def clear(self) -> None:
-        """See `Store.clear`."""
-        self._tensors.clear()
-        self.counts.now = 0
-
-
 class MemoryStore(Store):
     """Keeps tensors in the memory of this process: on a GPU's host."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._arrays: dict[Hashable, list[np.ndarray]] = {}
+        self._kept: dict[Hashable, list[Any]] = {}
+
+    @staticmethod
+    def _own(tensor: Any) -> Any:
+        """What is kept of a tensor."""
+        return np.array(np.asarray(tensor))
 
     def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
         """See `Store.put`."""
-        arrays = [np.array(np.asarray(x)) for x in tensors]
-        self._arrays[key] = arrays
-        self.counts.put(_size(arrays))
+        self._kept[key] = [self._own(x) for x in tensors]
+        self.counts.put(_size(self._kept[key]))
 
     def get(self, key: Hashable) -> Tensors:
         """See `Store.get`."""
-        arrays = self._arrays[key]
-        self.counts.got(_size(arrays))
-        return tuple(tf.convert_to_tensor(array) for array in arrays)
+        self.counts.got(_size(self._kept[key]))
+        return tuple(tf.convert_to_tensor(x) for x in self._kept[key])
 
     def drop(self, key: Hashable) -> None:
         """See `Store.drop`."""
-        self.counts.dropped(_size(self._arrays.pop(key)))
+        self.counts.dropped(_size(self._kept.pop(key)))
 
     def has(self, key: Hashable) -> bool:
         """See `Store.has`."""
-        return key in self._arrays
+        return key in self._kept
 
     def clear(self) -> None:
         """See `Store.clear`."""
-        self._arrays.clear()
+        self._kept.clear()
         self.counts.now = 0
+
+
+class DeviceStore(MemoryStore):
+    """Keeps tensors where they are: in the memory of a GPU."""
+
+    @staticmethod
+    def _own(tensor: Any) -> Any:
+        return tf.convert_to_tensor(tensor)
 
 
 class RoundedStore(MemoryStore):
@@ -177,9 +158,6 @@ class RoundedStore(MemoryStore):
         return tuple(tf.cast(x, dtype) for x, dtype in kept)
 
 
-def _size_of_tensors(tensors: Tensors) -> int:
-    return sum(x.dtype.size * int(tf.size(x)) for x in tensors)
-
-
-def _size(arrays: Sequence[np.ndarray]) -> int:
-    return sum(array.nbytes for array in arrays)
+def _size(kept: Sequence[Any]) -> int:
+    """Bytes of arrays or tensors."""
+    return sum(math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in kept)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyparflow.engine.sequence.attention_core import AttentionCore
+from hyparflow.engine.sequence.attention_core import sent_key_heads
 from hyparflow.formats.records import Amount, Count, Number
 from hyparflow.pipeline.attention_pattern import AttentionPattern
-from hyparflow.pipeline.token_layout import TokenLayout
 
 __all__ = ["Attention"]
 
@@ -38,25 +37,11 @@ class Attention:
     forward: Amount
     backward: Amount
 
+    @property
+    def pattern(self) -> AttentionPattern:
+        """Which keys a query attends to."""
+        return AttentionPattern(self.causal, self.window)
+
     def sent_key_heads(self, num_shards: int) -> int:
         """How many heads of keys and values shards exchange."""
-        return self._core().sent_key_heads(num_shards)
-
-    def pairs(self, length: int, num_chunks: int) -> int:
-        """How many pairs of a query and a key are computed for a sequence in so many chunks."""
-        layout, pattern = TokenLayout(length, num_chunks), self._core().pattern
-        chunks = [layout.chunk(n) for n in range(num_chunks)]
-        return sum(
-            (a[1] - a[0]) * (b[1] - b[0]) for a in chunks for b in chunks if pattern.attends(a, b)
-        )
-
-    def _core(self) -> AttentionCore:
-        pattern = AttentionPattern(self.causal, self.window)
-        return AttentionCore(
-            name="",
-            heads=self.heads,
-            key_heads=self.key_heads,
-            repeats=1,
-            scale=1.0,
-            pattern=pattern,
-        )
+        return sent_key_heads(self.heads, self.key_heads, num_shards)

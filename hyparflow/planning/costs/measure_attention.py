@@ -6,6 +6,7 @@ a sequence take as long.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,10 @@ from hyparflow.pipeline.attention_pattern import AttentionPattern
 from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.measure_overheads import median_seconds
 
-__all__ = ["attention_of"]
+__all__ = ["attention_of", "block_seconds"]
 
-_BLOCK = 512  # queries and keys of the block that is timed
-_TIMES = 3
+BLOCK = 512  # queries and keys of the block that is timed
+_FULL = AttentionPattern(causal=False)
 _FLOPS = 2e10  # per second, where nothing is measured
 
 
@@ -40,7 +41,7 @@ def attention_of(graph: FlatGraph, length: int, measured: bool) -> tuple[Attenti
         ValueError: if sequences cannot be divided, naming what stands against it.
     """
     found = find_cores(graph, length)
-    timed = functools.cache(functools.partial(_timed, measured))
+    timed = functools.cache(block_seconds if measured else _counted)
     made = []
     for number, call in enumerate(graph.calls):
         layers = all_layers(call.operation) if hasattr(call.operation, "call") else []
@@ -53,8 +54,9 @@ def attention_of(graph: FlatGraph, length: int, measured: bool) -> tuple[Attenti
 def _attention(number: int, layer: Any, found: CoresFound, timed: Callable[..., Any]) -> Attention:
     core, (key_size, value_size) = found.cores[id(layer)], found.sizes[id(layer)]
     dtype = tf.as_dtype(layer.compute_dtype)
-    group = core.heads // core.key_heads
-    seconds = timed(core.heads, group, key_size, value_size, core.soft_cap, core.dropout, dtype)
+    alike = dataclasses.replace(core, name="", pattern=_FULL, is_padded=False)
+    pairs = core.heads * BLOCK**2
+    forward, backward = timed(alike, key_size, value_size, dtype)
     return Attention(
         operation=number,
         heads=core.heads,
@@ -64,46 +66,49 @@ def _attention(number: int, layer: Any, found: CoresFound, timed: Callable[..., 
         number_size=dtype.size,
         causal=core.pattern.causal,
         window=core.pattern.window,
-        forward=seconds[0],
-        backward=seconds[1],
+        forward=forward / pairs,
+        backward=backward / pairs,
     )
 
 
-def _timed(
-    measured: bool,
-    heads: int,
-    group: int,
+def _counted(
+    core: AttentionCore, key_size: int, value_size: int, dtype: Any
+) -> tuple[float, float]:
+    """The seconds of `block_seconds`, if matrix products alone take time."""
+    product = 2 * core.heads * BLOCK**2 / _FLOPS
+    forward = product * (key_size + value_size)
+    return forward, forward + product * (2 * key_size + value_size)
+
+
+def block_seconds(
+    core: AttentionCore,
     key_size: int,
     value_size: int,
-    soft_cap: float | None,
-    dropout: float,
     dtype: Any,
+    block: int = BLOCK,
+    times: int = 3,
 ) -> tuple[float, float]:
-    """Seconds of forward and backward for each row, head, query and key."""
-    if not measured:
-        forward = 2 * (key_size + value_size) / _FLOPS
-        return forward, forward + 2 * (2 * key_size + value_size) / _FLOPS
-    key_heads = heads // group
-    core = AttentionCore(
-        name="",
-        heads=heads,
-        key_heads=key_heads,
-        repeats=1,
-        scale=1.0,
-        pattern=AttentionPattern(causal=False),
-        soft_cap=soft_cap,
-        dropout=dropout,
-    )
+    """Seconds of a forward and a backward of one block, all of whose queries see all its keys.
+
+    Args:
+        core: what the layer computes.
+        key_size, value_size: numbers of a head.
+        dtype: of queries, keys and values.
+        block: how many queries and keys there are.
+        times: how often each is timed.
+    """
+    group = core.heads // core.key_heads
     blocks = AttentionBlocks(core, group, 0, dtype, training=True)
-    query = tf.random.normal([1, key_heads, group * _BLOCK, key_size], dtype=dtype)
-    key = tf.random.normal([1, key_heads, _BLOCK, key_size], dtype=dtype)
-    value = tf.random.normal([1, key_heads, _BLOCK, value_size], dtype=dtype)
+    sizes = (group * block, key_size), (block, key_size), (block, value_size)
+    query, key, value = (
+        tf.random.normal([1, core.key_heads, *each], dtype=dtype) for each in sizes
+    )
     starts, seed = (tf.constant(0), tf.constant(0)), tf.constant([0, 0], tf.int64)
-    block = Block((query, key, value), starts, seed, is_partial=False)
-    means, logs = blocks.forward(block, None)
+    tried = Block((query, key, value), starts, seed, is_partial=False)
+    means, logs = blocks.forward(tried, None)
     given = means, tf.zeros_like(logs), logs
-    begun = blocks.backward(block, given, (None, None, None))
-    forward = median_seconds(lambda: blocks.forward(block, (means, logs)), _TIMES)
-    backward = median_seconds(lambda: blocks.backward(block, given, begun), _TIMES)
-    pairs = heads * _BLOCK**2
-    return forward / pairs, backward / pairs
+    begun = blocks.backward(tried, given, (None, None, None))
+    return (
+        median_seconds(lambda: blocks.forward(tried, (means, logs)), times),
+        median_seconds(lambda: blocks.backward(tried, given, begun), times),
+    )

@@ -1,4 +1,4 @@
 """Which layouts there are, and what each would take of time and memory.
 
-Imports formats, options, pipeline and planning.costs.
+Imports engine (numbers of chunks), formats, options, pipeline and planning.costs.
 """

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from hyparflow.engine.sequence.chunks import SHORTEST
 from hyparflow.options import Options
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.layouts import consider, fits, has_layouts, no_layout
@@ -13,14 +14,15 @@ from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem, Saving
 from hyparflow.planning.search.sequence_layout import SequenceLayout
 
-__all__ = ["search"]
+__all__ = ["rungs", "search", "sequence_layouts"]
 
 _AGAIN = ("segments", "block")
-_CHUNKS = (1024, 512)  # positions of a chunk: the faster; the shorter, which needs less memory
+# Positions of a chunk: those that are faster, and those that need less memory.
+_CHUNKS = (2 * SHORTEST, SHORTEST)
 _STORES = ("memory", "disk")
 
 
-def _rungs(
+def rungs(
     options: Options, sequences: Sequence[Sequence[SequenceLayout]], has_peers: bool
 ) -> list[list[Saving]]:
     """The savings to choose from; those of a list only where nothing of the lists before fits.
@@ -44,7 +46,7 @@ def _rungs(
     given = options.recompute
     without = [None, *_AGAIN] if given == "auto" else [given]
     more = without if given is not None else [None, *_AGAIN]
-    rungs = [
+    whole = [
         [Saving(how, shard, apart) for how in several]
         for several, shard, apart in (
             (without, shards, False),
@@ -55,24 +57,24 @@ def _rungs(
         )
     ]
     if given in _AGAIN or not sequences:
-        return rungs
+        return whole
     shared = [way for way in sequences[0] if way.num_shards > 1]  # as fast as replicas
-    rungs[0] += [Saving(None, shards, False, way) for way in shared]
+    whole[0] += [Saving(None, shards, False, way) for way in shared]
     half = len(divided) // 2
-    return [*rungs[:3], *divided[:half], *rungs[3:], *divided[half:]]
+    return [*whole[:3], *divided[:half], *whole[3:], *divided[half:]]
 
 
-def _fresh(rungs: Sequence[Sequence[Saving]]) -> Iterator[list[Saving]]:
+def _fresh(found: Sequence[Sequence[Saving]]) -> Iterator[list[Saving]]:
     """The rungs, each without what is in those before."""
     tried: set[Saving] = set()
-    for rung in rungs:
+    for rung in found:
         fresh = [saving for saving in dict.fromkeys(rung) if saving not in tried]
         tried.update(fresh)
         if fresh:
             yield fresh
 
 
-def _sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[SequenceLayout]]:
+def sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[SequenceLayout]]:
     """The ways to divide sequences: first those of long chunks, which wait in memory."""
     if not costs.attention or costs.length is None:
         return []
@@ -113,10 +115,11 @@ def search(
     """
     limit = constraints.memory_limit
     found: list[Prediction] = []
-    sequences = _sequence_layouts(problem_with(Saving()).costs, constraints)
     options = constraints.options
-    has_peers = constraints.num_ranks > (options.num_partitions or 1)
-    for rung in _fresh(_rungs(options, sequences, has_peers)):
+    sequences = sequence_layouts(problem_with(Saving()).costs, constraints)
+    may_repeat = bool(sequences) or options.num_replicas != 1
+    has_peers = may_repeat and constraints.num_ranks > (options.num_partitions or 1)
+    for rung in _fresh(rungs(options, sequences, has_peers)):
         for problem in map(problem_with, rung):
             whole_fits = limit is None or problem.costs.fixed_bytes <= limit
             # There is no use in looking for layouts otherwise.

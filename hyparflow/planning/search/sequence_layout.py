@@ -8,22 +8,24 @@ goes on beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hyparflow.pipeline.crossing import reads_of
+from hyparflow.engine.sequence.chunks import BLOCKS, TILE
+from hyparflow.pipeline.crossing import Reads, reads_of
 from hyparflow.pipeline.operations import OperationGraph
+from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.cluster import Link
 from hyparflow.planning.costs.costs import Costs
 
 __all__ = ["SequenceLayout", "costs_divided"]
 
-_BLOCKS = 4  # tensors of the size of a block of scores that exist at the same time
-_TILE = 1 << 25  # bytes of the largest tensor at the end of the model, where loss is computed
-_OF_A_TILE = 3  # tensors of that size at the same time
+_OF_A_TILE = 3  # tensors of the size of a tile at the same time
 # Of what is stored; on a disk nothing stays in memory.
 _KEPT = {"memory": 1.0, "host": 1.0, "bf16": 0.5}
 
@@ -65,12 +67,16 @@ def costs_divided(costs: Costs, graph: OperationGraph, layout: SequenceLayout, l
     backward = linear[1, :, None] * costs.backward / shards + forward
     rows = np.array(costs.rows, float)
     kept, working = np.zeros(len(forward)), _of_chunk(costs, layout)
+    stored, reads = _KEPT.get(layout.store, 0.0), reads_of(graph)
+    chunks = TokenLayout(length, layout.num_chunks)
+    pairs_of = functools.cache(lambda pattern: pattern.pairs(chunks))
     for layer in costs.attention:
-        number, each = layer.operation, _Each(layer, length, layout)
+        number = layer.operation
+        each = _Each(layer, length, layout, pairs_of(layer.pattern))
         forward[number] += each.seconds(layer.forward, each.forward_bytes, rows, link)
         backward[number] += each.seconds(layer.backward, each.backward_bytes, rows, link)
-        stored = _KEPT.get(layout.store, 0.0)
-        kept[number] += each.kept + stored * _beside(graph, costs, layer) / shards
+        beside = _beside(reads, costs, number, graph.operations[number].inputs)
+        kept[number] += each.kept + stored * beside / shards
         working[number] += each.working
     return dataclasses.replace(
         costs,
@@ -90,6 +96,7 @@ class _Each:
     layer: Attention
     length: int
     layout: SequenceLayout
+    pairs: int  # of a query and a key, that are computed
 
     @property
     def _numbers(self) -> tuple[int, int, int]:
@@ -116,7 +123,7 @@ class _Each:
     def seconds(self, pair: float, size: float, rows: np.ndarray, link: Link) -> np.ndarray:
         """Seconds of blocks and exchanges, for micro-batches of these rows."""
         shards, chunks = self.layout.num_shards, self.layout.num_chunks
-        pairs = self.layer.pairs(self.length, chunks) * self.layer.heads / shards
+        pairs = self.pairs * self.layer.heads / shards
         others = (shards - 1) / shards
         sent = 2 * chunks * (shards - 1) * link.latency + rows * size * others / link.bandwidth
         return np.asarray(rows * pairs * pair + sent)
@@ -132,7 +139,7 @@ class _Each:
         """Bytes besides: a block, and in memory the gradients of this layer."""
         chunk = math.ceil(self.length / self.layout.num_chunks)
         heads = self.layer.heads / self.layout.num_shards
-        block = _BLOCKS * chunk**2 * heads * max(4, self.layer.number_size)
+        block = BLOCKS * chunk**2 * heads * max(4, self.layer.number_size)
         return block + _KEPT.get(self.layout.store, 0.0) * self.backward_bytes
 
 
@@ -152,19 +159,21 @@ def _of_chunk(costs: Costs, layout: SequenceLayout) -> np.ndarray:
         inside = slice(start, min(stop + 1, len(kept)))
         size = kept[inside].sum() + working[inside].max()
         if stop == len(kept):
-            size = min(size, kept[start] + _OF_A_TILE * _TILE)
+            size = min(size, kept[start] + _OF_A_TILE * TILE)
         needed[inside] = np.maximum(needed[inside], size)
     return needed
 
 
-def _beside(graph: OperationGraph, costs: Costs, layer: Attention) -> float:
-    """Bytes of what is made before an attention layer, and read after it.
+def _beside(
+    reads: tuple[Reads, np.ndarray], costs: Costs, number: int, inputs: Sequence[int]
+) -> float:
+    """Bytes of what is made before the operation of this number, and read after it.
 
     If nothing goes past an operation, it has what goes past its attention inside: a residual.
     """
-    reads, tensors = reads_of(graph)
-    size = 0.0
-    for (maker, readers), tensor in zip(reads, tensors, strict=True):
-        if maker < layer.operation < max(readers, default=-1):
-            size += float(costs.tensors[tensor])
-    return size or float(sum(costs.tensors[n] for n in graph.operations[layer.operation].inputs))
+    past = [
+        tensor
+        for (maker, readers), tensor in zip(*reads, strict=True)
+        if maker < number < max(readers, default=-1)
+    ]
+    return float(costs.tensors[past or list(inputs)].sum())
