@@ -48,6 +48,21 @@ class GatheredAttention(layers.Layer):
         return self._last(ops.tile(made, [1, 1, self._shards, 1]))
 
 
+class StepTimes(keras.callbacks.Callback):
+    """Seconds of wall and processor time of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[float, float]] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        wall, cpu = self._start
+        self.steps.append((time.perf_counter() - wall, time.process_time() - cpu))
+
+
 def build(shards_alone: int = 0) -> keras.Model:
     """A GPT of Keras's layers; `shards_alone`: one rank of so many, by `GatheredAttention`."""
     tokens = keras.Input((None,), dtype="int32")
@@ -76,20 +91,17 @@ def main() -> None:
     random = np.random.default_rng(0)
     tokens = random.integers(0, VOCABULARY, (spec["steps"], own + 1)).astype("int32")
     divided = "num_sequence_chunks" in (spec["options"] or {})
-    steps: list[tuple[float, float]] = []
-    for row in tokens:
-        wall, cpu = time.perf_counter(), time.process_time()
-        data = row[None, :-1], row[None, 1:]
-        if spec["options"] is None:
-            model.fit(*data, batch_size=1, verbose=0)
-        else:
-            hf.fit(model, *data, batch_size=1, verbose=0, **spec["options"])
-        steps.append((time.perf_counter() - wall, time.process_time() - cpu))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        stalls = hf.parallelize(model, **spec["options"]).sequence_counts.stalls if divided else 0.0
-        found = {"peak": peak - bare, "bare": bare, "steps": steps, "stalls": stalls}
-        path = Path(spec["folder"], f"rank-{hf.rank()}.json")
-        path.write_text(json.dumps(found))
+    times = StepTimes()
+    data = tokens[:, :-1], tokens[:, 1:]
+    how: dict[str, Any] = {"batch_size": 1, "verbose": 0, "callbacks": [times], "shuffle": False}
+    if spec["options"] is None:
+        model.fit(*data, **how)
+    else:
+        hf.fit(model, *data, **how, **spec["options"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stalls = hf.parallelize(model, **spec["options"]).sequence_counts.stalls if divided else 0.0
+    found = {"peak": peak - bare, "bare": bare, "steps": times.steps, "stalls": stalls}
+    Path(spec["folder"], f"rank-{hf.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

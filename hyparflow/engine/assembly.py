@@ -78,8 +78,8 @@ def build_rank_engine(
     units = None
     if not options.divides_sequences:
         layout, units = _units(model, layout, statistics, own, rows, options.recompute)
-    if with_loss:
-        announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
+        if with_loss:
+            announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
     place = Ownership(model, layout, options.grid, world)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)

@@ -9,6 +9,8 @@ from hyparflow.pipeline.token_layout import Positions, TokenLayout
 
 __all__ = ["AttentionPattern"]
 
+_SHORTEST_STRIP, _MOST_STRIPS = 256, 4  # queries; shorter strips compute less, and slower
+
 
 @dataclass(frozen=True)
 class AttentionPattern:
@@ -41,13 +43,34 @@ class AttentionPattern:
         first, last = self.distances
         return (first is None or nearest >= first) and (last is None or farthest <= last)
 
+    def strips(self, queries: Positions, keys: Positions) -> list[tuple[Positions, Positions]]:
+        """Parts of a block: some queries, and the keys that any of them attends to.
+
+        A block that is attended to as a whole is one strip. Strips are not so short that computing
+        them one by one takes longer; each has a key at least, whether attended to or not.
+        """
+        count = 1
+        if not self.attends_to_all(queries, keys):
+            count = min(_MOST_STRIPS, max(1, (queries[1] - queries[0]) // _SHORTEST_STRIP))
+        edges = [queries[0] + (queries[1] - queries[0]) * n // count for n in range(count + 1)]
+        return [(each, self._keys_of(each, keys)) for each in itertools.pairwise(edges)]
+
+    def _keys_of(self, queries: Positions, keys: Positions) -> Positions:
+        """Those of the keys that one of the queries attends to; one key, if there are none."""
+        nearest, farthest = self.distances
+        start = keys[0] if farthest is None else max(keys[0], queries[0] - farthest)
+        stop = keys[1] if nearest is None else min(keys[1], queries[1] - nearest)
+        start = min(start, keys[1] - 1)
+        return start, max(start + 1, stop)
+
     def pairs(self, layout: TokenLayout) -> int:
-        """How many pairs of a query and a key are in the blocks of chunks that are computed."""
+        """How many pairs of a query and a key are computed, in the strips of all blocks."""
         chunks = [layout.chunk(number) for number in range(layout.num_chunks)]
         return sum(
-            (queries[1] - queries[0]) * (keys[1] - keys[0])
+            (some[1] - some[0]) * (others[1] - others[0])
             for queries, keys in itertools.product(chunks, repeat=2)
             if self.attends(queries, keys)
+            for some, others in self.strips(queries, keys)
         )
 
     def __str__(self) -> str:

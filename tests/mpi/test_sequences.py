@@ -181,6 +181,41 @@ def test_dropout_is_the_same_in_all_layouts() -> None:
         assert first.compare(plain, 1e-3), "nothing was dropped"
 
 
+@pytest.mark.filterwarnings("error:`recompute` saves nothing")
+def test_forwards_that_are_kept_or_computed_again() -> None:
+    layout = layouts(WORLD.size)[0]
+    with float_type("float64"):
+        x, y = data(MODELS["heads"](LENGTH))
+        arguments = arguments_of(layout, 4)
+        kept, again = (
+            outcome(hf.fit, MODELS["heads"], x, y, False, recompute=how, **arguments)
+            for how in (None, "block")
+        )
+        require_none(again.compare(kept, 1e-12), str(layout))
+
+
+def test_lengths_that_vary() -> None:
+    """More of them than kernels are compiled for."""
+    layout = layouts(WORLD.size)[0]
+
+    def batches() -> Any:
+        random = np.random.default_rng(5)
+        for length in (12, 17, 22, 9, 20, 21, 12):
+            tokens = random.integers(1, VOCABULARY, (2, length + 1)).astype("int32")
+            yield tokens[:, :-1], tokens[:, 1:]
+
+    def train(fit: Any, **arguments: Any) -> Outcome:
+        model = compiled(MODELS["heads"])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        history = fit(model, batches(), steps_per_epoch=7, verbose=0, **arguments)
+        return Outcome(history.history, State.of(model))
+
+    with float_type("float32"):
+        expected = on_leader(lambda: train(keras.Model.fit))
+        found = train(hf.fit, **arguments_of(layout, 2))
+        require_none(found.compare(expected, 1e-4), str(layout))
+
+
 def test_stores(tmp_path: Any) -> None:
     layout = layouts(WORLD.size)[0]
     with float_type("float32"):

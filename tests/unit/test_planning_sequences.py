@@ -100,18 +100,20 @@ def test_attention_layers_are_found_with_their_sizes() -> None:
     assert (first.causal, first.window, first.number_size) == (True, None, 4)
 
 
-@pytest.mark.parametrize(("chunks", "blocks"), [(1, 1), (2, 3), (8, 36)])
+@pytest.mark.parametrize(("chunks", "blocks"), [(1, 10), (2, 10), (4, 10), (8, 36)])
 def test_blocks_of_causal_attention(chunks: int, blocks: int) -> None:
+    """Of 256 queries and keys, or of one chunk where chunks are shorter."""
     causal = dataclasses.replace(PLAIN, causal=True)
     layout = TokenLayout(1024, chunks)
-    assert causal.pattern.pairs(layout) == blocks * (1024 // chunks) ** 2
+    assert causal.pattern.pairs(layout) == blocks * min(256, 1024 // chunks) ** 2
     assert PLAIN.pattern.pairs(layout) == 1024**2
 
 
-def divided(shards: int = 1, chunks: int = 1, store: str = "memory", **changes: Any) -> Costs:
+def divided(shards: int = 1, chunks: int = 1, store: str = "memory", keeps: bool = False) -> Costs:
     """Three operations, of which the second is attention; sequences have eight positions."""
-    known = costs([1.0] * 3, length=8, attention=(PLAIN,), **changes)
-    return costs_divided(known, chain(3), SequenceLayout(shards, chunks, store), NO_TIME)
+    known = costs([1.0] * 3, length=8, attention=(PLAIN,))
+    layout = SequenceLayout(shards, chunks, store)
+    return costs_divided(known, chain(3), layout, NO_TIME, keeps)
 
 
 def test_forwards_are_computed_again_and_attention_by_its_blocks() -> None:
@@ -119,7 +121,8 @@ def test_forwards_are_computed_again_and_attention_by_its_blocks() -> None:
         known = divided(shards, 2)
         # Each forward takes a second; attention one more for each of 8 x 8 pairs.
         assert known.forward[:, 0] == pytest.approx(np.array([1, 65, 1]) / shards)
-        assert known.backward[:, 0] == pytest.approx(np.array([3, 3 + 3 * 64, 3]) / shards)
+        # What comes after the last attention runs forward and backward at once.
+        assert known.backward[:, 0] == pytest.approx(np.array([3, 3 + 3 * 64, 2]) / shards)
         assert known.fused == pytest.approx(known.forward + known.backward)
 
 
@@ -130,6 +133,17 @@ def test_what_waits_lies_in_memory_or_not() -> None:
     assert divided(2, 2).kept == pytest.approx([0, (own + beside) / 2, 0])
     assert divided(2, 2, "bf16").kept == pytest.approx([0, (own + beside) / 4, 0])
     assert divided(2, 2, "disk").kept == pytest.approx([0, 0, 0])
+
+
+def test_chunks_keep_what_their_backward_needs_up_to_what_a_chunk_needs() -> None:
+    parts = []
+    for chunks in (1, 2, 8):
+        kept, again = divided(chunks=chunks, keeps=True), divided(chunks=chunks)
+        more = (kept.kept - again.kept).sum()
+        assert more == pytest.approx(min(again.working.max(), 3 * MEGABYTE), rel=0.01)
+        parts.append(more / (3 * MEGABYTE))
+        assert kept.backward[0, 0] == pytest.approx(2 + 1 - parts[-1])
+    assert 1 > parts[0] > parts[1] > parts[2] > 0
 
 
 def test_shorter_chunks_need_less_memory() -> None:

@@ -94,6 +94,8 @@ def test_as_few_chunks_as_fit() -> None:
     assert least_chunks(costs, 1, 4096, 1, limit - 1) == 5
     assert least_chunks(costs, 1, 4096, 1, 0) == 8  # of 512 positions
     assert least_chunks(costs, 1, 400, 2, 0) == 1
+    assert costs.working_set(2, 1000, 4) == 2 * (2 * 250 * 1000 + 4 * 1000**2 * 4)
+    costs = ChunkCosts(of_position=1000, of_pair=4, keeps=False)
     assert costs.working_set(2, 1000, 4) == 2 * (250 * 1000 + 4 * 1000**2 * 4)
 
 

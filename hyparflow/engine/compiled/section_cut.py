@@ -6,7 +6,7 @@ sections are see `hyparflow.engine.compiled.sections`, which runs them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,9 +132,11 @@ class SectionCut:
         return origin, handed.index(tensor.ref())
 
     def tensors(self) -> list[list[Any]]:
-        """All tensors of each section, but for those that each may make for itself."""
+        """All tensors of each forward, but for those that each section may make for itself."""
         found: list[list[Any]] = [[] for _ in self.sections]
-        for operation, level in self._levels.items():
+        made = [x.op for section in self.sections for x in (*section.made, *section.handed_on)]
+        for operation in _in_order(made):
+            level = self._levels.get(operation, -1)
             if level >= 0:
                 found[level] += operation.outputs
         return found
@@ -226,7 +228,7 @@ def _levels(operations: Sequence[Any], wanted: Wanted) -> dict[Any, int]:
     awaited = {place.awaited.op: n + 1 for n, place in enumerate(wanted.places)}
     sources = {x.op for x in wanted.sources}
     of_tokens = {x.op for x in wanted.tokens} | set(awaited)
-    for operation in operations:
+    for operation in _in_order(operations):
         before = [x.op for x in operation.inputs]
         before += [op for op in operation.control_inputs if op in levels]
         if operation in awaited:
@@ -241,6 +243,24 @@ def _levels(operations: Sequence[Any], wanted: Wanted) -> dict[Any, int]:
             level = 0 if made_of_them else -1
         levels[operation] = level
     return levels
+
+
+def _in_order(operations: Iterable[Any]) -> list[Any]:
+    """These operations and all that they need, each after those whose tensors it takes.
+
+    A kernel that was put in is read by operations that were traced before it.
+    """
+    found: dict[Any, None] = {}
+    stack = list(operations)[::-1]
+    while stack:
+        operation = stack[-1]
+        needed = [*(x.op for x in operation.inputs), *operation.control_inputs]
+        before = [op for op in needed if op not in found]
+        if operation in found or not before:
+            found[stack.pop()] = None
+        else:
+            stack += before
+    return list(found)
 
 
 def present(tensor: Any) -> list[Any]:

@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from hyparflow.engine.compiled.direct_call import DirectCall
 from hyparflow.engine.compiled.flat_tensors import packed_like, tensors_of, unique
+from hyparflow.engine.compiled.front import with_shapes
 from hyparflow.engine.compiled.recomputed import cheap, repeatable
 from hyparflow.engine.compiled.subgraph import GraphParts
 
@@ -30,9 +31,6 @@ __all__ = ["BLOCK", "SEGMENTS", "Split"]
 
 BLOCK = "block"  # values of `recompute`
 SEGMENTS = "segments"
-
-_SHAPES = ("Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs")
-_WHOLE = (tf.int32, tf.int64, tf.bool)
 
 
 class Split:
@@ -77,7 +75,7 @@ class Split:
     def _cut(self, recompute: str | None, constant: Collection[int]) -> None:
         """Choose what is kept, and compile the first function."""
         parts, first = self._parts, self._parts.operations[: self._boundary]
-        front = self._first_part()
+        front = with_shapes(first, parts.operations[self._boundary :])
         self._effects = [op for op in parts.effects if op not in front]
         self._again = cheap(first, parts.captured, constant)
         self._behind = behind = front - self._again
@@ -238,24 +236,6 @@ class Split:
             tensors_of(self._outputs_like),
             tensors_of(self._results_like),
         )
-
-    def _first_part(self) -> set[Any]:
-        """The operations of the first function, and those after it that need only shapes."""
-        operations = self._parts.operations
-        front = set(operations[: self._boundary])
-        small: set[Any] = set()
-        for operation in operations[self._boundary :]:
-            inputs = [x.op for x in operation.inputs]
-            if operation.type in _SHAPES:
-                moves = all(op in front or op.type == "Const" for op in inputs)
-            else:
-                whole = all(x.dtype in _WHOLE for x in operation.outputs)
-                moves = whole and any(op in small for op in inputs)
-                moves = moves and all(op in small or op.type == "Const" for op in inputs)
-            if moves and operation.outputs:
-                small.add(operation)
-                front.add(operation)
-        return front
 
 
 def _placeholder(like: Any) -> Any:

@@ -14,7 +14,6 @@ kept for it.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,10 +26,9 @@ from hyparflow.engine.kernels.number_types import is_fast
 from hyparflow.engine.kernels.rewrite import Rewrite
 from hyparflow.engine.kernels.traced import TracedOperations, constant
 
-__all__ = ["MANY_NUMBERS", "NAME", "find", "gains"]
+__all__ = ["NAME", "find", "gains"]
 
 NAME = "elementwise"
-MANY_NUMBERS = 4096  # of a row; a call of what XLA compiled takes as long as an operation on those
 _OF_ONE = (
     *("Abs", "Erf", "Erfc", "Exp", "Expm1", "Log", "Log1p", "Neg", "Reciprocal", "Relu", "Relu6"),
     *("Rsqrt", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Square", "Tanh", "Elu", "Selu"),
@@ -65,22 +63,21 @@ def find(traced: TracedOperations) -> Iterator[Rewrite]:
     places = {operation: n for n, operation in enumerate(traced.operations)}
     taken: set[Any] = set()
     for operation in reversed(traced.operations):
-        if operation not in taken and _is_elementwise(operation):
+        if operation not in taken and _is_elementwise(traced, operation):
             group = _largest(traced, operation, places)
             if group is not None:
                 taken |= set(group.operations)
                 yield _rewrite(operation.outputs[0], group)
 
 
-def _is_elementwise(operation: Any) -> bool:
+def _is_elementwise(traced: TracedOperations, operation: Any) -> bool:
     if operation.type not in _OF_ONE + _OF_TWO or not is_fast(*operation.inputs):
         return False
     shape = operation.outputs[0].shape
-    if not shape.rank or not shape[1:].is_fully_defined():
-        return False  # XLA would compile for each size that comes
+    if not traced.gains_by_xla(shape):
+        return False
     sizes = [x.shape for x in operation.inputs if not _is_number(x)]
-    alike = all(x.rank == shape.rank and x.as_list() == shape.as_list() for x in sizes)
-    return alike and math.prod(shape[1:]) >= MANY_NUMBERS
+    return all(x.rank == shape.rank and x.as_list() == shape.as_list() for x in sizes)
 
 
 def _is_number(tensor: Any) -> bool:
@@ -111,7 +108,7 @@ def _joins(traced: TracedOperations, tensor: Any, group: set[Any], places: dict[
     """Whether what makes a tensor may join a group: it is of its kind, and nobody else reads it."""
     return (
         tensor.op in places
-        and _is_elementwise(tensor.op)
+        and _is_elementwise(traced, tensor.op)
         and all(reader in group for reader, _ in traced.readers(tensor))
     )
 

@@ -78,7 +78,11 @@ class Rewriter:
         return any(self._proved.values())
 
     def rewrite(
-        self, operations: Sequence[Any], targets: Sequence[Any], training: bool = True
+        self,
+        operations: Sequence[Any],
+        targets: Sequence[Any],
+        training: bool = True,
+        sizes_repeat: bool = False,
     ) -> tuple[list[Any], Counter[str]]:
         """Put kernels into the graph that is being traced.
 
@@ -86,11 +90,12 @@ class Rewriter:
             operations: what was traced.
             targets: the tensors that it made.
             training: whether gradients of `targets` are taken.
+            sizes_repeat: see `TracedOperations`.
 
         Returns:
             The tensors to take in place of `targets`; and how often each kernel was put in.
         """
-        traced, counts = TracedOperations(operations), Counter[str]()
+        traced, counts = TracedOperations(operations, sizes_repeat), Counter[str]()
         new: dict[Any, Any] = {}  # reference of a tensor -> what is read in its place
         gone: set[Any] = set()  # operations in whose place a kernel was put
         wanted = {tensor.op for tensor in targets} if training else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = [
     "without_views",
 ]
 
+_MANY = 4096
+_SEVERAL = 64  # a size that is not known is taken for this one
 _VIEWS = ("Identity", "Reshape", "Squeeze", "ExpandDims")
 
 
@@ -27,10 +30,11 @@ class TracedOperations:
 
     Args:
         operations: in the order of tracing.
+        sizes_repeat: whether axes of unknown size have few sizes, again and again.
     """
 
-    def __init__(self, operations: Sequence[Any]) -> None:
-        self.operations = operations
+    def __init__(self, operations: Sequence[Any], sizes_repeat: bool = False) -> None:
+        self.operations, self._sizes_repeat = operations, sizes_repeat
         self._readers: dict[Any, list[tuple[Any, int]]] = {}
         for operation in operations:
             for index, tensor in enumerate(operation.inputs):
@@ -47,6 +51,20 @@ class TracedOperations:
                 waiting += [tensor.op for tensor in operation.inputs]
                 for index, tensor in enumerate(operation.inputs):
                     self._readers.setdefault(tensor.ref(), []).append((operation, index))
+
+    def gains_by_xla(self, shape: Any) -> bool:
+        """Whether XLA may compile for tensors of this shape: once, and for many numbers of a row.
+
+        It compiles for each size that comes. A call of what it compiled takes as long as an
+        operation on `_MANY` numbers.
+        """
+        if not shape.rank:
+            return False
+        known = [size for size in shape[1:].as_list() if size is not None]
+        unknown = shape.rank - 1 - len(known)
+        if unknown and not self._sizes_repeat:
+            return False
+        return math.prod(known) * _SEVERAL**unknown >= _MANY
 
     def replace(self, old: Any, new: Any, but: Collection[Any]) -> None:
         """Let all operations that read `old` read `new`, except those in `but`."""

@@ -11,7 +11,7 @@ positions, size), so keys are never repeated.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +19,7 @@ import tensorflow as tf
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.compiled.functions import Compiled
 from hyparflow.engine.sequence.attention_core import AttentionCore
+from hyparflow.engine.sequence.attention_strips import joined_queries, of_queries, on_keys
 from hyparflow.engine.sequence.random_bits import dropped_scores
 
 __all__ = ["AttentionBlocks", "Block"]
@@ -36,6 +37,7 @@ class Block:
         seed: of dropout; any two integers without.
         is_partial: whether some queries do not attend to some of the keys by their positions.
         padding: of each row and key whether it is there; None if all are.
+        strips: where the strips lie that are computed one by one; None for a block in one.
     """
 
     def __init__(
@@ -45,22 +47,42 @@ class Block:
         seed: Any,
         is_partial: bool,
         padding: Any = None,
+        strips: Any = None,
     ) -> None:
         self.query, self.key, self.value = tensors
         self.starts, self.seed = starts, seed
-        self.is_partial, self.padding = is_partial, padding
+        self.is_partial, self.padding, self.strips = is_partial, padding, strips
+
+    @property
+    def form(self) -> tuple[bool, bool, int]:
+        """What a compiled function is for: `is_partial`, whether there is padding, and strips."""
+        strips = 0 if self.strips is None else int(self.strips.shape[0])
+        return self.is_partial, self.padding is not None, strips
 
     @property
     def tensors(self) -> tuple[Any, ...]:
         """All tensors, for a compiled function."""
-        padding = () if self.padding is None else (self.padding,)
-        return self.query, self.key, self.value, *self.starts, self.seed, *padding
+        more = [x for x in (self.padding, self.strips) if x is not None]
+        return self.query, self.key, self.value, *self.starts, self.seed, *more
 
     @classmethod
-    def of(cls, tensors: tuple[Any, ...], is_partial: bool, is_padded: bool) -> Block:
-        """What `tensors` returned, as a block."""
+    def of(cls, tensors: tuple[Any, ...], form: tuple[bool, bool, int]) -> Block:
+        """What `tensors` returned for a block of this form, as a block."""
+        is_partial, is_padded, strips = form
         padding = tensors[6] if is_padded else None
-        return cls(tensors[:3], tensors[3:5], tensors[5], is_partial, padding)
+        places = tf.ensure_shape(tensors[6 + is_padded], [strips, 4]) if strips else None
+        return cls(tensors[:3], tensors[3:5], tensors[5], is_partial, padding, places)
+
+    def part(self, place: Any, group: int) -> Block:
+        """A strip."""
+        start, stop, first, last = tf.unstack(place)
+        tensors = (
+            of_queries(self.query, group, start, stop),
+            *(x[:, :, first:last] for x in (self.key, self.value)),
+        )
+        padding = None if self.padding is None else self.padding[:, first:last]
+        starts = self.starts[0] + start, self.starts[1] + first
+        return Block(tensors, starts, self.seed, self.is_partial, padding)
 
     def positions(self, group: int) -> tuple[Any, Any]:
         """Positions of the queries of one head, and of the keys."""
@@ -130,14 +152,15 @@ class AttentionBlocks:
         return back(*block.tensors, *given, *(x for x in sums if x is not None))
 
     def _function(self, name: str, block: Block, begun: Any) -> Any:
-        is_padded = block.padding is not None
-        key = name, block.is_partial, is_padded, begun
+        form = block.form
+        key = name, form, begun
         if key not in self._compiled:
+            count = len(block.tensors)
+            run = f"_{name}_strips" if form[2] else f"_{name}"
 
             def traced(*tensors: Any) -> Any:
-                count = 6 + is_padded
-                given = Block.of(tensors[:count], block.is_partial, is_padded)
-                return getattr(self, f"_{name}")(given, begun, *tensors[count:])
+                given = Block.of(tensors[:count], form)
+                return getattr(self, run)(given, begun, *tensors[count:])
 
             self._compiled[key] = Compiled(traced, False, choice.compiler().call)
         return self._compiled[key]
@@ -206,6 +229,26 @@ class AttentionBlocks:
             made, total = made + means * before, total + before
         return made / total, top + tf.math.log(total)
 
+    def _add_strips(self, block: Block, begun: bool, *so_far: Any) -> Any:
+        made = []
+        for place in tf.unstack(block.strips):
+            before = [of_queries(x, self._group, *tf.unstack(place[:2])) for x in so_far]
+            made.append(self._add(block.part(place, self._group), begun, *before))
+        return tuple(joined_queries(strips, self._group) for strips in zip(*made, strict=True))
+
+    def _back_strips(self, block: Block, begun: tuple[bool, ...], *given: Any) -> Any:
+        of_queries_, of_keys = list[Any](), list[Any]()
+        for place in tf.unstack(block.strips):
+            start, stop, first, last = tf.unstack(place)
+            own = [of_queries(x, self._group, start, stop) for x in given[:3]]
+            of_query, *others = self._back(block.part(place, self._group), (False,) * 3, *own)
+            of_queries_.append(of_query)
+            count = tf.shape(block.key)[2]
+            of_keys.append([on_keys(x, first, last, count) for x in others])
+        summed = [tf.add_n(parts) for parts in zip(*of_keys, strict=True)]
+        made = joined_queries(of_queries_, self._group), *summed
+        return _added(made, begun, given[3:])
+
     def _back(self, block: Block, begun: tuple[bool, ...], *given: Any) -> Any:
         gradient, delta, logs, *sums = given
         scores, slope = self._scores(block)
@@ -224,9 +267,14 @@ class AttentionBlocks:
             self._product(of_scores, block.query, transpose_a=True) * scale,
             self._product(kept, gradient, transpose_a=True),
         )
-        following = iter(sums)
-        return tuple(x + next(following) if has else x for x, has in zip(made, begun, strict=True))
+        return _added(made, begun, sums)
 
     def _product(self, left: Any, right: Any, **how: Any) -> Any:
         made = tf.matmul(tf.cast(left, self.dtype), right, **how)
         return tf.cast(made, self._exact)
+
+
+def _added(made: Sequence[Any], begun: Sequence[bool], sums: Sequence[Any]) -> tuple[Any, ...]:
+    """Gradients, each added to the sum before if that has begun."""
+    following = iter(sums)
+    return tuple(x + next(following) if has else x for x, has in zip(made, begun, strict=True))

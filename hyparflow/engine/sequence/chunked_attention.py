@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from hyparflow.engine.sequence.attention_blocks import AttentionBlocks, Block
 from hyparflow.engine.sequence.attention_core import AttentionCore
+from hyparflow.engine.sequence.attention_strips import places_of
 from hyparflow.engine.sequence.exchange import HeadExchange, ShardExchange
 from hyparflow.engine.sequence.store import Store
 from hyparflow.pipeline.token_layout import TokenLayout
@@ -140,7 +141,9 @@ class AttentionRun:
         starts = tf.constant(queries[0]), tf.constant(keys[0])
         is_partial = not self._pattern.attends_to_all(queries, keys)
         padding = None if self._padding is None else self._padding[j]
-        return Block(tensors, starts, self._seed, is_partial, padding)
+        strips = self._pattern.strips(queries, keys)
+        places = places_of(strips, queries, keys) if len(strips) > 1 else None
+        return Block(tensors, starts, self._seed, is_partial, padding, places)
 
     # --- backward ---
 

@@ -18,15 +18,22 @@ class ChunkCosts:
     Attributes:
         of_position: for each position of a row in the largest section, forward and backward.
         of_pair: for each query and key of a row, in this shard's heads.
+        keeps: whether forwards keep what their backwards need, up to what a chunk needs.
     """
 
     of_position: int
     of_pair: int
+    keeps: bool = True
+
+    def kept(self, rows: int, own: int) -> int:
+        """The most that forwards keep, where a chunk has so many positions on a rank."""
+        return rows * own * self.of_position if self.keeps else 0
 
     def working_set(self, rows: int, positions: int, num_shards: int) -> int:
         """What a chunk of so many positions, of all shards, needs on one of them."""
         own = -(-positions // num_shards)
-        return rows * (own * self.of_position + BLOCKS * positions**2 * self.of_pair)
+        needed = rows * (own * self.of_position + BLOCKS * positions**2 * self.of_pair)
+        return needed + self.kept(rows, own)
 
 
 def least_chunks(costs: ChunkCosts, rows: int, length: int, num_shards: int, limit: int) -> int:

@@ -94,6 +94,7 @@ class SequenceBuilder:
             store=_store(self.options.sequence_store),
             find=self.find,
             is_first=number == 0,
+            keeps=self.options.recompute is None,
         )
         masked = masks.masked_outputs(table, self.layout.masked, number)
         calls: Any = stage  # which has the calls of a `Stage`

@@ -17,6 +17,7 @@ from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.sequence.chunked_attention import ChunkedAttention
 from hyparflow.engine.sequence.chunks import TILE, ChunkCosts
 from hyparflow.engine.sequence.exchange import ShardExchange
+from hyparflow.engine.sequence.kept_forwards import KeptForwards
 from hyparflow.engine.sequence.position_trial import CoresFound
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.engine.sequence.stage_run import StageRun
@@ -27,6 +28,8 @@ from hyparflow.engine.stages.saved import Saved
 from hyparflow.pipeline.token_layout import TokenLayout
 
 __all__ = ["SequenceStage"]
+
+_FEW_LENGTHS = 4  # of sequences: for so many, kernels are compiled that are for one size each
 
 
 @dataclass
@@ -53,6 +56,7 @@ class SequenceStage:
         store: keeps what waits for a backward.
         find: (length of sequences) -> what attention layers compute.
         is_first: whether it takes the user's inputs.
+        keeps: whether forwards keep what their backwards need, as far as memory is there.
     """
 
     def __init__(
@@ -65,13 +69,16 @@ class SequenceStage:
         store: Store,
         find: Callable[[int], CoresFound],
         is_first: bool,
+        keeps: bool,
     ) -> None:
         self._trace, self.num_chunks, self._is_first = trace, num_chunks, is_first
         self._exchange, self._store, self._find = exchange, store, find
+        self._keeps, self._kept = keeps, KeptForwards()
         largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self.accumulator = Accumulator(trace.weights, largest, tables=tables)
         self._cuts: dict[Any, tuple[CutStage, list[ChunkedAttention]]] = {}
         self._numbers = itertools.count()
+        self._lengths: set[int] = set()
         self.begin(several=False)
 
     @property
@@ -97,6 +104,7 @@ class SequenceStage:
         self._total = GradientSum(Lookups)
         self._added: dict[int, None] = {}
         self._store.clear()
+        self._kept.clear()
         self.accumulator.reset()
 
     def require(self, length: int) -> None:
@@ -119,12 +127,13 @@ class SequenceStage:
         """
         if not self._is_first:
             return None
-        has_head = isinstance(rest, Labels)
         given = TokenInputs(inputs, rest, self._layout(inputs), 0, is_local=False)
-        cut, attention = self._cut(given, training=True, has_head=has_head)
+        return self._costs(*self._cut(given, training=True, has_head=isinstance(rest, Labels)))
+
+    def _costs(self, cut: CutStage, attention: Sequence[ChunkedAttention]) -> ChunkCosts:
         size = max([dtype.size for _, _, dtype in cut.attention], default=4)
         heads = max([layer.heads.heads for layer in attention], default=0)
-        return ChunkCosts(2 * cut.sections.largest_section, heads * max(4, size))
+        return ChunkCosts(2 * cut.sections.largest_section, heads * max(4, size), self._keeps)
 
     def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
         """Nothing: the length of sequences is not known before they come."""
@@ -204,10 +213,15 @@ class SequenceStage:
             attention=attention,
             inputs=given,
             store=self._store,
+            kept=self._kept,
             exchange=self._exchange,
             tile=self._tile(cut, _rows(inputs)),
             at_padding=self._find(layout.length).at_padding,
         )
+        if training:
+            own = [stop - start for start, stop in layout.pieces(shard)]
+            rows, costs = _rows(inputs), self._costs(cut, attention)
+            self._kept.choose(run.sizes_kept(rows), costs.kept(rows, max(own)))
         return run, cut
 
     def _layout(self, inputs: Any) -> TokenLayout:
@@ -238,9 +252,12 @@ class SequenceStage:
         found = self._find(given.layout.length)
         found.require_tried(given.layout.length)
         cores = found.cores
-        key = training, has_head, str(tf.nest.map_structure(str, types)), tuple(cores.values())
+        self._lengths.add(given.layout.length)
+        few = len(self._lengths) <= _FEW_LENGTHS
+        form = str(tf.nest.map_structure(str, types))
+        key = training, has_head, form, few, tuple(cores.values())
         if key not in self._cuts:
-            cut = CutStage(self._trace, cores, types, training, has_head)
+            cut = CutStage(self._trace, cores, types, training, has_head, few)
             attention = [
                 ChunkedAttention(core, sizes, dtype, self._exchange)
                 for core, sizes, dtype in cut.attention

@@ -11,9 +11,11 @@ import tensorflow as tf
 from hyparflow.engine.compiled.section_cut import Carried
 from hyparflow.engine.sequence.chunked_attention import AttentionRun, ChunkedAttention
 from hyparflow.engine.sequence.exchange import ShardExchange
+from hyparflow.engine.sequence.kept_forwards import KeptForwards
 from hyparflow.engine.sequence.seen_positions import may_count, require_right
 from hyparflow.engine.sequence.stage_trace import CutStage
 from hyparflow.engine.sequence.store import Store
+from hyparflow.engine.sequence.tiles import joined, slicer, tiles_of
 from hyparflow.engine.sequence.token_inputs import TokenInputs
 from hyparflow.model.keras_internals.dropout import drawn_seed
 from hyparflow.pipeline.token_layout import Positions
@@ -30,6 +32,7 @@ class StageRun:
         attention: its attention layers, in the order of its sections.
         inputs: what it takes.
         store: keeps tensors.
+        kept: what forwards keep for their backwards, where they keep something.
         exchange: among the shards.
         tile: how many positions the last section takes at once.
         at_padding: whether what is computed at positions of padding may count in the loss.
@@ -42,12 +45,14 @@ class StageRun:
         attention: Sequence[ChunkedAttention],
         inputs: TokenInputs,
         store: Store,
+        kept: KeptForwards,
         exchange: ShardExchange,
         tile: int,
         at_padding: bool = True,
     ) -> None:
         self._number, self._cut, self._sections = number, cut, cut.sections
-        self._inputs, self._store, self._exchange, self._tile = inputs, store, exchange, tile
+        self._inputs, self._store, self._kept = inputs, store, kept
+        self._exchange, self._tile = exchange, tile
         self._layout = inputs.layout
         self._pieces = inputs.layout.pieces(inputs.shard)
         self._seeds = [tf.cast(drawn_seed(seed), tf.int64) for seed in cut.seeds]
@@ -73,6 +78,16 @@ class StageRun:
     def chunks(self) -> range:
         """The numbers of the chunks."""
         return range(len(self._pieces))
+
+    def sizes_kept(self, rows: int) -> dict[tuple[int, int, int], int]:
+        """Bytes that each chunk of each section would keep for its backward."""
+        found = {}
+        # The backward of a loss follows its forward at once.
+        for number in range(self._sections.count - self._sections.is_loss):
+            each = rows * self._sections.bytes_kept[number]
+            for chunk, (start, stop) in enumerate(self._pieces):
+                found[self._number, number, chunk] = (stop - start) * each
+        return found
 
     def _key(self, name: str, section: int, chunk: int) -> Hashable:
         return name, self._number, section, chunk
@@ -103,25 +118,34 @@ class StageRun:
         number = self._sections.count - 1
         results = []
         for chunk in self.chunks:
+            if not tiled:
+                results.append(self._run(number, chunk, keeps)[0])
+                continue
             awaited, taken = self._awaited(number, chunk, keeps), self._taken(number, chunk)
-            tiles = self._tiles(chunk) if tiled else [self._pieces[chunk]]
-            for tile in tiles:
-                part = _slicer(self._pieces[chunk], tile)
+            for tile in tiles_of(self._pieces[chunk], self._tile):
+                part = slicer(self._pieces[chunk], tile)
                 arguments = self._arguments(chunk, tile)
-                made, _ = self._sections.forward(
+                made, _, _ = self._sections.forward(
                     number, part(awaited), [part(x) for x in taken], arguments
                 )
-                if tiled:
-                    self._require_right(made[1], tile)
+                self._require_right(made[1], tile)
                 results.append(made)
         if number and not keeps:
             self._let_go(number)
         return results
 
     def _run(self, number: int, chunk: int, keeps: bool) -> tuple[list[Any], list[Any]]:
-        awaited = self._awaited(number, chunk, keeps)
-        arguments = self._arguments(chunk, self._pieces[chunk])
-        return self._sections.forward(number, awaited, self._taken(number, chunk), arguments)
+        awaited, taken = self._awaited(number, chunk, keeps), self._taken(number, chunk)
+        arguments, place = (
+            self._arguments(chunk, self._pieces[chunk]),
+            (self._number, number, chunk),
+        )
+        made, handed, kept = self._sections.forward(
+            number, awaited, taken, arguments, self._kept.keeps(place)
+        )
+        if self._kept.keeps(place):
+            self._kept.put(place, kept)
+        return made, handed
 
     def _awaited(self, number: int, chunk: int, keeps: bool) -> Any:
         """What comes of the attention before a section, which is computed now."""
@@ -151,11 +175,6 @@ class StageRun:
             for chunk in self.chunks:
                 self._store.drop(self._key("handed on", origin, chunk))
 
-    def _tiles(self, chunk: int) -> list[Positions]:
-        start, stop = self._pieces[chunk]
-        edges = [*range(start, stop, self._tile), stop]
-        return list(zip(edges, edges[1:], strict=False))
-
     # --- backward ---
 
     def last_backward(self, finish: Callable[[list[Any]], Any], add: Callable[[Any], None]) -> None:
@@ -169,8 +188,8 @@ class StageRun:
         for chunk in self.chunks:
             awaited, taken = self._awaited(number, chunk, keeps=True), self._taken(number, chunk)
             made = []
-            for tile in self._tiles(chunk):
-                part = _slicer(self._pieces[chunk], tile)
+            for tile in tiles_of(self._pieces[chunk], self._tile):
+                part = slicer(self._pieces[chunk], tile)
                 results, of_tensors, finished = self._sections.backward(
                     number,
                     part(awaited),
@@ -182,7 +201,7 @@ class StageRun:
                 add(finished)
                 self._require_right(results[1], tile)
                 made.append(of_tensors)
-            gradients = [_joined(several) for several in zip(*made, strict=True)]
+            gradients = [joined(several) for several in zip(*made, strict=True)]
             self._pass_back(number, chunk, awaited, gradients)
 
     def _require_right(self, counted: Any, tile: Positions) -> None:
@@ -219,7 +238,7 @@ class StageRun:
             for chunk, gradients in self._attention[number].gradients():
                 self._section_backward(number, chunk, list(gradients), finish, add)
         found = [self._store.take(self._key("of inputs", 0, c)) for c in self.chunks]
-        return [_joined(several) for several in zip(*found, strict=True)]
+        return [joined(several) for several in zip(*found, strict=True)]
 
     def _section_backward(
         self,
@@ -239,6 +258,7 @@ class StageRun:
             self._arguments(chunk, self._pieces[chunk]),
             gradients,
             finish,
+            self._kept.take((self._number, number, chunk)),
         )
         add(finished)
         if self._sections.differentiable[number]:
@@ -275,19 +295,3 @@ class StageRun:
             if start == origin:
                 sums[places.index(place)] += gradient
         self._store.put(key, sums)
-
-
-def _slicer(piece: Positions, tile: Positions) -> Callable[[Any], Any]:
-    """Takes a tile out of tensors of a piece of positions."""
-    first, last, length = tile[0] - piece[0], tile[1] - piece[0], piece[1] - piece[0]
-
-    def part(x: Any) -> Any:
-        if piece == tile or x is None or x.shape.rank < 2 or x.shape[1] != length:
-            return x
-        return x[:, first:last]
-
-    return part
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else tf.concat(parts, 1)

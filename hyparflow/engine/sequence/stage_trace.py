@@ -69,6 +69,7 @@ class CutStage:
         types: of (position of the first token, inputs, share or labels).
         training: whether there are backwards.
         has_head: whether the last section is loss and metrics; if not, it gives outputs.
+        lengths_repeat: whether sequences have few lengths, again and again.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class CutStage:
         types: Any,
         training: bool,
         has_head: bool,
+        lengths_repeat: bool = True,
     ) -> None:
+        self._lengths_repeat = lengths_repeat
         self._stage, self._training, self._has_head = stage, training, has_head
         self._cores = cores
         self.attention: list[tuple[AttentionCore, tuple[int, int], Any]] = []
@@ -111,7 +114,9 @@ class CutStage:
                 results = self._results(inputs, rest)
             return [*results, *places.given()]
 
-        flat, self.rewritten = rewritten(compute, stage.rewriter, self._training)
+        flat, self.rewritten = rewritten(
+            compute, stage.rewriter, self._training, self._lengths_repeat
+        )
         count = len(flat) - len(places.given())
         results = flat[:count]
         self.structure = [isinstance(x, tf.Tensor) for x in results]

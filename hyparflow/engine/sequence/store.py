@@ -12,8 +12,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
+
+from hyparflow.engine.sequence.shared_memory import aligned_copy, as_tensor
 
 __all__ = ["DeviceStore", "MemoryStore", "RoundedStore", "Store", "StoreCounts"]
 
@@ -105,7 +106,12 @@ class MemoryStore(Store):
     @staticmethod
     def _own(tensor: Any) -> Any:
         """What is kept of a tensor."""
-        return np.array(np.asarray(tensor))
+        return aligned_copy(tensor)
+
+    @staticmethod
+    def _given(kept: Any) -> Any:
+        """The tensor of what is kept."""
+        return as_tensor(kept)
 
     def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
         """See `Store.put`."""
@@ -115,7 +121,7 @@ class MemoryStore(Store):
     def get(self, key: Hashable) -> Tensors:
         """See `Store.get`."""
         self.counts.got(_size(self._kept[key]))
-        return tuple(tf.convert_to_tensor(x) for x in self._kept[key])
+        return tuple(map(self._given, self._kept[key]))
 
     def drop(self, key: Hashable) -> None:
         """See `Store.drop`."""
@@ -137,6 +143,10 @@ class DeviceStore(MemoryStore):
     @staticmethod
     def _own(tensor: Any) -> Any:
         return tf.convert_to_tensor(tensor)
+
+    @staticmethod
+    def _given(kept: Any) -> Any:
+        return kept
 
 
 class RoundedStore(MemoryStore):

@@ -15,7 +15,10 @@ __all__ = ["Recorded", "rewritten"]
 
 
 def rewritten(
-    compute: Callable[[], Sequence[Any]], rewriter: Rewriter | None, training: bool
+    compute: Callable[[], Sequence[Any]],
+    rewriter: Rewriter | None,
+    training: bool,
+    sizes_repeat: bool = False,
 ) -> tuple[list[Any], Counter[str]]:
     """What a computation makes with faster kernels, and how often which of them was put in.
 
@@ -23,6 +26,7 @@ def rewritten(
         compute: () -> a flat list of tensors and others.
         rewriter: None leaves all as it is, and so does eager execution.
         training: whether gradients are taken.
+        sizes_repeat: whether axes of unknown size have few sizes, again and again.
     """
     if tf.executing_eagerly() or rewriter is None:
         return list(compute()), Counter()
@@ -32,7 +36,7 @@ def rewritten(
         results = list(compute())
     places = [n for n, x in enumerate(results) if isinstance(x, tf.Tensor)]
     operations, targets = graph.get_operations()[start:], [results[n] for n in places]
-    made, counts = rewriter.rewrite(operations, targets, training)
+    made, counts = rewriter.rewrite(operations, targets, training, sizes_repeat)
     for place, tensor in zip(places, made, strict=True):
         results[place] = tensor
     return results, counts + of_layers

@@ -80,9 +80,10 @@ class Problem:
     @cached_property
     def activations(self) -> Activations:
         """The activations of stages."""
-        how = self.saving.recompute
+        how, costs = self.saving.recompute, self.costs
+        if self.saving.sequences is not None:
+            how, costs = None, self.spent
         again = self.units.table.boundaries if how and self.units else None
-        costs = self.costs if self.saving.sequences is None else self.spent
         return Activations(self.graph, costs, again, how == "segments")
 
     @cached_property
@@ -90,7 +91,8 @@ class Problem:
         """The costs, with what is computed again; memory as if the model were one stage."""
         if self.saving.sequences is not None:
             link = self.cluster.within
-            return costs_divided(self.costs, self.graph, self.saving.sequences, link)
+            keeps = self.saving.recompute is None
+            return costs_divided(self.costs, self.graph, self.saving.sequences, link, keeps)
         if self.saving.recompute is None or self.units is None:
             return self.costs
         costs = self.costs

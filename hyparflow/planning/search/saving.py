@@ -37,13 +37,16 @@ def rungs(
     """
     shards = options.shard_optimizer
     may_shard = shards or has_peers
+    given = options.recompute
+    again = (given,) if given in _AGAIN else (None, "block")
     divided = [
-        [Saving(None, shard, apart, way) for way in ways]
-        for apart, ways, shard in itertools.product((False, True), sequences, (shards, may_shard))
+        [Saving(how, shard, apart, way) for way in ways]
+        for apart, ways, how, shard in itertools.product(
+            (False, True), sequences, again, (shards, may_shard)
+        )
     ]
     if options.divides_sequences:
         return divided
-    given = options.recompute
     without = [None, *_AGAIN] if given == "auto" else [given]
     more = without if given is not None else [None, *_AGAIN]
     whole = [

@@ -1,8 +1,8 @@
 """Costs of a model whose sequences are divided into chunks and over shards. (FPDT, section 4.)
 
-Each position costs a forward, and in the backward that forward again; attention costs its blocks.
-What waits for the backward lies in a store: queries, keys and values, what attention made, and what
-goes on beside it.
+Each position costs a forward, and in the backward that forward again, but for those chunks that
+keep what their backward needs; attention costs its blocks. What waits for the backward lies in a
+store: queries, keys and values, what attention made, and what goes on beside it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class SequenceLayout:
         return ", ".join(given)
 
 
-def costs_divided(costs: Costs, graph: OperationGraph, layout: SequenceLayout, link: Link) -> Costs:
+def costs_divided(
+    costs: Costs, graph: OperationGraph, layout: SequenceLayout, link: Link, keeps: bool = True
+) -> Costs:
     """What a rank spends on each row of a batch.
 
     Args:
@@ -61,12 +63,16 @@ def costs_divided(costs: Costs, graph: OperationGraph, layout: SequenceLayout, l
         graph: the model's operations.
         layout: how sequences are divided.
         link: between two of the ranks that share a sequence.
+        keeps: whether forwards keep what their backwards need, up to what a chunk needs.
     """
     shards, length, linear = layout.num_shards, costs.length or 1, _linear(costs)
     forward = linear[0, :, None] * costs.forward / shards
-    backward = linear[1, :, None] * costs.backward / shards + forward
-    rows = np.array(costs.rows, float)
-    kept, working = np.zeros(len(forward)), _of_chunk(costs, layout)
+    rows, working = np.array(costs.rows, float), _of_chunk(costs, layout)
+    whole = linear[3] * costs.kept / shards
+    share = min(1.0, working.max() / max(1.0, whole.sum())) if keeps else 0.0
+    again, kept = (1 - share) * forward, share * whole
+    again[max((layer.operation + 1 for layer in costs.attention), default=0) :] = 0.0
+    backward = linear[1, :, None] * costs.backward / shards + again
     stored, reads = _KEPT.get(layout.store, 0.0), reads_of(graph)
     chunks = TokenLayout(length, layout.num_chunks)
     pairs_of = functools.cache(lambda pattern: pattern.pairs(chunks))
