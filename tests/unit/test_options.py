@@ -326,6 +326,7 @@ CONSUMERS = {
     "gather": {"training/fit_on_ranks.py", "training/left_weights.py", "training/memory_check.py"}
     | {"planning/make_plan.py", "planning/plan.py"},
     "recompute": {"planning/make_plan.py", "planning/plan_check.py", "planning/search/saving.py"}
+    | {"engine/sequence/sequence_builder.py"}
     | {"training/auto.py"}
     | {f"engine/{name}.py" for name in ("assembly", "build_stages", "recomputation")}
     | {"training/checks.py"}
