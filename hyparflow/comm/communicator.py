@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow.comm import sentinel
+from hyparflow.comm.aligned import aligned
 from hyparflow.comm.byte_chunks import as_bytes, chunks
 from hyparflow.comm.deadline import Deadline
 from hyparflow.comm.direct import given_to_all, summed_to
@@ -176,8 +177,12 @@ class Communicator:
         rows = np.zeros(self.size, np.int64)
         self.wait(self._comm.Iallgather(np.array([len(array)], np.int64), rows), what)
         width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-        parts = self._gather_bytes(as_bytes(array), rows * width, what)
-        joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+        joined = aligned([int(rows.sum()) * width], np.uint8)
+        ends = np.cumsum(rows * width)
+        parts = [joined[end - size : end] for end, size in zip(ends, rows * width, strict=True)]
+        parts[self.rank][:] = as_bytes(array)
+        for root, part in enumerate(parts):
+            self.broadcast(part, root, what)
         return joined.view(array.dtype).reshape(-1, *array.shape[1:])
 
     def _gather_bytes(self, data: np.ndarray, sizes: np.ndarray, what: str) -> list[np.ndarray]:

@@ -102,7 +102,7 @@ def test_sizes_of_what_is_kept(weights: list[tf.Variable]) -> None:
 def test_the_last_chunks_keep_what_there_is_room_for() -> None:
     kept = KeptForwards()
     sizes = {(0, section, chunk): 10 * (section + 1) for section in (0, 1) for chunk in (0, 1)}
-    kept.choose(sizes, 55)
+    kept.choose(sizes, 55)  # of 60
     assert [place for place in sizes if kept.keeps(place)] == [(0, 0, 1), (0, 1, 0), (0, 1, 1)]
     kept.choose({(1, 0, 0): 5, (1, 0, 1): 6}, 55)
     assert not kept.keeps((1, 0, 1))  # what other micro-batches keep counts
@@ -111,5 +111,7 @@ def test_the_last_chunks_keep_what_there_is_room_for() -> None:
     assert kept.take((0, 0, 0)) is None
     kept.choose({(2, 0, 0): 25}, 55)
     assert kept.keeps((2, 0, 0))
-    kept.clear()
-    assert not any(map(kept.keeps, sizes))
+    for most, count in ((60, 4), (45, 1), (30, 0)):
+        kept.clear()
+        kept.choose(sizes, most)
+        assert sum(map(kept.keeps, sizes)) == count

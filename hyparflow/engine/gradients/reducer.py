@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.recorder import EventKind
+from hyparflow.engine.compiled.shared_memory import as_tensor
 from hyparflow.engine.gradients.changed_kinds import ChangedKinds
 from hyparflow.engine.gradients.divided_sum import DividedSum, rows_of
 from hyparflow.engine.gradients.microbatch_sum import GradientSum, added_rows
@@ -282,10 +283,9 @@ class Reducer:
         else:
             rows = np.asarray(value.indices).astype(np.int64)
             values = np.asarray(value.values, order="C")
-        what = "the rows of a sparse gradient"
-        rows, values = (np.asarray(comm.all_gather_rows(x, what)) for x in (rows, values))
+        rows, values = (comm.all_gather_rows(x, "a sparse gradient") for x in (rows, values))
         dense_shape = tf.constant(shape, tf.int64)
-        everything = tf.IndexedSlices(tf.constant(values), tf.constant(rows), dense_shape)
+        everything = tf.IndexedSlices(as_tensor(values), as_tensor(rows), dense_shape)
         if kind == SPARSE:
             return everything
         counts = np.zeros(comm.size, np.int64)

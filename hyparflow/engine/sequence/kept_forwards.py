@@ -14,7 +14,8 @@ _Place = tuple[int, int, int]
 class KeptForwards:
     """Tensors that forwards of sections keep in memory, up to a number of bytes.
 
-    A short sequence need not be computed twice, and a long one takes no more memory for it.
+    A short sequence need not be computed twice, and a long one takes no more memory for it: the
+    more there would be to keep, the less is kept beyond that number, and nothing of twice as much.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class KeptForwards:
             sizes: bytes that each place would keep, in the order of the forward.
             most: bytes that may be kept at the same time, with those of other micro-batches.
         """
-        room = most - sum(self._sizes.values())
+        room = min(most, 2 * most - sum(sizes.values())) - sum(self._sizes.values())
         for place in reversed(sizes):
             if sizes[place] > room:
                 return

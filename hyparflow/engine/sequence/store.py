@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.engine.sequence.shared_memory import aligned_copy, as_tensor
+from hyparflow.engine.compiled.shared_memory import aligned_copy, as_tensor
 
 __all__ = ["DeviceStore", "MemoryStore", "RoundedStore", "Store", "StoreCounts"]
 

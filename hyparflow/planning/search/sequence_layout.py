@@ -69,7 +69,8 @@ def costs_divided(
     forward = linear[0, :, None] * costs.forward / shards
     rows, working = np.array(costs.rows, float), _of_chunk(costs, layout)
     whole = linear[3] * costs.kept / shards
-    share = min(1.0, working.max() / max(1.0, whole.sum())) if keeps else 0.0
+    room = working.max() / max(1.0, whole.sum()) if keeps else 0.0
+    share = max(0.0, min(1.0, room, 2 * room - 1))  # see `hyparflow.engine.sequence.kept_forwards`
     again, kept = (1 - share) * forward, share * whole
     again[max((layer.operation + 1 for layer in costs.attention), default=0) :] = 0.0
     backward = linear[1, :, None] * costs.backward / shards + again
