@@ -5,6 +5,7 @@ Errors are the same on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.engine.trials.layer_checks import require_means, require_rows, require_sums
 from hyparflow.engine.trials.position_sums import require_additive_positions
 from hyparflow.engine.trials.row_findings import find_row_faults
-from hyparflow.engine.trials.seen import seen_labels
+from hyparflow.engine.trials.seen import Look, seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
 from hyparflow.model.keras_internals.compiled import has_overridden, symbolic_batch
 from hyparflow.model.keras_internals.layers import all_layers, check_inputs
@@ -116,7 +117,7 @@ class ModelChecks:
             raise abort.mark_collective(error) from None
         self._parted = part
 
-    def require_positions(self, part: RankEngine, call: Call, specs: Any) -> None:
+    def require_positions(self, part: RankEngine, call: Call, specs: Any, stream: Any) -> None:
         """If sequences are divided, check once per engine that the model may be. Collective."""
         if not call.options.divides_sequences or part is self._divided:
             return
@@ -128,7 +129,9 @@ class ModelChecks:
                 for stage in part.sequences:
                     stage.require(max(lengths))
             if part.losses is not None:
-                require_additive_positions(self._model, part.losses.terms, part.losses.symbolic)
+                require_additive_positions(
+                    self._model, part.losses.terms, part.losses.symbolic, *self._looks(call, stream)
+                )
         except ValueError as error:
             raise abort.mark_collective(error) from None
         self._divided = part
@@ -163,6 +166,12 @@ class ModelChecks:
             self._model,
             part.losses.terms,
             part.losses.symbolic,
+            *self._looks(call, stream),
+        )
+
+    def _looks(self, call: Call, stream: Any) -> tuple[Look, Callable[[Any], list[Any]]]:
+        """What gives the user's first labels, and what joins what the ranks found."""
+        return (
             lambda: seen_labels(first_labels(call, stream, self._world.rank)),
             lambda mine: self._world.all_gather_objects(mine, "what losses and metrics do"),
         )

@@ -199,6 +199,10 @@ class ParallelModel:
     def __str__(self) -> str:
         grid = self.options.grid
         lines = [f"replicas: {grid.num_replicas}", self._session.layout().describe()]
+        if self.options.divides_sequences:
+            shards, chunks = grid.num_shards, self.options.num_sequence_chunks
+            store = self.options.sequence_store
+            lines.append(f"sequences: {shards} shards, {chunks} chunks, which wait in {store!r}")
         if self.options.recompute is not None:
             lines.append(f"forwards computed again: {self.options.recompute}")
         if self.options.shard_optimizer and grid.num_replicas > 1:

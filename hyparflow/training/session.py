@@ -134,7 +134,7 @@ class Session:
         if call.method == "fit":
             self._checks.require_optimizer(part)
         self._checks.require_weights(part, specs)
-        self._checks.require_positions(part, call, specs)
+        self._checks.require_positions(part, call, specs, stream)
         decide_chunks(self.model, part, call, specs, self._world)
         part = self._parted(part, call, specs, stream)
         is_leader = self._world.rank == LEADER

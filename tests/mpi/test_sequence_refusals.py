@@ -46,8 +46,22 @@ def positions(h: Any) -> Any:
     return h + table(ops.arange(LENGTH))[None]
 
 
+class MixedInTraining(layers.Layer):
+    def call(self, h: Any, training: bool = False) -> Any:
+        return h - ops.mean(h, axis=1, keepdims=True) if training else h
+
+
+def seeing_nothing(x: Any, h: Any) -> Any:
+    return heads()(h, h, attention_mask=ops.zeros((1, 1, 1), "bool"))
+
+
 MIXING = {
     "conv1d": lambda: decoder(after=layers.Conv1D(WIDTH, 3, padding="causal", name="conv")),
+    "dilated": lambda: decoder(
+        after=layers.Conv1D(WIDTH, 2, dilation_rate=9, padding="causal", name="far")
+    ),
+    "training": lambda: decoder(after=MixedInTraining(name="centred")),
+    "blind": lambda: decoder(attention=seeing_nothing),
     "pooling": lambda: decoder(after=layers.MaxPooling1D(2, name="pool")),
     "gru": lambda: decoder(after=layers.GRU(WIDTH, return_sequences=True, name="loop")),
     "flip": lambda: decoder(after=lambda h: ops.flip(h, 1)),
@@ -62,6 +76,7 @@ MIXING = {
     "alibi": lambda: hub("Bloom", num_heads=HEADS, dropout=0.0)(LENGTH),
 }
 NAMED = {
+    "dilated": "'far'", "training": "'centred'", "blind": "neither causal, full, a window",
     "conv1d": "'conv'", "pooling": "'pool'", "gru": "'loop'", "flip": "'flip", "mean": "'mean",
     "first": "'get_item", "shift": "'shift'", "batchnorm": "'norm' normalizes over",
     "noise": "'noise' draws random numbers", "contents": "neither causal, full, a window",
@@ -126,6 +141,36 @@ def test_losses_that_join_positions() -> None:
         fit(model, **divided())
 
 
+@pytest.mark.parametrize("axis", [None, -1])
+def test_losses_that_are_means_over_labels(axis: int | None) -> None:
+    """The usual masked loss of a language model, of a batch and of each row."""
+
+    def masked(y: Any, y_pred: Any) -> Any:
+        counted = ops.cast(ops.not_equal(y, 3), y_pred.dtype)
+        each = keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        return ops.sum(each * counted, axis) / ops.maximum(ops.sum(counted, axis), 1.0)
+
+    model = decoder()
+    model.compile("sgd", masked)
+    with pytest.raises(ValueError, match=r"must not depend on others \(losses \['masked'\]"):
+        fit(model, **divided())
+    if axis is None:
+        model.compile(
+            "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=[masked]
+        )
+        with pytest.raises(ValueError, match=r"sums and counts of positions.*'masked'"):
+            fit(model, **divided())
+
+
+@pytest.mark.skipif(WORLD.size > 1, reason="the rank that sees it stops the job")
+def test_labels_of_another_length() -> None:
+    model = decoder()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.zeros((4, LENGTH), "int32")
+    with pytest.raises(ValueError, match=r"sequence that is divided, which has 16.*\(4, 12\)"):
+        hf.fit(model, x, x[:, :12], batch_size=4, verbose=0, **divided())
+
+
 def test_metrics_that_join_positions() -> None:
     class Longest(keras.metrics.Metric):
         def __init__(self) -> None:
@@ -147,7 +192,7 @@ def test_metrics_that_join_positions() -> None:
 
 def test_added_losses() -> None:
     model = decoder(after=layers.Dense(WIDTH, activity_regularizer="l2"))
-    with pytest.raises(ValueError, match="layers add losses"):
+    with pytest.raises(ValueError, match=r"the layers \[.*\] add losses"):
         fit(model, **divided())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -74,6 +76,18 @@ def test_stores_give_back_what_they_got(kind: str, tmp_path: object) -> None:
 def test_a_full_disk_is_an_error(tmp_path: object) -> None:
     with pytest.raises(OSError, match="No such file"):
         DiskStore(f"{tmp_path}/missing")
+
+
+def test_a_full_disk_names_the_argument(tmp_path: object) -> None:
+    store = DiskStore(str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        store.put("a", [tf.zeros((1 << 12,))])
+        with pytest.raises(OSError, match=r"`sequence_store`.*File too large, in the folder.*room"):
+            store.get("a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_rounded_store_rounds() -> None:

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 __all__ = ["constants_before"]
 
+_SHAPES = ("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike")
+
 
 def constants_before(tensor: Any) -> set[int]:
     """The positive whole numbers among the single constants that a tensor is computed from."""
@@ -22,7 +24,8 @@ def constants_before(tensor: Any) -> set[int]:
         if operation in seen:
             continue
         seen.add(operation)
-        waiting += operation.inputs
+        if operation.type not in _SHAPES:  # these depend on no value
+            waiting += operation.inputs
         if operation.type == "Const":
             value = tf.get_static_value(operation.outputs[0])
             if value is not None and np.size(value) == 1 and np.issubdtype(value.dtype, np.number):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from hyparflow.model.keras_internals.attention import (
 )
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 
-__all__ = ["MaskFound", "core_of", "mask_of", "windows_of"]
+__all__ = ["MaskFound", "core_of", "mask_of"]
 
 _TOLERANCE = {tf.float64: 1e-5, tf.float32: 1e-4}  # some layers take the softmax in float32
 
@@ -30,10 +31,12 @@ class MaskFound(NamedTuple):
     Attributes:
         pattern: by positions.
         padding: of each row and key, whether it is there; None if all are.
+        hides_queries: whether queries at positions of padding see nothing, either.
     """
 
     pattern: AttentionPattern
     padding: np.ndarray | None
+    hides_queries: bool = False
 
 
 def mask_of(call: AttentionCall) -> MaskFound | None:
@@ -47,21 +50,22 @@ def mask_of(call: AttentionCall) -> MaskFound | None:
         if mask.ndim > 3:
             return None
         mask = mask if mask.ndim == 3 else mask[None]
+        if any(size not in (1, length) for size in mask.shape[1:]):
+            return None
         rows = np.broadcast_to(mask, (mask.shape[0], length, length))
     distance = np.arange(length)[:, None] - np.arange(length)[None]
     if call.is_causal:
         rows = rows & (distance >= 0)
     there = np.stack([np.diagonal(row) for row in rows])
+    if not there.any():
+        return None
     for pattern in _patterns(length):
-        first, last = pattern.distances
-        seen = np.ones_like(distance, bool)
-        if first is not None:
-            seen &= distance >= first
-        if last is not None:
-            seen &= distance <= last
-        allowed = seen[None] & there[:, None, :]
-        if np.array_equal(rows, allowed) or np.array_equal(rows, allowed & there[:, :, None]):
-            return MaskFound(pattern, None if there.all() else there)
+        allowed = _seen(pattern, length)[None] & there[:, None, :]
+        padding = None if there.all() else there
+        if np.array_equal(rows, allowed):
+            return MaskFound(pattern, padding)
+        if np.array_equal(rows, allowed & there[:, :, None]):
+            return MaskFound(pattern, padding, hides_queries=True)
     return None
 
 
@@ -71,14 +75,16 @@ def _patterns(length: int) -> Sequence[AttentionPattern]:
     return [*found, *(AttentionPattern(causal, w) for causal in (True, False) for w in windows)]
 
 
-def windows_of(layers: Sequence[Any]) -> list[int]:
-    """The whole numbers by which layers may bound the distance of keys."""
-    return [
-        value
-        for layer in layers
-        for name, value in vars(layer).items()
-        if "window" in name and isinstance(value, int) and not isinstance(value, bool)
-    ]
+def _seen(pattern: AttentionPattern, length: int) -> np.ndarray:
+    """Which keys each query attends to by its position."""
+    distance = np.arange(length)[:, None] - np.arange(length)[None]
+    first, last = pattern.distances
+    seen = np.ones_like(distance, bool)
+    if first is not None:
+        seen &= distance >= first
+    if last is not None:
+        seen &= distance <= last
+    return seen
 
 
 def core_of(call: AttentionCall, found: MaskFound, is_padded: bool) -> AttentionCore:
@@ -106,17 +112,46 @@ def core_of(call: AttentionCall, found: MaskFound, is_padded: bool) -> Attention
         soft_cap=soft_cap_of(layer),
         is_padded=is_padded,
     )
-    drawn = _drawn(call, repeats)
-    mask = tf.constant(np.tril(np.ones((1, *[int(call.query.shape[1])] * 2), bool)))
-    mask = tf.repeat(mask, int(call.query.shape[0]), 0)
+    drawn, length = _drawn(call, repeats), int(call.query.shape[1])
+    rows = int(call.query.shape[0])
+    mask = tf.constant(np.repeat(_seen(AttentionPattern(True), length)[None], rows, 0))
     own = own_attention(drawn, mask)
-    difference = _difference(own, _softmax_attention(core, drawn, mask))
-    if difference > _TOLERANCE.get(call.query.dtype, 0.05):
+    tolerance = _TOLERANCE.get(call.query.dtype, 0.05)
+
+    def difference(window: int | None) -> float:
+        seen = mask & tf.constant(_seen(AttentionPattern(True, window), length))
+        return _difference(own, _softmax_attention(core, drawn, seen))
+
+    differences = {window: difference(window) for window in (None, *range(1, length))}
+    window = min(differences, key=differences.__getitem__)
+    if differences[None] <= tolerance:
+        window = None
+    elif differences[window] > tolerance:
         raise ValueError(
             f"'{layer.name}' ({type(layer).__name__}) computes no plain softmax attention of its "
-            f"queries, keys and values (a difference of {difference:.1g})"
+            f"queries, keys and values (a difference of {differences[None]:.1g})"
         )
-    return _with_dropout(core, drawn, mask, own)
+    return _within_window(_with_dropout(core, drawn, mask, own), drawn, window)
+
+
+def _within_window(core: AttentionCore, drawn: AttentionCall, window: int | None) -> AttentionCore:
+    """The core with a window that the layer itself puts on top of the mask it is given."""
+    pattern, length = core.pattern, int(drawn.query.shape[1])
+    if window is None:
+        return core
+    if pattern.window is not None:
+        window = min(window, pattern.window)
+    found = dataclasses.replace(core, pattern=AttentionPattern(pattern.causal, window))
+    rows = int(drawn.query.shape[0])
+    mask, seen = (
+        tf.constant(np.repeat(_seen(one, length)[None], rows, 0))
+        for one in (pattern, found.pattern)
+    )
+    own = own_attention(drawn, mask)
+    tolerance = _TOLERANCE.get(drawn.query.dtype, 0.05)
+    if _difference(own, _softmax_attention(found, drawn, seen)) > tolerance:
+        raise ValueError(f"'{core.name}' has a window of its own that is not understood")
+    return found
 
 
 def _with_dropout(core: AttentionCore, drawn: AttentionCall, mask: Any, own: Any) -> AttentionCore:
@@ -126,7 +161,7 @@ def _with_dropout(core: AttentionCore, drawn: AttentionCall, mask: Any, own: Any
     rate = attention_dropout(drawn.layer)
     if not rate:
         raise ValueError(f"'{core.name}' computes something else in training")
-    return AttentionCore(**(vars(core) | {"dropout": rate}))
+    return dataclasses.replace(core, dropout=rate)
 
 
 def _drawn(call: AttentionCall, repeats: int) -> AttentionCall:

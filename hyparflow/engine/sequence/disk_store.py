@@ -54,6 +54,7 @@ class DiskStore(Store):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
+        self._folder = folder
         self._file = tempfile.TemporaryFile(  # noqa: SIM115 - open as long as the store is
             dir=folder, prefix="hyparflow-", buffering=0
         )
@@ -138,6 +139,13 @@ class DiskStore(Store):
         start = time.perf_counter()
         try:
             return future.result()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                "What waits for a backward cannot be written to, or read from, `sequence_store`. "
+                f"Received: {error.strerror or error}, in the folder {self._folder} with "
+                f"{self.counts.now:,} bytes in the file. Pass a folder with more room",
+            ) from error
         finally:
             self.counts.stalls += time.perf_counter() - start
 

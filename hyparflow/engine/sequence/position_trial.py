@@ -7,6 +7,8 @@ the first operation that mixes positions can be named.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.sequence.attention_core import AttentionCore
-from hyparflow.engine.sequence.attention_trial import MaskFound, core_of, mask_of, windows_of
+from hyparflow.engine.sequence.attention_trial import MaskFound, core_of, mask_of
 from hyparflow.engine.sequence.parts_of_tensors import Parts, compare_parts, padded_positions
+from hyparflow.engine.sequence.small_windows import SmallWindows
 from hyparflow.engine.sequence.tried_model import ROWS, ModelRun, TriedModel
 from hyparflow.engine.sequence.undividable import REMEDY, undividable
 from hyparflow.model.graph import FlatGraph
@@ -31,7 +34,8 @@ from hyparflow.pipeline.attention_pattern import AttentionPattern
 __all__ = ["CoresFound", "find_cores"]
 
 _SHORT, _LONG = 8, 24  # tokens that a model is tried on
-_WIDEST = 4096  # tokens for a mask with a window
+# The same to find what reaches far: at most, and fewer if they took more operations than these.
+_FAR, _MOST_WORK = 256, 1e11
 
 
 @dataclass
@@ -89,16 +93,19 @@ def find_cores(graph: FlatGraph, length: int) -> CoresFound:
             "`_compute_attention`, as Keras's and KerasHub's layers have. Received: a model of "
             f"class '{type(graph.model).__name__}' without such a layer. {REMEDY}"
         )
+    layers = all_layers(graph.model)
     with StandInWeights():
         found = trial.found()
+    _require_known(layers)
     with StandInWeights(collect_losses=True) as scope:
         trial.train()
     if scope.losses:
+        named = [x.name for x in layers if getattr(x, "activity_regularizer", None) is not None]
+        which = f"the layers {named}" if named else "layers"
         raise undividable(
-            "layers add losses (`add_loss`, activity regularizers), which are not known to be sums "
-            "over positions"
+            f"{which} add losses (`add_loss`, activity regularizers), which are not known to be "
+            "sums over positions"
         )
-    _require_known(all_layers(graph.model))
     seeds = {id(state) for state in seed_states(graph.model)}
     for variable in graph.model.variables:
         if scope.is_written(variable) and id(variable) not in seeds:
@@ -111,34 +118,50 @@ def _require_known(layers: Sequence[Any]) -> None:
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             raise undividable(f"'{layer.name}' normalizes over all positions of a batch")
+        if isinstance(layer, keras.layers.TimeDistributed) and _draws(layer):
+            raise undividable(f"'{layer.name}' drops out other values in each step of a loop")
     for layer in other_random_layers(layers):
         raise undividable(f"'{layer.name}' draws random numbers in another way than by dropout")
+
+
+def _draws(layer: Any) -> bool:
+    """Whether anything within a layer drops out values."""
+    inside = all_layers(layer, include_self=False)
+    return any(isinstance(x, keras.layers.Dropout) and x.rate for x in inside)
 
 
 class _Trial:
     def __init__(self, graph: FlatGraph, length: int) -> None:
         self._graph, self._length = graph, length
         self._short = min(_SHORT, length)
-        self._lengths = _lengths(all_layers(graph.model), length)
-        self.model = TriedModel(graph, max(self._lengths))
+        self._lengths = sorted({self._short, min(_LONG, length)})
+        self._windows = SmallWindows(all_layers(graph.model), _LONG, length)
+        work = 4 * ROWS * sum(math.prod(v.shape) for v in graph.model.variables)
+        self._far = min(length, max(_LONG, min(_FAR, int(_MOST_WORK / max(1, work)))))
+        self.model = TriedModel(graph, self._far)
 
     def found(self) -> CoresFound:
         """See `find_cores`."""
         whole, _ = self._compared(padded=False)
         padded, at_padding = self._compared(padded=True)
+        self._require_near()
         paddings = [mask_of(call) for call in padded.calls]
-        masks = zip(*(self._masks(length) for length in self._lengths), strict=True)
+        _require_one_padding(paddings)
+        at_padding &= not any(found is not None and found.hides_queries for found in paddings)
+        trials = [self._cores(paddings, shift) for shift in self._windows.shifts]
         cores: dict[int, AttentionCore] = {}
-        for call, padding, of_lengths in zip(whole.calls, paddings, masks, strict=True):
-            core = _core(call, padding, dict(zip(self._lengths, of_lengths, strict=True)))
+        for call, *seen in zip(whole.calls, *trials, strict=True):
+            window = self._windows.real([core.pattern.window for core in seen])
+            pattern = AttentionPattern(seen[0].pattern.causal, window)
+            core = dataclasses.replace(seen[0], pattern=pattern)
             if cores.setdefault(id(call.layer), core) != core:
                 raise undividable(
                     f"'{core.name}' computes one thing in one call, another in the next"
                 )
-        _require_one_padding(paddings)
         self._require_rotations({int(call.query.shape[3]) for call in whole.calls})
         has_masks = any(call.mask is not None for call in whole.calls)
-        constants = self.model.constants_of_masks() if has_masks else {}
+        with self._windows.put_in(0):
+            constants = self.model.constants_of_masks() if has_masks else {}
         sizes = {id(c.layer): (int(c.key.shape[3]), int(c.value.shape[3])) for c in whole.calls}
         return CoresFound(
             cores=cores,
@@ -149,13 +172,23 @@ class _Trial:
         )
 
     def train(self) -> None:
-        """Run the model once as in training."""
-        tokens = self.model.tokens(self._short, padded=False)
-        self.model.run(tokens, 0, self._short, training=True)
+        """Compare as in training."""
+        self._compared(padded=False, training=True)
 
-    def _masks(self, length: int) -> list[MaskFound | None]:
-        tokens = self.model.tokens(length, padded=False)
-        return [mask_of(call) for call in self.model.run(tokens, 0, length).calls]
+    def _cores(self, paddings: Sequence[MaskFound | None], shift: int) -> list[AttentionCore]:
+        """What each call of attention computes, with small windows."""
+        with self._windows.put_in(shift):
+            runs = {length: self._run(length) for length in self._lengths}
+            found = []
+            for number, (call, padding) in enumerate(
+                zip(runs[max(self._lengths)].calls, paddings, strict=True)
+            ):
+                masks = {length: mask_of(run.calls[number]) for length, run in runs.items()}
+                found.append(_core(call, padding, masks))
+        return found
+
+    def _run(self, length: int) -> ModelRun:
+        return self.model.run(self.model.tokens(length, padded=False), 0, length)
 
     def _require_rotations(self, sizes: set[int]) -> None:
         """Check that rotations by position do not depend on how long a sequence is."""
@@ -178,22 +211,42 @@ class _Trial:
 
     # --- whole, and in two parts ---
 
-    def _compared(self, padded: bool) -> tuple[ModelRun, bool]:
+    def _require_near(self) -> None:
+        """Check that nothing mixes positions that are further apart than a short trial shows."""
+        kinds = self._kinds(self._parts(self._far, padded=False, only_outputs=True))
+        if Parts.OTHER in kinds:
+            self._compared(padded=False, length=self._far)
+
+    def _compared(
+        self, padded: bool, training: bool = False, length: int | None = None
+    ) -> tuple[ModelRun, bool]:
         """A run on the whole, of which two parts make the same; whether at padding as well."""
-        length, cut = self._short, self._short // 2
-        tokens = self.model.tokens(length, padded)
-        runs = [
-            self.model.run(tokens, start, stop)
+        runs = self._parts(length or self._short, padded, training)
+        kinds = self._kinds(runs, padded)
+        for number, kind in enumerate(kinds):
+            if kind == Parts.OTHER or (kind == Parts.UNCLEAR and self._is_output(number)):
+                raise undividable(self._mixes(number, [run.values() for run in runs]))
+        return runs[0], Parts.PADDING not in kinds
+
+    def _parts(
+        self, length: int, padded: bool, training: bool = False, only_outputs: bool = False
+    ) -> list[ModelRun]:
+        """Runs on all tokens, and on each half of them."""
+        tokens, cut = self.model.tokens(length, padded), length // 2
+        return [
+            self.model.run(tokens, start, stop, training, only_outputs)
             for start, stop in ((0, length), (0, cut), (cut, length))
         ]
+
+    @staticmethod
+    def _kinds(runs: Sequence[ModelRun], padded: bool = False) -> list[Parts]:
+        values = [run.values() for run in runs]
+        length = runs[0].length
         there = padded_positions(ROWS, length) if padded else np.ones((ROWS, length), bool)
-        values, at_padding = [run.values() for run in runs], True
-        for number, (every, first, second) in enumerate(zip(*values, strict=True)):
-            kind = compare_parts(every, first, second, there)
-            if kind == Parts.OTHER or (kind == Parts.UNCLEAR and self._is_output(number)):
-                raise undividable(self._mixes(number, values))
-            at_padding &= kind != Parts.PADDING
-        return runs[0], at_padding
+        return [
+            compare_parts(whole, first, second, there)
+            for whole, first, second in zip(*values, strict=True)
+        ]
 
     def _is_output(self, number: int) -> bool:
         return number in self._graph.outputs or number >= len(self._graph.tensors)
@@ -202,7 +255,8 @@ class _Trial:
         """What mixes positions: the operation that makes a tensor, or the first before it that
         makes one without an axis of positions.
         """
-        graph, everything = self._graph, np.ones((ROWS, self._short), bool)
+        graph, length = self._graph, values[0][self._graph.inputs[0]].shape[1]
+        everything = np.ones((ROWS, length), bool)
         name = None
         if number < len(graph.tensors):
             for before in sorted(graph.ancestors(number)):
@@ -215,18 +269,9 @@ class _Trial:
         where = "the queries, keys or values of an attention layer" if name is None else f"'{name}'"
         return (
             f"what {where} computes for a position depends on other positions, or on how many come "
-            "before. Give positions as an input of the model, or by "
-            "keras_hub.layers.PositionEmbedding"
+            "before. (What counts positions can be replaced: give them as an input of the model, "
+            "or by keras_hub.layers.PositionEmbedding)"
         )
-
-
-def _lengths(layers: Sequence[Any], length: int) -> list[int]:
-    """How many tokens masks are tried on: more than any window that a layer tells of."""
-    windows = [window for window in windows_of(layers) if window < length]
-    if windows and max(windows) > _WIDEST:
-        raise undividable(f"a window of {max(windows)} positions is wider than {_WIDEST}")
-    longest = max([_LONG, *(window + 2 for window in windows)])
-    return sorted({min(count, length) for count in (_SHORT, _LONG, longest)})
 
 
 def _core(

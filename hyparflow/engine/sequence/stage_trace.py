@@ -25,6 +25,7 @@ from hyparflow.model.keras_internals.attention import (
 )
 from hyparflow.model.keras_internals.dropout import dropout_replaced
 from hyparflow.model.keras_internals.positions import positions_from
+from hyparflow.model.keras_internals.time_distributed import positions_as_rows
 
 __all__ = ["CutStage", "StageTrace"]
 
@@ -110,7 +111,8 @@ class CutStage:
 
         def compute() -> list[Any]:
             replaced = attention_replaced(stage.layers, places.note)
-            with replaced, positions_from(start), dropout_replaced(drop):
+            alone = positions_as_rows()
+            with replaced, positions_from(start), dropout_replaced(drop), alone:
                 results = self._results(inputs, rest)
             return [*results, *places.given()]
 
@@ -194,6 +196,9 @@ def _is_there(call: AttentionCall) -> Any:
         mask = mask[:, 0]
     if mask.shape.rank == 2:
         mask = mask[None]
-    seen = tf.linalg.diag_part(mask)
     rows, length = tf.unstack(tf.shape(call.query)[:2])
+    if mask.shape[1] == 1:  # the same keys for all queries
+        seen = mask[:, 0]
+    else:
+        seen = tf.linalg.diag_part(tf.broadcast_to(mask, [tf.shape(mask)[0], length, length]))
     return tf.broadcast_to(seen, [rows, length])

@@ -34,6 +34,10 @@ class TokenInputs:
     shard: int
     is_local: bool
 
+    def __post_init__(self) -> None:
+        if isinstance(self.rest, Labels):
+            _require_length(self.rest, self.layout.length)
+
     def arguments(self, positions: Positions, before: int) -> list[Any]:
         """The tensors for a stage that was traced: of some positions.
 
@@ -50,3 +54,13 @@ class TokenInputs:
         if isinstance(rest, Labels):
             rest = tile_labels(rest, start, stop, self.layout.length)
         return tensors_of((tf.constant(start), values, rest))
+
+
+def _require_length(labels: Labels, length: int) -> None:
+    shapes = [tuple(x.shape) for x in tf.nest.flatten(labels.y) if x is not None]
+    if wrong := [shape for shape in shapes if len(shape) > 1 and shape[1] != length]:
+        raise ValueError(
+            "Labels must have as many positions as the sequence that is divided, which has "
+            f"{length}. Received: labels of shape {wrong[0]}. Pass a label for each position, or "
+            "leave `num_sequence_shards` and `num_sequence_chunks` out."
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -20,7 +21,8 @@ from hyparflow.model.keras_internals.attention import (
     attention_layers,
     attention_replaced,
 )
-from hyparflow.model.keras_internals.layers import reading_nothing
+from hyparflow.model.keras_internals.dropout import dropout_replaced
+from hyparflow.model.keras_internals.layers import all_layers, reading_nothing
 from hyparflow.model.keras_internals.positions import positions_from
 from hyparflow.model.layer_names import layer_of
 
@@ -36,10 +38,12 @@ class ModelRun:
     Attributes:
         tensors: all tensors, by number.
         calls: the calls of attention.
+        length: how many positions there were.
     """
 
     tensors: list[Any]
     calls: list[AttentionCall]
+    length: int
 
     def values(self) -> list[np.ndarray]:
         """All tensors as arrays, then queries, keys and values."""
@@ -64,6 +68,9 @@ class TriedModel:
         self._telling = ""  # a layer that is to return its scores
         numbers, calls = range(len(graph.tensors)), range(len(graph.calls))
         self._function = graph.function(graph.inputs, numbers, calls)
+        self._outputs = graph.function(graph.inputs, graph.outputs, calls)
+        masking = [x for x in all_layers(graph.model) if isinstance(x, keras.layers.Masking)]
+        self._padding = masking[0].mask_value if masking else 0.0
 
     def tokens(self, length: int, padded: bool) -> list[Any]:
         """Random inputs; some positions of the first row are padding, if anything can tell."""
@@ -75,6 +82,8 @@ class TriedModel:
             shape = (ROWS, length, *(n or 3 for n in tensor.shape[2:]))
             if "float" in tensor.dtype:
                 values: np.ndarray = random.standard_normal(shape)
+                if padded:
+                    values[~padded_positions(ROWS, length)] = self._padding
             else:
                 # Every embedding has 0 and 1; 0 is the padding, of tokens and in masks.
                 values = np.ones(shape)
@@ -85,8 +94,21 @@ class TriedModel:
             found.append(tf.cast(values, tensor.dtype))
         return found
 
-    def run(self, tokens: Sequence[Any], start: int, stop: int, training: bool = False) -> ModelRun:
+    def run(
+        self,
+        tokens: Sequence[Any],
+        start: int,
+        stop: int,
+        training: bool = False,
+        only_outputs: bool = False,
+    ) -> ModelRun:
         """Run the model on some of the positions.
+
+        Args:
+            tokens: of all positions.
+            start, stop: the positions.
+            training: whether as in training, but for dropout.
+            only_outputs: whether the run's tensors are the outputs, in place of all.
 
         Raises:
             ValueError: naming the operation that cannot compute them alone.
@@ -96,6 +118,8 @@ class TriedModel:
         def given(call: AttentionCall) -> Any:
             random = np.random.default_rng(len(calls))
             calls.append(call)
+            if len(call.query.shape) != 4:
+                raise ValueError("attention over more than one axis, or over another one")
             rows, count, heads, _ = call.query.shape
             shape = (rows, self._most, heads, call.value.shape[-1])
             values = random.standard_normal(shape)[:, start : start + count]
@@ -103,7 +127,7 @@ class TriedModel:
 
         parts, tensors = [x[:, start:stop] for x in tokens], None
         try:
-            tensors = self._call(parts, start, given, training)
+            tensors = self._call(parts, start, given, training, only_outputs)
         except Exception as error:
             if not any(call.returns_scores for call in calls):
                 where = layer_of(error) or self._graph.call_of(error)
@@ -113,7 +137,7 @@ class TriedModel:
         for call in calls:
             if call.returns_scores:
                 raise _returns_scores(call.layer.name)
-        return ModelRun(tensors or [], calls)
+        return ModelRun(tensors or [], calls, stop - start)
 
     def constants_of_masks(self) -> dict[str, set[int]]:
         """The whole numbers that the mask of each attention layer is made with, by its name."""
@@ -144,10 +168,13 @@ class TriedModel:
         start: int,
         attention: Callable[[AttentionCall], Any],
         training: bool,
+        only_outputs: bool = False,
     ) -> list[Any]:
         context = CallContext(training, tf.constant(1.0, tf.float64), ())
-        with attention_replaced(self.layers, attention), positions_from(start):
-            return self._function(tokens, context)
+        function = self._outputs if only_outputs else self._function
+        replaced = attention_replaced(self.layers, attention)
+        with replaced, positions_from(start), dropout_replaced(lambda inputs, *_: inputs):
+            return function(tokens, context)
 
 
 def _returns_scores(name: str) -> ValueError:

@@ -24,7 +24,7 @@ from hyparflow.engine.trials.traced import TracedTrial
 from hyparflow.engine.trials.variants import FIRST_PART, variants
 from hyparflow.model.keras_internals.compiled import metric_function
 
-__all__ = ["vary_losses", "vary_metrics"]
+__all__ = ["is_own", "vary_losses", "vary_metrics"]
 
 _WHOLE = (0, ROWS)
 _PARTS = ((0, FIRST_PART), (FIRST_PART, ROWS))
@@ -43,7 +43,7 @@ def vary_losses(terms: LossTerms, symbolic: Any, seen: Look, findings: LossFindi
     """
     known = {*findings.coupled, *findings.changing}
     for number, (name, loss) in enumerate(zip(terms.names, terms.losses, strict=True)):
-        if name in known or not _is_own(loss, getattr(loss, "fn", None)):
+        if name in known or not is_own(loss, getattr(loss, "fn", None)):
             continue
         with kept_variables(loss) as changed:
             adds_up = _loss_adds_up(terms, number, symbolic, seen)
@@ -59,7 +59,7 @@ def vary_metrics(model: Any, symbolic: Any, seen: Look, known: list[str]) -> lis
     tried = [
         metric
         for metric in metrics.metrics
-        if metric.name not in known and _is_own(metric, metric_function(metric))
+        if metric.name not in known and is_own(metric, metric_function(metric))
     ]
     try:
         return [m.name for m in tried if not _metric_adds_up(metrics, m, symbolic, seen)]
@@ -68,7 +68,7 @@ def vary_metrics(model: Any, symbolic: Any, seen: Look, known: list[str]) -> lis
             model.reset_metrics()
 
 
-def _is_own(value: Any, function: Any) -> bool:
+def is_own(value: Any, function: Any) -> bool:
     """Whether a loss or a metric is the user's own: its class, or the function that it calls."""
     return any(
         not getattr(part, "__module__", "").startswith("keras.")

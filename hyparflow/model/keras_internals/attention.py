@@ -1,6 +1,6 @@
 """The attention of Keras's and KerasHub's layers, caught at the one method that all of them call.
 
-`keras.layers.MultiHeadAttention` and `GroupedQueryAttention`, those derived from them, and the
+`keras.layers.MultiHeadAttention` and `GroupQueryAttention`, those derived from them, and the
 attention of KerasHub's language models project queries, keys and values, and then call
 `_compute_attention` of their own. That method is replaced on a layer while the layer is traced.
 """

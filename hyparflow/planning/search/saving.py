@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hyparflow.engine.sequence.chunks import SHORTEST
 from hyparflow.options import Options
+from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.layouts import consider, fits, has_layouts, no_layout
 from hyparflow.planning.search.predict import Prediction
@@ -87,7 +88,9 @@ def sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[Sequen
     counts = [n for n in range(1, constraints.num_ranks + 1) if heads % n == 0]
     if options.num_sequence_shards is not None:
         counts = [options.num_sequence_shards]
+        _require_heads(costs, options.num_sequence_shards)
     known = options.known_chunks
+    TokenLayout(length, known, max(1, options.num_sequence_shards or 1))  # or refused
     lengths = (math.ceil(length / known),) if known > 1 else _CHUNKS
     stores = _STORES if options.sequence_store == "memory" else (options.sequence_store,)
     return [
@@ -99,6 +102,18 @@ def sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[Sequen
         ]
         for store, each in itertools.product(stores, lengths)
     ]
+
+
+def _require_heads(costs: Costs, shards: int) -> None:
+    """Check that shards can have equally many heads of each attention layer."""
+    for layer in costs.attention:
+        if layer.heads % shards:
+            divisors = [n for n in range(1, layer.heads + 1) if layer.heads % n == 0]
+            raise ValueError(
+                f"`num_sequence_shards` must divide the {layer.heads} heads of attention. "
+                f"Received: num_sequence_shards={shards}. Use one of {divisors}, and replicas or "
+                "partitions for the other ranks."
+            )
 
 
 def search(
