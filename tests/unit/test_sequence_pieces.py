@@ -50,9 +50,13 @@ def test_blocks_of_scores_drop_what_the_whole_drops() -> None:
     assert abs(float(tf.reduce_mean(whole)) - 1) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["memory", "device", "disk"])
-def test_stores_give_back_what_they_got(kind: str, tmp_path: object) -> None:
-    makers = {"memory": MemoryStore, "device": DeviceStore}
+@pytest.mark.parametrize("kind", ["memory", "copied", "device", "disk"])
+def test_stores_give_back_what_they_got(
+    kind: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "copied":
+        monkeypatch.setattr("hyparflow.engine.sequence.store._FEW", 0)
+    makers = {"memory": MemoryStore, "copied": MemoryStore, "device": DeviceStore}
     store: Store = makers[kind]() if kind in makers else DiskStore(str(tmp_path))
     tensors = {
         ("a", n): [tf.random.normal((n + 1, 3)), tf.constant([True, False]), tf.zeros((0,))]

@@ -1,7 +1,8 @@
 """Where tensors lie between their forward and their backward: in memory, rounded, or on disk.
 
 Tensors are put under keys, and taken back once. A store in memory copies them into arrays of its
-own, since long-lived tensors would keep TensorFlow's pool from giving back what lies between them.
+own, but for the first of a step: many long-lived tensors would keep TensorFlow's pool from giving
+back what lies between them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from hyparflow.engine.compiled.shared_memory import aligned_copy, as_tensor
@@ -19,6 +21,7 @@ from hyparflow.engine.compiled.shared_memory import aligned_copy, as_tensor
 __all__ = ["DeviceStore", "MemoryStore", "RoundedStore", "Store", "StoreCounts"]
 
 Tensors = tuple[Any, ...]
+_FEW = 1 << 25  # bytes that are kept as they are
 
 
 @dataclass
@@ -103,15 +106,15 @@ class MemoryStore(Store):
         super().__init__()
         self._kept: dict[Hashable, list[Any]] = {}
 
-    @staticmethod
-    def _own(tensor: Any) -> Any:
+    def _own(self, tensor: Any) -> Any:
         """What is kept of a tensor."""
-        return aligned_copy(tensor)
+        is_tensor = isinstance(tensor, tf.Tensor)
+        return tensor if is_tensor and self.counts.now < _FEW else aligned_copy(tensor)
 
     @staticmethod
     def _given(kept: Any) -> Any:
         """The tensor of what is kept."""
-        return as_tensor(kept)
+        return as_tensor(kept) if isinstance(kept, np.ndarray) else kept
 
     def put(self, key: Hashable, tensors: Sequence[Any]) -> None:
         """See `Store.put`."""
@@ -140,13 +143,8 @@ class MemoryStore(Store):
 class DeviceStore(MemoryStore):
     """Keeps tensors where they are: in the memory of a GPU."""
 
-    @staticmethod
-    def _own(tensor: Any) -> Any:
+    def _own(self, tensor: Any) -> Any:
         return tf.convert_to_tensor(tensor)
-
-    @staticmethod
-    def _given(kept: Any) -> Any:
-        return kept
 
 
 class RoundedStore(MemoryStore):
