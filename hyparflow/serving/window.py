@@ -1,0 +1,68 @@
+"""What all ranks do until requests may join and leave again: the one record of it. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EMPTY", "Piece", "Shape", "Window"]
+
+EMPTY = -1  # a row of the new cache that no row of the old one becomes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of the caches.
+
+    Attributes:
+        rows: how many there are.
+        length: tokens of each.
+    """
+
+    rows: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Tokens of all rows."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt that goes into the cache.
+
+    Attributes:
+        row: of the cache.
+        start: the position of its first token.
+        tokens: the tokens.
+    """
+
+    row: int
+    start: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window: first the caches are rebuilt, then pieces of prompts go in, then tokens come.
+
+    Attributes:
+        shape: of the caches.
+        sources: for each row the row of the old cache that it becomes, or `EMPTY`; None if the
+            caches stay as they are.
+        pieces: of prompts, at most one of each row.
+        live: the rows that make tokens.
+        numbers: of their requests.
+        tokens: the last token of each live row, which is the first to be taken.
+        positions: of these tokens.
+        steps: how many tokens each live row makes.
+    """
+
+    shape: Shape
+    sources: tuple[int, ...] | None
+    pieces: tuple[Piece, ...]
+    live: tuple[int, ...]
+    numbers: tuple[int, ...]
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    steps: int
