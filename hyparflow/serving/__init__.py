@@ -1,4 +1,4 @@
 """Generation that fuses requests: they join a running batch, and leave it (Flover).
 
-Imports nothing of hyparflow.
+Imports model.
 """
