@@ -123,14 +123,12 @@ def test_caches_that_move_and_grow() -> None:
 
 
 def test_a_model_is_tried_before_it_serves() -> None:
-    model = language_model("GPT2")
-    decoder = Decoder(model)
-    require_right_logits(model, decoder, VOCABULARY)
-    decoder._model = language_model.__wrapped__("GPT2")
-    kernel = next(w for w in decoder._model.weights if w.path.endswith("query/kernel"))
+    model, other = language_model("GPT2"), language_model.__wrapped__("GPT2")
+    require_right_logits(model, Decoder(model), VOCABULARY)
+    kernel = next(w for w in other.weights if w.path.endswith("query/kernel"))
     kernel.assign(-kernel)
     with pytest.raises(ValueError, match=r"same logits token by token.*GPT2CausalLM.*differ by"):
-        require_right_logits(model, decoder, VOCABULARY)
+        require_right_logits(model, Decoder(other), VOCABULARY)
 
 
 def test_a_model_without_the_hook_is_refused_by_name() -> None:
