@@ -225,7 +225,9 @@ def test_requests_that_could_never_run(request_: Request, said: str) -> None:
 PUBLISHED = {20: 557, 100: 748, 200: 911, 500: 1537, 1000: 2621, 2000: 5483, 5000: 10694}
 
 
-@pytest.mark.parametrize("gap", PUBLISHED)
+@pytest.mark.parametrize(
+    "gap", [n if n <= 500 else pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHED]
+)
 def test_iterations_of_random_arrivals(gap: int) -> None:
     found = [iterations(gap, seed) for seed in range(12)]
     assert abs(PUBLISHED[gap] - np.mean(found)) < 2 * np.std(found)
