@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contract import WORLD
+from contract import WORLD, differences, on_leader, require_none
 from keras import layers, ops
 from transformers import HEADS, VOCABULARY, WIDTH, heads, hub
 
@@ -55,7 +55,24 @@ def seeing_nothing(x: Any, h: Any) -> Any:
     return heads()(h, h, attention_mask=ops.zeros((1, 1, 1), "bool"))
 
 
+class Remembering(layers.Layer):
+    """Adds one where a token has been in the row, whatever token that is."""
+
+    def call(self, tokens: Any, h: Any) -> Any:
+        return h + ops.cast(ops.any(ops.equal(tokens, 7), 1), h.dtype)[:, None, None]
+
+
+def remembering() -> keras.Model:
+    x = keras.Input((None,), dtype="int32")
+    h = Remembering(name="memory")(x, layers.Embedding(VOCABULARY, WIDTH)(x))
+    return keras.Model(x, layers.Dense(VOCABULARY)(h + heads()(h, h, use_causal_mask=True)))
+
+
 MIXING = {
+    "special token": remembering,
+    "wide": lambda: decoder(
+        after=layers.Conv1D(WIDTH, 2, dilation_rate=300, padding="causal", name="wide")
+    ),
     "conv1d": lambda: decoder(after=layers.Conv1D(WIDTH, 3, padding="causal", name="conv")),
     "dilated": lambda: decoder(
         after=layers.Conv1D(WIDTH, 2, dilation_rate=9, padding="causal", name="far")
@@ -76,6 +93,7 @@ MIXING = {
     "alibi": lambda: hub("Bloom", num_heads=HEADS, dropout=0.0)(LENGTH),
 }
 NAMED = {
+    "special token": "'memory'", "wide": "'wide' takes positions that are 300 apart",
     "dilated": "'far'", "training": "'centred'", "blind": "neither causal, full, a window",
     "conv1d": "'conv'", "pooling": "'pool'", "gru": "'loop'", "flip": "'flip", "mean": "'mean",
     "first": "'get_item", "shift": "'shift'", "batchnorm": "'norm' normalizes over",
@@ -107,6 +125,38 @@ def test_what_mixes_positions_is_named(name: str) -> None:
     # Keras numbers its layers, and the leader may have built more of them before.
     said = re.sub(r"_\d+'", "'", str(caught.value))
     assert len(set(WORLD.allgather(said))) == 1
+
+
+class Buffered(layers.Layer):
+    """A mask that is a weight nobody trains, or an array."""
+
+    def __init__(self, is_weight: bool, size: int, **more: Any) -> None:
+        super().__init__(**more)
+        table = np.tril(np.ones((size, size))) - np.tril(np.ones((size, size)), -30)
+        self.table = table
+        if is_weight:
+            self.table = self.add_weight(
+                shape=table.shape, initializer=lambda *_, **__: table, trainable=False, name="mask"
+            )
+        self.attention = heads(name="buffered")
+
+    def call(self, h: Any) -> Any:
+        length = ops.shape(h)[1]
+        mask = ops.cast(ops.convert_to_tensor(self.table), "bool")[None, :length, :length]
+        return h + self.attention(h, h, attention_mask=mask)
+
+
+@pytest.mark.parametrize("is_weight", [True, False])
+def test_masks_that_are_stored(is_weight: bool) -> None:
+    """A trial is shorter than the window that they show."""
+    model = decoder(after=Buffered(is_weight, 64))
+    x = np.ones((4, 64), "int32")
+    with pytest.raises(ValueError, match="'buffered' that is read from an array or a weight"):
+        hf.predict(model, x, batch_size=4, verbose=0, **divided())
+    short = x[:, :20]  # where the trial sees all of it
+    expected = on_leader(lambda: model.predict(short, verbose=0))
+    found = hf.predict(model, short, batch_size=4, verbose=0, **divided())
+    require_none(differences("predictions", found, expected, 1e-5), "a stored mask")
 
 
 def test_scores_of_attention() -> None:
@@ -160,6 +210,17 @@ def test_losses_that_are_means_over_labels(axis: int | None) -> None:
         )
         with pytest.raises(ValueError, match=r"sums and counts of positions.*'masked'"):
             fit(model, **divided())
+
+
+def test_losses_that_take_no_part_of_a_sequence() -> None:
+    def hardest(y: Any, y_pred: Any) -> Any:
+        each = keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        return ops.mean(ops.top_k(each, 9)[0], -1)
+
+    model = decoder()
+    model.compile("sgd", hardest)
+    with pytest.raises(ValueError, match=r"must not depend on others \(losses \['hardest'\]"):
+        fit(model, **divided())
 
 
 @pytest.mark.skipif(WORLD.size > 1, reason="the rank that sees it stops the job")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.attention_trial import MaskFound, core_of, mask_of
+from hyparflow.engine.sequence.cores_found import CoresFound
 from hyparflow.engine.sequence.parts_of_tensors import Parts, compare_parts, padded_positions
 from hyparflow.engine.sequence.small_windows import SmallWindows
 from hyparflow.engine.sequence.tried_model import ROWS, ModelRun, TriedModel
@@ -31,49 +31,13 @@ from hyparflow.model.keras_internals.positions import positions_from, rotary_lay
 from hyparflow.model.keras_internals.stand_in_weights import StandInWeights
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 
-__all__ = ["CoresFound", "find_cores"]
+__all__ = ["find_cores"]
 
 _SHORT, _LONG = 8, 24  # tokens that a model is tried on
 # The same to find what reaches far: at most, and fewer if they took more operations than these.
 _FAR, _MOST_WORK = 256, 1e11
-
-
-@dataclass
-class CoresFound:
-    """What a trial found out.
-
-    Attributes:
-        cores: id of an attention layer -> what it computes.
-        sizes: id of an attention layer -> numbers of a head of keys, and of values.
-        tried: how many tokens the masks were tried on.
-        at_padding: whether what is computed at positions of padding is right, too.
-        constants: name of an attention layer -> whole numbers that its mask is made with.
-    """
-
-    cores: dict[int, AttentionCore]
-    sizes: dict[int, tuple[int, int]]
-    tried: int
-    at_padding: bool
-    constants: dict[str, set[int]]
-
-    def require_tried(self, length: int) -> None:
-        """Check that no mask can be another at distances that were not tried.
-
-        Args:
-            length: of sequences.
-
-        Raises:
-            ValueError: naming the layer of such a mask.
-        """
-        for name, constants in self.constants.items():
-            if untried := sorted(c for c in constants if self.tried < c < length):
-                raise ValueError(
-                    "The mask of attention in sequences that are divided must be causal, full, or "
-                    f"a window, at all distances. Received: a mask of '{name}' that is made with "
-                    f"the number {untried[0]}, and sequences of {length} positions, of which "
-                    f"{self.tried} were tried. Pass the window as `sliding_window` of the "
-                    "attention layer, or leave `num_sequence_shards` and `num_sequence_chunks` out."
-                )
+_SEEDS = 3  # draws of tokens that the model compares with
+_REACH = 100  # positions between those that a convolution takes: farther ones are refused at once
 
 
 def find_cores(graph: FlatGraph, length: int) -> CoresFound:
@@ -116,6 +80,10 @@ def find_cores(graph: FlatGraph, length: int) -> CoresFound:
 def _require_known(layers: Sequence[Any]) -> None:
     """Check what no trial can see: layers that normalize over positions, or draw numbers."""
     for layer in layers:
+        if isinstance(layer, keras.layers.Conv1D | keras.layers.SeparableConv1D):
+            reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+            if reach > _REACH:
+                raise undividable(f"'{layer.name}' takes positions that are {reach} apart")
         if isinstance(layer, keras.layers.BatchNormalization):
             raise undividable(f"'{layer.name}' normalizes over all positions of a batch")
         if isinstance(layer, keras.layers.TimeDistributed) and _draws(layer):
@@ -145,6 +113,9 @@ class _Trial:
         whole, _ = self._compared(padded=False)
         padded, at_padding = self._compared(padded=True)
         self._require_near()
+        with self._windows.put_in(0):
+            read = self.model.traced()
+        self._require_any_tokens(read.compared)
         paddings = [mask_of(call) for call in padded.calls]
         _require_one_padding(paddings)
         at_padding &= not any(found is not None and found.hides_queries for found in paddings)
@@ -160,15 +131,14 @@ class _Trial:
                 )
         self._require_rotations({int(call.query.shape[3]) for call in whole.calls})
         has_masks = any(call.mask is not None for call in whole.calls)
-        with self._windows.put_in(0):
-            constants = self.model.constants_of_masks() if has_masks else {}
         sizes = {id(c.layer): (int(c.key.shape[3]), int(c.value.shape[3])) for c in whole.calls}
         return CoresFound(
             cores=cores,
             sizes=sizes,
             tried=max(self._lengths),
             at_padding=at_padding,
-            constants=constants,
+            constants=read.constants if has_masks else {},
+            stored=read.stored if has_masks else set(),
         )
 
     def train(self) -> None:
@@ -216,6 +186,24 @@ class _Trial:
         kinds = self._kinds(self._parts(self._far, padded=False, only_outputs=True))
         if Parts.OTHER in kinds:
             self._compared(padded=False, length=self._far)
+
+    def _require_any_tokens(self, compared: Sequence[int]) -> None:
+        """Check that no token of those that the model compares with makes it mix positions."""
+        special = [number for number in compared if self._takes(number)]
+        for seed in range(_SEEDS) if special else ():
+            self.model.choose(special, seed)
+            self._compared(padded=False)
+            self._require_near()
+        self.model.choose((), 0)
+
+    def _takes(self, number: int) -> bool:
+        """Whether the model takes a number as a token."""
+        self.model.choose([number] * 6, 0)
+        try:
+            self._parts(self._short, padded=False, only_outputs=True)
+        except ValueError:
+            return False
+        return True
 
     def _compared(
         self, padded: bool, training: bool = False, length: int | None = None

@@ -13,9 +13,10 @@ from hyparflow.comm import abort
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import LossHead
+from hyparflow.engine.sequence.cores_found import CoresFound
 from hyparflow.engine.sequence.disk_store import DiskStore
 from hyparflow.engine.sequence.exchange import ShardExchange
-from hyparflow.engine.sequence.position_trial import CoresFound, find_cores
+from hyparflow.engine.sequence.position_trial import find_cores
 from hyparflow.engine.sequence.sequence_stage import SequenceStage
 from hyparflow.engine.sequence.stage_trace import StageTrace
 from hyparflow.engine.sequence.store import DeviceStore, MemoryStore, RoundedStore, Store

@@ -16,9 +16,9 @@ from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.sequence.chunked_attention import ChunkedAttention
 from hyparflow.engine.sequence.chunks import TILE, ChunkCosts
+from hyparflow.engine.sequence.cores_found import CoresFound
 from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.kept_forwards import KeptForwards
-from hyparflow.engine.sequence.position_trial import CoresFound
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.engine.sequence.stage_run import StageRun
 from hyparflow.engine.sequence.stage_trace import CutStage, StageTrace

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.engine.compiled.constants_before import constants_before
+from hyparflow.engine.compiled.constants_before import constants_before, is_stored
 from hyparflow.engine.sequence.parts_of_tensors import padded_positions
 from hyparflow.engine.sequence.undividable import undividable
+from hyparflow.engine.trials.constants import compared_constants
 from hyparflow.formats.text import first_line
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
@@ -29,6 +30,7 @@ from hyparflow.model.layer_names import layer_of
 __all__ = ["ROWS", "ModelRun", "TriedModel"]
 
 ROWS = 2  # of a trial
+_MOST_COMPARED = 8
 
 
 @dataclass
@@ -51,6 +53,21 @@ class ModelRun:
         return [np.asarray(tf.convert_to_tensor(x)) for x in (*self.tensors, *of_calls)]
 
 
+@dataclass
+class TracedModel:
+    """What is found in the graph of a model.
+
+    Attributes:
+        constants: name of an attention layer -> whole numbers that its mask is made with.
+        stored: names of attention layers whose masks are read from an array or a weight.
+        compared: whole numbers beyond 1 that anything is compared with, as tokens may be.
+    """
+
+    constants: dict[str, set[int]]
+    stored: set[str]
+    compared: list[int]
+
+
 class TriedModel:
     """A model that is run on random tokens.
 
@@ -65,16 +82,21 @@ class TriedModel:
     def __init__(self, graph: FlatGraph, most: int) -> None:
         self.layers = attention_layers(graph.model)
         self._graph, self._most = graph, most
-        self._telling = ""  # a layer that is to return its scores
+        self._special: tuple[Sequence[int], int] = ((), 0)
         numbers, calls = range(len(graph.tensors)), range(len(graph.calls))
         self._function = graph.function(graph.inputs, numbers, calls)
         self._outputs = graph.function(graph.inputs, graph.outputs, calls)
         masking = [x for x in all_layers(graph.model) if isinstance(x, keras.layers.Masking)]
         self._padding = masking[0].mask_value if masking else 0.0
 
+    def choose(self, special: Sequence[int], seed: int) -> None:
+        """Draw inputs of integers from these numbers, too, and by another seed."""
+        self._special = special, seed
+
     def tokens(self, length: int, padded: bool) -> list[Any]:
         """Random inputs; some positions of the first row are padding, if anything can tell."""
-        random = np.random.default_rng(0)
+        special, seed = self._special
+        random = np.random.default_rng(seed)
         found = []
         for tensor in self._graph.functional.inputs:
             if len(tensor.shape) < 2:
@@ -88,7 +110,7 @@ class TriedModel:
                 # Every embedding has 0 and 1; 0 is the padding, of tokens and in masks.
                 values = np.ones(shape)
                 if not padded and "mask" not in tensor.name:
-                    values = random.integers(0, 2, shape)
+                    values = random.choice([0, 1, *special], shape)
                 if padded:
                     values[~padded_positions(ROWS, length)] = 0
             found.append(tf.cast(values, tensor.dtype))
@@ -139,19 +161,24 @@ class TriedModel:
                 raise _returns_scores(call.layer.name)
         return ModelRun(tensors or [], calls, stop - start)
 
-    def constants_of_masks(self) -> dict[str, set[int]]:
-        """The whole numbers that the mask of each attention layer is made with, by its name."""
-        found: dict[str, set[int]] = {}
+    def traced(self) -> TracedModel:
+        """What the model computes with, found in its graph."""
+        found = TracedModel({}, set(), [])
+        arguments: set[Any] = set()
 
         def given(call: AttentionCall) -> Any:
             if call.mask is not None:
                 mask = tf.convert_to_tensor(call.mask)
-                found.setdefault(call.layer.name, set()).update(constants_before(mask))
+                name = call.layer.name
+                found.constants.setdefault(name, set()).update(constants_before(mask))
+                if is_stored(mask, arguments):
+                    found.stored.add(name)
             rows, count, heads, _ = tf.unstack(tf.shape(call.query))
             made = tf.zeros([rows, count, heads, call.value.shape[-1]], call.query.dtype)
             return tf.ensure_shape(made, [None, None, *call.query.shape[2:3], call.value.shape[-1]])
 
         def traced(*tokens: Any) -> Any:
+            arguments.update(x.op for x in tokens)
             with reading_nothing():
                 self._call(list(tokens), 0, given, training=False)
             return tf.zeros([])
@@ -159,7 +186,9 @@ class TriedModel:
         types = [
             tf.TensorSpec([None, None, *x.shape[2:]], x.dtype) for x in self.tokens(1, padded=False)
         ]
-        tf.function(traced, autograph=False).get_concrete_function(*types)
+        concrete = tf.function(traced, autograph=False).get_concrete_function(*types)
+        numbers = compared_constants(concrete.graph, _MOST_COMPARED)
+        found.compared += sorted({int(n) for n in numbers if n > 1 and float(n).is_integer()})
         return found
 
     def _call(

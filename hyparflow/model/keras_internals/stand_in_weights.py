@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.model.keras_internals.deferred_variables import is_absent
+
 __all__ = ["StandInWeights"]
 
 
 class StandInWeights(keras.StatelessScope):  # type: ignore[misc]
-    """While open, reads of weights give random numbers of unit size, and writes change nothing.
+    """While open, weights that are trained read as random numbers of unit size; writes do nothing.
 
     Dependences cannot hide behind weights that are zero, or small. Weights that have no memory yet
     need none.
@@ -25,7 +27,8 @@ class StandInWeights(keras.StatelessScope):  # type: ignore[misc]
     def get_current_value(self, variable: Any) -> Any:
         """Keras's own: the value that a variable is to have; None for the one that it has."""
         written = super().get_current_value(variable)
-        if written is not None or "float" not in variable.dtype:
+        is_real = not variable.trainable and not is_absent(variable)  # a table, or a mask
+        if written is not None or "float" not in variable.dtype or is_real:
             return written
         draw = np.random.default_rng(zlib.crc32(variable.path.encode()))
         shape = tuple(variable.shape)

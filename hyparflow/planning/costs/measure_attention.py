@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from hyparflow.engine.sequence.attention_blocks import AttentionBlocks, Block
 from hyparflow.engine.sequence.attention_core import AttentionCore
-from hyparflow.engine.sequence.position_trial import CoresFound, find_cores
+from hyparflow.engine.sequence.cores_found import CoresFound
+from hyparflow.engine.sequence.position_trial import find_cores
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.attention_pattern import AttentionPattern
