@@ -339,10 +339,10 @@ CONSUMERS = {
     | {"training/auto.py", "training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py", "planning/make_plan.py"}
     | {"training/plain_model.py"}
-    | {"training/automatic_chunks.py", "training/make_parallel.py"},
+    | {"training/automatic_chunks.py", "training/make_parallel.py", "training/parallel_model.py"},
     "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
-    | {"training/agreement.py", "training/notices.py"},
+    | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},

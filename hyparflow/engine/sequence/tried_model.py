@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.engine.compiled.compared_constants import compared_constants
 from hyparflow.engine.compiled.constants_before import constants_before, is_stored
 from hyparflow.engine.sequence.parts_of_tensors import padded_positions
 from hyparflow.engine.sequence.undividable import undividable
-from hyparflow.engine.trials.constants import compared_constants
 from hyparflow.formats.text import first_line
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.engine.trials.constants import compared_constants
+from hyparflow.engine.compiled.compared_constants import compared_constants
 from hyparflow.engine.trials.example import Arrays
 
 __all__ = ["TracedTrial"]
