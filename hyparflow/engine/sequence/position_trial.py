@@ -219,8 +219,8 @@ class _Trial:
     def _parts(
         self, length: int, padded: bool, training: bool = False, only_outputs: bool = False
     ) -> list[ModelRun]:
-        """Runs on all tokens, and on each half of them."""
-        tokens, cut = self.model.tokens(length, padded), length // 2
+        """Runs on all tokens, and on two parts of them; of 8 or 256 both are odd."""
+        tokens, cut = self.model.tokens(length, padded), min(length // 2 + 1, length - 1)
         return [
             self.model.run(tokens, start, stop, training, only_outputs)
             for start, stop in ((0, length), (0, cut), (cut, length))
