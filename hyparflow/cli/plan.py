@@ -109,13 +109,11 @@ def _plan(
     save: str | None,
     **decided: Any,
 ) -> None:
-    from hyparflow.formats.sizes import parse_bytes
     from hyparflow.planning.costs.costs import Costs
     from hyparflow.planning.search.problem import constrained
 
     _check_outputs(plot, save, save_costs)
-    if memory_limit is not None:
-        parse_bytes(memory_limit)
+    _check_limit(memory_limit)
     machine = _machine(cluster, ranks, nodes)
     # Refused before minutes of measuring.
     divides = constrained(machine.num_ranks, **decided).options.divides_sequences
@@ -173,6 +171,14 @@ def _compiled(model: Any, optimizer: str | None) -> Any:
     if optimizer is not None and not model.compiled:
         model.compile(optimizer)
     return model
+
+
+def _check_limit(memory_limit: str | None) -> None:
+    """Refuse text that is no number of bytes, before minutes of measuring."""
+    from hyparflow.formats.sizes import parse_bytes
+
+    if memory_limit is not None:
+        parse_bytes(memory_limit)
 
 
 def _check_outputs(plot: str | None, *others: str | None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 
-__all__ = ["AttentionCore", "sent_key_heads"]
+__all__ = ["AttentionCore", "require_heads", "sent_key_heads"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,26 @@ class AttentionCore:
         Raises:
             ValueError: if they cannot, with the numbers of shards that can.
         """
-        if self.heads % num_shards:
-            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
-            raise ValueError(
-                f"`num_sequence_shards` must divide the {self.heads} heads of '{self.name}'. "
-                f"Received: num_sequence_shards={num_shards}. Use one of {divisors}, and replicas "
-                "or partitions for the other ranks."
-            )
+        require_heads(self.heads, num_shards, f"'{self.name}'")
 
     def sent_key_heads(self, num_shards: int) -> int:
         """How many heads of keys and values the shards exchange."""
         return sent_key_heads(self.heads, self.key_heads, num_shards)
+
+
+def require_heads(heads: int, num_shards: int, owner: str) -> None:
+    """Check that shards can have equally many of the heads of a layer, `owner` in words.
+
+    Raises:
+        ValueError: if they cannot, with the numbers of shards that can.
+    """
+    if heads % num_shards:
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"`num_sequence_shards` must divide the {heads} heads of {owner}. Received: "
+            f"num_sequence_shards={num_shards}. Use one of {divisors}, and replicas or partitions "
+            "for the other ranks."
+        )
 
 
 def sent_key_heads(heads: int, key_heads: int, num_shards: int) -> int:

@@ -218,7 +218,7 @@ class SequenceStage:
             tile=self._tile(cut, _rows(inputs)),
             at_padding=self._find(layout.length).at_padding,
         )
-        if training:
+        if training and self._keeps:
             own = [stop - start for start, stop in layout.pieces(shard)]
             rows, costs = _rows(inputs), self._costs(cut, attention)
             self._kept.choose(run.sizes_kept(rows), costs.kept(rows, max(own)))

@@ -25,6 +25,7 @@ from hyparflow.model.keras_internals.attention import (
 from hyparflow.model.keras_internals.dropout import dropout_replaced
 from hyparflow.model.keras_internals.layers import all_layers, reading_nothing
 from hyparflow.model.keras_internals.positions import positions_from
+from hyparflow.model.keras_internals.time_distributed import positions_as_rows
 from hyparflow.model.layer_names import layer_of
 
 __all__ = ["ROWS", "ModelRun", "TriedModel"]
@@ -202,7 +203,8 @@ class TriedModel:
         context = CallContext(training, tf.constant(1.0, tf.float64), ())
         function = self._outputs if only_outputs else self._function
         replaced = attention_replaced(self.layers, attention)
-        with replaced, positions_from(start), dropout_replaced(lambda inputs, *_: inputs):
+        undropped, alone = dropout_replaced(lambda inputs, *_: inputs), positions_as_rows()
+        with replaced, positions_from(start), undropped, alone:
             return function(tokens, context)
 
 

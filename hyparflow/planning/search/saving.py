@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from hyparflow.engine.sequence.attention_core import require_heads
 from hyparflow.engine.sequence.chunks import SHORTEST
 from hyparflow.options import Options
 from hyparflow.pipeline.token_layout import TokenLayout
@@ -88,7 +89,8 @@ def sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[Sequen
     counts = [n for n in range(1, constraints.num_ranks + 1) if heads % n == 0]
     if options.num_sequence_shards is not None:
         counts = [options.num_sequence_shards]
-        _require_heads(costs, options.num_sequence_shards)
+        for layer in costs.attention:
+            require_heads(layer.heads, options.num_sequence_shards, "attention")
     known = options.known_chunks
     TokenLayout(length, known, max(1, options.num_sequence_shards or 1))  # or refused
     lengths = (math.ceil(length / known),) if known > 1 else _CHUNKS
@@ -102,18 +104,6 @@ def sequence_layouts(costs: Costs, constraints: Constraints) -> list[list[Sequen
         ]
         for store, each in itertools.product(stores, lengths)
     ]
-
-
-def _require_heads(costs: Costs, shards: int) -> None:
-    """Check that shards can have equally many heads of each attention layer."""
-    for layer in costs.attention:
-        if layer.heads % shards:
-            divisors = [n for n in range(1, layer.heads + 1) if layer.heads % n == 0]
-            raise ValueError(
-                f"`num_sequence_shards` must divide the {layer.heads} heads of attention. "
-                f"Received: num_sequence_shards={shards}. Use one of {divisors}, and replicas or "
-                "partitions for the other ranks."
-            )
 
 
 def search(
