@@ -1,81 +1,72 @@
-"""A language model of KerasHub that takes tokens at the positions of their rows, with caches."""
+"""The compiled functions of a model that decodes; all shapes are known, so few are compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.model.keras_internals.serving_hook import served_from
-from hyparflow.serving.cached_attention import Cache, attending
+from hyparflow.serving.cached_model import CachedModel
+from hyparflow.serving.samplers import SamplingRows, chosen
+from hyparflow.serving.sampling import GREEDY, SamplerKind, Sampling
 from hyparflow.serving.window import EMPTY, Shape
 
-__all__ = ["Choose", "Decoder"]
+__all__ = ["Caches", "Decoder"]
 
 _MOST_STEPS = 16  # of a window
 
-# (logits of each row, how many tokens each row had before) -> the next token of each row
-Choose = Callable[[Any, Any], Any]
-
-
-def greedy(logits: Any, positions: Any) -> Any:
-    """The token with the largest logit."""
-    return tf.argmax(logits, -1, output_type=tf.int32)
+# Variables, each (rows, ..., length, ...): what changes them copies nothing.
+Caches = list[Any]
 
 
 class Decoder:
-    """The compiled functions of a model; all tensors have known shapes, so few are compiled.
+    """Takes prompts into caches, and makes tokens from them.
 
     Args:
-        model: a `keras_hub.models.CausalLM` whose attention has KerasHub's serving hook.
-        choose: how tokens follow from logits.
-
-    Raises:
-        ValueError: if its attention has no such hook.
+        model: what is called.
+        jit: whether XLA compiles, as `jit_compile` of a model says. Its random numbers differ.
     """
 
-    def __init__(self, model: Any, choose: Choose = greedy) -> None:
-        self._model, self._choose = model, choose
-        self._sizes = self._find_sizes()
-        if not self._sizes:
-            raise ValueError(
-                "A model that is served must have attention with KerasHub's serving hook. "
-                f"Received: '{model.name}' of class '{type(model).__name__}', which has none. Use "
-                "another model, or `model.generate`."
-            )
-        self._take_in = tf.function(self._taken_in, autograph=False)
-        self._run = tf.function(self._decoded, autograph=False)
+    def __init__(self, model: CachedModel, jit: bool = True) -> None:
+        self._model, self._jit = model, jit
+        self._taking = tf.function(self._taken_in, autograph=False)
         self._logits_of = tf.function(self._logits, autograph=False)
+        self._running: dict[tuple[SamplerKind | None, ...], Any] = {}
+        self._kinds: list[SamplerKind | None] = []
 
-    def empty(self, shape: Shape) -> list[Cache]:
+    def empty(self, shape: Shape) -> Caches:
         """Caches that hold nothing."""
-        return [
-            (
-                tf.zeros([shape.rows, heads, shape.length, size], dtype),
-                tf.zeros([shape.rows, heads, shape.length, size], dtype),
-            )
-            for heads, size, dtype in self._sizes
-        ]
+        return [_cache(tf.zeros(x.shape(shape), x.dtype)) for x in self._model.cache_sizes]
 
-    def rebuilt(self, caches: Sequence[Cache], shape: Shape, sources: Sequence[int]) -> list[Cache]:
-        """The caches with other rows, of another length; see `Window.sources`."""
-        places = tf.constant([0 if source == EMPTY else source for source in sources])
-
-        def moved(cache: Any) -> Any:
-            kept = tf.gather(cache[:, :, : shape.length], places)
-            longer = shape.length - kept.shape[2]
-            return tf.pad(kept, [[0, 0], [0, 0], [0, longer], [0, 0]]) if longer else kept
-
-        return [(moved(keys), moved(values)) for keys, values in caches]
-
-    def take_in(
-        self, caches: Sequence[Cache], row: int, start: int, tokens: Sequence[int], padded: int
-    ) -> list[Cache]:
-        """Caches with the keys and values of a piece of a prompt.
+    def rebuilt(self, caches: Caches, shape: Shape, sources: Sequence[int]) -> Caches:
+        """The caches with other rows, of another length; see `Window.sources`.
 
         Args:
-            caches: of all rows; nobody else may hold them.
+            caches: what is in them may be lost.
+            shape: of the new ones.
+            sources: of the new rows.
+        """
+        places = tf.constant([0 if source == EMPTY else source for source in sources])
+        made: Caches = []
+        for size in self._model.cache_sizes:
+            cache = caches.pop(0)  # so that the old and the new ones never all exist
+            axis = 1 + len(size.before)
+            kept = tf.gather(cache, places)
+            if cache.shape[axis] > shape.length:
+                kept = kept[(..., slice(shape.length), *[slice(None)] * len(size.after))]
+            longer = [[0, 0]] * kept.shape.rank
+            longer[axis] = [0, shape.length - kept.shape[axis]]
+            made.append(_cache(tf.pad(kept, longer) if longer[axis][1] else kept))
+        return made
+
+    def take_in(
+        self, caches: Caches, row: int, start: int, tokens: Sequence[int], padded: int
+    ) -> None:
+        """Put the keys and values of a piece of a prompt into a row.
+
+        Args:
+            caches: of all rows.
             row: of the piece.
             start: the position of its first token.
             tokens: of the piece.
@@ -84,87 +75,98 @@ class Decoder:
         filled = [*tokens, *[tokens[-1]] * (padded - len(tokens))]
         places = [start + min(n, len(tokens) - 1) for n in range(padded)]
         given = (tf.constant([x], tf.int32) for x in (filled, places))
-        made: list[Cache] = self._take_in(list(caches), tf.constant(row), *given)
-        return made
+        new = self._taking([tf.gather(cache, [row]) for cache in caches], *given)
+        for cache, changed in zip(caches, new, strict=True):
+            cache.scatter_nd_update([[row]], changed)
 
     def run(
-        self, caches: Sequence[Cache], tokens: Sequence[int], positions: Sequence[int], steps: int
-    ) -> tuple[Any, list[Cache]]:
-        """The tokens of some iterations, (iterations, rows), and the new caches.
+        self,
+        caches: Caches,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        steps: int,
+        sampling: Sequence[Sampling] = (),
+        given: Sequence[int] = (),
+    ) -> Any:
+        """Make tokens.
 
         Args:
-            caches: of all rows; nobody else may hold them.
+            caches: of all rows.
             tokens: the last one of each row.
             positions: of these; of a row that takes no part, the last place of its cache.
             steps: how many iterations.
-        """
-        given = (tf.constant(list(x), tf.int32) for x in (tokens, positions))
-        made: tuple[Any, list[Cache]] = self._run(list(caches), *given, tf.constant(steps))
-        return made[0][:steps], made[1]
+            sampling: how each row chooses.
+            given: how many tokens each row has made before.
 
-    def logits(
-        self, caches: Sequence[Cache], tokens: Any, positions: Any
-    ) -> tuple[Any, list[Cache]]:
-        """The logits after each of the tokens, (rows, tokens, vocabulary), and the new caches."""
-        made: tuple[Any, list[Cache]] = self._logits_of(list(caches), tokens, positions)
+        Returns:
+            The tokens, a NumPy array (iterations, rows).
+        """
+        sampling = sampling or [GREEDY] * len(tokens)
+        for way in sampling:
+            if way.kind not in self._kinds:
+                self._kinds.append(way.kind)  # and stays, so that few choices are compiled
+        known = tuple(self._kinds)
+        if known not in self._running:
+            self._running[known] = self._compiled(known)
+        made = self._running[known](
+            caches,
+            *(tf.constant(list(x), tf.int32) for x in (tokens, positions)),
+            tf.constant(steps),
+            sampling_rows(known, sampling, given or [0] * len(tokens)),
+        )
+        return made.numpy()[:steps]
+
+    def logits(self, caches: Caches, tokens: Any, positions: Any) -> Any:
+        """The logits after each of the tokens, (rows, tokens, vocabulary); caches keep them."""
+        made, new = self._logits_of([x.value() for x in caches], tokens, positions)
+        for cache, changed in zip(caches, new, strict=True):
+            cache.assign(changed)
         return made
 
     # --- traced ---
 
-    def _find_sizes(self) -> list[tuple[int, int, Any]]:
-        """Heads of keys, the size of a head and the type of each attention layer."""
-        found: list[tuple[int, int, Any]] = []
+    def _taken_in(self, caches: Any, tokens: Any, places: Any) -> list[Any]:
+        return self._model.call(tokens, places, caches)[1]
 
-        def note(cache: Any, query: Any, key: Any, *rest: Any, **more: Any) -> tuple[None, Any]:
-            _, _, size, _, key_heads = rest
-            found.append((int(key_heads), int(size), key.dtype))
-            return None, query
+    def _logits(self, caches: Any, tokens: Any, positions: Any) -> tuple[Any, list[Any]]:
+        return self._model.call(tokens, positions, caches)
 
-        def traced() -> Any:
-            with served_from(note, tf.zeros([1], tf.int32), None):
-                self._model.backbone(_inputs(tf.zeros([1, 1], tf.int32)), training=False)
-            return tf.zeros([])
+    def _compiled(self, kinds: tuple[SamplerKind | None, ...]) -> Any:
+        def run(caches: Caches, tokens: Any, positions: Any, steps: Any, rows: SamplingRows) -> Any:
+            place, seeds, numbers, *rest = rows
+            last = caches[0].shape[1 + len(self._model.cache_sizes[0].before)] - 1
 
-        tf.function(traced, autograph=False).get_concrete_function()
-        return found
+            def step(done: Any, tokens: Any, positions: Any, made: Any, held: Any) -> Any:
+                logits, held = self._model.call(tokens[:, None], positions[:, None], held)
+                ways = (place, seeds, numbers + done, *rest)
+                tokens = chosen(logits[:, 0], kinds, ways)
+                made = tf.tensor_scatter_nd_update(made, [[done]], [tokens])
+                return done + 1, tokens, tf.minimum(positions + 1, last), made, held
 
-    def _called(self, model: Any, caches: Any, tokens: Any, positions: Any) -> tuple[Any, Any]:
-        """What a model makes of tokens, (rows x tokens, 1, ...), and the new caches."""
-        flat = tf.reshape(tokens, [-1, 1])
-        with served_from(attending(positions), tf.reshape(positions, [-1]), caches) as updated:
-            made = model(_inputs(flat), training=False)
-            return made, updated()
-
-    def _taken_in(self, caches: Any, row: Any, tokens: Any, places: Any) -> Any:
-        of_row = [tuple(x[row][None] for x in pair) for pair in caches]
-        _, new = self._called(self._model.backbone, of_row, tokens, places)
-        return [
-            tuple(
-                tf.tensor_scatter_nd_update(x, [[row]], y) for x, y in zip(pair, one, strict=True)
+            made = tf.zeros([_MOST_STEPS, tokens.shape[0]], tf.int32)
+            start = (tf.constant(0), tokens, positions, made, [x.value() for x in caches])
+            *_, made, held = tf.while_loop(
+                lambda done, *_: done < steps, step, start, parallel_iterations=1
             )
-            for pair, one in zip(caches, new, strict=True)
-        ]
+            for cache, changed in zip(caches, held, strict=True):
+                cache.assign(changed)
+            return made
 
-    def _logits(self, caches: Any, tokens: Any, positions: Any) -> tuple[Any, Any]:
-        made, caches = self._called(self._model, caches, tokens, positions)
-        return tf.reshape(made, [*tokens.shape, made.shape[-1]]), caches
-
-    def _decoded(self, caches: Any, tokens: Any, positions: Any, steps: Any) -> tuple[Any, Any]:
-        most, last = _MOST_STEPS, caches[0][0].shape[2] - 1
-
-        def step(number: Any, tokens: Any, positions: Any, made: Any, caches: Any) -> Any:
-            logits, caches = self._logits(caches, tokens[:, None], positions[:, None])
-            tokens = self._choose(logits[:, 0], positions)
-            made = tf.tensor_scatter_nd_update(made, [[number]], [tokens])
-            return number + 1, tokens, tf.minimum(positions + 1, last), made, caches
-
-        made = tf.zeros([most, tokens.shape[0]], tf.int32)
-        start = (tf.constant(0), tokens, positions, made, caches)
-        *_, made, caches = tf.while_loop(
-            lambda number, *_: number < steps, step, start, parallel_iterations=1
-        )
-        return made, caches
+        return tf.function(run, autograph=False, jit_compile=self._jit)
 
 
-def _inputs(tokens: Any) -> dict[str, Any]:
-    return {"token_ids": tokens, "padding_mask": tf.ones_like(tokens)}
+def sampling_rows(
+    kinds: Sequence[SamplerKind | None], sampling: Sequence[Sampling], given: Sequence[int]
+) -> SamplingRows:
+    """What belongs to each row, as tensors."""
+    return (
+        tf.constant([kinds.index(way.kind) for way in sampling], tf.int32),
+        tf.constant([way.seed for way in sampling], tf.int32),
+        tf.constant(list(given), tf.int32),
+        tf.constant([way.temperature for way in sampling], tf.float32),
+        tf.constant([way.p for way in sampling], tf.float32),
+    )
+
+
+def _cache(value: Any) -> Any:
+    return tf.Variable(value, trainable=False)

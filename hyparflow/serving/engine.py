@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from hyparflow.serving.decoder import Decoder
+from hyparflow.serving.decoder import Caches, Decoder
 from hyparflow.serving.limits import Limits
 from hyparflow.serving.request import Request, RequestProgress
 from hyparflow.serving.scheduler import Scheduler
@@ -13,7 +11,7 @@ from hyparflow.serving.window import Piece, Shape, Window
 
 __all__ = ["ServingEngine"]
 
-_SHORTEST_PIECE = 8  # tokens: shorter ones are filled up, so that few sizes are compiled
+_SHORTEST_PIECE = 16  # tokens, and times 4: others are filled up, so that few are compiled
 
 
 class ServingEngine:
@@ -29,7 +27,7 @@ class ServingEngine:
 
     def __init__(self, decoder: Decoder, limits: Limits) -> None:
         self.scheduler = Scheduler(limits)
-        self._decoder, self._caches = decoder, list[Any]()
+        self._decoder, self._caches = decoder, Caches()
         self._shape = Shape(0, 0)
 
     def submit(self, request: Request) -> None:
@@ -54,29 +52,27 @@ class ServingEngine:
             self._take_in(piece)
         if not window.steps:
             return []
-        shape, decoder = self._shape, self._decoder
+        shape = self._shape
+        # Rows that take no part write to the last place, which a request overwrites if it comes
+        # there, and choose as others do, so that nothing else is compiled for them.
         tokens, positions = [0] * shape.rows, [shape.length - 1] * shape.rows
+        sampling, given = [window.sampling[0]] * shape.rows, [0] * shape.rows
         for place, row in enumerate(window.live):
             tokens[row], positions[row] = window.tokens[place], window.positions[place]
-        made, self._caches = decoder.run(self._given_up(), tokens, positions, window.steps)
-        return [[int(step[row]) for row in window.live] for step in made.numpy()]
+            sampling[row], given[row] = window.sampling[place], window.given[place]
+        made = self._decoder.run(self._caches, tokens, positions, window.steps, sampling, given)
+        return [[int(step[row]) for row in window.live] for step in made]
 
     def _rebuild(self, window: Window) -> None:
         if window.sources is not None:
             if self._caches:
-                self._caches = self._decoder.rebuilt(self._given_up(), window.shape, window.sources)
+                self._caches = self._decoder.rebuilt(self._caches, window.shape, window.sources)
             else:
                 self._caches = self._decoder.empty(window.shape)
             self._shape = window.shape
 
     def _take_in(self, piece: Piece) -> None:
-        count = len(piece.tokens)
-        padded = max(_SHORTEST_PIECE, 1 << (count - 1).bit_length())
-        self._caches = self._decoder.take_in(
-            self._given_up(), piece.row, piece.start, piece.tokens, padded
-        )
-
-    def _given_up(self) -> list[Any]:
-        """The caches, which nobody holds any longer: then they are changed in place."""
-        caches, self._caches = self._caches, []
-        return caches
+        padded = _SHORTEST_PIECE
+        while padded < len(piece.tokens):
+            padded *= 4
+        self._decoder.take_in(self._caches, piece.row, piece.start, piece.tokens, padded)

@@ -21,6 +21,7 @@ class Limits:
         piece: tokens of prompts that a window takes in, at most: the longest that others wait.
         cache: tokens for which there is memory, of all rows.
         shortest: the shortest length of a cache; each further one is twice as long.
+        fewest: rows of a cache; XLA's products of matrices take less time than those of vectors.
     """
 
     max_batch: int
@@ -29,10 +30,11 @@ class Limits:
     piece: int = 256
     cache: int | None = None
     shortest: int = 64
+    fewest: int = 1
 
     def rows(self, count: int) -> int:
         """The number of rows of a cache for so many requests."""
-        return min(self.max_batch, 1 << max(0, count - 1).bit_length())
+        return max(self.fewest, min(self.max_batch, 1 << max(0, count - 1).bit_length()))
 
     def length(self, tokens: int) -> int:
         """The length of a cache for so many tokens."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from hyparflow.serving.sampling import GREEDY, Sampling
+
 __all__ = ["EndReason", "Request", "RequestProgress"]
 
 
@@ -27,6 +29,7 @@ class Request:
         max_new_tokens: how many tokens may follow, at least one.
         stop_tokens: tokens after which nothing follows; they are given, too.
         deadline: the iteration after which nobody waits for it; None without one.
+        sampling: how its tokens are chosen.
     """
 
     number: int
@@ -34,6 +37,7 @@ class Request:
     max_new_tokens: int
     stop_tokens: frozenset[int] = frozenset()
     deadline: int | None = None
+    sampling: Sampling = GREEDY
 
     @property
     def most_tokens(self) -> int:

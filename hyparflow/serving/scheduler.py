@@ -236,11 +236,11 @@ class Scheduler:
         return self._placed([row for row in admitted if row in everyone], shape)
 
     def _needed(self, rows: Sequence[_Row], pieces: dict[int, int], steps: int) -> Shape:
-        """The size of caches after a window."""
+        """The size of caches after a window; the last place of rows that make no token is free."""
         filled = [
             row.cached
             + pieces.get(row.request.number, 0)
-            + (steps if self._is_live(row, pieces) else 0)
+            + (steps if self._is_live(row, pieces) else 1)
             for row in rows
         ]
         return self.limits.shape(len(rows), max(filled))
@@ -286,6 +286,8 @@ class Scheduler:
             numbers=tuple(row.request.number for _, row in live),
             tokens=tuple(row.tokens[-1] for _, row in live),
             positions=tuple(len(row.tokens) - 1 for _, row in live),
+            given=tuple(len(row.tokens) - len(row.request.prompt) for _, row in live),
+            sampling=tuple(row.request.sampling for _, row in live),
             steps=most if live else 0,
         )
         return self._running

@@ -38,11 +38,11 @@ def require_right_logits(model: Any, decoder: Decoder, vocabulary: int) -> None:
     for row, count in enumerate(_ROWS):
         for start, stop in ((0, count // 2), (count // 2, count)):
             piece = tokens[row, start:stop].tolist()
-            caches = decoder.take_in(caches, row, start, piece, _LENGTH)
+            decoder.take_in(caches, row, start, piece, _LENGTH)
     rows, scale = np.arange(len(_ROWS)), float(np.abs(expected).max())
     for step in range(2):
         places = np.array(_ROWS, np.int32) + step
-        found, caches = decoder.logits(
+        found = decoder.logits(
             caches, tf.constant(tokens[rows, places][:, None]), tf.constant(places[:, None])
         )
         difference = float(np.abs(np.asarray(found)[:, 0] - expected[rows, places]).max()) / scale

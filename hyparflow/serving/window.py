@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyparflow.serving.sampling import Sampling
+
 __all__ = ["EMPTY", "Piece", "Shape", "Window"]
 
 EMPTY = -1  # a row of the new cache that no row of the old one becomes
@@ -55,6 +57,8 @@ class Window:
         numbers: of their requests.
         tokens: the last token of each live row, which is the first to be taken.
         positions: of these tokens.
+        given: how many tokens each live row has made before.
+        sampling: how each live row chooses.
         steps: how many tokens each live row makes.
     """
 
@@ -65,4 +69,6 @@ class Window:
     numbers: tuple[int, ...]
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
+    given: tuple[int, ...]
+    sampling: tuple[Sampling, ...]
     steps: int

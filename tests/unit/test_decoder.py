@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hyparflow.serving.decoder import Decoder
+from hyparflow.serving.adapters import decoder_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.limits import Limits
 from hyparflow.serving.request import Request
@@ -53,7 +53,7 @@ def language_model(name: str) -> Any:
 @pytest.mark.parametrize("name", TESTED)
 def test_logits_at_unequal_positions(name: str) -> None:
     model = language_model(name)
-    decoder, random = Decoder(model), np.random.default_rng(0)
+    decoder, random = decoder_of(model), np.random.default_rng(0)
     rows, length = [17, 3, 30], 32
     tokens = random.integers(1, VOCABULARY, (3, length)).astype("int32")
     ones = np.ones_like(tokens)
@@ -62,13 +62,11 @@ def test_logits_at_unequal_positions(name: str) -> None:
     for row, count in enumerate(rows):  # in two pieces each
         for start, stop in ((0, count // 2), (count // 2, count)):
             if stop > start:
-                caches = decoder.take_in(caches, row, start, tokens[row, start:stop].tolist(), 32)
+                decoder.take_in(caches, row, start, tokens[row, start:stop].tolist(), 32)
     for step in range(2):
         places = np.array(rows) + step
         given = tokens[np.arange(3), places][:, None]
-        found, caches = decoder.logits(
-            caches, tf.constant(given), tf.constant(places[:, None], tf.int32)
-        )
+        found = decoder.logits(caches, tf.constant(given), tf.constant(places[:, None], tf.int32))
         right = expected[np.arange(3), places]
         assert np.abs(found[:, 0] - right).max() < 5e-6 * np.abs(expected).max()
 
@@ -79,7 +77,7 @@ def test_tokens_are_those_of_generate(name: str) -> None:
     model = language_model(name)
     model.compile(sampler="greedy")
     random = np.random.default_rng(1)
-    engine = ServingEngine(Decoder(model), Limits(4, LENGTH, window=4, piece=16, shortest=12))
+    engine = ServingEngine(decoder_of(model), Limits(4, LENGTH, window=4, piece=16, shortest=12))
     asked = {
         number: random.integers(1, VOCABULARY, random.integers(1, 20)).tolist()
         for number in range(6)
@@ -107,28 +105,28 @@ def test_tokens_are_those_of_generate(name: str) -> None:
 
 
 def test_caches_that_move_and_grow() -> None:
-    decoder = Decoder(language_model("GPT2"))
-    caches = [
-        tuple(tf.random.normal(x.shape, seed=n) for n, x in enumerate(pair))
-        for pair in decoder.empty(Shape(4, 8))
-    ]
+    decoder = decoder_of(language_model("GPT2"))
+    caches = decoder.empty(Shape(4, 8))
+    for number, cache in enumerate(caches):
+        cache.assign(tf.random.normal(cache.shape, seed=number))
+    old = [cache.numpy() for cache in caches]
     moved = decoder.rebuilt(caches, Shape(2, 16), (3, EMPTY))
+    new = [cache.numpy() for cache in moved]
     back = decoder.rebuilt(moved, Shape(1, 4), (0,))
-    for old, new, again in zip(caches, moved, back, strict=True):
-        for x, y, z in zip(old, new, again, strict=True):
-            assert y.shape == (2, 4, 16, 4)
-            assert np.array_equal(y[0, :, :8], x[3])
-            assert np.array_equal(z[0], x[3, :, :4])
-            assert not np.any(y[:, :, 8:])
+    for x, y, z in zip(old, new, back, strict=True):
+        assert y.shape == (2, 4, 16, 4)
+        assert np.array_equal(y[0, :, :8], x[3])
+        assert np.array_equal(z[0], x[3, :, :4])
+        assert not np.any(y[:, :, 8:])
 
 
 def test_a_model_is_tried_before_it_serves() -> None:
     model, other = language_model("GPT2"), language_model.__wrapped__("GPT2")
-    require_right_logits(model, Decoder(model), VOCABULARY)
+    require_right_logits(model, decoder_of(model), VOCABULARY)
     kernel = next(w for w in other.weights if w.path.endswith("query/kernel"))
     kernel.assign(-kernel)
     with pytest.raises(ValueError, match=r"same logits token by token.*GPT2CausalLM.*differ by"):
-        require_right_logits(model, Decoder(other), VOCABULARY)
+        require_right_logits(model, decoder_of(other), VOCABULARY)
 
 
 def test_a_model_without_the_hook_is_refused_by_name() -> None:
@@ -137,4 +135,4 @@ def test_a_model_without_the_hook_is_refused_by_name() -> None:
     backbone = keras_hub.models.BloomBackbone(**SMALL, num_heads=4, dropout=0.0)
     model = keras_hub.models.BloomCausalLM(backbone=backbone, preprocessor=None)
     with pytest.raises(ValueError, match="serving hook.*BloomCausalLM.*has none"):
-        Decoder(model)
+        decoder_of(model)

@@ -32,6 +32,9 @@ def alone(request: Request) -> tuple[list[int], EndReason]:
     return given, EndReason.LENGTH
 
 
+RUBBISH = WORDS + 1
+
+
 @dataclass
 class Paper:
     """Caches that hold tokens, in the place of their keys and values."""
@@ -39,25 +42,28 @@ class Paper:
     rows: list[list[int]] = field(default_factory=list)
 
     def run(self, window: Window) -> list[list[int]]:
+        length = window.shape.length
         if window.sources is not None:
-            old, length = self.rows, window.shape.length
-            self.rows = [[] if n == EMPTY else old[n][:length] for n in window.sources]
+            old = [[*row, *[RUBBISH] * length][:length] for row in self.rows]
+            empty = [RUBBISH] * length
+            self.rows = [list(empty if n == EMPTY else old[n]) for n in window.sources]
         assert len(self.rows) == window.shape.rows
         for piece in window.pieces:
-            self.put(piece.row, piece.start, piece.tokens)
+            for place, token in enumerate(piece.tokens, piece.start):
+                self.rows[piece.row][place] = token
         made, following = [], list(window.tokens)
         for step in range(window.steps):
-            for place, row in enumerate(window.live):
-                self.put(row, window.positions[place] + step, (following[place],))
-            following = [follows(self.rows[row]) for row in window.live]
+            for idle in set(range(window.shape.rows)) - set(window.live):
+                self.rows[idle][length - 1] = RUBBISH
+            places = [position + step for position in window.positions]
+            for row, place, token in zip(window.live, places, following, strict=True):
+                self.rows[row][place] = token
+            following = [
+                follows(self.rows[row][: place + 1])
+                for row, place in zip(window.live, places, strict=True)
+            ]
             made.append(following)
-        assert all(len(row) <= window.shape.length for row in self.rows)
         return made
-
-    def put(self, row: int, start: int, tokens: tuple[int, ...]) -> None:
-        """A row may hold what another request left; what comes after `start` is written over."""
-        assert start <= len(self.rows[row])
-        self.rows[row] = [*self.rows[row][:start], *tokens]
 
 
 def served(

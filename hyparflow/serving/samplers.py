@@ -1,0 +1,108 @@
+"""KerasHub's samplers, each called for one row with the row's own seed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.serving.sampling import SamplerKind, Sampling
+
+__all__ = ["SamplingRows", "chosen", "sampling_of"]
+
+# Numbers that requests may set; a compiled choice takes them as tensors.
+_NUMBERS = ("temperature", "p")
+_LARGEST_SEED = 2**31 - 2
+
+# Tensors of all rows: place of the kind, seed, number of the token, temperature, p.
+SamplingRows = tuple[Any, Any, Any, Any, Any]
+
+
+def sampling_of(sampler: Any, seed: int = 0) -> Sampling:
+    """How a sampler chooses.
+
+    Args:
+        sampler: a name, or a `keras_hub.samplers.Sampler`.
+        seed: of the request.
+
+    Raises:
+        ValueError: if it does not choose the token of a row by that row alone.
+    """
+    import keras_hub
+
+    sampler = keras_hub.samplers.get(sampler)
+    plain = keras_hub.samplers.Sampler
+    if not isinstance(sampler, plain) or type(sampler).__call__ is not plain.__call__:
+        raise ValueError(
+            "A sampler must choose the next token of a row from the logits of this row alone. "
+            f"Received: '{type(sampler).__name__}', which runs a loop of its own. Use 'greedy', "
+            "'random', 'top_k', 'top_p' or a sampler with a `get_next_token` of its own."
+        )
+    if type(sampler) is keras_hub.samplers.GreedySampler:
+        return Sampling()
+    own = vars(sampler)
+    generators = [name for name, x in own.items() if isinstance(x, keras.random.SeedGenerator)]
+    left_out = {*generators, *_NUMBERS, "_seed_generators", "seed"}
+    state = {name: x for name, x in sorted(own.items()) if name not in left_out}
+    try:
+        kind = SamplerKind(type(sampler), pickle.dumps(state), tuple(generators))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "A sampler must have attributes that can be pickled, for every rank has it. Received: "
+            f"'{type(sampler).__name__}' ({error})"
+        ) from None
+    return Sampling(
+        kind, float(own.get("temperature", 1.0)), float(own.get("p", 1.0)), seed % _LARGEST_SEED
+    )
+
+
+def chosen(logits: Any, kinds: Sequence[SamplerKind | None], rows: SamplingRows) -> Any:
+    """The token of each row.
+
+    Args:
+        logits: (rows, vocabulary).
+        kinds: all that occur.
+        rows: what belongs to each row.
+    """
+    if all(kind is None for kind in kinds):
+        return tf.argmax(logits, -1, output_type=tf.int32)
+
+    def of_row(given: tuple[Any, ...]) -> Any:
+        logits, place, *rest = given
+        choices = [lambda kind=kind: _token(kind, logits[None], *rest) for kind in kinds]
+        return tf.switch_case(place, choices) if len(choices) > 1 else choices[0]()
+
+    made = tf.map_fn(of_row, (logits, *rows), fn_output_signature=tf.int32, parallel_iterations=1)
+    return tf.reshape(made, [-1])
+
+
+class _RowSeeds(keras.random.SeedGenerator):
+    """Gives the seeds of one row, in place of a variable that all rows would share."""
+
+    def __init__(self, seed: Any, number: Any) -> None:
+        self._seed, self._number, self.draws = seed, number, 0
+
+    def next(self, ordered: bool = True) -> Any:
+        if self.draws:
+            raise ValueError(
+                "A sampler must draw once for each token, so that the n-th token has the n-th "
+                "seed. Received: a sampler that draws twice."
+            )
+        self.draws += 1
+        return tf.stack([self._seed, self._number])
+
+
+def _token(
+    kind: SamplerKind | None, logits: Any, seed: Any, number: Any, temperature: Any, p: Any
+) -> Any:
+    if kind is None:
+        return tf.argmax(logits[0], -1, output_type=tf.int32)
+    sampler = kind.sampler.__new__(kind.sampler)
+    state = pickle.loads(kind.state) | {"temperature": temperature, "p": p}
+    generators = {name: _RowSeeds(seed, number) for name in kind.generators}
+    vars(sampler).update(state | generators)
+    made = sampler.get_next_token(sampler.compute_probabilities(logits))
+    return tf.cast(tf.reshape(made, []), tf.int32)

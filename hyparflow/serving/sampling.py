@@ -1,0 +1,42 @@
+"""How a request's tokens are chosen from logits. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GREEDY", "SamplerKind", "Sampling"]
+
+
+@dataclass(frozen=True)
+class SamplerKind:
+    """What a compiled choice of tokens depends on.
+
+    Attributes:
+        sampler: a class of KerasHub's samplers, or one's own.
+        state: the pickled attributes of the sampler that stay as they are.
+        generators: the names of its attributes that draw random numbers.
+    """
+
+    sampler: type
+    state: bytes
+    generators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request's tokens are chosen.
+
+    Attributes:
+        kind: of the sampler; None chooses the token with the largest logit.
+        temperature: by which logits are divided.
+        p: the probability of the tokens to choose from, if the sampler reads it.
+        seed: the n-th token is drawn with the seed `[seed, n]`, so that it depends on nobody else.
+    """
+
+    kind: SamplerKind | None = None
+    temperature: float = 1.0
+    p: float = 1.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
