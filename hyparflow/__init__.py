@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from hyparflow.planning.costs.costs import Costs
     from hyparflow.planning.plan import Plan
     from hyparflow.planning.plan_model import plan
+    from hyparflow.serving.generate import generate
+    from hyparflow.serving.serve import serve
 
 __all__ = [
     "Cluster",
@@ -64,6 +66,7 @@ __all__ = [
     "deferred",
     "evaluate",
     "fit",
+    "generate",
     "is_leader",
     "launch",
     "load_weights",
@@ -71,6 +74,7 @@ __all__ = [
     "plan",
     "predict",
     "rank",
+    "serve",
     "size",
 ]
 __version__ = "0.1.0"
@@ -81,8 +85,10 @@ _LATE = {
     "Costs": "hyparflow.planning.costs.costs",
     "Link": "hyparflow.planning.costs.cluster",
     "Plan": "hyparflow.planning.plan",
+    "generate": "hyparflow.serving.generate",
     "launch": "hyparflow.launching.function",
     "plan": "hyparflow.planning.plan_model",
+    "serve": "hyparflow.serving.serve",
 }
 
 abort.install()

@@ -45,7 +45,8 @@ class CachedModel(Protocol):
         cache_sizes: of its caches.
     """
 
-    cache_sizes: Sequence[CacheSize]
+    @property
+    def cache_sizes(self) -> Sequence[CacheSize]: ...
 
     def call(self, given: Any, positions: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Take in new tokens.

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.serving.cached_model import CachedModel
-from hyparflow.serving.samplers import SamplingRows, chosen
-from hyparflow.serving.sampling import GREEDY, SamplerKind, Sampling
+from hyparflow.serving.samplers import SamplingRows, chosen, logprobs_of
+from hyparflow.serving.sampling import GREEDY, MOST_LOGPROBS, SamplerKind, Sampling
 from hyparflow.serving.window import EMPTY, Shape
 
 __all__ = ["Caches", "Decoder"]
@@ -25,15 +25,22 @@ class Decoder:
 
     Args:
         model: what is called.
-        jit: whether XLA compiles, as `jit_compile` of a model says. Its random numbers differ.
+        jit: whether XLA compiles samplers, as `jit_compile` of a model says: its random numbers
+            are others.
     """
 
-    def __init__(self, model: CachedModel, jit: bool = True) -> None:
+    def __init__(self, model: CachedModel, jit: bool = False) -> None:
         self._model, self._jit = model, jit
+        self._step = tf.function(self._stepped, autograph=False, jit_compile=True)
         self._taking = tf.function(self._taken_in, autograph=False)
         self._logits_of = tf.function(self._logits, autograph=False)
-        self._running: dict[tuple[SamplerKind | None, ...], Any] = {}
+        self._running: dict[Any, Any] = {}
         self._kinds: list[SamplerKind | None] = []
+
+    @property
+    def bytes_of_token(self) -> int:
+        """What the caches of one token take."""
+        return sum(x.numbers * tf.dtypes.as_dtype(x.dtype).size for x in self._model.cache_sizes)
 
     def empty(self, shape: Shape) -> Caches:
         """Caches that hold nothing."""
@@ -87,7 +94,7 @@ class Decoder:
         steps: int,
         sampling: Sequence[Sampling] = (),
         given: Sequence[int] = (),
-    ) -> Any:
+    ) -> list[Any]:
         """Make tokens.
 
         Args:
@@ -99,22 +106,25 @@ class Decoder:
             given: how many tokens each row has made before.
 
         Returns:
-            The tokens, a NumPy array (iterations, rows).
+            The tokens (iterations, rows). If any row asks for logarithms of probabilities, also
+            those of the tokens, as large, and the likeliest tokens and theirs, (iterations, rows,
+            number). All are NumPy arrays.
         """
         sampling = sampling or [GREEDY] * len(tokens)
         for way in sampling:
             if way.kind not in self._kinds:
                 self._kinds.append(way.kind)  # and stays, so that few choices are compiled
         known = tuple(self._kinds)
-        if known not in self._running:
-            self._running[known] = self._compiled(known)
-        made = self._running[known](
+        key = known, any(way.num_logprobs is not None for way in sampling)
+        if key not in self._running:
+            self._running[key] = self._compiled(*key)
+        made = self._running[key](
             caches,
             *(tf.constant(list(x), tf.int32) for x in (tokens, positions)),
             tf.constant(steps),
             sampling_rows(known, sampling, given or [0] * len(tokens)),
         )
-        return made.numpy()[:steps]
+        return [part.numpy()[:steps] for part in made]
 
     def logits(self, caches: Caches, tokens: Any, positions: Any) -> Any:
         """The logits after each of the tokens, (rows, tokens, vocabulary); caches keep them."""
@@ -131,28 +141,52 @@ class Decoder:
     def _logits(self, caches: Any, tokens: Any, positions: Any) -> tuple[Any, list[Any]]:
         return self._model.call(tokens, positions, caches)
 
-    def _compiled(self, kinds: tuple[SamplerKind | None, ...]) -> Any:
-        def run(caches: Caches, tokens: Any, positions: Any, steps: Any, rows: SamplingRows) -> Any:
+    def _stepped(self, caches: Caches, tokens: Any, positions: Any) -> Any:
+        """The logits of each row after one more token; caches keep it."""
+        made, new = self._logits([x.value() for x in caches], tokens[:, None], positions[:, None])
+        for cache, changed in zip(caches, new, strict=True):
+            cache.assign(changed)
+        return made[:, 0]
+
+    def _compiled(self, kinds: tuple[SamplerKind | None, ...], has_logprobs: bool) -> Any:
+        """The loop of a window; what it calls is compiled apart, for it lasts longer."""
+
+        def choose(logits: Any, rows: SamplingRows) -> list[Any]:
+            tokens = chosen(logits, kinds, rows)
+            return [tokens, *(logprobs_of(logits, tokens) if has_logprobs else ())]
+
+        choose = tf.function(choose, autograph=False, jit_compile=self._jit or None)
+
+        def run(
+            caches: Caches, tokens: Any, positions: Any, steps: Any, rows: SamplingRows
+        ) -> list[Any]:
             place, seeds, numbers, *rest = rows
             last = caches[0].shape[1 + len(self._model.cache_sizes[0].before)] - 1
 
-            def step(done: Any, tokens: Any, positions: Any, made: Any, held: Any) -> Any:
-                logits, held = self._model.call(tokens[:, None], positions[:, None], held)
-                ways = (place, seeds, numbers + done, *rest)
-                tokens = chosen(logits[:, 0], kinds, ways)
-                made = tf.tensor_scatter_nd_update(made, [[done]], [tokens])
-                return done + 1, tokens, tf.minimum(positions + 1, last), made, held
+            def step(done: Any, tokens: Any, positions: Any, made: list[Any]) -> Any:
+                logits = self._step(caches, tokens, positions)
+                new = choose(logits, (place, seeds, numbers + done, *rest))
+                made = [
+                    tf.tensor_scatter_nd_update(x, [[done]], [y])
+                    for x, y in zip(made, new, strict=True)
+                ]
+                return done + 1, new[0], tf.minimum(positions + 1, last), made
 
-            made = tf.zeros([_MOST_STEPS, tokens.shape[0]], tf.int32)
-            start = (tf.constant(0), tokens, positions, made, [x.value() for x in caches])
-            *_, made, held = tf.while_loop(
+            count, top = tokens.shape[0], MOST_LOGPROBS
+            made = [tf.zeros([_MOST_STEPS, count], tf.int32)]
+            if has_logprobs:
+                made += [
+                    tf.zeros([_MOST_STEPS, count]),
+                    tf.zeros([_MOST_STEPS, count, top], tf.int32),
+                    tf.zeros([_MOST_STEPS, count, top]),
+                ]
+            start = (tf.constant(0), tokens, positions, made)
+            looped = tf.while_loop(
                 lambda done, *_: done < steps, step, start, parallel_iterations=1
             )
-            for cache, changed in zip(caches, held, strict=True):
-                cache.assign(changed)
-            return made
+            return list(looped[-1])
 
-        return tf.function(run, autograph=False, jit_compile=self._jit)
+        return tf.function(run, autograph=False)
 
 
 def sampling_rows(

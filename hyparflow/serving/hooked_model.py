@@ -26,7 +26,7 @@ class HookedModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.cache_sizes = _sizes_of(model)
+        self.cache_sizes: Sequence[CacheSize] = _sizes_of(model)
 
     def call(self, given: Any, positions: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
         """See `CachedModel.call`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from hyparflow.serving.request import Request
 from hyparflow.serving.window import Shape
 
 __all__ = ["Limits"]
@@ -20,8 +20,10 @@ class Limits:
         window: iterations of a window, at most.
         piece: tokens of prompts that a window takes in, at most: the longest that others wait.
         cache: tokens for which there is memory, of all rows.
-        shortest: the shortest length of a cache; each further one is twice as long.
-        fewest: rows of a cache; XLA's products of matrices take less time than those of vectors.
+        shortest: the shortest length of a cache.
+        fewest: the fewest rows of a cache: XLA's products of matrices take less time than those
+            of vectors.
+        factor: of each size to the next larger one. Each size is compiled.
     """
 
     max_batch: int
@@ -31,15 +33,48 @@ class Limits:
     cache: int | None = None
     shortest: int = 64
     fewest: int = 1
+    factor: int = 2
+
+    def require_possible(self, request: Request) -> None:
+        """Check that a request can run once nobody else does.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        if not request.prompt or request.max_new_tokens < 1:
+            raise ValueError(
+                "A request must have a prompt of a token or more, and ask for one or more. "
+                f"Received: {len(request.prompt)} tokens, max_new_tokens={request.max_new_tokens}."
+            )
+        alone = self.shape(1, request.most_tokens)
+        if request.most_tokens > self.max_length or not self.fits(alone):
+            most = self.max_length if self.cache is None else min(self.max_length, self.cache)
+            raise ValueError(
+                f"A request may have {most} tokens, those of its prompt and those that come. "
+                f"Received: {len(request.prompt)} tokens and max_new_tokens="
+                f"{request.max_new_tokens}. Ask for fewer, or serve with a larger `max_length`."
+            )
 
     def rows(self, count: int) -> int:
         """The number of rows of a cache for so many requests."""
-        return max(self.fewest, min(self.max_batch, 1 << max(0, count - 1).bit_length()))
+        return max(self.fewest, min(self.max_batch, self._size(self.fewest, count)))
 
     def length(self, tokens: int) -> int:
         """The length of a cache for so many tokens."""
-        doublings = max(0, math.ceil(math.log2(max(1, tokens) / self.shortest)))
-        return min(self.max_length, self.shortest << doublings)
+        return min(self.max_length, self._size(self.shortest, tokens))
+
+    def _size(self, smallest: int, wanted: int) -> int:
+        while smallest < wanted:
+            smallest *= self.factor
+        return smallest
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """All sizes that caches may have, small ones first."""
+        rows = sorted({self.rows(count) for count in range(1, self.max_batch + 1)})
+        lengths = sorted({self.length(tokens) for tokens in range(1, self.max_length + 1)})
+        found = [Shape(count, length) for count in rows for length in lengths]
+        return [shape for shape in found if self.fits(shape)]
 
     def shape(self, rows: int, tokens: int) -> Shape:
         """The size of caches for so many requests, the longest of so many tokens."""

@@ -7,7 +7,7 @@ from enum import Enum
 
 from hyparflow.serving.sampling import GREEDY, Sampling
 
-__all__ = ["EndReason", "Request", "RequestProgress"]
+__all__ = ["EndReason", "Request", "RequestProgress", "TokenLogprobs"]
 
 
 class EndReason(Enum):
@@ -17,6 +17,7 @@ class EndReason(Enum):
     LENGTH = "it has as many tokens as it asked for"
     CANCELLED = "it was cancelled"
     DEADLINE = "its deadline has passed"
+    FAILED = "the server failed"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class Request:
         prompt: its tokens, at least one.
         max_new_tokens: how many tokens may follow, at least one.
         stop_tokens: tokens after which nothing follows; they are given, too.
-        deadline: the iteration after which nobody waits for it; None without one.
         sampling: how its tokens are chosen.
     """
 
@@ -36,13 +36,25 @@ class Request:
     prompt: tuple[int, ...]
     max_new_tokens: int
     stop_tokens: frozenset[int] = frozenset()
-    deadline: int | None = None
     sampling: Sampling = GREEDY
 
     @property
     def most_tokens(self) -> int:
         """The length that it may reach."""
         return len(self.prompt) + self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was, before temperature and whatever else a sampler does.
+
+    Attributes:
+        chosen: the logarithm of the probability of the token.
+        likeliest: the likeliest tokens and the logarithms of their probabilities.
+    """
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -53,8 +65,10 @@ class RequestProgress:
         number: of the request.
         tokens: that came.
         end: why it has ended; None if it goes on.
+        logprobs: of the tokens, if they were asked for.
     """
 
     number: int
     tokens: tuple[int, ...]
     end: EndReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hyparflow.serving.sampling import SamplerKind, Sampling
+from hyparflow.serving.sampling import MOST_LOGPROBS, SamplerKind, Sampling
 
-__all__ = ["SamplingRows", "chosen", "sampling_of"]
+__all__ = ["SamplingRows", "chosen", "logprobs_of", "sampling_of"]
 
 # Numbers that requests may set; a compiled choice takes them as tensors.
 _NUMBERS = ("temperature", "p")
@@ -21,12 +21,13 @@ _LARGEST_SEED = 2**31 - 2
 SamplingRows = tuple[Any, Any, Any, Any, Any]
 
 
-def sampling_of(sampler: Any, seed: int = 0) -> Sampling:
+def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) -> Sampling:
     """How a sampler chooses.
 
     Args:
         sampler: a name, or a `keras_hub.samplers.Sampler`.
         seed: of the request.
+        num_logprobs: see `Sampling`.
 
     Raises:
         ValueError: if it does not choose the token of a row by that row alone.
@@ -42,7 +43,7 @@ def sampling_of(sampler: Any, seed: int = 0) -> Sampling:
             "'random', 'top_k', 'top_p' or a sampler with a `get_next_token` of its own."
         )
     if type(sampler) is keras_hub.samplers.GreedySampler:
-        return Sampling()
+        return Sampling(num_logprobs=num_logprobs)
     own = vars(sampler)
     generators = [name for name, x in own.items() if isinstance(x, keras.random.SeedGenerator)]
     left_out = {*generators, *_NUMBERS, "_seed_generators", "seed"}
@@ -54,9 +55,8 @@ def sampling_of(sampler: Any, seed: int = 0) -> Sampling:
             "A sampler must have attributes that can be pickled, for every rank has it. Received: "
             f"'{type(sampler).__name__}' ({error})"
         ) from None
-    return Sampling(
-        kind, float(own.get("temperature", 1.0)), float(own.get("p", 1.0)), seed % _LARGEST_SEED
-    )
+    temperature, p = (float(own.get(name, 1.0)) for name in _NUMBERS)
+    return Sampling(kind, temperature, p, seed % _LARGEST_SEED, num_logprobs)
 
 
 def chosen(logits: Any, kinds: Sequence[SamplerKind | None], rows: SamplingRows) -> Any:
@@ -77,6 +77,24 @@ def chosen(logits: Any, kinds: Sequence[SamplerKind | None], rows: SamplingRows)
 
     made = tf.map_fn(of_row, (logits, *rows), fn_output_signature=tf.int32, parallel_iterations=1)
     return tf.reshape(made, [-1])
+
+
+def logprobs_of(logits: Any, tokens: Any) -> tuple[Any, Any, Any]:
+    """Logarithms of probabilities.
+
+    Args:
+        logits: (rows, vocabulary).
+        tokens: (rows,).
+
+    Returns:
+        Those of the tokens; the likeliest tokens of each row, (rows, `MOST_LOGPROBS`), and theirs.
+        Where there are fewer tokens at all, minus infinity.
+    """
+    found = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    values, places = tf.math.top_k(found, min(MOST_LOGPROBS, found.shape[-1]))
+    missing = [[0, 0], [0, MOST_LOGPROBS - places.shape[-1]]]
+    values = tf.pad(values, missing, constant_values=-float("inf"))
+    return tf.gather(found, tokens, batch_dims=1), tf.pad(places, missing), values
 
 
 class _RowSeeds(keras.random.SeedGenerator):
@@ -100,7 +118,7 @@ def _token(
 ) -> Any:
     if kind is None:
         return tf.argmax(logits[0], -1, output_type=tf.int32)
-    sampler = kind.sampler.__new__(kind.sampler)
+    sampler: Any = object.__new__(kind.sampler)
     state = pickle.loads(kind.state) | {"temperature": temperature, "p": p}
     generators = {name: _RowSeeds(seed, number) for name in kind.generators}
     vars(sampler).update(state | generators)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GREEDY", "SamplerKind", "Sampling"]
+__all__ = ["GREEDY", "MOST_LOGPROBS", "SamplerKind", "Sampling"]
+
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,15 @@ class Sampling:
         temperature: by which logits are divided.
         p: the probability of the tokens to choose from, if the sampler reads it.
         seed: the n-th token is drawn with the seed `[seed, n]`, so that it depends on nobody else.
+        num_logprobs: of how many of the likeliest tokens to give the logarithms of probabilities,
+            at most `MOST_LOGPROBS`; None to give none, not even of the chosen ones.
     """
 
     kind: SamplerKind | None = None
     temperature: float = 1.0
     p: float = 1.0
     seed: int = 0
+    num_logprobs: int | None = None
 
 
 GREEDY = Sampling()

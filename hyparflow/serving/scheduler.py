@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import EndReason, Request, RequestProgress
+from hyparflow.serving.request import EndReason, Request, RequestProgress, TokenLogprobs
 from hyparflow.serving.window import EMPTY, Piece, Shape, Window
 
 __all__ = ["Scheduler", "SchedulerCounts"]
@@ -87,55 +87,42 @@ class Scheduler:
         """Whether no request waits or runs."""
         return not self._waiting and not any(self._rows)
 
+    @property
+    def running(self) -> int:
+        """How many requests have a row."""
+        return sum(row is not None for row in self._rows)
+
+    @property
+    def load(self) -> int:
+        """How many tokens it still has to compute, at most."""
+        rows = [*self._waiting, *filter(None, self._rows)]
+        return sum(row.left + row.waits_for for row in rows)
+
     # --- requests ---
 
     def submit(self, request: Request) -> None:
         """Take a request.
 
         Raises:
-            ValueError: if it could never run.
+            ValueError: if it could never run; see `Limits.require_possible`.
         """
-        if not request.prompt or request.max_new_tokens < 1:
-            raise ValueError(
-                "A request must have a prompt of a token or more, and ask for one or more. "
-                f"Received: {len(request.prompt)} tokens, max_new_tokens={request.max_new_tokens}."
-            )
-        alone = self.limits.shape(1, request.most_tokens)
-        if request.most_tokens > self.limits.max_length or not self.limits.fits(alone):
-            most = self.limits.max_length
-            if self.limits.cache is not None:
-                most = min(most, self.limits.cache)
-            raise ValueError(
-                f"A request may have {most} tokens, those of its prompt and those that come. "
-                f"Received: {len(request.prompt)} tokens and max_new_tokens="
-                f"{request.max_new_tokens}. Ask for fewer, or serve with a larger `max_length`."
-            )
+        self.limits.require_possible(request)
         bisect.insort(
             self._waiting, _Row(request, list(request.prompt)), key=lambda row: row.request.number
         )
 
-    def cancel(self, number: int) -> None:
-        """EndReason a request; what a running window makes of it is dropped."""
-        self._end({number}, EndReason.CANCELLED)
-
-    def _end(self, numbers: set[int], end: EndReason) -> None:
+    def cancel(self, number: int, reason: EndReason = EndReason.CANCELLED) -> None:
+        """End a request, if it is here; what a running window makes of it is dropped."""
         for row in [*self._waiting, *self._rows]:
-            if row is not None and row.request.number in numbers:
-                self._ended.append(RequestProgress(row.request.number, (), end))
-        self._waiting = [x for x in self._waiting if x.request.number not in numbers]
-        self._rows = [None if x is None or x.request.number in numbers else x for x in self._rows]
+            if row is not None and row.request.number == number:
+                self._ended.append(RequestProgress(number, (), reason))
+        self._waiting = [x for x in self._waiting if x.request.number != number]
+        self._rows = [None if x is None or x.request.number == number else x for x in self._rows]
 
     # --- windows ---
 
     def plan(self) -> Window | None:
         """The next window; None if there is nothing to do."""
-        now = self.counts.iterations
-        late = {
-            row.request.number
-            for row in [*self._waiting, *self._rows]
-            if row is not None and row.request.deadline is not None and row.request.deadline <= now
-        }
-        self._end(late, EndReason.DEADLINE)
         admitted = self._admitted()
         if not admitted and not any(self._rows):
             self._rows, self._shape = [], Shape(0, 0)
@@ -145,8 +132,16 @@ class Scheduler:
         sources = self._settle(admitted, pieces, steps)
         return self._window(sources, pieces, steps)
 
-    def report(self, tokens: Sequence[Sequence[int]]) -> list[RequestProgress]:
-        """Take the tokens of the window that ran: of each iteration, one for each live row.
+    def report(
+        self,
+        tokens: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[TokenLogprobs]] = (),
+    ) -> list[RequestProgress]:
+        """Take what came of the window that ran.
+
+        Args:
+            tokens: of each iteration, one for each live row.
+            logprobs: as many, if any live row asks for them.
 
         Returns:
             What became of the requests, also of those that ended otherwise since the last report.
@@ -163,7 +158,9 @@ class Scheduler:
             row = self._rows[row_number]
             if row is None or row.request.number != window.numbers[place]:
                 continue  # it was cancelled meanwhile
-            progress = self._taken(row, [step[place] for step in tokens])
+            asks = row.request.sampling.num_logprobs is not None
+            likely = [step[place] for step in logprobs] if asks else []
+            progress = self._taken(row, [step[place] for step in tokens], likely)
             self.counts.useful += len(progress.tokens)
             found.append(progress)
             if progress.end is not None:
@@ -171,7 +168,9 @@ class Scheduler:
         return found
 
     @staticmethod
-    def _taken(row: _Row, tokens: Sequence[int]) -> RequestProgress:
+    def _taken(
+        row: _Row, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> RequestProgress:
         request = row.request
         given, end = list(tokens[: row.left]), None
         for place, token in enumerate(given):
@@ -182,7 +181,7 @@ class Scheduler:
         row.cached += len(tokens)
         if end is None and not row.left:
             end = EndReason.LENGTH
-        return RequestProgress(request.number, tuple(given), end)
+        return RequestProgress(request.number, tuple(given), end, tuple(logprobs[: len(given)]))
 
     # --- what a window is made of ---
 

@@ -14,6 +14,7 @@ from hyparflow.serving.adapters import decoder_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.limits import Limits
 from hyparflow.serving.request import Request
+from hyparflow.serving.runner import LocalRunner
 from hyparflow.serving.self_test import require_right_logits
 from hyparflow.serving.window import EMPTY, Shape
 
@@ -77,7 +78,8 @@ def test_tokens_are_those_of_generate(name: str) -> None:
     model = language_model(name)
     model.compile(sampler="greedy")
     random = np.random.default_rng(1)
-    engine = ServingEngine(decoder_of(model), Limits(4, LENGTH, window=4, piece=16, shortest=12))
+    limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2)
+    engine = ServingEngine(LocalRunner(decoder_of(model)), limits)
     asked = {
         number: random.integers(1, VOCABULARY, random.integers(1, 20)).tolist()
         for number in range(6)
@@ -85,7 +87,7 @@ def test_tokens_are_those_of_generate(name: str) -> None:
     counts = {number: int(random.integers(1, 25)) for number in asked}
     given: dict[int, list[int]] = {number: [] for number in asked}
     waiting = list(asked)
-    while waiting or not engine.scheduler.is_idle:
+    while waiting or not engine.is_idle:
         for number in waiting[:2]:
             engine.submit(Request(number, tuple(asked[number]), counts[number]))
         waiting = waiting[2:]
@@ -101,7 +103,7 @@ def test_tokens_are_those_of_generate(name: str) -> None:
             "token_ids"
         ]
         assert given[number] == np.asarray(made)[0, len(prompt) :].tolist(), number
-    assert engine.scheduler.counts.rebuilds > 1
+    assert engine.schedulers[0].counts.rebuilds > 1
 
 
 def test_caches_that_move_and_grow() -> None:

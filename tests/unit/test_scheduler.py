@@ -154,14 +154,6 @@ def test_requests_that_are_cancelled_leave_their_rows() -> None:
     assert EndReason.CANCELLED in ends.values()
 
 
-def test_deadlines() -> None:
-    scheduler = Scheduler(Limits(1, 100, window=4))
-    asked = [Request(0, (1,), 20), Request(1, (2,), 20, deadline=10), Request(2, (3,), 5)]
-    given, ends = served(scheduler, [(0, request) for request in asked])
-    assert ends == {0: EndReason.LENGTH, 1: EndReason.DEADLINE, 2: EndReason.LENGTH}
-    assert given[1] == []
-
-
 def test_requests_that_arrive_first_are_served_first() -> None:
     """Nobody overtakes, not even one that would fit."""
     scheduler = Scheduler(Limits(8, 256, cache=512, shortest=64))

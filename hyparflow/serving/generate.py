@@ -1,0 +1,137 @@
+"""`hyparflow.generate`: all prompts at once, as many together as there is room for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.limits import Limits
+from hyparflow.serving.prepare import prepared_runner, require_length
+from hyparflow.serving.prompts import Prompts, prompts_of
+from hyparflow.serving.request import Request
+from hyparflow.serving.runner import Runner
+from hyparflow.serving.samplers import sampling_of
+from hyparflow.serving.text import preprocessor_of, stop_tokens_of
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: Any,
+    inputs: Any,
+    max_length: int | Sequence[int] | None = None,
+    stop_token_ids: Any = "auto",
+    strip_prompt: bool = False,
+    *,
+    sampler: Any = None,
+    seed: int | Sequence[int] | None = None,
+    max_batch: int = 32,
+) -> Any:
+    """Generate what follows prompts, as KerasHub's ``causal_lm.generate`` does.
+
+    Prompts of any lengths compute together. As soon as one is done the next takes its place, so
+    that no row computes in vain (Flover: Yao et al., arXiv 2305.13484).
+
+    Args:
+        model: A `keras_hub.models.CausalLM`.
+        inputs: A string, several strings, or a `tf.data.Dataset` of them. For a model without a
+            preprocessor a dictionary of ``token_ids`` and ``padding_mask``, both of shape
+            ``(prompts, length)``, with room for what follows.
+        max_length: Integer, or one of each prompt. The most tokens of a prompt and what follows it.
+            By default the ``sequence_length`` of the preprocessor.
+        stop_token_ids: "auto", `None` or a list of tokens, after which nothing follows.
+        strip_prompt: Boolean. Whether to leave out the prompts.
+        sampler: A name, a `keras_hub.samplers.Sampler`, or `None` for the one that the model is
+            compiled with. Samplers that run a loop of their own (beam search, contrastive search,
+            speculative decoding) are refused.
+        seed: Integer or `None`, or one integer of each prompt. The n-th token is drawn with the
+            seed ``[seed, n]``, as by a sampler with this seed that generates for this prompt
+            alone; the next prompt has the next seed. By default the sampler's.
+        max_batch: Integer. The most prompts that compute at the same time.
+
+    Returns:
+        As ``causal_lm.generate``: text for text, or a dictionary of ``token_ids`` and
+        ``padding_mask``, NumPy arrays of the shape of the inputs.
+
+    Raises:
+        ValueError: If the model cannot be served, or an argument is not valid.
+    """
+    prompts, lengths = _asked(model, inputs, max_length)
+    require_length(model, max(lengths))
+    sampler = model.sampler if sampler is None else sampler
+    seeds = _seeds(sampler, seed, len(lengths))
+    stops = stop_tokens_of(model, stop_token_ids)
+    requests = [
+        Request(
+            number=row,
+            prompt=prompts.tokens(row),
+            max_new_tokens=length - size,
+            stop_tokens=stops,
+            sampling=sampling_of(sampler, seeds[row]),
+        )
+        for row, (size, length) in enumerate(zip(prompts.sizes, lengths, strict=True))
+        if length > size
+    ]
+    # Few sizes, for what is compiled now may never be used again.
+    limits = Limits(max_batch, max(lengths), fewest=2 if len(requests) == 1 else 4, factor=4)
+    answers = dict.fromkeys(range(len(lengths)), ()) | _answers(
+        prepared_runner(model), limits, requests
+    )
+    return _returned(model, prompts, prompts.answered(list(answers.values()), strip_prompt))
+
+
+def _asked(
+    model: Any, inputs: Any, max_length: int | Sequence[int] | None
+) -> tuple[Prompts, list[int]]:
+    """The prompts, and the length that each may reach with what follows."""
+    if not isinstance(max_length, Sequence):
+        prompts = prompts_of(model, inputs, max_length)
+        return prompts, [prompts.token_ids.shape[1]] * len(prompts.token_ids)
+    longest = max(max_length, default=0)
+    prompts = prompts_of(model, inputs, longest)
+    count, width = prompts.token_ids.shape
+    if len(max_length) != count or min(max_length) < 1 or longest > width:
+        raise ValueError(
+            "`max_length` must be an integer, or one of each prompt, none larger than the rows of "
+            f"tokens. Received: max_length={list(max_length)} for {count} prompts in rows of "
+            f"{width} tokens."
+        )
+    return prompts.shortened(max_length), [int(length) for length in max_length]
+
+
+def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """A seed of each prompt."""
+    if isinstance(seed, Sequence):
+        if len(seed) != count:
+            raise ValueError(
+                "`seed` must be an integer, None, or one integer of each prompt. Received: "
+                f"{len(seed)} seeds for {count} prompts."
+            )
+        return [int(x) for x in seed]
+    seed = getattr(sampler, "seed", None) if seed is None else seed
+    if seed is None:
+        return [random.randint(1, 10**9) for _ in range(count)]  # as Keras draws default seeds
+    return [int(seed) + number for number in range(count)]
+
+
+def _answers(
+    runner: Runner, limits: Limits, requests: Sequence[Request]
+) -> dict[int, tuple[int, ...]]:
+    """Number of a request -> the tokens that follow."""
+    engine, found = ServingEngine(runner, limits), dict[int, tuple[int, ...]]()
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        for progress in engine.advance():
+            found[progress.number] = found.get(progress.number, ()) + progress.tokens
+    runner.close()
+    return found
+
+
+def _returned(model: Any, prompts: Prompts, answered: dict[str, Any]) -> Any:
+    if getattr(model, "preprocessor", None) is None:
+        return answered
+    texts = preprocessor_of(model).generate_postprocess(answered)
+    return texts[0] if prompts.is_single else list(texts)

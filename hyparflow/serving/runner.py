@@ -1,0 +1,158 @@
+"""Who computes the windows: here one process; several ranks do it together elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from hyparflow.serving.decoder import Caches, Decoder
+from hyparflow.serving.request import TokenLogprobs
+from hyparflow.serving.sampling import Sampling
+from hyparflow.serving.window import EMPTY, Piece, Shape, Window
+
+__all__ = ["LocalRunner", "Runner", "WindowResult", "result_of"]
+
+_SHORTEST_PIECE = 16  # tokens, and times 4: others are filled up, so that few are compiled
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What came of a window.
+
+    Attributes:
+        tokens: of each iteration, those of the live rows.
+        logprobs: as many, if any of the rows asks for them.
+    """
+
+    tokens: Sequence[Sequence[int]] = ()
+    logprobs: Sequence[Sequence[TokenLogprobs]] = ()
+
+
+class Runner(Protocol):
+    """Runs windows, one of each replica at a time."""
+
+    @property
+    def num_replicas(self) -> int:
+        """How many there are."""
+
+    def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
+        """The tokens of each replica's window; None gives its caches back."""
+
+    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
+        """Compile what caches of a size need, while nobody is served."""
+
+    def bytes(self) -> dict[str, int]:
+        """Of memory and messages, by kind."""
+
+    def close(self) -> None:
+        """End what was started for it."""
+
+
+class LocalRunner:
+    """One replica in this process.
+
+    Args:
+        decoder: the model.
+    """
+
+    num_replicas = 1
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder, self._caches, self._shape = decoder, Caches(), Shape(0, 0)
+
+    def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
+        """See `Runner.run`."""
+        (window,) = windows
+        if window is None:
+            self._caches, self._shape = Caches(), Shape(0, 0)
+            return [WindowResult()]
+        self._rebuild(window)
+        for piece in window.pieces:
+            self._decoder.take_in(
+                self._caches,
+                piece.row,
+                piece.start,
+                piece.tokens,
+                piece_sizes(len(piece.tokens))[-1],
+            )
+        return [self._made(window) if window.steps else WindowResult()]
+
+    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
+        """See `Runner.warm_up`."""
+        pieces = [
+            Piece(0, 0, (0,) * size)
+            for size in piece_sizes(min(longest_piece, shape.length))
+            if size <= shape.length
+        ]
+        window = Window(
+            shape=shape,
+            sources=(EMPTY,) * shape.rows,
+            pieces=tuple(pieces),
+            live=(0,),
+            numbers=(0,),
+            tokens=(0,),
+            positions=(0,),
+            given=(0,),
+            sampling=(sampling,),
+            steps=1,
+        )
+        self.run([window])
+        self.run([None])
+
+    def bytes(self) -> dict[str, int]:
+        """See `Runner.bytes`."""
+        return {"caches": self._shape.size * self._decoder.bytes_of_token}
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._caches = Caches()
+
+    def _rebuild(self, window: Window) -> None:
+        if window.sources is None:
+            return
+        if self._caches:
+            self._caches = self._decoder.rebuilt(self._caches, window.shape, window.sources)
+        else:
+            self._caches = self._decoder.empty(window.shape)
+        self._shape = window.shape
+
+    def _made(self, window: Window) -> WindowResult:
+        shape = self._shape
+        # Rows that take no part write to the last place, which nobody has reached, and choose as
+        # others do, so that nothing else is compiled for them.
+        tokens, positions = [0] * shape.rows, [shape.length - 1] * shape.rows
+        sampling, given = [window.sampling[0]] * shape.rows, [0] * shape.rows
+        for place, row in enumerate(window.live):
+            tokens[row], positions[row] = window.tokens[place], window.positions[place]
+            sampling[row], given[row] = window.sampling[place], window.given[place]
+        made = self._decoder.run(self._caches, tokens, positions, window.steps, sampling, given)
+        return result_of(window, made)
+
+
+def piece_sizes(longest: int) -> list[int]:
+    """The numbers of tokens that are computed for pieces up to a length."""
+    sizes = [_SHORTEST_PIECE]
+    while sizes[-1] < longest:
+        sizes.append(4 * sizes[-1])
+    return sizes
+
+
+def result_of(window: Window, made: Sequence[Any]) -> WindowResult:
+    """What a decoder made, for the live rows."""
+    rows = list(window.live)
+    tokens = made[0][:, rows].tolist()
+    if len(made) == 1:
+        return WindowResult(tokens)
+    asked = [way.num_logprobs or 0 for way in window.sampling]
+    chosen, likeliest, values = (part[:, rows] for part in made[1:])
+
+    def of_token(step: int, place: int) -> TokenLogprobs:
+        pairs = zip(likeliest[step, place], values[step, place], strict=True)
+        found = [(int(token), float(value)) for token, value in pairs if np.isfinite(value)]
+        return TokenLogprobs(float(chosen[step, place]), tuple(found[: asked[place]]))
+
+    steps, places = range(len(tokens)), range(len(rows))
+    return WindowResult(tokens, [[of_token(step, place) for place in places] for step in steps])

@@ -1,0 +1,80 @@
+"""`hyparflow.serve`: a server for requests that come at any time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow.comm.progress import progress
+from hyparflow.serving.limits import Limits
+from hyparflow.serving.prepare import learned_positions, prepared_runner, require_length
+from hyparflow.serving.runner import Runner
+from hyparflow.serving.samplers import sampling_of
+from hyparflow.serving.server import Server
+
+__all__ = ["serve"]
+
+_FEWEST_ROWS = 4  # that many take about as long as one
+_LENGTHS = 4  # the longest cache over the shortest; there are three sizes
+_SHORTEST = 64
+
+
+def serve(
+    model: Any,
+    *,
+    max_batch: int = 32,
+    max_length: int | None = None,
+    window: int = 8,
+    prompt_piece: int = 256,
+    max_cached_tokens: int | None = None,
+    warm_up: bool = True,
+) -> Any:
+    """Serve a language model of KerasHub to requests that come at any time.
+
+    Requests join the batch that runs, and leave it when they are done (Flover: Yao et al.,
+    arXiv 2305.13484). Use it as ``with hyparflow.serve(model) as server:``.
+
+    Args:
+        model: A `keras_hub.models.CausalLM`.
+        max_batch: Integer. The most requests that compute at the same time; others wait.
+        max_length: Integer or `None`. The most tokens of a prompt and what follows it. By default
+            1024, or as many as the model has learned positions for if these are fewer.
+        window: Integer, 1 to 16. The most tokens that a request is given until others may join.
+        prompt_piece: Integer. The most tokens of prompts that are taken in until the requests that
+            run are given tokens again.
+        max_cached_tokens: Integer or `None`. For how many tokens, of all requests, there is memory.
+            If more are needed, the request that came last loses its place and is computed again
+            later, with the same tokens.
+        warm_up: Boolean. Whether to compile all that may be needed before the first request.
+
+    Returns:
+        A `hyparflow.serving.server.Server`: `submit`, `stream`, `stats` and `close`.
+
+    Raises:
+        ValueError: If the model cannot be served, or an argument is not valid.
+    """
+    learned = learned_positions(model)
+    if max_length is None:
+        max_length = min(1024, learned or 1024)
+    require_length(model, max_length)
+    limits = Limits(
+        max_batch=max_batch,
+        max_length=max_length,
+        window=window,
+        piece=prompt_piece,
+        cache=max_cached_tokens,
+        shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
+        fewest=_FEWEST_ROWS,
+    )
+    runner = prepared_runner(model)
+    if warm_up:
+        _warm_up(model, runner, limits)
+    return Server(model, runner, limits)
+
+
+def _warm_up(model: Any, runner: Runner, limits: Limits) -> None:
+    """Compile all that may be needed."""
+    shapes = limits.shapes
+    with progress("compiling for requests") as shown:
+        for number, shape in enumerate(shapes):
+            shown.say(f"{number} of {len(shapes)} sizes of batches")
+            runner.warm_up(shape, sampling_of(model.sampler), limits.piece)

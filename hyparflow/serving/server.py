@@ -1,0 +1,282 @@
+"""A server within Python: a thread runs windows as long as there are requests."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.limits import Limits
+from hyparflow.serving.request import EndReason, Request, RequestProgress
+from hyparflow.serving.runner import Runner
+from hyparflow.serving.samplers import sampling_of
+from hyparflow.serving.served_request import ServedPiece, ServedRequest
+from hyparflow.serving.statistics import Latencies, ServerStatistics
+from hyparflow.serving.stop_strings import StopStrings
+from hyparflow.serving.text import StreamedText, stop_tokens_of, tokens_of
+
+__all__ = ["Server"]
+
+_PATIENCE = 30.0  # seconds that closing waits for a window
+
+
+@dataclass
+class _Open:
+    """A request that goes on.
+
+    Attributes:
+        served: what its caller has.
+        text: makes text of its tokens; None if nobody wants any.
+        stops: ends the text.
+        deadline: of `time.monotonic`; None to wait as long as it takes.
+        count: tokens that came.
+    """
+
+    served: ServedRequest
+    text: StreamedText | None
+    stops: StopStrings
+    deadline: float | None
+    count: int = 0
+
+
+class Server:
+    """Takes requests from any thread, at any time; they compute together.
+
+    Attributes:
+        model: what is served.
+
+    Args:
+        model: a `keras_hub.models.CausalLM`.
+        runner: computes windows.
+        limits: what each replica may take.
+    """
+
+    def __init__(self, model: Any, runner: Runner, limits: Limits) -> None:
+        self.model, self._limits, self._runner = model, limits, runner
+        self._engine = ServingEngine(runner, limits)
+        self._changed = threading.Condition()
+        self._commands: list[Callable[[], None]] = []
+        self._open: dict[int, _Open] = {}
+        self._is_closing = self._is_stopped = False
+        self._error: BaseException | None = None
+        self._number, self._tokens = 0, 0
+        self._latencies, self._ended = Latencies(), Counter[EndReason]()
+        self._thread = threading.Thread(target=self._serve, name="hyparflow-serving", daemon=True)
+        self._thread.start()
+
+    # --- what callers use ---
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Any = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Any = "auto",
+        num_logprobs: int | None = None,
+        timeout: float | None = None,
+    ) -> ServedRequest:
+        """Ask for tokens that follow a prompt.
+
+        Args:
+            prompt: String, or its tokens.
+            max_new_tokens: Integer or `None`. How many tokens may follow; as many as there is room
+                for if it is `None`.
+            sampler: A name, a `keras_hub.samplers.Sampler`, or `None` for the one that the model is
+                compiled with.
+            seed: Integer or `None`. The n-th token is drawn with the seed `[seed, n]`, so that it
+                does not depend on other requests.
+            stop: Strings, of which the first to come ends the text and is left out.
+            stop_token_ids: As in KerasHub's `generate`: "auto", `None` or a list of tokens. For a
+                model without a preprocessor "auto" is `None`.
+            num_logprobs: Integer or `None`. Of how many of the likeliest tokens to give the
+                logarithms of probabilities, beside that of each token itself.
+            timeout: Seconds, or `None`. After them the request ends, with what there is.
+
+        Returns:
+            A `ServedRequest`, at once.
+
+        Raises:
+            ValueError: If the request could never run, or an argument is not valid.
+            RuntimeError: If the server is closed, or has failed.
+        """
+        seed = random.randint(1, 10**9) if seed is None else seed  # as Keras draws default seeds
+        sampler = self.model.sampler if sampler is None else sampler
+        tokens = self._tokens_of(prompt)
+        if max_new_tokens is None:
+            max_new_tokens = self._limits.max_length - len(tokens)
+        if self.model.preprocessor is None and stop_token_ids == "auto":
+            stop_token_ids = None
+        request = Request(
+            number=0,
+            prompt=tokens,
+            max_new_tokens=max_new_tokens,
+            stop_tokens=stop_tokens_of(self.model, stop_token_ids),
+            sampling=sampling_of(sampler, seed, num_logprobs),
+        )
+        self._limits.require_possible(request)
+        strings = [stop] if isinstance(stop, str) else list(stop)
+        return self._admit(request, strings, timeout)
+
+    def stream(self, prompt: str | Sequence[int], **kwargs: Any) -> ServedRequest:
+        """As `submit`. Iterate over it, by ``for`` or ``async for``, for text as it comes."""
+        return self.submit(prompt, **kwargs)
+
+    def stats(self) -> ServerStatistics:
+        """What it has done so far."""
+        with self._changed:
+            counts = [replace(x.counts) for x in self._engine.schedulers]
+            running = sum(x.running for x in self._engine.schedulers)
+            return ServerStatistics(
+                running=running,
+                waiting=len(self._open) - running,
+                ended=dict(self._ended),
+                tokens=self._tokens,
+                counts=tuple(counts),
+                time_to_first_token=self._latencies.to_first_token,
+                time_per_token=self._latencies.per_token,
+                bytes=self._runner.bytes(),
+            )
+
+    def close(self, wait: bool = False) -> None:
+        """Take no more requests.
+
+        Args:
+            wait: whether to serve those that there are to their ends; otherwise they are cancelled.
+        """
+        with self._changed:
+            self._is_closing = True
+            if not wait:
+                self._is_stopped = True
+            self._changed.notify_all()
+        self._thread.join(None if wait else _PATIENCE)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: Any, *error: object) -> None:
+        self.close(wait=kind is None)
+
+    # --- requests ---
+
+    def _tokens_of(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        """Of a prompt; more than there is room for is refused later, and not cut off."""
+        if isinstance(prompt, str):
+            return tuple(tokens_of(self.model, prompt, self._limits.max_length + 1))
+        return tuple(int(token) for token in prompt)
+
+    def _admit(self, request: Request, stops: list[str], timeout: float | None) -> ServedRequest:
+        has_text = self.model.preprocessor is not None
+        if stops and not has_text:
+            raise ValueError(
+                "`stop` needs a model with a preprocessor, which makes text of tokens. Received: "
+                f"stop={stops}, and a model without one. Pass stop_token_ids."
+            )
+        with self._changed:
+            self._require_open()
+            number, self._number = self._number, self._number + 1
+            served = ServedRequest(
+                number, request.prompt, lambda: self._command(self._cancel, number), has_text
+            )
+            self._open[number] = _Open(
+                served,
+                StreamedText(self.model) if has_text else None,
+                StopStrings(stops),
+                None if timeout is None else time.monotonic() + timeout,
+            )
+            numbered = replace(request, number=number)
+            self._commands.append(lambda: self._engine.submit(numbered))
+            self._changed.notify_all()
+        return served
+
+    def _require_open(self) -> None:
+        if self._error is not None:
+            raise RuntimeError(f"the server failed: {self._error}") from self._error
+        if self._is_closing:
+            raise RuntimeError("the server is closed: it takes no more requests")
+
+    def _command(self, function: Callable[..., None], *args: Any) -> None:
+        """Have the thread call a function between two windows."""
+        with self._changed:
+            self._commands.append(lambda: function(*args))
+            self._changed.notify_all()
+
+    def _cancel(self, number: int, reason: EndReason = EndReason.CANCELLED) -> None:
+        if number in self._open:
+            self._engine.cancel(number, reason)
+
+    # --- the thread ---
+
+    def _serve(self) -> None:
+        try:
+            while self._take_commands():
+                self._expire()
+                for progress in self._engine.advance():
+                    self._deliver(progress)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._runner.close()
+
+    def _take_commands(self) -> bool:
+        """Wait until there is something to do; whether to go on."""
+        with self._changed:
+            while not (self._commands or self._is_closing or not self._engine.is_idle):
+                self._changed.wait()
+            commands, self._commands = self._commands, []
+            if self._is_stopped:
+                self._end_all()
+                return False
+            for command in commands:
+                command()
+            return not (self._is_closing and self._engine.is_idle)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for number, entry in list(self._open.items()):
+            if entry.deadline is not None and entry.deadline <= now:
+                self._cancel(number, EndReason.DEADLINE)
+
+    def _deliver(self, progress: RequestProgress) -> None:
+        entry = self._open.get(progress.number)
+        if entry is None:
+            return
+        end, text = progress.end, ""
+        if entry.text is not None:
+            tokens = progress.tokens
+            text = entry.text.add(tokens, is_last=end is not None)
+            text = entry.stops.add(text, is_last=end is not None)
+            if entry.stops.has_stopped:
+                if end is None:
+                    self._engine.cancel(progress.number)
+                end = EndReason.STOP
+        entry.count += len(progress.tokens)
+        entry.served.take(ServedPiece(text, progress.tokens, progress.logprobs), end)
+        self._note(progress, entry, end)
+
+    def _note(self, progress: RequestProgress, entry: _Open, end: EndReason | None) -> None:
+        with self._changed:
+            self._tokens += len(progress.tokens)
+            if end is not None:
+                del self._open[progress.number]
+                self._ended[end] += 1
+                self._latencies.add(entry.served.times, entry.count)
+
+    def _end_all(self) -> None:
+        for entry in self._open.values():
+            entry.served.take(ServedPiece("", ()), EndReason.CANCELLED)
+        self._open.clear()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            for entry in self._open.values():
+                entry.served.fail(error)
+            self._open.clear()
