@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hyparflow.serving.decoder import Caches, Decoder
+from hyparflow.serving.caches import Caches
+from hyparflow.serving.decoder import Decoder
 from hyparflow.serving.request import TokenLogprobs
 from hyparflow.serving.sampling import Sampling
 from hyparflow.serving.window import EMPTY, Piece, Shape, Window

@@ -1,0 +1,66 @@
+"""Keys and values of all rows, as variables: what changes them copies nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.serving.cached_model import CacheSize
+from hyparflow.serving.window import EMPTY, Shape
+
+__all__ = ["Caches", "bytes_of_token", "empty_caches", "moved_caches", "put_row", "values_of"]
+
+# Variables, each (rows, ..., length, ...).
+Caches = list[Any]
+
+
+def bytes_of_token(sizes: Sequence[CacheSize]) -> int:
+    """What the caches of one token take."""
+    return sum(size.numbers * tf.dtypes.as_dtype(size.dtype).size for size in sizes)
+
+
+def empty_caches(sizes: Sequence[CacheSize], shape: Shape) -> Caches:
+    """Caches that hold nothing."""
+    return [_cache(tf.zeros(size.shape(shape), size.dtype)) for size in sizes]
+
+
+def moved_caches(
+    caches: Caches, sizes: Sequence[CacheSize], shape: Shape, sources: Sequence[int]
+) -> Caches:
+    """Caches with other rows, of another length; see `Window.sources`.
+
+    Args:
+        caches: the old ones, which are lost.
+        sizes: of caches.
+        shape: of the new ones.
+        sources: of the new rows.
+    """
+    places = tf.constant([0 if source == EMPTY else source for source in sources])
+    made: Caches = []
+    for size in sizes:
+        cache = caches.pop(0)  # so that the old and the new ones never all exist
+        axis = 1 + len(size.before)
+        kept = tf.gather(cache, places)
+        if cache.shape[axis] > shape.length:
+            kept = kept[(..., slice(shape.length), *[slice(None)] * len(size.after))]
+        longer = [[0, 0]] * kept.shape.rank
+        longer[axis] = [0, shape.length - kept.shape[axis]]
+        made.append(_cache(tf.pad(kept, longer) if longer[axis][1] else kept))
+    return made
+
+
+def values_of(caches: Caches) -> list[Any]:
+    """What they hold, as tensors."""
+    return [cache.value() for cache in caches]
+
+
+def put_row(caches: Caches, row: int, changed: Sequence[Any]) -> None:
+    """Write one row, (1, ..., length, ...) in each."""
+    for cache, value in zip(caches, changed, strict=True):
+        cache.scatter_nd_update([[row]], value)
+
+
+def _cache(value: Any) -> Any:
+    return tf.Variable(value, trainable=False)
