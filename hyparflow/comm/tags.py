@@ -24,3 +24,6 @@ class Tag(IntEnum):
     EVENTS = 5  # of a trace, on their way to the leader
     RING = 6  # trial messages to each rank's neighbours
     WEIGHTS = 7  # between the leader and their owners
+    SERVED_TENSORS = 8  # from partition to partition, while tokens are generated
+    SERVED_TOKENS = 9  # from the last partition to the first
+    SERVED_RESULTS = 10  # of a replica's window, on their way to the leader

@@ -27,6 +27,6 @@ def cached_model_of(model: Any) -> CachedModel:
     return hooked
 
 
-def decoder_of(model: Any) -> Decoder:
-    """A decoder that compiles as `model.generate` does."""
-    return Decoder(cached_model_of(model), jit=bool(model.jit_compile) and not model.run_eagerly)
+def decoder_of(model: Any, jit: bool = False) -> Decoder:
+    """A decoder of a whole model, in one process; see `Decoder`."""
+    return Decoder(cached_model_of(model), jit)

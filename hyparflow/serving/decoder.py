@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from hyparflow.serving.cached_model import CachedModel
@@ -42,7 +43,6 @@ class Decoder:
             self._stepped, autograph=False, jit_compile=None if has_exchanges else True
         )
         self._taking = tf.function(self._taken_in, autograph=False)
-        self._logits_of = tf.function(self._logits, autograph=False)
         self._loops: dict[Choice, Any] = {}
 
     @property
@@ -111,24 +111,35 @@ class Decoder:
         )
         return [part.numpy()[:steps] for part in made]
 
-    def logits(self, caches: Caches, tokens: Any, positions: Any) -> Any:
-        """The logits after each of the tokens, (rows, tokens, vocabulary); caches keep them."""
-        made, new = self._logits_of(values_of(caches), tokens, positions)
-        for cache, changed in zip(caches, new, strict=True):
-            cache.assign(changed)
-        return made
+    # --- see `hyparflow.serving.self_test.Probed` ---
+
+    probe_rows = 3
+
+    def probe(self, tokens: Any, counts: Sequence[int], steps: int) -> list[Any]:
+        """See `Probed.probe`."""
+        caches = self.empty(Shape(*tokens.shape))
+        for row, count in enumerate(counts):
+            for start, stop in ((0, count // 2), (count // 2, count)):
+                piece = tokens[row, start:stop].tolist()
+                self.take_in(caches, row, start, piece, tokens.shape[1])
+        rows, places = np.arange(len(counts)), np.array(counts, np.int32)
+        return [
+            self._step(
+                caches,
+                tf.constant(tokens[rows, places + step]),
+                tf.constant(places + step),
+            ).numpy()
+            for step in range(steps)
+        ]
 
     # --- traced ---
 
     def _taken_in(self, caches: Any, tokens: Any, places: Any) -> list[Any]:
         return self._model.call(tokens, places, caches)[1]
 
-    def _logits(self, caches: Any, tokens: Any, positions: Any) -> tuple[Any, list[Any]]:
-        return self._model.call(tokens, positions, caches)
-
     def _stepped(self, caches: Caches, tokens: Any, positions: Any) -> Any:
         """The logits of each row after one more token; caches keep it."""
-        made, new = self._logits(values_of(caches), tokens[:, None], positions[:, None])
+        made, new = self._model.call(tokens[:, None], positions[:, None], values_of(caches))
         for cache, changed in zip(caches, new, strict=True):
             cache.assign(changed)
         return made[:, 0]

@@ -6,10 +6,18 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER
+from hyparflow.comm.ranks import size, world
+from hyparflow.comm.world import World
+from hyparflow.formats.argument_checks import count_of
+from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.limits import Limits
 from hyparflow.serving.prepare import prepared_runner, require_length
 from hyparflow.serving.prompts import Prompts, prompts_of
+from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.request import Request
 from hyparflow.serving.runner import Runner
 from hyparflow.serving.samplers import sampling_of
@@ -28,6 +36,9 @@ def generate(
     sampler: Any = None,
     seed: int | Sequence[int] | None = None,
     max_batch: int = 32,
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_shards: int | None = None,
 ) -> Any:
     """Generate what follows prompts, as KerasHub's ``causal_lm.generate`` does.
 
@@ -49,37 +60,67 @@ def generate(
         seed: Integer or `None`, or one integer of each prompt. The n-th token is drawn with the
             seed ``[seed, n]``, as by a sampler with this seed that generates for this prompt
             alone; the next prompt has the next seed. By default the sampler's.
-        max_batch: Integer. The most prompts that compute at the same time.
+        max_batch: Integer. The most prompts that compute at the same time, on each replica.
+        num_partitions: Integer or `None`. The number of partitions of each replica.
+        num_replicas: Integer or `None`. The number of replicas, among which prompts are dealt out.
+            By default as many as there are ranks for.
+        num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
+            columns of feed-forward layers of each partition (tensor parallelism).
 
     Returns:
         As ``causal_lm.generate``: text for text, or a dictionary of ``token_ids`` and
-        ``padding_mask``, NumPy arrays of the shape of the inputs.
+        ``padding_mask``, NumPy arrays of the shape of the inputs. The same on every rank.
 
     Raises:
         ValueError: If the model cannot be served, or an argument is not valid.
     """
-    prompts, lengths = _asked(model, inputs, max_length)
-    require_length(model, max(lengths))
+    ranks = world()
+    with abort.alike():
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
+        prompts, lengths = _asked(model, inputs, max_length)
+        require_length(model, max(lengths))
+        requests = _requests(model, prompts, lengths, stop_token_ids, sampler, seed)
+        limits = _limits(max_batch, max(lengths), len(requests), grid)
+        runner = prepared_runner(model, grid, ranks)
+    answers = _answered(runner, limits, requests, ranks)
+    rows = [answers.get(row, ()) for row in range(len(lengths))]
+    return _returned(model, prompts, prompts.answered(rows, strip_prompt))
+
+
+def _requests(
+    model: Any,
+    prompts: Prompts,
+    lengths: Sequence[int],
+    stop_token_ids: Any,
+    sampler: Any,
+    seed: int | Sequence[int] | None,
+) -> list[Request]:
     sampler = model.sampler if sampler is None else sampler
     seeds = _seeds(sampler, seed, len(lengths))
     stops = stop_tokens_of(model, stop_token_ids)
-    requests = [
+    return [
         Request(
             number=row,
             prompt=prompts.tokens(row),
-            max_new_tokens=length - size,
+            max_new_tokens=length - filled,
             stop_tokens=stops,
             sampling=sampling_of(sampler, seeds[row]),
         )
-        for row, (size, length) in enumerate(zip(prompts.sizes, lengths, strict=True))
-        if length > size
+        for row, (filled, length) in enumerate(zip(prompts.sizes, lengths, strict=True))
+        if length > filled
     ]
-    # Few sizes, for what is compiled now may never be used again.
-    limits = Limits(max_batch, max(lengths), fewest=2 if len(requests) == 1 else 4, factor=4)
-    answers = dict.fromkeys(range(len(lengths)), ()) | _answers(
-        prepared_runner(model), limits, requests
+
+
+def _limits(max_batch: int, length: int, count: int, grid: Grid) -> Limits:
+    """Few sizes, for what is compiled now may never be used again."""
+    groups = grid.num_partitions
+    return Limits(
+        max_batch=count_of("max_batch", max_batch),
+        max_length=length,
+        fewest=2 * groups if count <= 2 * groups else 4 * groups,
+        factor=4,
+        multiple=groups,
     )
-    return _returned(model, prompts, prompts.answered(list(answers.values()), strip_prompt))
 
 
 def _asked(
@@ -116,18 +157,22 @@ def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[i
     return [int(seed) + number for number in range(count)]
 
 
-def _answers(
-    runner: Runner, limits: Limits, requests: Sequence[Request]
+def _answered(
+    runner: Runner | RanksRunner, limits: Limits, requests: Sequence[Request], ranks: World | None
 ) -> dict[int, tuple[int, ...]]:
-    """Number of a request -> the tokens that follow."""
-    engine, found = ServingEngine(runner, limits), dict[int, tuple[int, ...]]()
-    for request in requests:
-        engine.submit(request)
-    while not engine.is_idle:
-        for progress in engine.advance():
-            found[progress.number] = found.get(progress.number, ()) + progress.tokens
-    runner.close()
-    return found
+    """Number of a request -> the tokens that follow, on all ranks."""
+    found = dict[int, tuple[int, ...]]()
+    if ranks is not None and ranks.rank != LEADER and isinstance(runner, RanksRunner):
+        runner.follow()
+    else:
+        engine = ServingEngine(runner, limits)
+        for request in requests:
+            engine.submit(request)
+        while not engine.is_idle:
+            for progress in engine.advance():
+                found[progress.number] = found.get(progress.number, ()) + progress.tokens
+        runner.close()
+    return found if ranks is None else ranks.broadcast_object(found, LEADER, "answers")
 
 
 def _returned(model: Any, prompts: Prompts, answered: dict[str, Any]) -> Any:

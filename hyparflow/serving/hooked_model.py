@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,50 +12,95 @@ from hyparflow.model.keras_internals.serving_hook import served_from
 from hyparflow.serving.cached_attention import attending
 from hyparflow.serving.cached_model import CacheSize
 
-__all__ = ["HookedModel"]
+__all__ = ["Around", "HookedBody", "HookedModel", "token_inputs"]
+
+# Opens a context in which a model is traced.
+Around = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+class HookedBody:
+    """Layers of a language model, called with the positions of single tokens.
+
+    Attributes:
+        cache_sizes: keys and values of each attention layer; empty if none has the hook.
+
+    Args:
+        body: from tensors of single tokens, (tokens, 1, ...), to others.
+        samples: tensors like those that it takes, of one token.
+        around: see `Around`.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[list[Any]], list[Any]],
+        samples: Callable[[], list[Any]],
+        around: Around = contextlib.nullcontext,
+    ) -> None:
+        self._body, self._around = body, around
+        self.cache_sizes: Sequence[CacheSize] = self._find_sizes(samples)
+
+    def call(
+        self, given: Sequence[Any], positions: Any, caches: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Take in new tokens.
+
+        Args:
+            given: tensors (rows, tokens, ...), of known shape.
+            positions: of the tokens in their rows.
+            caches: with the tokens before.
+
+        Returns:
+            Tensors of the same kind, and the new caches.
+        """
+        pairs = list(zip(caches[::2], caches[1::2], strict=True))
+        flat = [tf.reshape(x, [-1, 1, *x.shape[2:]]) for x in given]
+        place = tf.reshape(positions, [-1])
+        with self._around(), served_from(attending(positions), place, pairs) as updated:
+            made, new = self._body(flat), updated()
+        made = [tf.reshape(x, [*positions.shape, *x.shape[2:]]) for x in made]
+        return made, [cache for pair in new for cache in pair]
+
+    def _find_sizes(self, samples: Callable[[], list[Any]]) -> list[CacheSize]:
+        found: list[CacheSize] = []
+
+        def note(cache: Any, query: Any, key: Any, *rest: Any, **more: Any) -> tuple[None, Any]:
+            _, _, size, _, key_heads = rest
+            found.extend([CacheSize((int(key_heads),), (int(size),), key.dtype.name)] * 2)
+            return None, query
+
+        def traced() -> Any:
+            with self._around(), served_from(note, tf.zeros([1], tf.int32), None):
+                self._body(samples())
+            return tf.zeros([])
+
+        tf.function(traced, autograph=False).get_concrete_function()
+        return found
 
 
 class HookedModel:
-    """A `keras_hub.models.CausalLM`, called with the positions of single tokens.
+    """A whole `keras_hub.models.CausalLM`; see `CachedModel`.
 
     Attributes:
         cache_sizes: keys and values of each attention layer; empty if none has the hook.
 
     Args:
         model: the model.
+        around: see `Around`.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.cache_sizes: Sequence[CacheSize] = _sizes_of(model)
+    def __init__(self, model: Any, around: Around = contextlib.nullcontext) -> None:
+        def body(tensors: list[Any]) -> list[Any]:
+            return [model(token_inputs(tensors[0]), training=False)]
+
+        self._body = HookedBody(body, lambda: [tf.zeros([1, 1], tf.int32)], around)
+        self.cache_sizes = self._body.cache_sizes
 
     def call(self, given: Any, positions: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
         """See `CachedModel.call`."""
-        pairs = list(zip(caches[::2], caches[1::2], strict=True))
-        flat = tf.reshape(given, [-1, 1])
-        with served_from(attending(positions), tf.reshape(positions, [-1]), pairs) as updated:
-            made = self._model(_inputs(flat), training=False)
-            new = updated()
-        made = tf.reshape(made, [*given.shape, made.shape[-1]])
-        return made, [cache for pair in new for cache in pair]
+        (made,), new = self._body.call([given], positions, caches)
+        return made, new
 
 
-def _sizes_of(model: Any) -> list[CacheSize]:
-    found: list[CacheSize] = []
-
-    def note(cache: Any, query: Any, key: Any, *rest: Any, **more: Any) -> tuple[None, Any]:
-        _, _, size, _, key_heads = rest
-        found.extend([CacheSize((int(key_heads),), (int(size),), key.dtype.name)] * 2)
-        return None, query
-
-    def traced() -> Any:
-        with served_from(note, tf.zeros([1], tf.int32), None):
-            model.backbone(_inputs(tf.zeros([1, 1], tf.int32)), training=False)
-        return tf.zeros([])
-
-    tf.function(traced, autograph=False).get_concrete_function()
-    return found
-
-
-def _inputs(tokens: Any) -> dict[str, Any]:
+def token_inputs(tokens: Any) -> dict[str, Any]:
+    """The inputs of a model, in which every place holds a token."""
     return {"token_ids": tokens, "padding_mask": tf.ones_like(tokens)}

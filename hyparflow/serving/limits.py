@@ -24,6 +24,7 @@ class Limits:
         fewest: the fewest rows of a cache: XLA's products of matrices take less time than those
             of vectors.
         factor: of each size to the next larger one. Each size is compiled.
+        multiple: of which numbers of rows are multiples.
     """
 
     max_batch: int
@@ -34,6 +35,7 @@ class Limits:
     shortest: int = 64
     fewest: int = 1
     factor: int = 2
+    multiple: int = 1
 
     def require_possible(self, request: Request) -> None:
         """Check that a request can run once nobody else does.
@@ -57,7 +59,8 @@ class Limits:
 
     def rows(self, count: int) -> int:
         """The number of rows of a cache for so many requests."""
-        return max(self.fewest, min(self.max_batch, self._size(self.fewest, count)))
+        wanted = max(self.fewest, min(self.max_batch, self._size(self.fewest, count)))
+        return -(-wanted // self.multiple) * self.multiple
 
     def length(self, tokens: int) -> int:
         """The length of a cache for so many tokens."""

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyparflow.comm import abort
+from hyparflow.comm.world import World
 from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.adapters import decoder_of
 from hyparflow.serving.decoder import Decoder
+from hyparflow.serving.ranks.build import built_share
+from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.runner import LocalRunner, Runner
-from hyparflow.serving.self_test import require_right_logits
+from hyparflow.serving.self_test import Probed, logits_differ
 
 __all__ = ["learned_positions", "prepared_runner", "require_length"]
 
 _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
 
-def prepared_runner(model: Any) -> Runner:
-    """What computes the windows of a model.
+def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner | RanksRunner:
+    """What computes the windows of a model. Collective.
+
+    Args:
+        model: what is served.
+        grid: who holds what.
+        world: all ranks; None if there is one.
 
     Raises:
         ValueError: if it is no language model that decodes right.
     """
-    return LocalRunner(_tried_decoder(model))
+    import keras_hub
+
+    if not isinstance(model, keras_hub.models.CausalLM):
+        raise ValueError(
+            "A model that generates must be a `keras_hub.models.CausalLM`. Received: "
+            f"{type(model).__name__}"
+        )
+    jit = bool(model.jit_compile) and not model.run_eagerly
+    kept = vars(model).setdefault(_KEPT, {})
+    key = jit, grid
+    if key not in kept:
+        found = decoder_of(model, jit) if world is None else built_share(model, grid, world, jit)
+        _require_right(model, found, world)
+        kept[key] = found
+    share = kept[key]
+    own: Runner = LocalRunner(share) if isinstance(share, Decoder) else share
+    if world is None:
+        return LocalRunner(kept[key])
+    return RanksRunner(own, grid, world)
+
+
+def _require_right(model: Any, probed: Probed, world: World | None) -> None:
+    broken = logits_differ(model, probed, int(model.backbone.vocabulary_size))
+    if world is not None:
+        said = world.all_gather_objects(broken, "the ranks to try the model")
+        broken = next(filter(None, said), "")
+    if broken:
+        raise abort.mark_collective(ValueError(broken))
 
 
 def require_length(model: Any, length: int) -> None:
@@ -45,27 +82,3 @@ def learned_positions(model: Any) -> int | None:
     kind = keras_hub.layers.PositionEmbedding
     found = [layer.sequence_length for layer in all_layers(model) if isinstance(layer, kind)]
     return min(found, default=None)
-
-
-def _tried_decoder(model: Any) -> Decoder:
-    """Compiled functions are kept with a model, as Keras keeps its own."""
-    import keras_hub
-
-    if not isinstance(model, keras_hub.models.CausalLM):
-        raise ValueError(
-            "A model that generates must be a `keras_hub.models.CausalLM`. Received: "
-            f"{type(model).__name__}"
-        )
-    kept = vars(model).setdefault(_KEPT, {})
-    jit = model.jit_compile
-    if jit not in kept:
-        decoder = decoder_of(model)
-        require_right_logits(model, decoder, vocabulary_of(model))
-        kept[jit] = decoder
-    found: Decoder = kept[jit]
-    return found
-
-
-def vocabulary_of(model: Any) -> int:
-    """How many tokens there are."""
-    return int(model.backbone.vocabulary_size)

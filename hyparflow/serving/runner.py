@@ -14,7 +14,14 @@ from hyparflow.serving.request import TokenLogprobs
 from hyparflow.serving.sampling import Sampling
 from hyparflow.serving.window import EMPTY, Piece, Shape, Window
 
-__all__ = ["LocalRunner", "Runner", "WindowResult", "result_of"]
+__all__ = [
+    "LocalRunner",
+    "Runner",
+    "WindowResult",
+    "piece_sizes",
+    "result_of",
+    "warm_up_window",
+]
 
 _SHORTEST_PIECE = 16  # tokens, and times 4: others are filled up, so that few are compiled
 
@@ -44,6 +51,9 @@ class Runner(Protocol):
 
     def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
         """Compile what caches of a size need, while nobody is served."""
+
+    def idle(self) -> None:
+        """Called now and then while there is nothing to do."""
 
     def bytes(self) -> dict[str, int]:
         """Of memory and messages, by kind."""
@@ -83,25 +93,11 @@ class LocalRunner:
 
     def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
         """See `Runner.warm_up`."""
-        pieces = [
-            Piece(0, 0, (0,) * size)
-            for size in piece_sizes(min(longest_piece, shape.length))
-            if size <= shape.length
-        ]
-        window = Window(
-            shape=shape,
-            sources=(EMPTY,) * shape.rows,
-            pieces=tuple(pieces),
-            live=(0,),
-            numbers=(0,),
-            tokens=(0,),
-            positions=(0,),
-            given=(0,),
-            sampling=(sampling,),
-            steps=1,
-        )
-        self.run([window])
+        self.run([warm_up_window(shape, sampling, longest_piece)])
         self.run([None])
+
+    def idle(self) -> None:
+        """See `Runner.idle`."""
 
     def bytes(self) -> dict[str, int]:
         """See `Runner.bytes`."""
@@ -139,6 +135,23 @@ def piece_sizes(longest: int) -> list[int]:
     while sizes[-1] < longest:
         sizes.append(4 * sizes[-1])
     return sizes
+
+
+def warm_up_window(shape: Shape, sampling: Sampling, longest_piece: int) -> Window:
+    """A window that needs all that is compiled for caches of a size."""
+    sizes = [size for size in piece_sizes(min(longest_piece, shape.length)) if size <= shape.length]
+    return Window(
+        shape=shape,
+        sources=(EMPTY,) * shape.rows,
+        pieces=tuple(Piece(0, 0, (0,) * size) for size in sizes),
+        live=tuple(range(shape.rows)),
+        numbers=(0,) * shape.rows,
+        tokens=(0,) * shape.rows,
+        positions=(0,) * shape.rows,
+        given=(0,) * shape.rows,
+        sampling=(sampling,) * shape.rows,
+        steps=1,
+    )
 
 
 def result_of(window: Window, made: Sequence[Any]) -> WindowResult:

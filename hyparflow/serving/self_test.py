@@ -2,53 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
-from hyparflow.serving.decoder import Decoder
-from hyparflow.serving.window import Shape
+__all__ = ["Probed", "logits_differ", "probe_tokens"]
 
-__all__ = ["require_right_logits"]
-
-_ROWS = (7, 2, 11)  # tokens of each row in the caches, before two more come
-_LENGTH = 16
+LENGTH = 16  # of the caches
+STEPS = 2  # tokens that come one by one
+_COUNTS = (7, 2, 11, 4)  # tokens of each row in the caches, before these; from the first again
 _TOLERANCE = {"float64": 1e-5, "float32": 1e-4}  # of the largest logit; others: 5 percent
 
 
-def require_right_logits(model: Any, decoder: Decoder, vocabulary: int) -> None:
-    """Check that logits with caches, at unequal positions, are those of a plain call.
+class Probed(Protocol):
+    """What can be tried."""
+
+    @property
+    def probe_rows(self) -> int:
+        """How many rows it tries at least."""
+
+    def probe(self, tokens: Any, counts: Sequence[int], steps: int) -> list[Any] | None:
+        """Take tokens in, in two pieces of each row, and then one by one.
+
+        Args:
+            tokens: (rows, LENGTH), more than are taken in.
+            counts: of tokens of each row in the pieces.
+            steps: how many follow.
+
+        Returns:
+            The logits after each of those that follow, (rows, vocabulary), NumPy arrays; None where
+            another rank has them.
+        """
+
+
+def probe_tokens(vocabulary: int, rows: int) -> tuple[Any, list[int]]:
+    """Random tokens, and how many of them each row takes in by pieces."""
+    counts = [_COUNTS[row % len(_COUNTS)] for row in range(rows)]
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (rows, LENGTH))
+    return tokens.astype("int32"), counts
+
+
+def logits_differ(model: Any, probed: Probed, vocabulary: int) -> str:
+    """How logits with caches, at unequal positions, differ from those of a plain call.
 
     Logits are compared and not tokens: a model with random weights may repeat one token.
 
     Args:
         model: a `keras_hub.models.CausalLM`.
-        decoder: of it.
+        probed: decodes it.
         vocabulary: the number of tokens there are.
 
-    Raises:
-        ValueError: naming the model, if they differ.
+    Returns:
+        The rule that is broken, or "" if none is, or another rank finds out.
     """
-    tokens = np.random.default_rng(0).integers(0, vocabulary, (len(_ROWS), _LENGTH))
-    tokens = tokens.astype("int32")
+    tokens, counts = probe_tokens(vocabulary, probed.probe_rows)
+    found = probed.probe(tokens, counts, STEPS)
+    if found is None:
+        return ""
     given = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
     expected = np.asarray(model(given, training=False))
-    caches = decoder.empty(Shape(len(_ROWS), _LENGTH))
-    for row, count in enumerate(_ROWS):
-        for start, stop in ((0, count // 2), (count // 2, count)):
-            piece = tokens[row, start:stop].tolist()
-            decoder.take_in(caches, row, start, piece, _LENGTH)
-    rows, scale = np.arange(len(_ROWS)), float(np.abs(expected).max())
-    for step in range(2):
-        places = np.array(_ROWS, np.int32) + step
-        found = decoder.logits(
-            caches, tf.constant(tokens[rows, places][:, None]), tf.constant(places[:, None])
-        )
-        difference = float(np.abs(np.asarray(found)[:, 0] - expected[rows, places]).max()) / scale
-        if not difference <= _TOLERANCE.get(expected.dtype.name, 0.05):
-            raise ValueError(
-                "A model that is served must give the same logits token by token as at once. "
-                f"Received: '{model.name}' of class '{type(model).__name__}', whose logits differ "
-                f"by {difference:.1g} of the largest. Use another model, or `model.generate`."
-            )
+    rows, scale = np.arange(len(counts)), float(np.abs(expected).max())
+    differences = [
+        float(np.abs(logits - expected[rows, np.array(counts) + step]).max()) / scale
+        for step, logits in enumerate(found)
+    ]
+    if max(differences) <= _TOLERANCE.get(expected.dtype.name, 0.05):
+        return ""
+    return (
+        "A model that is served must give the same logits token by token as at once. "
+        f"Received: '{model.name}' of class '{type(model).__name__}', whose logits differ "
+        f"by {max(differences):.1g} of the largest. Use another model, or `model.generate`."
+    )

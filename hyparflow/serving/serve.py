@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER
 from hyparflow.comm.progress import progress
+from hyparflow.comm.ranks import size, world
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.serving.limits import Limits
 from hyparflow.serving.prepare import learned_positions, prepared_runner, require_length
+from hyparflow.serving.ranks.follower import Follower
+from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.runner import Runner
 from hyparflow.serving.samplers import sampling_of
+from hyparflow.serving.sampling import Sampling
 from hyparflow.serving.server import Server
 
 __all__ = ["serve"]
@@ -27,6 +35,9 @@ def serve(
     prompt_piece: int = 256,
     max_cached_tokens: int | None = None,
     warm_up: bool = True,
+    num_partitions: int | None = None,
+    num_replicas: int | None = None,
+    num_shards: int | None = None,
 ) -> Any:
     """Serve a language model of KerasHub to requests that come at any time.
 
@@ -45,36 +56,49 @@ def serve(
             If more are needed, the request that came last loses its place and is computed again
             later, with the same tokens.
         warm_up: Boolean. Whether to compile all that may be needed before the first request.
+        num_partitions: Integer or `None`. The number of partitions of each replica.
+        num_replicas: Integer or `None`. The number of replicas, among which requests are dealt out.
+            By default as many as there are ranks for.
+        num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
+            columns of feed-forward layers of each partition (tensor parallelism).
 
     Returns:
-        A `hyparflow.serving.server.Server`: `submit`, `stream`, `stats` and `close`.
+        On rank 0 a `hyparflow.serving.server.Server`: `submit`, `stream`, `stats` and `close`. The
+        other ranks compute until it closes, and then go on after the ``with`` block.
 
     Raises:
         ValueError: If the model cannot be served, or an argument is not valid.
     """
-    learned = learned_positions(model)
-    if max_length is None:
-        max_length = min(1024, learned or 1024)
-    require_length(model, max_length)
-    limits = Limits(
-        max_batch=max_batch,
-        max_length=max_length,
-        window=window,
-        piece=prompt_piece,
-        cache=max_cached_tokens,
-        shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
-        fewest=_FEWEST_ROWS,
-    )
-    runner = prepared_runner(model)
+    ranks = world()
+    with abort.alike():
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
+        learned = learned_positions(model)
+        if max_length is None:
+            max_length = min(1024, learned or 1024)
+        require_length(model, max_length)
+        limits = Limits(
+            max_batch=count_of("max_batch", max_batch),
+            max_length=count_of("max_length", max_length),
+            window=count_of("window", window),
+            piece=count_of("prompt_piece", prompt_piece),
+            cache=max_cached_tokens,
+            shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
+            fewest=max(_FEWEST_ROWS, 2 * grid.num_partitions),
+            multiple=grid.num_partitions,
+        )
+        sampling = sampling_of(model.sampler)
+        runner = prepared_runner(model, grid, ranks)
+    if ranks is not None and ranks.rank != LEADER and isinstance(runner, RanksRunner):
+        return Follower(runner)
     if warm_up:
-        _warm_up(model, runner, limits)
+        _warm_up(runner, limits, sampling)
     return Server(model, runner, limits)
 
 
-def _warm_up(model: Any, runner: Runner, limits: Limits) -> None:
+def _warm_up(runner: Runner, limits: Limits, sampling: Sampling) -> None:
     """Compile all that may be needed."""
     shapes = limits.shapes
     with progress("compiling for requests") as shown:
         for number, shape in enumerate(shapes):
             shown.say(f"{number} of {len(shapes)} sizes of batches")
-            runner.warm_up(shape, sampling_of(model.sampler), limits.piece)
+            runner.warm_up(shape, sampling, limits.piece)

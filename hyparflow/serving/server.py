@@ -23,6 +23,7 @@ from hyparflow.serving.text import StreamedText, stop_tokens_of, tokens_of
 __all__ = ["Server"]
 
 _PATIENCE = 30.0  # seconds that closing waits for a window
+_HEARTBEAT = 5.0  # seconds after which ranks that wait hear that nothing is to be done
 
 
 @dataclass
@@ -229,7 +230,8 @@ class Server:
         """Wait until there is something to do; whether to go on."""
         with self._changed:
             while not (self._commands or self._is_closing or not self._engine.is_idle):
-                self._changed.wait()
+                if not self._changed.wait(_HEARTBEAT):
+                    self._runner.idle()
             commands, self._commands = self._commands, []
             if self._is_stopped:
                 self._end_all()

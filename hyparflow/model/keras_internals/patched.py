@@ -25,6 +25,8 @@ the loop of Keras's LSTM and GRU layers     `hyparflow.engine.kernels.recurrent_
                                             or a trace
 attention, dropout, positions of layers     `hyparflow.model.keras_internals.attention`, `dropout`
                                             and `positions`, a trial or a trace
+`call` of layers whose kernels are cut      `hyparflow.model.keras_internals.replaced_calls`, a
+                                            trace
 ==========================================  ====================================================
 """
 

@@ -1,0 +1,54 @@
+"""Builds what one rank computes of a model that is served."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from hyparflow.comm.world import World
+from hyparflow.engine.weights.groups import groups_of
+from hyparflow.model.checks import check_can_cut
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.keras_internals.layers import all_layers, opened_graph
+from hyparflow.pipeline.grid import Grid
+from hyparflow.pipeline.partition import divide
+from hyparflow.serving.adapters import decoder_of
+from hyparflow.serving.chooser import Chooser
+from hyparflow.serving.decoder import Decoder
+from hyparflow.serving.hooked_model import Around, HookedModel
+from hyparflow.serving.ranks.pipeline_runner import PipelineRunner
+from hyparflow.serving.ranks.stage import DecodingStage
+from hyparflow.serving.ranks.tensor_shards import TensorShards
+
+__all__ = ["built_share"]
+
+
+def built_share(model: Any, grid: Grid, world: World, jit: bool) -> Decoder | PipelineRunner:
+    """This rank's share of a model. Collective.
+
+    Args:
+        model: what is served.
+        grid: who holds what.
+        world: all ranks.
+        jit: whether XLA compiles samplers.
+
+    Raises:
+        ValueError: if the model cannot be cut so.
+    """
+    groups = groups_of(grid, world)
+    if grid.num_partitions == 1:
+        if grid.num_shards == 1:
+            return decoder_of(model, jit)
+        shards = TensorShards(all_layers(model), groups.shards)
+        return Decoder(HookedModel(model, shards.installed), jit, has_exchanges=True)
+    check_can_cut(model)
+    graph = FlatGraph(model, opened_graph(model))
+    table = divide(graph.operation_graph(model.trainable_variables), grid.num_partitions)
+    stage = grid.partition(world.rank)
+    around: Around = contextlib.nullcontext
+    if grid.num_shards > 1:
+        layers = [x for n in table.operations(stage) for x in graph.calls[n].layers]
+        around = TensorShards(layers, groups.shards).installed
+    has_exchanges = grid.num_shards > 1
+    own = DecodingStage(graph, table, stage, around, has_exchanges)
+    return PipelineRunner(own, groups.replica, Chooser(jit))

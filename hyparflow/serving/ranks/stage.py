@@ -1,0 +1,162 @@
+"""One partition of a language model that decodes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hyparflow.model.graph import FlatGraph
+from hyparflow.model.graph_call import CallContext
+from hyparflow.pipeline.actions import Edge
+from hyparflow.pipeline.partition import Partitioning
+from hyparflow.serving.caches import (
+    Caches,
+    bytes_of_token,
+    empty_caches,
+    moved_caches,
+    put_row,
+    values_of,
+)
+from hyparflow.serving.hooked_model import Around, HookedBody, token_inputs
+from hyparflow.serving.window import Shape
+
+__all__ = ["DecodingStage"]
+
+
+class DecodingStage:
+    """The layers of one stage, compiled, with what crosses to other stages.
+
+    Attributes:
+        received: tensors that come from other stages.
+        sent: tensors that go to other stages.
+
+    Args:
+        graph: the model.
+        table: how it is cut.
+        stage: the number of this stage.
+        around: see `Around`.
+        has_exchanges: whether its layers talk to other ranks, which XLA cannot compile.
+    """
+
+    def __init__(
+        self,
+        graph: FlatGraph,
+        table: Partitioning,
+        stage: int,
+        around: Around = contextlib.nullcontext,
+        has_exchanges: bool = False,
+    ) -> None:
+        self._graph, self._inputs = graph, table.stage_inputs[stage]
+        names = [tensor.name for tensor in graph.functional.inputs]
+        self._names = dict(zip(graph.inputs, names, strict=True))
+        self._outputs = table.stage_outputs[stage]
+        self._function = graph.function(self._inputs, self._outputs, table.operations(stage))
+        self.received = _crossing([e for e in table.edges if e.consumer == stage])
+        self.sent = _crossing([e for e in table.edges if e.producer == stage])
+        self._body = HookedBody(self._called, self._samples, around)
+        self._step = tf.function(
+            self._stepped, autograph=False, jit_compile=None if has_exchanges else True
+        )
+        self._taking = tf.function(self._taken_in, autograph=False)
+
+    # --- caches ---
+
+    @property
+    def bytes_of_token(self) -> int:
+        """What the caches of one token take."""
+        return bytes_of_token(self._body.cache_sizes)
+
+    def empty(self, shape: Shape) -> Caches:
+        """Caches that hold nothing."""
+        return empty_caches(self._body.cache_sizes, shape)
+
+    def rebuilt(self, caches: Caches, shape: Shape, sources: Sequence[int]) -> Caches:
+        """See `moved_caches`."""
+        return moved_caches(caches, self._body.cache_sizes, shape, sources)
+
+    # --- computation ---
+
+    def like(self, tensor: int, rows: int, tokens: int) -> tuple[tuple[int, ...], Any]:
+        """The shape and NumPy type of a tensor that crosses."""
+        found = self._graph.tensors[tensor]
+        return (rows, tokens, *found.shape[2:]), tf.dtypes.as_dtype(found.dtype).as_numpy_dtype
+
+    def take_in(
+        self, caches: Caches, row: int, given: dict[int, Any], tokens: Any, places: Any
+    ) -> dict[int, Any]:
+        """Put the keys and values of a piece of a prompt into a row.
+
+        Args:
+            caches: of all rows.
+            row: of the piece.
+            given: tensors from other stages.
+            tokens: (1, tokens); only the first stage reads them.
+            places: their positions.
+
+        Returns:
+            Tensors for other stages.
+        """
+        of_row = [tf.gather(cache, [row]) for cache in caches]
+        made, new = self._taking(of_row, self._flat(given), tokens, places)
+        put_row(caches, row, new)
+        return self._named(made)
+
+    def step(
+        self, caches: Caches, given: dict[int, Any], tokens: Any, positions: Any
+    ) -> tuple[dict[int, Any], Any]:
+        """One more token of each row.
+
+        Args:
+            caches: of all rows.
+            given: tensors from other stages.
+            tokens: (rows, 1).
+            positions: as large.
+
+        Returns:
+            Tensors for other stages, and the last output, which is the logits on the last stage.
+        """
+        made = self._step(caches, self._flat(given), tokens, positions)
+        return self._named(made), made[-1]
+
+    def _flat(self, given: dict[int, Any]) -> list[Any]:
+        return [given[number] for number in self.received]
+
+    def _named(self, made: Sequence[Any]) -> dict[int, Any]:
+        found = dict(zip(self._outputs, made, strict=True))
+        return {number: found[number] for number in self.sent}
+
+    # --- traced ---
+
+    def _called(self, tensors: list[Any]) -> list[Any]:
+        """Tensors from other stages, then the tokens -> outputs."""
+        *received, tokens = tensors
+        values = dict(zip(self.received, received, strict=True))
+        own = token_inputs(tokens)
+        for number, name in self._names.items():
+            values.setdefault(number, own.get(name))
+        given = [values[number] for number in self._inputs]
+        return self._function(given, CallContext())
+
+    def _samples(self) -> list[Any]:
+        shapes = [self.like(number, 1, 1) for number in self.received]
+        return [*(tf.zeros(*like) for like in shapes), tf.zeros([1, 1], tf.int32)]
+
+    def _taken_in(self, caches: Any, given: Any, tokens: Any, places: Any) -> Any:
+        return self._body.call([*given, tokens], places, caches)
+
+    def _stepped(self, caches: Caches, given: Any, tokens: Any, positions: Any) -> Any:
+        made, new = self._body.call([*given, tokens], positions, values_of(caches))
+        for cache, changed in zip(caches, new, strict=True):
+            cache.assign(changed)
+        return made
+
+
+def _crossing(edges: Sequence[Edge]) -> dict[int, list[Edge]]:
+    """Number of a tensor -> its edges, in one order on all ranks."""
+    found: dict[int, list[Edge]] = {}
+    for edge in edges:
+        found.setdefault(edge.tensor, []).append(edge)
+    return found
