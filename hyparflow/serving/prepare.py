@@ -6,12 +6,14 @@ from typing import Any
 
 from hyparflow.comm import abort
 from hyparflow.comm.world import World
+from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.adapters import decoder_of
 from hyparflow.serving.decoder import Decoder
 from hyparflow.serving.ranks.build import built_share
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.traffic import Traffic
 from hyparflow.serving.runner import LocalRunner, Runner
 from hyparflow.serving.self_test import Probed, logits_differ
 
@@ -42,14 +44,23 @@ def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner 
     kept = vars(model).setdefault(_KEPT, {})
     key = jit, grid
     if key not in kept:
-        found = decoder_of(model, jit) if world is None else built_share(model, grid, world, jit)
-        _require_right(model, found, world)
-        kept[key] = found
-    share = kept[key]
+        kept[key] = _built(model, grid, world, jit)
+    share, traffic = kept[key]
     own: Runner = LocalRunner(share) if isinstance(share, Decoder) else share
     if world is None:
-        return LocalRunner(kept[key])
-    return RanksRunner(own, grid, world)
+        return LocalRunner(share)
+    shards = groups_of(grid, world).shards if grid.num_shards > 1 else None
+    return RanksRunner(own, grid, world, traffic, shards)
+
+
+def _built(model: Any, grid: Grid, world: World | None, jit: bool) -> tuple[Any, Traffic]:
+    traffic = Traffic()
+    if world is None:
+        found: Any = decoder_of(model, jit)
+    else:
+        found = built_share(model, grid, world, jit, traffic)
+    _require_right(model, found, world)
+    return found, traffic
 
 
 def _require_right(model: Any, probed: Probed, world: World | None) -> None:

@@ -18,6 +18,7 @@ from hyparflow.comm.tags import Tag
 from hyparflow.serving.caches import Caches
 from hyparflow.serving.chooser import Choice, Chooser
 from hyparflow.serving.ranks.stage import DecodingStage
+from hyparflow.serving.ranks.traffic import Traffic
 from hyparflow.serving.runner import WindowResult, piece_sizes, result_of, warm_up_window
 from hyparflow.serving.sampling import MOST_LOGPROBS, Sampling
 from hyparflow.serving.window import EMPTY, Piece, Shape, Window
@@ -32,12 +33,16 @@ class PipelineRunner:
         stage: its layers.
         ranks: those of the replica, one of each partition, in order.
         chooser: chooses tokens, on the last partition.
+        traffic: counts what is sent.
     """
 
     num_replicas = 1
 
-    def __init__(self, stage: DecodingStage, ranks: Communicator, chooser: Chooser) -> None:
+    def __init__(
+        self, stage: DecodingStage, ranks: Communicator, chooser: Chooser, traffic: Traffic
+    ) -> None:
         self._stage, self._ranks, self._chooser = stage, ranks, chooser
+        self._traffic = traffic
         self._groups: list[Caches] = []
         self._shape = Shape(0, 0)
         self._sent: list[Transfer] = []
@@ -158,11 +163,13 @@ class PipelineRunner:
             array = np.ascontiguousarray(made[number].numpy())
             for edge in edges:
                 self._sent += self._ranks.send(array, edge.consumer, Tag.SERVED_TENSORS)
+                self._traffic.add("tensors", array.nbytes)
 
     def send_tokens(self, made: Sequence[Any]) -> None:
         """Start to send what was chosen to the first partition."""
         packed = np.concatenate([np.ascontiguousarray(x).view(np.uint8).reshape(-1) for x in made])
         self._sent += self._ranks.send(packed, 0, Tag.SERVED_TOKENS)
+        self._traffic.add("tokens", packed.nbytes)
 
     def receive_tokens(self, rows: int, has_logprobs: bool) -> list[Any]:
         """What the last partition chose."""

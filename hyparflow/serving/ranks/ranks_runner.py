@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.ranks.traffic import Traffic
 from hyparflow.serving.runner import Runner, WindowResult
 from hyparflow.serving.sampling import Sampling
 from hyparflow.serving.window import Shape, Window
@@ -39,16 +42,26 @@ class RanksRunner:
 
     Attributes:
         num_replicas: of the grid.
+        traffic: what this rank has sent.
 
     Args:
         own: runs this rank's share of the windows of its replica.
         grid: replicas, partitions and shards of tensors.
         world: all ranks.
+        traffic: counts what this rank sends.
+        shards: the ranks that share this one's partition; None without any.
     """
 
-    def __init__(self, own: Runner, grid: Grid, world: World) -> None:
-        self.num_replicas = grid.num_replicas
-        self._own, self._grid, self._world = own, grid, world
+    def __init__(
+        self,
+        own: Runner,
+        grid: Grid,
+        world: World,
+        traffic: Traffic,
+        shards: Communicator | None = None,
+    ) -> None:
+        self.num_replicas, self.traffic = grid.num_replicas, traffic
+        self._own, self._grid, self._world, self._shards = own, grid, world, shards
 
     # --- the leader ---
 
@@ -75,7 +88,7 @@ class RanksRunner:
 
     def bytes(self) -> dict[str, int]:
         """See `Runner.bytes`; of this rank."""
-        return self._own.bytes()
+        return self._own.bytes() | dict(self.traffic.bytes)
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -83,6 +96,7 @@ class RanksRunner:
         self._own.close()
 
     def _tell(self, record: _Record) -> None:
+        self.traffic.add("records", len(pickle.dumps(record)))
         self._world.broadcast_object(record, LEADER, "the ranks that serve")
 
     # --- the others ---
@@ -100,7 +114,16 @@ class RanksRunner:
                 self._send(record, self._run_own(record))
 
     def _run_own(self, windows: Sequence[Window | None]) -> WindowResult:
-        return self._own.run([windows[self._grid.replica(self._world.rank)]])[0]
+        result = self._own.run([windows[self._grid.replica(self._world.rank)]])[0]
+        if self._shards is not None and result.tokens:
+            said = self._shards.all_gather_objects(result.tokens, "the shards to agree on tokens")
+            if any(tokens != said[0] for tokens in said):
+                raise RuntimeError(
+                    "All shards of a layer must choose the same tokens. Received: different ones, "
+                    "as processors of different kinds may make them. Run the shards of a partition "
+                    "on equal machines."
+                )
+        return result
 
     def _send(self, windows: Sequence[Window | None], result: WindowResult) -> None:
         replica = self._grid.replica(self._world.rank)

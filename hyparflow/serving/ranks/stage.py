@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
-from hyparflow.model.graph_call import CallContext
+from hyparflow.model.graph_call import CallContext, Standardize
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.serving.caches import (
@@ -21,6 +21,7 @@ from hyparflow.serving.caches import (
     values_of,
 )
 from hyparflow.serving.hooked_model import Around, HookedBody, token_inputs
+from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
 from hyparflow.serving.window import Shape
 
 __all__ = ["DecodingStage"]
@@ -49,13 +50,17 @@ class DecodingStage:
         around: Around = contextlib.nullcontext,
         has_exchanges: bool = False,
     ) -> None:
-        self._graph, self._inputs = graph, table.stage_inputs[stage]
+        self._graph = graph
         names = [tensor.name for tensor in graph.functional.inputs]
         self._names = dict(zip(graph.inputs, names, strict=True))
         self._outputs = table.stage_outputs[stage]
-        self._function = graph.function(self._inputs, self._outputs, table.operations(stage))
-        self.received = _crossing([e for e in table.edges if e.consumer == stage])
-        self.sent = _crossing([e for e in table.edges if e.producer == stage])
+        edges = [edge for edge in table.edges if not is_made_anywhere(graph, edge.tensor)]
+        self.received = _crossing([edge for edge in edges if edge.consumer == stage])
+        self.sent = _crossing([edge for edge in edges if edge.producer == stage])
+        first = [n for n, call in enumerate(graph.calls) if isinstance(call.operation, Standardize)]
+        operations = [*first, *(n for n in table.operations(stage) if n not in first)]
+        self._inputs = (*self.received, *graph.inputs)
+        self._function = graph.function(self._inputs, self._outputs, operations)
         self._body = HookedBody(self._called, self._samples, around)
         self._step = tf.function(
             self._stepped, autograph=False, jit_compile=None if has_exchanges else True
@@ -133,11 +138,8 @@ class DecodingStage:
     def _called(self, tensors: list[Any]) -> list[Any]:
         """Tensors from other stages, then the tokens -> outputs."""
         *received, tokens = tensors
-        values = dict(zip(self.received, received, strict=True))
         own = token_inputs(tokens)
-        for number, name in self._names.items():
-            values.setdefault(number, own.get(name))
-        given = [values[number] for number in self._inputs]
+        given = [*received, *(own[self._names[number]] for number in self._graph.inputs)]
         return self._function(given, CallContext())
 
     def _samples(self) -> list[Any]:

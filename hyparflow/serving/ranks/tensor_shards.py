@@ -20,6 +20,7 @@ from hyparflow.engine.compiled.ordered_calls import OrderedCalls
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.model.keras_internals.replaced_calls import replaced_call
+from hyparflow.serving.ranks.traffic import Traffic
 
 __all__ = ["TensorShards"]
 
@@ -33,13 +34,14 @@ class TensorShards:
     Args:
         layers: of the model, or of a stage; those without attention stay as they are.
         ranks: those that share the layers.
+        traffic: counts sums.
 
     Raises:
         ValueError: if they cannot be cut.
     """
 
-    def __init__(self, layers: Sequence[Any], ranks: Communicator) -> None:
-        self._ranks, self._ordered = ranks, OrderedCalls()
+    def __init__(self, layers: Sequence[Any], ranks: Communicator, traffic: Traffic) -> None:
+        self._ranks, self._traffic, self._ordered = ranks, traffic, OrderedCalls()
         self._replaced: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
         blocks = [layer for layer in layers if _attention_in(layer) is not None]
         for block in blocks:
@@ -121,6 +123,7 @@ class TensorShards:
     def _sum(self, array: np.ndarray) -> np.ndarray:
         total = np.array(array)
         self._ranks.sum(total, "the sum of the shards of a layer")
+        self._traffic.add("sums", total.nbytes)
         return total
 
 

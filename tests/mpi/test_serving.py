@@ -1,0 +1,154 @@
+"""Generation over ranks: tokens, counts of messages, refusals."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import keras_hub
+import numpy as np
+import pytest
+from contract import WORLD
+from language_models import VOCABULARY, alone, kept_model, language_model, padded
+
+import hyparflow as hf
+from hyparflow.comm.ranks import world
+from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.limits import Limits
+from hyparflow.serving.prepare import prepared_runner
+from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.serving_grid import serving_grid
+from hyparflow.serving.request import Request
+
+LENGTH = 40  # of prompts and what follows
+SEED = 3
+# (partitions, shards) of as many ranks as there are, with replicas for the rest.
+LAYOUTS = [(p, t) for p in (1, 2, 4) for t in (1, 2, 4) if WORLD.size % (p * t) == 0]
+
+
+def sampler(seed: int) -> Any:
+    return keras_hub.samplers.TopKSampler(k=5, seed=seed)
+
+
+def prompts() -> list[list[int]]:
+    random = np.random.default_rng(1)
+    return [random.integers(1, VOCABULARY, random.integers(1, 30)).tolist() for _ in range(9)]
+
+
+@functools.cache
+def expected(name: str, is_greedy: bool) -> list[list[int]]:
+    """What each prompt is given alone, by KerasHub; all of one length, which is compiled once."""
+    found: list[list[int]] = []
+    model = language_model(name)
+    for row, prompt in enumerate(prompts()):
+        model.compile(sampler="greedy" if is_greedy else sampler(SEED + row), jit_compile=False)
+        found.append(alone(model, prompt, LENGTH - len(prompt)))
+    return found
+
+
+@pytest.mark.parametrize(("partitions", "shards"), LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    ["Llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("GPT2", "OPT", "Gemma"))],
+)
+@pytest.mark.parametrize("is_greedy", [True, False])
+def test_tokens(name: str, partitions: int, shards: int, is_greedy: bool) -> None:
+    if name in ("Llama", "Gemma") and shards == 4:
+        pytest.skip("two heads of keys")
+    model = kept_model(name)
+    model.compile(sampler="greedy" if is_greedy else sampler(SEED), jit_compile=False)
+    given = prompts()
+    found = hf.generate(
+        model,
+        padded(given, [LENGTH] * len(given)),
+        stop_token_ids=None,
+        num_partitions=partitions,
+        num_shards=shards,
+    )
+    right = expected(name, is_greedy)
+    for row, prompt in enumerate(given):
+        assert found["token_ids"][row, len(prompt) :].tolist() == right[row], row
+
+
+@pytest.mark.parametrize(("partitions", "shards"), LAYOUTS)
+def test_messages(partitions: int, shards: int) -> None:
+    """Records, tensors and tokens of partitions, sums of shards: so many, and so large."""
+    if shards == 4 or WORLD.size == 1:
+        pytest.skip("two heads of keys" if shards == 4 else "one rank sends nothing")
+    model, grid = kept_model("Llama"), serving_grid(WORLD.size, partitions, None, shards)
+    runner = prepared_runner(model, grid, world())
+    assert isinstance(runner, RanksRunner)
+    before = runner.traffic.messages.copy(), runner.traffic.bytes.copy()
+    rows = 2 * partitions
+    counts = None
+    if WORLD.rank == 0:
+        engine = ServingEngine(
+            runner, Limits(rows * grid.num_replicas, 32, window=4, fewest=rows, multiple=partitions)
+        )
+        for number in range(rows * grid.num_replicas):
+            engine.submit(Request(number, (1 + number,), 11))
+        while not engine.is_idle:
+            engine.advance()
+        assert {scheduler.counts.windows for scheduler in engine.schedulers} == {3}
+        counts = [scheduler.counts.iterations for scheduler in engine.schedulers]
+        runner.close()
+    else:
+        runner.follow()
+    counts = WORLD.bcast(counts)
+    sent = {kind: n - before[0][kind] for kind, n in runner.traffic.messages.items()}
+    size = {kind: n - before[1][kind] for kind, n in runner.traffic.bytes.items()}
+    steps = counts[grid.replica(WORLD.rank)]
+    assert steps == 11
+    assert sent.get("records", 0) == (4 if WORLD.rank == 0 else 0)  # 3 windows, and the end
+    partition = grid.partition(WORLD.rank)
+    if partitions > 1:
+        is_last = partition == partitions - 1
+        assert sent.get("tokens", 0) == (steps * partitions if is_last else 0)
+        assert size.get("tokens", 0) == (steps * rows * 4 if is_last else 0)
+        # The width is 16, of 4 bytes each; one tensor of a group crosses each cut.
+        assert sent.get("tensors", 0) == (0 if is_last else steps * partitions)
+        assert size.get("tensors", 0) == (0 if is_last else steps * rows * 16 * 4)
+    if shards > 1 and partitions == 1:
+        layers = 2
+        assert sent["sums"] == 2 * layers * steps
+        assert size["sums"] == 2 * layers * steps * rows * 16 * 4
+
+
+def test_a_server_on_the_leader() -> None:
+    model = kept_model("Llama")
+    model.compile(sampler="greedy", jit_compile=False)
+    partitions = 2 if WORLD.size % 2 == 0 else 1
+    bodies = 0
+    with hf.serve(
+        model, max_batch=4, max_length=LENGTH, warm_up=False, num_partitions=partitions
+    ) as server:
+        bodies += 1
+        requests = [server.submit(prompt, max_new_tokens=9) for prompt in prompts()]
+        cancelled = server.submit([1, 2], max_new_tokens=30)
+        cancelled.cancel()
+        right = expected("Llama", True)
+        for request, tokens in zip(requests, right, strict=True):
+            assert request.tokens() == tokens[:9]
+        assert len(cancelled.tokens()) < 30
+        assert server.stats().tokens >= 81
+    assert bodies == (WORLD.rank == 0)
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="there are no shards")
+def test_heads_that_shards_do_not_divide() -> None:
+    backbone = keras_hub.models.LlamaBackbone(
+        vocabulary_size=9,
+        num_layers=1,
+        hidden_dim=12,
+        intermediate_dim=9,
+        num_query_heads=3,
+        num_key_value_heads=3,
+    )
+    model = keras_hub.models.LlamaCausalLM(backbone=backbone, preprocessor=None)
+    with pytest.raises(ValueError, match=r"`num_shards` must divide.*has 3 heads or columns"):
+        hf.generate(model, padded([[1]], [4]), stop_token_ids=None, num_shards=WORLD.size)
+
+
+def test_numbers_that_do_not_fit_the_ranks() -> None:
+    with pytest.raises(ValueError, match="num_partitions x num_replicas x num_shards"):
+        hf.generate(kept_model("Llama"), padded([[1]], [4]), stop_token_ids=None, num_partitions=3)
