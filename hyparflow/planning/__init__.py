@@ -1,4 +1,5 @@
 """Which layout is fastest: what a plan is, and how one is made, drawn and followed.
 
-Imports comm, formats, launching, model, options, pipeline, planning.costs and planning.search.
+Imports comm, engine, formats, launching, model, options, pipeline, planning.costs and
+planning.search.
 """

@@ -12,6 +12,8 @@ from typing import Any
 
 from hyparflow.comm import launcher
 from hyparflow.comm.log import users_stack_level
+from hyparflow.engine.compiled.section_sizes import SectionSizes
+from hyparflow.engine.sequence.position_trial import find_cores
 from hyparflow.formats.text import shortened
 from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.checks import check_can_cut, check_model
@@ -24,6 +26,7 @@ from hyparflow.planning.costs.estimate import estimate
 from hyparflow.planning.costs.lengths import LONG, costs_at_length
 from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.measure_attention import attention_of
+from hyparflow.planning.costs.measure_sections import sections_of
 from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.search.problem import limited
 
@@ -93,10 +96,11 @@ def costs_of_graph(
     model = graph.model
     optimizer = model.optimizer if model.compiled else None
     if isinstance(costs, str) and costs in ("measure", "estimate"):
-        attention = _attention(graph, length, costs == "measure", divides)
+        attention, sections = _division(graph, length, costs == "measure", divides, faster_kernels)
         if costs == "estimate":
             sized = graph if length is None else graph.at_length(length)
-            return estimate(sized, optimizer, length=length, attention=attention)
+            found = estimate(sized, optimizer, length=length, attention=attention)
+            return dataclasses.replace(found, sections=sections)
         _warn_of_threads(cluster.ranks_per_node)
         find = functools.partial(
             measure,
@@ -109,7 +113,7 @@ def costs_of_graph(
         if length is None:
             return find(graph)
         found = costs_at_length(graph, length, find)
-        return dataclasses.replace(found, attention=attention)
+        return dataclasses.replace(found, attention=attention, sections=sections)
     known = costs if isinstance(costs, Costs) else Costs.load(costs)
     same = len(known.operations) == len(graph.calls) and known.used == used_weights(graph)
     if not same or len(known.tensors) != len(graph.tensors):
@@ -128,25 +132,27 @@ def costs_of_graph(
     return known
 
 
-def _attention(
-    graph: FlatGraph, length: int | None, measured: bool, divides: bool
-) -> tuple[Attention, ...]:
-    """What attention costs where sequences are divided, if they may be."""
+def _division(
+    graph: FlatGraph, length: int | None, measured: bool, divides: bool, faster_kernels: bool
+) -> tuple[tuple[Attention, ...], tuple[SectionSizes, ...]]:
+    """What attention and what lies between costs where sequences are divided, if they may be."""
     if length is None:
         if divides:
             raise ValueError(
                 "A plan that divides sequences must know how long they are. Received: no "
                 "`sequence_length`. Pass the number of positions of a sequence."
             )
-        return ()
+        return (), ()
     if not divides and length <= LONG:
-        return ()
+        return (), ()
     try:
-        return attention_of(graph, length, measured)
+        found = find_cores(graph, length)
     except ValueError:
         if divides:
             raise
-        return ()
+        return (), ()
+    sections = sections_of(graph, found.cores, faster_kernels)
+    return attention_of(graph, found, measured), sections
 
 
 def _warn_of_threads(ranks_per_node: int) -> None:

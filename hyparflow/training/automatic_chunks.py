@@ -12,6 +12,7 @@ from hyparflow.comm.world import World
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.engine.sequence.chunks import least_chunks
+from hyparflow.engine.sequence.looked_up import LookedUp
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.training.call import Call
 
@@ -64,8 +65,12 @@ def _least(model: Any, part: RankEngine, call: Call, specs: Any, world: World, l
             )
         costs = stage.costs(x, rest)
         if costs is not None:
-            shards = call.options.grid.num_shards
-            found = max(found, least_chunks(costs, rows, length, shards, int(limit)))
+            grid = call.options.grid
+            room = limit
+            if call.method == "fit":
+                tokens = (call.rows or rows) * length
+                room -= LookedUp.of(costs.sections, tokens, grid.num_peers).gathered
+            found = max(found, least_chunks(costs, rows, length, grid.num_shards, int(room)))
     return found
 
 

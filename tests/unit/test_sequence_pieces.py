@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from hyparflow.engine.compiled.section_sizes import SectionSizes
 from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.chunks import ChunkCosts, least_chunks
 from hyparflow.engine.sequence.disk_store import DiskStore
@@ -105,16 +107,43 @@ def test_a_rounded_store_rounds() -> None:
 
 
 def test_as_few_chunks_as_fit() -> None:
-    costs = ChunkCosts(of_position=1000, of_pair=4)
+    inner, loss = SectionSizes(made=400, kept=300, working=1000), SectionSizes(working=500)
+    costs = ChunkCosts([inner, loss], of_pair=4, of_token=8)
     assert least_chunks(costs, 1, 4096, 1, 1 << 40) == 1
-    limit = costs.working_set(1, 1024, 1)
+    limit = costs.working_set(1, 4096, 4, 1)
     assert least_chunks(costs, 1, 4096, 1, limit) == 4
     assert least_chunks(costs, 1, 4096, 1, limit - 1) == 5
     assert least_chunks(costs, 1, 4096, 1, 0) == 8  # of 512 positions
     assert least_chunks(costs, 1, 400, 2, 0) == 1
-    assert costs.working_set(2, 1000, 4) == 2 * (2 * 250 * 1000 + 4 * 1000**2 * 4)
-    costs = ChunkCosts(of_position=1000, of_pair=4, keeps=False)
-    assert costs.working_set(2, 1000, 4) == 2 * (250 * 1000 + 4 * 1000**2 * 4)
+
+
+def test_sections_and_blocks_take_turns() -> None:
+    inner = SectionSizes(made=400, kept=300, working=1 << 20)
+    costs = ChunkCosts([inner, SectionSizes()], of_pair=4, of_token=8, keeps=False)
+    assert costs.working_set(2, 4000, 4, 4) == 2 * 250 * (1 << 20)
+    costs = ChunkCosts([SectionSizes()], of_pair=4, of_token=8)
+    assert costs.working_set(2, 4000, 4, 4) == 2 * (4 * 1000**2 * 4 + 1000 * 8)
+
+
+def test_of_a_loss_there_is_a_tile_at_a_time() -> None:
+    sizes = [SectionSizes(largest=1 << 20, working=3 << 20)]
+    assert ChunkCosts(sizes).of_sections(1, 1024) == 32 * (3 << 20)
+    assert ChunkCosts(sizes, is_loss=False).of_sections(1, 1024) == 1024 * (3 << 20)
+
+
+def test_a_gradient_of_a_weight_is_there_until_it_is_added_up() -> None:
+    sizes = [SectionSizes(working=1000, weight=1 << 20), SectionSizes(working=1001)]
+    assert ChunkCosts(sizes).of_sections(2, 10) == 2 * 10 * 1000 + (1 << 20)
+
+
+def test_forwards_keep_up_to_what_a_chunk_needs() -> None:
+    costs = ChunkCosts([SectionSizes(made=400, kept=300), SectionSizes(kept=100)])
+    assert costs.kept(1, 1024, 1, 1) == 300 * 1024  # none of the loss
+    assert costs.kept(1, 1024, 2, 1) == 300 * 1024
+    assert 2 * 2 * 400 * 256 - 300 * 1024 == 102400  # which leaves room for one chunk
+    assert costs.kept(1, 1024, 4, 1) == 300 * 256
+    assert costs.kept(1, 1024, 8, 1) == 0
+    assert dataclasses.replace(costs, keeps=False).kept(1, 1024, 1, 1) == 0
 
 
 def core(pattern: AttentionPattern) -> AttentionCore:

@@ -1,4 +1,4 @@
 """The border to TensorFlow's insides: compiling, splitting and calling what stages compute.
 
-Imports comm and model.
+Imports comm, formats and model.
 """

@@ -25,9 +25,13 @@ from hyparflow.engine.compiled.flat_tensors import packed_like, tensors_of, uniq
 from hyparflow.engine.compiled.front import with_shapes
 from hyparflow.engine.compiled.recomputed import cheap
 from hyparflow.engine.compiled.section_cut import Carried, Section, SectionCut, Wanted, present
+from hyparflow.engine.compiled.section_sizes import SectionSizes
 from hyparflow.engine.compiled.subgraph import GraphParts
+from hyparflow.engine.compiled.tensor_lifetimes import needed_in_order, peak_bytes
 
 __all__ = ["Sections"]
+
+_ROW_NUMBER = 8  # bytes of the number of a row, as ranks send it
 
 
 class Sections:
@@ -86,10 +90,19 @@ class Sections:
         """Bytes of the largest tensor of the last section for one position of one row."""
         return max(map(_bytes_of_position, self._cut.tensors()[-1]), default=1)
 
-    @functools.cached_property
-    def largest_section(self) -> int:
-        """Bytes of all tensors of the section with most, for one position of one row."""
-        return max(sum(map(_bytes_of_position, tensors)) for tensors in self._cut.tensors())
+    def sizes(self, tables: Collection[int] = ()) -> list[SectionSizes]:
+        """What each section takes in training.
+
+        Args:
+            tables: positions of weights whose gradients are added up as dense ones.
+        """
+        dense = set(tables)
+        for section in self._cut.sections:
+            count = len(section.sources[0])
+            of_weights = zip(section.sources[1], section.gradients[count:], strict=True)
+            dense |= {n for n, x in of_weights if isinstance(x, tf.Tensor)}
+        made = self._cut.tensors()
+        return [self._sizes(n, made[n], dense) for n in range(self.count)]
 
     @functools.cached_property
     def bytes_kept(self) -> list[int]:
@@ -154,6 +167,38 @@ class Sections:
         given = [*taken, *given, *(kept or []), *gradients]
         results, of_tensors, finished = call(*present(awaited), *given)
         return results, of_tensors, finished
+
+    # --- what sections take ---
+
+    def _sizes(self, number: int, made: list[Any], dense: Collection[int]) -> SectionSizes:
+        section = self._cut.sections[number]
+        wanted, count = tensors_of(section.gradients), len(section.sources[0])
+        behind = self._behind(section)
+        forward = self._within([x.op for x in (*section.made, *section.handed_on)], section)
+        backward = self._within([x.op for x in wanted], section, behind)
+        again = self._within([x.op for x in wanted], section)
+        in_order = [op for op in self._parts.operations if op in again]
+        ordered = needed_in_order(in_order, in_order)
+        ordered = [operation for operation in ordered if operation in again]
+        pairs = zip(section.sources[1], section.gradients[count:], strict=True)
+        of_weights = {n: x for n, x in pairs if x is not None}
+        rows = [n for n in of_weights if n not in dense]
+        weights = {n: _bytes_of_weight(self._weights[n]) for n in of_weights}
+        sizes = list(map(_bytes_of_position, made))
+        given = [*self._arguments(section), *section.seeds]
+        return SectionSizes(
+            made=sum(sizes),
+            largest=max(sizes, default=0),
+            kept=self.bytes_kept[number],
+            working=peak_bytes(ordered, wanted, _bytes_of_position)
+            + sum(map(_bytes_of_position, given)),
+            rows=sum(_bytes_of_row(of_weights[n]) for n in rows),
+            tables=sum(weights[n] for n in rows),
+            weight=max((weights[n] for n in weights if n in dense), default=0),
+            forward=len(forward),
+            backward=len(backward),
+            again=len(again),
+        )
 
     # --- compiling ---
 
@@ -237,3 +282,13 @@ def _bytes_of_position(tensor: Any) -> int:
     if None not in shape[:2] or not tensor.dtype.size:
         return 0
     return int(np.prod([n for n in shape if n is not None])) * int(tensor.dtype.size)
+
+
+def _bytes_of_row(gradient: Any) -> int:
+    """Bytes of one row of a sparse gradient, with its number."""
+    known = [n for n in gradient.values.shape.as_list() if n is not None]
+    return int(np.prod(known)) * int(gradient.dtype.size) + _ROW_NUMBER
+
+
+def _bytes_of_weight(weight: Any) -> int:
+    return int(np.prod(weight.shape.as_list())) * int(weight.dtype.size)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from hyparflow.engine.sequence.attention_blocks import AttentionBlocks, Block
 from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.attention_strips import places_of
+from hyparflow.engine.sequence.chunks import HeadSizes
 from hyparflow.engine.sequence.exchange import HeadExchange, ShardExchange
 from hyparflow.engine.sequence.store import Store
 from hyparflow.pipeline.token_layout import TokenLayout
@@ -38,6 +39,13 @@ class ChunkedAttention:
     ) -> None:
         self.core = core
         self.heads = HeadExchange(core, sizes, exchange)
+        self.sizes = HeadSizes(
+            heads=self.heads.heads,
+            key_heads=self.heads.key_heads,
+            key_size=sizes[0],
+            value_size=sizes[1],
+            number_size=max(4, tf.as_dtype(dtype).size),
+        )
         first = exchange.rank * self.heads.heads
         self._blocks = {
             training: AttentionBlocks(core, self.heads.group, first, dtype, training)

@@ -15,7 +15,7 @@ from hyparflow.engine.gradients.common_lookups import Lookups
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels
 from hyparflow.engine.sequence.chunked_attention import ChunkedAttention
-from hyparflow.engine.sequence.chunks import TILE, ChunkCosts
+from hyparflow.engine.sequence.chunks import ChunkCosts, tile_of
 from hyparflow.engine.sequence.cores_found import CoresFound
 from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.kept_forwards import KeptForwards
@@ -76,7 +76,9 @@ class SequenceStage:
         self._keeps, self._kept = keeps, KeptForwards()
         largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self.accumulator = Accumulator(trace.weights, largest, tables=tables)
+        self._tables = list(tables)
         self._cuts: dict[Any, tuple[CutStage, list[ChunkedAttention]]] = {}
+        self._costs_of: dict[CutStage, ChunkCosts] = {}
         self._numbers = itertools.count()
         self._lengths: set[int] = set()
         self.begin(several=False)
@@ -131,9 +133,12 @@ class SequenceStage:
         return self._costs(*self._cut(given, training=True, has_head=isinstance(rest, Labels)))
 
     def _costs(self, cut: CutStage, attention: Sequence[ChunkedAttention]) -> ChunkCosts:
-        size = max([dtype.size for _, _, dtype in cut.attention], default=4)
-        heads = max([layer.heads.heads for layer in attention], default=0)
-        return ChunkCosts(2 * cut.sections.largest_section, heads * max(4, size), self._keeps)
+        if cut not in self._costs_of:
+            sections = cut.sections.sizes(self._tables)
+            heads = [layer.sizes for layer in attention]
+            is_loss = cut.sections.is_loss
+            self._costs_of[cut] = ChunkCosts.of(sections, heads, self._keeps, is_loss)
+        return self._costs_of[cut]
 
     def prepare(self, inputs: Any, rest: Any, kinds: Collection[str]) -> None:
         """Nothing: the length of sequences is not known before they come."""
@@ -215,13 +220,13 @@ class SequenceStage:
             store=self._store,
             kept=self._kept,
             exchange=self._exchange,
-            tile=self._tile(cut, _rows(inputs)),
+            tile=tile_of(cut.sections.largest_of_last, _rows(inputs)),
             at_padding=self._find(layout.length).at_padding,
         )
         if training and self._keeps:
             own = [stop - start for start, stop in layout.pieces(shard)]
             rows, costs = _rows(inputs), self._costs(cut, attention)
-            self._kept.choose(run.sizes_kept(rows), costs.kept(rows, max(own)))
+            self._kept.choose(run.sizes_kept(rows), costs.most_kept(rows, max(own)))
         return run, cut
 
     def _layout(self, inputs: Any) -> TokenLayout:
@@ -241,9 +246,6 @@ class SequenceStage:
     @property
     def _count(self) -> int:
         return self.num_chunks if isinstance(self.num_chunks, int) else 1
-
-    def _tile(self, cut: CutStage, rows: int) -> int:
-        return max(1, TILE // max(1, cut.sections.largest_of_last * rows))
 
     def _cut(
         self, given: TokenInputs, training: bool, has_head: bool

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hyparflow.engine.compiled.section_sizes import SectionSizes
 from hyparflow.formats.records import Amount, Bytes, Count, Number, made, read, schema_of
 from hyparflow.formats.text import counted
 from hyparflow.formats.writing import write_text
 from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.overheads import Overheads
+from hyparflow.planning.costs.straight_lines import at_rows
 
 __all__ = ["Costs", "Times", "Weight"]
 
@@ -93,6 +95,7 @@ class Costs:
             each grows as sequences do, 0 to 1; the rest grows as their square.
         attention: Tuple. What attention costs where sequences are divided; empty where they
             cannot be, or are short.
+        sections: Tuple. What the parts of the model between attention take there.
         overheads: What a step costs beside its operations.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
@@ -120,6 +123,7 @@ class Costs:
     length: Count | None = None
     linear: np.ndarray | None = None
     attention: tuple[Attention, ...] = ()
+    sections: tuple[SectionSizes, ...] = ()
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
     machine: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +139,7 @@ class Costs:
             rows: the rows of a micro-batch.
             at_once: how many ranks compute on a node at a time, on average.
         """
-        at = _line(self.rows, rows)
+        at = at_rows(self.rows, rows)
         slower = self._slower(at_once)
         known = (self.forward, self.backward, self.fused)
         times = [x @ (at * factors) for x, factors in zip(known, slower, strict=True)]
@@ -151,8 +155,7 @@ class Costs:
         """
         if self.crowded is None or self.crowd < 2:
             return np.ones((3, len(self.rows)))
-        share = np.clip((at_once - 1) / (self.crowd - 1), 0.0, 1.0)
-        return 1 + share * (self.crowded - 1)
+        return 1 + np.clip((at_once - 1) / (self.crowd - 1), 0.0, 1.0) * (self.crowded - 1)
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -206,9 +209,7 @@ class Costs:
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
-        values["overheads"] = asdict(self.overheads)
-        values["attention"] = [asdict(layer) for layer in self.attention]
-        write_text(path, json.dumps(values, default=lambda array: array.tolist()) + "\n")
+        write_text(path, json.dumps(values, default=_plain) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Costs:
@@ -227,8 +228,12 @@ class Costs:
         return read(path, _schema(), rule, _from_file)
 
     def __repr__(self) -> str:
-        count = len(self.operations)
-        return f"Costs({counted(count, 'operation', 'operations')}, {self.source})"
+        return f"Costs({counted(len(self.operations), 'operation', 'operations')}, {self.source})"
+
+
+def _plain(value: Any) -> Any:
+    """An array, or a record, as JSON has it."""
+    return value.tolist() if isinstance(value, np.ndarray) else asdict(value)
 
 
 def _schema() -> Any:
@@ -236,9 +241,8 @@ def _schema() -> Any:
     row, matrix = tuple[Amount, ...], tuple[tuple[Amount, ...], ...]
     others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "by_xla", "tensors"), row)
     others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
-    weights = tuple[tuple[Bytes, bool], ...]
     others |= dict.fromkeys(("crowded", "linear"), matrix | None)
-    return schema_of(Costs, weights=weights, **others)
+    return schema_of(Costs, weights=tuple[tuple[Bytes, bool], ...], **others)
 
 
 def _from_file(content: Any) -> Costs:
@@ -267,7 +271,8 @@ def _from_file(content: Any) -> Costs:
         values[name] = None if values[name] is None else np.array(values[name], float)
     values["weights"] = tuple(Weight(*pair) for pair in content.weights)
     values["overheads"] = made(content.overheads, Overheads)
-    values["attention"] = tuple(made(layer, Attention) for layer in content.attention)
+    for name, kind in (("attention", Attention), ("sections", SectionSizes)):
+        values[name] = tuple(made(each, kind) for each in getattr(content, name))
     return Costs(**values)
 
 
@@ -285,16 +290,3 @@ def _require_lengths(content: Any, count: int) -> None:
 def _require_length(name: str, found: Sized, expected: int) -> None:
     if len(found) != expected:
         raise ValueError(f"Expected `array` of length {expected}, got {len(found)} - at `$.{name}`")
-
-
-def _line(known: tuple[int, ...], rows: float) -> np.ndarray:
-    """Weights of the known sizes that give the value at `rows`, on straight lines."""
-    at = np.zeros(len(known))
-    if len(known) == 1:
-        at[0] = rows / known[0]
-        return at
-    right = int(np.clip(np.searchsorted(known, rows), 1, len(known) - 1))
-    low, high = known[right - 1], known[right]
-    at[right] = (rows - low) / (high - low)
-    at[right - 1] = 1 - at[right]
-    return at

@@ -16,7 +16,6 @@ import tensorflow as tf
 from hyparflow.engine.sequence.attention_blocks import AttentionBlocks, Block
 from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.cores_found import CoresFound
-from hyparflow.engine.sequence.position_trial import find_cores
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.attention_pattern import AttentionPattern
@@ -30,18 +29,14 @@ _FULL = AttentionPattern(causal=False)
 _FLOPS = 2e10  # per second, where nothing is measured
 
 
-def attention_of(graph: FlatGraph, length: int, measured: bool) -> tuple[Attention, ...]:
+def attention_of(graph: FlatGraph, found: CoresFound, measured: bool) -> tuple[Attention, ...]:
     """The attention layers of a model whose sequences can be divided.
 
     Args:
         graph: the model's.
-        length: of its sequences.
+        found: what its attention layers compute.
         measured: whether to time blocks; otherwise they are counted.
-
-    Raises:
-        ValueError: if sequences cannot be divided, naming what stands against it.
     """
-    found = find_cores(graph, length)
     timed = functools.cache(block_seconds if measured else _counted)
     made = []
     for number, call in enumerate(graph.calls):

@@ -32,6 +32,9 @@ class Overheads:
         runtime: bytes of memory that TensorFlow takes when it first trains anything.
         xla: bytes of memory that XLA takes when it first compiles anything.
         sums: bytes of memory that sums over replicas take, however small.
+        trial: bytes of memory that the trial of what attention computes takes, before sequences
+            are divided.
+        strip: bytes of memory for each strip that is compiled of a block of attention.
         operation, variable, trained: bytes of objects for each operation and variable of the whole
             model, which every rank builds; and for each trained one, its slots and its sums.
         scratch: bytes that an operation takes for itself while it runs, however few its rows.
@@ -53,6 +56,12 @@ class Overheads:
     runtime: Amount = 61e6
     xla: Amount = 68e6
     sums: Amount = 22e6
+    # What a process holds beside its tensors (what is resident, less the peak of the pool) on
+    # TensorFlow 2.21: before the first trace of a divided GPT of 4 layers, less `runtime` and
+    # objects; and for each of ten `AttentionBlocks` in turn, of 16 strips each, where Python had
+    # not collected its garbage yet.
+    trial: Amount = 14e6
+    strip: Amount = 1.2e6
     operation: Amount = 14e3
     variable: Amount = 6e3
     trained: Amount = 20e3

@@ -11,6 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.engine.compiled.tensor_lifetimes import (
+    Kept,
+    kept_between,
+    needed_in_order,
+    working_bytes,
+)
 from hyparflow.engine.compiled.tensors import as_share
 from hyparflow.engine.compiled.xla_function import is_by_xla
 from hyparflow.engine.kernels.rewriter import Rewriter
@@ -25,12 +31,6 @@ from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.planning.costs.saved_graph import write_graph
 from hyparflow.planning.costs.segments import Segment
-from hyparflow.planning.costs.tensor_lifetimes import (
-    Kept,
-    kept_between,
-    needed_in_order,
-    working_bytes,
-)
 from hyparflow.planning.costs.tensor_sizes import known_shape
 from hyparflow.planning.costs.traced_graph import TracedGraph
 

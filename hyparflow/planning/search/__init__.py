@@ -1,4 +1,4 @@
 """Which layouts there are, and what each would take of time and memory.
 
-Imports engine (numbers of chunks), formats, options, pipeline and planning.costs.
+Imports engine (what chunks need), formats, options, pipeline and planning.costs.
 """

@@ -6,13 +6,16 @@ import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 
+from hyparflow.engine.sequence.looked_up import LookedUp
 from hyparflow.formats.records import Bytes
 from hyparflow.pipeline.actions import Action, Kind
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.share_out import largest_share
 from hyparflow.pipeline.simulator import peak_kept
+from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.problem import Candidate, Problem, Saving
+from hyparflow.planning.search.sequence_memory import compiled_strips, looked_up
 
 __all__ = ["Memory", "gradient_copies", "held_slots", "partition_memory", "updated_copies"]
 
@@ -94,20 +97,50 @@ def partition_memory(
         if (edge.producer in own) != (edge.consumer in own)
     )
     working = max(found.working(table.operations(stage)) for stage in own)
-    activations = rows * (peak_kept(actions, kept) + working) + costs.overheads.scratch
+    waiting = peak_kept(actions, kept)
+    activations = rows * (waiting + working) + costs.overheads.scratch
+    embedded = _embedded(problem, grid, numbers)
     pieces = list(_compiled(problem, candidate, partition))
     around = costs.fixed_bytes + _DRAWN * costs.largest_weight
     program = _program_bytes(problem, candidate, actions, pieces)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=round(mine * gradient_copies(grid, saving)),
+        gradients=round((mine - embedded.tables) * gradient_copies(grid, saving)),
         slots=round(slots),
         activations=round(activations),
-        updates=max(0, round(_update_bytes(problem, grid, pieces, mine) - activations)),
+        updates=round(
+            _beyond(
+                _update_bytes(problem, grid, pieces, mine) + embedded.pooled,
+                embedded.gathered,
+                activations,
+                rows * waiting if saving.sequences and saving.sequences.waits_in_memory else 0.0,
+            )
+        ),
         buffers=round(2 * rows * crossing),
         program=program,
         around=0 if saving.apart else around + program,
     )
+
+
+def _embedded(problem: Problem, grid: Grid, numbers: Sequence[int]) -> LookedUp:
+    """The gradients of embeddings, where sequences are divided; where not, these are short."""
+    if problem.saving.sequences is None:
+        return LookedUp()
+    return looked_up(problem.costs, set(numbers), problem.batch_size, grid.num_peers)
+
+
+def _beyond(pooled: float, beside: float, activations: float, stored: float) -> float:
+    """Bytes of updates beyond what activations had, which are gone by then.
+
+    A pool keeps what it once had; what a store had is free again.
+
+    Args:
+        pooled: of updates, in TensorFlow's pool.
+        beside: of updates, outside of it.
+        activations: all that were there.
+        stored: those of them that a store had outside of the pool.
+    """
+    return max(0.0, max(0.0, pooled - (activations - stored)) + beside - stored)
 
 
 def gradient_copies(grid: Grid, saving: Saving) -> float:
@@ -150,16 +183,24 @@ def _program_bytes(
 ) -> int:
     """Bytes of the compiled functions of a partition."""
     in_two = {action.stage for action in actions if action.kind == Kind.FORWARD}
-    costs = problem.costs
+    divided = problem.saving.sequences
+    costs = problem.costs if divided is None else problem.spent
     over = costs.overheads
     counts, updated, by_xla = {True: 0.0, False: 0.0}, 0, False
     for stage, inside, is_last in pieces:
         there = slice(inside.start, inside.stop)
-        counts[stage in in_two or not is_last] += float(costs.program[there].sum())
+        # Sections are traced as one, too.
+        apart = stage in in_two or not is_last or divided is not None
+        counts[apart] += float(costs.program[there].sum())
         updated += len(costs.trained_sizes(inside))
         by_xla |= bool(costs.by_xla[there].any())
     total = costs.base_bytes + over.program_bytes(counts[False], counts[True], updated)
     total += over.xla * by_xla + over.sums * (candidate.grid.num_peers > 1)
+    if divided is not None:
+        numbers = {n for _, inside, _ in pieces for n in inside}
+        layout = TokenLayout(costs.length or 1, divided.num_chunks)
+        patterns = [x.pattern for x in costs.attention if x.operation in numbers]
+        total += over.trial + over.strip * sum(compiled_strips(x, layout) for x in patterns)
     saving = problem.saving
     by_engine = problem.units is not None or costs.rewritten or saving != Saving()
     if candidate.is_plain_keras and not by_engine:

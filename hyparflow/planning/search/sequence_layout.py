@@ -15,17 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyparflow.engine.sequence.chunks import BLOCKS, TILE
 from hyparflow.pipeline.crossing import Reads, reads_of
 from hyparflow.pipeline.operations import OperationGraph
 from hyparflow.pipeline.token_layout import TokenLayout
 from hyparflow.planning.costs.attention import Attention
 from hyparflow.planning.costs.cluster import Link
 from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.search.sequence_memory import (
+    chunk_costs,
+    compiled_operations,
+    section_starts,
+)
 
 __all__ = ["SequenceLayout", "costs_divided"]
 
-_OF_A_TILE = 3  # tensors of the size of a tile at the same time
 # Of what is stored; on a disk nothing stays in memory.
 _KEPT = {"memory": 1.0, "host": 1.0, "bf16": 0.5}
 
@@ -43,6 +46,11 @@ class SequenceLayout:
     num_shards: int = 1
     num_chunks: int = 1
     store: str = "memory"
+
+    @property
+    def waits_in_memory(self) -> bool:
+        """Whether what waits in the store takes memory."""
+        return self.store in _KEPT
 
     @property
     def in_words(self) -> str:
@@ -67,11 +75,12 @@ def costs_divided(
     """
     shards, length, linear = layout.num_shards, costs.length or 1, _linear(costs)
     forward = linear[0, :, None] * costs.forward / shards
-    rows, working = np.array(costs.rows, float), _of_chunk(costs, layout)
-    whole = linear[3] * costs.kept / shards
-    room = working.max() / max(1.0, whole.sum()) if keeps else 0.0
-    share = max(0.0, min(1.0, room, 2 * room - 1))  # see `hyparflow.engine.sequence.kept_forwards`
-    again, kept = (1 - share) * forward, share * whole
+    rows, chunk = np.array(costs.rows, float), chunk_costs(costs, shards, keeps)
+    given = 1, length, layout.num_chunks, shards
+    working = np.full(len(costs.operations), float(chunk.at_a_time(*given)))
+    kept = _kept(costs, shards)
+    share = chunk.kept(*given) / max(1.0, kept.sum())
+    again, kept = (1 - share) * forward, share * kept
     again[max((layer.operation + 1 for layer in costs.attention), default=0) :] = 0.0
     backward = linear[1, :, None] * costs.backward / shards + again
     stored, reads = _KEPT.get(layout.store, 0.0), reads_of(graph)
@@ -84,7 +93,7 @@ def costs_divided(
         backward[number] += each.seconds(layer.backward, each.backward_bytes, rows, link)
         beside = _beside(reads, costs, number, graph.operations[number].inputs)
         kept[number] += each.kept + stored * beside / shards
-        working[number] += each.working
+        working[number] += stored * each.backward_bytes  # the gradients of this layer
     return dataclasses.replace(
         costs,
         forward=forward,
@@ -92,7 +101,10 @@ def costs_divided(
         fused=forward + backward,
         kept=kept,
         working=working,
+        program=compiled_operations(costs, share),
         tensors=costs.tensors / shards,
+        # That of whole sequences is of the masks of their attention.
+        overheads=dataclasses.replace(costs.overheads, scratch=0.0),
     )
 
 
@@ -141,34 +153,18 @@ class _Each:
         logarithms = self.layer.heads * self.length / self.layout.num_shards * 4
         return _KEPT.get(self.layout.store, 0.0) * (self.forward_bytes + logarithms)
 
-    @property
-    def working(self) -> float:
-        """Bytes besides: a block, and in memory the gradients of this layer."""
-        chunk = math.ceil(self.length / self.layout.num_chunks)
-        heads = self.layer.heads / self.layout.num_shards
-        block = BLOCKS * chunk**2 * heads * max(4, self.layer.number_size)
-        return block + _KEPT.get(self.layout.store, 0.0) * self.backward_bytes
-
 
 def _linear(costs: Costs) -> np.ndarray:
     return np.ones((5, len(costs.operations))) if costs.linear is None else costs.linear
 
 
-def _of_chunk(costs: Costs, layout: SequenceLayout) -> np.ndarray:
-    """For each operation, bytes that a rank needs for its part of a chunk, between attentions."""
-    length, linear = costs.length or 1, _linear(costs)
-    own = math.ceil(math.ceil(length / layout.num_chunks) / layout.num_shards) / length
-    kept, working = linear[3] * costs.kept * own, linear[4] * costs.working * own
-    edges = sorted({0, *(layer.operation for layer in costs.attention), len(kept)})
-    needed = np.zeros(len(kept))
-    for start, stop in zip(edges, edges[1:], strict=False):
-        # The attention at the start ends in this section, that at the stop begins in it.
-        inside = slice(start, min(stop + 1, len(kept)))
-        size = kept[inside].sum() + working[inside].max()
-        if stop == len(kept):
-            size = min(size, kept[start] + _OF_A_TILE * TILE)
-        needed[inside] = np.maximum(needed[inside], size)
-    return needed
+def _kept(costs: Costs, num_shards: int) -> np.ndarray:
+    """Bytes that forwards would keep of a row, if they kept all, where their section starts."""
+    found = np.zeros(len(costs.operations))
+    own = math.ceil((costs.length or 1) / num_shards)
+    for start, section in zip(section_starts(costs), costs.sections[:-1], strict=False):
+        found[start] += own * section.kept
+    return found
 
 
 def _beside(

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Kept", "kept_between", "needed_in_order", "origin", "working_bytes"]
+__all__ = [
+    "Kept",
+    "kept_between",
+    "needed_in_order",
+    "origin",
+    "peak_bytes",
+    "working_bytes",
+]
 
 _ALIASES = ("Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims", "PreventGradient")
 _NOT_MADE = ("Placeholder", "Const", "ReadVariableOp", "VarHandleOp")
@@ -130,6 +137,24 @@ def working_bytes(
             if index >= num_forward and tensor.op in forward:
                 counted.add(tensor.ref())
     return _working(operations, last, counted, size_of)
+
+
+def peak_bytes(operations: list[Any], wanted: list[Any], size_of: Callable[[Any], int]) -> int:
+    """The peak of bytes of what operations make, if `wanted` tensors are there until the end.
+
+    Args:
+        operations: in an order in which they may run.
+        wanted: tensors that some of them make.
+        size_of: tells the bytes of a tensor.
+    """
+    last = {
+        tensor.ref(): index
+        for index, operation in enumerate(operations)
+        if operation.type not in (*_ONLY_SHAPES, *_ALIASES)
+        for tensor in map(origin, operation.inputs)
+    }
+    last |= {origin(tensor).ref(): len(operations) for tensor in wanted}
+    return _working(operations, last, set(), size_of)
 
 
 def _working(
