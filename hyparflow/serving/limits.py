@@ -59,7 +59,11 @@ class Limits:
 
     def rows(self, count: int) -> int:
         """The number of rows of a cache for so many requests."""
-        wanted = max(self.fewest, min(self.max_batch, self._size(self.fewest, count)))
+        size = self._size(self.fewest, count)
+        between = 3 * size // 4
+        if self.factor == 2 and between >= max(count, 2 * self.fewest):
+            size = between  # sizes twice as large as the last would compute many rows in vain
+        wanted = max(self.fewest, min(self.max_batch, size))
         return -(-wanted // self.multiple) * self.multiple
 
     def length(self, tokens: int) -> int:
