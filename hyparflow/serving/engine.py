@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import EndReason, Request, RequestProgress
-from hyparflow.serving.runner import Runner, WindowResult
-from hyparflow.serving.scheduler import Scheduler
+from hyparflow.serving.ranks.runner import Runner, WindowResult
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import EndReason, Request, RequestProgress
+from hyparflow.serving.scheduling.scheduler import Scheduler
 
 __all__ = ["ServingEngine"]
 

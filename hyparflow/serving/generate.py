@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyparflow.comm import abort
@@ -12,16 +12,17 @@ from hyparflow.comm.ranks import size, world
 from hyparflow.comm.world import World
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.limits import Limits
+from hyparflow.serving.generate_on_ranks import generated_on_ranks
 from hyparflow.serving.prepare import prepared_runner, require_length
-from hyparflow.serving.prompts import Prompts, prompts_of
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.runner import Runner
 from hyparflow.serving.ranks.serving_grid import serving_grid
-from hyparflow.serving.request import Request
-from hyparflow.serving.runner import Runner
-from hyparflow.serving.samplers import sampling_of
-from hyparflow.serving.text import preprocessor_of, stop_tokens_of
+from hyparflow.serving.requests.prompts import Prompts, prompts_of
+from hyparflow.serving.requests.text import preprocessor_of, stop_tokens_of
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import Request
 
 __all__ = ["generate"]
 
@@ -39,6 +40,7 @@ def generate(
     num_partitions: int | None = None,
     num_replicas: int | None = None,
     num_shards: int | None = None,
+    launch: bool | Mapping[str, Any] = False,
 ) -> Any:
     """Generate what follows prompts, as KerasHub's ``causal_lm.generate`` does.
 
@@ -66,6 +68,8 @@ def generate(
             By default as many as there are ranks for.
         num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
             columns of feed-forward layers of each partition (tensor parallelism).
+        launch: Boolean, or a dictionary of keyword arguments of `hyparflow.launch`. Whether to
+            start ranks for it: as many as the numbers above say.
 
     Returns:
         As ``causal_lm.generate``: text for text, or a dictionary of ``token_ids`` and
@@ -74,6 +78,9 @@ def generate(
     Raises:
         ValueError: If the model cannot be served, or an argument is not valid.
     """
+    if launch:
+        given = {name: value for name, value in locals().items() if name != "launch"}
+        return generated_on_ranks(generate, given, launch)
     ranks = world()
     with abort.alike():
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards)

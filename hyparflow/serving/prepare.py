@@ -9,13 +9,13 @@ from hyparflow.comm.world import World
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
-from hyparflow.serving.adapters import decoder_of
-from hyparflow.serving.decoder import Decoder
+from hyparflow.serving.decoding.adapters import decoder_of
+from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.decoding.self_test import Probed, logits_differ
 from hyparflow.serving.ranks.build import built_share
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.runner import LocalRunner, Runner
 from hyparflow.serving.ranks.traffic import Traffic
-from hyparflow.serving.runner import LocalRunner, Runner
-from hyparflow.serving.self_test import Probed, logits_differ
 
 __all__ = ["learned_positions", "prepared_runner", "require_length"]
 

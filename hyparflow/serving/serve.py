@@ -9,14 +9,14 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of
-from hyparflow.serving.limits import Limits
+from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.prepare import learned_positions, prepared_runner, require_length
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.runner import Runner
 from hyparflow.serving.ranks.serving_grid import serving_grid
-from hyparflow.serving.runner import Runner
-from hyparflow.serving.samplers import sampling_of
-from hyparflow.serving.sampling import Sampling
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.sampling import Sampling
 from hyparflow.serving.server import Server
 
 __all__ = ["serve"]

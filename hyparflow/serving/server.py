@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import EndReason, Request, RequestProgress
-from hyparflow.serving.runner import Runner
-from hyparflow.serving.samplers import sampling_of
-from hyparflow.serving.served_request import ServedPiece, ServedRequest
-from hyparflow.serving.statistics import Latencies, ServerStatistics
-from hyparflow.serving.stop_strings import StopStrings
-from hyparflow.serving.text import StreamedText, stop_tokens_of, tokens_of
+from hyparflow.serving.ranks.runner import Runner
+from hyparflow.serving.requests.served_request import ServedPiece, ServedRequest
+from hyparflow.serving.requests.statistics import Latencies, ServerStatistics
+from hyparflow.serving.requests.stop_strings import StopStrings
+from hyparflow.serving.requests.text import StreamedText, stop_tokens_of, tokens_of
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import EndReason, Request, RequestProgress
 
 __all__ = ["Server"]
 

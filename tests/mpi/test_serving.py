@@ -14,11 +14,11 @@ from language_models import VOCABULARY, alone, kept_model, language_model, padde
 import hyparflow as hf
 from hyparflow.comm.ranks import world
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.limits import Limits
 from hyparflow.serving.prepare import prepared_runner
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.serving_grid import serving_grid
-from hyparflow.serving.request import Request
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import Request
 
 LENGTH = 40  # of prompts and what follows
 SEED = 3

@@ -7,21 +7,18 @@ import pytest
 import tensorflow as tf
 from language_models import (
     FAMILIES,
-    LENGTH,
-    SMALL,
     VOCABULARY,
-    alone,
     kept_model,
     language_model,
+    largest_difference,
+    require_tokens_of_generate,
 )
 
-from hyparflow.serving.adapters import decoder_of
-from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import Request
-from hyparflow.serving.runner import LocalRunner
-from hyparflow.serving.self_test import logits_differ, probe_tokens
-from hyparflow.serving.window import EMPTY, Shape
+from hyparflow.serving.decoding.adapters import cached_model_of, decoder_of, require_hook
+from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.decoding.hooked_model import HookedModel
+from hyparflow.serving.decoding.self_test import logits_differ
+from hyparflow.serving.scheduling.window import EMPTY, Shape
 
 # The others with --everything.
 TESTED = [n if n == "GPT2" else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
@@ -29,40 +26,17 @@ TESTED = [n if n == "GPT2" else pytest.param(n, marks=pytest.mark.slow) for n in
 
 @pytest.mark.parametrize("name", TESTED)
 def test_logits_at_unequal_positions(name: str) -> None:
-    """Rows of 7, 2 and 11 tokens, taken in by two pieces each, and two tokens more."""
     model = kept_model(name)
-    tokens, counts = probe_tokens(VOCABULARY, 3)
-    given = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
-    expected = np.asarray(model(given, training=False))
-    for step, found in enumerate(decoder_of(model).probe(tokens, counts, 2)):
-        right = expected[np.arange(3), np.array(counts) + step]
-        assert np.abs(found - right).max() < 5e-6 * np.abs(expected).max()
+    cached = cached_model_of(model)
+    assert isinstance(cached, HookedModel)
+    assert largest_difference(model, Decoder(cached)) < 5e-6
 
 
 @pytest.mark.parametrize("name", TESTED)
 def test_tokens_are_those_of_generate(name: str) -> None:
     """Requests of all lengths that come while others run, with growing caches."""
     model = kept_model(name)
-    model.compile(sampler="greedy")
-    random = np.random.default_rng(1)
-    limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2)
-    engine = ServingEngine(LocalRunner(decoder_of(model)), limits)
-    asked = {
-        number: random.integers(1, VOCABULARY, random.integers(1, 20)).tolist()
-        for number in range(6)
-    }
-    counts = {number: int(random.integers(1, 25)) for number in asked}
-    given: dict[int, list[int]] = {number: [] for number in asked}
-    waiting = list(asked)
-    while waiting or not engine.is_idle:
-        for number in waiting[:2]:
-            engine.submit(Request(number, tuple(asked[number]), counts[number]))
-        waiting = waiting[2:]
-        for progress in engine.advance():
-            given[progress.number] += progress.tokens
-    for number, prompt in asked.items():
-        assert given[number] == alone(model, prompt, counts[number]), number
-    assert engine.schedulers[0].counts.rebuilds > 1
+    require_tokens_of_generate(model, decoder_of(model))
 
 
 def test_caches_that_move_and_grow() -> None:
@@ -91,10 +65,10 @@ def test_a_model_is_tried_before_it_serves() -> None:
     assert "GPT2CausalLM', whose logits differ by" in said
 
 
-def test_a_model_without_the_hook_is_refused_by_name() -> None:
-    import keras_hub
-
-    backbone = keras_hub.models.BloomBackbone(**SMALL, num_heads=4, dropout=0.0)
-    model = keras_hub.models.BloomCausalLM(backbone=backbone, preprocessor=None)
-    with pytest.raises(ValueError, match="serving hook.*BloomCausalLM.*has none"):
+def test_a_model_that_cannot_decode_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = kept_model("Bloom")
+    with pytest.raises(ValueError, match="in partitions or shards.*BloomCausalLM.*has none"):
+        require_hook(model)
+    monkeypatch.delattr(type(model), "call_with_cache")
+    with pytest.raises(ValueError, match="serving hook.*BloomCausalLM.*has neither"):
         decoder_of(model)

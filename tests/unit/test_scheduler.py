@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import EndReason, Request, RequestProgress
-from hyparflow.serving.scheduler import Scheduler
-from hyparflow.serving.window import EMPTY, Window
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import EndReason, Request, RequestProgress
+from hyparflow.serving.scheduling.scheduler import Scheduler
+from hyparflow.serving.scheduling.window import EMPTY, Window
 
 WORDS = 50
 

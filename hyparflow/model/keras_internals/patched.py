@@ -25,6 +25,8 @@ the loop of Keras's LSTM and GRU layers     `hyparflow.engine.kernels.recurrent_
                                             or a trace
 attention, dropout, positions of layers     `hyparflow.model.keras_internals.attention`, `dropout`
                                             and `positions`, a trial or a trace
+where tokens go in caches, and masks        `hyparflow.model.keras_internals.row_index`, a trace
+`call_with_cache` of one model              `hyparflow.model.keras_internals.own_cache`, a call
 `call` of layers whose kernels are cut      `hyparflow.model.keras_internals.replaced_calls`, a
                                             trace
 ==========================================  ====================================================

@@ -1,4 +1,4 @@
-"""Serving over ranks: partitions, shards of tensors, replicas.
+"""Who computes windows: one process, or ranks with partitions, shards of tensors and replicas.
 
-Imports comm, engine, model, pipeline and serving.
+Imports comm, engine, formats, model, pipeline, serving.decoding and serving.scheduling.
 """

@@ -11,10 +11,10 @@ from hyparflow.model.checks import check_can_cut
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.pipeline.grid import Grid
-from hyparflow.serving.adapters import decoder_of
-from hyparflow.serving.chooser import Chooser
-from hyparflow.serving.decoder import Decoder
-from hyparflow.serving.hooked_model import Around, HookedModel
+from hyparflow.serving.decoding.adapters import decoder_of, require_hook
+from hyparflow.serving.decoding.chooser import TokenChooser
+from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.decoding.hooked_model import Around, HookedModel
 from hyparflow.serving.ranks.cut_for_decoding import cut_for_decoding
 from hyparflow.serving.ranks.pipeline_runner import PipelineRunner
 from hyparflow.serving.ranks.stage import DecodingStage
@@ -40,9 +40,10 @@ def built_share(
         ValueError: if the model cannot be cut so.
     """
     groups = groups_of(grid, world)
+    if grid.num_partitions == grid.num_shards == 1:
+        return decoder_of(model, jit)
+    require_hook(model)
     if grid.num_partitions == 1:
-        if grid.num_shards == 1:
-            return decoder_of(model, jit)
         shards = TensorShards(all_layers(model), groups.shards, traffic)
         return Decoder(HookedModel(model, shards.installed), jit, has_exchanges=True)
     check_can_cut(model)
@@ -55,4 +56,4 @@ def built_share(
         around = TensorShards(layers, groups.shards, traffic).installed
     has_exchanges = grid.num_shards > 1
     own = DecodingStage(graph, table, stage, around, has_exchanges)
-    return PipelineRunner(own, groups.replica, Chooser(jit), traffic)
+    return PipelineRunner(own, groups.replica, TokenChooser(jit), traffic)

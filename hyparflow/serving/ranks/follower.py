@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -30,7 +31,7 @@ class Follower:
 
     def __enter__(self) -> Follower:
         self._runner.follow()
-        frame = sys._getframe(1)
+        frame = _caller()
         self._trace = sys.gettrace()
         if self._trace is None:  # frames are traced only while there is a function for all
             sys.settrace(lambda *event: None)
@@ -39,9 +40,15 @@ class Follower:
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        sys._getframe(1).f_trace = self._traced_before
+        _caller().f_trace = self._traced_before
         sys.settrace(self._trace)
         return kind is _BodyIsLeadersError
 
     def _leave_out(self, *event: Any) -> Any:
         raise _BodyIsLeadersError
+
+
+def _caller() -> Any:
+    """The frame of the `with` statement."""
+    own = inspect.currentframe()
+    return own.f_back.f_back if own is not None and own.f_back is not None else None

@@ -11,10 +11,10 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.ranks.runner import Runner, WindowResult
 from hyparflow.serving.ranks.traffic import Traffic
-from hyparflow.serving.runner import Runner, WindowResult
-from hyparflow.serving.sampling import Sampling
-from hyparflow.serving.window import Shape, Window
+from hyparflow.serving.scheduling.sampling import Sampling
+from hyparflow.serving.scheduling.window import Shape, Window
 
 __all__ = ["RanksRunner"]
 

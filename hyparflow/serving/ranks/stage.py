@@ -12,7 +12,7 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext, Standardize
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.partition import Partitioning
-from hyparflow.serving.caches import (
+from hyparflow.serving.decoding.caches import (
     Caches,
     bytes_of_token,
     empty_caches,
@@ -20,9 +20,9 @@ from hyparflow.serving.caches import (
     put_row,
     values_of,
 )
-from hyparflow.serving.hooked_model import Around, HookedBody, token_inputs
+from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
 from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
-from hyparflow.serving.window import Shape
+from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["DecodingStage"]
 

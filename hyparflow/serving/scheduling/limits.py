@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyparflow.serving.request import Request
-from hyparflow.serving.window import Shape
+from hyparflow.serving.scheduling.request import Request
+from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["Limits"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hyparflow.serving.window import Shape
+from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["CacheSize", "CachedModel"]
 

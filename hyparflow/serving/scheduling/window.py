@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyparflow.serving.sampling import Sampling
+from hyparflow.serving.scheduling.sampling import Sampling
 
 __all__ = ["EMPTY", "Piece", "Shape", "Window"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.serving.cached_model import CacheSize
-from hyparflow.serving.window import EMPTY, Shape
+from hyparflow.serving.decoding.cached_model import CacheSize
+from hyparflow.serving.scheduling.window import EMPTY, Shape
 
 __all__ = ["Caches", "bytes_of_token", "empty_caches", "moved_caches", "put_row", "values_of"]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hyparflow.serving.request import EndReason, TokenLogprobs
+from hyparflow.serving.scheduling.request import EndReason, TokenLogprobs
 
 __all__ = ["RequestTimes", "ServedPiece", "ServedRequest"]
 

@@ -12,9 +12,9 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hyparflow.serving.limits import Limits
-from hyparflow.serving.request import EndReason, Request, RequestProgress, TokenLogprobs
-from hyparflow.serving.window import EMPTY, Piece, Shape, Window
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import EndReason, Request, RequestProgress, TokenLogprobs
+from hyparflow.serving.scheduling.window import EMPTY, Piece, Shape, Window
 
 __all__ = ["Scheduler", "SchedulerCounts"]
 

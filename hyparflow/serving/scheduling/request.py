@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hyparflow.serving.sampling import GREEDY, Sampling
+from hyparflow.serving.scheduling.sampling import GREEDY, Sampling
 
 __all__ = ["EndReason", "Request", "RequestProgress", "TokenLogprobs"]
 

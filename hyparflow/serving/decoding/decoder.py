@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.serving.cached_model import CachedModel
-from hyparflow.serving.caches import (
+from hyparflow.serving.decoding.cached_model import CachedModel
+from hyparflow.serving.decoding.caches import (
     Caches,
     bytes_of_token,
     empty_caches,
@@ -17,10 +17,10 @@ from hyparflow.serving.caches import (
     put_row,
     values_of,
 )
-from hyparflow.serving.chooser import Choice, Chooser
-from hyparflow.serving.samplers import SamplingRows
-from hyparflow.serving.sampling import GREEDY, MOST_LOGPROBS, Sampling
-from hyparflow.serving.window import Shape
+from hyparflow.serving.decoding.chooser import TokenChoice, TokenChooser
+from hyparflow.serving.decoding.samplers import SamplingRows
+from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, Sampling
+from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["Decoder"]
 
@@ -38,12 +38,12 @@ class Decoder:
     """
 
     def __init__(self, model: CachedModel, jit: bool = False, has_exchanges: bool = False) -> None:
-        self._model, self._chooser = model, Chooser(jit)
+        self._model, self._chooser = model, TokenChooser(jit)
         self._step = tf.function(
             self._stepped, autograph=False, jit_compile=None if has_exchanges else True
         )
         self._taking = tf.function(self._taken_in, autograph=False)
-        self._loops: dict[Choice, Any] = {}
+        self._loops: dict[TokenChoice, Any] = {}
 
     @property
     def bytes_of_token(self) -> int:
@@ -111,7 +111,7 @@ class Decoder:
         )
         return [part.numpy()[:steps] for part in made]
 
-    # --- see `hyparflow.serving.self_test.Probed` ---
+    # --- see `hyparflow.serving.decoding.self_test.Probed` ---
 
     probe_rows = 3
 
@@ -144,7 +144,7 @@ class Decoder:
             cache.assign(changed)
         return made[:, 0]
 
-    def _loop(self, choice: Choice) -> Any:
+    def _loop(self, choice: TokenChoice) -> Any:
         """The loop of a window; what it calls is compiled apart, for it lasts longer."""
 
         def run(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from hyparflow.model.keras_internals.serving_hook import served_from
-from hyparflow.serving.cached_attention import attending
-from hyparflow.serving.cached_model import CacheSize
+from hyparflow.serving.decoding.cached_attention import attending
+from hyparflow.serving.decoding.cached_model import CacheSize
+from hyparflow.serving.decoding.failures import cause_of
+from hyparflow.serving.decoding.text_inputs import text_inputs
 
 __all__ = ["Around", "HookedBody", "HookedModel", "token_inputs"]
 
@@ -73,7 +76,10 @@ class HookedBody:
                 self._body(samples())
             return tf.zeros([])
 
-        tf.function(traced, autograph=False).get_concrete_function()
+        with warnings.catch_warnings():
+            # Attention without the hook computes, and Keras warns of a softmax over one token.
+            warnings.filterwarnings("ignore", "You are using a softmax", UserWarning)
+            tf.function(traced, autograph=False).get_concrete_function()
         return found
 
 
@@ -86,18 +92,28 @@ class HookedModel:
     Args:
         model: the model.
         around: see `Around`.
+
+    Raises:
+        ValueError: if the model cannot compute from tokens alone.
     """
 
     def __init__(self, model: Any, around: Around = contextlib.nullcontext) -> None:
         def body(tensors: list[Any]) -> list[Any]:
-            return [model(token_inputs(tensors[0]), training=False)]
+            return [model(text_inputs(model, *tensors), training=False)]
 
-        self._body = HookedBody(body, lambda: [tf.zeros([1, 1], tf.int32)], around)
+        try:
+            self._body = HookedBody(body, lambda: [tf.zeros([1, 1], tf.int32)] * 2, around)
+        except Exception as error:
+            raise ValueError(
+                "A model that is served must compute logits from tokens alone. Received: "
+                f"'{model.name}' of class '{type(model).__name__}', where it fails "
+                f"({cause_of(error)}). Use another model, or `model.generate`."
+            ) from error
         self.cache_sizes = self._body.cache_sizes
 
     def call(self, given: Any, positions: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
         """See `CachedModel.call`."""
-        (made,), new = self._body.call([given], positions, caches)
+        (made,), new = self._body.call([given, positions], positions, caches)
         return made, new
 
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hyparflow.serving.caches import Caches
-from hyparflow.serving.decoder import Decoder
-from hyparflow.serving.request import TokenLogprobs
-from hyparflow.serving.sampling import Sampling
-from hyparflow.serving.window import EMPTY, Piece, Shape, Window
+from hyparflow.serving.decoding.caches import Caches
+from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.scheduling.request import TokenLogprobs
+from hyparflow.serving.scheduling.sampling import Sampling
+from hyparflow.serving.scheduling.window import EMPTY, Piece, Shape, Window
 
 __all__ = [
     "LocalRunner",

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hyparflow.serving.sampling import MOST_LOGPROBS, SamplerKind, Sampling
+from hyparflow.serving.scheduling.sampling import MOST_LOGPROBS, SamplerKind, Sampling
 
 __all__ = ["SamplingRows", "chosen", "logprobs_of", "sampling_of"]
 
@@ -56,7 +56,13 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
             f"'{type(sampler).__name__}' ({error})"
         ) from None
     temperature, p = (float(own.get(name, 1.0)) for name in _NUMBERS)
-    return Sampling(kind, temperature, p, seed % _LARGEST_SEED, num_logprobs)
+    return Sampling(
+        kind=kind,
+        temperature=temperature,
+        p=p,
+        seed=seed % _LARGEST_SEED,
+        num_logprobs=num_logprobs,
+    )
 
 
 def chosen(logits: Any, kinds: Sequence[SamplerKind | None], rows: SamplingRows) -> Any:

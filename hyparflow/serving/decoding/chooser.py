@@ -7,13 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.serving.samplers import SamplingRows, chosen, logprobs_of
-from hyparflow.serving.sampling import SamplerKind, Sampling
+from hyparflow.serving.decoding.samplers import SamplingRows, chosen, logprobs_of
+from hyparflow.serving.scheduling.sampling import SamplerKind, Sampling
 
-__all__ = ["Choice", "Chooser"]
+__all__ = ["TokenChoice", "TokenChooser"]
 
 
-class Choice:
+class TokenChoice:
     """A compiled choice.
 
     Attributes:
@@ -55,7 +55,7 @@ class Choice:
         return [tokens, *(logprobs_of(logits, tokens) if self.has_logprobs else ())]
 
 
-class Chooser:
+class TokenChooser:
     """Has a choice for whatever samplers come.
 
     Args:
@@ -66,14 +66,14 @@ class Chooser:
     def __init__(self, jit: bool) -> None:
         self._jit = jit
         self._kinds: list[SamplerKind | None] = []
-        self._known: dict[Any, Choice] = {}
+        self._known: dict[Any, TokenChoice] = {}
 
-    def choice(self, sampling: Sequence[Sampling]) -> Choice:
+    def choice(self, sampling: Sequence[Sampling]) -> TokenChoice:
         """One that knows these samplers, and all that came before: so few are compiled."""
         for way in sampling:
             if way.kind not in self._kinds:
                 self._kinds.append(way.kind)
         key = len(self._kinds), any(way.num_logprobs is not None for way in sampling)
         if key not in self._known:
-            self._known[key] = Choice(self._kinds, key[1], self._jit)
+            self._known[key] = TokenChoice(self._kinds, key[1], self._jit)
         return self._known[key]

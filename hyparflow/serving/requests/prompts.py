@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hyparflow.serving.text import preprocessor_of
+from hyparflow.serving.requests.text import preprocessor_of
 
 __all__ = ["Prompts", "prompts_of"]
 

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hyparflow.serving.request import EndReason
-from hyparflow.serving.scheduler import SchedulerCounts
-from hyparflow.serving.served_request import RequestTimes
+from hyparflow.serving.requests.served_request import RequestTimes
+from hyparflow.serving.scheduling.request import EndReason
+from hyparflow.serving.scheduling.scheduler import SchedulerCounts
 
 __all__ = ["Latencies", "Percentiles", "ServerStatistics"]
 

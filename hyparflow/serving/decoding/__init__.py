@@ -1,0 +1,4 @@
+"""Language models that take tokens at the positions of their rows, with caches.
+
+Imports model and serving.scheduling.
+"""

@@ -1,0 +1,53 @@
+"""Which way a model decodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyparflow.model.keras_internals.own_cache import decodes_itself
+from hyparflow.serving.decoding.cached_model import CachedModel
+from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.decoding.hooked_model import HookedModel
+from hyparflow.serving.decoding.row_index_model import RowIndexModel
+from hyparflow.serving.decoding.text_inputs import require_text_inputs
+
+__all__ = ["cached_model_of", "decoder_of", "require_hook"]
+
+
+def cached_model_of(model: Any) -> CachedModel:
+    """The model with caches from outside.
+
+    Raises:
+        ValueError: if there is no way.
+    """
+    require_text_inputs(model)
+    hooked = HookedModel(model)
+    if hooked.cache_sizes:
+        return hooked
+    if decodes_itself(model):
+        return RowIndexModel(model)
+    raise ValueError(
+        "A model that is served must have attention with KerasHub's serving hook, or cached "
+        f"decoding of its own. Received: '{model.name}' of class '{type(model).__name__}', which "
+        "has neither. Use another model, or `model.generate`."
+    )
+
+
+def decoder_of(model: Any, jit: bool = False) -> Decoder:
+    """A decoder of a whole model, in one process; see `Decoder`."""
+    return Decoder(cached_model_of(model), jit)
+
+
+def require_hook(model: Any) -> None:
+    """Check that a model may be cut over ranks.
+
+    Raises:
+        ValueError: if its attention lacks the hook, by which a part of a model decodes.
+    """
+    require_text_inputs(model)
+    if not HookedModel(model).cache_sizes:
+        raise ValueError(
+            "A model that is served in partitions or shards must have attention with KerasHub's "
+            f"serving hook. Received: '{model.name}' of class '{type(model).__name__}', which has "
+            "none. Use num_partitions=1 and num_shards=1."
+        )
