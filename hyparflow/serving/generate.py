@@ -15,7 +15,7 @@ from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.generate_on_ranks import generated_on_ranks
-from hyparflow.serving.prepare import prepared_runner, require_length
+from hyparflow.serving.prepare import prepared_runner, require_language_model, require_length
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import Runner
 from hyparflow.serving.ranks.serving_grid import serving_grid
@@ -23,6 +23,7 @@ from hyparflow.serving.requests.prompts import Prompts, prompts_of
 from hyparflow.serving.requests.text import preprocessor_of, stop_tokens_of
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
+from hyparflow.serving.scheduling.sampling import Sampling
 
 __all__ = ["generate"]
 
@@ -83,6 +84,7 @@ def generate(
         return generated_on_ranks(generate, given, launch)
     ranks = world()
     with abort.alike():
+        require_language_model(model)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
         prompts, lengths = _asked(model, inputs, max_length)
         require_length(model, max(lengths))
@@ -158,7 +160,8 @@ def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[i
                 f"{len(seed)} seeds for {count} prompts."
             )
         return [int(x) for x in seed]
-    seed = getattr(sampler, "seed", None) if seed is None else seed
+    if seed is None and not isinstance(sampler, Sampling):
+        seed = getattr(sampler, "seed", None)
     if seed is None:
         return [random.randint(1, 10**9) for _ in range(count)]  # as Keras draws default seeds
     return [int(seed) + number for number in range(count)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.launching.function import launch as launched
+from hyparflow.serving.decoding.samplers import sampling_of
 
 __all__ = ["generated_on_ranks"]
 
@@ -45,4 +46,14 @@ def generated_on_ranks(
         options["num_ranks"] = 1
         for count in counts:
             options["num_ranks"] *= count
-    return launched(generate, (), dict(given), **options)
+    model, sampler = given["model"], given["sampler"]
+    sampler = model.sampler if sampler is None else sampler
+    seed = getattr(sampler, "seed", None) if given["seed"] is None else given["seed"]
+    sent = {**given, "sampler": sampling_of(sampler), "seed": seed}
+    return launched(_generate, (generate, sent, bool(model.jit_compile)), **options)
+
+
+def _generate(generate: Callable[..., Any], given: dict[str, Any], jit: bool) -> Any:
+    """On a rank: Keras does not restore how a CausalLM was compiled."""
+    given["model"].jit_compile = jit
+    return generate(**given)

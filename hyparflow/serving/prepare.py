@@ -17,7 +17,7 @@ from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
 from hyparflow.serving.ranks.traffic import Traffic
 
-__all__ = ["learned_positions", "prepared_runner", "require_length"]
+__all__ = ["learned_positions", "prepared_runner", "require_language_model", "require_length"]
 
 _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
@@ -31,15 +31,8 @@ def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner 
         world: all ranks; None if there is one.
 
     Raises:
-        ValueError: if it is no language model that decodes right.
+        ValueError: if it does not decode right.
     """
-    import keras_hub
-
-    if not isinstance(model, keras_hub.models.CausalLM):
-        raise ValueError(
-            "A model that generates must be a `keras_hub.models.CausalLM`. Received: "
-            f"{type(model).__name__}"
-        )
     jit = bool(model.jit_compile) and not model.run_eagerly
     kept = vars(model).setdefault(_KEPT, {})
     key = jit, grid
@@ -70,6 +63,21 @@ def _require_right(model: Any, probed: Probed, world: World | None) -> None:
         broken = next(filter(None, said), "")
     if broken:
         raise abort.mark_collective(ValueError(broken))
+
+
+def require_language_model(model: Any) -> None:
+    """Check that a model makes tokens.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    import keras_hub
+
+    if not isinstance(model, keras_hub.models.CausalLM):
+        raise ValueError(
+            "A model that generates must be a `keras_hub.models.CausalLM`. Received: "
+            f"{type(model).__name__}"
+        )
 
 
 def require_length(model: Any, length: int) -> None:

@@ -10,7 +10,12 @@ from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.serving.decoding.samplers import sampling_of
-from hyparflow.serving.prepare import learned_positions, prepared_runner, require_length
+from hyparflow.serving.prepare import (
+    learned_positions,
+    prepared_runner,
+    require_language_model,
+    require_length,
+)
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import Runner
@@ -71,6 +76,7 @@ def serve(
     """
     ranks = world()
     with abort.alike():
+        require_language_model(model)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
         learned = learned_positions(model)
         if max_length is None:

@@ -112,7 +112,7 @@ class Server:
         sampler = self.model.sampler if sampler is None else sampler
         tokens = self._tokens_of(prompt)
         if max_new_tokens is None:
-            max_new_tokens = self._limits.max_length - len(tokens)
+            max_new_tokens = max(1, self._limits.max_length - len(tokens))
         if self.model.preprocessor is None and stop_token_ids == "auto":
             stop_token_ids = None
         request = Request(

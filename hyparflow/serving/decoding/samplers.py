@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -25,7 +26,7 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
     """How a sampler chooses.
 
     Args:
-        sampler: a name, or a `keras_hub.samplers.Sampler`.
+        sampler: a name, a `keras_hub.samplers.Sampler`, or how one chooses.
         seed: of the request.
         num_logprobs: see `Sampling`.
 
@@ -34,6 +35,8 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
     """
     import keras_hub
 
+    if isinstance(sampler, Sampling):
+        return replace(sampler, seed=seed % _LARGEST_SEED, num_logprobs=num_logprobs)
     sampler = keras_hub.samplers.get(sampler)
     plain = keras_hub.samplers.Sampler
     if not isinstance(sampler, plain) or type(sampler).__call__ is not plain.__call__:
