@@ -7,6 +7,7 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.groups import groups_of
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.adapters import decoder_of
@@ -48,16 +49,17 @@ def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner 
 
 def _built(model: Any, grid: Grid, world: World | None, jit: bool) -> tuple[Any, Traffic]:
     traffic = Traffic()
+    is_whole = not any(map(is_absent, model.variables))
     if world is None:
         found: Any = decoder_of(model, jit)
     else:
         found = built_share(model, grid, world, jit, traffic)
-    _require_right(model, found, world)
+    _require_right(model, found, world, is_whole or grid.num_partitions * grid.num_shards == 1)
     return found, traffic
 
 
-def _require_right(model: Any, probed: Probed, world: World | None) -> None:
-    broken = logits_differ(model, probed, int(model.backbone.vocabulary_size))
+def _require_right(model: Any, probed: Probed, world: World | None, is_whole: bool) -> None:
+    broken = logits_differ(model, probed, int(model.backbone.vocabulary_size), is_whole)
     if world is not None:
         said = world.all_gather_objects(broken, "the ranks to try the model")
         broken = next(filter(None, said), "")

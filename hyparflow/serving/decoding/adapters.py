@@ -11,7 +11,7 @@ from hyparflow.serving.decoding.hooked_model import HookedModel
 from hyparflow.serving.decoding.row_index_model import RowIndexModel
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
 
-__all__ = ["cached_model_of", "decoder_of", "require_hook"]
+__all__ = ["cached_model_of", "decoder_of", "hook_missing"]
 
 
 def cached_model_of(model: Any) -> CachedModel:
@@ -38,16 +38,10 @@ def decoder_of(model: Any, jit: bool = False) -> Decoder:
     return Decoder(cached_model_of(model), jit)
 
 
-def require_hook(model: Any) -> None:
-    """Check that a model may be cut over ranks.
-
-    Raises:
-        ValueError: if its attention lacks the hook, by which a part of a model decodes.
-    """
-    require_text_inputs(model)
-    if not HookedModel(model).cache_sizes:
-        raise ValueError(
-            "A model that is served in partitions or shards must have attention with KerasHub's "
-            f"serving hook. Received: '{model.name}' of class '{type(model).__name__}', which has "
-            "none. Use num_partitions=1 and num_shards=1."
-        )
+def hook_missing(model: Any) -> ValueError:
+    """What is wrong with a model that is cut over ranks, and whose attention lacks the hook."""
+    return ValueError(
+        "A model that is served in partitions or shards must have attention with KerasHub's "
+        f"serving hook. Received: '{model.name}' of class '{type(model).__name__}', which has "
+        "none. Use num_partitions=1 and num_shards=1."
+    )

@@ -132,6 +132,12 @@ class Decoder:
             for step in range(steps)
         ]
 
+    def plain(self, tokens: Any) -> Any:
+        """See `Probed.plain`: all tokens are new ones, in empty caches."""
+        caches = values_of(self.empty(Shape(*tokens.shape)))
+        places = np.broadcast_to(np.arange(tokens.shape[1], dtype="int32"), tokens.shape)
+        return self._model.call(tf.constant(tokens), tf.constant(places), caches)[0]
+
     # --- traced ---
 
     def _taken_in(self, caches: Any, tokens: Any, places: Any) -> list[Any]:

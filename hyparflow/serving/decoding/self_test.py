@@ -39,6 +39,9 @@ class Probed(Protocol):
             another rank has them.
         """
 
+    def plain(self, tokens: Any) -> Any | None:
+        """The logits of a plain call by the same ranks, (rows, LENGTH, vocabulary)."""
+
 
 def probe_tokens(vocabulary: int, rows: int) -> tuple[Any, list[int]]:
     """Random tokens, and how many of them each row takes in by pieces."""
@@ -47,7 +50,7 @@ def probe_tokens(vocabulary: int, rows: int) -> tuple[Any, list[int]]:
     return tokens.astype("int32"), counts
 
 
-def logits_differ(model: Any, probed: Probed, vocabulary: int) -> str:
+def logits_differ(model: Any, probed: Probed, vocabulary: int, is_whole: bool = True) -> str:
     """How logits with caches, at unequal positions, differ from those of a plain call.
 
     Logits are compared and not tokens: a model with random weights may repeat one token.
@@ -56,16 +59,21 @@ def logits_differ(model: Any, probed: Probed, vocabulary: int) -> str:
         model: a `keras_hub.models.CausalLM`.
         probed: decodes it.
         vocabulary: the number of tokens there are.
+        is_whole: whether this process may hold the whole model; if not, what is decoded is compared
+            with a plain call by the same ranks.
 
     Returns:
         The rule that is broken, or "" if none is, or another rank finds out.
     """
     tokens, counts = probe_tokens(vocabulary, probed.probe_rows)
     found = probed.probe(tokens, counts, STEPS)
+    plain = None if is_whole else probed.plain(tokens)
     if found is None:
         return ""
     positions = np.broadcast_to(np.arange(LENGTH, dtype="int32"), tokens.shape)
-    expected = np.asarray(model(text_inputs(model, tokens, positions), training=False))
+    if is_whole:
+        plain = model(text_inputs(model, tokens, positions), training=False)
+    expected = np.asarray(plain)
     rows, scale = np.arange(len(counts)), float(np.abs(expected).max())
     differences = [
         float(np.abs(logits - expected[rows, np.array(counts) + step]).max()) / scale
@@ -76,7 +84,7 @@ def logits_differ(model: Any, probed: Probed, vocabulary: int) -> str:
     allowed = max(_TOLERANCE.get(name, 0.05) for name in types)
     if max(differences) <= allowed:
         return ""
-    own = _own_difference(model, tokens, expected)
+    own = _own_difference(model, tokens, expected) if is_whole else 0.0
     return (
         "A model that is served must give the same logits token by token as at once. "
         f"Received: '{model.name}' of class '{type(model).__name__}', whose logits differ "

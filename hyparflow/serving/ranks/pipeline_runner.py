@@ -108,6 +108,14 @@ class PipelineRunner:
         self.close()
         return found if self._messages.is_last else None
 
+    def plain(self, tokens: Any) -> Any | None:
+        """See `Probed.plain`."""
+        given = self._messages.receive(*tokens.shape)
+        made, last = self._stage.plain(given, tf.constant(tokens))
+        self._messages.send(made)
+        self._messages.finish()
+        return last if self._messages.is_last else None
+
     # --- caches: row r is row r // P of group r % P ---
 
     def _rebuild(self, window: Window) -> None:

@@ -61,6 +61,7 @@ class DecodingStage:
         operations = [*first, *(n for n in table.operations(stage) if n not in first)]
         self._inputs = (*self.received, *graph.inputs)
         self._function = graph.function(self._inputs, self._outputs, operations)
+        self._around = around
         self._body = HookedBody(self._called, self._samples, around)
         self._step = tf.function(
             self._stepped, autograph=False, jit_compile=None if has_exchanges else True
@@ -124,6 +125,12 @@ class DecodingStage:
             Tensors for other stages, and the last output, which is the logits on the last stage.
         """
         made = self._step(caches, self._flat(given), tokens, positions)
+        return self._named(made), made[-1]
+
+    def plain(self, given: dict[int, Any], tokens: Any) -> tuple[dict[int, Any], Any]:
+        """A call without caches; see `step`."""
+        with self._around():
+            made = self._called([*self._flat(given), tokens])
         return self._named(made), made[-1]
 
     def _flat(self, given: dict[int, Any]) -> list[Any]:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.ordered_calls import OrderedCalls
+from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.model.keras_internals.replaced_calls import replaced_call
@@ -118,7 +119,8 @@ class TensorShards:
         if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
             raise _cannot_cut(block, f"has quantized or low-rank weights in '{layer.name}'")
         places = range(self._ranks.rank * size // count, (self._ranks.rank + 1) * size // count)
-        return tf.Variable(np.take(np.asarray(weight), places, axis), trainable=False)
+        with present([weight]):  # a deferred weight gives its memory back: this share is used
+            return tf.Variable(np.take(np.asarray(weight), places, axis), trainable=False)
 
     def _sum(self, array: np.ndarray) -> np.ndarray:
         total = np.array(array)
