@@ -104,3 +104,11 @@ def test_a_long_sequence_on_two_ranks() -> None:
     first, *_, last = map(float, losses[1].split())
     assert last < first
     assert "the text goes on: b'KING" in result.output
+
+
+def test_a_language_model_that_is_trained_and_served() -> None:
+    small = ("--length", 48, "--layers", 2, "--width", 32, "--steps", 4, "--batch", 4)
+    result = run(2, EXAMPLES / "generate.py", *small, "--partitions", 2)
+    assert re.search(r"trained: accuracy 0\.\d+, loss \d\.\d+", result.output), result.output
+    assert re.search(r"--- \d+ tokens of 6 requests in", result.output), result.output
+    assert result.output.count("--- ") == 7
