@@ -101,12 +101,20 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-def language_model(name: str) -> Any:
-    """A new model of a family, the same each time, whose weights tell tokens apart."""
+def language_model(name: str, length: int = LENGTH) -> Any:
+    """A new model of a family, the same each time, whose weights tell tokens apart.
+
+    Args:
+        name: of the family.
+        length: how many positions it learns, if it does.
+    """
     import keras_hub
 
     keras.utils.set_random_seed(2)
     arguments = SMALL | (FAMILIES | BY_ROWS | ONLY_LOGITS | MIXED | REFUSED)[name]
+    learned = {"max_sequence_length", "max_position_embeddings"} & set(arguments)
+    if ":" not in name:
+        arguments |= dict.fromkeys(learned, length)
     family = name.partition(":")[0]
     backbone = getattr(keras_hub.models, f"{family}Backbone")(**arguments)
     model = getattr(keras_hub.models, f"{family}CausalLM")(backbone=backbone, preprocessor=None)

@@ -9,10 +9,13 @@ import keras_hub
 import numpy as np
 import pytest
 from contract import WORLD
-from language_models import VOCABULARY, alone, kept_model, language_model, padded
+from language_models import GROUPED, SMALL, VOCABULARY, alone, kept_model, language_model, padded
+from many_requests import LENGTH as LONG
+from many_requests import ManyRequests, random_limits
 
 import hyparflow as hf
 from hyparflow.comm.ranks import world
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.prepare import prepared_runner
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
@@ -114,6 +117,26 @@ def test_messages(partitions: int, shards: int) -> None:
         assert size["sums"] == 2 * layers * steps * rows * 16 * 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+@pytest.mark.parametrize(("partitions", "shards"), LAYOUTS)
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_many_requests(name: str, partitions: int, shards: int) -> None:
+    """Arrivals, stops, cancels, growing caches, too little memory."""
+    if name == "Llama" and shards == 4:
+        pytest.skip("two heads of keys")
+    model, random = language_model(name, LONG), np.random.default_rng(partitions + 10 * shards)
+    model.compile(sampler="greedy", jit_compile=False)
+    runner = prepared_runner(model, serving_grid(WORLD.size, partitions, None, shards), world())
+    many = ManyRequests.random(random, 16)
+    if WORLD.rank == 0:
+        many.run(ServingEngine(runner, random_limits(random, partitions)))
+        runner.close()
+        assert many.faults(model) == []
+    elif isinstance(runner, RanksRunner):
+        runner.follow()
+
+
 def test_a_server_on_the_leader() -> None:
     model = kept_model("Llama")
     model.compile(sampler="greedy", jit_compile=False)
@@ -147,6 +170,29 @@ def test_heads_that_shards_do_not_divide() -> None:
     model = keras_hub.models.LlamaCausalLM(backbone=backbone, preprocessor=None)
     with pytest.raises(ValueError, match=r"`num_shards` must divide.*has 3 heads or columns"):
         hf.generate(model, padded([[1]], [4]), stop_token_ids=None, num_shards=WORLD.size)
+
+
+@pytest.mark.skipif(WORLD.size != 2, reason="the ways to cut are tried on two ranks")
+@pytest.mark.parametrize("ways", [{"num_partitions": 2}, {"num_shards": 2}])
+def test_a_family_that_decodes_whole(ways: dict[str, int]) -> None:
+    model = kept_model("Bloom")
+    with pytest.raises(ValueError, match="in partitions or shards.*BloomCausalLM.*has none"):
+        hf.generate(model, padded([[1]], [4]), stop_token_ids=None, **ways)
+
+
+@pytest.mark.skipif(WORLD.size != 2, reason="two partitions are enough")
+@pytest.mark.parametrize("ways", [{"num_partitions": 2}, {"num_shards": 2}])
+def test_a_deferred_model(ways: dict[str, int]) -> None:
+    """No rank holds the weights of others, and the tokens are the same."""
+    with hf.deferred():
+        model = keras_hub.models.LlamaCausalLM(
+            backbone=keras_hub.models.LlamaBackbone(**SMALL, **GROUPED), preprocessor=None
+        )
+    model.compile(sampler="greedy")
+    found = hf.generate(model, padded([[1, 2]], [9]), stop_token_ids=None, **ways)
+    absent = sum(is_absent(variable) for variable in model.variables)
+    assert absent >= (7 if "num_partitions" in ways else 14)  # products of a block, or of both
+    assert found["token_ids"][0, 2:].tolist() == alone(model, [1, 2], 7)
 
 
 def test_numbers_that_do_not_fit_the_ranks() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from hyparflow.serving.decoding.samplers import SamplingRows, chosen, logprobs_of
+from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.scheduling.sampling import SamplerKind, Sampling
 
 __all__ = ["TokenChoice", "TokenChooser"]
@@ -28,7 +29,7 @@ class TokenChoice:
 
     def __init__(self, kinds: Sequence[SamplerKind | None], has_logprobs: bool, jit: bool) -> None:
         self.kinds, self.has_logprobs = tuple(kinds), has_logprobs
-        self._chosen = tf.function(self._choose, autograph=False, jit_compile=jit or None)
+        self._chosen = TracedBySize(self._choose, jit)
 
     def __call__(self, logits: Any, rows: SamplingRows) -> list[Any]:
         """The token of each row, and then, if they are made, what `logprobs_of` returns."""

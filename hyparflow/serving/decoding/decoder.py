@@ -19,6 +19,7 @@ from hyparflow.serving.decoding.caches import (
 )
 from hyparflow.serving.decoding.chooser import TokenChoice, TokenChooser
 from hyparflow.serving.decoding.samplers import SamplingRows
+from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, Sampling
 from hyparflow.serving.scheduling.window import Shape
 
@@ -39,10 +40,8 @@ class Decoder:
 
     def __init__(self, model: CachedModel, jit: bool = False, has_exchanges: bool = False) -> None:
         self._model, self._chooser = model, TokenChooser(jit)
-        self._step = tf.function(
-            self._stepped, autograph=False, jit_compile=None if has_exchanges else True
-        )
-        self._taking = tf.function(self._taken_in, autograph=False)
+        self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._taking = TracedBySize(self._taken_in)
         self._loops: dict[TokenChoice, Any] = {}
 
     @property
@@ -102,7 +101,7 @@ class Decoder:
         sampling = sampling or [GREEDY] * len(tokens)
         choice = self._chooser.choice(sampling)
         if choice not in self._loops:
-            self._loops[choice] = tf.function(self._loop(choice), autograph=False)
+            self._loops[choice] = TracedBySize(self._loop(choice))
         made = self._loops[choice](
             caches,
             *(tf.constant(list(x), tf.int32) for x in (tokens, positions)),

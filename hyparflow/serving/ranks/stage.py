@@ -21,6 +21,7 @@ from hyparflow.serving.decoding.caches import (
     values_of,
 )
 from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
+from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
 from hyparflow.serving.scheduling.window import Shape
 
@@ -63,10 +64,8 @@ class DecodingStage:
         self._function = graph.function(self._inputs, self._outputs, operations)
         self._around = around
         self._body = HookedBody(self._called, self._samples, around)
-        self._step = tf.function(
-            self._stepped, autograph=False, jit_compile=None if has_exchanges else True
-        )
-        self._taking = tf.function(self._taken_in, autograph=False)
+        self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._taking = TracedBySize(self._taken_in)
 
     # --- caches ---
 
