@@ -50,6 +50,7 @@ class Server:
 
     Attributes:
         model: what is served.
+        limits: what each replica may take.
 
     Args:
         model: a `keras_hub.models.CausalLM`.
@@ -58,7 +59,7 @@ class Server:
     """
 
     def __init__(self, model: Any, runner: Runner, limits: Limits) -> None:
-        self.model, self._limits, self._runner = model, limits, runner
+        self.model, self.limits, self._runner = model, limits, runner
         self._engine = ServingEngine(runner, limits)
         self._changed = threading.Condition()
         self._commands: list[Callable[[], None]] = []
@@ -71,6 +72,11 @@ class Server:
         self._thread.start()
 
     # --- what callers use ---
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it has failed; None as long as it has not."""
+        return self._error
 
     def submit(
         self,
@@ -112,7 +118,7 @@ class Server:
         sampler = self.model.sampler if sampler is None else sampler
         tokens = self._tokens_of(prompt)
         if max_new_tokens is None:
-            max_new_tokens = max(1, self._limits.max_length - len(tokens))
+            max_new_tokens = max(1, self.limits.max_length - len(tokens))
         if self.model.preprocessor is None and stop_token_ids == "auto":
             stop_token_ids = None
         request = Request(
@@ -122,7 +128,7 @@ class Server:
             stop_tokens=stop_tokens_of(self.model, stop_token_ids),
             sampling=sampling_of(sampler, seed, num_logprobs),
         )
-        self._limits.require_possible(request)
+        self.limits.require_possible(request)
         strings = [stop] if isinstance(stop, str) else list(stop)
         return self._admit(request, strings, timeout)
 
@@ -134,7 +140,8 @@ class Server:
         """What it has done so far."""
         with self._changed:
             counts = [replace(x.counts) for x in self._engine.schedulers]
-            running = sum(x.running for x in self._engine.schedulers)
+            # When it has failed none goes on, but schedulers still have their rows.
+            running = min(len(self._open), sum(x.running for x in self._engine.schedulers))
             return ServerStatistics(
                 running=running,
                 waiting=len(self._open) - running,
@@ -170,7 +177,7 @@ class Server:
     def _tokens_of(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Of a prompt; more than there is room for is refused later, and not cut off."""
         if isinstance(prompt, str):
-            return tuple(tokens_of(self.model, prompt, self._limits.max_length + 1))
+            return tuple(tokens_of(self.model, prompt, self.limits.max_length + 1))
         return tuple(int(token) for token in prompt)
 
     def _admit(self, request: Request, stops: list[str], timeout: float | None) -> ServedRequest:
@@ -274,6 +281,7 @@ class Server:
     def _end_all(self) -> None:
         for entry in self._open.values():
             entry.served.take(ServedPiece("", ()), EndReason.CANCELLED)
+        self._ended[EndReason.CANCELLED] += len(self._open)
         self._open.clear()
 
     def _fail(self, error: BaseException) -> None:
@@ -281,4 +289,5 @@ class Server:
             self._error = error
             for entry in self._open.values():
                 entry.served.fail(error)
+            self._ended[EndReason.FAILED] += len(self._open)
             self._open.clear()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hyparflow.serving.scheduling.request import EndReason, TokenLogprobs
@@ -78,6 +78,12 @@ class ServedRequest:
         """Why it has ended; None while it goes on."""
         return self._end
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are so far."""
+        with self._changed:
+            return sum(len(piece.tokens) for piece in self._pieces)
+
     def cancel(self) -> None:
         """End it: within a window nothing more comes, and its row is free."""
         self._cancel()
@@ -124,7 +130,7 @@ class ServedRequest:
                 self._raise()
                 return
 
-    async def pieces_async(self) -> AsyncIterator[ServedPiece]:
+    async def pieces_async(self) -> AsyncGenerator[ServedPiece, None]:
         """As `pieces`, in an event loop, whose other tasks go on meanwhile."""
         loop, came, place = asyncio.get_running_loop(), asyncio.Event(), 0
 
