@@ -9,6 +9,7 @@ import click
 from hyparflow.cli.doctor import doctor
 from hyparflow.cli.plan import plan
 from hyparflow.cli.run import run
+from hyparflow.cli.serve import serve
 from hyparflow.cli.trace import trace
 from hyparflow.comm import abort, launcher
 
@@ -44,5 +45,5 @@ def main(context: click.Context) -> None:
         context.exit()
 
 
-for command in (run, plan, trace, doctor):
+for command in (run, plan, trace, serve, doctor):
     main.add_command(command)

@@ -20,6 +20,7 @@ PACKAGES = {
     "examples": ("scikit-learn",),
     "notebook": ("cloudpickle",),
     "plot": ("matplotlib",),
+    "serve": ("fastapi", "jinja2", "keras-hub", "prometheus_client", "uvicorn"),
 }
 _HERE = Path(__file__).resolve().parents[2]  # the folder that the package lies in
 

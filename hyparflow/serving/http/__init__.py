@@ -1,0 +1,4 @@
+"""HTTP in front of a server: the part of OpenAI's interface that completes texts and chats.
+
+It needs the extra "serve". Imports comm, serving, serving.requests and serving.scheduling.
+"""
