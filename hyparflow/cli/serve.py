@@ -194,13 +194,19 @@ def _loaded(model: str) -> Any:
     import keras
     import keras_hub
 
+    from hyparflow.comm.ranks import world
+    from hyparflow.model.deferred import deferred
     from hyparflow.serving.http.service import sampler_of
 
+    ranks = world()
+    # Of several ranks each reads the weights that it computes with.
+    reads_later = ranks is not None and ranks.size > 1
     try:
-        if Path(model).is_dir():
-            loaded = keras_hub.models.CausalLM.from_preset(model)
-        else:
-            loaded = keras.saving.load_model(model, compile=False)
+        with deferred() if reads_later else contextlib.nullcontext():
+            if Path(model).is_dir():
+                loaded = keras_hub.models.CausalLM.from_preset(model)
+            else:
+                loaded = keras.saving.load_model(model, compile=False)
     except Exception as error:  # Keras, and layers that it loads, raise many types
         reason = str(error).strip().split("\n")[0][:300]
         raise ValueError(
