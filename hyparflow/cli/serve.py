@@ -76,15 +76,19 @@ _KEY = "HYPARFLOW_API_KEY"
     help="The most tokens of a prompt and what follows it.  [default: 1024, or as many as the "
     "model has learned positions for]",
 )
-@click.option("--num-partitions", type=click.IntRange(1), help="Partitions of each replica.")
+@click.option(
+    "--num-partitions", "--partitions", type=click.IntRange(1), help="Partitions of each replica."
+)
 @click.option(
     "--num-replicas",
+    "--replicas",
     type=click.IntRange(1),
     help="Replicas, among which completions are dealt out.  [default: as many as there are ranks "
     "for]",
 )
 @click.option(
     "--num-shards",
+    "--shards",
     type=click.IntRange(1),
     help="Ranks that share the heads of attention of each partition.",
 )
