@@ -168,7 +168,7 @@ def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[i
 
 
 def _answered(
-    runner: Runner | RanksRunner, limits: Limits, requests: Sequence[Request], ranks: World | None
+    runner: Runner, limits: Limits, requests: Sequence[Request], ranks: World | None
 ) -> dict[int, tuple[int, ...]]:
     """Number of a request -> the tokens that follow, on all ranks."""
     found = dict[int, tuple[int, ...]]()

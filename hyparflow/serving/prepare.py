@@ -10,20 +10,18 @@ from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
-from hyparflow.serving.decoding.adapters import decoder_of
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.self_test import Probed, logits_differ
-from hyparflow.serving.ranks.build import built_share
+from hyparflow.serving.ranks.build import Share, built_share
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
-from hyparflow.serving.ranks.traffic import Traffic
 
 __all__ = ["learned_positions", "prepared_runner", "require_language_model", "require_length"]
 
 _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
 
-def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner | RanksRunner:
+def prepared_runner(model: Any, grid: Grid, world: World | None) -> Runner:
     """What computes the windows of a model. Collective.
 
     Args:
@@ -34,28 +32,38 @@ def prepared_runner(model: Any, grid: Grid, world: World | None) -> LocalRunner 
     Raises:
         ValueError: if it does not decode right.
     """
-    jit = bool(model.jit_compile) and not model.run_eagerly
-    kept = vars(model).setdefault(_KEPT, {})
-    key = jit, grid
-    if key not in kept:
-        kept[key] = _built(model, grid, world, jit)
-    share, traffic = kept[key]
-    own: Runner = LocalRunner(share) if isinstance(share, Decoder) else share
+    share = _kept_share(model, grid, world)
+    computes = share.computes
+    own: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
     if world is None:
-        return LocalRunner(share)
+        return own
     shards = groups_of(grid, world).shards if grid.num_shards > 1 else None
-    return RanksRunner(own, grid, world, traffic, shards)
+    return RanksRunner(own, grid, world, share.traffic, shards)
 
 
-def _built(model: Any, grid: Grid, world: World | None, jit: bool) -> tuple[Any, Traffic]:
-    traffic = Traffic()
-    is_whole = not any(map(is_absent, model.variables))
-    if world is None:
-        found: Any = decoder_of(model, jit)
-    else:
-        found = built_share(model, grid, world, jit, traffic)
-    _require_right(model, found, world, is_whole or grid.num_partitions * grid.num_shards == 1)
-    return found, traffic
+def _kept_share(model: Any, grid: Grid, world: World | None) -> Share:
+    """A share is kept with its model, until this has other variables, as after `quantize`."""
+    jit = bool(model.jit_compile) and not model.run_eagerly
+    variables = tuple(id(variable) for variable in model.variables)
+    kept = vars(model).setdefault(_KEPT, {})
+    key = jit, grid, variables
+    if key in kept:
+        found: Share = kept[key]
+        found.refresh()
+        return found
+    for old in [old for old in kept if old[-1] != variables]:
+        del kept[old]
+    is_whole = grid.num_partitions * grid.num_shards == 1 or not any(
+        map(is_absent, model.variables)
+    )
+    kept[key] = built_share(model, grid, world, jit)
+    try:
+        _require_right(model, kept[key].computes, world, is_whole)
+    except ValueError:
+        del kept[key]
+        raise
+    share: Share = kept[key]
+    return share
 
 
 def _require_right(model: Any, probed: Probed, world: World | None, is_whole: bool) -> None:

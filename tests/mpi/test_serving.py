@@ -195,6 +195,19 @@ def test_a_deferred_model(ways: dict[str, int]) -> None:
     assert found["token_ids"][0, 2:].tolist() == alone(model, [1, 2], 7)
 
 
+@pytest.mark.skipif(WORLD.size != 2, reason="shards of two ranks are enough")
+def test_weights_that_are_trained_between_calls() -> None:
+    model, given = language_model("GPT2"), padded([[1, 2, 3]], [12])
+    model.compile(sampler="greedy")
+    ways: dict[str, Any] = {"stop_token_ids": None, "num_shards": 2}
+    before = hf.generate(model, given, **ways)["token_ids"].tolist()
+    for weight in model.weights:
+        weight.assign(-1.0 * weight)
+    after = hf.generate(model, given, **ways)["token_ids"]
+    assert after.tolist() != before
+    assert after[0, 3:].tolist() == alone(model, [1, 2, 3], 9)
+
+
 def test_numbers_that_do_not_fit_the_ranks() -> None:
     with pytest.raises(ValueError, match="num_partitions x num_replicas x num_shards"):
         hf.generate(kept_model("Llama"), padded([[1]], [4]), stop_token_ids=None, num_partitions=3)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
-from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.checks import check_can_cut
@@ -23,50 +23,62 @@ from hyparflow.serving.ranks.stage import DecodingStage
 from hyparflow.serving.ranks.tensor_shards import TensorShards
 from hyparflow.serving.ranks.traffic import Traffic
 
-__all__ = ["built_share"]
+__all__ = ["Share", "built_share"]
 
 
-def built_share(
-    model: Any, grid: Grid, world: World, jit: bool, traffic: Traffic
-) -> Decoder | PipelineRunner:
+@dataclass(frozen=True)
+class Share:
+    """What one rank computes of a model, compiled.
+
+    Attributes:
+        computes: the model, or its partition.
+        traffic: counts what this rank sends.
+        shards: its share of kernels; None if they are whole.
+    """
+
+    computes: Decoder | PipelineRunner
+    traffic: Traffic
+    shards: TensorShards | None = None
+
+    def refresh(self) -> None:
+        """Take the weights as they are now."""
+        if self.shards is not None:
+            self.shards.refresh()
+
+
+def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share:
     """This rank's share of a model. Collective.
 
     Args:
         model: what is served.
         grid: who holds what.
-        world: all ranks.
+        world: all ranks; None if there is one.
         jit: whether XLA compiles samplers.
-        traffic: counts what this rank sends.
 
     Raises:
         ValueError: if the model cannot be cut so.
     """
-    groups = groups_of(grid, world)
-    if grid.num_partitions == grid.num_shards == 1:
-        return decoder_of(model, jit)
+    traffic = Traffic()
+    if world is None or grid.num_partitions == grid.num_shards == 1:
+        return Share(decoder_of(model, jit), traffic)
     require_text_inputs(model)
+    groups = groups_of(grid, world)
     if grid.num_partitions == 1:
         shards = TensorShards(all_layers(model), groups.shards, traffic)
         whole = HookedModel(model, shards.installed)
         if not whole.cache_sizes:
             raise hook_missing(model)
-        return Decoder(whole, jit, has_exchanges=True)
-    own = _stage(model, grid, world, groups.shards, traffic)
-    has_hook = world.all_gather_objects(own.bytes_of_token > 0, "the ranks to find attention")
-    if not any(has_hook):
-        raise hook_missing(model)
-    return PipelineRunner(own, groups.replica, TokenChooser(jit), traffic)
-
-
-def _stage(
-    model: Any, grid: Grid, world: World, shards: Communicator, traffic: Traffic
-) -> DecodingStage:
+        return Share(Decoder(whole, jit, has_exchanges=True), traffic, shards)
     check_can_cut(model)
     graph = FlatGraph(model, opened_graph(model))
     table = cut_for_decoding(graph, grid.num_partitions)
-    stage = grid.partition(world.rank)
-    around: Around = contextlib.nullcontext
+    stage, own = grid.partition(world.rank), None
     if grid.num_shards > 1:
         layers = [x for n in table.operations(stage) for x in graph.calls[n].layers]
-        around = TensorShards(layers, shards, traffic).installed
-    return DecodingStage(graph, table, stage, around, has_exchanges=grid.num_shards > 1)
+        own = TensorShards(layers, groups.shards, traffic)
+    around: Around = contextlib.nullcontext if own is None else own.installed
+    computes = DecodingStage(graph, table, stage, around, has_exchanges=own is not None)
+    has_hook = world.all_gather_objects(computes.bytes_of_token > 0, "the ranks to find attention")
+    if not any(has_hook):
+        raise hook_missing(model)
+    return Share(PipelineRunner(computes, groups.replica, TokenChooser(jit), traffic), traffic, own)

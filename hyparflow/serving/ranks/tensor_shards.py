@@ -44,6 +44,7 @@ class TensorShards:
     def __init__(self, layers: Sequence[Any], ranks: Communicator, traffic: Traffic) -> None:
         self._ranks, self._traffic, self._ordered = ranks, traffic, OrderedCalls()
         self._replaced: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
+        self._cuts: list[Callable[[], None]] = []
         blocks = [layer for layer in layers if _attention_in(layer) is not None]
         for block in blocks:
             self._cut_block(block, _attention_in(block))
@@ -55,6 +56,11 @@ class TensorShards:
             for replaced in self._replaced:
                 stack.enter_context(replaced())
             yield
+
+    def refresh(self) -> None:
+        """Cut the weights anew, for they may have been trained since."""
+        for cut in self._cuts:
+            cut()
 
     # --- what is cut ---
 
@@ -118,9 +124,15 @@ class TensorShards:
             )
         if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
             raise _cannot_cut(block, f"has quantized or low-rank weights in '{layer.name}'")
-        places = range(self._ranks.rank * size // count, (self._ranks.rank + 1) * size // count)
-        with present([weight]):  # a deferred weight gives its memory back: this share is used
-            return tf.Variable(np.take(np.asarray(weight), places, axis), trainable=False)
+        share = range(self._ranks.rank * size // count, (self._ranks.rank + 1) * size // count)
+
+        def cut() -> Any:
+            with present([weight]):  # a deferred weight gives its memory back: this share is used
+                return np.take(np.asarray(weight), share, axis)
+
+        made = tf.Variable(cut(), trainable=False)
+        self._cuts.append(lambda: made.assign(cut()))
+        return made
 
     def _sum(self, array: np.ndarray) -> np.ndarray:
         total = np.array(array)
