@@ -231,6 +231,20 @@ def test_a_program_counts_sections_and_blocks() -> None:
     assert memory.program == 100 + 250 + 1000 + 10 * 8 + 1000
 
 
+def test_blocks_count_once_for_layers_that_compute_the_same() -> None:
+    over = dataclasses.replace(FREE, strip=10.0)
+    causal = dataclasses.replace(PLAIN, causal=True)
+    again = dataclasses.replace(causal, operation=2)
+    programs = []
+    for attention in [(causal,), (causal, again), (causal, dataclasses.replace(again, heads=4))]:
+        sections = (BEFORE,) * len(attention) + (LOSS,)
+        known = costs([1.0] * 3, over, length=1024, attention=attention, sections=sections)
+        problem = Problem(chain(3), known, FAST, 1, Saving(sequences=SequenceLayout(1, 2)))
+        single = Candidate(Grid(1, 1), 1, "1f1b", make_partitioning(chain(3), (0, 3)))
+        programs.append(Prediction(problem, single).memory[0].program)
+    assert programs[1] == programs[0] == programs[2] - 10 * 8
+
+
 def test_sections_of_a_model_are_traced() -> None:
     model = transformer(blocks=2)
     graph = FlatGraph(model, opened_graph(model))

@@ -94,10 +94,10 @@ class Block:
 
 
 class AttentionBlocks:
-    """The compiled functions of one attention layer, for some of its heads.
+    """The compiled functions of attention layers that compute the same, for some of their heads.
 
     Args:
-        core: what the layer computes.
+        core: what the layers compute.
         group: heads of queries for each head of keys.
         first_head: the number of this shard's first head of queries.
         dtype: of queries, keys and values.

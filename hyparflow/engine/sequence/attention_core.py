@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyparflow.pipeline.attention_pattern import AttentionPattern
 
@@ -34,6 +34,11 @@ class AttentionCore:
     soft_cap: float | None = None
     is_padded: bool = False
     dropout: float = 0.0
+
+    @property
+    def unnamed(self) -> AttentionCore:
+        """What all layers have in common that compute the same."""
+        return replace(self, name="")
 
     def require_shards(self, num_shards: int) -> None:
         """Check that shards can have equally many heads.

@@ -18,6 +18,7 @@ from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.attention_strips import places_of
 from hyparflow.engine.sequence.chunks import HeadSizes
 from hyparflow.engine.sequence.exchange import HeadExchange, ShardExchange
+from hyparflow.engine.sequence.shared_blocks import SharedBlocks
 from hyparflow.engine.sequence.store import Store
 from hyparflow.pipeline.token_layout import TokenLayout
 
@@ -25,17 +26,23 @@ __all__ = ["AttentionRun", "ChunkedAttention"]
 
 
 class ChunkedAttention:
-    """One attention layer on one shard: what is compiled for it.
+    """Attention layers of a stage that compute the same, on one shard: what is compiled for them.
 
     Args:
-        core: what the layer computes.
+        core: what a layer computes.
         sizes: of a head of keys, and of values.
         dtype: of queries, keys and values.
         exchange: among the shards.
+        blocks: what the stages of a rank share.
     """
 
     def __init__(
-        self, core: AttentionCore, sizes: tuple[int, int], dtype: Any, exchange: ShardExchange
+        self,
+        core: AttentionCore,
+        sizes: tuple[int, int],
+        dtype: Any,
+        exchange: ShardExchange,
+        blocks: SharedBlocks,
     ) -> None:
         self.core = core
         self.heads = HeadExchange(core, sizes, exchange)
@@ -48,7 +55,7 @@ class ChunkedAttention:
         )
         first = exchange.rank * self.heads.heads
         self._blocks = {
-            training: AttentionBlocks(core, self.heads.group, first, dtype, training)
+            training: blocks.of(core, sizes, self.heads.group, first, dtype, training)
             for training in (True, False)
         }
 
@@ -61,7 +68,7 @@ class ChunkedAttention:
         seed: Any,
         training: bool,
     ) -> AttentionRun:
-        """The attention of one micro-batch.
+        """The attention of one layer for one micro-batch.
 
         Args:
             number: of the layer, for keys of the store.

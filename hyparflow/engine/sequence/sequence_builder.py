@@ -18,6 +18,7 @@ from hyparflow.engine.sequence.disk_store import DiskStore
 from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.position_trial import find_cores
 from hyparflow.engine.sequence.sequence_stage import SequenceStage
+from hyparflow.engine.sequence.shared_blocks import SharedBlocks
 from hyparflow.engine.sequence.stage_trace import StageTrace
 from hyparflow.engine.sequence.store import DeviceStore, MemoryStore, RoundedStore, Store
 from hyparflow.engine.sequence.tile_head import TileHead
@@ -57,6 +58,7 @@ class SequenceBuilder:
     head: LossHead | None
     rewriter: Rewriter | None
     _found: dict[int, CoresFound] = field(default_factory=dict)
+    _blocks: SharedBlocks = field(default_factory=SharedBlocks)
 
     def all(self, bodies: Sequence[StageCall]) -> list[tuple[LocalStage, SequenceStage]]:
         """All stages of this rank, each with its place in the whole model, and alone.
@@ -93,6 +95,7 @@ class SequenceBuilder:
             num_chunks=self.options.num_sequence_chunks,
             exchange=ShardExchange(self.shards),
             store=_store(self.options.sequence_store),
+            blocks=self._blocks,
             find=self.find,
             is_first=number == 0,
             keeps=self.options.recompute is None,

@@ -14,12 +14,14 @@ from hyparflow.engine.compiled.accumulator import Accumulator
 from hyparflow.engine.gradients.common_lookups import Lookups
 from hyparflow.engine.gradients.microbatch_sum import GradientSum
 from hyparflow.engine.loss.head import Labels
+from hyparflow.engine.sequence.attention_core import AttentionCore
 from hyparflow.engine.sequence.chunked_attention import ChunkedAttention
 from hyparflow.engine.sequence.chunks import ChunkCosts, tile_of
 from hyparflow.engine.sequence.cores_found import CoresFound
 from hyparflow.engine.sequence.exchange import ShardExchange
 from hyparflow.engine.sequence.kept_forwards import KeptForwards
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
+from hyparflow.engine.sequence.shared_blocks import SharedBlocks
 from hyparflow.engine.sequence.stage_run import StageRun
 from hyparflow.engine.sequence.stage_trace import CutStage, StageTrace
 from hyparflow.engine.sequence.store import Store
@@ -54,6 +56,7 @@ class SequenceStage:
         num_chunks: of a sequence; "auto" until `num_chunks` is set.
         exchange: among the shards.
         store: keeps what waits for a backward.
+        blocks: of attention, which the stages of a rank share.
         find: (length of sequences) -> what attention layers compute.
         is_first: whether it takes the user's inputs.
         keeps: whether forwards keep what their backwards need, as far as memory is there.
@@ -67,12 +70,14 @@ class SequenceStage:
         num_chunks: int | str,
         exchange: ShardExchange,
         store: Store,
+        blocks: SharedBlocks,
         find: Callable[[int], CoresFound],
         is_first: bool,
         keeps: bool,
     ) -> None:
         self._trace, self.num_chunks, self._is_first = trace, num_chunks, is_first
         self._exchange, self._store, self._find = exchange, store, find
+        self._blocks, self._layers = blocks, dict[Any, ChunkedAttention]()
         self._keeps, self._kept = keeps, KeptForwards()
         largest = [n for n, v in enumerate(trainable) if v.overwrite_with_gradient]
         self.accumulator = Accumulator(trace.weights, largest, tables=tables)
@@ -253,19 +258,21 @@ class SequenceStage:
         types = _types(given)
         found = self._find(given.layout.length)
         found.require_tried(given.layout.length)
-        cores = found.cores
         self._lengths.add(given.layout.length)
         few = len(self._lengths) <= _FEW_LENGTHS
         form = str(tf.nest.map_structure(str, types))
-        key = training, has_head, form, few, tuple(cores.values())
+        key = training, has_head, form, few, tuple(found.cores.values())
         if key not in self._cuts:
-            cut = CutStage(self._trace, cores, types, training, has_head, few)
-            attention = [
-                ChunkedAttention(core, sizes, dtype, self._exchange)
-                for core, sizes, dtype in cut.attention
-            ]
-            self._cuts[key] = cut, attention
+            cut = CutStage(self._trace, found.cores, types, training, has_head, few)
+            self._cuts[key] = cut, [self._layer(*each) for each in cut.attention]
         return self._cuts[key]
+
+    def _layer(self, core: AttentionCore, sizes: tuple[int, int], dtype: Any) -> ChunkedAttention:
+        """What is compiled for an attention layer, and for others that compute the same."""
+        kind = core.unnamed, sizes, dtype
+        if kind not in self._layers:
+            self._layers[kind] = ChunkedAttention(*kind, self._exchange, self._blocks)
+        return self._layers[kind]
 
 
 def _rows(inputs: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyparflow.engine.sequence.attention_core import sent_key_heads
 from hyparflow.formats.records import Amount, Count, Number
@@ -36,6 +36,11 @@ class Attention:
     window: Count | None
     forward: Amount
     backward: Amount
+
+    @property
+    def kind(self) -> Attention:
+        """What all layers have in common that compute the same, as far as costs tell."""
+        return replace(self, operation=0)
 
     @property
     def pattern(self) -> AttentionPattern:

@@ -199,8 +199,8 @@ def _program_bytes(
     if divided is not None:
         numbers = {n for _, inside, _ in pieces for n in inside}
         layout = TokenLayout(costs.length or 1, divided.num_chunks)
-        patterns = [x.pattern for x in costs.attention if x.operation in numbers]
-        total += over.trial + over.strip * sum(compiled_strips(x, layout) for x in patterns)
+        kinds = {x.kind for x in costs.attention if x.operation in numbers}
+        total += over.trial + over.strip * sum(compiled_strips(x.pattern, layout) for x in kinds)
     saving = problem.saving
     by_engine = problem.units is not None or costs.rewritten or saving != Saving()
     if candidate.is_plain_keras and not by_engine:

@@ -1,8 +1,8 @@
 """What a model takes whose sequences are divided, beside what waits in a store.
 
 Sections, the parts between attention, and blocks of attention take turns; forwards of sections keep
-some tensors. Each section is compiled by itself, and so is what each attention layer computes of a
-block. The gradients of embeddings have a row for each token.
+some tensors. Each section is compiled by itself, and so is what attention layers of each kind
+compute of a block. The gradients of embeddings have a row for each token.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def compiled_operations(costs: Costs, kept: float) -> np.ndarray:
 
 @functools.cache
 def compiled_strips(pattern: AttentionPattern, layout: TokenLayout) -> int:
-    """How many strips of blocks are compiled for an attention layer, forward and backward.
+    """How many strips of blocks are compiled for attention layers of a kind, forward and backward.
 
     A block whose queries see all its keys has none to speak of. Others have a function for each
     number of strips, which begins, and one that adds to what came before; backwards as many.
