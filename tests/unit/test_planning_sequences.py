@@ -182,6 +182,20 @@ def test_what_is_compiled_follows_from_what_forwards_keep() -> None:
     assert compiled_operations(known, kept=0.5).tolist() == [100 + 200 + 100 + 250, 1000, 0]
 
 
+def test_the_last_sections_keep_first() -> None:
+    attention = PLAIN, dataclasses.replace(PLAIN, operation=2)
+    known = costs([1.0] * 3, length=8, attention=attention, sections=(BEFORE, BEFORE, LOSS))
+    keeps, again = 100 + 200, 100 + 250
+    for kept, expected in {
+        0.0: [again, again],
+        0.3: [again, keeps + again],
+        0.5: [again, keeps],
+        0.7: [keeps + again, keeps],
+        1.0: [keeps, keeps],
+    }.items():
+        assert compiled_operations(known, kept).tolist() == [*expected, 1000]
+
+
 def test_strips_of_blocks_are_compiled_once() -> None:
     """Forward and backward, for the first block of a chunk and for others."""
     causal = AttentionPattern(causal=True)

@@ -26,6 +26,8 @@ __all__ = [
     "section_starts",
 ]
 
+_NOTHING = 1e-6  # of what a section keeps: shares of sums are not exact
+
 
 def looked_up(
     costs: Costs, operations: Collection[int], batch_size: int, num_peers: int
@@ -73,19 +75,22 @@ def compiled_operations(costs: Costs, kept: float) -> np.ndarray:
 
     Args:
         costs: with the sections.
-        kept: how much of what forwards could keep they keep, 0 to 1. Between the two, there are
-            both kinds of forwards and of backwards.
+        kept: how much of what forwards could keep they keep, 0 to 1. The last sections keep first
+            (`hyparflow.engine.sequence.kept_forwards`), and one may for some of its chunks: that
+            has both kinds of forwards and of backwards.
     """
     found = np.zeros(len(costs.operations))
-    last = len(costs.sections) - 1
-    for number, start in enumerate(section_starts(costs)):
-        section = costs.sections[number]
-        if number == last:  # a forward and its backward at once
-            found[start] += section.again
-            continue
-        if kept > 0:
+    if not costs.sections:
+        return found
+    *before, (start, last) = zip(section_starts(costs), costs.sections, strict=True)
+    found[start] += last.again  # a forward and its backward at once
+    left = kept * sum(section.kept for _, section in before)
+    for start, section in reversed(before):
+        share = min(1.0, left / max(1, section.kept))
+        left -= share * section.kept
+        if share > _NOTHING:
             found[start] += section.forward + section.backward
-        if kept < 1:
+        if share < 1 - _NOTHING:
             found[start] += section.forward + section.again
     return found
 
