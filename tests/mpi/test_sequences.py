@@ -120,6 +120,7 @@ def all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize(
     "name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in PARTLY_FLOAT32]
 )
@@ -164,6 +165,7 @@ def test_exchanges_are_counted(chunks: int) -> None:
     assert (counts.exchanges, counts.bytes_sent) == (4 * chunks * layers, moved)
 
 
+@pytest.mark.on_ranks(2)
 def test_dropout_is_the_same_in_all_layouts() -> None:
     """By position, within attention and without; not that of plain Keras."""
     build = own(lambda: heads(dropout=0.3), after=lambda: keras.layers.Dropout(0.2))
@@ -182,6 +184,7 @@ def test_dropout_is_the_same_in_all_layouts() -> None:
 
 
 @pytest.mark.filterwarnings("error:`recompute` saves nothing")
+@pytest.mark.on_ranks(1)
 def test_forwards_that_are_kept_or_computed_again() -> None:
     layout = layouts(WORLD.size)[0]
     with float_type("float64"):
@@ -194,6 +197,7 @@ def test_forwards_that_are_kept_or_computed_again() -> None:
         require_none(again.compare(kept, 1e-12), str(layout))
 
 
+@pytest.mark.on_ranks(2)
 def test_lengths_that_vary() -> None:
     """More of them than kernels are compiled for."""
     layout = layouts(WORLD.size)[0]
@@ -216,6 +220,7 @@ def test_lengths_that_vary() -> None:
         require_none(found.compare(expected, 1e-4), str(layout))
 
 
+@pytest.mark.on_ranks(1)
 def test_stores(tmp_path: Any) -> None:
     layout = layouts(WORLD.size)[0]
     with float_type("float32"):
@@ -249,6 +254,7 @@ def test_chunks_that_are_chosen() -> None:
         require_none(differences("predictions", predicted, plain, 1e-9), "auto")
 
 
+@pytest.mark.on_ranks(2)
 def test_a_trace_of_shards(tmp_path: Any) -> None:
     if WORLD.size == 1:
         pytest.skip("one rank has no trace")
