@@ -178,16 +178,23 @@ MASKS = {
 }
 
 
-@KINDS
+MASKED = [
+    ("between", {"return_sequences": True, "return_state": True}),
+    ("at the end", {"return_sequences": True, "go_backwards": True}),
+    ("between", {"return_sequences": True, "zero_output_for_mask": True}),
+    ("at the beginning", {}),
+    ("a row without any", {"return_state": True}),
+]
+
+
+# Masks go the same way for both kinds, so in most runs one has all of them, the other the first.
 @ONE_DNN
 @pytest.mark.parametrize(
-    ("mask", "options"),
+    ("kind", "mask", "options"),
     [
-        ("between", {"return_sequences": True, "return_state": True}),
-        ("at the end", {"return_sequences": True, "go_backwards": True}),
-        ("between", {"return_sequences": True, "zero_output_for_mask": True}),
-        ("at the beginning", {}),
-        ("a row without any", {"return_state": True}),
+        *((layers.LSTM, *case) for case in MASKED),
+        (layers.GRU, *MASKED[0]),
+        *(pytest.param(layers.GRU, *case, marks=pytest.mark.slow) for case in MASKED[1:]),
     ],
     ids=str,
 )
