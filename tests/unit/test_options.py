@@ -299,11 +299,13 @@ SEARCH = {"planning/search/layouts.py", "planning/search/problem.py"}
 PLAN = {"planning/make_plan.py", "planning/plan.py", "planning/plan_check.py"}
 WANTED_RANKS = {"training/plain_model.py", "training/fit_on_ranks.py", "training/auto.py"}
 GRID = {"pipeline/grid.py", "training/agreement.py", "tracing/picture.py"} | SEARCH | WANTED_RANKS
+SERVING = {"serving/generate_on_ranks.py", "serving/ranks/serving_grid.py"}
 CONSUMERS = {
     "strategy": {"pipeline/grid_numbers.py", "planning/as_arguments.py"}
     | {"training/auto.py", "training/make_parallel.py"},
-    "num_partitions": GRID | {"pipeline/grid_numbers.py", "planning/search/saving.py"},
+    "num_partitions": GRID | SERVING | {"pipeline/grid_numbers.py", "planning/search/saving.py"},
     "num_replicas": GRID - {"tracing/picture.py"}
+    | SERVING
     | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/trace.py"},
     "num_microbatches": SEARCH
     | {"planning/plan_model.py"}
