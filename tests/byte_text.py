@@ -12,8 +12,8 @@ __all__ = ["END", "byte_model", "new_byte_model"]
 END = 256  # the token that begins and ends texts
 
 
-def new_byte_model(length: int = 128, width: int = 16) -> Any:
-    """A GPT-2 with random weights; each byte is a token."""
+def new_byte_model(length: int = 128, width: int = 16, noise: float = 0.3) -> Any:
+    """A GPT-2 with random weights, and noise on them; each byte is a token."""
     import keras_hub
 
     # Characters by which GPT-2 writes bytes: printable ones stand for themselves.
@@ -36,8 +36,8 @@ def new_byte_model(length: int = 128, width: int = 16) -> Any:
         max_sequence_length=length,
         dropout=0.0,
     )
-    for weight in backbone.weights:
-        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.3))
+    for weight in backbone.weights if noise else ():
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=noise))
     model = keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
     model.compile(sampler="greedy")
     return model

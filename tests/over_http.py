@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
+import keras
+import keras_hub
 import openai
-from byte_text import new_byte_model
 
 from hyparflow.serving.http.app import HttpSettings
 from hyparflow.serving.http.chat_template import ChatTemplate
@@ -20,10 +21,32 @@ from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.serve import serve
 from hyparflow.serving.server import Server
 
+END = 256
 
-def letters_model() -> Any:
-    """A GPT-2 over bytes that seldom ends its texts."""
-    return new_byte_model(256, 32)
+
+def letters_model(num_positions: int = 256, seed: int = 3) -> Any:
+    """GPT-2 over bytes, with nothing to download; it seldom ends its texts."""
+    keras.utils.set_random_seed(seed)
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [chr(256 + number) for number in range(256 - len(printable))]
+    vocabulary = {text: n for n, text in enumerate([*map(chr, printable), *others])}
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={**vocabulary, "<|endoftext|>": END}, merges=[]
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
+        tokenizer=tokenizer, sequence_length=num_positions
+    )
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=257,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        intermediate_dim=64,
+        max_sequence_length=num_positions,
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
+    model.compile(sampler="greedy")
+    return model
 
 
 @contextlib.contextmanager

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.ranks import size, world
 from hyparflow.comm.world import World
-from hyparflow.formats.argument_checks import count_of
+from hyparflow.formats.argument_checks import count_of, flag
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.generate_on_ranks import generated_on_ranks
 from hyparflow.serving.prepare import prepared_runner, require_language_model, require_length
+from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import Runner
 from hyparflow.serving.ranks.serving_grid import serving_grid
+from hyparflow.serving.requests.given import integer_of, integers_of
 from hyparflow.serving.requests.prompts import Prompts, prompts_of
 from hyparflow.serving.requests.text import preprocessor_of, stop_tokens_of
 from hyparflow.serving.scheduling.limits import Limits
@@ -83,13 +86,19 @@ def generate(
         given = {name: value for name, value in locals().items() if name != "launch"}
         return generated_on_ranks(generate, given, launch)
     ranks = world()
-    with abort.alike():
+    with agreement(ranks) as agreed:
         require_language_model(model)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
+        strip_prompt = flag("strip_prompt", strip_prompt)
         prompts, lengths = _asked(model, inputs, max_length)
         require_length(model, max(lengths))
         requests = _requests(model, prompts, lengths, stop_token_ids, sampler, seed)
         limits = _limits(max_batch, max(lengths), len(requests), grid)
+        agreed.note([replace(x, sampling=replace(x.sampling, seed=0)) for x in requests])
+        agreed.note((limits, grid, strip_prompt))
+        if ranks is not None:
+            agreed.note_weights(model)
+    with abort.alike():
         runner = prepared_runner(model, grid, ranks)
     answers = _answered(runner, limits, requests, ranks)
     rows = [answers.get(row, ()) for row in range(len(lengths))]
@@ -136,13 +145,16 @@ def _asked(
     model: Any, inputs: Any, max_length: int | Sequence[int] | None
 ) -> tuple[Prompts, list[int]]:
     """The prompts, and the length that each may reach with what follows."""
-    if not isinstance(max_length, Sequence):
+    if not isinstance(max_length, Sequence) or isinstance(max_length, str):
+        if max_length is not None:
+            max_length = count_of("max_length", max_length)
         prompts = prompts_of(model, inputs, max_length)
         return prompts, [prompts.token_ids.shape[1]] * len(prompts.token_ids)
-    longest = max(max_length, default=0)
+    max_length = [count_of("max_length", length) for length in max_length]
+    longest = max(max_length, default=1)
     prompts = prompts_of(model, inputs, longest)
     count, width = prompts.token_ids.shape
-    if len(max_length) != count or min(max_length) < 1 or longest > width:
+    if len(max_length) != count or longest > width:
         raise ValueError(
             "`max_length` must be an integer, or one of each prompt, none larger than the rows of "
             f"tokens. Received: max_length={list(max_length)} for {count} prompts in rows of "
@@ -153,18 +165,18 @@ def _asked(
 
 def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[int]:
     """A seed of each prompt."""
-    if isinstance(seed, Sequence):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
             raise ValueError(
                 "`seed` must be an integer, None, or one integer of each prompt. Received: "
                 f"{len(seed)} seeds for {count} prompts."
             )
-        return [int(x) for x in seed]
+        return integers_of("seed", seed)
     if seed is None and not isinstance(sampler, Sampling):
         seed = getattr(sampler, "seed", None)
     if seed is None:
         return [random.randint(1, 10**9) for _ in range(count)]  # as Keras draws default seeds
-    return [int(seed) + number for number in range(count)]
+    return [integer_of("seed", seed) + number for number in range(count)]
 
 
 def _answered(

@@ -9,6 +9,8 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of
+from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.decoding.decoder import MOST_STEPS
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.prepare import (
     learned_positions,
@@ -16,6 +18,7 @@ from hyparflow.serving.prepare import (
     require_language_model,
     require_length,
 )
+from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import Runner
@@ -75,30 +78,59 @@ def serve(
         ValueError: If the model cannot be served, or an argument is not valid.
     """
     ranks = world()
-    with abort.alike():
+    with agreement(ranks) as agreed:
         require_language_model(model)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
-        learned = learned_positions(model)
-        if max_length is None:
-            max_length = min(1024, learned or 1024)
-        require_length(model, max_length)
-        limits = Limits(
-            max_batch=count_of("max_batch", max_batch),
-            max_length=count_of("max_length", max_length),
-            window=count_of("window", window),
-            piece=count_of("prompt_piece", prompt_piece),
-            cache=max_cached_tokens,
-            shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
-            fewest=max(_FEWEST_ROWS, 2 * grid.num_partitions),
-            multiple=grid.num_partitions,
+        limits = _limits(
+            model, grid, max_batch, max_length, window, prompt_piece, max_cached_tokens
         )
         sampling = sampling_of(model.sampler)
+        agreed.note((limits, grid, sampling))
+        if ranks is not None:
+            agreed.note_weights(model)
+    with abort.alike():
         runner = prepared_runner(model, grid, ranks)
     if ranks is not None and ranks.rank != LEADER and isinstance(runner, RanksRunner):
         return Follower(runner)
     if warm_up:
         _warm_up(runner, limits, sampling)
     return Server(model, runner, limits)
+
+
+def _limits(
+    model: Any,
+    grid: Grid,
+    max_batch: int,
+    max_length: int | None,
+    window: int,
+    prompt_piece: int,
+    max_cached_tokens: int | None,
+) -> Limits:
+    if max_length is None:
+        max_length = min(1024, learned_positions(model) or 1024)
+    max_length = count_of("max_length", max_length)
+    require_length(model, max_length)
+    if max_cached_tokens is not None:
+        max_cached_tokens = count_of("max_cached_tokens", max_cached_tokens)
+    if count_of("window", window) > MOST_STEPS:
+        raise ValueError(f"`window` must be at most {MOST_STEPS}. Received: window={window}")
+    limits = Limits(
+        max_batch=count_of("max_batch", max_batch),
+        max_length=max_length,
+        window=window,
+        piece=count_of("prompt_piece", prompt_piece),
+        cache=max_cached_tokens,
+        shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
+        fewest=max(_FEWEST_ROWS, 2 * grid.num_partitions),
+        multiple=grid.num_partitions,
+    )
+    least = limits.shape(1, max_length)
+    if not limits.fits(least):
+        raise ValueError(
+            f"`max_cached_tokens` must be {least.size} or more, for {least.rows} rows of "
+            f"max_length={max_length}. Received: max_cached_tokens={max_cached_tokens}"
+        )
+    return limits
 
 
 def _warm_up(runner: Runner, limits: Limits, sampling: Sampling) -> None:

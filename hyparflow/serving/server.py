@@ -13,6 +13,13 @@ from typing import Any
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.ranks.runner import Runner
+from hyparflow.serving.requests.given import (
+    integer_of,
+    logprobs_of,
+    seconds_of,
+    stop_strings_of,
+    tokens_given,
+)
 from hyparflow.serving.requests.served_request import ServedPiece, ServedRequest
 from hyparflow.serving.requests.statistics import Latencies, ServerStatistics
 from hyparflow.serving.requests.stop_strings import StopStrings
@@ -114,7 +121,7 @@ class Server:
             ValueError: If the request could never run, or an argument is not valid.
             RuntimeError: If the server is closed, or has failed.
         """
-        seed = random.randint(1, 10**9) if seed is None else seed  # as Keras draws default seeds
+        seed = random.randint(1, 10**9) if seed is None else integer_of("seed", seed)
         sampler = self.model.sampler if sampler is None else sampler
         tokens = self._tokens_of(prompt)
         if max_new_tokens is None:
@@ -124,13 +131,12 @@ class Server:
         request = Request(
             number=0,
             prompt=tokens,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=integer_of("max_new_tokens", max_new_tokens),
             stop_tokens=stop_tokens_of(self.model, stop_token_ids),
-            sampling=sampling_of(sampler, seed, num_logprobs),
+            sampling=sampling_of(sampler, seed, logprobs_of(num_logprobs)),
         )
         self.limits.require_possible(request)
-        strings = [stop] if isinstance(stop, str) else list(stop)
-        return self._admit(request, strings, timeout)
+        return self._admit(request, stop_strings_of(stop), seconds_of("timeout", timeout))
 
     def stream(self, prompt: str | Sequence[int], **kwargs: Any) -> ServedRequest:
         """As `submit`. Iterate over it, by ``for`` or ``async for``, for text as it comes."""
@@ -178,7 +184,7 @@ class Server:
         """Of a prompt; more than there is room for is refused later, and not cut off."""
         if isinstance(prompt, str):
             return tuple(tokens_of(self.model, prompt, self.limits.max_length + 1))
-        return tuple(int(token) for token in prompt)
+        return tokens_given("prompt", prompt, int(self.model.backbone.vocabulary_size))
 
     def _admit(self, request: Request, stops: list[str], timeout: float | None) -> ServedRequest:
         has_text = self.model.preprocessor is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -157,8 +158,53 @@ def test_a_server_on_the_leader() -> None:
     assert bodies == (WORLD.rank == 0)
 
 
+@pytest.mark.skipif(WORLD.size != 2, reason="one rank that leaves the body out is enough")
+def test_bodies_of_all_forms() -> None:
+    """Other ranks than the first leave out the whole body, however it begins."""
+    model, ran = kept_model("Llama"), []
+    model.compile(sampler="greedy", jit_compile=False)
+    given: dict[str, Any] = {"max_batch": 4, "max_length": LENGTH, "warm_up": False}
+
+    def returns() -> str:
+        with hf.serve(model, **given):
+            return "body"
+        return "behind"
+
+    with hf.serve(model, **given) as server:
+        try:
+            ran.append(server.submit([1], max_new_tokens=2).tokens())
+        finally:
+            ran.append(1)
+    with hf.serve(model, **given) as server: ran.append(2)  # fmt: skip # noqa: E701
+    for number in range(2):
+        with hf.serve(model, **given):
+            if number == 0:
+                ran.append(3)
+                continue
+            ran.append(4)
+    assert len(ran) == (5 if WORLD.rank == 0 else 0)
+    assert returns() == ("body" if WORLD.rank == 0 else "behind")
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="a rank agrees with itself")
+def test_ranks_that_ask_for_different_things() -> None:
+    model, own = kept_model("Llama"), [[1 + WORLD.rank]]
+    with pytest.raises(ValueError, match="All ranks must ask for the same.*different prompts"):
+        hf.generate(model, padded(own, [9]), stop_token_ids=None)
+    keras.utils.set_random_seed(WORLD.rank)
+    other = keras_hub.models.LlamaCausalLM(
+        backbone=keras_hub.models.LlamaBackbone(**SMALL, **GROUPED), preprocessor=None
+    )
+    with pytest.raises(ValueError, match="All ranks must ask for the same.*weights"):
+        hf.generate(other, padded([[1]], [9]), stop_token_ids=None)
+    wrong = {"max_batch": 0} if WORLD.rank == 0 else {}
+    with pytest.raises(ValueError, match="`max_batch` must be a positive integer"):
+        hf.generate(model, padded([[1]], [9]), stop_token_ids=None, **wrong)
+
+
 @pytest.mark.skipif(WORLD.size == 1, reason="there are no shards")
 def test_heads_that_shards_do_not_divide() -> None:
+    keras.utils.set_random_seed(5)
     backbone = keras_hub.models.LlamaBackbone(
         vocabulary_size=9,
         num_layers=1,
@@ -184,6 +230,7 @@ def test_a_family_that_decodes_whole(ways: dict[str, int]) -> None:
 @pytest.mark.parametrize("ways", [{"num_partitions": 2}, {"num_shards": 2}])
 def test_a_deferred_model(ways: dict[str, int]) -> None:
     """No rank holds the weights of others, and the tokens are the same."""
+    keras.utils.set_random_seed(6)
     with hf.deferred():
         model = keras_hub.models.LlamaCausalLM(
             backbone=keras_hub.models.LlamaBackbone(**SMALL, **GROUPED), preprocessor=None

@@ -132,6 +132,11 @@ def test_prompts_without_room() -> None:
         ({"inputs": [1, 2]}, "takes a string or several.*list"),
         ({"num_partitions": 2}, "num_partitions x num_replicas x num_shards.*1 rank runs"),
         ({"max_batch": 0}, "max_batch"),
+        ({"max_length": 0}, "`max_length` must be a positive integer.*max_length=0"),
+        ({"max_length": "9"}, "`max_length` must be a positive integer.*'9'"),
+        ({"seed": "x"}, "`seed` must be an integer.*seed='x'"),
+        ({"seed": [1.5]}, "`seed` must be an integer"),
+        ({"strip_prompt": "no"}, "`strip_prompt` must be True or False"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], said: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from byte_text import END
 
 over_http = pytest.importorskip(
     "over_http", reason="the extra serve, httpx or openai is not installed", exc_type=ImportError
@@ -78,7 +77,7 @@ def test_completions_are_those_of_generate(model: Any, client: openai.OpenAI) ->
 
 def test_prompts_may_be_tokens(model: Any, client: openai.OpenAI) -> None:
     tokens = [int(x) for x in model.preprocessor.tokenizer("hello")]
-    start = END
+    start = over_http.END
     alone = completed(client, [start, *tokens])
     several = completed(client, [[start, *tokens], [5]], echo=True)
     wanted = generated(model, "hello", 24)

@@ -113,12 +113,48 @@ def test_seeds(server: Server) -> None:
         ({"sampler": "contrastive"}, "ContrastiveSampler"),
         ({"prompt": []}, "a prompt of a token or more"),
         ({"prompt": "x" * 200}, "may have 128 tokens.*Received: 129 tokens"),
+        ({"max_new_tokens": 1.5}, "`max_new_tokens` must be an integer.*max_new_tokens=1.5"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be an integer"),
+        ({"seed": 1.5}, "`seed` must be an integer.*seed=1.5"),
+        ({"seed": "x"}, "`seed` must be an integer"),
+        ({"stop": [b"x"]}, "`stop` must be a string or several"),
+        ({"stop": 5}, "`stop` must be a string or several.*stop=5"),
+        ({"stop": ""}, "`stop` must be a string or several"),
+        ({"num_logprobs": "a"}, "`num_logprobs` must be an integer"),
+        ({"num_logprobs": -1}, "`num_logprobs` must be a positive integer"),
+        ({"prompt": 5}, "`prompt` must be integers.*prompt=5"),
+        ({"prompt": ["a", "b"]}, "`prompt` must be an integer.*'a'"),
+        ({"prompt": b"ab"}, "`prompt` must be integers"),
+        ({"prompt": [999]}, "`prompt` must be tokens from 0 to 256. Received: 999"),
+        ({"prompt": [-1]}, "`prompt` must be tokens from 0 to 256. Received: -1"),
+        ({"prompt": [1.5]}, "`prompt` must be an integer"),
+        ({"timeout": float("nan")}, "`timeout` must be a number of seconds"),
+        ({"timeout": "x"}, "`timeout` must be a number of seconds"),
+        ({"stop_token_ids": [999]}, "`stop_token_ids` must be tokens from 0 to 256"),
+        ({"stop_token_ids": ["a"]}, "`stop_token_ids` must be an integer"),
+        ({"sampler": "nosuch"}, "`sampler` must be the name of one.*sampler='nosuch'"),
+        ({"sampler": 5}, "`sampler` must be the name of one.*sampler=5"),
     ],
 )
 def test_what_is_refused(server: Server, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         server.submit(**{"prompt": "abc"} | arguments)
     assert server.submit("abc", max_new_tokens=1).tokens()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"window": 17}, "`window` must be at most 16.*window=17"),
+        ({"max_cached_tokens": 300}, "`max_cached_tokens` must be 512 or more, for 4 rows"),
+        ({"max_cached_tokens": -1}, "`max_cached_tokens` must be a positive integer"),
+        ({"max_length": "a"}, "`max_length` must be a positive integer"),
+        ({"max_length": 129}, "128 positions that the model has learned"),
+    ],
+)
+def test_servers_that_are_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        hf.serve(byte_model(), warm_up=False, **arguments)
 
 
 def test_leaving_the_block_serves_what_was_asked_for() -> None:

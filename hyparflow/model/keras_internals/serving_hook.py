@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["has_serving_hook", "served_from"]
+__all__ = ["attends_by_hook", "has_serving_hook", "served_from"]
 
 # (cache, query, key, value, scale, size of a head, heads, heads of keys, sliding_window=...,
 # soft_cap=...) -> (new cache, output); queries, keys and values are (tokens, heads x size).
@@ -25,6 +25,11 @@ def has_serving_hook() -> bool:
     except ImportError:
         return False
     return hasattr(context, "vllm_context_scope") and hasattr(context, "get_vllm_context")
+
+
+def attends_by_hook(layer: Any) -> bool:
+    """Whether a layer is attention that calls a function from outside."""
+    return hasattr(layer, "_compute_vllm_attention")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
 """Language models that take tokens at the positions of their rows, with caches.
 
-Imports model and serving.scheduling.
+Imports formats, model and serving.scheduling.
 """

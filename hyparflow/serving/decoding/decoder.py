@@ -23,9 +23,9 @@ from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, Sampling
 from hyparflow.serving.scheduling.window import Shape
 
-__all__ = ["Decoder"]
+__all__ = ["MOST_STEPS", "Decoder"]
 
-_MOST_STEPS = 16  # of a window
+MOST_STEPS = 16  # of a window
 
 
 class Decoder:
@@ -179,9 +179,9 @@ class Decoder:
 
 def _made_so_far(rows: int, has_logprobs: bool) -> list[Any]:
     """Where a loop puts what it makes."""
-    made = [tf.zeros([_MOST_STEPS, rows], tf.int32)]
+    made = [tf.zeros([MOST_STEPS, rows], tf.int32)]
     if has_logprobs:
-        made.append(tf.zeros([_MOST_STEPS, rows]))
-        made.append(tf.zeros([_MOST_STEPS, rows, MOST_LOGPROBS], tf.int32))
-        made.append(tf.zeros([_MOST_STEPS, rows, MOST_LOGPROBS]))
+        made.append(tf.zeros([MOST_STEPS, rows]))
+        made.append(tf.zeros([MOST_STEPS, rows, MOST_LOGPROBS], tf.int32))
+        made.append(tf.zeros([MOST_STEPS, rows, MOST_LOGPROBS]))
     return made

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hyparflow.formats.text import shortened
 from hyparflow.serving.scheduling.sampling import MOST_LOGPROBS, SamplerKind, Sampling
 
 __all__ = ["SamplingRows", "chosen", "logprobs_of", "sampling_of"]
@@ -37,9 +38,18 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
 
     if isinstance(sampler, Sampling):
         return replace(sampler, seed=seed % _LARGEST_SEED, num_logprobs=num_logprobs)
-    sampler = keras_hub.samplers.get(sampler)
     plain = keras_hub.samplers.Sampler
-    if not isinstance(sampler, plain) or type(sampler).__call__ is not plain.__call__:
+    try:
+        found = keras_hub.samplers.get(sampler)
+    except ValueError:
+        found = None
+    if not isinstance(found, plain):
+        raise ValueError(
+            "`sampler` must be the name of one of KerasHub's samplers, or a sampler. Received: "
+            f"sampler={shortened(sampler)}. Use 'greedy', 'random', 'top_k' or 'top_p'."
+        )
+    sampler = found
+    if type(sampler).__call__ is not plain.__call__:
         raise ValueError(
             "A sampler must choose the next token of a row from the logits of this row alone. "
             f"Received: '{type(sampler).__name__}', which runs a loop of its own. Use 'greedy', "

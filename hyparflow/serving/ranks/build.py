@@ -11,6 +11,7 @@ from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.checks import check_can_cut
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
+from hyparflow.model.keras_internals.serving_hook import attends_by_hook
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.adapters import decoder_of, hook_missing
 from hyparflow.serving.decoding.chooser import TokenChooser
@@ -62,13 +63,13 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
     if world is None or grid.num_partitions == grid.num_shards == 1:
         return Share(decoder_of(model, jit), traffic)
     require_text_inputs(model)
+    if not any(map(attends_by_hook, all_layers(model))):
+        raise hook_missing(model)
     groups = groups_of(grid, world)
     if grid.num_partitions == 1:
         shards = TensorShards(all_layers(model), groups.shards, traffic)
-        whole = HookedModel(model, shards.installed)
-        if not whole.cache_sizes:
-            raise hook_missing(model)
-        return Share(Decoder(whole, jit, has_exchanges=True), traffic, shards)
+        whole = Decoder(HookedModel(model, shards.installed), jit, has_exchanges=True)
+        return Share(whole, traffic, shards)
     check_can_cut(model)
     graph = FlatGraph(model, opened_graph(model))
     table = cut_for_decoding(graph, grid.num_partitions)
@@ -78,7 +79,4 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
         own = TensorShards(layers, groups.shards, traffic)
     around: Around = contextlib.nullcontext if own is None else own.installed
     computes = DecodingStage(graph, table, stage, around, has_exchanges=own is not None)
-    has_hook = world.all_gather_objects(computes.bytes_of_token > 0, "the ranks to find attention")
-    if not any(has_hook):
-        raise hook_missing(model)
     return Share(PipelineRunner(computes, groups.replica, TokenChooser(jit), traffic), traffic, own)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
+from types import FrameType
 from typing import Any
 
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
@@ -19,7 +21,8 @@ class Follower:
     """Stands for the server of the leader: ``with`` works until that closes, and has no body.
 
     A ``with`` statement cannot leave out its body by itself. So a trace function, which Python
-    calls before the first line of it, raises an error there, and the end of the block takes it.
+    calls before the first instruction of it, raises an error there, and the end of the block takes
+    it.
 
     Args:
         runner: does what the leader says.
@@ -28,19 +31,28 @@ class Follower:
     def __init__(self, runner: RanksRunner) -> None:
         self._runner = runner
         self._trace: Any = None
+        self._traced: tuple[Any, bool] = None, False
 
     def __enter__(self) -> Follower:
-        self._runner.follow()
         frame = _caller()
-        self._trace = sys.gettrace()
-        if self._trace is None:  # frames are traced only while there is a function for all
-            sys.settrace(lambda *event: None)
-        self._traced_before = frame.f_trace
-        frame.f_trace = self._leave_out
+        if frame is None or frame.f_code.co_filename == contextlib.__file__:
+            raise RuntimeError(
+                "Over ranks a server must have a `with` statement of its own, whose body other "
+                "ranks than the first leave out. Received: a context that an ExitStack or another "
+                "function enters. Write: with hyparflow.serve(...) as server:"
+            )
+        self._runner.follow()
+        self._trace, self._traced = sys.gettrace(), (frame.f_trace, frame.f_trace_opcodes)
+        # Before each instruction, for the body may begin with a line that no block holds.
+        frame.f_trace, frame.f_trace_opcodes = self._leave_out, True
+        # Frames are traced only while there is a function for all; Python 3.12 looks at a call.
+        sys.settrace(self._trace or _nothing)
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        _caller().f_trace = self._traced_before
+        frame = _caller()
+        if frame is not None:
+            frame.f_trace, frame.f_trace_opcodes = self._traced
         sys.settrace(self._trace)
         return kind is _BodyIsLeadersError
 
@@ -48,7 +60,11 @@ class Follower:
         raise _BodyIsLeadersError
 
 
-def _caller() -> Any:
+def _nothing(*event: Any) -> None:
+    """Traces nothing."""
+
+
+def _caller() -> FrameType | None:
     """The frame of the `with` statement."""
     own = inspect.currentframe()
     return own.f_back.f_back if own is not None and own.f_back is not None else None

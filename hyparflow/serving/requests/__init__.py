@@ -1,4 +1,4 @@
 """What callers have of requests: prompts, text as it comes, statistics.
 
-Imports serving.scheduling.
+Imports formats and serving.scheduling.
 """

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hyparflow.serving.requests.given import tokens_given
+
 __all__ = ["StreamedText", "Tokens", "stop_tokens_of", "text_of", "tokens_of"]
 
 Tokens = list[int]
@@ -57,12 +59,13 @@ def stop_tokens_of(model: Any, stop_token_ids: Any) -> frozenset[int]:
         names = ("end_token_id", "end_token2_id")
         found = (getattr(tokenizer, name, None) for name in names)
         return frozenset(int(token) for token in found if token is not None)
-    if not isinstance(stop_token_ids, Iterable) or isinstance(stop_token_ids, str):
+    if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Iterable):
         raise ValueError(
             "`stop_token_ids` must be 'auto', None or a list of tokens. Received: "
             f"stop_token_ids={stop_token_ids!r}"
         )
-    return frozenset(int(token) for token in stop_token_ids)
+    vocabulary = int(model.backbone.vocabulary_size)
+    return frozenset(tokens_given("stop_token_ids", stop_token_ids, vocabulary))
 
 
 def preprocessor_of(model: Any, asked: str = "text") -> Any:
