@@ -21,7 +21,7 @@ from hyparflow.serving.prepare import (
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
-from hyparflow.serving.ranks.runner import Runner
+from hyparflow.serving.ranks.runner import Runner, warm_up_window
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.sampling import Sampling
@@ -32,6 +32,7 @@ __all__ = ["serve"]
 _FEWEST_ROWS = 4  # that many take about as long as one
 _LENGTHS = 4  # the longest cache over the shortest; there are three sizes
 _SHORTEST = 64
+_PIECES_TOGETHER = 4
 
 
 def serve(
@@ -123,6 +124,7 @@ def _limits(
         shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
         fewest=max(_FEWEST_ROWS, 2 * grid.num_partitions),
         multiple=grid.num_partitions,
+        together=_PIECES_TOGETHER,
     )
     least = limits.shape(1, max_length)
     if not limits.fits(least):
@@ -139,4 +141,4 @@ def _warm_up(runner: Runner, limits: Limits, sampling: Sampling) -> None:
     with progress("compiling for requests") as shown:
         for number, shape in enumerate(shapes):
             shown.say(f"{number} of {len(shapes)} sizes of batches")
-            runner.warm_up(shape, sampling, limits.piece)
+            runner.warm_up(warm_up_window(limits, shape, sampling))

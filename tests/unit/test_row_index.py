@@ -28,7 +28,7 @@ from hyparflow.serving.decoding.adapters import cached_model_of, decoder_of
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.row_index_model import RowIndexModel
 from hyparflow.serving.decoding.self_test import logits_differ
-from hyparflow.serving.scheduling.window import Shape
+from hyparflow.serving.scheduling.window import Piece, Shape
 
 
 def few(names: Any, *default: str) -> list[Any]:
@@ -70,8 +70,8 @@ def test_a_piece_that_is_filled_up_writes_its_own_places_only() -> None:
     model = kept_model("Mixtral")
     decoder = decoder_of(model)
     caches, alone = decoder.empty(Shape(2, 12)), decoder.empty(Shape(2, 12))
-    decoder.take_in(caches, 1, 3, [5, 6, 7], 16)  # more than the cache has room for
-    decoder.take_in(alone, 1, 3, [5, 6, 7], 3)
+    decoder.take_in(caches, [Piece(1, 3, (5, 6, 7), 16)])  # more than the cache has room for
+    decoder.take_in(alone, [Piece(1, 3, (5, 6, 7), 3)])
     for cache, other in zip(caches, alone, strict=True):
         filled = np.abs(cache.numpy()).sum((2, 3)) > 0
         assert filled.tolist() == [[False] * 12, [3 <= place < 6 for place in range(12)]]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from hyparflow.serving.decoding.cached_model import CacheSize
 from hyparflow.serving.scheduling.window import EMPTY, Shape
 
-__all__ = ["Caches", "bytes_of_token", "empty_caches", "moved_caches", "put_row", "values_of"]
+__all__ = ["Caches", "bytes_of_token", "empty_caches", "moved_caches", "put_rows", "values_of"]
 
 # Variables, each (rows, ..., length, ...).
 Caches = list[Any]
@@ -56,10 +56,11 @@ def values_of(caches: Caches) -> list[Any]:
     return [cache.value() for cache in caches]
 
 
-def put_row(caches: Caches, row: int, changed: Sequence[Any]) -> None:
-    """Write one row, (1, ..., length, ...) in each."""
+def put_rows(caches: Caches, rows: Sequence[int], changed: Sequence[Any]) -> None:
+    """Write some rows, (rows, ..., length, ...) in each."""
+    places = tf.constant(rows)[:, None]
     for cache, value in zip(caches, changed, strict=True):
-        cache.scatter_nd_update([[row]], value)
+        cache.scatter_nd_update(places, value)
 
 
 def _cache(value: Any) -> Any:

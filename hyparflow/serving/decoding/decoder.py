@@ -14,14 +14,14 @@ from hyparflow.serving.decoding.caches import (
     bytes_of_token,
     empty_caches,
     moved_caches,
-    put_row,
+    put_rows,
     values_of,
 )
 from hyparflow.serving.decoding.chooser import TokenChoice, TokenChooser
 from hyparflow.serving.decoding.samplers import SamplingRows
 from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, Sampling
-from hyparflow.serving.scheduling.window import Shape
+from hyparflow.serving.scheduling.window import Piece, Shape
 
 __all__ = ["MOST_STEPS", "Decoder"]
 
@@ -57,22 +57,20 @@ class Decoder:
         """See `moved_caches`."""
         return moved_caches(caches, self._model.cache_sizes, shape, sources)
 
-    def take_in(
-        self, caches: Caches, row: int, start: int, tokens: Sequence[int], padded: int
-    ) -> None:
-        """Put the keys and values of a piece of a prompt into a row.
+    def take_in(self, caches: Caches, pieces: Sequence[Piece]) -> None:
+        """Put the keys and values of pieces of prompts into their rows.
 
         Args:
             caches: of all rows.
-            row: of the piece.
-            start: the position of its first token.
-            tokens: of the piece.
-            padded: the number of tokens to compute, of which few occur: the last token fills up.
+            pieces: all with the same number of tokens to compute: the last token fills up.
         """
-        filled = [*tokens, *[tokens[-1]] * (padded - len(tokens))]
-        places = [start + min(n, len(tokens) - 1) for n in range(padded)]
-        given = (tf.constant([x], tf.int32) for x in (filled, places))
-        put_row(caches, row, self._taking([tf.gather(cache, [row]) for cache in caches], *given))
+        rows, padded = [piece.row for piece in pieces], pieces[0].padded
+        counts = [len(piece.tokens) for piece in pieces]
+        pairs = list(zip(pieces, counts, strict=True))
+        filled = [[*x.tokens, *[x.tokens[-1]] * (padded - count)] for x, count in pairs]
+        places = [[x.start + min(n, count - 1) for n in range(padded)] for x, count in pairs]
+        given = (tf.constant(x, tf.int32) for x in (filled, places))
+        put_rows(caches, rows, self._taking([tf.gather(cache, rows) for cache in caches], *given))
 
     def run(
         self,
@@ -119,8 +117,8 @@ class Decoder:
         caches = self.empty(Shape(*tokens.shape))
         for row, count in enumerate(counts):
             for start, stop in ((0, count // 2), (count // 2, count)):
-                piece = tokens[row, start:stop].tolist()
-                self.take_in(caches, row, start, piece, tokens.shape[1])
+                piece = tuple(tokens[row, start:stop].tolist())
+                self.take_in(caches, [Piece(row, start, piece, tokens.shape[1])])
         rows, places = np.arange(len(counts)), np.array(counts, np.int32)
         return [
             self._step(

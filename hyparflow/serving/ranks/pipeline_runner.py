@@ -16,11 +16,10 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.serving.decoding.caches import Caches
 from hyparflow.serving.decoding.chooser import TokenChooser
 from hyparflow.serving.ranks.pipeline_window import PipelineWindow
-from hyparflow.serving.ranks.runner import WindowResult, piece_sizes, warm_up_window
+from hyparflow.serving.ranks.runner import WindowResult
 from hyparflow.serving.ranks.stage import DecodingStage
 from hyparflow.serving.ranks.stage_messages import StageMessages
 from hyparflow.serving.ranks.traffic import Traffic
-from hyparflow.serving.scheduling.sampling import Sampling
 from hyparflow.serving.scheduling.window import EMPTY, Piece, Shape, Window
 
 __all__ = ["PipelineRunner"]
@@ -62,9 +61,9 @@ class PipelineRunner:
         self._messages.finish()
         return [result]
 
-    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
+    def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self.run([warm_up_window(shape, sampling, longest_piece)])
+        self.run([window])
         self.run([None])
 
     def idle(self) -> None:
@@ -93,7 +92,8 @@ class PipelineRunner:
         ]
         for row, count in enumerate(counts):
             for start, stop in ((0, count // 2), (count // 2, count)):
-                self._take_in(Piece(row, start, tuple(tokens[row, start:stop].tolist())))
+                piece = tuple(tokens[row, start:stop].tolist())
+                self._take_in(Piece(row, start, piece, tokens.shape[1]))
         found, rows = [], np.arange(shape.rows)
         for step in range(steps):
             places = np.array(counts, np.int32) + step
@@ -144,8 +144,7 @@ class PipelineRunner:
     # --- computation ---
 
     def _take_in(self, piece: Piece) -> None:
-        padded = piece_sizes(len(piece.tokens))[-1]
-        missing = padded - len(piece.tokens)
+        missing = piece.padded - len(piece.tokens)
         tokens = [[*piece.tokens, *[piece.tokens[-1]] * missing]]
         last = piece.start + len(piece.tokens) - 1
         places = [[*range(piece.start, last + 1), *[last] * missing]]
@@ -153,7 +152,7 @@ class PipelineRunner:
         made = self._stage.take_in(
             self._groups[group],
             place,
-            self._messages.receive(1, padded),
+            self._messages.receive(1, piece.padded),
             tf.constant(tokens, tf.int32),
             tf.constant(places, tf.int32),
         )

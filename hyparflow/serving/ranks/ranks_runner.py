@@ -13,8 +13,7 @@ from hyparflow.comm.world import World
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.ranks.runner import Runner, WindowResult
 from hyparflow.serving.ranks.traffic import Traffic
-from hyparflow.serving.scheduling.sampling import Sampling
-from hyparflow.serving.scheduling.window import Shape, Window
+from hyparflow.serving.scheduling.window import Window
 
 __all__ = ["RanksRunner"]
 
@@ -23,9 +22,7 @@ __all__ = ["RanksRunner"]
 class _WarmUp:
     """What `Runner.warm_up` takes."""
 
-    shape: Shape
-    sampling: Sampling
-    longest_piece: int
+    window: Window
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,10 @@ class RanksRunner:
                 )
         return results
 
-    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
+    def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self._tell(_WarmUp(shape, sampling, longest_piece))
-        self._own.warm_up(shape, sampling, longest_piece)
+        self._tell(_WarmUp(window))
+        self._own.warm_up(window)
 
     def idle(self) -> None:
         """See `Runner.idle`."""
@@ -109,7 +106,7 @@ class RanksRunner:
                 self._own.close()
                 return
             if isinstance(record, _WarmUp):
-                self._own.warm_up(record.shape, record.sampling, record.longest_piece)
+                self._own.warm_up(record.window)
             elif not isinstance(record, _Idle):
                 self._send(record, self._run_own(record))
 

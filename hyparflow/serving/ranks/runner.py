@@ -10,6 +10,7 @@ import numpy as np
 
 from hyparflow.serving.decoding.caches import Caches
 from hyparflow.serving.decoding.decoder import Decoder
+from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import TokenLogprobs
 from hyparflow.serving.scheduling.sampling import Sampling
 from hyparflow.serving.scheduling.window import EMPTY, Piece, Shape, Window
@@ -18,12 +19,9 @@ __all__ = [
     "LocalRunner",
     "Runner",
     "WindowResult",
-    "piece_sizes",
     "result_of",
     "warm_up_window",
 ]
-
-_SHORTEST_PIECE = 16  # tokens, and times 4: others are filled up, so that few are compiled
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Runner(Protocol):
     def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
         """The tokens of each replica's window; None gives its caches back."""
 
-    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
-        """Compile what caches of a size need, while nobody is served."""
+    def warm_up(self, window: Window) -> None:
+        """Compile what a window needs, while nobody is served; see `warm_up_window`."""
 
     def idle(self) -> None:
         """Called now and then while there is nothing to do."""
@@ -81,19 +79,13 @@ class LocalRunner:
             self._caches, self._shape = Caches(), Shape(0, 0)
             return [WindowResult()]
         self._rebuild(window)
-        for piece in window.pieces:
-            self._decoder.take_in(
-                self._caches,
-                piece.row,
-                piece.start,
-                piece.tokens,
-                piece_sizes(len(piece.tokens))[-1],
-            )
+        for pieces in _put_together(window):
+            self._decoder.take_in(self._caches, pieces)
         return [self._made(window) if window.steps else WindowResult()]
 
-    def warm_up(self, shape: Shape, sampling: Sampling, longest_piece: int) -> None:
+    def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self.run([warm_up_window(shape, sampling, longest_piece)])
+        self.run([window])
         self.run([None])
 
     def idle(self) -> None:
@@ -129,21 +121,33 @@ class LocalRunner:
         return result_of(window, made)
 
 
-def piece_sizes(longest: int) -> list[int]:
-    """The numbers of tokens that are computed for pieces up to a length."""
-    sizes = [_SHORTEST_PIECE]
-    while sizes[-1] < longest:
-        sizes.append(4 * sizes[-1])
-    return sizes
+def _put_together(window: Window) -> list[list[Piece]]:
+    """Pieces of a window that are computed as one: as many as are compiled, or one."""
+    alike: dict[int, list[Piece]] = {}
+    for piece in window.pieces:
+        alike.setdefault(piece.padded, []).append(piece)
+    found: list[list[Piece]] = []
+    for pieces in alike.values():
+        while len(pieces) >= window.together > 1:
+            found.append(pieces[: window.together])
+            pieces = pieces[window.together :]
+        found += [[piece] for piece in pieces]
+    return found
 
 
-def warm_up_window(shape: Shape, sampling: Sampling, longest_piece: int) -> Window:
+def warm_up_window(limits: Limits, shape: Shape, sampling: Sampling) -> Window:
     """A window that needs all that is compiled for caches of a size."""
-    sizes = [size for size in piece_sizes(min(longest_piece, shape.length)) if size <= shape.length]
+    pieces = list[Piece]()
+    shortest = 1
+    for size in limits.piece_sizes(min(limits.piece, shape.length)):
+        piece = Piece(0, 0, (0,) * min(size, shape.length), size)
+        occur_together = limits.together <= min(shape.rows, limits.piece // shortest)
+        pieces += [piece] * (1 + limits.together if occur_together and limits.together > 1 else 1)
+        shortest = size + 1
     return Window(
         shape=shape,
         sources=(EMPTY,) * shape.rows,
-        pieces=tuple(Piece(0, 0, (0,) * size) for size in sizes),
+        pieces=tuple(pieces),
         live=tuple(range(shape.rows)),
         numbers=(0,) * shape.rows,
         tokens=(0,) * shape.rows,
@@ -151,6 +155,7 @@ def warm_up_window(shape: Shape, sampling: Sampling, longest_piece: int) -> Wind
         given=(0,) * shape.rows,
         sampling=(sampling,) * shape.rows,
         steps=1,
+        together=limits.together,
     )
 
 

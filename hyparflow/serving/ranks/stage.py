@@ -17,7 +17,7 @@ from hyparflow.serving.decoding.caches import (
     bytes_of_token,
     empty_caches,
     moved_caches,
-    put_row,
+    put_rows,
     values_of,
 )
 from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
@@ -106,7 +106,7 @@ class DecodingStage:
         """
         of_row = [tf.gather(cache, [row]) for cache in caches]
         made, new = self._taking(of_row, self._flat(given), tokens, places)
-        put_row(caches, row, new)
+        put_rows(caches, [row], new)
         return self._named(made)
 
     def step(

@@ -9,6 +9,8 @@ from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["Limits"]
 
+_SHORTEST_PIECE = 16  # tokens: fewer take as long
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,6 +27,8 @@ class Limits:
             of vectors.
         factor: of each size to the next larger one. Each size is compiled.
         multiple: of which numbers of rows are multiples.
+        together: how many pieces of prompts of the same size are computed as one, which takes less
+            time than one by one, and is compiled besides.
     """
 
     max_batch: int
@@ -36,6 +40,7 @@ class Limits:
     fewest: int = 1
     factor: int = 2
     multiple: int = 1
+    together: int = 1
 
     def require_possible(self, request: Request) -> None:
         """Check that a request can run once nobody else does.
@@ -69,6 +74,16 @@ class Limits:
     def length(self, tokens: int) -> int:
         """The length of a cache for so many tokens."""
         return min(self.max_length, self._size(self.shortest, tokens))
+
+    def piece_sizes(self, longest: int) -> list[int]:
+        """The numbers of tokens that are computed for pieces up to a length.
+
+        Where few sizes are compiled they lie farther apart.
+        """
+        sizes = [_SHORTEST_PIECE]
+        while sizes[-1] < longest:
+            sizes.append(self.factor * sizes[-1])
+        return sizes
 
     def _size(self, smallest: int, wanted: int) -> int:
         while smallest < wanted:

@@ -273,7 +273,8 @@ class Scheduler:
             count, is_live = pieces.get(row.request.number, 0), self._is_live(row, pieces)
             if count:
                 tokens = tuple(row.tokens[row.cached : row.cached + count])
-                taken.append(Piece(number, row.cached, tokens))
+                padded = self.limits.piece_sizes(count)[-1]
+                taken.append(Piece(number, row.cached, tokens, padded))
                 row.cached += count
             if is_live:
                 live.append((number, row))
@@ -288,5 +289,6 @@ class Scheduler:
             given=tuple(len(row.tokens) - len(row.request.prompt) for _, row in live),
             sampling=tuple(row.request.sampling for _, row in live),
             steps=most if live else 0,
+            together=self.limits.together,
         )
         return self._running

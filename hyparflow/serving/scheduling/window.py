@@ -37,11 +37,13 @@ class Piece:
         row: of the cache.
         start: the position of its first token.
         tokens: the tokens.
+        padded: how many are computed, so that few numbers occur.
     """
 
     row: int
     start: int
     tokens: tuple[int, ...]
+    padded: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Window:
         given: how many tokens each live row has made before.
         sampling: how each live row chooses.
         steps: how many tokens each live row makes.
+        together: how many pieces of the same size are computed as one.
     """
 
     shape: Shape
@@ -72,3 +75,4 @@ class Window:
     given: tuple[int, ...]
     sampling: tuple[Sampling, ...]
     steps: int
+    together: int = 1
