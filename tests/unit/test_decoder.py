@@ -18,6 +18,11 @@ from hyparflow.serving.decoding.adapters import cached_model_of, decoder_of
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.hooked_model import HookedModel
 from hyparflow.serving.decoding.self_test import logits_differ
+from hyparflow.serving.ranks.runner import put_together, warm_up_window
+from hyparflow.serving.scheduling.limits import Limits
+from hyparflow.serving.scheduling.request import Request
+from hyparflow.serving.scheduling.sampling import GREEDY
+from hyparflow.serving.scheduling.scheduler import Scheduler
 from hyparflow.serving.scheduling.window import EMPTY, Shape
 
 # The others with --everything.
@@ -70,3 +75,22 @@ def test_a_model_that_cannot_decode_is_refused_by_name(monkeypatch: pytest.Monke
     monkeypatch.delattr(type(model), "call_with_cache")
     with pytest.raises(ValueError, match="serving hook.*BloomCausalLM.*has neither"):
         decoder_of(model)
+
+
+@pytest.mark.parametrize("piece", [1, 40, 256])
+def test_no_call_for_pieces_is_compiled_while_requests_run(piece: int) -> None:
+    """Sizes of pieces, and how many are one call, all occur in what is warmed up."""
+    limits = Limits(8, 300, piece=piece, shortest=75, fewest=4, together=4)
+    warm = {
+        (shape.length, len(pieces), pieces[0].padded)
+        for shape in limits.shapes
+        for pieces in put_together(warm_up_window(limits, shape, GREEDY))
+    }
+    random, scheduler, met = np.random.default_rng(0), Scheduler(limits), set()
+    for number, length in enumerate(random.integers(1, 290, 300) // random.integers(1, 9, 300)):
+        scheduler.submit(Request(number, (1,) * max(1, int(length)), 10))
+    while (window := scheduler.plan()) is not None:
+        met |= {(window.shape.length, len(x), x[0].padded) for x in put_together(window)}
+        scheduler.report([[0] * len(window.live)] * window.steps)
+    assert met <= warm
+    assert piece < 256 or {count for _, count, _ in met} == {1, 4}

@@ -19,6 +19,7 @@ __all__ = [
     "LocalRunner",
     "Runner",
     "WindowResult",
+    "put_together",
     "result_of",
     "warm_up_window",
 ]
@@ -79,7 +80,7 @@ class LocalRunner:
             self._caches, self._shape = Caches(), Shape(0, 0)
             return [WindowResult()]
         self._rebuild(window)
-        for pieces in _put_together(window):
+        for pieces in put_together(window):
             self._decoder.take_in(self._caches, pieces)
         return [self._made(window) if window.steps else WindowResult()]
 
@@ -121,7 +122,7 @@ class LocalRunner:
         return result_of(window, made)
 
 
-def _put_together(window: Window) -> list[list[Piece]]:
+def put_together(window: Window) -> list[list[Piece]]:
     """Pieces of a window that are computed as one: as many as are compiled, or one."""
     alike: dict[int, list[Piece]] = {}
     for piece in window.pieces:
