@@ -43,6 +43,13 @@ def test_a_job_of_pytorch_needs_what_is_said_to_be_installed() -> None:
     assert imported("torch_job.py") - set(sys.stdlib_module_names) == {"numpy", "psutil", "torch"}
 
 
+def test_programs_that_generate_need_what_is_said_to_be_installed() -> None:
+    said = {"ctranslate2", "numpy", "openvino", "openvino_genai", "tokenizers", "torch"}
+    said |= {"transformers", "workers"}
+    assert imported("serving/rival_case.py") - set(sys.stdlib_module_names) == said
+    assert imported("serving/workers.py") <= set(sys.stdlib_module_names)
+
+
 @pytest.mark.parametrize(
     ("batch", "most", "number"),
     [(128, 8, 8), (128, 4, 4), (64, 8, 4), (32, 8, 2), (16, 8, 2), (96, 8, 6), (80, 8, 4)],
