@@ -58,7 +58,7 @@ def _arrivals(found: dict[str, Any], path: Path) -> None:
         axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axis.set_minor_locator(ticker.NullLocator())
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.01, 0.82), fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -79,7 +79,8 @@ def _latency(gaps: dict[str, Any], path: Path) -> None:
                 axes.bar(x, most, 0.32, color=colour, alpha=0.35)
                 axes.bar(x, middle, 0.32, color=colour, label=named if not place else None)
                 axes.text(x, most, f"{most:.0f}", ha="center", va="bottom", fontsize=8)
-                axes.text(x, middle, f"{middle:.0f}", ha="center", va="bottom", fontsize=8)
+                inside = {"ha": "center", "va": "top", "fontsize": 8, "color": "white"}
+                axes.text(x, middle, f"{middle:.0f}", **inside)
         axes.set_xticks(range(len(gaps)), [f"{int(gap):,}" for gap in gaps])
         axes.set(xlabel="mean time between two requests, ms", title=title)
     both[0].legend(title="dark: half of the requests\npale: 99 percent of them", fontsize=8)
