@@ -4,6 +4,7 @@ Commands and answers are files of a folder, so that each job may have a Python o
 nothing but the standard library.
 """
 
+import atexit
 import json
 import os
 import shlex
@@ -91,6 +92,7 @@ class Worker:
         environment |= dict.fromkeys(_THREADS, str(threads))
         with (self.folder / "log").open("w") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        atexit.register(self._process.terminate)  # whatever ends the benchmark
 
     def ask(self, do: str, **rest: Any) -> list[Any]:
         """Have it do something: the answer of each rank."""
