@@ -30,6 +30,8 @@ from hyparflow.serving.scheduling.sampling import Sampling
 
 __all__ = ["generate"]
 
+_PIECE = 1024  # tokens of prompts in a window: nobody waits for the first token of another
+
 
 def generate(
     model: Any,
@@ -135,6 +137,7 @@ def _limits(max_batch: int, length: int, count: int, grid: Grid) -> Limits:
     return Limits(
         max_batch=count_of("max_batch", max_batch),
         max_length=length,
+        piece=_PIECE,
         fewest=2 * groups if count <= 2 * groups else 4 * groups,
         factor=4,
         multiple=groups,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyparflow.formats.argument_checks import count_of
+from hyparflow.formats.text import shortened
 from hyparflow.launching.function import launch as launched
 from hyparflow.serving.decoding.samplers import sampling_of
 
@@ -34,6 +35,11 @@ def generated_on_ranks(
             "Data go to the ranks as arrays, or as what can be pickled. Received: a "
             f"{type(given['inputs']).__name__}. Make it on the ranks, in a function for "
             "hyparflow.launch."
+        )
+    if launch is not True and not isinstance(launch, Mapping):
+        raise ValueError(
+            "`launch` must be True, False, or a dict of hyparflow.launch's arguments. "
+            f"Received: launch={shortened(launch)}"
         )
     options = dict(launch) if isinstance(launch, Mapping) else {}
     if "num_ranks" not in options:

@@ -12,6 +12,7 @@ from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.self_test import Probed, logits_differ
+from hyparflow.serving.decoding.text_inputs import require_text_inputs
 from hyparflow.serving.ranks.build import Share, built_share
 from hyparflow.serving.ranks.ranks_runner import RanksRunner
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
@@ -88,6 +89,7 @@ def require_language_model(model: Any) -> None:
             "A model that generates must be a `keras_hub.models.CausalLM`. Received: "
             f"{type(model).__name__}"
         )
+    require_text_inputs(model)
 
 
 def require_length(model: Any, length: int) -> None:

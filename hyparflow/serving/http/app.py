@@ -66,7 +66,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     started = int(time.time())
     model = {"id": service.name, "object": "model", "created": started, "owned_by": "hyparflow"}
 
-    @app.get(OPEN_PATH)
+    @app.api_route(OPEN_PATH, methods=["GET", "HEAD"])
     async def health() -> Response:
         if service.is_well:
             return JSONResponse({"status": "ok"})

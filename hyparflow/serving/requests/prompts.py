@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from hyparflow.formats.text import shortened
 from hyparflow.serving.requests.text import preprocessor_of
 
 __all__ = ["Prompts", "prompts_of"]
@@ -115,7 +116,7 @@ def _texts(inputs: Any) -> list[str]:
     if not texts or not all(isinstance(x, str) for x in texts):
         raise ValueError(
             "A model with a preprocessor takes a string or several. Received: "
-            f"{type(inputs).__name__}. Set `model.preprocessor = None` to pass tokens."
+            f"{shortened(inputs)}. Set `model.preprocessor = None` to pass tokens."
         )
     return texts
 
