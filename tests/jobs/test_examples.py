@@ -98,7 +98,7 @@ def test_vgg16() -> None:
 
 
 def test_a_long_sequence_on_two_ranks() -> None:
-    result = run(2, EXAMPLES / "long_context.py", "--length", 600, "--steps", 4, "--chunks", 3)
+    result = run(2, EXAMPLES / "long_context.py", "--length", 400, "--steps", 3, "--chunks", 2)
     losses = re.search(r"loss of each sequence: (.*)", result.output)
     assert losses, result.output
     first, *_, last = map(float, losses[1].split())
