@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 
-__all__ = ["END", "byte_model", "new_byte_model"]
+__all__ = ["END", "byte_model", "byte_preprocessor", "new_byte_model"]
 
 END = 256  # the token that begins and ends texts
 
 
-def new_byte_model(length: int = 128, width: int = 16, noise: float = 0.3) -> Any:
-    """A GPT-2 with random weights, and noise on them; each byte is a token."""
+def byte_preprocessor(length: int) -> Any:
+    """Makes each byte of a text a token."""
     import keras_hub
 
     # Characters by which GPT-2 writes bytes: printable ones stand for themselves.
@@ -23,9 +23,14 @@ def new_byte_model(length: int = 128, width: int = 16, noise: float = 0.3) -> An
     tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary=vocabulary | {"<|endoftext|>": END}, merges=[]
     )
-    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
-        tokenizer=tokenizer, sequence_length=length
-    )
+    return keras_hub.models.GPT2CausalLMPreprocessor(tokenizer=tokenizer, sequence_length=length)
+
+
+def new_byte_model(length: int = 128, width: int = 16, noise: float = 0.3) -> Any:
+    """A GPT-2 with random weights, and noise on them; each byte is a token."""
+    import keras_hub
+
+    preprocessor = byte_preprocessor(length)
     keras.utils.set_random_seed(3)
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=END + 1,

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import keras_hub
 import openai
+from byte_text import END, byte_preprocessor
 
 from hyparflow.serving.http.app import HttpSettings
 from hyparflow.serving.http.chat_template import ChatTemplate
@@ -21,23 +22,13 @@ from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.serve import serve
 from hyparflow.serving.server import Server
 
-END = 256
-
 
 def letters_model(num_positions: int = 256, seed: int = 3) -> Any:
     """GPT-2 over bytes, with nothing to download; it seldom ends its texts."""
     keras.utils.set_random_seed(seed)
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [chr(256 + number) for number in range(256 - len(printable))]
-    vocabulary = {text: n for n, text in enumerate([*map(chr, printable), *others])}
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={**vocabulary, "<|endoftext|>": END}, merges=[]
-    )
-    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
-        tokenizer=tokenizer, sequence_length=num_positions
-    )
+    preprocessor = byte_preprocessor(num_positions)
     backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=257,
+        vocabulary_size=END + 1,
         num_layers=2,
         num_heads=2,
         hidden_dim=32,

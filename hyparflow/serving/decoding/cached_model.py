@@ -6,24 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hyparflow.model.keras_internals.own_cache import CacheAxes
 from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["CacheSize", "CachedModel"]
 
 
 @dataclass(frozen=True)
-class CacheSize:
-    """The size of one cache: (rows, *before, length, *after).
-
-    Attributes:
-        before: its axes between rows and the length.
-        after: its axes behind the length.
-        dtype: of its numbers.
-    """
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    dtype: str
+class CacheSize(CacheAxes):
+    """The size of one cache: (rows, *before, length, *after)."""
 
     def shape(self, shape: Shape) -> tuple[int, ...]:
         """All axes, for so many rows of such a length."""

@@ -10,15 +10,35 @@ import tensorflow as tf
 from hyparflow.serving.decoding.cached_model import CacheSize
 from hyparflow.serving.scheduling.window import EMPTY, Shape
 
-__all__ = ["Caches", "bytes_of_token", "empty_caches", "moved_caches", "put_rows", "values_of"]
+__all__ = ["Caches", "HoldsCaches", "empty_caches", "moved_caches", "put_rows", "values_of"]
 
 # Variables, each (rows, ..., length, ...).
 Caches = list[Any]
 
 
-def bytes_of_token(sizes: Sequence[CacheSize]) -> int:
-    """What the caches of one token take."""
-    return sum(size.numbers * tf.dtypes.as_dtype(size.dtype).size for size in sizes)
+class HoldsCaches:
+    """What has caches of some sizes made, and moved.
+
+    Args:
+        cache_sizes: of its caches.
+    """
+
+    def __init__(self, cache_sizes: Sequence[CacheSize]) -> None:
+        self.cache_sizes = cache_sizes
+
+    @property
+    def bytes_of_token(self) -> int:
+        """What the caches of one token take."""
+        sizes = self.cache_sizes
+        return sum(size.numbers * tf.dtypes.as_dtype(size.dtype).size for size in sizes)
+
+    def empty(self, shape: Shape) -> Caches:
+        """Caches that hold nothing."""
+        return empty_caches(self.cache_sizes, shape)
+
+    def rebuilt(self, caches: Caches, shape: Shape, sources: Sequence[int]) -> Caches:
+        """See `moved_caches`."""
+        return moved_caches(caches, self.cache_sizes, shape, sources)
 
 
 def empty_caches(sizes: Sequence[CacheSize], shape: Shape) -> Caches:

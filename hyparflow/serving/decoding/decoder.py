@@ -11,9 +11,7 @@ import tensorflow as tf
 from hyparflow.serving.decoding.cached_model import CachedModel
 from hyparflow.serving.decoding.caches import (
     Caches,
-    bytes_of_token,
-    empty_caches,
-    moved_caches,
+    HoldsCaches,
     put_rows,
     values_of,
 )
@@ -28,7 +26,7 @@ __all__ = ["MOST_STEPS", "Decoder"]
 MOST_STEPS = 16  # of a window
 
 
-class Decoder:
+class Decoder(HoldsCaches):
     """Takes prompts into caches, and makes tokens from them.
 
     Args:
@@ -39,23 +37,11 @@ class Decoder:
     """
 
     def __init__(self, model: CachedModel, jit: bool = False, has_exchanges: bool = False) -> None:
+        super().__init__(model.cache_sizes)
         self._model, self._chooser = model, TokenChooser(jit)
         self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
         self._taking = TracedBySize(self._taken_in)
         self._loops: dict[TokenChoice, Any] = {}
-
-    @property
-    def bytes_of_token(self) -> int:
-        """What the caches of one token take."""
-        return bytes_of_token(self._model.cache_sizes)
-
-    def empty(self, shape: Shape) -> Caches:
-        """Caches that hold nothing."""
-        return empty_caches(self._model.cache_sizes, shape)
-
-    def rebuilt(self, caches: Caches, shape: Shape, sources: Sequence[int]) -> Caches:
-        """See `moved_caches`."""
-        return moved_caches(caches, self._model.cache_sizes, shape, sources)
 
     def take_in(self, caches: Caches, pieces: Sequence[Piece]) -> None:
         """Put the keys and values of pieces of prompts into their rows.
@@ -154,7 +140,7 @@ class Decoder:
             caches: Caches, tokens: Any, positions: Any, steps: Any, rows: SamplingRows
         ) -> list[Any]:
             place, seeds, numbers, *rest = rows
-            last = caches[0].shape[1 + len(self._model.cache_sizes[0].before)] - 1
+            last = caches[0].shape[1 + len(self.cache_sizes[0].before)] - 1
 
             def step(done: Any, tokens: Any, positions: Any, made: list[Any]) -> Any:
                 logits = self._step(caches, tokens, positions)

@@ -14,21 +14,18 @@ from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.serving.decoding.caches import (
     Caches,
-    bytes_of_token,
-    empty_caches,
-    moved_caches,
+    HoldsCaches,
     put_rows,
     values_of,
 )
 from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
 from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
-from hyparflow.serving.scheduling.window import Shape
 
 __all__ = ["DecodingStage"]
 
 
-class DecodingStage:
+class DecodingStage(HoldsCaches):
     """The layers of one stage, compiled, with what crosses to other stages.
 
     Attributes:
@@ -64,23 +61,9 @@ class DecodingStage:
         self._function = graph.function(self._inputs, self._outputs, operations)
         self._around = around
         self._body = HookedBody(self._called, self._samples, around)
+        super().__init__(self._body.cache_sizes)
         self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
         self._taking = TracedBySize(self._taken_in)
-
-    # --- caches ---
-
-    @property
-    def bytes_of_token(self) -> int:
-        """What the caches of one token take."""
-        return bytes_of_token(self._body.cache_sizes)
-
-    def empty(self, shape: Shape) -> Caches:
-        """Caches that hold nothing."""
-        return empty_caches(self._body.cache_sizes, shape)
-
-    def rebuilt(self, caches: Caches, shape: Shape, sources: Sequence[int]) -> Caches:
-        """See `moved_caches`."""
-        return moved_caches(caches, self._body.cache_sizes, shape, sources)
 
     # --- computation ---
 
