@@ -149,7 +149,7 @@ def require_tokens_of_generate(model: Any, decoder: Decoder) -> None:
     """Requests of all lengths, that come while others run, get the tokens of `generate`."""
     model.compile(sampler="greedy")
     random = np.random.default_rng(1)
-    limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2, together=2)
+    limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2, together=(2,))
     engine = ServingEngine(LocalRunner(decoder), limits)
     asked = {
         number: random.integers(1, VOCABULARY, random.integers(1, 20)).tolist()

@@ -27,7 +27,7 @@ from hyparflow.serving.scheduling.window import EMPTY, Piece, Shape, Window
 
 COUNT, PADDED = 32, 256
 # As `hyparflow.serve` has them.
-LIMITS = Limits(COUNT, PADDED, window=8, fewest=4, shortest=64, together=4)
+LIMITS = Limits(COUNT, PADDED, pieces_while_idle=4, shortest=64, together=(8, 4))
 
 
 class Case:

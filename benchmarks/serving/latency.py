@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from workers import Worker
 
+from hyparflow.serving.ranks.runner import put_together
 from hyparflow.serving.requests.statistics import Percentiles
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
@@ -17,7 +18,7 @@ __all__ = ["DRAWN", "GAPS", "drawn", "key_of", "measured", "predicted"]
 DRAWN = 96  # tokens of each request
 # Mean gap in ms -> requests.
 GAPS = {250: 60, 500: 60, 2000: 30}
-_LIMITS = Limits(32, 256, window=8, fewest=4, shortest=64, together=4)  # as `case.LIMITS`
+_LIMITS = Limits(32, 256, pieces_while_idle=4, shortest=64, together=(8, 4))  # as `case.LIMITS`
 
 
 def drawn(gap: float, count: int, seed: int) -> tuple[list[float], list[int]]:
@@ -39,12 +40,10 @@ def cost_of(window: Window, costs: dict[str, float]) -> float:
     seconds = window.steps * costs[key_of("step", rows, length)]
     if window.sources is not None:
         seconds += costs[key_of("move", rows, length)]
-    sizes = [piece.padded for piece in window.pieces]
-    for size in set(sizes):
-        groups, single = divmod(sizes.count(size), window.together)
+    for pieces in put_together(window):
+        count, size = len(pieces), pieces[0].padded
         alone = costs[key_of("1 of", size, length)]
-        together = costs.get(key_of(f"{window.together} of", size, length), window.together * alone)
-        seconds += groups * together + single * alone
+        seconds += costs.get(key_of(f"{count} of", size, length), count * alone)
     return seconds
 
 

@@ -54,10 +54,10 @@ class LatencyCase(Case):
             )
             if shape.rows == 8:
                 for size in limits.piece_sizes(min(shape.length, limits.piece)):
-                    for count in {1, limits.together}:
+                    for count in (1, *limits.together):
                         pieces = tuple(Piece(n, 0, (1,) * size, size) for n in range(count))
                         asked = replace(empty, pieces=pieces, together=limits.together)
-                        if count * size <= limits.piece:
+                        if count * size <= limits.piece * limits.pieces_while_idle:
                             found[key_of(f"{count} of", size, shape.length)] = self._median(asked)
             self._runner.run([None])
         return found

@@ -145,13 +145,13 @@ def _arrivals(found: dict[str, Any]) -> str:
     """By a virtual clock."""
     entry = found["measured"]
     rows = [
-        ["gap, ms", "iterations", "deviation", "Flover", "distance", "useful rows", "of 1 or more"]
+        ["gap, ms", "iterations", "deviation", "Flover", "distance", "useful rows", "of 4 or more"]
     ]
     for row in entry["rows"]:
         rows.append(
             [str(row["gap"]), f"{row['mean']:.0f}", f"{row['deviation']:.0f}"]
             + [str(row["published"]), f"{row['distance']:+.1f}"]
-            + [f"{row['in windows']['useful']:.2f}", f"{row['one row or more']:.2f}"]
+            + [f"{row['in windows']['useful']:.2f}", f"{row['four rows or more']:.2f}"]
         )
     at_once = ", ".join(f"{entry[f'at once, {n} rows']:.2f} with {n} rows" for n in (32, 8))
     title = f"32 requests for 512 tokens, means of {entry['seeds']} draws; distance in deviations"

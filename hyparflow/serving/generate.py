@@ -138,7 +138,7 @@ def _limits(max_batch: int, length: int, count: int, grid: Grid) -> Limits:
         max_batch=count_of("max_batch", max_batch),
         max_length=length,
         piece=_PIECE,
-        fewest=2 * groups if count <= 2 * groups else 4 * groups,
+        fewest=groups if count <= groups else 4 * groups,
         factor=4,
         multiple=groups,
     )

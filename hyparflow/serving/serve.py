@@ -29,10 +29,10 @@ from hyparflow.serving.server import Server
 
 __all__ = ["serve"]
 
-_FEWEST_ROWS = 4  # that many take about as long as one
 _LENGTHS = 4  # the longest cache over the shortest; there are three sizes
 _SHORTEST = 64
-_PIECES_TOGETHER = 4
+_PIECES_WHILE_IDLE = 4
+_PIECES_TOGETHER = (8, 4)
 
 
 def serve(
@@ -60,7 +60,7 @@ def serve(
             1024, or as many as the model has learned positions for if these are fewer.
         window: Integer, 1 to 16. The most tokens that a request is given until others may join.
         prompt_piece: Integer. The most tokens of prompts that are taken in until the requests that
-            run are given tokens again.
+            run are given tokens again; four times as many while none runs.
         max_cached_tokens: Integer or `None`. For how many tokens, of all requests, there is memory.
             If more are needed, the request that came last loses its place and is computed again
             later, with the same tokens.
@@ -120,17 +120,18 @@ def _limits(
         max_length=max_length,
         window=window,
         piece=count_of("prompt_piece", prompt_piece),
+        pieces_while_idle=_PIECES_WHILE_IDLE,
         cache=max_cached_tokens,
         shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
-        fewest=max(_FEWEST_ROWS, 2 * grid.num_partitions),
+        fewest=grid.num_partitions,
         multiple=grid.num_partitions,
         together=_PIECES_TOGETHER,
     )
     least = limits.shape(1, max_length)
     if not limits.fits(least):
         raise ValueError(
-            f"`max_cached_tokens` must be {least.size} or more, for {least.rows} rows of "
-            f"max_length={max_length}. Received: max_cached_tokens={max_cached_tokens}"
+            f"`max_cached_tokens` must be {least.size} or more, for a batch of "
+            f"{least.rows} and max_length={max_length}. Received: max_cached_tokens={max_cached_tokens}"
         )
     return limits
 

@@ -80,17 +80,18 @@ def test_a_model_that_cannot_decode_is_refused_by_name(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("piece", [1, 40, 256])
 def test_no_call_for_pieces_is_compiled_while_requests_run(piece: int) -> None:
     """Sizes of pieces, and how many are one call, all occur in what is warmed up."""
-    limits = Limits(8, 300, piece=piece, shortest=75, fewest=4, together=4)
+    limits = Limits(8, 300, piece=piece, pieces_while_idle=4, shortest=75, together=(8, 4))
     warm = {
         (shape.length, len(pieces), pieces[0].padded)
         for shape in limits.shapes
         for pieces in put_together(warm_up_window(limits, shape, GREEDY))
     }
     random, scheduler, met = np.random.default_rng(0), Scheduler(limits), set()
-    for number, length in enumerate(random.integers(1, 290, 300) // random.integers(1, 9, 300)):
+    lengths = random.integers(1, 290, 300) // random.integers(1, 9, 300)
+    for number, length in enumerate((*[20] * 8, *lengths)):
         scheduler.submit(Request(number, (1,) * max(1, int(length)), 10))
     while (window := scheduler.plan()) is not None:
         met |= {(window.shape.length, len(x), x[0].padded) for x in put_together(window)}
         scheduler.report([[0] * len(window.live)] * window.steps)
     assert met <= warm
-    assert piece < 256 or {count for _, count, _ in met} == {1, 4}
+    assert piece < 256 or {count for _, count, _ in met} == {1, 4, 8}

@@ -146,7 +146,10 @@ def test_what_is_refused(server: Server, arguments: dict[str, Any], said: str) -
     ("arguments", "said"),
     [
         ({"window": 17}, "`window` must be at most 16.*window=17"),
-        ({"max_cached_tokens": 300}, "`max_cached_tokens` must be 512 or more, for 4 rows"),
+        (
+            {"max_cached_tokens": 100},
+            "`max_cached_tokens` must be 128 or more, for a batch of 1 and max_length",
+        ),
         ({"max_cached_tokens": -1}, "`max_cached_tokens` must be a positive integer"),
         ({"max_length": "a"}, "`max_length` must be a positive integer"),
         ({"max_length": 129}, "128 positions that the model has learned"),

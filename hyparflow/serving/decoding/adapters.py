@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.own_cache import decodes_itself
 from hyparflow.serving.decoding.cached_model import CachedModel
 from hyparflow.serving.decoding.decoder import Decoder
@@ -35,7 +36,7 @@ def cached_model_of(model: Any) -> CachedModel:
 
 def decoder_of(model: Any, jit: bool = False) -> Decoder:
     """A decoder of a whole model, in one process; see `Decoder`."""
-    return Decoder(cached_model_of(model), jit)
+    return Decoder(cached_model_of(model), all_layers(model), jit)
 
 
 def hook_missing(model: Any) -> ValueError:

@@ -16,6 +16,7 @@ from hyparflow.serving.decoding.caches import (
     values_of,
 )
 from hyparflow.serving.decoding.chooser import TokenChoice, TokenChooser
+from hyparflow.serving.decoding.flat_kernels import FlatKernels
 from hyparflow.serving.decoding.samplers import SamplingRows
 from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, Sampling
@@ -31,15 +32,24 @@ class Decoder(HoldsCaches):
 
     Args:
         model: what is called.
+        layers: of the model.
         jit: whether XLA compiles samplers, as `jit_compile` of a model says: its random numbers
             are others.
         has_exchanges: whether calls of the model talk to other ranks, which XLA cannot compile.
     """
 
-    def __init__(self, model: CachedModel, jit: bool = False, has_exchanges: bool = False) -> None:
+    def __init__(
+        self,
+        model: CachedModel,
+        layers: Sequence[Any] = (),
+        jit: bool = False,
+        has_exchanges: bool = False,
+    ) -> None:
         super().__init__(model.cache_sizes)
         self._model, self._chooser = model, TokenChooser(jit)
-        self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._kernels = FlatKernels(() if has_exchanges else layers)
+        self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
         self._loops: dict[TokenChoice, Any] = {}
 
@@ -126,9 +136,13 @@ class Decoder(HoldsCaches):
     def _taken_in(self, caches: Any, tokens: Any, places: Any) -> list[Any]:
         return self._model.call(tokens, places, caches)[1]
 
-    def _stepped(self, caches: Caches, tokens: Any, positions: Any) -> Any:
+    def _one_step(self, caches: Caches, tokens: Any, positions: Any) -> Any:
+        return self._compiled(self._kernels.matrices(), caches, tokens, positions)
+
+    def _stepped(self, kernels: Sequence[Any], caches: Caches, tokens: Any, positions: Any) -> Any:
         """The logits of each row after one more token; caches keep it."""
-        made, new = self._model.call(tokens[:, None], positions[:, None], values_of(caches))
+        with self._kernels.given(kernels):
+            made, new = self._model.call(tokens[:, None], positions[:, None], values_of(caches))
         for cache, changed in zip(caches, new, strict=True):
             cache.assign(changed)
         return made[:, 0]
@@ -141,9 +155,10 @@ class Decoder(HoldsCaches):
         ) -> list[Any]:
             place, seeds, numbers, *rest = rows
             last = caches[0].shape[1 + len(self.cache_sizes[0].before)] - 1
+            kernels = self._kernels.matrices()
 
             def step(done: Any, tokens: Any, positions: Any, made: list[Any]) -> Any:
-                logits = self._step(caches, tokens, positions)
+                logits = self._compiled(kernels, caches, tokens, positions)
                 new = choice(logits, (place, seeds, numbers + done, *rest))
                 made = [
                     tf.tensor_scatter_nd_update(x, [[done]], [y])

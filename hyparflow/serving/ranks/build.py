@@ -68,7 +68,7 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
     groups = groups_of(grid, world)
     if grid.num_partitions == 1:
         shards = TensorShards(all_layers(model), groups.shards, traffic)
-        whole = Decoder(HookedModel(model, shards.installed), jit, has_exchanges=True)
+        whole = Decoder(HookedModel(model, shards.installed), jit=jit, has_exchanges=True)
         return Share(whole, traffic, shards)
     check_can_cut(model)
     graph = FlatGraph(model, opened_graph(model))

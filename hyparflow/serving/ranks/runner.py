@@ -129,10 +129,10 @@ def put_together(window: Window) -> list[list[Piece]]:
         alike.setdefault(piece.padded, []).append(piece)
     found: list[list[Piece]] = []
     for pieces in alike.values():
-        while len(pieces) >= window.together > 1:
-            found.append(pieces[: window.together])
-            pieces = pieces[window.together :]
-        found += [[piece] for piece in pieces]
+        for count in (*window.together, 1):
+            while len(pieces) >= count:
+                found.append(pieces[:count])
+                pieces = pieces[count:]
     return found
 
 
@@ -142,8 +142,8 @@ def warm_up_window(limits: Limits, shape: Shape, sampling: Sampling) -> Window:
     shortest = 1
     for size in limits.piece_sizes(min(limits.piece, shape.length)):
         piece = Piece(0, 0, (0,) * min(size, shape.length), size)
-        occur_together = limits.together <= min(shape.rows, limits.piece // shortest)
-        pieces += [piece] * (1 + limits.together if occur_together and limits.together > 1 else 1)
+        most = min(shape.rows, limits.piece * limits.pieces_while_idle // shortest)
+        pieces += [piece] * (1 + sum(count for count in limits.together if count <= most))
         shortest = size + 1
     return Window(
         shape=shape,

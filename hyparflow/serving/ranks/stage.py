@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext, Standardize
+from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.partition import Partitioning
 from hyparflow.serving.decoding.caches import (
@@ -18,6 +19,7 @@ from hyparflow.serving.decoding.caches import (
     put_rows,
     values_of,
 )
+from hyparflow.serving.decoding.flat_kernels import FlatKernels
 from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
 from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
@@ -62,7 +64,10 @@ class DecodingStage(HoldsCaches):
         self._around = around
         self._body = HookedBody(self._called, self._samples, around)
         super().__init__(self._body.cache_sizes)
-        self._step = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        outer = [] if has_exchanges else [x for n in operations for x in graph.calls[n].layers]
+        self._kernels = FlatKernels([x for layer in outer for x in all_layers(layer)])
+        self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
 
     # --- computation ---
@@ -138,8 +143,14 @@ class DecodingStage(HoldsCaches):
     def _taken_in(self, caches: Any, given: Any, tokens: Any, places: Any) -> Any:
         return self._body.call([*given, tokens], places, caches)
 
-    def _stepped(self, caches: Caches, given: Any, tokens: Any, positions: Any) -> Any:
-        made, new = self._body.call([*given, tokens], positions, values_of(caches))
+    def _one_step(self, caches: Caches, given: Any, tokens: Any, positions: Any) -> Any:
+        return self._compiled(self._kernels.matrices(), caches, given, tokens, positions)
+
+    def _stepped(
+        self, kernels: Sequence[Any], caches: Caches, given: Any, tokens: Any, positions: Any
+    ) -> Any:
+        with self._kernels.given(kernels):
+            made, new = self._body.call([*given, tokens], positions, values_of(caches))
         for cache, changed in zip(caches, new, strict=True):
             cache.assign(changed)
         return made

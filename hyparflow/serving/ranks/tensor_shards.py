@@ -21,12 +21,12 @@ from hyparflow.model.keras_internals.deferred_variables import present
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.model.keras_internals.replaced_calls import replaced_call
+from hyparflow.serving.decoding.product_letters import ProductLetters
 from hyparflow.serving.ranks.traffic import Traffic
 
 __all__ = ["TensorShards"]
 
 _PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense)
-_DENSE = "ab,bc->ac"  # the last axes of a Dense layer
 
 
 class TensorShards:
@@ -87,7 +87,7 @@ class TensorShards:
 
     def _cut_columns(self, layer: Any, block: Any) -> None:
         """Each rank makes its share of the outputs."""
-        inputs, kernel, outputs = _letters(layer)
+        inputs, kernel, outputs = ProductLetters.of(layer)
         letter = next(x for x in kernel if x not in inputs)
         cut = self._share(layer.kernel, kernel.index(letter), layer, block)
         bias = None
@@ -104,7 +104,7 @@ class TensorShards:
 
     def _cut_rows(self, layer: Any, block: Any) -> None:
         """Each rank takes its share of the inputs; what they make is added up."""
-        _, kernel, outputs = _letters(layer)
+        _, kernel, outputs = ProductLetters.of(layer)
         letter = next(x for x in kernel if x not in outputs)
         cut = self._share(layer.kernel, kernel.index(letter), layer, block)
 
@@ -157,14 +157,6 @@ def _attention_products(attention: Any) -> list[Any]:
         if all(isinstance(getattr(attention, name, None), _PRODUCTS) for name in names):
             return [getattr(attention, name) for name in names]
     return []
-
-
-def _letters(layer: Any) -> tuple[str, str, str]:
-    """The axes of inputs, kernel and outputs."""
-    equation = getattr(layer, "equation", _DENSE)
-    given, outputs = equation.replace("...", "").split("->")
-    inputs, kernel = given.split(",")
-    return inputs, kernel, outputs
 
 
 def _product(layer: Any, given: Any, kernel: Any) -> Any:

@@ -10,6 +10,7 @@ from hyparflow.serving.scheduling.window import Shape
 __all__ = ["Limits"]
 
 _SHORTEST_PIECE = 16  # tokens: fewer take as long
+_MANY_ROWS = 12  # that take much longer than half as many
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,28 @@ class Limits:
         max_length: tokens of a request, with those that come.
         window: iterations of a window, at most.
         piece: tokens of prompts that a window takes in, at most: the longest that others wait.
+        pieces_while_idle: how many times as many a window takes in if no request makes tokens, and
+            would wait; of each prompt no more than `piece`.
         cache: tokens for which there is memory, of all rows.
         shortest: the shortest length of a cache.
-        fewest: the fewest rows of a cache: XLA's products of matrices take less time than those
-            of vectors.
+        fewest: the fewest rows of a cache.
         factor: of each size to the next larger one. Each size is compiled.
         multiple: of which numbers of rows are multiples.
-        together: how many pieces of prompts of the same size are computed as one, which takes less
-            time than one by one, and is compiled besides.
+        together: how many pieces of prompts of the same size are computed as one, large numbers
+            first: it takes less time than one by one, and is compiled besides.
     """
 
     max_batch: int
     max_length: int
     window: int = 8
     piece: int = 256
+    pieces_while_idle: int = 1
     cache: int | None = None
     shortest: int = 64
     fewest: int = 1
     factor: int = 2
     multiple: int = 1
-    together: int = 1
+    together: tuple[int, ...] = ()
 
     def require_possible(self, request: Request) -> None:
         """Check that a request can run once nobody else does.
@@ -66,7 +69,7 @@ class Limits:
         """The number of rows of a cache for so many requests."""
         size = self._size(self.fewest, count)
         between = 3 * size // 4
-        if self.factor == 2 and between >= max(count, 2 * self.fewest):
+        if self.factor == 2 and between >= max(count, _MANY_ROWS):
             size = between  # sizes twice as large as the last would compute many rows in vain
         wanted = max(self.fewest, min(self.max_batch, size))
         return -(-wanted // self.multiple) * self.multiple

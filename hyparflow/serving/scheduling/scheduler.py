@@ -203,10 +203,12 @@ class Scheduler:
 
     def _next_pieces(self, rows: Sequence[_Row]) -> dict[int, int]:
         """Number of a request -> tokens of its prompt that go into the cache."""
-        room, found = self.limits.piece, dict[int, int]()
+        piece, found = self.limits.piece, dict[int, int]()
+        is_idle = all(row.waits_for for row in rows)
+        room = piece * (self.limits.pieces_while_idle if is_idle else 1)
         for row in sorted(rows, key=lambda row: row.request.number):
             if room and row.waits_for:
-                found[row.request.number] = min(room, row.waits_for)
+                found[row.request.number] = min(piece, room, row.waits_for)
                 room -= found[row.request.number]
         return found
 

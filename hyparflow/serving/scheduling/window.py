@@ -62,7 +62,7 @@ class Window:
         given: how many tokens each live row has made before.
         sampling: how each live row chooses.
         steps: how many tokens each live row makes.
-        together: how many pieces of the same size are computed as one.
+        together: how many pieces of the same size are computed as one, large numbers first.
     """
 
     shape: Shape
@@ -75,4 +75,4 @@ class Window:
     given: tuple[int, ...]
     sampling: tuple[Sampling, ...]
     steps: int
-    together: int = 1
+    together: tuple[int, ...] = ()
