@@ -130,8 +130,8 @@ def _limits(
     least = limits.shape(1, max_length)
     if not limits.fits(least):
         raise ValueError(
-            f"`max_cached_tokens` must be {least.size} or more, for a batch of "
-            f"{least.rows} and max_length={max_length}. Received: max_cached_tokens={max_cached_tokens}"
+            f"`max_cached_tokens` must be {least.size} or more, for a batch of {least.rows} and "
+            f"max_length={max_length}. Received: max_cached_tokens={max_cached_tokens}"
         )
     return limits
 

@@ -148,7 +148,7 @@ def test_what_is_refused(server: Server, arguments: dict[str, Any], said: str) -
         ({"window": 17}, "`window` must be at most 16.*window=17"),
         (
             {"max_cached_tokens": 100},
-            "`max_cached_tokens` must be 128 or more, for a batch of 1 and max_length",
+            "`max_cached_tokens` must be 128 or more, for a batch of 1",
         ),
         ({"max_cached_tokens": -1}, "`max_cached_tokens` must be a positive integer"),
         ({"max_length": "a"}, "`max_length` must be a positive integer"),

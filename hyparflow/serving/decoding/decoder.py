@@ -47,7 +47,7 @@ class Decoder(HoldsCaches):
     ) -> None:
         super().__init__(model.cache_sizes)
         self._model, self._chooser = model, TokenChooser(jit)
-        self._kernels = FlatKernels(() if has_exchanges else layers)
+        self._flattened = FlatKernels(() if has_exchanges else layers)
         self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
         self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
@@ -137,11 +137,11 @@ class Decoder(HoldsCaches):
         return self._model.call(tokens, places, caches)[1]
 
     def _one_step(self, caches: Caches, tokens: Any, positions: Any) -> Any:
-        return self._compiled(self._kernels.matrices(), caches, tokens, positions)
+        return self._compiled(self._flattened.matrices(), caches, tokens, positions)
 
-    def _stepped(self, kernels: Sequence[Any], caches: Caches, tokens: Any, positions: Any) -> Any:
+    def _stepped(self, matrices: Sequence[Any], caches: Caches, tokens: Any, positions: Any) -> Any:
         """The logits of each row after one more token; caches keep it."""
-        with self._kernels.given(kernels):
+        with self._flattened.given(matrices):
             made, new = self._model.call(tokens[:, None], positions[:, None], values_of(caches))
         for cache, changed in zip(caches, new, strict=True):
             cache.assign(changed)
@@ -155,10 +155,10 @@ class Decoder(HoldsCaches):
         ) -> list[Any]:
             place, seeds, numbers, *rest = rows
             last = caches[0].shape[1 + len(self.cache_sizes[0].before)] - 1
-            kernels = self._kernels.matrices()
+            matrices = self._flattened.matrices()
 
             def step(done: Any, tokens: Any, positions: Any, made: list[Any]) -> Any:
-                logits = self._compiled(kernels, caches, tokens, positions)
+                logits = self._compiled(matrices, caches, tokens, positions)
                 new = choice(logits, (place, seeds, numbers + done, *rest))
                 made = [
                     tf.tensor_scatter_nd_update(x, [[done]], [y])

@@ -28,17 +28,17 @@ class FlatKernels:
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        self._kernels: list[tuple[Any, list[int]]] = []
+        self._found: list[tuple[Any, list[int]]] = []
         for layer in layers:
             if isinstance(layer, keras.layers.EinsumDense) and _is_plain(layer):
                 count, shape = ProductLetters.of(layer).summed_first, list(layer.kernel.shape)
                 if count is not None and len(shape) > 2:
                     matrix = [math.prod(shape[:count]), math.prod(shape[count:])]
-                    self._kernels.append((layer.kernel, matrix))
+                    self._found.append((layer.kernel, matrix))
 
     def matrices(self) -> list[Any]:
         """The kernels as they are now; called outside of what XLA compiles."""
-        return [tf.reshape(kernel.value, matrix) for kernel, matrix in self._kernels]
+        return [tf.reshape(kernel.value, matrix) for kernel, matrix in self._found]
 
     @contextlib.contextmanager
     def given(self, matrices: Sequence[Any]) -> Iterator[None]:
@@ -47,7 +47,7 @@ class FlatKernels:
         Args:
             matrices: what `matrices` returns.
         """
-        pairs = zip(self._kernels, matrices, strict=True)
+        pairs = zip(self._found, matrices, strict=True)
         mapping = [(kernel, tf.reshape(matrix, kernel.shape)) for (kernel, _), matrix in pairs]
         with keras.StatelessScope(state_mapping=mapping):
             yield

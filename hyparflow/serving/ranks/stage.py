@@ -65,7 +65,7 @@ class DecodingStage(HoldsCaches):
         self._body = HookedBody(self._called, self._samples, around)
         super().__init__(self._body.cache_sizes)
         outer = [] if has_exchanges else [x for n in operations for x in graph.calls[n].layers]
-        self._kernels = FlatKernels([x for layer in outer for x in all_layers(layer)])
+        self._flattened = FlatKernels([x for layer in outer for x in all_layers(layer)])
         self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
         self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
@@ -144,12 +144,12 @@ class DecodingStage(HoldsCaches):
         return self._body.call([*given, tokens], places, caches)
 
     def _one_step(self, caches: Caches, given: Any, tokens: Any, positions: Any) -> Any:
-        return self._compiled(self._kernels.matrices(), caches, given, tokens, positions)
+        return self._compiled(self._flattened.matrices(), caches, given, tokens, positions)
 
     def _stepped(
-        self, kernels: Sequence[Any], caches: Caches, given: Any, tokens: Any, positions: Any
+        self, matrices: Sequence[Any], caches: Caches, given: Any, tokens: Any, positions: Any
     ) -> Any:
-        with self._kernels.given(kernels):
+        with self._flattened.given(matrices):
             made, new = self._body.call([*given, tokens], positions, values_of(caches))
         for cache, changed in zip(caches, new, strict=True):
             cache.assign(changed)
