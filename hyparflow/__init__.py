@@ -50,6 +50,8 @@ from hyparflow.model.stored_weights import load_weights
 from hyparflow.model.versions import require_versions
 
 if TYPE_CHECKING:
+    from hyparflow.checkpoint.load import load_checkpoint
+    from hyparflow.checkpoint.settings import Checkpoint
     from hyparflow.launching.function import launch
     from hyparflow.planning.costs.cluster import Cluster, Link
     from hyparflow.planning.costs.costs import Costs
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from hyparflow.serving.serve import serve
 
 __all__ = [
+    "Checkpoint",
     "Cluster",
     "Costs",
     "Link",
@@ -69,6 +72,7 @@ __all__ = [
     "generate",
     "is_leader",
     "launch",
+    "load_checkpoint",
     "load_weights",
     "parallelize",
     "plan",
@@ -81,12 +85,14 @@ __version__ = "0.1.0"
 
 # What needs numpy or TensorFlow is imported when it is asked for.
 _LATE = {
+    "Checkpoint": "hyparflow.checkpoint.settings",
     "Cluster": "hyparflow.planning.costs.cluster",
     "Costs": "hyparflow.planning.costs.costs",
     "Link": "hyparflow.planning.costs.cluster",
     "Plan": "hyparflow.planning.plan",
     "generate": "hyparflow.serving.generate",
     "launch": "hyparflow.launching.function",
+    "load_checkpoint": "hyparflow.checkpoint.load",
     "plan": "hyparflow.planning.plan_model",
     "serve": "hyparflow.serving.serve",
 }

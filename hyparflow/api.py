@@ -16,6 +16,7 @@ from hyparflow.model.versions import require_versions
 from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
+    from hyparflow.checkpoint.settings import Checkpoint
     from hyparflow.planning.plan import Plan
     from hyparflow.training.parallel_model import ParallelModel
 
@@ -109,6 +110,7 @@ def fit(
     *args: Any,
     plan: Plan | str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     launch: bool | Mapping[str, Any] = False,
     **kwargs: Any,
 ) -> Any:
@@ -128,6 +130,9 @@ def fit(
             is written there: every computation, message, wait and allreduce. Perfetto opens it,
             and ``hyparflow trace`` sums it up. With the environment variable HYPARFLOW_TRACE each
             call writes one in that folder.
+        checkpoint: A folder, a `hyparflow.Checkpoint` or `None`. Each rank writes its share of a
+            checkpoint there, every ten minutes and at the end of each epoch; if the folder has one,
+            training goes on from the newest, whatever layout saved it. All ranks must see it.
         launch: Boolean, or a dict of the keyword arguments of `hyparflow.launch`. In a process
             that no launcher started (a notebook, a script run by plain ``python``), `True` starts
             as many ranks as the numbers of partitions and replicas say, trains on them, and brings
@@ -152,10 +157,13 @@ def fit(
     if options is not None and not launcher.is_launched():
         from hyparflow.training.fit_on_ranks import fit_on_ranks
 
-        return fit_on_ranks(fit, model, args, kwargs, parallel | {"trace": trace}, options)
+        return fit_on_ranks(
+            fit, model, args, kwargs, parallel | {"trace": trace, "checkpoint": checkpoint}, options
+        )
     if _is_automatic(parallel):
         parallel, args, kwargs = _automatic(model, args, kwargs, parallel)
-    return parallelize(model, **parallel).fit(*args, trace=trace, **kwargs)
+    trained = parallelize(model, **parallel)
+    return trained.fit(*args, trace=trace, checkpoint=checkpoint, **kwargs)
 
 
 def _launch_options(launch: Any) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from hyparflow.cli.checkpoint import checkpoint
 from hyparflow.cli.doctor import doctor
 from hyparflow.cli.plan import plan
 from hyparflow.cli.run import run
@@ -16,7 +17,11 @@ from hyparflow.comm import abort, launcher
 __all__ = ["main"]
 
 
-_ALONE = ("plan", "trace")  # commands that need no other rank: only the first of several runs them
+_ALONE = (
+    "plan",
+    "trace",
+    "checkpoint",
+)  # commands that need no other rank: only the first of several runs them
 
 
 class _Commands(click.Group):
@@ -45,5 +50,5 @@ def main(context: click.Context) -> None:
         context.exit()
 
 
-for command in (run, plan, trace, serve, doctor):
+for command in (run, plan, trace, serve, checkpoint, doctor):
     main.add_command(command)

@@ -1,5 +1,5 @@
 """One call of `fit`, `evaluate` or `predict`: the leader runs Keras, other ranks follow.
 
-Imports comm, engine, formats, launching, model, options, pipeline, planning, tracing and
-training.data.
+Imports checkpoint, comm, engine, formats, launching, model, options, pipeline, planning, tracing,
+training.checkpoints and training.data.
 """

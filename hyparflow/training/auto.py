@@ -35,8 +35,7 @@ from hyparflow.planning.plan_model import plan
 from hyparflow.planning.search.problem import constrained
 from hyparflow.training.call import DEFAULT_BATCH, is_shown
 from hyparflow.training.checks import check_labels
-from hyparflow.training.data_arguments import array_source, check_data
-from hyparflow.training.parallel_model import batch_rows, reading
+from hyparflow.training.data_arguments import array_source, batch_rows, check_data, reading
 from hyparflow.training.plain_model import OF_ONE_PROCESS
 
 __all__ = ["PlanCache", "plan_fit"]

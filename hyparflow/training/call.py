@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.engine.batch import microbatch_rows
 from hyparflow.options import Options
 from hyparflow.pipeline.microbatches import automatic_microbatches
@@ -31,6 +32,7 @@ class Call:
         rows: rows of a full batch; None where a stream does not tell.
         arguments: further values that must be the same on all ranks.
         trace: the trace that is wanted, or None.
+        checkpoint: where and when checkpoints are kept, or None.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Call:
     reading: dict[str, Any] = field(default_factory=dict)
     shards: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     trace: TraceRequest | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def num_microbatches(self) -> int:

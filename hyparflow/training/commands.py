@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.engine.batch import Rows, replica_rows
 from hyparflow.pipeline.grid import Grid
 
@@ -20,6 +21,7 @@ __all__ = [
     "Gather",
     "MeasureThroughput",
     "Predict",
+    "Save",
     "Scatter",
     "StepCommand",
     "Stop",
@@ -172,6 +174,17 @@ class Finish(Command):
     """
 
     failed: bool = False
+
+
+@dataclass
+class Save(Command):
+    """Save a checkpoint.
+
+    Attributes:
+        point: where training stands, and what the leader alone knows.
+    """
+
+    point: SavePoint
 
 
 @dataclass

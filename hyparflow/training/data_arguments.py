@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from typing import Any
 
@@ -14,9 +15,20 @@ from hyparflow.model import arguments
 from hyparflow.model.keras_internals.compiled import has_overridden
 from hyparflow.model.keras_internals.data import is_array_data, is_ragged, unpack
 from hyparflow.model.keras_internals.data import is_stream as is_stream_of_keras
+from hyparflow.training.call import DEFAULT_BATCH
 from hyparflow.training.data.array_source import ArraySource, dense
 
-__all__ = ["array_source", "check_data", "keras_arguments", "validation_parts"]
+__all__ = [
+    "DATA",
+    "array_source",
+    "batch_rows",
+    "check_data",
+    "keras_arguments",
+    "reading",
+    "validation_parts",
+]
+
+DATA = ("x", "y", "sample_weight", "class_weight")  # the arguments of Keras's methods
 
 _REMEDIES: dict[Any, str] = {  # by the type of an argument that is no data
     list: "Make arrays of lists of numbers: np.array(...).",
@@ -163,3 +175,14 @@ def _require_numbers(name: str, part: Any) -> None:
             dense(np.asarray(leaf[:0]), what=name)
         elif leaf is not None and is_ragged(leaf):
             dense(leaf, what=name)
+
+
+def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Keras's `method` that say how it reads a stream."""
+    given = {name: arguments[name] for name in DATA[1:] if name in arguments}
+    return given | {"shuffle": method == "fit" and arguments.get("shuffle", True)}
+
+
+def batch_rows(source: ArraySource, steps: int | None) -> int:
+    """The batch size that Keras chooses where none is given."""
+    return math.ceil(source.num_samples / steps) if steps else DEFAULT_BATCH

@@ -36,6 +36,7 @@ import keras
 from hyparflow.model.keras_internals.callbacks import runs_own_code
 from hyparflow.model.keras_internals.data import untuned_datasets
 from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.passed_over import PassedOver
 from hyparflow.model.keras_internals.patched import patched
 from hyparflow.model.keras_internals.stored_values import loading_at_once, saving_by_disk
 from hyparflow.training.callbacks import ThroughputToBoards, WeightsIn, WeightsOut, find_boards
@@ -68,13 +69,16 @@ def _surrounded(callbacks: list[Any], worker: Worker) -> list[Any]:
 
 
 @contextlib.contextmanager
-def bridge(model: Any, worker: Worker, steps: LeaderSteps) -> Iterator[None]:
+def bridge(
+    model: Any, worker: Worker, steps: LeaderSteps, passed: PassedOver | None = None
+) -> Iterator[None]:
     """While open, Keras's methods of `model` train it on all ranks.
 
     Args:
         model: the user's model, on the leader.
         worker: the leader's worker.
         steps: replace the model's steps.
+        passed: the batches that Keras's loop passes over, for they were trained before.
     """
     replaced: dict[str, Any] = {
         "train_step": steps.train_step,
@@ -96,7 +100,7 @@ def bridge(model: Any, worker: Worker, steps: LeaderSteps) -> Iterator[None]:
         worker.fetching(),
         _layers_gathered(model, worker),
         _finalized_everywhere(model, worker),
-        untuned_datasets(),
+        untuned_datasets(passed),
         loading_at_once(),
     ):
         try:

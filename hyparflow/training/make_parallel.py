@@ -63,7 +63,7 @@ def make_parallel(
     if ranks is None:
         if arguments["num_sequence_chunks"] != 1 and wanted_ranks(arguments) in (None, 1):
             return _in_chunks(model, arguments, plan)
-        alone = PlainModel(model, arguments)
+        alone = _plain(model, None, arguments, arguments)
         return _in_engine(model, None, arguments) or alone
     options = resolve(ranks.size, **arguments)
     if ranks.size > 1 and plan is None and is_auto(arguments["strategy"]):
@@ -74,7 +74,7 @@ def make_parallel(
         )
     is_alone = ranks.size == 1 and not options.divides_sequences
     if is_alone and options.num_microbatches in ("auto", 1):
-        return _in_engine(model, ranks, arguments) or PlainModel(model, {})
+        return _in_engine(model, ranks, arguments) or _plain(model, ranks, {}, arguments)
     _require_tensorflow()
     from hyparflow.model.checks import check_can_cut, check_model
 
@@ -82,6 +82,23 @@ def make_parallel(
     if options.num_stages > 1:
         check_can_cut(model)
     return _in_session(model, options, ranks, plan)
+
+
+def _plain(
+    model: Any, ranks: World | None, asked: dict[str, Any], arguments: Mapping[str, Any]
+) -> PlainModel:
+    """Plain Keras, which the engine replaces where checkpoints are saved."""
+
+    def in_engine() -> Any:
+        _require_tensorflow()
+        from hyparflow.comm.one_process import one_process
+        from hyparflow.model.checks import check_model
+
+        check_model(model)
+        options = resolve(1, recompute=arguments["recompute"], kernels=arguments["kernels"])
+        return _in_session(model, options, ranks or one_process(), None)
+
+    return PlainModel(model, asked, in_engine)
 
 
 def _in_chunks(model: Any, arguments: Mapping[str, Any], plan: Plan | None) -> ParallelModel:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import keras
 
+from hyparflow.checkpoint.settings import Checkpoint, as_checkpoint
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.world import World
@@ -19,12 +19,16 @@ from hyparflow.model.saving import save_atomically
 from hyparflow.options import Options
 from hyparflow.tracing.collect import TraceRequest, wants_trace
 from hyparflow.training import checks, notices
-from hyparflow.training.call import DEFAULT_BATCH, Call
+from hyparflow.training.call import Call
+from hyparflow.training.checkpointing import with_checkpoints
 from hyparflow.training.data.array_source import ArraySource
 from hyparflow.training.data_arguments import (
+    DATA,
     array_source,
+    batch_rows,
     check_data,
     keras_arguments,
+    reading,
     validation_parts,
 )
 from hyparflow.training.keras_bridge import with_weights
@@ -36,9 +40,7 @@ from hyparflow.training.worker import Worker
 if TYPE_CHECKING:
     from hyparflow.planning.plan import Plan
 
-__all__ = ["ParallelModel", "batch_rows", "reading"]
-
-_DATA = ("x", "y", "sample_weight", "class_weight")
+__all__ = ["ParallelModel"]
 
 
 class ParallelModel:
@@ -71,13 +73,21 @@ class ParallelModel:
 
     # --- public ---
 
-    def fit(self, *args: Any, trace: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+    def fit(
+        self,
+        *args: Any,
+        trace: str | os.PathLike[str] | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Train the model over the ranks, as Keras's `model.fit` does in one process.
 
         Args:
             *args: Positional arguments of `model.fit`: `x`, `y` and so on.
             trace: String, path or `None`. A file to write what each rank did in the last 200 steps,
                 and when; see `hyparflow.fit`.
+            checkpoint: String, path, `hyparflow.Checkpoint` or `None`. Where checkpoints are kept,
+                and training goes on from; see `hyparflow.fit`.
             **kwargs: Keyword arguments of `model.fit`: `batch_size`, `epochs` and so on.
 
         Returns:
@@ -95,12 +105,14 @@ class ParallelModel:
             call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
             self._take_validation_data(call, arguments)
             self._trace(call, trace)
+            call.checkpoint = None if checkpoint is None else as_checkpoint(checkpoint)
             checks.check_batch(self.options, call.rows)
         if self._plan is not None and self._world.rank == LEADER:
             notices.announce_other_batch(self._plan.batch_size, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
-            history = self.model.fit(**self._ready(call, arguments, worker, stream))
+            ready = self._ready(call, arguments, worker, stream)
+            history = self.model.fit(**with_checkpoints(ready, call, worker))
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
         return self._history(self._session.run(call, train))
@@ -215,14 +227,14 @@ class ParallelModel:
 
     def _call(self, method: str, arguments: dict[str, Any], steps: int | None) -> Call:
         """The call; arrays in `arguments` become sources, and row numbers take their place."""
-        simple = {name: value for name, value in arguments.items() if name not in _DATA}
+        simple = {name: value for name, value in arguments.items() if name not in DATA}
         checks.check_sequences(self.model, self.options)
         x = arguments.get("x")
         checks.check_own_steps(self.model, self.options)
         check_data("x", x)
         sources: dict[str, ArraySource] = {}
         if is_array_data(x):
-            parts = [arguments.pop(name, None) for name in _DATA[1:]]
+            parts = [arguments.pop(name, None) for name in DATA[1:]]
             if method != "predict":
                 checks.check_labels(self.model, parts[0], method)
             sources["train"] = array_source(x, *parts)
@@ -285,14 +297,3 @@ class ParallelModel:
         history.history, history.epoch = outcome["history"], outcome["epoch"]
         self.model.history = history
         return history
-
-
-def reading(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of Keras's `method` that say how it reads a stream."""
-    given = {name: arguments[name] for name in _DATA[1:] if name in arguments}
-    return given | {"shuffle": method == "fit" and arguments.get("shuffle", True)}
-
-
-def batch_rows(source: ArraySource, steps: int | None) -> int:
-    """The batch size that Keras chooses where none is given."""
-    return math.ceil(source.num_samples / steps) if steps else DEFAULT_BATCH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from hyparflow.comm import launcher
@@ -52,13 +53,14 @@ class PlainModel:
         model: a Keras model.
         arguments: the parallel arguments. If they ask for several ranks, a warning says how to
             start these, and training goes on in one process.
+        in_engine: makes what trains the model by the engine, which checkpoints need.
 
     Raises:
         ValueError: if an argument is not valid.
     """
 
-    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
-        self.model = model
+    def __init__(self, model: Any, arguments: dict[str, Any], in_engine: Callable[[], Any]) -> None:
+        self.model, self._in_engine = model, in_engine
         wanted = wanted_ranks(arguments)
         resolve(wanted or 1, **arguments)
         if wanted != 1:
@@ -70,8 +72,13 @@ class PlainModel:
                 stacklevel=users_stack_level(),
             )
 
-    def fit(self, *args: Any, trace: Any = None, **kwargs: Any) -> Any:
-        """Call Keras's `fit`. A trace is not written, because one process has no ranks."""
+    def fit(self, *args: Any, trace: Any = None, checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Call Keras's `fit`, or with checkpoints the engine's.
+
+        A trace is not written, because one process has no ranks.
+        """
+        if checkpoint is not None:
+            return self._in_engine().fit(*args, trace=trace, checkpoint=checkpoint, **kwargs)
         if trace is not None:
             warnings.warn(
                 "A trace tells what ranks do, and one process has none: nothing is written. "

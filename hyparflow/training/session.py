@@ -36,6 +36,7 @@ from hyparflow.training.left_weights import goes_to_all, take_back
 from hyparflow.training.memory_check import require_memory
 from hyparflow.training.model_checks import ModelChecks
 from hyparflow.training.progress_of_ranks import building_shown
+from hyparflow.training.resume import resume
 from hyparflow.training.worker import LeaderSteps, Worker
 
 __all__ = ["Session"]
@@ -142,6 +143,7 @@ class Session:
             notices.announce(self.model, call, part.losses.terms, part.num_chunks)
         self._traced = part
         worker = Worker(self.model, part, call, self._world, to_all)
+        worker.checkpoints.resumption = resume(self.model, call, self._world)
         use_atomic_saves(self.model)  # by callbacks, and after the call
         try:
             worker.start()
@@ -154,6 +156,7 @@ class Session:
                 abort.fail(error)
             raise
         finally:
+            worker.checkpoints.end()
             self._world.board.write("outside of hyparflow")
         return result
 
@@ -175,7 +178,9 @@ class Session:
 
     def _lead(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
         try:
-            with bridge(self.model, worker, LeaderSteps(self.model, worker)):
+            resumption = worker.checkpoints.resumption
+            passed = None if resumption is None else resumption.passed
+            with bridge(self.model, worker, LeaderSteps(self.model, worker), passed):
                 result = lead(worker, stream)
         except (Exception, SystemExit) as error:  # a callback may end the script, on all ranks
             if worker.in_command:
@@ -190,6 +195,7 @@ class Session:
                 raise abort.mark_collective(recipe[0](*recipe[1])) from error
             raise
         worker.order(Finish())
+        worker.checkpoints.end()  # so that it is there when any rank goes on
         worker.release(Stop(result))
         return result
 

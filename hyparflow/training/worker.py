@@ -18,6 +18,7 @@ from hyparflow.engine.compiled.tensors import as_tensors
 from hyparflow.engine.rank_engine import RankEngine
 from hyparflow.training import notices
 from hyparflow.training.call import Call
+from hyparflow.training.checkpoint_side import CheckpointSide
 from hyparflow.training.commands import (
     Command,
     DrawBatch,
@@ -29,6 +30,7 @@ from hyparflow.training.commands import (
     Gather,
     MeasureThroughput,
     Predict,
+    Save,
     StepCommand,
     Stop,
     TakeBack,
@@ -63,6 +65,7 @@ class Worker:
         weights: keeps the weights of all ranks equal.
         python: keeps Python values of all ranks equal.
         in_command: whether a command is being carried out.
+        checkpoints: this rank's side of them.
 
     Args:
         model: the user's model.
@@ -79,6 +82,7 @@ class Worker:
         self.weights = SharedWeights(model, part.sync, world, to_all)
         self.python = PythonFollower(model, part.traced)
         self.in_command = False
+        self.checkpoints = CheckpointSide(model, part, call, world)
         self._throughput: Throughput | None = None
         self._progress: AbstractContextManager[Any] | None = progress_of_ranks(
             "first step", call, world
@@ -104,6 +108,7 @@ class Worker:
             DrawBatch: feed.draw,
             MeasureThroughput: self._measure_throughput,
             TellThroughput: self._tell_throughput,
+            Save: self.checkpoints.save,
         }
         self._add_steps()
 
@@ -125,6 +130,7 @@ class Worker:
         self._world.board.write("taking the leader's weights")
         notices.announce_read(self._model, self._part.sync.bytes_in_vain, self._world.rank)
         self._part.sync.scatter(self._part.own.shared())
+        self.checkpoints.start()
         if self._part.losses is not None:
             self._part.losses.metrics.start()
 
@@ -252,9 +258,15 @@ class LeaderSteps:
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on all ranks; the metrics so far."""
+        saves = self._worker.checkpoints.saves
+        if saves is not None:
+            saves.before_step()
         command, rows = step_command(Train, data, self._worker.order)
         self._tuning.add_to(command.changes)
-        return self._worker.step(command, rows)
+        logs = self._worker.step(command, rows)
+        if saves is not None:
+            saves.after_step()
+        return logs
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One evaluation step on all ranks; the metrics so far."""

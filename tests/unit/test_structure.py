@@ -23,6 +23,7 @@ LAYERS = (
     ("options",),
     ("model",),
     ("engine", "launching"),
+    ("checkpoint",),
     ("planning",),
     ("tracing",),
     ("training", "serving"),

@@ -93,6 +93,15 @@ class MetricState:
         """Set every metric to its initial state."""
         self._write(tf.convert_to_tensor(self._initial))
 
+    def state(self) -> np.ndarray:
+        """The states of all metrics, as a vector; right on the leader."""
+        return np.array(self._read())
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Let metrics go on from what `state` returned, if they are as many."""
+        if state.shape == self._initial.shape:
+            self._write(tf.convert_to_tensor(state))
+
     @contextlib.contextmanager
     def paused(self, is_paused: bool) -> Iterator[None]:
         """Undo updates of metrics when closed, if `is_paused`: placeholder rows do not count."""

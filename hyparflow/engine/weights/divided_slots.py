@@ -6,7 +6,7 @@ gets its value when someone asks for it, and at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,9 @@ class DividedSlots:
 
     def __bool__(self) -> bool:
         return bool(self._slots)
+
+    def __iter__(self) -> Iterator[DividedSlot]:
+        return iter(self._slots.values())
 
     def __contains__(self, variable: Any) -> bool:
         return id(variable) in self._slots

@@ -21,6 +21,7 @@ from hyparflow.engine.weights.divided_slots import DividedSlot, DividedSlots
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
 from hyparflow.engine.weights.moving_statistics import average, moving_statistics
+from hyparflow.engine.weights.owned_variables import OwnedVariables
 from hyparflow.engine.weights.variable_numbers import numbers_of, require_same, unique
 from hyparflow.model.keras_internals.compiled import compile_arguments
 from hyparflow.model.keras_internals.deferred_variables import (
@@ -40,6 +41,10 @@ _GOLDEN = 0x9E3779B1  # spreads the replicas' random seeds over 32 bits
 
 class WeightSync:
     """Moves variables between ranks.
+
+    Attributes:
+        holdings: which of them this rank needs.
+        owned: which of them each rank owns.
 
     Args:
         model: the compiled model, its optimizer built.
@@ -82,6 +87,9 @@ class WeightSync:
         self._divided = DividedSlots(divided, grid, world)
         self.holdings = Holdings(grid, world.rank, held, optimizer, replicas, self._divided)
         self._leaders = LeadersValues(self.holdings, grid, world, peers)
+        self.owned = OwnedVariables(
+            self._weights, self._slots, self._owners, self.holdings, grid, world, replica, touched
+        )
         partition = grid.partition(world.rank)
         self._statistics = [
             v for v in moving_statistics(model) if self._owners.get(id(v), 0) == partition
@@ -91,6 +99,17 @@ class WeightSync:
     def variables(self) -> list[Any]:
         """The variables that are moved: weights, random seeds, and those of the optimizer."""
         return list(self._known)
+
+    @property
+    def slots(self) -> list[Any]:
+        """Those of the optimizer."""
+        return list(self._slots)
+
+    def bring_in(self) -> None:
+        """Let all that this rank needs have its memory: compiled steps do not ask for it."""
+        for variable in self._known:
+            if self.holdings.needs(variable):
+                bring_in(variable)
 
     def scatter(self, further: Sequence[Any] | None = None) -> None:
         """Give the leader's weights, random seeds and optimizer state to all. Collective.
@@ -182,7 +201,7 @@ class WeightSync:
         """Give owners' variables to all ranks: everything, or what all need. Collective."""
         self.agree()
         seeds = [state.numpy() for state in self._seeds]
-        for owner, part in self._owned().items():
+        for owner, part in self.owned.by_rank().items():
             if not everything:
                 part = [v for v in part if self.holdings.holders(v) is None]
             self._broadcast(part, owner)
@@ -204,7 +223,7 @@ class WeightSync:
             self.gather()
             return
         self.agree()
-        for owner, part in self._owned().items():
+        for owner, part in self.owned.by_rank().items():
             given = [v for v in part if everything or self.holdings.holders(v) is None]
             for piece in pieces.pieces(given):
                 self._bring(piece, owner)
@@ -271,28 +290,6 @@ class WeightSync:
         for partition in range(self._grid.num_partitions):
             part = [v for v in self._seeds if self._owners.get(id(v), 0) == partition]
             self._broadcast(part, self._grid.rank(0, partition))
-
-    def _owned(self) -> dict[int, list[Any]]:
-        """The variables that each rank owns. Collective."""
-        ranks = range(self._world.size) if self.holdings.is_sharded else self._grid.replica_ranks(0)
-        owned: dict[int, list[Any]] = {rank: [] for rank in ranks}
-        for variable in self._weights:
-            owned[self._grid.rank(0, self._owners.get(id(variable), 0))].append(variable)
-        for slot, owner in zip(self._slots, self._slot_owners(), strict=True):
-            owned[owner] += [] if slot in self._divided else [slot]
-        return owned
-
-    def _slot_owners(self) -> list[int]:
-        """The rank that updates each optimizer variable: the first that uses it."""
-        used = {id(variable) for variable in self._touched()}
-        mine = [i for i, slot in enumerate(self._slots) if id(raw_variable(slot)) in used]
-        ranks = self._world if self.holdings.is_sharded else self._replica
-        everyone = ranks.all_gather_objects(mine, "the owners of optimizer state")
-        owners = [self.holdings.owner(slot) for slot in self._slots]
-        for rank in reversed(range(len(everyone))):  # a rank of the first replica, or of all
-            for index in everyone[rank]:
-                owners[index] = rank if self.holdings.is_sharded else self._grid.rank(0, rank)
-        return owners
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:
         if self._world.size > 1:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from hyparflow.model.keras_internals.passed_over import PassedOver, passing_over
 from hyparflow.model.keras_internals.patched import patched
 
 __all__ = [
@@ -68,10 +69,13 @@ def told_of_epochs(dataset: Any, tell: Callable[[str], object]) -> Any:
 
 
 @contextlib.contextmanager
-def untuned_datasets() -> Iterator[None]:
+def untuned_datasets(passed: PassedOver | None = None) -> Iterator[None]:
     """While open, what Keras's loops read is not tuned by tf.data, unless its options ask for it.
 
     Keras does not warn of the end of data whose length was known (`ToldEnd`).
+
+    Args:
+        passed: what the first loop passes over; None for nothing.
 
     The end of an iterator waits for the thread that tunes it. TensorFlow wakes this thread before
     it sets the flag that stops it; on a rank's only core the thread runs at once, finds no flag and
@@ -83,11 +87,18 @@ def untuned_datasets() -> Iterator[None]:
     from hyparflow.model.keras_internals.streams import untuned
 
     original = trainer.TFEpochIterator
+    left = [] if passed is None else [passed]
 
     class Untuned(original):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._distributed_dataset: Any = untuned(self._get_iterator())
+            self._passed = left.pop() if left else None
+
+        def _enumerate_iterator(self) -> Iterator[Any]:
+            passed, self._passed = self._passed, None
+            begin = super()._enumerate_iterator
+            return begin() if passed is None else passing_over(begin, passed)
 
         def _interrupted_warning(self) -> None:
             # If the length is known, Keras itself takes no more batches.

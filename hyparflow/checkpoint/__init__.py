@@ -1,0 +1,4 @@
+"""Checkpoints of which each rank writes and reads its share.
+
+Imports comm, engine, formats, model and pipeline.
+"""

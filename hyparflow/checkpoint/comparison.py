@@ -1,0 +1,84 @@
+"""Whether the tensors of a checkpoint are those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hyparflow.checkpoint.tensor_names import without_numbers
+from hyparflow.formats.checkpoint.index import TensorEntry
+from hyparflow.model.variable_sizes import numpy_type
+
+__all__ = ["matched_names", "require_same_tensors"]
+
+_SHOWN = 8  # differences that a message names
+
+
+def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a variable -> name of its tensor in the checkpoint.
+
+    Names that differ by nothing but Keras's numbers are the same, in the order of the model.
+    """
+    if stored.keys() == wanted.keys():
+        return {name: name for name in wanted}
+    tensors: dict[str, list[str]] = {}
+    for name in stored:
+        tensors.setdefault(without_numbers(name), []).append(name)
+    found = {}
+    for name in wanted:
+        candidates = tensors.get(without_numbers(name))
+        if candidates:
+            found[name] = candidates.pop(0)
+    return found
+
+
+def require_same_tensors(
+    stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any], where: str
+) -> dict[str, str]:
+    """Check that a checkpoint has the tensors of a model, and return `matched_names`.
+
+    Args:
+        stored: of the checkpoint.
+        wanted: name -> variable.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: with all that differs.
+    """
+    matched = matched_names(stored, wanted)
+    faults = _faults(stored, wanted, matched)
+    if faults:
+        few = faults if len(faults) <= _SHOWN else [*faults[: _SHOWN // 2], *faults[-_SHOWN // 2 :]]
+        shown = "; ".join(few)
+        more = f"; and {len(faults) - len(few)} more differences" if len(faults) > len(few) else ""
+        raise ValueError(
+            "A checkpoint must have the weights and the optimizer's variables of the model. "
+            f"Received: {where}, where {shown}{more}. Use the model that was saved, or another "
+            "folder."
+        )
+    return matched
+
+
+def _faults(
+    stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any], matched: dict[str, str]
+) -> list[str]:
+    faults = []
+    for name, variable in wanted.items():
+        mine = _said(tuple(variable.shape), str(numpy_type(variable.dtype)))
+        if name not in matched:
+            faults.append(f"'{name}' {mine} of the model is missing")
+            continue
+        entry = stored[matched[name]]
+        theirs = _said(entry.shape, entry.dtype)
+        if mine != theirs:
+            faults.append(f"'{name}' is {theirs}, and in the model {mine}")
+    taken = set(matched.values())
+    return faults + [
+        f"'{name}' {_said(entry.shape, entry.dtype)} is not in the model"
+        for name, entry in stored.items()
+        if name not in taken
+    ]
+
+
+def _said(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{dtype}{list(shape)}"

@@ -1,0 +1,133 @@
+"""Saves checkpoints of a running training: one rank's side of it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from hyparflow.checkpoint.save_point import SavePoint
+from hyparflow.checkpoint.settings import Checkpoint
+from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name, shard_name
+from hyparflow.checkpoint.share_writer import ShareWriter
+from hyparflow.checkpoint.shares import parts_of_rank
+from hyparflow.checkpoint.stored_part import StoredPart
+from hyparflow.checkpoint.tensor_names import named_variables
+from hyparflow.comm.communicator import Communicator
+from hyparflow.comm.leader import LEADER
+from hyparflow.engine.weights.pieces import value_of
+from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.formats.checkpoint.folder import CheckpointFolder
+from hyparflow.formats.checkpoint.index import VERSION, Index, Layout
+from hyparflow.pipeline.grid import Grid
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """Saves a model that is trained, of which each rank writes what it owns.
+
+    Args:
+        model: built, as is its optimizer.
+        settings: where, and how many.
+        sync: moves the variables.
+        grid: the ranks.
+        world: all of them.
+        warn: called on the leader with the error if a checkpoint could not be written.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: Checkpoint,
+        sync: WeightSync,
+        grid: Grid,
+        world: Communicator,
+        warn: Callable[[Exception], object],
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._sync, self._grid, self._world, self._warn = sync, grid, world, warn
+        self._folder = CheckpointFolder(settings.path)
+        self._writer = ShareWriter(world.rank, world.size, settings.asynchronous)
+        self._best: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Leader: make room for a checkpoint, when the one before is there; others save then."""
+        self.wait()
+        self._folder.begin(step)
+
+    def save(self, point: SavePoint, further: dict[str, np.ndarray]) -> None:
+        """Save a checkpoint. Collective.
+
+        Args:
+            point: where training stands.
+            further: on the leader, tensors that are no variables.
+        """
+        self.wait()
+        self._sync.agree()
+        names = named_variables(self._model)
+        parts = [
+            StoredPart(
+                name=part.name,
+                view=part.view,
+                shape=tuple(names[part.name].shape),
+                start=part.start,
+                value=np.array(value_of(part.variable)),  # training goes on, and overwrites it
+            )
+            for part in parts_of_rank(names, self._sync, self._grid, self._world.rank)
+        ]
+        parts += [
+            StoredPart(name=name, view=value.shape, shape=value.shape, start=0, value=value)
+            for name, value in further.items()
+        ]
+        commit = None
+        if self._world.rank == LEADER:
+            order = list(names)
+
+            def commit(shares: list[ShareRecord]) -> None:
+                self._commit(point, shares, order)
+
+        self._writer.write(self._folder.step_folder(point.step), parts, commit)
+        if not self._settings.asynchronous:
+            self._world.broadcast_object(None, LEADER, "the leader to commit a checkpoint")
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is there, as far as this rank writes it."""
+        error = self._writer.wait()
+        if error is not None and self._world.rank == LEADER:
+            self._warn(error)
+
+    def give_up(self) -> None:
+        """Let no thread wait for ranks that have ended."""
+        self._writer.give_up()
+
+    def _commit(self, point: SavePoint, shares: Sequence[ShareRecord], order: list[str]) -> None:
+        files = {shard_name(rank): share.size for rank, share in enumerate(shares)}
+        folder = self._folder.step_folder(point.step)
+        index = Index(
+            version=VERSION,
+            step=point.step,
+            epoch=point.epoch,
+            step_in_epoch=point.step_in_epoch,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            hyparflow=metadata.version("hyparflow"),
+            layout=Layout(
+                num_partitions=self._grid.num_partitions,
+                num_replicas=self._grid.num_replicas,
+                num_shards=self._grid.num_shards,
+                shards_optimizer=self._sync.holdings.is_sharded,
+            ),
+            tensors=joined(shares, order),
+            state=point.state,
+            files=files,
+        )
+        for rank in range(len(shares)):
+            (folder / record_name(rank)).unlink()
+        self._folder.commit(point.step, index)
+        if point.is_best:
+            self._best = point.step
+        kept = [] if self._best is None else [self._best]
+        self._folder.prune(self._settings.keep, kept)

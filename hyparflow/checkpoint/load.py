@@ -1,0 +1,62 @@
+"""`hyparflow.load_checkpoint`: the weights of a checkpoint in a model of any layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hyparflow.checkpoint.restore import restore
+from hyparflow.checkpoint.tensor_names import named_variables
+from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.formats.checkpoint.verify import require_folder
+from hyparflow.model.keras_internals.deferred_variables import bring_in, is_absent
+
+__all__ = ["load_checkpoint"]
+
+
+def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None = None) -> Any:
+    """Give a model the weights of a checkpoint, and its optimizer the state.
+
+    The layout that saved it does not matter. A model that was built with `hyparflow.deferred` reads
+    each weight when it is needed, and so each rank those of its own partition only.
+
+    Args:
+        folder: String or path. The folder that `hyparflow.fit(..., checkpoint=folder)` was given.
+        model: A built Keras model, of the structure of the one that was saved. The optimizer's
+            state is loaded if it is compiled.
+        step: Integer or `None`. The training step of the checkpoint, by default the newest.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If there is no such checkpoint, if it is damaged, or another model's; all that
+            differs is named.
+
+    Example::
+
+        model = hf.load_checkpoint("run1/", build_model())
+        model.save("trained.keras")
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"`folder` must be a string or a path. Received: folder={folder!r}")
+    found = require_folder(Path(folder).absolute())
+    wanted = found.newest() if step is None else step
+    if wanted not in found.committed():
+        raise ValueError(
+            f"A checkpoint must be whole to be loaded. Received: step={step} of {folder}, which "
+            f"has whole ones of the steps {found.committed()}. Choose one of these."
+        )
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    variables = named_variables(model)
+    later = {name for name, variable in variables.items() if is_absent(variable)}
+    restore(
+        model, CheckpointReader(found.step_folder(wanted)), with_optimizer=optimizer is not None
+    )
+    for name, variable in variables.items():
+        if name not in later:
+            bring_in(variable)
+    return model

@@ -1,0 +1,144 @@
+"""The callback that saves checkpoints, and lets a call of `fit` go on from one. On the leader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from hyparflow.checkpoint.save_point import SavePoint
+from hyparflow.checkpoint.settings import Checkpoint
+from hyparflow.training.checkpoints import randomness
+from hyparflow.training.checkpoints.callback_states import restore_callbacks, states_of_callbacks
+from hyparflow.training.checkpoints.json_values import from_json, to_json
+from hyparflow.training.checkpoints.resumption import Resumption
+
+__all__ = ["Saves"]
+
+
+class Saves(keras.callbacks.Callback):
+    """Last of the callbacks: the others have counted when it saves what they count.
+
+    Args:
+        settings: when to save.
+        callbacks: the others of the call.
+        within_epochs: whether data can go on in the middle of an epoch.
+        save: saves a checkpoint on all ranks.
+        resumption: what the call goes on from, or None.
+        restore_metrics: takes the states of metrics back.
+    """
+
+    def __init__(
+        self,
+        settings: Checkpoint,
+        callbacks: Sequence[Any],
+        within_epochs: bool,
+        save: Callable[[SavePoint], object],
+        resumption: Resumption | None,
+        restore_metrics: Callable[[np.ndarray], object],
+    ) -> None:
+        super().__init__()
+        self._settings, self._others, self._save = settings, callbacks, save
+        self._within_epochs = within_epochs
+        self._resumption, self._restore_metrics = resumption, restore_metrics
+        self._best: float | None = None
+        self._begun: dict[str, Any] = {}  # random generators when the call began
+        self._seed = 0
+        self._step, self._epoch, self._step_in_epoch = 0, 0, 0
+        self._saved_at, self._saved_step = time.monotonic(), 0
+        if resumption is not None:
+            self._step, self._saved_step = resumption.step, resumption.step
+            self._best = from_json(resumption.state["best"])
+
+    def prepare(self) -> None:
+        """Before Keras opens the data: note, or set, the random generators that order samples."""
+        if self._resumption is not None:
+            self._resumption.begin()
+        self._seed = randomness.seed_of_order()
+        self._begun = randomness.state_now()
+
+    # --- Keras's hooks ---
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._saved_at = time.monotonic()
+        if self._resumption is not None and self._resumption.is_over:
+            self._restore()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._step_in_epoch = epoch, 0
+        if self._resumption is not None:
+            self._step_in_epoch = self._resumption.step_in_epoch
+            self._restore()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._step_in_epoch = epoch + 1, 0
+        self._save_now(self._is_best(logs or {}))
+
+    # --- around steps ---
+
+    def before_step(self) -> None:
+        """Save if it is time; there is a batch, so an epoch that goes on has a step."""
+        if self._step_in_epoch and self._within_epochs and self._is_time():
+            self._save_now()
+
+    def after_step(self) -> None:
+        """Count a training step."""
+        self._step += 1
+        self._step_in_epoch += 1
+
+    def _is_time(self) -> bool:
+        if self._step_in_epoch % self.model.steps_per_execution:
+            return False
+        steps, minutes = self._settings.every_steps, self._settings.every_minutes
+        if steps is not None and self._step - self._saved_step >= steps:
+            return True
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    # --- what is saved ---
+
+    def _save_now(self, is_best: bool = False) -> None:
+        state = {
+            "history": to_json(self.model.history.history),
+            "epochs": to_json(self.model.history.epoch),
+            "is_stopped": bool(self.model.stop_training),
+            "callbacks": states_of_callbacks(self._others),
+            "best": to_json(self._best),
+            "seed": self._seed,
+            "begun": self._begun,
+            "now": randomness.state_now(),
+        }
+        point = SavePoint(
+            step=self._step,
+            epoch=self._epoch,
+            step_in_epoch=self._step_in_epoch,
+            state=state,
+            is_best=is_best,
+        )
+        self._save(point)
+        self._saved_at, self._saved_step = time.monotonic(), self._step
+
+    def _is_best(self, logs: dict[str, Any]) -> bool:
+        name = self._settings.keep_best
+        if name is None or name not in logs:
+            return False
+        value = float(logs[name])
+        if self._best is not None and not self._settings.is_better(value, self._best):
+            return False
+        self._best = value
+        return True
+
+    def _restore(self) -> None:
+        """Let History, callbacks and metrics go on; once, after they have begun anew."""
+        resumption, self._resumption = self._resumption, None
+        if resumption is None:
+            return
+        state = resumption.state
+        self.model.history.history = from_json(state["history"])
+        self.model.history.epoch = from_json(state["epochs"])
+        anew = restore_callbacks(self._others, state["callbacks"], resumption.weights)
+        resumption.announce(anew)
+        if resumption.step_in_epoch:
+            self._restore_metrics(resumption.metrics)

@@ -1,0 +1,69 @@
+"""Finds the checkpoint that a call of `fit` goes on from, and gives the model its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hyparflow.checkpoint.restore import restore
+from hyparflow.comm import abort
+from hyparflow.comm.leader import on_leader
+from hyparflow.comm.world import World
+from hyparflow.formats.checkpoint.folder import CheckpointFolder
+from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.training.call import Call
+from hyparflow.training.checkpoint_side import METRICS
+from hyparflow.training.checkpoints.resumption import Resumption
+
+__all__ = ["resume"]
+
+_CALLBACKS = "callbacks/"  # what their tensors' names begin with
+
+
+def resume(model: Any, call: Call, world: World) -> Resumption | None:
+    """Give a model the values of the newest checkpoint, if there is one. Collective.
+
+    Args:
+        model: built, as is its optimizer.
+        call: of `fit`.
+        world: all ranks.
+
+    Returns:
+        What the call goes on from; None if it begins.
+
+    Raises:
+        ValueError: if the checkpoint is another model's; the same on all ranks.
+    """
+    if call.checkpoint is None:
+        return None
+    folder = CheckpointFolder(call.checkpoint.path)
+    step = on_leader(world, folder.newest, "the newest checkpoint")
+    if step is None:
+        return None
+    reader, failed = None, ""
+    try:
+        reader = CheckpointReader(folder.step_folder(step))
+        restore(model, reader)
+    except (ValueError, OSError) as error:
+        failed = str(error)
+    said = world.all_gather_objects(failed, "the ranks to open a checkpoint")
+    if any(said):
+        raise abort.mark_collective(ValueError(next(filter(None, said))))
+    return None if reader is None else _resumption(reader, call)
+
+
+def _resumption(reader: CheckpointReader, call: Call) -> Resumption:
+    index = reader.index
+    held = [name for name in index.tensors if name.startswith(_CALLBACKS)]
+    has_metrics = METRICS in index.tensors
+    return Resumption(
+        where=str(reader.folder),
+        step=index.step,
+        epoch=index.epoch,
+        step_in_epoch=index.step_in_epoch,
+        state=index.state,
+        epochs=int(call.arguments.get("epochs", 1)),
+        metrics=reader.read(METRICS) if has_metrics else np.zeros(0),
+        weights={name: reader.read(name) for name in held},
+    )

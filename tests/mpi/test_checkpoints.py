@@ -1,0 +1,328 @@
+"""A training that is interrupted goes on from a checkpoint, and ends as if it never was."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import WORLD, float_type, grids, require_none
+from sharded import unlike
+
+import hyparflow as hf
+from hyparflow.formats.checkpoint.folder import CheckpointFolder
+
+RANDOM = np.random.default_rng(0)
+ROWS, LABELS = RANDOM.normal(size=(50, 8)), RANDOM.integers(0, 3, 50)
+GRIDS = grids(WORLD.size)
+ALONE = WORLD.size == 1
+
+
+def slow(argument: Any) -> Any:
+    """An argument for which another test shows nearly the same."""
+    return pytest.param(argument, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A new folder, the same on all ranks."""
+    path = WORLD.bcast(str(tmp_path_factory.mktemp("run")) if WORLD.rank == 0 else None)
+    yield Path(path)
+    WORLD.barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Interrupted(Exception):
+    """What ends a training in the middle."""
+
+
+class InterruptedAt(keras.callbacks.Callback):
+    """Ends the training after so many steps, in the middle of a hook."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Interrupted("the machine is gone")
+
+
+def drawing() -> Any:
+    """A model that draws random numbers, and normalizes."""
+    x = inputs = keras.Input([8])
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(16, activation="relu")(x))
+    x = keras.layers.Dense(16, activation="tanh")(keras.layers.Dropout(0.2)(x))
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+def nested() -> Any:
+    """Submodels, a layer that is called twice, and frozen ones."""
+    inner = keras.Sequential([keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(8)])
+    shared = keras.layers.Dense(8, activation="tanh")
+    x = inputs = keras.Input([8])
+    x = shared(inner(shared(x)))
+    frozen = keras.layers.Dense(8, trainable=False)
+    return keras.Model(inputs, keras.layers.Dense(3)(frozen(x)))
+
+
+def adam() -> Any:
+    return keras.optimizers.AdamW(1e-2, weight_decay=1e-3, use_ema=True, ema_momentum=0.9)
+
+
+def build(make: Any = drawing, optimizer: Any = adam) -> Any:
+    keras.utils.set_random_seed(3)
+    model = make()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss, metrics=["accuracy"])
+    return model
+
+
+def fit(model: Any, grid: tuple[int, int], **more: Any) -> Any:
+    layout = {"num_partitions": grid[0], "num_replicas": grid[1], "batchnorm": "deferred"}
+    kept = {"batch_size": 8, "epochs": 4, "verbose": 0, "num_microbatches": 1}
+    if not ALONE:
+        kept |= layout
+    data = {"x": ROWS, "y": LABELS}
+    return hf.fit(model, **{k: v for k, v in (data | kept | more).items() if v is not None})
+
+
+def callbacks() -> list[Any]:
+    return [
+        keras.callbacks.EarlyStopping("loss", patience=9),
+        keras.callbacks.ReduceLROnPlateau("accuracy", factor=0.7, patience=1),
+    ]
+
+
+def interrupt(model: Any, grid: tuple[int, int], steps: int, **more: Any) -> None:
+    others = more.pop("callbacks", [])
+    with pytest.raises(Interrupted):
+        fit(model, grid, callbacks=[*others, InterruptedAt(steps)], **more)
+
+
+def state(model: Any) -> list[np.ndarray]:
+    variables = [*model.weights, *model.optimizer.variables]
+    return [np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in variables]
+
+
+def slots(model: Any) -> list[np.ndarray]:
+    """The optimizer's variables, which the averages at the end of `fit` do not touch."""
+    return [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables]
+
+
+def differing(model: Any, other: Any) -> list[str]:
+    pairs = zip(state(model), state(other), model.weights + model.optimizer.variables, strict=True)
+    return [v.path for x, y, v in pairs if not np.array_equal(x, y)]
+
+
+@pytest.mark.parametrize("kind", ["float32", slow("float64")])
+@pytest.mark.parametrize("steps", [5, 12, slow(1), slow(7), slow(20), slow(28)])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_bits_of_a_training_that_was_not_interrupted(
+    grid: tuple[int, int], steps: int, kind: str, folder: Path
+) -> None:
+    with float_type(kind):
+        whole, model = build(), build()
+        keras.utils.set_random_seed(1)
+        # In one process plain Keras trains without checkpoints, and rounds otherwise.
+        others = {"checkpoint": folder / "whole"} if ALONE else {}
+        expected = fit(whole, grid, callbacks=callbacks(), **others)
+        settings = hf.Checkpoint(folder / "parts", every_steps=2)
+        keras.utils.set_random_seed(1)
+        interrupt(model, grid, steps, checkpoint=settings, callbacks=callbacks())
+        again, kept = build(), callbacks()
+        keras.utils.set_random_seed(1)
+        found = fit(again, grid, checkpoint=settings, callbacks=kept)
+        faults = differing(again, whole)
+        if found.history != expected.history or found.epoch != expected.epoch:
+            faults.append(f"{found.history} in place of {expected.history}")
+        require_none(faults, "resumed")
+
+
+@pytest.mark.parametrize(("saved", "loaded"), list(itertools.permutations(GRIDS, 2)), ids=str)
+@pytest.mark.parametrize("make", [nested, slow(drawing)])
+@pytest.mark.parametrize("shards", [False, True])
+def test_another_layout(
+    saved: tuple[int, int], loaded: tuple[int, int], make: Any, shards: bool, folder: Path
+) -> None:
+    with float_type("float64"):
+        keras.utils.set_random_seed(1)
+        whole = build(make)
+        fit(whole, saved, epochs=2)
+        keras.utils.set_random_seed(1)
+        fit(build(make), saved, checkpoint=folder, epochs=1, shard_optimizer=shards)
+        plain = hf.load_checkpoint(folder, build(make))
+        keras.utils.set_random_seed(1)
+        over = build(make)
+        fit(over, loaded, checkpoint=folder, epochs=1)
+        require_none(unlike(slots(over), slots(plain)), "loaded")
+        again = build(make)
+        keras.utils.set_random_seed(1)
+        fit(again, loaded, checkpoint=folder, epochs=2, shard_optimizer=shards)
+        if make is nested:  # the other draws other numbers on each layout
+            require_none(unlike(state(again), state(whole)), f"on {loaded}")
+
+
+@pytest.mark.on_ranks(1, 2)
+def test_a_training_that_is_over_trains_no_more(folder: Path) -> None:
+    model = build()
+    first = fit(model, GRIDS[-1], checkpoint=folder, epochs=2)
+    again = build()
+    second = fit(again, GRIDS[-1], checkpoint=folder, epochs=2)
+    assert second.history == first.history
+    assert second.epoch == [0, 1]
+    require_none(differing(again, model), "over")
+    third = fit(again, GRIDS[-1], checkpoint=folder, epochs=3)
+    assert third.epoch == [0, 1, 2]
+    assert third.history["loss"][:2] == first.history["loss"]
+
+
+def test_each_rank_writes_its_share(folder: Path) -> None:
+    model = build()
+    grid = GRIDS[-1]
+    fit(model, grid, checkpoint=hf.Checkpoint(folder, keep=1), epochs=2)
+    kept = CheckpointFolder(folder)
+    assert kept.committed() == [14]
+    path = kept.step_folder(14)
+    index = json.loads((path / "index.json").read_text())
+    assert sorted(index["files"]) == [f"rank-{r:05d}.safetensors" for r in range(WORLD.size)]
+    assert sorted(p.name for p in path.iterdir()) == ["index.json", *sorted(index["files"])]
+    named = [name for name in index["tensors"] if name.startswith(("model/", "optimizer/"))]
+    assert len(named) == len(model.weights) + len(model.optimizer.variables)
+    written = [0] * WORLD.size
+    for entry in index["tensors"].values():
+        for shard in entry["shards"]:
+            rows = shard["stop"] - shard["start"]
+            share = rows / max(1, entry["view"][0] if entry["view"] else 1)
+            written[int(shard["file"][5:10])] += share * np.prod(entry["shape"])
+    total = sum(np.prod(v.shape) for v in [*model.weights, *model.optimizer.variables])
+    assert total <= sum(written) < 1.05 * total
+    assert max(written) < 0.75 * total or ALONE
+
+
+@pytest.mark.on_ranks(2)
+def test_another_model_is_refused_with_all_that_differs(folder: Path) -> None:
+    fit(build(), GRIDS[-1], checkpoint=folder, epochs=1)
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input([8])
+    x = keras.layers.Dense(9, name="other")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    model.compile(adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="weights and the optimizer's variables") as caught:
+        fit(model, GRIDS[-1], checkpoint=folder, epochs=1)
+    assert "model/other/kernel" in str(caught.value)
+    assert "is not in the model" in str(caught.value)
+
+
+@pytest.mark.on_ranks(2)
+def test_what_is_kept(folder: Path) -> None:
+    settings = hf.Checkpoint(folder, every_steps=3, keep=2, keep_best="loss", asynchronous=False)
+    rising = [keras.callbacks.LearningRateScheduler(lambda epoch: 1e-2 if epoch < 2 else 3.0)]
+    history = fit(build(), GRIDS[-1], checkpoint=settings, callbacks=rising, epochs=4).history
+    best = int(np.argmin(history["loss"]))
+    assert best < 3
+    steps = CheckpointFolder(folder).committed()
+    assert steps == sorted({7 * (best + 1), 27, 28} | ({24, 28} - {24}))
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Batches in an order that is drawn anew after each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = np.random.permutation(len(ROWS))
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, number: int) -> Any:
+        rows = self.order[8 * number : 8 * number + 8]
+        return ROWS[rows] + np.random.normal(size=(len(rows), 8)) / 100, LABELS[rows]
+
+    def on_epoch_end(self) -> None:
+        np.random.shuffle(self.order)
+
+
+def dataset() -> Any:
+    pairs = tf.data.Dataset.from_tensor_slices((ROWS, LABELS))
+    return pairs.shuffle(50, seed=4).batch(8)
+
+
+def endless() -> Any:
+    return dataset().repeat()
+
+
+def generated() -> Any:
+    for step in range(1000):
+        rows = np.arange(8 * step, 8 * step + 8) % 50
+        yield ROWS[rows], LABELS[rows]
+
+
+READ = {
+    "PyDataset": (Shuffled, {}),
+    "dataset": (dataset, {}),
+    "endless": (endless, {"steps_per_epoch": 5}),
+}
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("kind", ["PyDataset", "dataset", slow("endless")])
+def test_streams_go_on_where_they_were(kind: str, folder: Path) -> None:
+    make, more = READ[kind]
+    runs = []
+    for interrupted_at in (None, 12):
+        model, again = build(), build()
+        settings = hf.Checkpoint(folder / str(interrupted_at), every_steps=2)
+        more = more | {"checkpoint": settings, "y": None, "batch_size": None}
+        if interrupted_at is not None:
+            keras.utils.set_random_seed(1)
+            interrupt(model, GRIDS[0], interrupted_at, x=make(), **more)
+        keras.utils.set_random_seed(1)
+        history = fit(again, GRIDS[0], x=make(), **more)
+        runs.append((again, history.history))
+    require_none(differing(runs[0][0], runs[1][0]), kind)
+    assert runs[0][1] == runs[1][1]
+
+
+@pytest.mark.on_ranks(2)
+def test_a_generator_is_saved_between_epochs_only(folder: Path) -> None:
+    settings = hf.Checkpoint(folder, every_steps=2)
+    more = {"x": generated(), "y": None, "batch_size": None, "steps_per_epoch": 5}
+    fit(build(), GRIDS[0], checkpoint=settings, epochs=2, **more)
+    assert CheckpointFolder(folder).committed() == [5, 10]
+
+
+@pytest.mark.on_ranks(2)
+def test_samples_without_a_seed_are_each_met_once(folder: Path) -> None:
+    """Their order is drawn from a seed that the checkpoint has."""
+    numbers = np.arange(48)[:, None]
+
+    def train(**more: Any) -> Any:
+        keras.utils.set_random_seed(9)
+        tf.random.set_seed(None)
+        table = keras.layers.Embedding(48, 1, embeddings_initializer="zeros")
+        model = keras.Sequential([keras.Input([1]), table, keras.layers.Flatten()])
+        model.compile(keras.optimizers.SGD(8.0), Nearer())
+        settings = hf.Checkpoint(folder, every_steps=1)
+        kept = {"checkpoint": settings, "verbose": 0, "batch_size": 8, "num_partitions": 1}
+        hf.fit(model, numbers, numbers, epochs=2, **kept | more)
+        return np.ravel(table.embeddings)
+
+    with pytest.raises(Interrupted):
+        train(callbacks=[InterruptedAt(9)])
+    assert np.array_equal(train(), np.full(48, 2.0)), "each row of the table grows by 1 an epoch"
+
+
+class Nearer(keras.losses.Loss):
+    """Less, the larger what is predicted."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return -y_pred[:, 0]
