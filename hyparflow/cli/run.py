@@ -49,6 +49,21 @@ _STREAMS = (0, 1, 2)
 @click.option(
     "--dry-run", is_flag=True, help="Show the command line of the launcher, and start nothing."
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="How often to start the job again after a fault; not after the same error at the same "
+    "step.",
+)
+@click.option(
+    "--min-ranks",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="With --restarts: start again on the hosts that are left if they take so many ranks.",
+)
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     ranks: int,
@@ -59,6 +74,8 @@ def run(
     mpirun: str | None,
     is_module: bool,
     dry_run: bool,
+    restarts: int,
+    min_ranks: int,
     program: tuple[str, ...],
 ) -> None:
     """Start PROGRAM, a Python script with its arguments, on several ranks.
@@ -73,6 +90,7 @@ def run(
     from hyparflow.launching.job import run as run_job
     from hyparflow.launching.mpi_library import find_launcher, library
     from hyparflow.launching.output import checked_output
+    from hyparflow.launching.supervisor import RestartLimits, run_again
 
     _open_streams()
     try:
@@ -96,7 +114,8 @@ def run(
             return
         if job.is_allowed_root:
             _say("you are root; Open MPI is told to allow it.")
-        end = run_job(job, _say)
+        limits = RestartLimits(restarts, min_ranks)
+        end = run_again(job, limits, _say) if restarts else run_job(job, _say)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     if end.text:

@@ -22,10 +22,16 @@ class End(NamedTuple):
     Attributes:
         code: 0, or the exit status of the first rank that failed (128 + the signal that killed it).
         text: which rank failed and how; empty if none did, or a signal from outside ended the job.
+        rank: the first rank that failed; None if none did, or the launcher ended by itself.
+        failed: that rank's exit status as in `subprocess`: negative for a signal.
+        is_users: whether a signal that was sent to the job ended it.
     """
 
     code: int
     text: str = ""
+    rank: int | None = None
+    failed: int = 0
+    is_users: bool = False
 
 
 def end_of(code: int, record: Path, received: Sequence[int]) -> End:
@@ -40,12 +46,13 @@ def end_of(code: int, record: Path, received: Sequence[int]) -> End:
         n for n in received if n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
     ]
     if code and ended:
-        return End(128 + ended[0])
+        return End(128 + ended[0], is_users=True)
     noted = record.read_text().split("\n")[0] if record.exists() else ""
     rank, failed = map(int, noted.split()) if noted else (None, 0)
     # Ranks whose launcher has been killed end by SIGTERM, too.
     if failed and not (code < 0 and failed == -signal.SIGTERM):
-        return End(_as_status(failed), f"rank {rank} {_said(failed)}{_left(failed, record)}")
+        text = f"rank {rank} {_said(failed)}{_left(failed, record)}"
+        return End(_as_status(failed), text, rank, failed, is_users=-failed in received)
     if code:
         before = ", and no rank of this machine had failed before" if code > 0 else ""
         return End(_as_status(code), f"the launcher {_said(code)}{before}")

@@ -91,12 +91,15 @@ class Job:
         return "OMPI_ALLOW_RUN_AS_ROOT" in self.added
 
 
-def run(job: Job, say: Callable[[str], object]) -> End:
+def run(
+    job: Job, say: Callable[[str], object], seen: Callable[[bytes], object] | None = None
+) -> End:
     """Run a job to its end; signals are passed on, and rank 0 reads the standard input.
 
     Args:
         job: the job.
         say: called with a text if output can no longer be written.
+        seen: called with each piece of the standard error that is shown.
 
     Returns:
         How it ended.
@@ -126,7 +129,7 @@ def run(job: Job, say: Callable[[str], object]) -> End:
             number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)
         }
         try:
-            with shown(process, lost), _ended_with_its_ranks(process, record, job) as stopped:
+            with shown(process, lost, seen), _ended_with_its_ranks(process, record, job) as stopped:
                 code = process.wait()
         finally:
             for number, handler in previous.items():

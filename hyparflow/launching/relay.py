@@ -17,7 +17,9 @@ _INTERVAL = 0.5  # seconds without output before a check whether the process has
 
 @contextlib.contextmanager
 def shown(
-    process: subprocess.Popen[bytes], lost: Callable[[int, OSError], object]
+    process: subprocess.Popen[bytes],
+    lost: Callable[[int, OSError], object],
+    seen: Callable[[bytes], object] | None = None,
 ) -> Iterator[None]:
     """While open, copy a process's two streams to this process's.
 
@@ -27,11 +29,12 @@ def shown(
         process: with pipes for both.
         lost: called once for a stream that can no longer be written, with its number and the
             error, in a thread of its own.
+        seen: called with each piece of the second stream, in a thread of its own.
     """
-    pairs = [(process.stdout, 1), (process.stderr, 2)]
+    copies = [(process.stdout, 1, None), (process.stderr, 2, seen)]
     threads = [
-        threading.Thread(target=_copy, args=(process, source, target, lost), daemon=True)
-        for source, target in pairs
+        threading.Thread(target=_copy, args=(process, source, target, lost, taker), daemon=True)
+        for source, target, taker in copies
     ]
     for thread in threads:
         thread.start()
@@ -47,9 +50,12 @@ def _copy(
     source: IO[bytes] | None,
     target: int,
     lost: Callable[[int, OSError], object],
+    seen: Callable[[bytes], object] | None,
 ) -> None:
     is_lost = False
     for piece in _pieces(process, source):
+        if seen is not None:
+            seen(piece)
         try:
             if not is_lost:
                 _write(target, piece)

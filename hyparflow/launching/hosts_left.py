@@ -1,0 +1,104 @@
+"""Which hosts of a job can still be reached, and the ranks that fit on them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from hyparflow.launching.flags import LaunchRequest, environment, flags
+from hyparflow.launching.job import Job
+
+__all__ = ["HostLine", "hosts_of", "is_there", "remaining"]
+
+_PATIENCE = 30.0  # seconds for the launcher to start a program on a host
+_AT_ONCE = 16  # hosts that are tried at the same time
+_SLOTS = re.compile(r"\bslots\s*=\s*(\d+)|^\S+?:(\d+)(?:\s|$)")  # Open MPI's way, and MPICH's
+
+
+class HostLine(NamedTuple):
+    """A host as the user has written it.
+
+    Attributes:
+        name: its name.
+        slots: how many ranks it takes; None if that is not written.
+        text: the whole of what is written of it.
+    """
+
+    name: str
+    slots: int | None
+    text: str
+
+
+def hosts_of(request: LaunchRequest) -> list[HostLine]:
+    """The hosts that a user has named; none for this machine, or where a batch system names them.
+
+    Raises:
+        OSError: if the file of hosts cannot be read.
+    """
+    if request.hosts is not None:
+        parts = [part.partition(":") for part in request.hosts.split(",")]
+        return [HostLine(name, int(n or 1), f"{name}{colon}{n}") for name, colon, n in parts]
+    if request.hostfile is None:
+        return []
+    found = []
+    for line in Path(request.hostfile).read_text().splitlines():
+        if text := line.partition("#")[0].strip():
+            slots = _SLOTS.search(text)
+            count = int(slots[1] or slots[2]) if slots else None
+            found.append(HostLine(re.split(r"[\s:]", text)[0], count, text))
+    return found
+
+
+def remaining(request: LaunchRequest, is_up: Callable[[str], bool], file: Path) -> LaunchRequest:
+    """The same request on the hosts that can be reached; with no ranks if there are none.
+
+    Args:
+        request: what the user asked for.
+        is_up: whether a host can be reached, by its name.
+        file: written with the lines of hosts that are left, for a request with a file of hosts.
+
+    Raises:
+        OSError: if a file of hosts cannot be read or written.
+    """
+    hosts = hosts_of(request)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = list(threads.map(is_up, [host.name for host in hosts]))
+    left = [host for host, is_left in zip(hosts, found, strict=True) if is_left]
+    if len(left) == len(hosts):
+        return request
+    share = -(-request.ranks // len(hosts))  # where nothing says how many a host takes
+    ranks = min(request.ranks, sum(share if host.slots is None else host.slots for host in left))
+    if request.hosts is not None:
+        text = ",".join(host.text for host in left)
+        return dataclasses.replace(request, ranks=ranks, hosts=text)
+    file.write_text("".join(f"{host.text}\n" for host in left))
+    return dataclasses.replace(request, ranks=ranks, hostfile=str(file))
+
+
+def is_there(job: Job, name: str) -> bool:
+    """Whether the job's launcher can start a program on a host."""
+    request = LaunchRequest(1, hosts=f"{name}:1", oversubscribe=True)
+    process = subprocess.Popen(
+        [str(job.launcher), *flags(job.mpi, request), "true"],
+        env=job.known | environment(job.mpi, request, job.known),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(_PATIENCE) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        with contextlib.suppress(OSError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
