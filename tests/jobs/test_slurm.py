@@ -185,3 +185,42 @@ def test_a_job_makes_place_and_goes_on(cluster: dict[str, str], tmp_path: pathli
     assert runs[0] == 0
     assert runs[1] >= 2  # nothing was lost but the epoch that was under way
     assert "ends after epoch 5" in output
+
+
+# Dies once, then waits to be told that its time is over, and ends well when it is queued again.
+GOES_ON = """
+import os, pathlib, signal, sys, time
+from mpi4py import MPI
+
+folder, rank = pathlib.Path(sys.argv[1]), MPI.COMM_WORLD.rank
+attempt = MPI.COMM_WORLD.bcast(len(list(folder.glob("attempt-*"))))
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(85))
+MPI.COMM_WORLD.barrier()
+if rank == 0:
+    (folder / f"attempt-{attempt}").touch()
+if attempt == 0 and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600 if attempt < 2 else 0)
+"""
+
+
+def test_a_job_starts_again_and_makes_place(
+    cluster: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    script = tmp_path / "goes_on.py"
+    script.write_text(GOES_ON)
+    job = Submitted(cluster, tmp_path, SLURM / "restarts.sh", script, tmp_path)
+    begin = time.monotonic()
+    while not (tmp_path / "attempt-1").exists():
+        assert time.monotonic() < begin + LIMIT, job.output()
+        time.sleep(0.1)
+    subprocess.run(
+        ["scancel", "--batch", "--signal=USR1", job.number], env=cluster, check=True, timeout=60
+    )
+    code, output = job.end_soon()
+    assert code == 0, output
+    assert "was killed by signal 9 (SIGKILL)" in output
+    assert "has saved, and goes on later" in output
+    account = job.account()
+    assert (account["JobState"], account["Restarts"]) == ("COMPLETED", "1")
+    assert (tmp_path / "attempt-2").exists()
