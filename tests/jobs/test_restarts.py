@@ -226,6 +226,27 @@ def test_a_script_that_cannot_work_is_tried_once(text: str, tmp_path: pathlib.Pa
     assert "starts in" not in result.output
 
 
+# A process that no launcher knows, in a session of its own.
+LEAVES = """
+import os, pathlib, signal, subprocess, sys
+
+left = pathlib.Path(sys.argv[1])
+if not left.exists():
+    child = subprocess.Popen(["sleep", "90"], start_new_session=True)
+    left.write_text(str(child.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+print("still there:", os.path.exists(f"/proc/{left.read_text()}"))
+"""
+
+
+def test_no_process_of_an_attempt_is_there_in_the_next(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(LEAVES)
+    result = run(path, tmp_path / "left", ranks=1)
+    assert result.code == 0, result.output
+    assert "still there: False" in result.output
+
+
 def test_each_attempt_has_files_of_its_own(script: pathlib.Path, tmp_path: pathlib.Path) -> None:
     result = run("--output", tmp_path / "out", script, tmp_path, "9:7")
     assert result.code == 0, result.output
