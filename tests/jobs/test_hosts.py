@@ -68,3 +68,36 @@ def test_a_cut_cable_ends_the_job(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     assert "do not answer: rank 2, rank 3" in result.output
     # No rank is left; of the launcher, what waits on the other host for the cable.
     assert all("prted" in command for command in result.left), result.left
+
+
+# In the first attempt rank 0 waits at the end of its script for a rank that sleeps.
+WAITS = """
+import pathlib, sys, time
+import hyparflow as hf
+
+mark = pathlib.Path(sys.argv[1])
+print(f"{hf.size()} ranks", flush=True)
+if hf.size() > 1 and hf.rank() == 0:
+    mark.touch()
+elif hf.size() > 1:
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_without_a_host_that_is_lost(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+    path, mark = tmp_path / "train.py", tmp_path / "mark"
+    path.write_text(WAITS)
+    where = ",".join(f"{address}:1" for address in hosts.addresses)
+    words = ("run", "-n", 2, "--oversubscribe", "--restarts", 1, "--hosts", where, path, mark)
+    known = hosts.environment | {"HYPARFLOW_TIMEOUT": str(DEADLINE)}
+    job = Job(0, "-m", "hyparflow.cli", *words, before=hosts.before, **known)
+    while not mark.exists():
+        assert job.is_running(), job.wait().output
+        time.sleep(0.02)
+    hosts.cable.is_cut = True
+    result = job.wait(3 * GRACE)
+    assert result.code == 0, result.output
+    assert "attempt 2 of 2 starts in 1 s on 1 rank, no saved step is known." in result.output
+    assert "1 ranks" in result.output
+    assert all("prted" in command for command in result.left), result.left
