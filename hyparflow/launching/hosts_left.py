@@ -8,15 +8,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hyparflow.launching.flags import LaunchRequest, environment, flags
 from hyparflow.launching.job import Job
 
-__all__ = ["HostLine", "hosts_of", "is_there", "remaining"]
+__all__ = ["HostLine", "hosts_of", "reachable", "remaining"]
 
 _PATIENCE = 30.0  # seconds for the launcher to start a program on a host
 _AT_ONCE = 16  # hosts that are tried at the same time
@@ -57,21 +57,22 @@ def hosts_of(request: LaunchRequest) -> list[HostLine]:
     return found
 
 
-def remaining(request: LaunchRequest, is_up: Callable[[str], bool], file: Path) -> LaunchRequest:
+def remaining(
+    request: LaunchRequest, reached: Callable[[Sequence[str]], Collection[str]], file: Path
+) -> LaunchRequest:
     """The same request on the hosts that can be reached; with no ranks if there are none.
 
     Args:
         request: what the user asked for.
-        is_up: whether a host can be reached, by its name.
+        reached: which of these hosts can be reached, by their names.
         file: written with the lines of hosts that are left, for a request with a file of hosts.
 
     Raises:
         OSError: if a file of hosts cannot be read or written.
     """
     hosts = hosts_of(request)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        found = list(threads.map(is_up, [host.name for host in hosts]))
-    left = [host for host, is_left in zip(hosts, found, strict=True) if is_left]
+    names = reached([host.name for host in hosts])
+    left = [host for host in hosts if host.name in names]
     if len(left) == len(hosts):
         return request
     share = -(-request.ranks // len(hosts))  # where nothing says how many a host takes
@@ -83,10 +84,29 @@ def remaining(request: LaunchRequest, is_up: Callable[[str], bool], file: Path) 
     return dataclasses.replace(request, ranks=ranks, hostfile=str(file))
 
 
-def is_there(job: Job, name: str) -> bool:
-    """Whether the job's launcher can start a program on a host."""
+def reachable(job: Job, names: Sequence[str]) -> set[str]:
+    """The hosts on which the job's launcher can start a program."""
+    found: set[str] = set()
+    for begin in range(0, len(names), _AT_ONCE):
+        tried = {name: _trial(job, name) for name in names[begin : begin + _AT_ONCE]}
+        end = time.monotonic() + _PATIENCE
+        try:
+            for name, process in tried.items():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    if process.wait(max(0.0, end - time.monotonic())) == 0:
+                        found.add(name)
+        finally:  # also where a signal ends the wait
+            for process in tried.values():
+                with contextlib.suppress(OSError):  # it has ended
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return found
+
+
+def _trial(job: Job, name: str) -> subprocess.Popen[bytes]:
+    """The launcher, about to start `true` on a host."""
     request = LaunchRequest(1, hosts=f"{name}:1", oversubscribe=True)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [str(job.launcher), *flags(job.mpi, request), "true"],
         env=job.known | environment(job.mpi, request, job.known),
         stdin=subprocess.DEVNULL,
@@ -94,11 +114,3 @@ def is_there(job: Job, name: str) -> bool:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
-        return process.wait(_PATIENCE) == 0
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        with contextlib.suppress(OSError):  # it has ended
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

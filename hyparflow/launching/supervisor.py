@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from hyparflow.launching.attempt_processes import AttemptMark, end_leftovers, st
 from hyparflow.launching.end import End
 from hyparflow.launching.first_error import OutputScan
 from hyparflow.launching.folder import job_folder
-from hyparflow.launching.hosts_left import is_there, remaining
+from hyparflow.launching.hosts_left import reachable, remaining
 from hyparflow.launching.job import Job, run
 from hyparflow.launching.output import checked_output
 from hyparflow.launching.progress_note import VARIABLE, make_note, read_note
@@ -98,7 +99,7 @@ def _run_attempts(
         if not found.is_again:
             return _last(attempt, found.why_not)
         request = remaining(
-            job.request, lambda name: is_there(job, name), folder / f"hosts-{number + 1}"
+            job.request, functools.partial(reachable, job), folder / f"hosts-{number + 1}"
         )
         if request.ranks < limits.least_ranks:
             left = counted(request.ranks, "rank", "ranks")

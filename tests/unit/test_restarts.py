@@ -183,7 +183,7 @@ def test_ranks_of_the_hosts_that_are_left(
     gone: str, ranks: int, hosts: str, tmp_path: pathlib.Path
 ) -> None:
     request = LaunchRequest(4, "a:2,b:2,c:1")
-    left = remaining(request, lambda name: name not in gone, tmp_path / "hosts")
+    left = remaining(request, lambda names: set(names) - set(gone), tmp_path / "hosts")
     assert (left.ranks, left.hosts) == (ranks, hosts)
 
 
@@ -196,8 +196,8 @@ def test_a_file_of_hosts(text: str, slots: list[int], tmp_path: pathlib.Path) ->
     request = LaunchRequest(3, hostfile=str(tmp_path / "file"))
     found = hosts_of(request)
     assert [(host.name, host.slots) for host in found] == list(zip("ab", slots, strict=True))
-    assert remaining(request, lambda name: True, tmp_path / "left") is request
-    left = remaining(request, lambda name: name == "a", tmp_path / "left")
+    assert remaining(request, lambda names: names, tmp_path / "left") is request
+    left = remaining(request, lambda names: ["a"], tmp_path / "left")
     assert left.ranks == 2
     assert left.hostfile == str(tmp_path / "left")
     assert (tmp_path / "left").read_text() == text.split("\n")[0] + "\n"
