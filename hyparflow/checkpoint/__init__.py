@@ -1,4 +1,4 @@
 """Checkpoints of which each rank writes and reads its share.
 
-Imports comm, engine, formats, model and pipeline.
+Imports comm, engine, formats, launching, model and pipeline.
 """

@@ -22,6 +22,7 @@ from hyparflow.engine.weights.pieces import value_of
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.index import VERSION, Index, Layout
+from hyparflow.launching.progress_note import note_saved
 from hyparflow.pipeline.grid import Grid
 
 __all__ = ["Keeper"]
@@ -127,6 +128,7 @@ class Keeper:
         for rank in range(len(shares)):
             (folder / record_name(rank)).unlink()
         self._folder.commit(point.step, index)
+        note_saved(point.step)
         if point.is_best:
             self._best = point.step
         kept = [] if self._best is None else [self._best]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from hyparflow.comm import abort
@@ -24,6 +25,7 @@ from hyparflow.tracing.collect import traced
 from hyparflow.training import agreement, notices
 from hyparflow.training.automatic_chunks import decide_chunks
 from hyparflow.training.call import Call
+from hyparflow.training.checkpoints.told_to_end import listening
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.engine_key import (
     engine_key,
@@ -145,9 +147,11 @@ class Session:
         worker = Worker(self.model, part, call, self._world, to_all)
         worker.checkpoints.resumption = resume(self.model, call, self._world)
         use_atomic_saves(self.model)  # by callbacks, and after the call
+        hearing = nullcontext() if call.checkpoint is None else listening()
         try:
-            worker.start()
-            result = self._lead(worker, lead, stream) if is_leader else worker.follow()
+            with hearing:
+                worker.start()
+                result = self._lead(worker, lead, stream) if is_leader else worker.follow()
         except BaseException as error:
             if not getattr(error, "hyparflow_everywhere", False):
                 abort.locate(error, self.options.grid.describe(self._world.rank))

@@ -11,10 +11,13 @@ import numpy as np
 
 from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
+from hyparflow.comm.log import STATUS
+from hyparflow.launching.progress_note import note_progress, note_saved
 from hyparflow.training.checkpoints import randomness
 from hyparflow.training.checkpoints.callback_states import restore_callbacks, states_of_callbacks
 from hyparflow.training.checkpoints.json_values import from_json, to_json
 from hyparflow.training.checkpoints.resumption import Resumption
+from hyparflow.training.checkpoints.told_to_end import SAVED, was_told
 
 __all__ = ["Saves"]
 
@@ -52,6 +55,7 @@ class Saves(keras.callbacks.Callback):
         if resumption is not None:
             self._step, self._saved_step = resumption.step, resumption.step
             self._best = from_json(resumption.state["best"])
+            note_saved(resumption.step)
 
     def prepare(self) -> None:
         """Before Keras opens the data: note, or set, the random generators that order samples."""
@@ -83,15 +87,21 @@ class Saves(keras.callbacks.Callback):
         """Save if it is time; there is a batch, so an epoch that goes on has a step."""
         if self._step_in_epoch and self._within_epochs and self._is_time():
             self._save_now()
+        if was_told() and self._step == self._saved_step:
+            STATUS.info("hyparflow: told to end by SIGUSR1; all is saved up to step %d", self._step)
+            raise SystemExit(SAVED)
 
     def after_step(self) -> None:
         """Count a training step."""
         self._step += 1
         self._step_in_epoch += 1
+        note_progress(self._epoch, self._step)
 
     def _is_time(self) -> bool:
         if self._step_in_epoch % self.model.steps_per_execution:
             return False
+        if was_told():
+            return True
         steps, minutes = self._settings.every_steps, self._settings.every_minutes
         if steps is not None and self._step - self._saved_step >= steps:
             return True
