@@ -17,7 +17,7 @@ The rooms, each importing only from those below it::
     pipeline/         partitions, schedules, lowering (a schedule with its messages added),
                       simulator; pure: without MPI, Keras and TensorFlow
     comm/             communicators, deadlines, notices of failure
-    formats/          text, tables, sizes, JSON records, whole files
+    formats/          text, tables, sizes, JSON records, whole files; checkpoint: its files
 
 The route of one training step, from the call to one compiled forward::
 

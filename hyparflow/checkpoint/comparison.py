@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,8 @@ def _faults(
             faults.append(f"'{name}' {mine} of the model is missing")
             continue
         entry = stored[matched[name]]
-        theirs = _said(entry.shape, entry.dtype)
+        is_flat = entry.shape == (math.prod(variable.shape),)
+        theirs = _said(tuple(variable.shape) if is_flat else entry.shape, entry.dtype)
         if mine != theirs:
             faults.append(f"'{name}' is {theirs}, and in the model {mine}")
     taken = set(matched.values())

@@ -11,7 +11,7 @@ import numpy as np
 
 from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
-from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name, shard_name
+from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name
 from hyparflow.checkpoint.share_writer import ShareWriter
 from hyparflow.checkpoint.shares import parts_of_rank
 from hyparflow.checkpoint.stored_part import StoredPart
@@ -21,7 +21,8 @@ from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights.pieces import value_of
 from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
-from hyparflow.formats.checkpoint.index import VERSION, Index, Layout
+from hyparflow.formats.checkpoint.index import Index, Layout
+from hyparflow.formats.checkpoint.names import shard_name
 from hyparflow.launching.progress_note import note_saved
 from hyparflow.pipeline.grid import Grid
 
@@ -73,15 +74,14 @@ class Keeper:
         parts = [
             StoredPart(
                 name=part.name,
-                view=part.view,
-                shape=tuple(names[part.name].shape),
-                start=part.start,
+                whole=part.view,
+                row=part.start,
                 value=np.array(value_of(part.variable)),  # training goes on, and overwrites it
             )
             for part in parts_of_rank(names, self._sync, self._grid, self._world.rank)
         ]
         parts += [
-            StoredPart(name=name, view=value.shape, shape=value.shape, start=0, value=value)
+            StoredPart(name=name, whole=value.shape, row=0, value=value)
             for name, value in further.items()
         ]
         commit = None
@@ -91,7 +91,7 @@ class Keeper:
             def commit(shares: list[ShareRecord]) -> None:
                 self._commit(point, shares, order)
 
-        self._writer.write(self._folder.step_folder(point.step), parts, commit)
+        self._writer.write(self._folder.step(point.step), parts, commit)
         if not self._settings.asynchronous:
             self._world.broadcast_object(None, LEADER, "the leader to commit a checkpoint")
 
@@ -107,9 +107,8 @@ class Keeper:
 
     def _commit(self, point: SavePoint, shares: Sequence[ShareRecord], order: list[str]) -> None:
         files = {shard_name(rank): share.size for rank, share in enumerate(shares)}
-        folder = self._folder.step_folder(point.step)
+        folder = self._folder.step(point.step)
         index = Index(
-            version=VERSION,
             step=point.step,
             epoch=point.epoch,
             step_in_epoch=point.step_in_epoch,
@@ -118,8 +117,8 @@ class Keeper:
             layout=Layout(
                 num_partitions=self._grid.num_partitions,
                 num_replicas=self._grid.num_replicas,
-                num_shards=self._grid.num_shards,
-                shards_optimizer=self._sync.holdings.is_sharded,
+                num_sequence_shards=self._grid.num_shards,
+                is_optimizer_sharded=self._sync.holdings.is_sharded,
             ),
             tensors=joined(shares, order),
             state=point.state,

@@ -8,8 +8,8 @@ from typing import Any
 
 from hyparflow.checkpoint.restore import restore
 from hyparflow.checkpoint.tensor_names import named_variables
+from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.reader import CheckpointReader
-from hyparflow.formats.checkpoint.verify import require_folder
 from hyparflow.model.keras_internals.deferred_variables import bring_in, is_absent
 
 __all__ = ["load_checkpoint"]
@@ -41,7 +41,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"`folder` must be a string or a path. Received: folder={folder!r}")
-    found = require_folder(Path(folder).absolute())
+    found = CheckpointFolder(Path(folder).absolute())
     wanted = found.newest() if step is None else step
     if wanted not in found.committed():
         raise ValueError(
@@ -53,9 +53,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
         optimizer.build(model.trainable_variables)
     variables = named_variables(model)
     later = {name for name, variable in variables.items() if is_absent(variable)}
-    restore(
-        model, CheckpointReader(found.step_folder(wanted)), with_optimizer=optimizer is not None
-    )
+    restore(model, CheckpointReader(found.step(wanted)), with_optimizer=optimizer is not None)
     for name, variable in variables.items():
         if name not in later:
             bring_in(variable)

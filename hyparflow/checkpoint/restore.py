@@ -34,6 +34,6 @@ def restore(model: Any, reader: CheckpointReader, with_optimizer: bool = True) -
     stored = {n: e for n, e in reader.index.tensors.items() if n.startswith(groups)}
     matched = require_same_tensors(stored, wanted, str(reader.folder))
     for name, variable in wanted.items():
-        source = StoredTensor(reader, matched[name])
+        source = StoredTensor(reader, matched[name], tuple(variable.shape))
         if not release(variable, source):
             variable.assign(source())

@@ -6,14 +6,16 @@ The record comes last. That it is there says that the rank has written all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from hyparflow.checkpoint.stored_part import StoredPart
 from hyparflow.formats.checkpoint.index import ShardEntry, TensorEntry
-from hyparflow.formats.checkpoint.shard_file import write_tensors
+from hyparflow.formats.checkpoint.names import shard_name, state_name
+from hyparflow.formats.checkpoint.shard_file import write_shards
+from hyparflow.formats.checkpoint.shard_header import ShardSpec
 from hyparflow.formats.writing import write_text
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "joined",
     "read_share",
     "record_name",
-    "shard_name",
     "write_failure",
     "write_share",
 ]
@@ -42,14 +43,9 @@ class ShareRecord:
     error: str = ""
 
 
-def shard_name(rank: int) -> str:
-    """The file of a rank's tensors."""
-    return f"rank-{rank:05d}.safetensors"
-
-
 def record_name(rank: int) -> str:
     """The file that says what a rank has written."""
-    return f"rank-{rank:05d}.json"
+    return state_name(f"share-{rank:05d}")
 
 
 def write_share(folder: Path, rank: int, parts: Sequence[StoredPart]) -> None:
@@ -59,11 +55,20 @@ def write_share(folder: Path, rank: int, parts: Sequence[StoredPart]) -> None:
         OSError: if they cannot be written.
     """
     file = shard_name(rank)
-    checksums = write_tensors(folder / file, [(part.name, part.value) for part in parts])
-    tensors = {}
-    for part in parts:
-        shard = ShardEntry(file, part.start, part.stop, checksums[part.name])
-        tensors[part.name] = TensorEntry(part.shape, part.value.dtype.name, part.view, (shard,))
+    specs = [ShardSpec(part.name, part.value.dtype.name, part.value.shape) for part in parts]
+    checksums = write_shards(folder / file, specs, (part.value for part in parts))
+    tensors = {
+        part.name: TensorEntry(
+            shape=part.whole,
+            dtype=part.value.dtype.name,
+            shards=(
+                ShardEntry(
+                    file=file, key=part.name, start=part.start, stop=part.stop, checksum=checksum
+                ),
+            ),
+        )
+        for part, checksum in zip(parts, checksums, strict=True)
+    }
     _write_record(folder, rank, ShareRecord(tensors, (folder / file).stat().st_size))
 
 
@@ -95,7 +100,11 @@ def joined(shares: Iterable[ShareRecord], names: Iterable[str]) -> dict[str, Ten
             entries[name] = entry
             shards.setdefault(name, []).extend(entry.shards)
     return {
-        name: replace(entries[name], shards=tuple(sorted(found, key=lambda shard: shard.start)))
+        name: TensorEntry(
+            shape=entries[name].shape,
+            dtype=entries[name].dtype,
+            shards=tuple(sorted(found, key=lambda shard: shard.start)),
+        )
         for name, found in shards.items()
         if found
     }

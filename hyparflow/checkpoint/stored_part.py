@@ -1,4 +1,4 @@
-"""What a rank writes of a tensor, with its values, and what it says of it to the leader."""
+"""What a rank writes of a tensor, with its values."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ class StoredPart:
 
     Attributes:
         name: of the whole tensor.
-        view: the shape of the whole: the tensor's own, or flat, where it is divided so.
-        shape: the tensor's own.
-        start: the first row, along the first axis of the view.
+        whole: its shape, or that of the tensor made flat, where it is divided so.
+        row: the first row.
         value: of the rows.
     """
 
     name: str
-    view: tuple[int, ...]
-    shape: tuple[int, ...]
-    start: int
+    whole: tuple[int, ...]
+    row: int
     value: np.ndarray
 
     @property
-    def stop(self) -> int:
-        """The row after the last."""
-        return self.start + (self.value.shape[0] if self.view else 1)
+    def start(self) -> tuple[int, ...]:
+        """The first index on each axis."""
+        return (self.row, *[0] * (len(self.whole) - 1)) if self.whole else ()
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The index after the last on each axis."""
+        return (self.row + self.value.shape[0], *self.whole[1:]) if self.whole else ()

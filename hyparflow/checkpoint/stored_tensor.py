@@ -18,12 +18,13 @@ class StoredTensor:
     Args:
         reader: of the checkpoint.
         name: of the tensor.
+        shape: of the variable.
     """
 
-    def __init__(self, reader: CheckpointReader, name: str) -> None:
-        self._reader, self._name = reader, name
+    def __init__(self, reader: CheckpointReader, name: str, shape: tuple[int, ...]) -> None:
+        self._reader, self._name, self._shape = reader, name, shape
         self.key = ("checkpoint", str(reader.folder), name)
 
     def __call__(self) -> np.ndarray:
         """The whole tensor."""
-        return self._reader.read(self._name)
+        return self._reader.read(self._name).reshape(self._shape)

@@ -1,82 +1,149 @@
-"""``hyparflow checkpoint``: look at checkpoints, without MPI and without TensorFlow."""
+"""``hyparflow checkpoint``: what a training saved, and whether it is whole."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import click
 
 from hyparflow.cli.refused import Refused
+from hyparflow.formats.checkpoint.folder import CheckpointFolder
+from hyparflow.formats.checkpoint.index import Layout
+from hyparflow.formats.checkpoint.names import step_of
+from hyparflow.formats.checkpoint.verify import Verified, quick_check
+from hyparflow.formats.checkpoint.verify import verify as verify_all
+from hyparflow.formats.sizes import size_text
+from hyparflow.formats.text import Page, counted, shortened
 
 __all__ = ["checkpoint"]
 
-_Folder = click.argument("folder", type=click.Path(path_type=Path))
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_TITLES = ("step", "epoch", "step in epoch", "layout", "size", "tensors", "saved", "whole")
 
 
-@click.group(short_help="Look at the checkpoints of a training.")
+@click.group(short_help="Show and verify what a training saved.")
 def checkpoint() -> None:
-    """Look at the checkpoints that hyparflow.fit(..., checkpoint=FOLDER) wrote."""
+    """Show and verify the checkpoints of a training.
+
+    They are read without MPI and without TensorFlow.
+    """
 
 
-@checkpoint.command()
-@_Folder
+@checkpoint.command(short_help="List the checkpoints in a folder.")
+@click.argument("folder", type=_FOLDER)
 def show(folder: Path) -> None:
-    """Show steps, layouts and sizes, and whether each is whole by the sizes of its files."""
-    from hyparflow.formats.checkpoint.verify import require_folder, verified
-    from hyparflow.formats.sizes import size_text
-    from hyparflow.formats.text import aligned
+    """List the checkpoints in FOLDER, oldest first.
 
-    try:
-        found = require_folder(folder)
-        rows = [["step", "epoch", "saved", "layout", "tensors", "size", "whole"]]
-        for step in found.committed():
-            seen = verified(found, step, reads_all=False)
-            index, whole = seen.index, "no: " + seen.faults[0] if seen.faults else "yes"
-            if index is None:
-                rows.append([str(step), "", "", "", "", "", whole])
-                continue
-            layout = index.layout
-            within = f"{index.epoch} done"
-            if index.step_in_epoch:
-                within = f"{index.epoch + 1}, step {index.step_in_epoch}"
-            rows.append(
-                [
-                    str(step),
-                    within,
-                    index.created,
-                    f"{layout.num_partitions} x {layout.num_replicas}",
-                    str(len(index.tensors)),
-                    size_text(index.nbytes),
-                    whole,
-                ]
-            )
-        for step in found.unfinished():
-            rows.append([str(step), "", "", "", "", "", "no: unfinished"])
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
-    for line in aligned(rows):
-        click.echo(line)
+    A quick check says whether each is whole: are its files there, with the sizes and headers that
+    were written? "verify" reads all of them.
+    """
+    found = _opened(folder)
+    steps = [quick_check(found, step) for step in _committed(found)]
+    faults = [_fault_line(step, fault) for step in steps for fault in step.faults]
+    Page(
+        [f"{folder}: {counted(len(steps), 'checkpoint', 'checkpoints')}"],
+        [_TITLES, *map(_row, steps)],
+        [*faults, *_unfinished_lines(found)],
+    ).show()
 
 
-@checkpoint.command()
-@_Folder
+@checkpoint.command(short_help="Read all checkpoints in a folder, and find damaged ones.")
+@click.argument("folder", type=_FOLDER)
 def verify(folder: Path) -> None:
-    """Read all numbers and compare checksums. The exit status is 2 if anything is wrong."""
-    from hyparflow.formats.checkpoint.verify import require_folder, verified
+    """Read every byte of the checkpoints in FOLDER, and compare all checksums.
 
-    faults = 0
+    The exit status is 0 if all are whole, and 2 if a file is missing, cut off or damaged. Steps
+    whose saving did not come to its end are named; they are no fault, and the next save removes
+    them.
+    """
+    found = _opened(folder)
+    _committed(found)
+    damaged = []
+    for step in verify_all(found):
+        if step.faults:
+            damaged.append(step.step)
+            for fault in step.faults:
+                click.echo(_fault_line(step, fault), err=True)
+        else:
+            click.echo(f"step {step.step}: whole, {_size(step)}")
+    for line in _unfinished_lines(found):
+        click.echo(line)
+    if damaged:
+        whole = [step for step in found.committed() if step not in damaged]
+        fix = f"Go on from step {whole[-1]}" if whole else "Copy them again from where they came"
+        raise Refused(
+            "The checkpoints in a folder must be whole. Received: "
+            f"{counted(len(damaged), 'damaged step', 'damaged steps')} in {folder}: "
+            f"{', '.join(map(str, damaged))}. {fix}."
+        )
+
+
+def _opened(folder: Path) -> CheckpointFolder:
+    """The folder as one of checkpoints; that of a single step is another."""
+    if step_of(os.path.basename(os.path.abspath(folder))) is not None:
+        raise Refused(
+            "The folder of a training's checkpoints is above those of its steps. "
+            f"Received: {folder}, which is of one step. Pass {os.path.dirname(folder) or '..'}"
+        )
+    return CheckpointFolder(folder)
+
+
+def _committed(found: CheckpointFolder) -> list[int]:
+    """The steps that were saved to the end; there must be one at least."""
     try:
-        found = require_folder(folder)
-        for step in found.committed():
-            seen = verified(found, step, reads_all=True)
-            faults += len(seen.faults)
-            for fault in seen.faults:
-                click.echo(f"step {step}: {fault}", err=True)
-            if not seen.faults:
-                click.echo(f"step {step}: whole")
-        for step in found.unfinished():
-            click.echo(f"step {step}: unfinished; it is ignored, and removed by the next save")
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
-    sys.exit(2 if faults else 0)
+        steps, unfinished = found.committed(), found.unfinished()
+    except OSError as error:
+        raise Refused(
+            "A folder of checkpoints must be one that can be read. "
+            f"Received: {found.path} ({error.strerror}). Ask its owner for the permission."
+        ) from error
+    if not steps:
+        others = f"{len(unfinished)} whose saving did not end" if unfinished else "none"
+        raise Refused(
+            "A folder of checkpoints has folders such as step-0000000100, with an index.json each. "
+            f"Received: {found.path}, which has {others}. Pass the folder that the training had."
+        )
+    return steps
+
+
+def _row(found: Verified) -> tuple[str, ...]:
+    index, whole = found.index, "no" if found.faults else "yes"
+    if index is None:
+        return (str(found.step), *[""] * (len(_TITLES) - 2), whole)
+    return (
+        str(found.step),
+        str(index.epoch),
+        str(index.step_in_epoch),
+        _layout_text(index.layout),
+        _size(found),
+        str(len(index.tensors)),
+        shortened(index.created)[1:-1],
+        whole,
+    )
+
+
+def _layout_text(layout: Layout) -> str:
+    """ "4 partitions x 2 replicas, optimizer sharded"."""
+    axes = [
+        counted(layout.num_partitions, "partition", "partitions"),
+        counted(layout.num_replicas, "replica", "replicas"),
+    ]
+    if layout.num_sequence_shards > 1:
+        axes.append(counted(layout.num_sequence_shards, "sequence shard", "sequence shards"))
+    return " x ".join(axes) + (", optimizer sharded" if layout.is_optimizer_sharded else "")
+
+
+def _size(found: Verified) -> str:
+    return "" if found.index is None else size_text(sum(found.index.files.values()))
+
+
+def _fault_line(found: Verified, fault: str) -> str:
+    return f"step {found.step}: {fault}"
+
+
+def _unfinished_lines(found: CheckpointFolder) -> list[str]:
+    return [
+        f"step {step}: not saved to the end; left out when reading, removed by the next save"
+        for step in found.unfinished()
+    ]

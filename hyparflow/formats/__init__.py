@@ -1,4 +1,4 @@
-"""How things are written for people and files: text, tables, sizes, JSON records, whole files.
+"""How things are written for people and files: text, tables, JSON, whole files, checkpoints.
 
 Imports nothing of hyparflow.
 """

@@ -43,7 +43,7 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
         return None
     reader, failed = None, ""
     try:
-        reader = CheckpointReader(folder.step_folder(step))
+        reader = CheckpointReader(folder.step(step))
         restore(model, reader)
     except (ValueError, OSError) as error:
         failed = str(error)

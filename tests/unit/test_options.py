@@ -336,7 +336,7 @@ CONSUMERS = {
     | {f"engine/compiled/{name}.py" for name in ("compiler", "plain", "split_function")}
     | {f"engine/compiled/{name}.py" for name in ("split_pair", "surgery")}
     | {f"engine/stages/{name}.py" for name in ("stage", "stage_builder", "stage_calls")},
-    "num_sequence_shards": {"tracing/trace.py", "training/checks.py"}
+    "num_sequence_shards": {"tracing/trace.py", "training/checks.py", "checkpoint/keeper.py"}
     | {"planning/make_plan.py", "planning/search/problem.py", "planning/search/saving.py"}
     | {"training/auto.py", "training/fit_on_ranks.py", "training/plain_model.py"},
     "num_sequence_chunks": {"engine/sequence/sequence_builder.py", "planning/make_plan.py"}

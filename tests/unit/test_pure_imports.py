@@ -16,7 +16,7 @@ ROOT = Path(hyparflow.__file__).parent
 PURE = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for room in ("formats", "pipeline")
-    for path in sorted((ROOT / room).glob("*.py"))
+    for path in sorted((ROOT / room).rglob("*.py"))
 ] + [
     "hyparflow",
     "hyparflow.comm.abort",

@@ -1,4 +1,4 @@
-"""The files of checkpoints: tensors by ranks, and an index that makes them one.
+"""Files of a sharded checkpoint: names, index, shards, boxes of tensors, and whether all is whole.
 
 Imports formats.
 """

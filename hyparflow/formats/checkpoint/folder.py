@@ -1,108 +1,205 @@
-"""A folder of checkpoints, one of which is always whole.
+"""The folder of a training's checkpoints: which steps are committed, and how one comes and goes.
 
-Each is a folder of its own, and there once its index is. What has none is unfinished, or half
-removed; it is ignored, and removed when the next is saved.
+A step is committed from the moment its index is renamed into place until its index is removed; so
+whatever is killed leaves whole checkpoints and unfinished ones, and nothing between.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import re
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from hyparflow.formats.checkpoint.index import INDEX, Index
+from hyparflow.formats.checkpoint.index import Index, encoded
+from hyparflow.formats.checkpoint.names import (
+    INDEX,
+    PARTIAL_INDEX,
+    is_own_file,
+    step_name,
+    step_of,
+)
 
 __all__ = ["CheckpointFolder"]
 
-_STEP = re.compile(r"step-(\d{10,})")
-# What may lie in the folder of a step, with the temporary names of `hyparflow.formats.writing`.
-_OURS = re.compile(r"(index\.json(\.partial)?|(\.hyparflow-.+-)?[a-z]+-\d+\.(safetensors|json))")
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that know no such thing
 
 
 class CheckpointFolder:
-    """The checkpoints of one training.
+    """The steps of one training, each in a folder of its own.
+
+    Only one process changes it. Files and folders with names that are not hyparflow's own stay as
+    they are, and links are not followed.
+
+    Attributes:
+        path: of the folder, which `begin` makes.
 
     Args:
-        path: of the folder, which need not be there.
+        path: as the user gives it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
 
-    def step_folder(self, step: int) -> Path:
-        """The folder of the checkpoint of a step."""
-        return self.path / f"step-{step:010d}"
+    def step(self, step: int) -> Path:
+        """The folder of a step, whether it is there or not."""
+        return self.path / step_name(step)
 
     def committed(self) -> list[int]:
-        """The steps of whole checkpoints, the oldest first."""
-        return [step for step in self._steps() if (self.step_folder(step) / INDEX).is_file()]
-
-    def unfinished(self) -> list[int]:
-        """The steps of what is not whole."""
-        committed = set(self.committed())
-        return [step for step in self._steps() if step not in committed]
+        """The steps that were saved to the end, oldest first."""
+        return [step for step in self._steps() if self._is_committed(step)]
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint; None if there is none."""
+        """The last step that was saved to the end; None if there is none."""
         return max(self.committed(), default=None)
 
+    def unfinished(self) -> list[int]:
+        """The steps whose saving or removal did not come to its end, oldest first."""
+        return [step for step in self._steps() if not self._is_committed(step)]
+
     def begin(self, step: int) -> Path:
-        """Make the folder of a new checkpoint, and remove what is unfinished.
+        """Make an empty folder for a step, and remove unfinished ones.
+
+        Returns:
+            The folder, into which ranks may write now.
 
         Raises:
-            OSError: if it cannot be made.
+            ValueError: if the step is committed already.
+            OSError: if the folder cannot be made.
         """
-        for old in self.unfinished():
-            self._remove(old)
-        folder = self.step_folder(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        if self._is_committed(step):
+            raise ValueError(
+                f"A step is saved once. Received: step {step}, which is in {self.step(step)}. "
+                "Go on from it, or remove its folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for older in self.unfinished():
+            self._remove(older)
+        try:
+            self.step(step).mkdir()
+        except FileExistsError:  # the user put something of another name into it, which stays
+            if not stat.S_ISDIR(self.step(step).lstat().st_mode):
+                raise
+        _sync_folder(self.path)
+        return self.step(step)
 
     def commit(self, step: int, index: Index) -> None:
-        """Make a checkpoint whole: its files are there, and synced.
+        """Make a step valid, after all its files were written and synced.
 
         Raises:
-            OSError: if the index cannot be written.
+            ValueError: if the index is not that of the step, or a file is not as it says.
+            OSError: if it cannot be written; the step is unfinished then.
         """
-        folder = self.step_folder(step)
-        partial = folder / f"{INDEX}.partial"
-        with open(partial, "wb") as file:
-            file.write(index.text())
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(folder)
+        data = encoded(index)
+        folder = self.step(step)
+        _require_files(step, folder, index)
+        _sync_folder(folder)  # the names of the ranks' files, before the index that trusts in them
+        partial = folder / PARTIAL_INDEX
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(partial)
+            raise
         os.rename(partial, folder / INDEX)
-        _sync(folder)
-        _sync(self.path)
+        _sync_folder(folder)
+        _sync_folder(self.path)
 
-    def prune(self, keep: int, also_kept: Collection[int] = ()) -> None:
-        """Remove all but the newest, and those that are kept besides."""
-        for step in self.committed()[:-keep]:
-            if step not in also_kept:
-                self._remove(step)
+    def discard(self, step: int) -> None:
+        """Remove a step; if that is interrupted, it counts as unfinished.
+
+        Raises:
+            OSError: if its index cannot be removed.
+        """
+        self._remove(step)
+
+    def prune(self, keep: int, also_kept: Collection[int] = ()) -> list[int]:
+        """Remove committed steps but for the last ones.
+
+        Args:
+            keep: how many of the last steps stay; at least 1.
+            also_kept: other steps that stay.
+
+        Returns:
+            The steps that were removed.
+        """
+        older = self.committed()[: -max(keep, 1)]
+        removed = [step for step in older if step not in also_kept]
+        for step in removed:
+            self._remove(step)
+        return removed
 
     def _steps(self) -> list[int]:
-        if not self.path.is_dir():
+        """The steps that have a folder, which is no link."""
+        try:
+            with os.scandir(self.path) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
             return []
-        with os.scandir(self.path) as entries:
-            found = [_STEP.fullmatch(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(step for name in names if (step := step_of(name)) is not None)
+
+    def _is_committed(self, step: int) -> bool:
+        try:
+            return stat.S_ISREG((self.step(step) / INDEX).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _remove(self, step: int) -> None:
-        """Remove a checkpoint; its index first, so that nothing half looks whole."""
-        folder = self.step_folder(step)
-        (folder / INDEX).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if _OURS.fullmatch(path.name) and not path.is_dir():
-                path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):  # else something of the user's lies there
-            folder.rmdir()
+        """Remove what is hyparflow's own of a step, the index first."""
+        with _opened(self.step(step)) as folder:
+            if folder is None:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(INDEX, dir_fd=folder)
+                os.fsync(folder)
+            with os.scandir(folder) as entries:
+                names = [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
+            for name in filter(is_own_file, names):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+        with contextlib.suppress(OSError):  # something of the user's is in it
+            os.rmdir(self.step(step))
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _require_files(step: int, folder: Path, index: Index) -> None:
+    reason = f"the index of step {index.step}" if index.step != step else ""
+    for name, size in index.files.items():
+        found = (folder / name).lstat() if (folder / name).exists() else None
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            there = "nothing" if found is None else f"{found.st_size} bytes"
+            reason = reason or f"{there} at {folder / name}, which has {size} bytes in the index"
+    if reason:
+        raise ValueError(
+            "A checkpoint is committed after all its files were written. "
+            f"Received: {reason}, for step {step}. Do all ranks see the same folder?"
+        )
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A folder that is no link, as a descriptor; None if there is none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sync the names in a folder to the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -1,98 +1,114 @@
-"""The index of a checkpoint: which tensors there are, and in which files their rows lie."""
+"""The index of a checkpoint: which part of which tensor lies in which file.
+
+It is written last, in one piece. Whoever reads it trusts nothing in it: names of files are plain,
+the shards of a tensor cover it once, and none is larger than its file.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+import os
+from typing import Any
 
 import msgspec
 
-from hyparflow.formats.checkpoint.shard_file import TYPES
-from hyparflow.formats.records import Count, Number, read, schema_of
+from hyparflow.formats.checkpoint.boxes import extent, fault_of_tiling
+from hyparflow.formats.checkpoint.checksum import checksum_of, is_checksum
+from hyparflow.formats.checkpoint.dtypes import dtype_named
+from hyparflow.formats.checkpoint.names import is_shard_file, is_state_file
+from hyparflow.formats.checkpoint.state import fault_of_state
+from hyparflow.formats.records import Bytes, Count, Number, read
+from hyparflow.formats.text import shortened
 
-__all__ = ["INDEX", "VERSION", "Index", "Layout", "ShardEntry", "TensorEntry", "read_index"]
+__all__ = [
+    "VERSION",
+    "Index",
+    "Layout",
+    "ShardEntry",
+    "TensorEntry",
+    "bytes_of",
+    "encoded",
+    "read_index",
+]
 
-INDEX = "index.json"
-VERSION = 1
-_RULE = "A checkpoint needs an index that hyparflow wrote."
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(safetensors|json)")
-Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+VERSION = 1  # of the format; grows with each change that older readers would misread
+_MOST_AXES = 32
+_RULE = "The index of a checkpoint must be one that hyparflow wrote."
 
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """Rows of a tensor, in one file.
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the ranks that wrote a checkpoint shared the model; reading does not need it.
 
     Attributes:
-        file: its name.
-        start, stop: the rows, along the first axis of the tensor's view.
-        checksum: of their bytes.
+        num_partitions, num_replicas, num_sequence_shards: as in the parallel arguments.
+        is_optimizer_sharded: whether replicas shared the optimizer's state.
+        schedule: of the pipeline; empty without one.
+    """
+
+    num_partitions: Count
+    num_replicas: Count
+    num_sequence_shards: Count = 1
+    is_optimizer_sharded: bool = False
+    schedule: str = ""
+
+
+class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A box of a tensor, and where it lies.
+
+    Attributes:
+        file: the name of its file in the folder.
+        key: its name within the file.
+        start, stop: the first index and the one after the last on each axis.
+        checksum: of its bytes.
     """
 
     file: str
-    start: Size
-    stop: Size
-    checksum: Checksum
+    key: str
+    start: tuple[Number, ...]
+    stop: tuple[Number, ...]
+    checksum: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the box."""
+        return extent(self.start, self.stop)
 
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor.
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor: what it is as a whole, and the shards that cover it.
 
     Attributes:
-        shape: its shape.
+        shape: of the whole tensor.
         dtype: NumPy's name of its type.
-        view: the shape whose rows are divided: its own, or flat.
-        shards: all its rows, in order.
+        shards: each element lies in one of them.
     """
 
-    shape: tuple[Size, ...]
+    shape: tuple[Number, ...]
     dtype: str
-    view: tuple[Size, ...]
     shards: tuple[ShardEntry, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole."""
-        return math.prod(self.shape) * TYPES[self.dtype][1]
-
-    def rows(self, shard: ShardEntry) -> tuple[int, ...]:
-        """The shape of a shard's rows."""
-        return (shard.stop - shard.start, *self.view[1:]) if self.view else ()
+        """Of the whole tensor."""
+        return bytes_of(self.shape, self.dtype)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the model was spread over the ranks that saved it."""
-
-    num_partitions: Count
-    num_replicas: Count
-    num_shards: Count
-    shards_optimizer: bool
-
-
-@dataclass(frozen=True)
-class Index:
-    """Everything about a checkpoint but its numbers.
+class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that a checkpoint holds.
 
     Attributes:
-        version: of this format.
-        step: training steps so far.
-        epoch: the epoch that ran, from 0, or that comes next.
-        step_in_epoch: its steps so far.
-        created: when, in ISO 8601.
-        hyparflow: its version.
-        layout: of the ranks that saved it.
-        tensors: by name, in the order of the model.
-        state: what else a training needs to go on.
-        files: name -> bytes.
+        version: of the format.
+        step: training steps since the start of the training.
+        epoch, step_in_epoch: where in the data the training goes on.
+        created: the time, as ISO 8601 text.
+        hyparflow: the version that wrote it.
+        layout: how ranks shared the model.
+        tensors: name -> tensor.
+        state: what else the training needs, as a JSON object.
+        files: name -> size in bytes, of all files beside the index.
+        checksum: of the index itself; `encoded` fills it in.
     """
 
-    version: Number
+    version: int = VERSION
     step: Number
     epoch: Number
     step_in_epoch: Number
@@ -101,53 +117,107 @@ class Index:
     layout: Layout
     tensors: dict[str, TensorEntry]
     state: dict[str, Any]
-    files: dict[str, Size]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.nbytes for entry in self.tensors.values())
-
-    def text(self) -> bytes:
-        """As JSON."""
-        return msgspec.json.encode(asdict(self))
+    files: dict[str, Bytes]
+    checksum: str = ""
 
 
-def read_index(folder: Path) -> Index:
-    """The index of a checkpoint.
+class _Versioned(msgspec.Struct):
+    """What indices of all versions have."""
+
+    version: int
+
+
+def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """The size of a tensor; exact, however large the numbers are.
 
     Raises:
-        ValueError: if it cannot be read, or is no index of a whole checkpoint.
+        ValueError: if `dtype` is not known.
     """
-    return read(folder / INDEX, schema_of(Index), _RULE, _checked)
+    size = dtype_named(dtype).itemsize
+    for axis in shape:
+        size *= axis
+    return size
 
 
-def _checked(content: Any) -> Index:
-    if content.version != VERSION:
-        raise ValueError(f"version {content.version}; this hyparflow reads version {VERSION}")
-    index = msgspec.convert(msgspec.to_builtins(content), Index)
-    for name in index.files:
-        if not _FILE.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a file in the folder")
-    room = sum(index.files.values())
-    for name, entry in index.tensors.items():
-        _check_tensor(name, entry, index.files, room)
+def read_index(path: str | os.PathLike[str]) -> Index:
+    """Read an index, and check everything in it that can be checked without the other files.
+
+    Raises:
+        ValueError: if it cannot be read, was damaged, or contradicts itself.
+    """
+    try:
+        return read(path, Index, _RULE, _whole)
+    except ValueError:
+        read(path, _Versioned, _RULE, _require_version)  # a later one has fields unknown here
+        raise
+
+
+def encoded(index: Index) -> bytes:
+    """An index as the bytes of its file.
+
+    Raises:
+        ValueError: if it is not one that `read_index` would read.
+    """
+    if fault := fault_of_state(index.state):
+        raise ValueError(f"{_RULE} Received: {fault}")
+    try:
+        summed = msgspec.structs.replace(index, checksum=_own_checksum(index))
+        data = msgspec.json.encode(summed)
+        _whole(msgspec.json.decode(data, type=Index))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_RULE} Received: {error}") from error
+    return data + b"\n"
+
+
+def _require_version(found: Index | _Versioned) -> None:
+    if found.version != VERSION:
+        raise ValueError(
+            f"it has the version {found.version}, and this hyparflow reads version {VERSION}"
+        )
+
+
+def _whole(index: Index) -> Index:
+    _require_version(index)
+    if fault := fault_of_state(index.state) or _fault(index):
+        raise ValueError(fault)
+    if index.checksum != _own_checksum(index):
+        raise ValueError("its own checksum does not fit: it was damaged, or changed by hand")
     return index
 
 
-def _check_tensor(name: str, entry: TensorEntry, files: dict[str, int], room: int) -> None:
-    if entry.dtype not in TYPES:
-        raise ValueError(f"tensor '{name}' is of the unknown type {entry.dtype!r}")
-    if entry.view not in (entry.shape, (math.prod(entry.shape),)):
-        raise ValueError(f"tensor '{name}' of shape {entry.shape} has the view {entry.view}")
-    if entry.nbytes > room:
-        raise ValueError(f"tensor '{name}' has {entry.nbytes} bytes, and all files {room}")
-    place = 0
-    for shard in entry.shards:
-        if shard.file not in files:
-            raise ValueError(f"tensor '{name}' lies in {shard.file!r}, which `files` has not")
-        if shard.start != place or shard.stop < shard.start:
-            raise ValueError(f"rows of tensor '{name}' are missing, or there twice, at {place}")
-        place = shard.stop
-    if place != (entry.view[0] if entry.view else 1):
-        raise ValueError(f"rows of tensor '{name}' are missing, or too many, at {place}")
+def _own_checksum(index: Index) -> str:
+    """Of the index as it is written, but for this checksum."""
+    return checksum_of(msgspec.json.encode(msgspec.structs.replace(index, checksum="")))
+
+
+def _fault(index: Index) -> str:
+    """What is wrong in an index; an empty string if nothing is."""
+    for name in index.files:
+        if not (is_shard_file(name) or is_state_file(name)):
+            return f"{shortened(name)} is no name of a file of a checkpoint"
+    taken = dict.fromkeys(index.files, 0)
+    keys: set[tuple[str, str]] = set()
+    for name, tensor in index.tensors.items():
+        if fault := _fault_of_tensor(tensor, index.files):
+            return f"the tensor {shortened(name)}: {fault}"
+        for shard in tensor.shards:
+            if (shard.file, shard.key) in keys:
+                return f"{shortened(shard.key)} in {shard.file} is used twice"
+            keys.add((shard.file, shard.key))
+            taken[shard.file] += bytes_of(shard.shape, tensor.dtype)
+    over = [name for name, size in taken.items() if size > index.files[name]]
+    return f"{over[0]} is too small for its tensors" if over else ""
+
+
+def _fault_of_tensor(tensor: TensorEntry, files: dict[str, int]) -> str:
+    if len(tensor.shape) > _MOST_AXES:
+        return f"it has {len(tensor.shape)} axes, and at most {_MOST_AXES} are allowed"
+    dtype_named(tensor.dtype)
+    if fault := fault_of_tiling(tensor.shape, [(s.start, s.stop) for s in tensor.shards]):
+        return fault
+    for shard in tensor.shards:
+        if shard.file not in files or not is_shard_file(shard.file):
+            return f"{shortened(shard.file)} is not among the files of shards"
+        if not is_checksum(shard.checksum):
+            return f"{shortened(shard.checksum)} is no checksum that is known"
+    return ""

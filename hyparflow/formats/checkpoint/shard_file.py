@@ -1,181 +1,115 @@
-"""Files of tensors in the format of safetensors, which other programs read: a header, then bytes.
+"""Writes what one rank owns into a safetensors file, tensor by tensor.
 
-The library of that name copies all tensors before it writes, and knows no checksums. It can read
-what is written here.
+The safetensors library writes a file from tensors that are all in memory at once, and takes no
+checksum of them; its format is the header of `shard_header` and the bytes of the tensors.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
 import os
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import BinaryIO
 
 import numpy as np
 
-__all__ = ["ShardFile", "TYPES", "checksum_of", "dtype_named", "write_tensors"]
+from hyparflow.formats.checkpoint.checksum import Checksum
+from hyparflow.formats.checkpoint.dtypes import dtype_named, name_of
+from hyparflow.formats.checkpoint.shard_header import ShardSpec, encode_header
 
-# NumPy's name of a type -> that of safetensors, and bytes of a number.
-TYPES: dict[str, tuple[str, int]] = {
-    "bool": ("BOOL", 1),
-    **{f"int{8 * size}": (f"I{8 * size}", size) for size in (1, 2, 4, 8)},
-    **{f"uint{8 * size}": (f"U{8 * size}", size) for size in (1, 2, 4, 8)},
-    **{f"float{8 * size}": (f"F{8 * size}", size) for size in (2, 4, 8)},
-    "bfloat16": ("BF16", 2),
-    "float8_e4m3fn": ("F8_E4M3", 1),
-    "float8_e5m2": ("F8_E5M2", 1),
-}
-_NAMES = {short: name for name, (short, _) in TYPES.items()}
-_LENGTH = 8  # bytes of the header's size
-_LONGEST = 1 << 28  # bytes of a header
-_PIECE = 1 << 26  # bytes that are written at a time
+__all__ = ["write_shards"]
+
+_PIECE = 2**24  # bytes that are copied at once, where an array does not lie in one piece
 
 
-def checksum_of(data: Any) -> str:
-    """The CRC-32 of an array's bytes, as eight hexadecimal digits."""
-    return f"{zlib.crc32(_bytes_of(data)):08x}"
+def write_shards(
+    path: str | os.PathLike[str], specs: Sequence[ShardSpec], arrays: Iterable[np.ndarray]
+) -> list[str]:
+    """Write a new file of shards, and sync it to the disk.
 
-
-def dtype_named(name: str) -> np.dtype:
-    """NumPy's type of this name; it gets some from the package ml_dtypes."""
-    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-    return np.dtype(name)
-
-
-def write_tensors(path: Path, tensors: Sequence[tuple[str, np.ndarray]]) -> dict[str, str]:
-    """Write tensors, and sync them to the disk.
+    Of arrays that are views, or of the other byte order, 16 MiB are copied at a time; the others
+    are written from where they lie. `arrays` may make each of them when it is asked for.
 
     Args:
-        path: of the new file.
-        tensors: names and values.
+        path: of the file, which must not be there yet.
+        specs: key, type and shape of each shard, in the order of the file.
+        arrays: the shards themselves, in that order.
 
     Returns:
-        The checksum of each tensor, by name.
+        The checksum of each shard.
 
     Raises:
-        ValueError: if a tensor has a type that the format does not know.
-        OSError: if the file cannot be written.
+        ValueError: if the arrays are not those of `specs`, or two shards have one key.
+        OSError: if the file cannot be written, as on a full disk. Nothing is left of it then.
     """
-    header, place = {}, 0
-    for name, value in tensors:
-        if value.dtype.name not in TYPES:
-            raise ValueError(
-                "A checkpoint takes numbers and booleans. Received: a tensor of type "
-                f"{value.dtype} named '{name}'. Leave the variable out of the model."
-            )
-        kind = TYPES[value.dtype.name][0]
-        header[name] = {
-            "dtype": kind,
-            "shape": list(value.shape),
-            "data_offsets": [place, place + value.nbytes],
-        }
-        place += value.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _LENGTH)  # numbers begin at multiples of eight
-    checksums = {}
-    with open(path, "xb") as file:
-        file.write(len(text).to_bytes(_LENGTH, "little") + text)
-        for name, value in tensors:
-            data = _bytes_of(value)
-            for start in range(0, len(data), _PIECE):
-                file.write(data[start : start + _PIECE])
-            checksums[name] = checksum_of(value)
-        file.flush()
-        os.fsync(file.fileno())
+    header = encode_header(specs)
+    target = Path(path)
+    with open(target, "xb") as file:
+        try:
+            file.write(header)
+            checksums = [_write(file, array) for array in _as_specified(target, specs, arrays)]
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(target)
+            _drop(file)
+            raise
     return checksums
 
 
-@dataclass(frozen=True)
-class _Place:
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
+def _drop(file: BinaryIO) -> None:
+    """Close a file that is removed: what it still holds back cannot be written either."""
+    try:
+        file.close()
+    except OSError:
+        return
 
 
-class ShardFile:
-    """A file of tensors, of which only what is asked for is read.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        ValueError: if it is no such file, or not whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                length = int.from_bytes(file.read(_LENGTH), "little")
-                if size < _LENGTH or length > min(_LONGEST, size - _LENGTH):
-                    self._refuse("its header is cut off")
-                header = self._parsed(file.read(length))
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            self._refuse(error.strerror or str(error))
-        first = _LENGTH + length
-        self._places = {
-            name: self._place(name, entry, first, size)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-
-    def tensor(self, name: str, dtype: str, shape: Sequence[int]) -> np.ndarray:
-        """A tensor, as it lies in the file: its bytes are read when they are used.
-
-        Raises:
-            ValueError: if there is none of this name, type and shape.
-        """
-        place = self._places.get(name)
-        if place is None:
-            self._refuse(f"it has no tensor '{name}'")
-        if (place.dtype, place.shape) != (dtype, tuple(shape)):
-            self._refuse(
-                f"its tensor '{name}' is {place.dtype}{list(place.shape)}, where the index has "
-                f"{dtype}{list(shape)}"
-            )
-        count = math.prod(shape)
-        flat = np.frombuffer(self._map, dtype_named(dtype), count, place.start)
-        return flat.reshape(tuple(shape))
-
-    def _parsed(self, text: bytes) -> dict[str, Any]:
-        try:
-            header = json.loads(text)
-        except (ValueError, RecursionError):
-            self._refuse("its header is no JSON")
-        if not isinstance(header, dict):
-            self._refuse("its header is no JSON object")
-        return header
-
-    def _place(self, name: str, entry: Any, first: int, size: int) -> _Place:
-        try:
-            dtype, shape = _NAMES[entry["dtype"]], tuple(entry["shape"])
-            start, stop = entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-        except (KeyError, TypeError, ValueError):
-            self._refuse(f"its header is wrong at '{name}'")
-        if not whole or stop - start != math.prod(shape) * TYPES[dtype][1]:
-            self._refuse(f"its header is wrong at '{name}'")
-        if first + stop > size:
-            self._refuse(f"it is cut off: it has {size} bytes, and '{name}' ends at {first + stop}")
-        return _Place(dtype, shape, first + start)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ValueError(
-            "A checkpoint's tensors must be in whole files of safetensors. Received: "
-            f"{self._path} ({reason}). Use another checkpoint of the folder."
-        )
+def _as_specified(
+    path: Path, specs: Sequence[ShardSpec], arrays: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The arrays, each compared with its spec; as many as there are specs."""
+    found = iter(arrays)
+    for spec in specs:
+        array = next(found, None)
+        if array is None or name_of(array.dtype) != spec.dtype or array.shape != spec.shape:
+            given = "no array" if array is None else f"{array.dtype} of shape {array.shape}"
+            raise ValueError(_mismatch(path, f"{given} for {spec}"))
+        yield array
+    if next(found, None) is not None:
+        raise ValueError(_mismatch(path, f"more than {len(specs)} arrays"))
 
 
-def _bytes_of(value: Any) -> memoryview:
-    flat: Any = np.ascontiguousarray(value).reshape(-1)
-    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")
+def _mismatch(path: Path, received: str) -> str:
+    return (
+        f"Shards are written as the header of their file says. Received: {received}, for {path}. "
+        "Pass one array of that type and shape for each shard, in the same order."
+    )
+
+
+def _write(file: BinaryIO, array: np.ndarray) -> str:
+    checksum = Checksum()
+    for piece in _pieces(array, dtype_named(name_of(array.dtype))):
+        checksum.add(piece)
+        file.write(piece)
+    return checksum.text()
+
+
+def _pieces(array: np.ndarray, stored: np.dtype) -> Iterator[memoryview]:
+    """The bytes of an array in order, in pieces; few of them are copied at a time."""
+    if array.nbytes == 0:
+        return
+    if array.flags.c_contiguous and array.dtype == stored:
+        raw = array.reshape(-1).view(np.uint8).data
+        for place in range(0, len(raw), _PIECE):
+            yield raw[place : place + _PIECE]
+    elif array.nbytes <= _PIECE:
+        yield np.ascontiguousarray(array, stored).reshape(-1).view(np.uint8).data
+    elif len(array) == 1:
+        yield from _pieces(array[0], stored)
+    else:
+        rows = max(1, _PIECE * len(array) // array.nbytes)
+        for row in range(0, len(array), rows):
+            yield from _pieces(array[row : row + rows], stored)

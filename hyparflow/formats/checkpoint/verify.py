@@ -1,25 +1,30 @@
-"""Whether checkpoints are whole: quickly, by the sizes of files, or by all checksums."""
+"""Finds out whether checkpoints are whole: quickly, or by reading every byte of them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.index import Index
+from hyparflow.formats.checkpoint.names import INDEX, is_shard_file
+from hyparflow.formats.checkpoint.opened_shards import damaged
 from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.formats.plain_files import kind_of
 
-__all__ = ["Verified", "require_folder", "verified"]
+__all__ = ["Verified", "quick_check", "verify"]
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of one checkpoint.
+    """What was found out about one committed step.
 
     Attributes:
-        step: of it.
-        index: None if it cannot be read.
-        faults: what is wrong, in sentences; empty if it is whole.
+        step: the step.
+        index: of the step; None if it cannot be read.
+        faults: what is wrong with it, a message each; nothing if it is whole.
     """
 
     step: int
@@ -27,55 +32,57 @@ class Verified:
     faults: list[str]
 
 
-def require_folder(path: Path) -> CheckpointFolder:
-    """The folder, if there are checkpoints in it, whole or not.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    folder = CheckpointFolder(path)
-    if not folder.committed() and not folder.unfinished():
-        raise ValueError(
-            "A folder of checkpoints is what `hyparflow.fit(..., checkpoint=folder)` wrote. "
-            f"Received: {path}, in which there is none. Give the folder that `fit` was given."
-        )
-    return folder
+def verify(folder: CheckpointFolder) -> Iterator[Verified]:
+    """Read all of every committed step, one after the other, and compare all checksums."""
+    for step in folder.committed():
+        yield _examined(folder, step, is_read=True)
 
 
-def verified(folder: CheckpointFolder, step: int, reads_all: bool) -> Verified:
-    """Look at a committed checkpoint.
+def quick_check(folder: CheckpointFolder, step: int) -> Verified:
+    """Compare the names, sizes and headers of a step's files with its index; no tensor is read."""
+    return _examined(folder, step, is_read=False)
 
-    Args:
-        folder: of it.
-        step: of it.
-        reads_all: whether to read all numbers, and compare checksums.
-    """
+
+def _examined(folder: CheckpointFolder, step: int, is_read: bool) -> Verified:
+    place = folder.step(step)
     try:
-        reader = CheckpointReader(folder.step_folder(step))
+        reader = CheckpointReader(place)
     except ValueError as error:
         return Verified(step, None, [str(error)])
-    faults = _wrong_sizes(reader)
-    if reads_all and not faults:
-        faults = _damaged(reader)
+    faults: list[str] = []
+    if reader.index.step != step:
+        faults.append(
+            damaged(INDEX, place, f"it is of step {reader.index.step}, and the folder of {step}")
+        )
+    broken = set()
+    for name, size in reader.index.files.items():
+        with _noted(faults) as before:
+            if is_shard_file(name):
+                reader.file(name)
+            else:
+                _require_size(place / name, size)
+        if len(faults) > before:
+            broken.add(name)
+    for name, tensor in reader.index.tensors.items():
+        for shard in tensor.shards:
+            if shard.file not in broken:
+                file = reader.file(shard.file)
+                with _noted(faults):
+                    (file.check if is_read else file.require)(name, tensor, shard)
     return Verified(step, reader.index, faults)
 
 
-def _wrong_sizes(reader: CheckpointReader) -> list[str]:
-    faults = []
-    for name, size in reader.index.files.items():
-        path = reader.folder / name
-        if not path.is_file():
-            faults.append(f"{path} is missing")
-        elif (found := path.stat().st_size) != size:
-            faults.append(f"{path} has {found} bytes in place of {size}")
-    return faults
+@contextlib.contextmanager
+def _noted(faults: list[str]) -> Iterator[int]:
+    """Put the error of the block into `faults`; gives how many there were before."""
+    try:
+        yield len(faults)
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
 
 
-def _damaged(reader: CheckpointReader) -> list[str]:
-    faults = []
-    for name in reader.index.tensors:
-        try:
-            reader.read(name)
-        except ValueError as error:
-            faults.append(str(error))
-    return faults
+def _require_size(path: Path, size: int) -> None:
+    found = path.lstat()
+    if kind_of(found.st_mode) or found.st_size != size:
+        reason = f"it has {found.st_size} bytes, and {size} were written"
+        raise ValueError(damaged("A JSON state", path, reason))
