@@ -200,7 +200,6 @@ def _loaded(model: str) -> Any:
 
     from hyparflow.comm.ranks import world
     from hyparflow.model.deferred import deferred
-    from hyparflow.serving.http.service import sampler_of
 
     ranks = world()
     # Of several ranks each reads the weights that it computes with.
@@ -224,7 +223,7 @@ def _loaded(model: str) -> Any:
             "the model again."
         )
     # For requests that name no sampler, as most do: what is compiled first is theirs.
-    loaded.compile(sampler=sampler_of(None, None))
+    loaded.compile(sampler="random")
     return loaded
 
 

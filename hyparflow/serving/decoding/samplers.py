@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow.formats.text import shortened
-from hyparflow.serving.scheduling.sampling import MOST_LOGPROBS, SamplerKind, Sampling
+from hyparflow.serving.scheduling.sampling import GREEDY, MOST_LOGPROBS, SamplerKind, Sampling
 
 __all__ = ["SamplingRows", "chosen", "logprobs_of", "sampling_of"]
 
@@ -34,10 +35,22 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
     Raises:
         ValueError: if it does not choose the token of a row by that row alone.
     """
+    if isinstance(sampler, str):
+        sampler = _sampling_by_name(sampler)
+    if not isinstance(sampler, Sampling):
+        sampler = _sampling_by(sampler)
+    return replace(sampler, seed=seed % _LARGEST_SEED, num_logprobs=num_logprobs)
+
+
+# Each sampler that is made has a variable of a new name, for which TensorFlow keeps 35 KB for ever.
+@functools.lru_cache(64)
+def _sampling_by_name(name: str) -> Sampling:
+    return _sampling_by(name)
+
+
+def _sampling_by(sampler: Any) -> Sampling:
     import keras_hub
 
-    if isinstance(sampler, Sampling):
-        return replace(sampler, seed=seed % _LARGEST_SEED, num_logprobs=num_logprobs)
     plain = keras_hub.samplers.Sampler
     try:
         found = keras_hub.samplers.get(sampler)
@@ -56,7 +69,7 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
             "'random', 'top_k', 'top_p' or a sampler with a `get_next_token` of its own."
         )
     if type(sampler) is keras_hub.samplers.GreedySampler:
-        return Sampling(num_logprobs=num_logprobs)
+        return GREEDY
     own = vars(sampler)
     generators = [name for name, x in own.items() if isinstance(x, keras.random.SeedGenerator)]
     left_out = {*generators, *_NUMBERS, "_seed_generators", "seed"}
@@ -69,13 +82,7 @@ def sampling_of(sampler: Any, seed: int = 0, num_logprobs: int | None = None) ->
             f"'{type(sampler).__name__}' ({error})"
         ) from None
     temperature, p = (float(own.get(name, 1.0)) for name in _NUMBERS)
-    return Sampling(
-        kind=kind,
-        temperature=temperature,
-        p=p,
-        seed=seed % _LARGEST_SEED,
-        num_logprobs=num_logprobs,
-    )
+    return Sampling(kind=kind, temperature=temperature, p=p)
 
 
 def chosen(logits: Any, kinds: Sequence[SamplerKind | None], rows: SamplingRows) -> Any:

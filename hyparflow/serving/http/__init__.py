@@ -1,4 +1,5 @@
 """HTTP in front of a server: the part of OpenAI's interface that completes texts and chats.
 
-It needs the extra "serve". Imports comm, serving, serving.requests and serving.scheduling.
+It needs the extra "serve". Imports comm, serving, serving.decoding, serving.requests and
+serving.scheduling.
 """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from hyparflow.comm.log import STATUS
+from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.http.errors import ApiError
 from hyparflow.serving.http.generation import Generation
 from hyparflow.serving.http.messages import GenerationBody
@@ -16,9 +17,10 @@ from hyparflow.serving.http.metrics import HttpMetrics
 from hyparflow.serving.http.token_texts import TokenTexts
 from hyparflow.serving.requests.served_request import ServedRequest
 from hyparflow.serving.requests.text import tokens_of
+from hyparflow.serving.scheduling.sampling import GREEDY, Sampling
 from hyparflow.serving.server import Server
 
-__all__ = ["Service", "sampler_of"]
+__all__ = ["Service", "sampling_for"]
 
 _COLDEST = 1e-5  # divided by less, logits are infinite
 _LETTERS = 16  # of a token, more than most have
@@ -91,7 +93,7 @@ class Service:
         self._admit(count)
         shared: dict[str, Any] = {
             "max_new_tokens": max_tokens,
-            "sampler": sampler_of(body.temperature, body.top_p),
+            "sampler": sampling_for(body.temperature, body.top_p),
             "stop": body.stop or (),
             "num_logprobs": num_logprobs,
         }
@@ -219,19 +221,16 @@ def _cancel_all(served: Sequence[ServedRequest]) -> None:
         each.cancel()
 
 
-@functools.lru_cache(128)  # a sampler has a variable, which would be made for each request
-def sampler_of(temperature: float | None, top_p: float | None) -> Any:
-    """KerasHub's sampler for a request.
+def sampling_for(temperature: float | None, top_p: float | None) -> Sampling:
+    """How the tokens of a request are chosen.
 
     Args:
         temperature: 0 for the likeliest token; 1 if it is None, as OpenAI's default.
         top_p: the probability of the tokens to choose from; all if it is None.
     """
-    import keras_hub
-
     temperature = 1.0 if temperature is None else temperature
     if temperature < _COLDEST or top_p == 0:
-        return keras_hub.samplers.GreedySampler()
+        return GREEDY
     if top_p is not None and top_p < 1:
-        return keras_hub.samplers.TopPSampler(p=top_p, temperature=temperature)
-    return keras_hub.samplers.RandomSampler(temperature=temperature)
+        return replace(sampling_of("top_p"), temperature=temperature, p=top_p)
+    return replace(sampling_of("random"), temperature=temperature)
