@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-pytest.importorskip("keras_hub", reason="KerasHub is not installed")
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
+from byte_text import new_byte_model  # noqa: E402
+
+import hyparflow as hf  # noqa: E402
+from hyparflow.serving.decoding.chooser import TokenChoice  # noqa: E402
 
 # A process of its own: names of variables that others have made cost nothing a second time.
 _SCRIPT = """
@@ -49,3 +53,23 @@ def test_samplers_of_requests_leave_nothing_behind() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < _MOST
+
+
+def test_choices_without_samplers_that_came_later_are_freed() -> None:
+    """All that is compiled for a choice is freed with it."""
+    before = num_choices()
+    model = new_byte_model()
+    with hf.serve(model, max_batch=1, max_length=64, warm_up=False) as server:
+        for sampler in ("greedy", "top_p", "random", "top_k"):
+            server.submit([1], max_new_tokens=2, sampler=sampler).tokens(60)
+        assert num_choices() == before + 1
+        server.submit([1], max_new_tokens=2, num_logprobs=1).tokens(60)
+        assert num_choices() == before + 2
+        server.submit([1], max_new_tokens=2).tokens(60)
+        assert num_choices() == before + 2
+
+
+def num_choices() -> int:
+    """How many there are in this process."""
+    gc.collect()
+    return sum(type(thing) is TokenChoice for thing in gc.get_objects())

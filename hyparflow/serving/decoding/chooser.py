@@ -74,6 +74,7 @@ class TokenChooser:
         for way in sampling:
             if way.kind not in self._kinds:
                 self._kinds.append(way.kind)
+                self._known.clear()  # they know fewer samplers, and are not asked for again
         key = len(self._kinds), any(way.num_logprobs is not None for way in sampling)
         if key not in self._known:
             self._known[key] = TokenChoice(self._kinds, key[1], self._jit)

@@ -95,6 +95,8 @@ class Decoder(HoldsCaches):
         sampling = sampling or [GREEDY] * len(tokens)
         choice = self._chooser.choice(sampling)
         if choice not in self._loops:
+            # Loops with a choice that knows fewer samplers do not run again.
+            self._loops = {x: y for x, y in self._loops.items() if x.kinds == choice.kinds}
             self._loops[choice] = TracedBySize(self._loop(choice))
         made = self._loops[choice](
             caches,
