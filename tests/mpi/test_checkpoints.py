@@ -123,6 +123,7 @@ def differing(model: Any, other: Any) -> list[str]:
     return [v.path for x, y, v in pairs if not np.array_equal(x, y)]
 
 
+@pytest.mark.on_ranks(1, 2)
 @pytest.mark.parametrize("kind", ["float32", slow("float64")])
 @pytest.mark.parametrize("steps", [5, 12, slow(1), slow(7), slow(20), slow(28)])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -185,6 +186,7 @@ def test_a_training_that_is_over_trains_no_more(folder: Path) -> None:
     assert third.history["loss"][:2] == first.history["loss"]
 
 
+@pytest.mark.on_ranks(2)
 def test_each_rank_writes_its_share(folder: Path) -> None:
     model = build()
     grid = GRIDS[-1]
