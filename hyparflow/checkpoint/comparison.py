@@ -18,10 +18,15 @@ _SHOWN = 8  # differences that a message names
 def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> dict[str, str]:
     """Name of a variable -> name of its tensor in the checkpoint.
 
-    Names that differ by nothing but Keras's numbers are the same, in the order of the model.
+    Names depend on what a process has built before, and on how a model was built. So where they
+    are others, tensors are the same that have the same order, shapes and types, and else those
+    whose names differ by nothing but Keras's numbers.
     """
     if stored.keys() == wanted.keys():
         return {name: name for name in wanted}
+    kinds = [_kind(name, entry.shape, entry.dtype) for name, entry in stored.items()]
+    if kinds == [_kind(name, tuple(v.shape), _type(v)) for name, v in wanted.items()]:
+        return dict(zip(wanted, stored, strict=True))
     tensors: dict[str, list[str]] = {}
     for name in stored:
         tensors.setdefault(without_numbers(name), []).append(name)
@@ -65,7 +70,7 @@ def _faults(
 ) -> list[str]:
     faults = []
     for name, variable in wanted.items():
-        mine = _said(tuple(variable.shape), str(numpy_type(variable.dtype)))
+        mine = _said(tuple(variable.shape), _type(variable))
         if name not in matched:
             faults.append(f"'{name}' {mine} of the model is missing")
             continue
@@ -80,6 +85,17 @@ def _faults(
         for name, entry in stored.items()
         if name not in taken
     ]
+
+
+def _kind(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
+    """What a tensor is but for its layer: its group, and the last part of a weight's name."""
+    group, *_, last = name.split("/")
+    is_slot = group == "optimizer"  # its name holds that of the layer
+    return group, "" if is_slot else without_numbers(last), shape, dtype
+
+
+def _type(variable: Any) -> str:
+    return str(numpy_type(variable.dtype))
 
 
 def _said(shape: tuple[int, ...], dtype: str) -> str:

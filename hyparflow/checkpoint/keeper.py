@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hyparflow.checkpoint.model_description import MODEL_FILE, described
 from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name
@@ -23,6 +24,7 @@ from hyparflow.engine.weights.sync import WeightSync
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.index import Index, Layout
 from hyparflow.formats.checkpoint.names import shard_name
+from hyparflow.formats.writing import write_text
 from hyparflow.launching.progress_note import note_saved
 from hyparflow.pipeline.grid import Grid
 
@@ -55,6 +57,8 @@ class Keeper:
         self._folder = CheckpointFolder(settings.path)
         self._writer = ShareWriter(world.rank, world.size, settings.asynchronous)
         self._best: int | None = None
+        self._names: dict[str, Any] | None = None
+        self._described: str | None = None  # what the model is, once it is known
 
     def begin(self, step: int) -> None:
         """Leader: make room for a checkpoint, when the one before is there; others save then."""
@@ -70,7 +74,7 @@ class Keeper:
         """
         self.wait()
         self._sync.agree()
-        names = named_variables(self._model)
+        names = self._agreed_names()
         parts = [
             StoredPart(
                 name=part.name,
@@ -87,6 +91,8 @@ class Keeper:
         commit = None
         if self._world.rank == LEADER:
             order = list(names)
+            if self._described is None:
+                self._described = described(self._model)
 
             def commit(shares: list[ShareRecord]) -> None:
                 self._commit(point, shares, order)
@@ -94,6 +100,17 @@ class Keeper:
         self._writer.write(self._folder.step(point.step), parts, commit)
         if not self._settings.asynchronous:
             self._world.broadcast_object(None, LEADER, "the leader to commit a checkpoint")
+
+    def _agreed_names(self) -> dict[str, Any]:
+        """The variables by the leader's names, for Keras's numbers of layers may differ on ranks.
+
+        Collective the first time.
+        """
+        if self._names is None:
+            mine = named_variables(self._model)
+            names = self._world.broadcast_object(list(mine), LEADER, "the names of tensors")
+            self._names = dict(zip(names, mine.values(), strict=True))
+        return self._names
 
     def wait(self) -> None:
         """Wait until the last checkpoint is there, as far as this rank writes it."""
@@ -108,6 +125,9 @@ class Keeper:
     def _commit(self, point: SavePoint, shares: Sequence[ShareRecord], order: list[str]) -> None:
         files = {shard_name(rank): share.size for rank, share in enumerate(shares)}
         folder = self._folder.step(point.step)
+        if self._described:
+            write_text(folder / MODEL_FILE, self._described)
+            files[MODEL_FILE] = len(self._described.encode())
         index = Index(
             step=point.step,
             epoch=point.epoch,

@@ -1,4 +1,4 @@
 """The command `hyparflow`: one file for each of its commands.
 
-Imports comm, formats, launching, model, options, planning, serving and tracing.
+Imports checkpoint, comm, formats, launching, model, options, planning, serving and tracing.
 """

@@ -79,6 +79,30 @@ def verify(folder: Path) -> None:
         )
 
 
+@checkpoint.command(short_help="Write an ordinary Keras file from a checkpoint.")
+@click.argument("folder", type=_FOLDER)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--step", type=click.IntRange(0), help="The training step.  [default: the newest]")
+def export(folder: Path, file: Path, step: int | None) -> None:
+    """Write the model of a checkpoint in FOLDER into FILE, which Keras loads without hyparflow.
+
+    FILE ends in ".keras" or ".weights.h5". One tensor at a time is in memory. Layers of your own
+    must be registered, or their model be loaded by hyparflow.load_checkpoint.
+    """
+    if not file.name.endswith((".keras", ".weights.h5")):
+        raise Refused(
+            f"FILE must end in '.keras' or '.weights.h5'. Received: {file}. Give it such a name."
+        )
+    _committed(_opened(folder))
+    from hyparflow.checkpoint.export import export as write
+
+    try:
+        write(folder, file, step)
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(str(error)) from error
+    click.echo(f"{file} is written")
+
+
 def _opened(folder: Path) -> CheckpointFolder:
     """The folder as one of checkpoints; that of a single step is another."""
     if step_of(os.path.basename(os.path.abspath(folder))) is not None:

@@ -64,6 +64,7 @@ def _resumption(reader: CheckpointReader, call: Call) -> Resumption:
         step_in_epoch=index.step_in_epoch,
         state=index.state,
         epochs=int(call.arguments.get("epochs", 1)),
+        reads_stream="train" not in call.sources,
         metrics=reader.read(METRICS) if has_metrics else np.zeros(0),
         weights={name: reader.read(name) for name in held},
     )

@@ -25,6 +25,7 @@ class Resumption:
         where: the checkpoint, for messages.
         step, epoch, step_in_epoch, state: see `SavePoint`.
         epochs: how many the call asks for.
+        reads_stream: whether data are no arrays.
         metrics: the states of all metrics.
         weights: those that callbacks held.
     """
@@ -35,6 +36,7 @@ class Resumption:
     step_in_epoch: int
     state: dict[str, Any]
     epochs: int
+    reads_stream: bool
     metrics: np.ndarray
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -62,8 +64,12 @@ class Resumption:
         randomness.set_state(self.state["begun"])
 
     def _arrive(self) -> None:
-        """Let them be what they were when the checkpoint was saved."""
-        randomness.set_state(self.state["now"])
+        """Let them be what they were when the checkpoint was saved.
+
+        A stream that draws has drawn the same again, and was read ahead when that was noted.
+        """
+        if not self.reads_stream:
+            randomness.set_state(self.state["now"])
 
     def announce(self, anew: Sequence[str]) -> None:
         """Say what happens.
