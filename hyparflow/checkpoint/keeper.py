@@ -56,7 +56,6 @@ class Keeper:
         self._sync, self._grid, self._world, self._warn = sync, grid, world, warn
         self._folder = CheckpointFolder(settings.path)
         self._writer = ShareWriter(world.rank, world.size, settings.asynchronous)
-        self._best: int | None = None
         self._names: dict[str, Any] | None = None
         self._described: str | None = None  # what the model is, once it is known
 
@@ -148,7 +147,4 @@ class Keeper:
             (folder / record_name(rank)).unlink()
         self._folder.commit(point.step, index)
         note_saved(point.step)
-        if point.is_best:
-            self._best = point.step
-        kept = [] if self._best is None else [self._best]
-        self._folder.prune(self._settings.keep, kept)
+        self._folder.prune(self._settings.keep, [] if point.best is None else [point.best])

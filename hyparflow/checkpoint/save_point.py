@@ -17,11 +17,11 @@ class SavePoint:
         epoch: the epoch that runs, from 0, or that comes next.
         step_in_epoch: its steps so far.
         state: what the leader alone knows, as JSON.
-        is_best: whether the metric that decides is the best so far.
+        best: the step of the checkpoint whose metric is the best so far; None if none decides.
     """
 
     step: int
     epoch: int
     step_in_epoch: int
     state: dict[str, Any]
-    is_best: bool = False
+    best: int | None = None

@@ -78,13 +78,13 @@ def _minutes(value: Any) -> float | None:
     return float(value)
 
 
-def as_checkpoint(value: Any) -> Checkpoint:
-    """What `checkpoint=` of `hyparflow.fit` means: a folder, or all of it.
+def as_checkpoint(value: Any) -> Checkpoint | None:
+    """What `checkpoint=` of `hyparflow.fit` means: a folder, all of it, or none.
 
     Raises:
         ValueError: if it is neither.
     """
-    if isinstance(value, Checkpoint):
+    if value is None or isinstance(value, Checkpoint):
         return value
     if isinstance(value, str | os.PathLike):
         return Checkpoint(value)

@@ -105,7 +105,8 @@ class ParallelModel:
             call = self._call("fit", arguments, arguments.get("steps_per_epoch"))
             self._take_validation_data(call, arguments)
             self._trace(call, trace)
-            call.checkpoint = None if checkpoint is None else as_checkpoint(checkpoint)
+            call.checkpoint = as_checkpoint(checkpoint)
+            call.arguments["checkpoint"] = repr(call.checkpoint)  # the same on all ranks
             checks.check_batch(self.options, call.rows)
         if self._plan is not None and self._world.rank == LEADER:
             notices.announce_other_batch(self._plan.batch_size, call.rows)

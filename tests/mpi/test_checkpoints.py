@@ -228,6 +228,26 @@ def test_another_model_is_refused_with_all_that_differs(folder: Path) -> None:
 
 
 @pytest.mark.on_ranks(2)
+def test_ranks_must_ask_for_the_same(folder: Path) -> None:
+    asked = {} if WORLD.rank else {"checkpoint": folder}
+    with pytest.raises(ValueError, match="the same argument `checkpoint`"):
+        fit(build(), GRIDS[-1], **asked)
+
+
+@pytest.mark.on_ranks(2)
+def test_the_best_is_kept_by_those_that_go_on(folder: Path) -> None:
+    settings = hf.Checkpoint(folder, keep=1, keep_best="val_loss")
+    more = {"checkpoint": settings, "validation_data": (ROWS[:8], LABELS[:8]), "initial_epoch": 1}
+    rates = [1e-2, 1e-2, 9.0, 9.0, 9.0]
+    for epochs in (3, 5):
+        rising = [keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])]
+        history = fit(build(), GRIDS[-1], callbacks=rising, epochs=epochs, **more)
+    assert history.epoch == [1, 2, 3, 4]
+    assert int(np.argmin(history.history["val_loss"])) == 0
+    assert CheckpointFolder(folder).committed() == [7, 28]
+
+
+@pytest.mark.on_ranks(2)
 def test_what_is_kept(folder: Path) -> None:
     settings = hf.Checkpoint(folder, every_steps=3, keep=2, keep_best="loss", asynchronous=False)
     rising = [keras.callbacks.LearningRateScheduler(lambda epoch: 1e-2 if epoch < 2 else 3.0)]
@@ -331,3 +351,30 @@ class Nearer(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         return -y_pred[:, 0]
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("shards", [True, slow(False)])
+def test_a_loss_scale_goes_on(shards: bool, folder: Path) -> None:
+    """Half precision: the scale of the loss, which grows and falls, is the optimizer's."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+
+        def scaled() -> Any:
+            inner = keras.optimizers.Adam(1e-2)
+            return keras.optimizers.LossScaleOptimizer(inner, 2.0**20, dynamic_growth_steps=5)
+
+        whole, model, again = (build(optimizer=scaled) for _ in range(3))
+        settings = hf.Checkpoint(folder, every_steps=2)
+        more = {"shard_optimizer": shards}
+        keras.utils.set_random_seed(1)
+        fit(whole, GRIDS[0], **more)
+        keras.utils.set_random_seed(1)
+        interrupt(model, GRIDS[0], 12, checkpoint=settings, **more)
+        keras.utils.set_random_seed(1)
+        fit(again, GRIDS[0], checkpoint=settings, **more)
+        require_none(differing(again, whole), "half precision")
+        assert float(again.optimizer.dynamic_scale) != 2.0**20
+    finally:
+        keras.config.set_dtype_policy(before)

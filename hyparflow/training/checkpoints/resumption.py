@@ -55,7 +55,8 @@ class Resumption:
         """What Keras's loop passes over."""
         if self.is_over:
             return None
-        return PassedOver(self.epoch, self.step_in_epoch, self._arrive)
+        epochs = self.epoch - self.state["first_epoch"]
+        return PassedOver(epochs, self.step_in_epoch, self._arrive)
 
     def begin(self) -> None:
         """Let random generators be what they were when the first call began."""

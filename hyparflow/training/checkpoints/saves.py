@@ -30,6 +30,7 @@ class Saves(keras.callbacks.Callback):
         callbacks: the others of the call.
         within_epochs: whether data can go on in the middle of an epoch.
         save: saves a checkpoint on all ranks.
+        first_epoch: the epoch with which the call was asked to begin.
         resumption: what the call goes on from, or None.
         restore_metrics: takes the states of metrics back.
     """
@@ -40,6 +41,7 @@ class Saves(keras.callbacks.Callback):
         callbacks: Sequence[Any],
         within_epochs: bool,
         save: Callable[[SavePoint], object],
+        first_epoch: int,
         resumption: Resumption | None,
         restore_metrics: Callable[[np.ndarray], object],
     ) -> None:
@@ -48,6 +50,8 @@ class Saves(keras.callbacks.Callback):
         self._within_epochs = within_epochs
         self._resumption, self._restore_metrics = resumption, restore_metrics
         self._best: float | None = None
+        self._best_step: int | None = None
+        self._first_epoch = first_epoch
         self._begun: dict[str, Any] = {}  # random generators when the call began
         self._seed = 0
         self._step, self._epoch, self._step_in_epoch = 0, 0, 0
@@ -55,6 +59,8 @@ class Saves(keras.callbacks.Callback):
         if resumption is not None:
             self._step, self._saved_step = resumption.step, resumption.step
             self._best = from_json(resumption.state["best"])
+            self._best_step = resumption.state["best_step"]
+            self._first_epoch = resumption.state["first_epoch"]
             note_saved(resumption.step)
 
     def prepare(self) -> None:
@@ -79,7 +85,8 @@ class Saves(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epoch, self._step_in_epoch = epoch + 1, 0
-        self._save_now(self._is_best(logs or {}))
+        self._note_best(logs or {})
+        self._save_now()
 
     # --- around steps ---
 
@@ -109,13 +116,15 @@ class Saves(keras.callbacks.Callback):
 
     # --- what is saved ---
 
-    def _save_now(self, is_best: bool = False) -> None:
+    def _save_now(self) -> None:
         state = {
             "history": to_json(self.model.history.history),
             "epochs": to_json(self.model.history.epoch),
             "is_stopped": bool(self.model.stop_training),
             "callbacks": states_of_callbacks(self._others),
             "best": to_json(self._best),
+            "best_step": self._best_step,
+            "first_epoch": self._first_epoch,
             "seed": self._seed,
             "begun": self._begun,
             "now": randomness.state_now(),
@@ -125,20 +134,26 @@ class Saves(keras.callbacks.Callback):
             epoch=self._epoch,
             step_in_epoch=self._step_in_epoch,
             state=state,
-            is_best=is_best,
+            best=self._best_step,
         )
         self._save(point)
         self._saved_at, self._saved_step = time.monotonic(), self._step
 
-    def _is_best(self, logs: dict[str, Any]) -> bool:
+    def _note_best(self, logs: dict[str, Any]) -> None:
         name = self._settings.keep_best
-        if name is None or name not in logs:
-            return False
+        if name is None:
+            return
+        if name not in logs:
+            STATUS.warning(
+                "hyparflow: keep_best=%r is none of the metrics of an epoch (%s), and decides "
+                "nothing",
+                name,
+                ", ".join(sorted(logs)),
+            )
+            return
         value = float(logs[name])
-        if self._best is not None and not self._settings.is_better(value, self._best):
-            return False
-        self._best = value
-        return True
+        if self._best is None or self._settings.is_better(value, self._best):
+            self._best, self._best_step = value, self._step
 
     def _restore(self) -> None:
         """Let History, callbacks and metrics go on; once, after they have begun anew."""
