@@ -45,15 +45,19 @@ class CheckpointSide:
             grid = call.options.grid
             self._keeper = Keeper(model, call.checkpoint, part.sync, grid, world, _announce)
 
-    def prepare(self, point: SavePoint, further: dict[str, np.ndarray]) -> Command:
-        """Leader: the command that saves a checkpoint, for which there is room now.
+    def prepare(self, point: SavePoint, further: dict[str, np.ndarray]) -> Command | None:
+        """Leader: the command that saves a checkpoint; None if there cannot be one now.
 
         Args:
             point: where training stands.
             further: tensors that are no variables.
         """
-        if self._keeper is not None:
-            self._keeper.begin(point.step)
+        try:
+            if self._keeper is not None:
+                self._keeper.begin(point.step)
+        except (OSError, ValueError) as error:  # a full disk, a folder that is there already
+            _announce(error)
+            return None
         self._further = further | {METRICS: self._metrics_state()}
         return Save(point)
 

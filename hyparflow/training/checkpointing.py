@@ -32,7 +32,9 @@ def with_checkpoints(arguments: dict[str, Any], call: Call, worker: Worker) -> d
     side = worker.checkpoints
 
     def save(point: SavePoint) -> None:
-        worker.order(side.prepare(point, best_weights(others)))
+        command = side.prepare(point, best_weights(others))
+        if command is not None:
+            worker.order(command)
 
     side.saves = saves = Saves(
         call.checkpoint,

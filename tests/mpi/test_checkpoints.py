@@ -227,6 +227,31 @@ def test_another_model_is_refused_with_all_that_differs(folder: Path) -> None:
     assert "is not in the model" in str(caught.value)
 
 
+@pytest.mark.on_ranks(1, 2)
+def test_a_place_where_nothing_can_be_written(folder: Path) -> None:
+    if WORLD.rank == 0:
+        (folder / "file").write_text("mine")
+    with pytest.raises(ValueError, match="a folder into which rank 0 can write"):
+        fit(build(), GRIDS[-1], checkpoint=folder / "file" / "run")
+
+
+@pytest.mark.on_ranks(1, 2)
+def test_a_checkpoint_that_cannot_be_begun_ends_nothing(folder: Path) -> None:
+    """The folder goes away, and a file is in its place, while a training runs."""
+
+    def spoil(*args: Any) -> None:
+        shutil.rmtree(folder / "run")
+        (folder / "run").write_text("full")
+
+    spoiler = keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, logs: e == 1 and spoil())
+    kept = hf.Checkpoint(folder / "run")
+    assert fit(build(), GRIDS[-1], checkpoint=kept, callbacks=[spoiler], epochs=3).epoch == [
+        0,
+        1,
+        2,
+    ]
+
+
 @pytest.mark.on_ranks(2)
 def test_ranks_must_ask_for_the_same(folder: Path) -> None:
     asked = {} if WORLD.rank else {"checkpoint": folder}
