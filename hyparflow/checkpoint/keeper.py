@@ -117,9 +117,10 @@ class Keeper:
         if error is not None and self._world.rank == LEADER:
             self._warn(error)
 
-    def give_up(self) -> None:
-        """Let no thread wait for ranks that have ended."""
-        self._writer.give_up()
+    def newest(self) -> int | None:
+        """Leader: the step of the newest checkpoint, when the last save has ended."""
+        self.wait()
+        return self._folder.newest()
 
     def _commit(self, point: SavePoint, shares: Sequence[ShareRecord], order: list[str]) -> None:
         files = {shard_name(rank): share.size for rank, share in enumerate(shares)}
@@ -131,7 +132,7 @@ class Keeper:
             step=point.step,
             epoch=point.epoch,
             step_in_epoch=point.step_in_epoch,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             hyparflow=metadata.version("hyparflow"),
             layout=Layout(
                 num_partitions=self._grid.num_partitions,

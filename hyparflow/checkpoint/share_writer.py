@@ -7,6 +7,7 @@ ranks before it commits the checkpoint.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hyparflow.checkpoint.share_files import (
     write_share,
 )
 from hyparflow.checkpoint.stored_part import StoredPart
+from hyparflow.comm.timeout import timeout_seconds
 
 __all__ = ["Commit", "ShareWriter"]
 
@@ -39,7 +41,7 @@ class ShareWriter:
         self._is_asynchronous = is_asynchronous
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._given_up = threading.Event()
+        self._seconds = timeout_seconds()
 
     def write(self, folder: Path, parts: Sequence[StoredPart], commit: Commit | None) -> None:
         """Write a share; the one before has been waited for.
@@ -64,10 +66,6 @@ class ShareWriter:
         error, self._error = self._error, None
         return error
 
-    def give_up(self) -> None:
-        """Wait for other ranks no longer: they have ended."""
-        self._given_up.set()
-
     def _work(self, folder: Path, parts: Sequence[StoredPart], commit: Commit | None) -> None:
         try:
             try:
@@ -82,13 +80,15 @@ class ShareWriter:
 
     def _commit(self, folder: Path, commit: Commit) -> None:
         shares: list[ShareRecord] = []
-        while len(shares) < self._num_ranks and not self._given_up.is_set():
-            share = read_share(folder, len(shares))
-            if share is None:
-                self._given_up.wait(_PAUSE)
-            elif share.error:
-                raise OSError(f"rank {len(shares)}: {share.error}")
-            else:
+        last = time.monotonic() + self._seconds
+        while (rank := len(shares)) < self._num_ranks:
+            share = read_share(folder, rank)
+            if share is not None and share.error:
+                raise OSError(f"rank {rank}: {share.error}")
+            if share is not None:
                 shares.append(share)
-        if len(shares) == self._num_ranks:
-            commit(shares)
+            elif time.monotonic() > last:
+                raise OSError(f"rank {rank} has written nothing in {self._seconds:g} s")
+            else:
+                time.sleep(_PAUSE)
+        commit(shares)

@@ -66,6 +66,10 @@ class CheckpointSide:
         if self._keeper is not None:
             self._keeper.save(command.point, self._further)
 
+    def newest(self) -> int | None:
+        """Leader: the step of the newest checkpoint, when the last save has ended."""
+        return None if self._keeper is None else self._keeper.newest()
+
     def start(self) -> None:
         """Have all that this rank needs of the checkpoint that the call goes on from."""
         if self.resumption is not None:

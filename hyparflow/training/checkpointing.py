@@ -41,6 +41,7 @@ def with_checkpoints(arguments: dict[str, Any], call: Call, worker: Worker) -> d
         others,
         within_epochs=not call.shards and not isinstance(call.stream, types.GeneratorType),
         save=save,
+        newest=side.newest,
         first_epoch=int(arguments.get("initial_epoch", 0)),
         resumption=side.resumption,
         restore_metrics=side.restore_metrics,

@@ -62,7 +62,7 @@ def test_a_signal_for_the_end_of_time_saves_first(
 ) -> None:
     first = start(tmp_path / "run", "usr1", 13)
     assert first.code == 85, first.output
-    assert "all is saved up to step 13" in first.output
+    assert "told to end by SIGUSR1; saved up to step 13" in first.output
     assert end_of(start(tmp_path / "run", "usr1", 13)) == expected
 
 

@@ -30,6 +30,7 @@ class Saves(keras.callbacks.Callback):
         callbacks: the others of the call.
         within_epochs: whether data can go on in the middle of an epoch.
         save: saves a checkpoint on all ranks.
+        newest: waits for the last save, and tells the step of the newest checkpoint.
         first_epoch: the epoch with which the call was asked to begin.
         resumption: what the call goes on from, or None.
         restore_metrics: takes the states of metrics back.
@@ -41,13 +42,14 @@ class Saves(keras.callbacks.Callback):
         callbacks: Sequence[Any],
         within_epochs: bool,
         save: Callable[[SavePoint], object],
+        newest: Callable[[], int | None],
         first_epoch: int,
         resumption: Resumption | None,
         restore_metrics: Callable[[np.ndarray], object],
     ) -> None:
         super().__init__()
         self._settings, self._others, self._save = settings, callbacks, save
-        self._within_epochs = within_epochs
+        self._within_epochs, self._newest = within_epochs, newest
         self._resumption, self._restore_metrics = resumption, restore_metrics
         self._best: float | None = None
         self._best_step: int | None = None
@@ -95,7 +97,7 @@ class Saves(keras.callbacks.Callback):
         if self._step_in_epoch and self._within_epochs and self._is_time():
             self._save_now()
         if was_told() and self._step == self._saved_step:
-            STATUS.info("hyparflow: told to end by SIGUSR1; all is saved up to step %d", self._step)
+            STATUS.info("hyparflow: told to end by SIGUSR1; saved up to step %s", self._newest())
             raise SystemExit(SAVED)
 
     def after_step(self) -> None:
