@@ -22,7 +22,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _TITLES = ("step", "epoch", "step in epoch", "layout", "size", "tensors", "saved", "whole")
 
 
-@click.group(short_help="Show and verify what a training saved.")
+@click.group(short_help="Show and verify what a training saved.", subcommand_metavar="COMMAND")
 def checkpoint() -> None:
     """Show and verify the checkpoints of a training.
 

@@ -101,7 +101,7 @@ def test_a_stream_is_the_same(client: openai.OpenAI) -> None:
 
 
 def test_a_stream_comes_in_parts_and_says_its_end(http: Any) -> None:
-    body = {"prompt": "hello", "max_tokens": 24, "stream": True}
+    body = {"prompt": "hello", "max_tokens": 56, "stream": True}
     with httpx.stream("POST", f"{http.address}/v1/completions", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
