@@ -244,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_begun_ends_nothing(folder: Path) -> None:
         (folder / "run").write_text("full")
 
     spoiler = keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, logs: e == 1 and spoil())
-    kept = hf.Checkpoint(folder / "run")
+    kept = hf.Checkpoint(folder / "run", asynchronous=False)
     assert fit(build(), GRIDS[-1], checkpoint=kept, callbacks=[spoiler], epochs=3).epoch == [
         0,
         1,
