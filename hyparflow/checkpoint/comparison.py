@@ -90,8 +90,9 @@ def _faults(
 def _kind(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
     """What a tensor is but for its layer: its group, and the last part of a weight's name."""
     group, *_, last = name.split("/")
-    is_slot = group == "optimizer"  # its name holds that of the layer
-    return group, "" if is_slot else without_numbers(last), shape, dtype
+    if group == "optimizer":  # a slot's name holds that of the layer, and it may be stored flat
+        return group, math.prod(shape), dtype
+    return group, without_numbers(last), shape, dtype
 
 
 def _type(variable: Any) -> str:
