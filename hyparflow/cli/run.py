@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from hyparflow.cli.program import command_of
 from hyparflow.cli.refused import Refused
 from hyparflow.formats.plain_files import require_plain
+
+if TYPE_CHECKING:
+    from hyparflow.launching.supervisor import RestartLimits
 
 __all__ = ["run"]
 
@@ -60,9 +64,8 @@ _STREAMS = (0, 1, 2)
 @click.option(
     "--min-ranks",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="With --restarts: start again on the hosts that are left if they take so many ranks.",
+    help="With --restarts: start again on the hosts that are left if they take so many ranks.  "
+    "[default: 1]",
 )
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -75,7 +78,7 @@ def run(
     is_module: bool,
     dry_run: bool,
     restarts: int,
-    min_ranks: int,
+    min_ranks: int | None,
     program: tuple[str, ...],
 ) -> None:
     """Start PROGRAM, a Python script with its arguments, on several ranks.
@@ -90,10 +93,11 @@ def run(
     from hyparflow.launching.job import run as run_job
     from hyparflow.launching.mpi_library import find_launcher, library
     from hyparflow.launching.output import checked_output
-    from hyparflow.launching.supervisor import RestartLimits, run_again
+    from hyparflow.launching.supervisor import run_again
 
     _open_streams()
     try:
+        limits = _limits(restarts, min_ranks)
         several = launcher.allocated_nodes() > 1
         request = LaunchRequest(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
         mpi = library()
@@ -114,13 +118,28 @@ def run(
             return
         if job.is_allowed_root:
             _say("you are root; Open MPI is told to allow it.")
-        limits = RestartLimits(restarts, min_ranks)
         end = run_again(job, limits, _say) if restarts else run_job(job, _say)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     if end.text:
         _say(f"{end.text}.")
     sys.exit(end.code)
+
+
+def _limits(restarts: int, min_ranks: int | None) -> RestartLimits:
+    """How long to go on.
+
+    Raises:
+        ValueError: if one of the options has no effect without the other.
+    """
+    from hyparflow.launching.supervisor import RestartLimits
+
+    if min_ranks is not None and not restarts:
+        raise ValueError(
+            "`--min-ranks` limits what is started again. Received: "
+            f"--min-ranks {min_ranks} without restarts. Add --restarts."
+        )
+    return RestartLimits(restarts, min_ranks or 1)
 
 
 def _open_streams() -> None:

@@ -276,6 +276,9 @@ def test_too_few_hosts_end_it(script: pathlib.Path, tmp_path: pathlib.Path) -> N
 
 
 def test_more_ranks_at_least_than_at_first_are_refused(script: pathlib.Path) -> None:
+    refused = run("--min-ranks", 2, script, restarts=0)
+    assert refused.code == 2
+    assert "`--min-ranks` limits what is started again. Received: --min-ranks 2" in refused.output
     result = run("--min-ranks", 3, script)
     assert result.code == 2
     assert "`--min-ranks` must be at most the number of ranks. Received: --min-ranks 3 for 2" in (
