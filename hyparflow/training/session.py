@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from hyparflow.comm import abort
@@ -25,7 +24,7 @@ from hyparflow.tracing.collect import traced
 from hyparflow.training import agreement, notices
 from hyparflow.training.automatic_chunks import decide_chunks
 from hyparflow.training.call import Call
-from hyparflow.training.checkpoints.told_to_end import listening
+from hyparflow.training.checkpoints.folder_in_use import folder_in_use
 from hyparflow.training.commands import Fail, Finish, Stop
 from hyparflow.training.engine_key import (
     engine_key,
@@ -140,18 +139,22 @@ class Session:
         self._checks.require_positions(part, call, specs, stream)
         decide_chunks(self.model, part, call, specs, self._world)
         part = self._parted(part, call, specs, stream)
-        is_leader = self._world.rank == LEADER
-        if is_leader and part.losses is not None and call.method == "fit":
+        if self._world.rank == LEADER and part.losses is not None and call.method == "fit":
             notices.announce(self.model, call, part.losses.terms, part.num_chunks)
         self._traced = part
         worker = Worker(self.model, part, call, self._world, to_all)
-        worker.checkpoints.resumption = resume(self.model, call, self._world)
-        use_atomic_saves(self.model)  # by callbacks, and after the call
-        hearing = nullcontext() if call.checkpoint is None else listening()
+        with folder_in_use(call.checkpoint, self._world):
+            worker.checkpoints.resumption = resume(self.model, call, self._world)
+            use_atomic_saves(self.model)  # by callbacks, and after the call
+            return self._work(worker, lead, stream)
+
+    def _work(self, worker: Worker, lead: Callable[[Worker, Any], Any], stream: Any) -> Any:
+        """Carry out a call on this rank; an error tells where it was."""
         try:
-            with hearing:
-                worker.start()
-                result = self._lead(worker, lead, stream) if is_leader else worker.follow()
+            worker.start()
+            if self._world.rank == LEADER:
+                return self._lead(worker, lead, stream)
+            return worker.follow()
         except BaseException as error:
             if not getattr(error, "hyparflow_everywhere", False):
                 abort.locate(error, self.options.grid.describe(self._world.rank))
@@ -162,7 +165,6 @@ class Session:
         finally:
             worker.checkpoints.end()
             self._world.board.write("outside of hyparflow")
-        return result
 
     def _parted(
         self, part: rank_engine.RankEngine, call: Call, specs: Any, stream: Any

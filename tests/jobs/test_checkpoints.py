@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pathlib
 import re
+import signal
+import socket
+import time
 
 import pytest
 from jobs.jobs import SCRIPTS, Job, Result
@@ -64,6 +67,20 @@ def test_a_signal_for_the_end_of_time_saves_first(
     assert first.code == 85, first.output
     assert "told to end by SIGUSR1; saved up to step 13" in first.output
     assert end_of(start(tmp_path / "run", "usr1", 13)) == expected
+
+
+def test_two_jobs_do_not_save_into_one_folder(tmp_path: pathlib.Path) -> None:
+    first = Job(2, SCRIPT, tmp_path / "run", "stay", 2)
+    waits = tmp_path / "had-a-fault"
+    while first.is_running() and not waits.exists():
+        time.sleep(0.1)
+    second = Job(2, SCRIPT, tmp_path / "run").wait(120)
+    first.signal(signal.SIGTERM)
+    assert not first.wait(60).left
+    assert second.code
+    assert "One training at a time saves into a folder." in second.output
+    assert f"on {socket.gethostname()} saves" in second.output
+    assert start(tmp_path / "run", restarts=0).code == 0  # the first has given it back
 
 
 def test_other_numbers_of_ranks(expected: tuple[str, str, str], tmp_path: pathlib.Path) -> None:

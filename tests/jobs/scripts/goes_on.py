@@ -1,6 +1,6 @@
 """Trains with checkpoints, and prints what came of it; a fault is told by words.
 
-    goes_on.py FOLDER [kill STEP | kill-other STEP | usr1 STEP | raise STEP | disk STEP]
+    goes_on.py FOLDER [kill STEP | kill-other STEP | usr1 STEP | raise STEP | disk STEP | stay STEP]
 
 The fault comes in the first attempt only.
 """
@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Fault(keras.callbacks.Callback):
         MARK.touch()
         if WORDS[0] == "usr1":
             os.kill(os.getpid(), signal.SIGUSR1)
+        elif WORDS[0] == "stay":
+            time.sleep(100)
         elif WORDS[0] == "raise":
             raise OSError("the file system is gone for a moment")
         elif WORDS[0] == "disk":
