@@ -10,9 +10,11 @@ from hyparflow.checkpoint.tensor_names import without_numbers
 from hyparflow.formats.checkpoint.index import TensorEntry
 from hyparflow.model.variable_sizes import numpy_type
 
-__all__ = ["matched_names", "require_same_tensors"]
+__all__ = ["OWN_OPTIMIZERS", "matched_names", "require_same_tensors"]
 
+OWN_OPTIMIZERS = "own-optimizers/"  # begins the names of variables of steps' optimizers
 _SHOWN = 8  # differences that a message names
+_BUILD = " Build the optimizers of your own steps before `fit`: `optimizer.build(variables)`."
 
 
 def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +62,7 @@ def require_same_tensors(
         raise ValueError(
             "A checkpoint must have the weights and the optimizer's variables of the model. "
             f"Received: {where}, where {shown}{more}. Use the model that was saved, or another "
-            "folder."
+            f"folder.{_BUILD if any(OWN_OPTIMIZERS in fault for fault in faults) else ''}"
         )
     return matched
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow.checkpoint.model_description import MODEL_FILE, described
+from hyparflow.checkpoint.own_variables import own_variables
 from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name
@@ -57,6 +58,7 @@ class Keeper:
         self._folder = CheckpointFolder(settings.path)
         self._writer = ShareWriter(world.rank, world.size, settings.asynchronous)
         self._names: dict[str, Any] | None = None
+        self._own: dict[str, Any] = {}  # on the leader, which writes them
         self._described: str | None = None  # what the model is, once it is known
 
     def begin(self, step: int) -> None:
@@ -87,9 +89,13 @@ class Keeper:
             StoredPart(name=name, whole=value.shape, row=0, value=value)
             for name, value in further.items()
         ]
+        parts += [
+            StoredPart(name=name, whole=tuple(own.shape), row=0, value=np.array(value_of(own)))
+            for name, own in self._own.items()
+        ]
         commit = None
         if self._world.rank == LEADER:
-            order = list(names)
+            order = [*names, *self._own]
             if self._described is None:
                 self._described = described(self._model)
 
@@ -109,6 +115,8 @@ class Keeper:
             mine = named_variables(self._model)
             names = self._world.broadcast_object(list(mine), LEADER, "the names of tensors")
             self._names = dict(zip(names, mine.values(), strict=True))
+            if self._world.rank == LEADER:
+                self._own = own_variables(self._model)
         return self._names
 
     def wait(self) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hyparflow.checkpoint.own_variables import announce_odd, restore_own
 from hyparflow.checkpoint.restore import restore
 from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
@@ -48,13 +49,24 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
             f"A checkpoint must be whole to be loaded. Received: step={step} of {folder}, which "
             f"has whole ones of the steps {found.committed()}. Choose one of these."
         )
+    reader = CheckpointReader(found.step(wanted))
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and not optimizer.built:
+    if optimizer is not None and not optimizer.built and _has_slots(reader, optimizer):
         optimizer.build(model.trainable_variables)
     variables = named_variables(model)
     later = {name for name, variable in variables.items() if is_absent(variable)}
-    restore(model, CheckpointReader(found.step(wanted)), with_optimizer=optimizer is not None)
+    restore(model, reader, with_optimizer=optimizer is not None)
+    announce_odd(restore_own(model, reader), reader.folder)
     for name, variable in variables.items():
         if name not in later:
             bring_in(variable)
     return model
+
+
+def _has_slots(reader: CheckpointReader, optimizer: Any) -> bool:
+    """Whether a checkpoint has more of the optimizer than before it is built.
+
+    It has none where a step of one's own trains by other optimizers.
+    """
+    stored = [name for name in reader.index.tensors if name.startswith("optimizer/")]
+    return len(stored) > len(optimizer.variables)

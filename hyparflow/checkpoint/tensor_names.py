@@ -8,7 +8,7 @@ from typing import Any
 
 from hyparflow.model.keras_internals.layers import seed_states
 
-__all__ = ["named_variables", "without_numbers"]
+__all__ = ["named_variables", "unused", "without_numbers"]
 
 _NUMBER = re.compile(r"_\d+(?=[/_#]|$)")
 
@@ -31,7 +31,7 @@ def named_variables(model: Any) -> dict[str, Any]:
         for variable in variables:
             if id(variable) not in known:
                 known.add(id(variable))
-                found[_unused(f"{group}/{getattr(variable, 'path', variable.name)}", found)] = (
+                found[unused(f"{group}/{getattr(variable, 'path', variable.name)}", found)] = (
                     variable
                 )
     return found
@@ -45,8 +45,8 @@ def without_numbers(name: str) -> str:
     return _NUMBER.sub("", name)
 
 
-def _unused(name: str, used: dict[str, Any]) -> str:
-    """The name, with a number behind it where it is taken: paths need not be unique."""
+def unused(name: str, used: dict[str, Any]) -> str:
+    """A name, with a number behind it where it is taken: paths need not be unique."""
     number, tried = 2, name
     while tried in used:
         tried, number = f"{name}#{number}", number + 1

@@ -17,17 +17,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["code_names", "is_users_own", "reachable", "reachable_variables"]
+__all__ = ["VARIABLES", "code_names", "is_users_own", "reachable", "reachable_variables"]
 
 _DEEPEST = 12
-_VARIABLES = (keras.Variable, tf.Variable)
+VARIABLES = (keras.Variable, tf.Variable)
 _LIBRARIES = frozenset(("tensorflow", "numpy", "keras_hub", "hyparflow", *sys.stdlib_module_names))
 _NOT_USERS = _LIBRARIES | {"keras"}
 
 
 def reachable_variables(roots: Iterable[Any]) -> list[Any]:
     """The variables, Keras's and TensorFlow's, that `roots` lead to."""
-    return [value for _, value in reachable(roots) if isinstance(value, _VARIABLES)]
+    return [value for _, value in reachable(roots) if isinstance(value, VARIABLES)]
 
 
 def reachable(roots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
@@ -40,7 +40,7 @@ def reachable(roots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
             continue
         seen[id(value)] = value  # held, so that no other object gets its id
         yield way, value
-        if not isinstance(value, _VARIABLES):
+        if not isinstance(value, VARIABLES):
             others = [(way + step, other, depth + 1) for step, other in _leads_to(value)]
             stack += reversed(others)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hyparflow.checkpoint.own_variables import announce_odd, restore_own
 from hyparflow.checkpoint.restore import restore
 from hyparflow.comm import abort
-from hyparflow.comm.leader import on_leader
+from hyparflow.comm.leader import LEADER, on_leader
 from hyparflow.comm.world import World
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.reader import CheckpointReader
-from hyparflow.formats.text import first_line
-from hyparflow.formats.writing import require_writable
 from hyparflow.training.call import Call
 from hyparflow.training.checkpoint_side import METRICS
 from hyparflow.training.checkpoints.resumption import Resumption
@@ -41,40 +39,22 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
     if call.checkpoint is None:
         return None
     folder = CheckpointFolder(call.checkpoint.path)
-
-    def newest() -> int | None:
-        _require_place(folder.path)
-        return folder.newest()
-
-    step = on_leader(world, newest, "the newest checkpoint")
+    step = on_leader(world, folder.newest, "the newest checkpoint")
     if step is None:
         return None
     reader, failed = None, ""
     try:
         reader = CheckpointReader(folder.step(step))
         restore(model, reader)
+        odd = restore_own(model, reader, is_training=True)
+        if world.rank == LEADER:
+            announce_odd(odd, reader.folder)
     except (ValueError, OSError) as error:
         failed = str(error)
     said = world.all_gather_objects(failed, "the ranks to open a checkpoint")
     if any(said):
         raise abort.mark_collective(ValueError(next(filter(None, said))))
     return None if reader is None else _resumption(reader, call)
-
-
-def _require_place(path: Path) -> None:
-    """Refuse a place for checkpoints before anything is trained.
-
-    Raises:
-        ValueError: if nothing can be written there.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        require_writable(path / "any")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            "Checkpoints need a folder into which rank 0 can write. Received: "
-            f"checkpoint={str(path)!r} ({first_line(error)}). Choose another place."
-        ) from error
 
 
 def _resumption(reader: CheckpointReader, call: Call) -> Resumption:

@@ -403,3 +403,90 @@ def test_a_loss_scale_goes_on(shards: bool, folder: Path) -> None:
         assert float(again.optimizer.dynamic_scale) != 2.0**20
     finally:
         keras.config.set_dtype_policy(before)
+
+
+class Adversaries(keras.Model):
+    """A generator and a discriminator, each with an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = keras.Sequential([keras.Input([8]), keras.layers.Dense(8)])
+        self.discriminator = keras.Sequential([keras.Input([8]), keras.layers.Dense(1)])
+        self.optimizers = [keras.optimizers.Adam(1e-2), keras.optimizers.Adam(2e-2)]
+        self.strength = tf.Variable(1.0, trainable=False)
+        self.mean = keras.metrics.Mean("real")
+
+    def call(self, x: Any) -> Any:
+        return self.generator(x)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        real, _ = data
+        rows = real.shape[0] or tf.shape(real)[0]
+        noise = tf.random.stateless_normal([rows, 8], [1, 2], dtype=real.dtype)
+        with tf.GradientTape(persistent=True) as tape:
+            made = self.discriminator(self.generator(noise))
+            seen = tf.reduce_mean(tf.nn.softplus(-self.discriminator(real)))
+            judged = (seen + tf.reduce_mean(tf.nn.softplus(made))) * tf.cast(
+                self.strength, real.dtype
+            )
+            fooled = tf.reduce_mean(tf.nn.softplus(-made))
+        for part, loss, optimizer in zip(
+            (self.discriminator, self.generator), (judged, fooled), self.optimizers, strict=True
+        ):
+            weights = part.trainable_weights
+            optimizer.apply(tape.gradient(loss, weights), weights)
+        self.strength.assign(self.strength * 0.99)
+        self.mean.update_state(seen)
+        return {"real": self.mean.result()}
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.mean]
+
+
+def adversaries(eager: bool = False) -> Any:
+    keras.utils.set_random_seed(3)
+    model = Adversaries()
+    model.build([None, 8])
+    model.compile(run_eagerly=eager)
+    return model
+
+
+def own_state(model: Any) -> list[np.ndarray]:
+    slots = [v for optimizer in model.optimizers for v in optimizer.variables]
+    return [np.asarray(v) for v in (*model.weights, *slots, model.strength)]
+
+
+@pytest.mark.on_ranks(1, 2)
+@pytest.mark.parametrize("steps", [7, slow(12)])
+def test_optimizers_of_a_step_of_ones_own(steps: int, folder: Path, capsys: Any) -> None:
+    """Their slots go on, and so do variables that are attributes."""
+    models = [adversaries() for _ in range(3)]
+    settings = hf.Checkpoint(folder / "parts", every_steps=2)
+    grid = (1, WORLD.size)
+    expected = fit(models[0], grid, checkpoint=folder / "whole")
+    interrupt(models[1], grid, steps, checkpoint=settings)
+    found = fit(models[2], grid, checkpoint=settings)
+    pairs = zip(own_state(models[2]), own_state(models[0]), strict=True)
+    assert all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+    assert found.history == expected.history
+    assert "do not go on" not in "".join(capsys.readouterr())
+    plain = hf.load_checkpoint(folder / "parts", adversaries())
+    assert float(plain.strength) == float(models[2].strength)
+    assert "do not go on: own-optimizers/" in "".join(capsys.readouterr())
+
+
+@pytest.mark.on_ranks(1)
+def test_an_optimizer_that_is_not_built_is_refused(folder: Path) -> None:
+    """Eager steps build theirs when they first run, which is too late."""
+    grid = (1, WORLD.size)
+    fit(adversaries(eager=True), grid, checkpoint=folder, epochs=1)
+    with pytest.raises(ValueError, match="Build the optimizers of your own steps before `fit`"):
+        fit(adversaries(eager=True), grid, checkpoint=folder, epochs=2)
+    model = adversaries(eager=True)
+    for part, optimizer in zip(
+        (model.discriminator, model.generator), model.optimizers, strict=True
+    ):
+        optimizer.build(part.trainable_weights)
+    assert fit(model, grid, checkpoint=folder, epochs=2).epoch == [0, 1]
+    assert int(model.optimizers[0].iterations) == 14
