@@ -20,13 +20,13 @@ __all__ = ["export"]
 
 
 def export(folder: str | os.PathLike[str], path: str | os.PathLike[str], step: int | None) -> Any:
-    """Write the model of a checkpoint into a `.keras` or `.weights.h5` file.
+    """Write the model of a checkpoint into a `.keras` or `.weights.h5` file, or as a SavedModel.
 
     No more than one tensor is in memory, beside what the file's library holds.
 
     Args:
         folder: of checkpoints.
-        path: of the new file.
+        path: of the new file; without a suffix, of the folder of the SavedModel.
         step: of the checkpoint; None for the newest.
 
     Returns:
@@ -54,11 +54,18 @@ def export(folder: str | os.PathLike[str], path: str | os.PathLike[str], step: i
         source = source_of(variable)
         if source is not None:
             release(variable, _Lent(variable, source, lender))
-    method = "save_weights" if Path(path).name.endswith(".weights.h5") else "save"
     with saving_by_disk():
-        save_atomically(model, path, method)
+        method, more = _method(Path(path))
+        save_atomically(model, path, method, **more)
     lender.take_back()
     return model
+
+
+def _method(path: Path) -> tuple[str, dict[str, Any]]:
+    """Keras's method that writes such a file, and its other arguments."""
+    if path.name.endswith(".weights.h5"):
+        return "save_weights", {}
+    return ("save", {}) if path.suffix else ("export", {"verbose": False})
 
 
 class _Lender:

@@ -81,17 +81,20 @@ def verify(folder: Path) -> None:
 
 @checkpoint.command(short_help="Write an ordinary Keras file from a checkpoint.")
 @click.argument("folder", type=_FOLDER)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--step", type=click.IntRange(0), help="The training step.  [default: the newest]")
 def export(folder: Path, file: Path, step: int | None) -> None:
     """Write the model of a checkpoint in FOLDER into FILE, which Keras loads without hyparflow.
 
-    FILE ends in ".keras" or ".weights.h5". One tensor at a time is in memory. Layers of your own
-    must be registered, or their model be loaded by hyparflow.load_checkpoint.
+    FILE ends in ".keras" or ".weights.h5"; a name without an ending is the folder of a SavedModel.
+    A few tensors at a time are in memory. Layers of your own must be registered, or their model be
+    loaded by hyparflow.load_checkpoint.
     """
-    if not file.name.endswith((".keras", ".weights.h5")):
+    is_file = file.name.endswith((".keras", ".weights.h5"))
+    if (file.suffix and not is_file) or (is_file and file.is_dir()):
         raise Refused(
-            f"FILE must end in '.keras' or '.weights.h5'. Received: {file}. Give it such a name."
+            "FILE must end in '.keras' or '.weights.h5', or be a folder whose name has no ending, "
+            f"for a SavedModel. Received: {file}. Give it such a name."
         )
     _committed(_opened(folder))
     from hyparflow.checkpoint.export import export as write

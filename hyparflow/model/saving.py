@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hyparflow.formats.writing import folder_beside, replacing
+from hyparflow.model.keras_internals.saved_model import exporting_by_disk
 
 __all__ = ["save_atomically", "use_atomic_saves"]
 
@@ -29,16 +30,22 @@ _LAST = (".json", ".pb")  # files that name others; a SavedModel's "saved_model.
 def save_atomically(
     model: Any, path: str | os.PathLike[str], method: str = "save", **kwargs: Any
 ) -> None:
-    """Keras's `save` or `save_weights` of `model`, by way of a temporary file beside `path`."""
-    _write(getattr(type(model), method).__get__(model), path, **kwargs)
+    """Keras's `save`, `save_weights` or `export` of `model`, by way of a temporary name."""
+    write = _export if method == "export" else _write
+    write(_own(model, method), path, **kwargs)
 
 
 def use_atomic_saves(model: Any) -> None:
     """Let `save`, `save_weights` and `export` of this model write atomically from now on."""
     for name, write in (("save", _write), ("save_weights", _write), ("export", _export)):
         if hasattr(type(model), name):
-            original = getattr(type(model), name).__get__(model)
-            vars(model)[name] = _atomic(original, write)
+            vars(model)[name] = _atomic(_own(model, name), write)
+
+
+def _own(model: Any, name: str) -> Callable[..., Any]:
+    """Keras's method, not the one that replaces it; one that has few weights in memory."""
+    original = getattr(type(model), name).__get__(model)
+    return exporting_by_disk(original) if name == "export" else original
 
 
 def _atomic(original: Callable[..., Any], write: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,13 +9,12 @@ import keras
 
 from hyparflow.checkpoint.settings import Checkpoint, as_checkpoint
 from hyparflow.comm import abort
-from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.text import counted_names
 from hyparflow.model.checks import require_compiled
 from hyparflow.model.keras_internals.data import is_array_data
-from hyparflow.model.saving import save_atomically
 from hyparflow.options import Options
 from hyparflow.tracing.collect import TraceRequest, wants_trace
 from hyparflow.training import checks, notices
@@ -31,9 +30,9 @@ from hyparflow.training.data_arguments import (
     reading,
     validation_parts,
 )
-from hyparflow.training.keras_bridge import with_weights
-from hyparflow.training.leader_data import row_numbers, step_tickets
-from hyparflow.training.left_weights import borrowing, lend
+from hyparflow.training.leader_arguments import leader_arguments
+from hyparflow.training.leader_data import row_numbers
+from hyparflow.training.saving_on_ranks import save_on_leader
 from hyparflow.training.session import Session
 from hyparflow.training.worker import Worker
 
@@ -112,7 +111,7 @@ class ParallelModel:
             notices.announce_other_batch(self._plan.batch_size, call.rows)
 
         def train(worker: Worker, stream: Any) -> Any:
-            ready = self._ready(call, arguments, worker, stream)
+            ready = leader_arguments(call, arguments, worker, stream)
             history = self.model.fit(**with_checkpoints(ready, call, worker))
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
@@ -138,7 +137,7 @@ class ParallelModel:
         return self._session.run(
             call,
             lambda worker, stream: self.model.evaluate(
-                **self._ready(call, arguments, worker, stream)
+                **leader_arguments(call, arguments, worker, stream)
             ),
         )
 
@@ -161,7 +160,7 @@ class ParallelModel:
         return self._session.run(
             call,
             lambda worker, stream: self.model.predict(
-                **self._ready(call, arguments, worker, stream)
+                **leader_arguments(call, arguments, worker, stream)
             ),
         )
 
@@ -189,7 +188,7 @@ class ParallelModel:
             path: String or path. The file to write, with a suffix that Keras knows: `.keras`.
             **kwargs: Keyword arguments of `model.save`.
         """
-        self._save(path, "save", kwargs)
+        save_on_leader(self.model, self._world, path, "save", **kwargs)
 
     def save_weights(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the weights alone, as `save` does the model.
@@ -198,16 +197,16 @@ class ParallelModel:
             path: String or path. The file to write, which ends in `.weights.h5`.
             **kwargs: Keyword arguments of `model.save_weights`.
         """
-        self._save(path, "save_weights", kwargs)
+        save_on_leader(self.model, self._world, path, "save_weights", **kwargs)
 
-    def _save(self, path: str | os.PathLike[str], method: str, kwargs: dict[str, Any]) -> None:
-        lend(self.model, self._world)
+    def export(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a SavedModel, as `save` does a Keras file.
 
-        def save() -> None:
-            with borrowing(self.model, self._world):
-                save_atomically(self.model, path, method, **kwargs)
-
-        on_leader(self._world, save, "the leader to save the model")
+        Args:
+            path: String or path. The folder to write.
+            **kwargs: Keyword arguments of `model.export`.
+        """
+        save_on_leader(self.model, self._world, path, "export", **kwargs)
 
     def __str__(self) -> str:
         grid = self.options.grid
@@ -275,17 +274,6 @@ class ParallelModel:
             call.arguments["trace"] = True  # must be wanted by all ranks or by none
             plan = None if self._plan is None else self._plan.to_values()
             call.trace = TraceRequest(call, trace, plan)
-
-    @staticmethod
-    def _ready(
-        call: Call, arguments: dict[str, Any], worker: Worker, stream: Any
-    ) -> dict[str, Any]:
-        """The arguments that the leader gives to Keras."""
-        ready = arguments | {"callbacks": with_weights(arguments.get("callbacks"), worker)}
-        for name, argument in (("train", "x"), ("validation", "validation_data")):
-            if name in call.shards:
-                ready[argument] = step_tickets(name, worker.order)
-        return ready if stream is None else ready | {"x": stream}
 
     # --- results ---
 

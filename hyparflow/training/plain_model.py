@@ -116,5 +116,11 @@ class PlainModel:
 
         save_atomically(self.model, path, **kwargs)
 
+    def export(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a SavedModel, complete or not at all."""
+        from hyparflow.model.saving import save_atomically
+
+        save_atomically(self.model, path, "export", **kwargs)
+
     def __str__(self) -> str:
         return "1 replica x 1 partition: plain Keras in one process"

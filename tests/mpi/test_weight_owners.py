@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from contract import WORLD, fit_on_leader, grids, on_leader, require_none
 
 import hyparflow as hf
@@ -128,7 +129,13 @@ def test_weights_stay_at_their_owners(
     hf.parallelize(model, **layout(grid)).save(path)
     left.append(absent(model))
     loaded = keras.models.load_model(path)
-    faults = unlike(found, expected) + unlike(state(loaded), state(plain))
+    hf.parallelize(model, **layout(grid)).export(path.removesuffix(".keras"), verbose=False)
+    left.append(absent(model))
+    saved = tf.saved_model.load(path.removesuffix(".keras"))
+    faults = unlike(
+        [np.array(saved.serve(ROWS))], [on_leader(lambda: plain.predict(ROWS, verbose=0))]
+    )
+    faults += unlike(found, expected) + unlike(state(loaded), state(plain))
     least = LAYERS * 2 * (grid[0] - 1) // grid[0] - 4
     if min(left) < least:
         faults.append(f"absent: {left}, not {least}")

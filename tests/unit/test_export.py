@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
 import hyparflow as hf
@@ -62,6 +63,29 @@ def test_a_file_of_weights_of_an_older_step(tmp_path: Path) -> None:
     other = build()
     other.load_weights(tmp_path / "a.weights.h5")
     assert all(map(np.array_equal, other.get_weights(), older.get_weights()))
+
+
+def test_a_saved_model(tmp_path: Path) -> None:
+    """A few tensors at a time have memory; the file is what TensorFlow would have written."""
+    model = trained(tmp_path / "run")
+    made = export(tmp_path / "run", tmp_path / "served", None)
+    weights = [v for v in made.weights if "seed" not in v.path]
+    assert all(map(is_absent, weights))
+    model.export(tmp_path / "plain", verbose=False)
+    loaded, plain = (tf.saved_model.load(str(tmp_path / name)) for name in ("served", "plain"))
+    rows = tf.constant(ROWS, "float32")
+    assert np.array_equal(loaded.serve(rows), plain.serve(rows))
+    found, expected = (
+        sorted(
+            (tuple(shape), name)
+            for name, shape in tf.train.list_variables(f"{tmp_path}/{name}/variables/variables")
+        )
+        for name in ("served", "plain")
+    )
+    assert [shape for shape, _ in found] == [shape for shape, _ in expected]
+    fingerprint = tf.saved_model.experimental.read_fingerprint(str(tmp_path / "served"))
+    assert fingerprint.checkpoint_hash
+    assert sorted(p.name for p in (tmp_path / "served").rglob("*part*")) == []
 
 
 @pytest.mark.parametrize(

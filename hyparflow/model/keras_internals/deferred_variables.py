@@ -43,6 +43,7 @@ __all__ = [
     "raw_variable",
     "release",
     "source_of",
+    "standing_in",
     "was_read",
 ]
 
@@ -208,6 +209,31 @@ def bring_in(variable: Any) -> None:
 
 
 @contextlib.contextmanager
+def standing_in() -> Iterator[list[Any]]:
+    """While open, who asks for the handle of a variable without memory does not bring it in.
+
+    Traces may run, and values may be written to a file, in which a tensor without elements stands
+    for each variable: the n-th of the list, counted from 0, has the last dimension n.
+
+    Yields the list of TensorFlow's variables that were asked for.
+    """
+    asked: list[Any] = []
+    known: set[int] = set()
+
+    def handle(raw: Any) -> Any:
+        if id(raw) not in known:
+            known.add(id(raw))
+            stand_in = [*_NOTHING, len(asked)]
+            asked.append(raw)
+            _eagerly(lambda: _write(raw, tf.zeros(stand_in, raw.dtype)))
+        return vars(raw)["_handle"]
+
+    setter = _Absent._handle.fset  # type: ignore[attr-defined]
+    with patched(_Absent, _handle=property(handle, setter)):
+        yield asked
+
+
+@contextlib.contextmanager
 def present(variables: Iterable[Any]) -> Iterator[None]:
     """While open, these variables have their memory; those that had none give it back."""
     absent = [(v, source) for v in variables if (source := source_of(v)) is not None]
@@ -220,11 +246,21 @@ def present(variables: Iterable[Any]) -> Iterator[None]:
             release(variable, source)
 
 
-def _wake(raw: Any) -> None:
+def _eagerly(work: Callable[[], None]) -> None:
+    """Do something outside of all graphs."""
     with tf.init_scope():
-        if not tf.executing_eagerly():  # a graph that is no function's, as `export` fills one
-            with ThreadPoolExecutor(1) as other:  # a thread in which no graph is open
-                return other.submit(_wake, raw).result()
+        if tf.executing_eagerly():
+            return work()
+    # A graph that is no function's, as `export` fills one: in a new thread none is open.
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(work).result()
+
+
+def _wake(raw: Any) -> None:
+    _eagerly(lambda: _give_value(raw))
+
+
+def _give_value(raw: Any) -> None:
     with _LOCK:
         source = vars(raw).get("_source")
         if source is None:  # another thread was faster

@@ -13,6 +13,7 @@ optimizers' and metrics' methods            `hyparflow.model.keras_internals.int
 TensorFlow's random operations              `hyparflow.engine.compiled.random_draws`, the same
 how Keras's variables get a first value     `hyparflow.model.keras_internals.deferred_variables`,
                                             while `hyparflow.deferred` is open
+the handle of variables without memory      the same file, while a model is exported
 how Keras makes variables of TensorFlow     `hyparflow.model.keras_internals.shared_kernel_name`,
                                             the same, and on several ranks for good
 how Keras reads files of weights            `hyparflow.model.keras_internals.stored_values`,

@@ -1,0 +1,104 @@
+"""Exports a model whose weights are in no memory as a SavedModel, a few weights at a time.
+
+TensorFlow reads all variables in one operation when it writes them. So it gets stand-ins for those
+without memory. Afterwards the file of variables is written anew, in pieces, with their values.
+
+Reasons for private parts: the fingerprint of a SavedModel has a checksum of that file, and
+TensorFlow writes it by no public function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.saved_model import fingerprinting_utils
+
+from hyparflow.model.keras_internals.deferred_variables import is_absent, present, standing_in
+from hyparflow.model.variable_sizes import bytes_of
+
+__all__ = ["exporting_by_disk"]
+
+_FORMAT = "tf_saved_model"
+_PIECE = 1 << 26  # bytes of small variables that are in memory together
+
+
+def exporting_by_disk(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Keras's `export` of a model, which leaves weights without memory where they are.
+
+    Args:
+        original: the bound method.
+    """
+
+    @functools.wraps(original)
+    def export(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(filepath, *args, **kwargs)
+        given.apply_defaults()
+        has_absent = any(map(is_absent, original.__self__.variables))  # type: ignore[attr-defined]
+        if given.arguments["format"] != _FORMAT or not has_absent:
+            return original(filepath, *args, **kwargs)
+        with standing_in() as asked:
+            result = original(filepath, *args, **kwargs)
+        _fill(Path(os.fspath(filepath)), asked)
+        return result
+
+    return export
+
+
+def _fill(folder: Path, variables: list[Any]) -> None:
+    """Write the file of variables anew, with values in place of stand-ins.
+
+    Args:
+        folder: of the SavedModel.
+        variables: the n-th has a stand-in whose last dimension is n.
+    """
+    prefix = folder / "variables" / "variables"
+    reader = tf.train.load_checkpoint(str(prefix))
+    shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
+    types = reader.get_variable_to_dtype_map()
+    absent = {key: variables[s[-1]] for key, s in shapes.items() if len(s) > 8 and not any(s[:-1])}
+    others = [key for key in shapes if key not in absent]
+    values = tf.raw_ops.RestoreV2(
+        prefix=str(prefix),
+        tensor_names=others,
+        shape_and_slices=[""] * len(others),
+        dtypes=[types[key] for key in others],
+    )
+    parts = [_write(f"{prefix}-part-0", others, values)]
+    for keys in _pieces(absent):
+        held = [absent[key] for key in keys]
+        with present(held):
+            name = f"{prefix}-part-{len(parts)}"
+            parts.append(_write(name, keys, [tf.convert_to_tensor(v) for v in held]))
+    for file in prefix.parent.glob("variables.*"):
+        file.unlink()
+    tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=parts, destination_prefix=str(prefix), delete_old_dirs=False
+    )
+    fingerprinting_utils.write_fingerprint(str(folder))
+
+
+def _pieces(absent: dict[str, Any]) -> Iterator[list[str]]:
+    """The variables' keys in pieces of so many bytes; a large one is alone."""
+    piece: list[str] = []
+    size = 0
+    for key, variable in absent.items():
+        if piece and size + bytes_of(variable) > _PIECE:
+            yield piece
+            piece, size = [], 0
+        piece.append(key)
+        size += bytes_of(variable)
+    if piece:
+        yield piece
+
+
+def _write(prefix: str, names: list[str], tensors: list[Any]) -> str:
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
+    )
+    return prefix
