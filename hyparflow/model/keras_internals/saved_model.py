@@ -25,7 +25,7 @@ from hyparflow.model.variable_sizes import bytes_of
 __all__ = ["exporting_by_disk"]
 
 _FORMAT = "tf_saved_model"
-_PIECE = 1 << 26  # bytes of small variables that are in memory together
+_PIECE = 1 << 24  # bytes of small variables that are in memory together
 
 
 def exporting_by_disk(original: Callable[..., Any]) -> Callable[..., Any]:
