@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ import openai  # noqa: E402
 import hyparflow as hf  # noqa: E402
 from hyparflow.serving.http.messages import ChatMessage  # noqa: E402
 from hyparflow.serving.http.token_texts import CompletionLogprobs, TokenTexts  # noqa: E402
+from hyparflow.serving.ranks.runner import LocalRunner  # noqa: E402
 from hyparflow.serving.requests.served_request import ServedPiece  # noqa: E402
 from hyparflow.serving.scheduling.request import TokenLogprobs  # noqa: E402
 
@@ -100,11 +102,35 @@ def test_a_stream_is_the_same(client: openai.OpenAI) -> None:
     assert usage == whole.usage
 
 
-def test_a_stream_comes_in_parts_and_says_its_end(http: Any) -> None:
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """To be set when a line came: each window waits for the lines of the one before, for a while.
+
+    So that a slow client does not get all of them at once.
+    """
+    came, made = threading.Event(), [False]
+    original = LocalRunner.run
+
+    def run(self: Any, windows: Any) -> Any:
+        if made[0]:
+            came.wait(1)
+            came.clear()
+        results = original(self, windows)
+        made[0] = any(result.tokens for result in results)
+        return results
+
+    monkeypatch.setattr(LocalRunner, "run", run)
+    return came
+
+
+def test_a_stream_comes_in_parts_and_says_its_end(http: Any, came: threading.Event) -> None:
     body = {"prompt": "hello", "max_tokens": 56, "stream": True}
+    lines = []
     with httpx.stream("POST", f"{http.address}/v1/completions", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = [line for line in answer.iter_lines() if line]
+        for line in answer.iter_lines():
+            came.set()
+            lines += [line] if line else []
     assert lines[-1] == "data: [DONE]" and len(lines) > 3
     parts = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert len({part["id"] for part in parts}) == 1
