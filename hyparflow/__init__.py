@@ -5,6 +5,7 @@ Importing it starts no MPI and imports no TensorFlow.
 The rooms, each importing only from those below it::
 
     api.py, cli/      what users call: hyparflow.fit; the command hyparflow
+    layers.py         Keras layers that Keras does not have
     training/         one call of fit on all ranks: the leader runs Keras, the others follow
     tracing/          what ranks did and when: recorded, written, summed up, drawn
     planning/         which layout is fastest: costs, search, plans
@@ -50,6 +51,7 @@ from hyparflow.model.stored_weights import load_weights
 from hyparflow.model.versions import require_versions
 
 if TYPE_CHECKING:
+    from hyparflow import layers
     from hyparflow.checkpoint.load import load_checkpoint
     from hyparflow.checkpoint.settings import Checkpoint
     from hyparflow.launching.function import launch
@@ -72,6 +74,7 @@ __all__ = [
     "generate",
     "is_leader",
     "launch",
+    "layers",
     "load_checkpoint",
     "load_weights",
     "parallelize",
@@ -108,6 +111,8 @@ watch_start_of_mpi()
 
 def __getattr__(name: str) -> Any:
     """A public name that is imported late."""
+    if name == "layers":
+        return importlib.import_module("hyparflow.layers")
     if name not in _LATE:
         raise AttributeError(f"module 'hyparflow' has no attribute '{name}'")
     require_versions()

@@ -27,7 +27,7 @@ LAYERS = (
     ("planning",),
     ("tracing",),
     ("training", "serving"),
-    ("api", "cli"),
+    ("api", "cli", "layers"),
     ("hyparflow",),
 )
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -147,7 +147,7 @@ def test_the_modules_were_found() -> None:
 
 
 def test_the_top_has_few_rooms() -> None:
-    assert len(list(ROOT.glob("*.py"))) <= 3
+    assert len(list(ROOT.glob("*.py"))) <= 4
     assert len({package for package in PACKAGES if "." not in package}) <= 12
 
 
@@ -242,7 +242,7 @@ def test_mpi_is_imported_inside_functions() -> None:
             assert "mpi4py" not in ast.unparse(node)
 
 
-def test_two_files_ask_for_gradients() -> None:
+def test_three_files_ask_for_gradients() -> None:
     found = {
         module
         for module in TREES
@@ -250,7 +250,8 @@ def test_two_files_ask_for_gradients() -> None:
         if name in ("GradientTape", "ForwardAccumulator")
         or (name == "gradients" and owner.startswith("tf"))
     }
-    assert found == {"engine.compiled.gradients_of", "engine.stages.recorded"}
+    engine = {"engine.compiled.gradients_of", "engine.stages.recorded"}
+    assert found == {*engine, "model.experts.expert_loop"}  # a layer with a gradient of its own
 
 
 def test_one_room_imports_keras_src() -> None:

@@ -1,0 +1,4 @@
+"""Mixtures of experts: a layer, and what it computes by the experts that tokens chose alone.
+
+Imports formats.
+"""
