@@ -2,25 +2,21 @@
 
 TensorFlow reads all variables in one operation when it writes them. So it gets stand-ins for those
 without memory. Afterwards the file of variables is written anew, in pieces, with their values.
-
-Reasons for private parts: the fingerprint of a SavedModel has a checksum of that file, and
-TensorFlow writes it by no public function.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.saved_model import fingerprinting_utils
 
 from hyparflow.model.keras_internals.deferred_variables import is_absent, present, standing_in
-from hyparflow.model.variable_sizes import bytes_of
 
 __all__ = ["exporting_by_disk"]
 
@@ -80,7 +76,7 @@ def _fill(folder: Path, variables: list[Any]) -> None:
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=parts, destination_prefix=str(prefix), delete_old_dirs=False
     )
-    fingerprinting_utils.write_fingerprint(str(folder))
+    (folder / "fingerprint.pb").unlink(missing_ok=True)  # it has a checksum of the other file
 
 
 def _pieces(absent: dict[str, Any]) -> Iterator[list[str]]:
@@ -88,13 +84,17 @@ def _pieces(absent: dict[str, Any]) -> Iterator[list[str]]:
     piece: list[str] = []
     size = 0
     for key, variable in absent.items():
-        if piece and size + bytes_of(variable) > _PIECE:
+        if piece and size + _bytes_of(variable) > _PIECE:
             yield piece
             piece, size = [], 0
         piece.append(key)
-        size += bytes_of(variable)
+        size += _bytes_of(variable)
     if piece:
         yield piece
+
+
+def _bytes_of(raw: Any) -> int:
+    return math.prod(raw.shape) * int(raw.dtype.size)
 
 
 def _write(prefix: str, names: list[str], tensors: list[Any]) -> str:
