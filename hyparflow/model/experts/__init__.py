@@ -1,4 +1,4 @@
-"""Mixtures of experts: a layer, and what it computes by the experts that tokens chose alone.
+"""Mixtures of experts: a layer, and other libraries' layers, by the experts that tokens chose.
 
-Imports formats.
+Imports formats and model.keras_internals.
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from hyparflow.model.experts.expert_banks import ExpertBanks
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.own_cache import decodes_itself
-from hyparflow.serving.decoding.cached_model import CachedModel
+from hyparflow.serving.decoding.cached_model import Around, CachedModel
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.hooked_model import HookedModel
 from hyparflow.serving.decoding.row_index_model import RowIndexModel
@@ -15,18 +17,22 @@ from hyparflow.serving.decoding.text_inputs import require_text_inputs
 __all__ = ["cached_model_of", "decoder_of", "hook_missing"]
 
 
-def cached_model_of(model: Any) -> CachedModel:
+def cached_model_of(model: Any, around: Around = contextlib.nullcontext) -> CachedModel:
     """The model with caches from outside.
+
+    Args:
+        model: a `keras_hub.models.CausalLM`.
+        around: see `Around`.
 
     Raises:
         ValueError: if there is no way.
     """
     require_text_inputs(model)
-    hooked = HookedModel(model)
+    hooked = HookedModel(model, around)
     if hooked.cache_sizes:
         return hooked
     if decodes_itself(model):
-        return RowIndexModel(model)
+        return RowIndexModel(model, around)
     raise ValueError(
         "A model that is served must have attention with KerasHub's serving hook, or cached "
         f"decoding of its own. Received: '{model.name}' of class '{type(model).__name__}', which "
@@ -35,8 +41,16 @@ def cached_model_of(model: Any) -> CachedModel:
 
 
 def decoder_of(model: Any, jit: bool = False) -> Decoder:
-    """A decoder of a whole model, in one process; see `Decoder`."""
-    return Decoder(cached_model_of(model), all_layers(model), jit)
+    """A decoder of a whole model, in one process; see `Decoder`.
+
+    Where there are experts, only those compute that tokens were routed to. How many tokens an
+    expert has is not known before, so XLA compiles no such model.
+    """
+    layers = all_layers(model)
+    banks = ExpertBanks(layers)
+    if len(banks):
+        return Decoder(cached_model_of(model, banks.sparse), layers, jit, compiles=False)
+    return Decoder(cached_model_of(model), layers, jit)
 
 
 def hook_missing(model: Any) -> ValueError:

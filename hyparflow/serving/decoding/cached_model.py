@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hyparflow.model.keras_internals.own_cache import CacheAxes
 from hyparflow.serving.scheduling.window import Shape
 
-__all__ = ["CacheSize", "CachedModel"]
+__all__ = ["Around", "CacheSize", "CachedModel"]
+
+# Opens a context in which a model is traced.
+Around = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

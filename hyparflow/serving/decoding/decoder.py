@@ -35,7 +35,7 @@ class Decoder(HoldsCaches):
         layers: of the model.
         jit: whether XLA compiles samplers, as `jit_compile` of a model says: its random numbers
             are others.
-        has_exchanges: whether calls of the model talk to other ranks, which XLA cannot compile.
+        compiles: whether XLA compiles calls of the model; not those that talk to other ranks.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Decoder(HoldsCaches):
         model: CachedModel,
         layers: Sequence[Any] = (),
         jit: bool = False,
-        has_exchanges: bool = False,
+        compiles: bool = True,
     ) -> None:
         super().__init__(model.cache_sizes)
         self._model, self._chooser = model, TokenChooser(jit)
-        self._flattened = FlatKernels(() if has_exchanges else layers)
-        self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._flattened = FlatKernels(layers if compiles else ())
+        self._compiled = TracedBySize(self._stepped, jit_compile=compiles)
         self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
         self._loops: dict[TokenChoice, Any] = {}

@@ -11,14 +11,11 @@ import tensorflow as tf
 
 from hyparflow.model.keras_internals.serving_hook import served_from
 from hyparflow.serving.decoding.cached_attention import attending
-from hyparflow.serving.decoding.cached_model import CacheSize
+from hyparflow.serving.decoding.cached_model import Around, CacheSize
 from hyparflow.serving.decoding.failures import cause_of
 from hyparflow.serving.decoding.text_inputs import text_inputs
 
-__all__ = ["Around", "HookedBody", "HookedModel", "token_inputs"]
-
-# Opens a context in which a model is traced.
-Around = Callable[[], contextlib.AbstractContextManager[None]]
+__all__ = ["HookedBody", "HookedModel", "token_inputs"]
 
 
 class HookedBody:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from hyparflow.model.keras_internals.own_cache import CacheAxes, own_caches
 from hyparflow.model.keras_internals.row_index import RowIndex, StackedCaches, row_indices
-from hyparflow.serving.decoding.cached_model import CacheSize
+from hyparflow.serving.decoding.cached_model import Around, CacheSize
 from hyparflow.serving.decoding.failures import cause_of
 
 __all__ = ["RowIndexModel"]
@@ -25,13 +26,14 @@ class RowIndexModel:
 
     Args:
         model: the model.
+        around: see `Around`.
 
     Raises:
         ValueError: if it keeps anything but keys and values, or cannot take such an index.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, around: Around = contextlib.nullcontext) -> None:
+        self._model, self._around = model, around
         try:
             own = own_caches(model)
         except Exception as error:
@@ -60,7 +62,7 @@ class RowIndexModel:
             _stacked([left.pop(0) for _ in range(math.prod(x.before))], x) for x in self._axes
         ]
         cache = tf.nest.pack_sequence_as(self._structure, nested)
-        with row_indices(self._model):
+        with self._around(), row_indices(self._model):
             logits, _, new = self._model.call_with_cache(given, cache, RowIndex(positions))
         changed = [
             part

@@ -14,9 +14,10 @@ from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.keras_internals.serving_hook import attends_by_hook
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.adapters import decoder_of, hook_missing
+from hyparflow.serving.decoding.cached_model import Around
 from hyparflow.serving.decoding.chooser import TokenChooser
 from hyparflow.serving.decoding.decoder import Decoder
-from hyparflow.serving.decoding.hooked_model import Around, HookedModel
+from hyparflow.serving.decoding.hooked_model import HookedModel
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
 from hyparflow.serving.ranks.cut_for_decoding import cut_for_decoding
 from hyparflow.serving.ranks.pipeline_runner import PipelineRunner
@@ -68,7 +69,7 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
     groups = groups_of(grid, world)
     if grid.num_partitions == 1:
         shards = TensorShards(all_layers(model), groups.shards, traffic)
-        whole = Decoder(HookedModel(model, shards.installed), jit=jit, has_exchanges=True)
+        whole = Decoder(HookedModel(model, shards.installed), jit=jit, compiles=False)
         return Share(whole, traffic, shards)
     check_can_cut(model)
     graph = FlatGraph(model, opened_graph(model))
@@ -78,5 +79,5 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
         layers = [x for n in table.operations(stage) for x in graph.calls[n].layers]
         own = TensorShards(layers, groups.shards, traffic)
     around: Around = contextlib.nullcontext if own is None else own.installed
-    computes = DecodingStage(graph, table, stage, around, has_exchanges=own is not None)
+    computes = DecodingStage(graph, table, stage, around, compiles=own is None)
     return Share(PipelineRunner(computes, groups.replica, TokenChooser(jit), traffic), traffic, own)

@@ -13,6 +13,7 @@ from hyparflow.model.graph_call import CallContext, Standardize
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.actions import Edge
 from hyparflow.pipeline.partition import Partitioning
+from hyparflow.serving.decoding.cached_model import Around
 from hyparflow.serving.decoding.caches import (
     Caches,
     HoldsCaches,
@@ -20,7 +21,7 @@ from hyparflow.serving.decoding.caches import (
     values_of,
 )
 from hyparflow.serving.decoding.flat_kernels import FlatKernels
-from hyparflow.serving.decoding.hooked_model import Around, HookedBody, token_inputs
+from hyparflow.serving.decoding.hooked_model import HookedBody, token_inputs
 from hyparflow.serving.decoding.traced_by_size import TracedBySize
 from hyparflow.serving.ranks.cut_for_decoding import is_made_anywhere
 
@@ -39,7 +40,7 @@ class DecodingStage(HoldsCaches):
         table: how it is cut.
         stage: the number of this stage.
         around: see `Around`.
-        has_exchanges: whether its layers talk to other ranks, which XLA cannot compile.
+        compiles: whether XLA compiles its layers; not those that talk to other ranks.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DecodingStage(HoldsCaches):
         table: Partitioning,
         stage: int,
         around: Around = contextlib.nullcontext,
-        has_exchanges: bool = False,
+        compiles: bool = True,
     ) -> None:
         self._graph = graph
         names = [tensor.name for tensor in graph.functional.inputs]
@@ -64,9 +65,9 @@ class DecodingStage(HoldsCaches):
         self._around = around
         self._body = HookedBody(self._called, self._samples, around)
         super().__init__(self._body.cache_sizes)
-        outer = [] if has_exchanges else [x for n in operations for x in graph.calls[n].layers]
+        outer = [x for n in operations for x in graph.calls[n].layers] if compiles else []
         self._flattened = FlatKernels([x for layer in outer for x in all_layers(layer)])
-        self._compiled = TracedBySize(self._stepped, jit_compile=not has_exchanges)
+        self._compiled = TracedBySize(self._stepped, jit_compile=compiles)
         self._step = TracedBySize(self._one_step)
         self._taking = TracedBySize(self._taken_in)
 

@@ -1,0 +1,137 @@
+"""Layers of other libraries that compute all experts for all tokens, made to compute few.
+
+KerasHub's mixtures of experts keep the weights of all experts in one layer, a bank, which computes
+every expert for every token; what they make is then multiplied by shares that are mostly zero. A
+bank is known by its weights: the first axis of each counts experts. Its own code computes here,
+too, for one expert at a time and for the tokens whose share of it is not zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hyparflow.model.experts.sparse_mixture import mixed
+from hyparflow.model.keras_internals.patched import patched
+
+__all__ = ["ExpertBank", "ExpertBanks", "is_bank"]
+
+
+class ExpertBanks:
+    """The banks among some layers.
+
+    Args:
+        layers: built, also those inside others.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._banks = [ExpertBank(layer) for layer in layers if is_bank(layer)]
+
+    def __len__(self) -> int:
+        return len(self._banks)
+
+    @contextlib.contextmanager
+    def sparse(self) -> Iterator[None]:
+        """While open, calls compute the experts alone that tokens were routed to."""
+        with contextlib.ExitStack() as stack:
+            for bank in self._banks:
+                stack.enter_context(bank.sparse())
+            yield
+
+
+class ExpertBank:
+    """One layer with the weights of all experts.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._call = type(layer).call.__get__(layer)
+        held = {id(v): name for name, v in vars(layer).items() if isinstance(v, keras.Variable)}
+        self._names = [held[id(weight)] for weight in layer.weights]
+
+    def sparse(self) -> contextlib.AbstractContextManager[None]:
+        """See `ExpertBanks.sparse`."""
+        return patched(self._layer, call=self._sparse_call)
+
+    def _sparse_call(self, rows: Any, shares: Any = None) -> Any:
+        """In place of the layer's own.
+
+        Args:
+            rows: tensor (tokens, width).
+            shares: tensor (tokens, experts); None if what this returns is multiplied by them.
+        """
+        if shares is None:
+            return _ToBeShared(self, rows)
+        return self.mixed(rows, tf.transpose(shares), takes_shares=True)
+
+    def mixed(self, rows: Any, routing: Any, takes_shares: bool = False) -> Any:
+        """What `hyparflow.model.experts.sparse_mixture.mixed` returns of this bank.
+
+        Args:
+            rows: tensor (tokens, width).
+            routing: tensor (experts, tokens).
+            takes_shares: whether the layer's own call takes shares as well.
+        """
+        weights = [tf.convert_to_tensor(getattr(self._layer, name)) for name in self._names]
+
+        def expert(rows: Any, *own: Any) -> Any:
+            ones = [tf.ones([tf.shape(rows)[0], 1], rows.dtype)] if takes_shares else []
+            alone = dict(zip(self._names, own, strict=True))
+            with patched(self._layer, num_experts=1, **alone), patched(keras.ops, einsum=_einsum):
+                made = self._call(rows, *ones)
+            return made if takes_shares else made[0]
+
+        return mixed(rows, routing, weights, expert)
+
+
+class _ToBeShared:
+    """What a bank has made, to be multiplied by shares, (experts, tokens, 1), and added up."""
+
+    def __init__(self, bank: ExpertBank, rows: Any) -> None:
+        self._bank, self._rows = bank, rows
+
+    def __mul__(self, shares: Any) -> Any:
+        """The sum over experts; the axis of experts has one entry then."""
+        return self._bank.mixed(self._rows, shares[..., 0])[None]
+
+    __rmul__ = __mul__
+
+
+_EINSUM = keras.ops.einsum
+
+
+def _einsum(equation: str, *operands: Any, **kwargs: Any) -> Any:
+    """Keras's, of tensors of one expert: without the axis of experts.
+
+    With it TensorFlow copies the weights of the expert into another order.
+    """
+    left, _, made = equation.replace(" ", "").partition("->")
+    parts = left.split(",")
+    letter = parts[-1][:1]
+    if not letter or made[:1] != letter or any(letter in part[1:] for part in parts):
+        return _EINSUM(equation, *operands, **kwargs)
+    one = [x[0] if part.startswith(letter) else x for part, x in zip(parts, operands, strict=True)]
+    found = _EINSUM(
+        f"{','.join(part.lstrip(letter) for part in parts)}->{made[1:]}", *one, **kwargs
+    )
+    return found[None]
+
+
+def is_bank(layer: Any) -> bool:
+    """Whether the first axis of each of a layer's own weights counts experts."""
+    count = getattr(layer, "num_experts", None)
+    weights = layer.weights if isinstance(layer, keras.Layer) else []
+    kernels = [weight for weight in weights if len(weight.shape) == 3]
+    own = {id(v) for v in vars(layer).values() if isinstance(v, keras.Variable)}
+    return (
+        isinstance(count, int)
+        and len(kernels) > 1
+        and all(id(weight) in own and tuple(weight.shape[:1]) == (count,) for weight in weights)
+    )
