@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ from hyparflow.launching.job import Job
 __all__ = ["HostLine", "hosts_of", "reachable", "remaining"]
 
 _PATIENCE = 30.0  # seconds for the launcher to start a program on a host
+_AGAIN = 10.0  # seconds after which another launcher tries it, too
+_LOOK = 0.05
 _AT_ONCE = 16  # hosts that are tried at the same time
 _SLOTS = re.compile(r"\bslots\s*=\s*(\d+)|^\S+?:(\d+)(?:\s|$)")  # Open MPI's way, and MPICH's
 
@@ -85,22 +88,40 @@ def remaining(
 
 
 def reachable(job: Job, names: Sequence[str]) -> set[str]:
-    """The hosts on which the job's launcher can start a program."""
+    """The hosts on which the job's launcher can start a program.
+
+    A launcher whose connection was lost does not try it again. So another one begins after a while
+    on hosts that have not answered, for a network that has come back meanwhile.
+    """
     found: set[str] = set()
     for begin in range(0, len(names), _AT_ONCE):
-        tried = {name: _trial(job, name) for name in names[begin : begin + _AT_ONCE]}
-        end = time.monotonic() + _PATIENCE
+        tried = {name: [_trial(job, name)] for name in names[begin : begin + _AT_ONCE]}
+        begun = time.monotonic()
         try:
-            for name, process in tried.items():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    if process.wait(max(0.0, end - time.monotonic())) == 0:
-                        found.add(name)
+            while (waited := time.monotonic() - begun) < _PATIENCE:
+                found |= {name for name in tried if _has_answered(tried[name])}
+                left = [name for name in tried if name not in found and _has_hope(tried[name])]
+                if not left:
+                    break
+                for name in left:
+                    if waited > _AGAIN * len(tried[name]):
+                        tried[name].append(_trial(job, name))
+                time.sleep(_LOOK)
         finally:  # also where a signal ends the wait
-            for process in tried.values():
+            for process in itertools.chain(*tried.values()):
                 with contextlib.suppress(OSError):  # it has ended
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return found
+
+
+def _has_answered(trials: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return any(trial.poll() == 0 for trial in trials)
+
+
+def _has_hope(trials: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Whether a host may still answer, or has done so just now."""
+    return any(trial.poll() in (None, 0) for trial in trials)
 
 
 def _trial(job: Job, name: str) -> subprocess.Popen[bytes]:

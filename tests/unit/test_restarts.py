@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from hyparflow.launching import hosts_left
 from hyparflow.launching.end import End, end_of
 from hyparflow.launching.first_error import FirstError, OutputScan
 from hyparflow.launching.flags import LaunchRequest
 from hyparflow.launching.hosts_left import hosts_of, remaining
+from hyparflow.launching.job import Job
+from hyparflow.launching.mpi_library import OPEN_MPI, Mpi
 from hyparflow.launching.progress_note import Reached
 from hyparflow.launching.restarts import Attempt, decide, report, restart_line
 
@@ -122,6 +125,28 @@ def test_what_is_said() -> None:
         "attempt 2 on 2 ranks: ended without error, reached epoch 5, step 200, last saved step 100",
     ]
     assert report([attempt(-9)])[0].endswith("step not known, no save known, 9.0 s lost")
+
+
+# The first to ask for the host "lost" waits for ever, as where a connection was cut; later ones
+# are answered. Others are answered at once, or refused.
+LAUNCHER = """#!/bin/sh
+case "$*" in
+*lost*) mkdir {mark} && exec sleep 60 ;;
+*none*) exit 1 ;;
+esac
+exit 0
+"""
+
+
+def test_a_host_is_asked_again_whose_connection_was_cut(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts_left, "_AGAIN", 0.3)
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER.format(mark=tmp_path / "mark"))
+    launcher.chmod(0o755)
+    job = Job(launcher, Mpi(OPEN_MPI, "5"), LaunchRequest(3), ["train.py"])
+    assert hosts_left.reachable(job, ["good", "lost", "none"]) == {"good", "lost"}
 
 
 TRACE = """\
