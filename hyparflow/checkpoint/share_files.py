@@ -72,7 +72,7 @@ def write_share(folder: Path, rank: int, parts: Sequence[StoredPart]) -> None:
     _write_record(folder, rank, ShareRecord(tensors, (folder / file).stat().st_size))
 
 
-def write_failure(folder: Path, rank: int, error: OSError) -> None:
+def write_failure(folder: Path, rank: int, error: Exception) -> None:
     """Tell the leader that a rank could not write."""
     _write_record(folder, rank, ShareRecord(error=str(error) or type(error).__name__))
 

@@ -70,7 +70,7 @@ class ShareWriter:
         try:
             try:
                 write_share(folder, self._rank, parts)
-            except OSError as error:
+            except Exception as error:  # a full disk, memory, a type that has no place in the file
                 write_failure(folder, self._rank, error)
                 raise
             if commit is not None:
