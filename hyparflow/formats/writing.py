@@ -24,7 +24,7 @@ import psutil
 from hyparflow.formats.plain_files import kind_of
 from hyparflow.formats.text import path_text
 
-__all__ = ["folder_beside", "replacing", "require_writable", "write_text"]
+__all__ = ["final_name", "folder_beside", "replacing", "require_writable", "write_text"]
 
 _LONGEST = 255  # bytes of a file's name
 _MOST_LINKS = 40  # links that Linux follows in a row
@@ -74,6 +74,12 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def final_name(name: str) -> str:
+    """The name that a temporary file of `replacing` was to have; any other name as it is."""
+    match = _TEMPORARY.fullmatch(name)
+    return name if match is None else match["name"]
 
 
 @contextlib.contextmanager

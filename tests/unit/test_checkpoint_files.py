@@ -34,11 +34,12 @@ from hyparflow.formats.checkpoint.index import (
     encoded,
     read_index,
 )
-from hyparflow.formats.checkpoint.names import shard_name, step_of
+from hyparflow.formats.checkpoint.names import shard_name, state_name, step_of
 from hyparflow.formats.checkpoint.reader import CheckpointReader
 from hyparflow.formats.checkpoint.shard_file import write_shards
 from hyparflow.formats.checkpoint.shard_header import ShardSpec
 from hyparflow.formats.checkpoint.verify import quick_check, verify
+from hyparflow.formats.writing import replacing
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -612,6 +613,24 @@ def test_steps_come_and_go(tmp_path: Path) -> None:
     assert folder.unfinished() == [60] and folder.newest() == 50
     folder.begin(55)
     assert folder.unfinished() == [55] and not folder.step(60).exists()
+
+
+def test_what_a_killed_rank_was_writing_goes(tmp_path: Path) -> None:
+    """A file that was to take another's place, and never did, in the folder of an older step."""
+    folder = CheckpointFolder(tmp_path)
+    place = folder.begin(1)
+    with contextlib.suppress(Killed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # it could do nothing any more
+        with replacing(place / state_name("share-00001")):
+            raise Killed
+    assert len(list(place.iterdir())) == 1
+    (place / ".hyparflow-host-1-0123456789abcdef-notes.json").write_text("mine")
+    save(folder, 2, ONE)
+    assert folder.unfinished() == [1]
+    assert [path.name[-10:] for path in place.iterdir()] == ["notes.json"]
+    (place / ".hyparflow-host-1-0123456789abcdef-notes.json").unlink()
+    save(folder, 3, ONE)
+    assert folder.unfinished() == [] and folder.committed() == [2, 3]
 
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hyparflow.formats.writing import final_name
+
 __all__ = [
     "INDEX",
     "PARTIAL_INDEX",
@@ -56,5 +58,6 @@ def is_state_file(name: str) -> bool:
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file of this name in the folder of a step is one of hyparflow's."""
+    """Whether a file of this name in the folder of a step is one of hyparflow's, or was to be."""
+    name = final_name(name)
     return name in (INDEX, PARTIAL_INDEX) or is_shard_file(name) or is_state_file(name)
