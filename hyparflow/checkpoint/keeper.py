@@ -11,6 +11,7 @@ import numpy as np
 
 from hyparflow.checkpoint.model_description import MODEL_FILE, described
 from hyparflow.checkpoint.own_variables import own_variables
+from hyparflow.checkpoint.replica_states import parts_of_replica
 from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name
@@ -74,17 +75,8 @@ class Keeper:
             further: on the leader, tensors that are no variables.
         """
         self.wait()
-        self._sync.agree()
         names = self._agreed_names()
-        parts = [
-            StoredPart(
-                name=part.name,
-                whole=part.view,
-                row=part.start,
-                value=np.array(value_of(part.variable)),  # training goes on, and overwrites it
-            )
-            for part in parts_of_rank(names, self._sync, self._grid, self._world.rank)
-        ]
+        parts = self._parts(names)
         parts += [
             StoredPart(name=name, whole=value.shape, row=0, value=value)
             for name, value in further.items()
@@ -105,6 +97,24 @@ class Keeper:
         self._writer.write(self._folder.step(point.step), parts, commit)
         if not self._settings.asynchronous:
             self._world.broadcast_object(None, LEADER, "the leader to commit a checkpoint")
+
+    def _parts(self, names: dict[str, Any]) -> list[StoredPart]:
+        """This rank's share of the variables. Collective."""
+        statistics, rank = self._sync.statistics, self._world.rank
+        averages = statistics.averages()
+        averaged = {id(v): a for v, a in zip(statistics.variables, averages, strict=True)}
+        parts = [
+            StoredPart(
+                name=part.name,
+                whole=part.view,
+                row=part.start,
+                value=averaged[id(part.variable)]
+                if id(part.variable) in averaged
+                else np.array(value_of(part.variable)),  # training goes on, and overwrites it
+            )
+            for part in parts_of_rank(names, self._sync, self._grid, rank)
+        ]
+        return parts + parts_of_replica(names, self._sync, self._grid, rank)
 
     def _agreed_names(self) -> dict[str, Any]:
         """The variables by the leader's names, for Keras's numbers of layers may differ on ranks.

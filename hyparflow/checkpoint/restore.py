@@ -16,7 +16,7 @@ _WEIGHTS = ("model/", "random/")
 _VARIABLES = (*_WEIGHTS, "optimizer/")
 
 
-def restore(model: Any, reader: CheckpointReader, with_optimizer: bool = True) -> None:
+def restore(model: Any, reader: CheckpointReader, with_optimizer: bool = True) -> dict[str, str]:
     """Let the variables of a model and its optimizer be those of a checkpoint.
 
     They have no memory until they are read, and then only on the ranks that read them.
@@ -25,6 +25,9 @@ def restore(model: Any, reader: CheckpointReader, with_optimizer: bool = True) -
         model: built, as is its optimizer.
         reader: of the checkpoint.
         with_optimizer: whether the optimizer's variables are those of the model's.
+
+    Returns:
+        Name of a variable -> name of its tensor.
 
     Raises:
         ValueError: if the checkpoint is another model's.
@@ -37,3 +40,4 @@ def restore(model: Any, reader: CheckpointReader, with_optimizer: bool = True) -
         source = StoredTensor(reader, matched[name], tuple(variable.shape))
         if not release(variable, source):
             variable.assign(source())
+    return matched

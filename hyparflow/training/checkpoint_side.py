@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from hyparflow.checkpoint.keeper import Keeper
+from hyparflow.checkpoint.replica_states import take_replica
 from hyparflow.checkpoint.save_point import SavePoint
+from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.comm.log import STATUS
 from hyparflow.comm.world import World
 from hyparflow.engine.rank_engine import RankEngine
@@ -38,8 +40,9 @@ class CheckpointSide:
     def __init__(self, model: Any, part: RankEngine, call: Call, world: World) -> None:
         self.resumption: Resumption | None = None
         self.saves: Saves | None = None
-        self._part = part
+        self._model, self._part = model, part
         self._further: dict[str, np.ndarray] = {}
+        self._own: dict[str, np.ndarray] = {}  # until it is taken
         self._keeper: Keeper | None = None
         if call.checkpoint is not None:
             grid = call.options.grid
@@ -74,6 +77,19 @@ class CheckpointSide:
         """Have all that this rank needs of the checkpoint that the call goes on from."""
         if self.resumption is not None:
             self._part.sync.bring_in()
+            self._own = self.resumption.own
+            if not self.resumption.step_in_epoch:
+                self.before_step()
+
+    def before_step(self) -> None:
+        """Let this replica have what it had of its own before the step that goes on.
+
+        Callbacks that begin an epoch may have had replicas agree on statistics, which was before
+        the save if that was in the middle of the epoch.
+        """
+        own, self._own = self._own, {}
+        if own:
+            take_replica(own, named_variables(self._model), self._part.sync)
 
     def end(self) -> None:
         """Wait until this rank has written what it has to write."""

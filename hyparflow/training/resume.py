@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow.checkpoint.own_variables import announce_odd, restore_own
+from hyparflow.checkpoint.replica_states import read_replica
 from hyparflow.checkpoint.restore import restore
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
@@ -42,10 +43,11 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
     step = on_leader(world, folder.newest, "the newest checkpoint")
     if step is None:
         return None
-    reader, failed = None, ""
+    reader, failed, own = None, "", dict[str, np.ndarray]()
     try:
         reader = CheckpointReader(folder.step(step))
-        restore(model, reader)
+        tensors = restore(model, reader)
+        own = read_replica(reader, tensors, call.options.grid, world.rank)
         odd = restore_own(model, reader, is_training=True)
         if world.rank == LEADER:
             announce_odd(odd, reader.folder)
@@ -54,10 +56,10 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
     said = world.all_gather_objects(failed, "the ranks to open a checkpoint")
     if any(said):
         raise abort.mark_collective(ValueError(next(filter(None, said))))
-    return None if reader is None else _resumption(reader, call)
+    return None if reader is None else _resumption(reader, call, own)
 
 
-def _resumption(reader: CheckpointReader, call: Call) -> Resumption:
+def _resumption(reader: CheckpointReader, call: Call, own: dict[str, np.ndarray]) -> Resumption:
     index = reader.index
     held = [name for name in index.tensors if name.startswith(_CALLBACKS)]
     has_metrics = METRICS in index.tensors
@@ -71,4 +73,5 @@ def _resumption(reader: CheckpointReader, call: Call) -> Resumption:
         reads_stream="train" not in call.sources,
         metrics=reader.read(METRICS) if has_metrics else np.zeros(0),
         weights={name: reader.read(name) for name in held},
+        own=own,
     )

@@ -194,6 +194,8 @@ class Worker:
         if command.changes.compile_anew and isinstance(command, StepCommand):
             self._compile_anew(command)
         self._look(command)
+        if isinstance(command, Train):
+            self.checkpoints.before_step()
         return self._actions[type(command)](command)
 
     def _look(self, command: Command) -> None:

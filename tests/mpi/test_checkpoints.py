@@ -150,6 +150,27 @@ def test_the_bits_of_a_training_that_was_not_interrupted(
         require_none(faults, "resumed")
 
 
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid[1] > 1], ids=str)
+def test_saves_change_no_bit_of_statistics_that_replicas_have_of_their_own(
+    grid: tuple[int, int], folder: Path
+) -> None:
+    whole, other, model, again, over = (build() for _ in range(5))
+    for one, rare in ((whole, 9), (other, 2)):
+        settings = hf.Checkpoint(folder / str(rare), every_steps=rare)
+        keras.utils.set_random_seed(1)
+        fit(one, grid, checkpoint=settings, batchnorm="local", callbacks=[InterruptedAt(-1)])
+    require_none(differing(other, whole), "saved at other steps")
+    settings = hf.Checkpoint(folder / "parts", every_steps=2)
+    keras.utils.set_random_seed(1)
+    interrupt(model, grid, 12, checkpoint=settings, batchnorm="local")
+    keras.utils.set_random_seed(1)
+    fit(again, grid, checkpoint=settings, batchnorm="local", callbacks=[InterruptedAt(-1)])
+    require_none(differing(again, whole), "resumed")
+    fit(over, grid, checkpoint=settings, batchnorm="local")
+    require_none(differing(over, whole), "resumed at the end")
+
+
 @pytest.mark.parametrize(("saved", "loaded"), list(itertools.permutations(GRIDS, 2)), ids=str)
 @pytest.mark.parametrize("make", [nested, slow(drawing)])
 @pytest.mark.parametrize("shards", [False, True])

@@ -13,7 +13,7 @@ from hyparflow.engine.weights.pieces import value_of
 from hyparflow.model.keras_internals.deferred_variables import overwrite
 from hyparflow.model.keras_internals.layers import all_layers
 
-__all__ = ["average", "moving_statistics"]
+__all__ = ["ReplicaStatistics", "moving_statistics"]
 
 
 def moving_statistics(model: Any) -> list[Any]:
@@ -27,16 +27,42 @@ def moving_statistics(model: Any) -> list[Any]:
     ]
 
 
-def average(statistics: Sequence[Any], peers: Communicator) -> None:
-    """Average them over the replicas. Collective."""
-    if peers.size == 1 or not statistics:
-        return
-    values = [value_of(variable) for variable in statistics]
-    flat = np.concatenate([value.astype(np.float64).ravel() for value in values])
-    peers.sum(flat, "the average of moving statistics")
-    flat /= peers.size
-    start = 0
-    for variable, value in zip(statistics, values, strict=True):
-        new = flat[start : start + value.size].astype(value.dtype)
-        overwrite(variable, new.reshape(value.shape))
-        start += value.size
+class ReplicaStatistics:
+    """Those of one rank's partition, which replicas move apart until they agree on the average.
+
+    Attributes:
+        variables: the statistics.
+
+    Args:
+        variables: the statistics.
+        peers: the ranks that have them, too.
+    """
+
+    def __init__(self, variables: Sequence[Any], peers: Communicator) -> None:
+        self.variables = list(variables)
+        self._peers = peers
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether there are others."""
+        return self._peers.size > 1 and bool(self.variables)
+
+    def averages(self) -> list[np.ndarray]:
+        """The averages over the replicas, in the order of the variables. Collective."""
+        values = [value_of(variable) for variable in self.variables]
+        if not self.may_differ:
+            return [np.array(value) for value in values]
+        flat = np.concatenate([value.astype(np.float64).ravel() for value in values])
+        self._peers.sum(flat, "the average of moving statistics")
+        flat /= self._peers.size
+        pieces = np.split(flat, np.cumsum([value.size for value in values])[:-1])
+        return [
+            piece.astype(value.dtype).reshape(value.shape)
+            for piece, value in zip(pieces, values, strict=True)
+        ]
+
+    def agree(self) -> None:
+        """Let all replicas have the averages. Collective."""
+        if self.may_differ:
+            for variable, value in zip(self.variables, self.averages(), strict=True):
+                overwrite(variable, value)

@@ -20,7 +20,7 @@ from hyparflow.engine.weights import pieces
 from hyparflow.engine.weights.divided_slots import DividedSlot, DividedSlots
 from hyparflow.engine.weights.holdings import Holdings, is_elsewhere
 from hyparflow.engine.weights.leaders_values import LeadersValues
-from hyparflow.engine.weights.moving_statistics import average, moving_statistics
+from hyparflow.engine.weights.moving_statistics import ReplicaStatistics, moving_statistics
 from hyparflow.engine.weights.owned_variables import OwnedVariables
 from hyparflow.engine.weights.variable_numbers import numbers_of, require_same, unique
 from hyparflow.model.keras_internals.compiled import compile_arguments
@@ -45,6 +45,8 @@ class WeightSync:
     Attributes:
         holdings: which of them this rank needs.
         owned: which of them each rank owns.
+        statistics: moving statistics of this rank's partition.
+        own: these, and its random generators, which each replica moves for itself.
 
     Args:
         model: the compiled model, its optimizer built.
@@ -91,9 +93,11 @@ class WeightSync:
             self._weights, self._slots, self._owners, self.holdings, grid, world, replica, touched
         )
         partition = grid.partition(world.rank)
-        self._statistics = [
-            v for v in moving_statistics(model) if self._owners.get(id(v), 0) == partition
-        ]
+        self.statistics = ReplicaStatistics(self._of(partition, moving_statistics(model)), peers)
+        self.own = [*self.statistics.variables, *self._of(partition, self._seeds)]
+
+    def _of(self, partition: int, variables: Sequence[Any]) -> list[Any]:
+        return [v for v in variables if self._owners.get(id(v), 0) == partition]
 
     @property
     def variables(self) -> list[Any]:
@@ -195,7 +199,7 @@ class WeightSync:
 
     def agree(self) -> None:
         """Average the moving statistics of BatchNormalization over the replicas. Collective."""
-        average(self._statistics, self._peers)
+        self.statistics.agree()
 
     def gather(self, everything: bool = True) -> None:
         """Give owners' variables to all ranks: everything, or what all need. Collective."""
@@ -288,8 +292,7 @@ class WeightSync:
     def finish(self) -> None:
         """Give replica 0's random seeds to all, so that all ranks end alike. Collective."""
         for partition in range(self._grid.num_partitions):
-            part = [v for v in self._seeds if self._owners.get(id(v), 0) == partition]
-            self._broadcast(part, self._grid.rank(0, partition))
+            self._broadcast(self._of(partition, self._seeds), self._grid.rank(0, partition))
 
     def _broadcast(self, variables: Sequence[Any], root: int) -> None:
         if self._world.size > 1:

@@ -19,7 +19,7 @@ __all__ = ["Resumption"]
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a call of `fit` goes on from, on the leader.
+    """What a call of `fit` goes on from; on other ranks than the leader, `own` alone counts.
 
     Attributes:
         where: the checkpoint, for messages.
@@ -28,6 +28,7 @@ class Resumption:
         reads_stream: whether data are no arrays.
         metrics: the states of all metrics.
         weights: those that callbacks held.
+        own: see `hyparflow.checkpoint.replica_states.read_replica`.
     """
 
     where: str
@@ -39,6 +40,7 @@ class Resumption:
     reads_stream: bool
     metrics: np.ndarray
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    own: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def initial_epoch(self) -> int:
