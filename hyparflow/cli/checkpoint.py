@@ -19,7 +19,8 @@ from hyparflow.formats.text import Page, counted, shortened
 __all__ = ["checkpoint"]
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_TITLES = ("step", "epoch", "step in epoch", "layout", "size", "tensors", "saved", "whole")
+_TITLES = ("step", "epoch", "in epoch", "layout", "size", "saved (UTC)", "whole")
+_DAY_AND_TIME = len("2026-01-31 12:00:00")
 
 
 @click.group(short_help="Show and verify what a training saved.", subcommand_metavar="COMMAND")
@@ -34,6 +35,8 @@ def checkpoint() -> None:
 @click.argument("folder", type=_FOLDER)
 def show(folder: Path) -> None:
     """List the checkpoints in FOLDER, oldest first.
+
+    A layout is the numbers of partitions, replicas and, if there are any, sequence shards.
 
     A quick check says whether each is whole: are its files there, with the sizes and headers that
     were written? "verify" reads all of them.
@@ -144,21 +147,24 @@ def _row(found: Verified) -> tuple[str, ...]:
         str(index.step_in_epoch),
         _layout_text(index.layout),
         _size(found),
-        str(len(index.tensors)),
-        shortened(index.created)[1:-1],
+        _shown(index.created),
         whole,
     )
 
 
+def _shown(created: str) -> str:
+    """When it was saved, as its index says."""
+    return shortened(created)[1:-1].replace("T", " ")[:_DAY_AND_TIME]
+
+
 def _layout_text(layout: Layout) -> str:
-    """ "4 partitions x 2 replicas, optimizer sharded"."""
-    axes = [
-        counted(layout.num_partitions, "partition", "partitions"),
-        counted(layout.num_replicas, "replica", "replicas"),
-    ]
+    """ "4 x 2, optimizer sharded": partitions, replicas, and sequence shards if there are any."""
+    axes = [layout.num_partitions, layout.num_replicas]
     if layout.num_sequence_shards > 1:
-        axes.append(counted(layout.num_sequence_shards, "sequence shard", "sequence shards"))
-    return " x ".join(axes) + (", optimizer sharded" if layout.is_optimizer_sharded else "")
+        axes.append(layout.num_sequence_shards)
+    return " x ".join(map(str, axes)) + (
+        ", optimizer sharded" if layout.is_optimizer_sharded else ""
+    )
 
 
 def _size(found: Verified) -> str:

@@ -90,6 +90,9 @@ def test_the_notebook_runs(epochs: int, tmp_path: pathlib.Path) -> None:
     assert losses, written
     first, *_, last = map(float, losses[1].split(","))
     assert last < first  # of a sequence in chunks
+    assert "the power is gone\n" in written
+    assert "True True\n" in written  # the History and the weights after that
+    assert re.search(r"^ *88 +4 +0 +1 x 1 .* yes", written, re.M)  # the last checkpoint
 
 
 @pytest.mark.slow
