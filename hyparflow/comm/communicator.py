@@ -88,6 +88,10 @@ class Communicator:
                 self._deadline.check(waited, what)
         self.recorder.note(EventKind.WAIT, start, what)
 
+    def keep_deadline(self, waiting: Waiting, what: str) -> None:
+        """Hear notices, and end the job at the deadline, while a wait goes on beside other work."""
+        self._deadline.check(waiting.look(), what)
+
     # --- messages between two ranks ---
 
     def send(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:

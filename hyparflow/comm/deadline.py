@@ -9,6 +9,7 @@ not run itself, as after Ctrl-Z, does not count.
 from __future__ import annotations
 
 import atexit
+import threading
 import time
 from typing import Any
 
@@ -75,7 +76,7 @@ class Deadline:
         self.spin = _SPIN if self._chosen_spin is None else self._chosen_spin
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
-        self._next_check = 0.0
+        self._next_check, self._checks = 0.0, threading.Lock()
         self._sent: list[Any] = []
         self.calls = 0
         self._left: list[dict[str, Any]] = []  # notices of ranks that have left
@@ -86,11 +87,20 @@ class Deadline:
             self.spin = _LONG_SPIN
 
     def check(self, waited: float, what: str) -> None:
-        """Called while a rank waits: hears notices, and ends the job if the time is over."""
-        now = time.monotonic()
-        if now < self._next_check:
+        """Called while a rank waits: hears notices, and ends the job if the time is over.
+
+        Of waits that go on at the same time, in several threads as well, each may call it.
+        """
+        if time.monotonic() < self._next_check and waited <= self.seconds:
             return
-        self._next_check = now + 0.05
+        if self._checks.acquire(blocking=False):
+            try:
+                self._check(waited, what)
+            finally:
+                self._checks.release()
+
+    def _check(self, waited: float, what: str) -> None:
+        self._next_check = time.monotonic() + 0.05
         heard = self._hear()
         self._left += [notice for notice in heard if notice["leaving"]]
         ending = [notice for notice in heard if not notice["leaving"]]

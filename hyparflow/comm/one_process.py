@@ -44,6 +44,11 @@ class OneProcess(World):
         """See `Communicator.tag_limit`."""
         return SMALLEST_LIMIT
 
+    @property
+    def threads_may_share_it(self) -> bool:
+        """See `World.threads_may_share_it`; they would call nothing."""
+        return True
+
     def begin_call(self) -> None:
         """Nobody counts."""
 

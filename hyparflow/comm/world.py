@@ -70,6 +70,11 @@ class World(Communicator):
         super().__init__(comm, mpi, deadline, Recorder())
         self._deadline.announce_exit()
 
+    @property
+    def threads_may_share_it(self) -> bool:
+        """Whether two threads of this rank may call MPI at the same time."""
+        return bool(self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE)
+
     def begin_call(self) -> None:
         """Count a collective call that begins; every rank makes equally many."""
         self._deadline.calls += 1

@@ -111,3 +111,28 @@ def test_a_rank_that_was_stopped_lets_others_report(monkeypatch: pytest.MonkeyPa
     """It is let go on to be ended: if nobody does, it reports after a while."""
     said, slept = ended(monkeypatch, 5.0)
     assert len(said) == 1 and sum(slept) >= 4
+
+
+def test_a_wait_beside_others_has_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the others look at theirs."""
+
+    class Alone(Group):
+        """A rank that nobody tells anything."""
+
+        def Iprobe(self, source: int, tag: int) -> bool:
+            return False
+
+    def end(status: int) -> None:
+        raise Ended
+
+    said: list[str] = []
+    monkeypatch.setattr(abort, "say", said.append)
+    monkeypatch.setattr(abort, "abort", end)
+    mpi: Any = SimpleNamespace(ANY_SOURCE=-1)
+    board: Any = SimpleNamespace(read=lambda: {})
+    watch: Any = SimpleNamespace(states=lambda: {})
+    deadline = Deadline(mpi, Alone(1), board, watch)
+    deadline.check(0.1, "a short window")
+    with pytest.raises(Ended):
+        deadline.check(deadline.seconds + 1.0, "a long window")
+    assert "waits for a long window" in said[0]
