@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.runner import LocalRunner
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
@@ -150,7 +151,7 @@ def require_tokens_of_generate(model: Any, decoder: Decoder) -> None:
     model.compile(sampler="greedy")
     random = np.random.default_rng(1)
     limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2, together=(2,))
-    engine = ServingEngine(LocalRunner(decoder), limits)
+    engine = ServingEngine(OneReplica(LocalRunner(decoder)), limits)
     asked = {
         number: random.integers(1, VOCABULARY, random.integers(1, 20)).tolist()
         for number in range(6)

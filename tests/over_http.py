@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
@@ -16,7 +16,8 @@ from byte_text import END, byte_preprocessor
 from hyparflow.serving.http.app import HttpSettings
 from hyparflow.serving.http.chat_template import ChatTemplate
 from hyparflow.serving.http.run import HttpServer, bound
-from hyparflow.serving.prepare import prepared_runner
+from hyparflow.serving.prepare import prepared_replicas
+from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.serve import serve
@@ -84,22 +85,23 @@ class SlowRunner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def run(self, windows: Sequence[Any]) -> Any:
+    def run(self, window: Any) -> Any:
         """See `Runner.run`."""
         time.sleep(self._rest)
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
                 raise OSError("the accelerator is gone")
-        return self._runner.run(windows)
+        return self._runner.run(window)
 
 
 @contextlib.contextmanager
 def slowly(model: Any, rest: float = 0.05, max_batch: int = 4, **slow: Any) -> Iterator[Server]:
     """A server whose windows take a while."""
     limits = Limits(max_batch=max_batch, max_length=256, window=4, fewest=4, shortest=256)
-    runner = prepared_runner(model, serving_grid(1, None, None, None), None)
-    server = Server(model, SlowRunner(runner, rest, **slow), limits)
+    replicas = prepared_replicas(model, serving_grid(1, None, None, None), None)
+    assert isinstance(replicas, OneReplica)
+    server = Server(model, OneReplica(SlowRunner(replicas.runner, rest, **slow)), limits)
     try:
         yield server
     finally:

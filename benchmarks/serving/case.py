@@ -18,7 +18,8 @@ from workers import obey, timed
 import hyparflow as hf
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.prepare import prepared_runner
+from hyparflow.serving.prepare import prepared_replicas
+from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.runner import Runner
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
@@ -44,7 +45,7 @@ class Case:
         pairs = zip(self._prompts, self._totals, strict=True)
         self._counts = [total - len(prompt) for prompt, total in pairs]
         self._made: dict[int, list[int]] = {}
-        self._bare: Runner | None = None
+        self._bare: Any = None
 
     def engine(self) -> dict[str, Any]:
         """All requests by the engine of hyparflow."""
@@ -88,9 +89,9 @@ class Case:
         shape = Shape(rows, length)
         every = range(rows)
         first, again = (window_of(shape, every, new) for new in (True, False))
-        self._runner.run([first])
-        took, _ = timed(lambda: [self._runner.run([again]) for _ in range(repeats)])
-        self._runner.run([None])
+        self._runner.run(first)
+        took, _ = timed(lambda: [self._runner.run(again) for _ in range(repeats)])
+        self._runner.close()
         return {key: value / repeats / again.steps for key, value in took.items()}
 
     def piece(self, tokens: int, length: int, rows: int = 8, repeats: int = 5) -> dict[str, float]:
@@ -99,10 +100,10 @@ class Case:
         pieces = (Piece(0, 0, tuple(range(tokens)), LIMITS.piece_sizes(tokens)[-1]),)
         first = window_of(shape, range(0), True)
         again = window_of(shape, range(0), False, pieces)
-        self._runner.run([first])
-        self._runner.run([again])
-        took, _ = timed(lambda: [self._runner.run([again]) for _ in range(repeats)])
-        self._runner.run([None])
+        self._runner.run(first)
+        self._runner.run(again)
+        took, _ = timed(lambda: [self._runner.run(again) for _ in range(repeats)])
+        self._runner.close()
         return {key: value / repeats for key, value in took.items()}
 
     def serve(self) -> dict[str, Any]:
@@ -158,20 +159,25 @@ class Case:
         return took
 
     @property
-    def _runner(self) -> Runner:
+    def _replica(self) -> OneReplica:
         if self._bare is None:
-            self._bare = prepared_runner(self._model, Grid(1, 1), None)
-        return self._bare
+            self._bare = prepared_replicas(self._model, Grid(1, 1), None)
+        found: OneReplica = self._bare
+        return found
+
+    @property
+    def _runner(self) -> Runner:
+        return self._replica.runner
 
     def _run(self, asked: list[Request], limits: Limits) -> tuple[dict[int, list[int]], Any]:
-        engine = ServingEngine(self._runner, limits)
+        engine = ServingEngine(self._replica, limits)
         made: dict[int, list[int]] = {request.number: [] for request in asked}
         for request in asked:
             engine.submit(request)
         while not engine.is_idle:
             for progress in engine.advance():
                 made[progress.number] += progress.tokens
-        engine.advance()  # gives the caches back
+        self._replica.close()  # gives the caches back
         return made, engine
 
     def _alone(self, number: int, length: int) -> Any:

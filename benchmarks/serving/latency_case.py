@@ -38,14 +38,14 @@ class LatencyCase(Case):
         for limits in (LIMITS, _LONG):
             for shape in limits.shapes:
                 self._runner.warm_up(warm_up_window(limits, shape, GREEDY))
-        self._runner.run([None])
+        self._runner.close()
 
     def costs(self, long: bool = False) -> dict[str, float]:
         """Seconds of each part of a window, by caches of each size: medians of wall time."""
         limits, found = _LONG if long else LIMITS, dict[str, float]()
         for shape in limits.shapes:
             rows = range(shape.rows)
-            self._runner.run([window_of(shape, rows, True)])
+            self._runner.run(window_of(shape, rows, True))
             step = self._median(window_of(shape, rows, False))
             found[key_of("step", shape.rows, shape.length)] = step / limits.window
             empty = window_of(shape, range(0), False)
@@ -59,7 +59,7 @@ class LatencyCase(Case):
                         asked = replace(empty, pieces=pieces, together=limits.together)
                         if count * size <= limits.piece * limits.pieces_while_idle:
                             found[key_of(f"{count} of", size, shape.length)] = self._median(asked)
-            self._runner.run([None])
+            self._runner.close()
         return found
 
     def live(self, gap: float, count: int, seed: int) -> dict[str, list[float]]:
@@ -115,11 +115,11 @@ class LatencyCase(Case):
         }
 
     def _median(self, window: Window) -> float:
-        self._runner.run([window])
+        self._runner.run(window)
         found = []
         for _ in range(_REPEATS):
             start = time.perf_counter()
-            self._runner.run([window])
+            self._runner.run(window)
             found.append(time.perf_counter() - start)
         return statistics.median(found)
 

@@ -27,3 +27,4 @@ class Tag(IntEnum):
     SERVED_TENSORS = 8  # from partition to partition, while tokens are generated
     SERVED_TOKENS = 9  # from the last partition to the first
     SERVED_RESULTS = 10  # of a replica's window, on their way to the leader
+    SERVED_RECORDS = 11  # of windows, from the leader to the ranks of a replica

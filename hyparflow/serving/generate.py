@@ -10,16 +10,15 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.ranks import size, world
-from hyparflow.comm.world import World
 from hyparflow.formats.argument_checks import count_of, flag
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.generate_on_ranks import generated_on_ranks
-from hyparflow.serving.prepare import prepared_runner, require_language_model, require_length
+from hyparflow.serving.prepare import prepared_replicas, require_language_model, require_length
 from hyparflow.serving.ranks.agreed import agreement
-from hyparflow.serving.ranks.ranks_runner import RanksRunner
-from hyparflow.serving.ranks.runner import Runner
+from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.requests.given import integer_of, integers_of
 from hyparflow.serving.requests.prompts import Prompts, prompts_of
@@ -101,8 +100,14 @@ def generate(
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        runner = prepared_runner(model, grid, ranks)
-    answers = _answered(runner, limits, requests, ranks)
+        replicas = prepared_replicas(model, grid, ranks)
+    if isinstance(replicas, FollowingRank):
+        replicas.follow()
+        answers = dict[int, tuple[int, ...]]()
+    else:
+        answers = _answered(replicas, limits, requests)
+    if ranks is not None:
+        answers = ranks.broadcast_object(answers, LEADER, "answers")
     rows = [answers.get(row, ()) for row in range(len(lengths))]
     return _returned(model, prompts, prompts.answered(rows, strip_prompt))
 
@@ -183,21 +188,18 @@ def _seeds(sampler: Any, seed: int | Sequence[int] | None, count: int) -> list[i
 
 
 def _answered(
-    runner: Runner, limits: Limits, requests: Sequence[Request], ranks: World | None
+    replicas: Replicas, limits: Limits, requests: Sequence[Request]
 ) -> dict[int, tuple[int, ...]]:
-    """Number of a request -> the tokens that follow, on all ranks."""
+    """Number of a request -> the tokens that follow."""
     found = dict[int, tuple[int, ...]]()
-    if ranks is not None and ranks.rank != LEADER and isinstance(runner, RanksRunner):
-        runner.follow()
-    else:
-        engine = ServingEngine(runner, limits)
-        for request in requests:
-            engine.submit(request)
-        while not engine.is_idle:
-            for progress in engine.advance():
-                found[progress.number] = found.get(progress.number, ()) + progress.tokens
-        runner.close()
-    return found if ranks is None else ranks.broadcast_object(found, LEADER, "answers")
+    engine = ServingEngine(replicas, limits)
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        for progress in engine.advance():
+            found[progress.number] = found.get(progress.number, ()) + progress.tokens
+    replicas.close()
+    return found
 
 
 def _returned(model: Any, prompts: Prompts, answered: dict[str, Any]) -> Any:

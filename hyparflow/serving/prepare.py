@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hyparflow.comm import abort
+from hyparflow.comm.leader import LEADER
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.keras_internals.deferred_variables import is_absent
@@ -13,17 +14,24 @@ from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.self_test import Probed, logits_differ
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
+from hyparflow.serving.ranks.agreeing_shards import AgreeingShards
 from hyparflow.serving.ranks.build import Share, built_share
-from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.replicas import OneReplica
+from hyparflow.serving.ranks.replicas_on_ranks import ReplicasOnRanks
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
 
-__all__ = ["learned_positions", "prepared_runner", "require_language_model", "require_length"]
+__all__ = ["learned_positions", "prepared_replicas", "require_language_model", "require_length"]
 
 _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
 
-def prepared_runner(model: Any, grid: Grid, world: World | None) -> Runner:
-    """What computes the windows of a model. Collective.
+def prepared_replicas(
+    model: Any, grid: Grid, world: World | None
+) -> OneReplica | ReplicasOnRanks | FollowingRank:
+    """What computes the windows of a model; a `FollowingRank` on other ranks than the leader.
+
+    Collective.
 
     Args:
         model: what is served.
@@ -35,11 +43,13 @@ def prepared_runner(model: Any, grid: Grid, world: World | None) -> Runner:
     """
     share = _kept_share(model, grid, world)
     computes = share.computes
-    own: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
+    runner: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
     if world is None:
-        return own
-    shards = groups_of(grid, world).shards if grid.num_shards > 1 else None
-    return RanksRunner(own, grid, world, share.traffic, shards)
+        return OneReplica(runner)
+    if grid.num_shards > 1:
+        runner = AgreeingShards(runner, groups_of(grid, world).shards)
+    kind = ReplicasOnRanks if world.rank == LEADER else FollowingRank
+    return kind(runner, grid, world, share.traffic)
 
 
 def _kept_share(model: Any, grid: Grid, world: World | None) -> Share:

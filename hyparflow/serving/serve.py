@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from hyparflow.comm import abort
-from hyparflow.comm.leader import LEADER
 from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of
@@ -14,14 +13,15 @@ from hyparflow.serving.decoding.decoder import MOST_STEPS
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.prepare import (
     learned_positions,
-    prepared_runner,
+    prepared_replicas,
     require_language_model,
     require_length,
 )
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.follower import Follower
-from hyparflow.serving.ranks.ranks_runner import RanksRunner
-from hyparflow.serving.ranks.runner import Runner, warm_up_window
+from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.replicas import Replicas
+from hyparflow.serving.ranks.runner import warm_up_window
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.sampling import Sampling
@@ -90,12 +90,12 @@ def serve(
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        runner = prepared_runner(model, grid, ranks)
-    if ranks is not None and ranks.rank != LEADER and isinstance(runner, RanksRunner):
-        return Follower(runner)
+        replicas = prepared_replicas(model, grid, ranks)
+    if isinstance(replicas, FollowingRank):
+        return Follower(replicas)
     if warm_up:
-        _warm_up(runner, limits, sampling)
-    return Server(model, runner, limits)
+        _warm_up(replicas, limits, sampling)
+    return Server(model, replicas, limits)
 
 
 def _limits(
@@ -136,10 +136,10 @@ def _limits(
     return limits
 
 
-def _warm_up(runner: Runner, limits: Limits, sampling: Sampling) -> None:
+def _warm_up(replicas: Replicas, limits: Limits, sampling: Sampling) -> None:
     """Compile all that may be needed."""
     shapes = limits.shapes
     with progress("compiling for requests") as shown:
         for number, shape in enumerate(shapes):
             shown.say(f"{number} of {len(shapes)} sizes of batches")
-            runner.warm_up(warm_up_window(limits, shape, sampling))
+            replicas.warm_up(warm_up_window(limits, shape, sampling))

@@ -7,12 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.ranks.runner import Runner
+from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.requests.given import (
     integer_of,
     logprobs_of,
@@ -20,6 +20,7 @@ from hyparflow.serving.requests.given import (
     stop_strings_of,
     tokens_given,
 )
+from hyparflow.serving.requests.open_request import OpenRequest
 from hyparflow.serving.requests.served_request import ServedPiece, ServedRequest
 from hyparflow.serving.requests.statistics import Latencies, ServerStatistics
 from hyparflow.serving.requests.stop_strings import StopStrings
@@ -33,25 +34,6 @@ _PATIENCE = 30.0  # seconds that closing waits for a window
 _HEARTBEAT = 5.0  # seconds after which ranks that wait hear that nothing is to be done
 
 
-@dataclass
-class _Open:
-    """A request that goes on.
-
-    Attributes:
-        served: what its caller has.
-        text: makes text of its tokens; None if nobody wants any.
-        stops: ends the text.
-        deadline: of `time.monotonic`; None to wait as long as it takes.
-        count: tokens that came.
-    """
-
-    served: ServedRequest
-    text: StreamedText | None
-    stops: StopStrings
-    deadline: float | None
-    count: int = 0
-
-
 class Server:
     """Takes requests from any thread, at any time; they compute together.
 
@@ -61,16 +43,16 @@ class Server:
 
     Args:
         model: a `keras_hub.models.CausalLM`.
-        runner: computes windows.
+        replicas: compute windows.
         limits: what each replica may take.
     """
 
-    def __init__(self, model: Any, runner: Runner, limits: Limits) -> None:
-        self.model, self.limits, self._runner = model, limits, runner
-        self._engine = ServingEngine(runner, limits)
+    def __init__(self, model: Any, replicas: Replicas, limits: Limits) -> None:
+        self.model, self.limits, self._replicas = model, limits, replicas
+        self._engine = ServingEngine(replicas, limits)
         self._changed = threading.Condition()
         self._commands: list[Callable[[], None]] = []
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenRequest] = {}
         self._is_closing = self._is_stopped = False
         self._error: BaseException | None = None
         self._number, self._tokens = 0, 0
@@ -156,7 +138,7 @@ class Server:
                 counts=tuple(counts),
                 time_to_first_token=self._latencies.to_first_token,
                 time_per_token=self._latencies.per_token,
-                bytes=self._runner.bytes(),
+                bytes=self._replicas.bytes(),
             )
 
     def close(self, wait: bool = False) -> None:
@@ -199,7 +181,7 @@ class Server:
             served = ServedRequest(
                 number, request.prompt, lambda: self._command(self._cancel, number), has_text
             )
-            self._open[number] = _Open(
+            self._open[number] = OpenRequest(
                 served,
                 StreamedText(self.model) if has_text else None,
                 StopStrings(stops),
@@ -217,7 +199,7 @@ class Server:
             raise RuntimeError("the server is closed: it takes no more requests")
 
     def _command(self, function: Callable[..., None], *args: Any) -> None:
-        """Have the thread call a function between two windows."""
+        """Have the thread call a function soon."""
         with self._changed:
             self._commands.append(lambda: function(*args))
             self._changed.notify_all()
@@ -232,19 +214,19 @@ class Server:
         try:
             while self._take_commands():
                 self._expire()
-                for progress in self._engine.advance():
+                for progress in self._engine.advance(self._is_wanted):
                     self._deliver(progress)
         except BaseException as error:
             self._fail(error)
         finally:
-            self._runner.close()
+            self._replicas.close()
 
     def _take_commands(self) -> bool:
         """Wait until there is something to do; whether to go on."""
         with self._changed:
             while not (self._commands or self._is_closing or not self._engine.is_idle):
                 if not self._changed.wait(_HEARTBEAT):
-                    self._runner.idle()
+                    self._replicas.idle()
             commands, self._commands = self._commands, []
             if self._is_stopped:
                 self._end_all()
@@ -259,24 +241,20 @@ class Server:
             if entry.deadline is not None and entry.deadline <= now:
                 self._cancel(number, EndReason.DEADLINE)
 
+    def _is_wanted(self) -> bool:
+        """Whether a replica may have something new to do, or all shall end."""
+        return bool(self._commands) or self._is_stopped
+
     def _deliver(self, progress: RequestProgress) -> None:
         entry = self._open.get(progress.number)
         if entry is None:
             return
-        end, text = progress.end, ""
-        if entry.text is not None:
-            tokens = progress.tokens
-            text = entry.text.add(tokens, is_last=end is not None)
-            text = entry.stops.add(text, is_last=end is not None)
-            if entry.stops.has_stopped:
-                if end is None:
-                    self._engine.cancel(progress.number)
-                end = EndReason.STOP
-        entry.count += len(progress.tokens)
-        entry.served.take(ServedPiece(text, progress.tokens, progress.logprobs), end)
+        end = entry.take(progress)
+        if end is not progress.end:
+            self._engine.cancel(progress.number)
         self._note(progress, entry, end)
 
-    def _note(self, progress: RequestProgress, entry: _Open, end: EndReason | None) -> None:
+    def _note(self, progress: RequestProgress, entry: OpenRequest, end: EndReason | None) -> None:
         with self._changed:
             self._tokens += len(progress.tokens)
             if end is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,14 +21,22 @@ import hyparflow as hf
 from hyparflow.comm.ranks import world
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.serving.engine import ServingEngine
-from hyparflow.serving.prepare import prepared_runner
-from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.prepare import prepared_replicas
+from hyparflow.serving.ranks import replicas_on_ranks
+from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.pipeline_runner import PipelineRunner
+from hyparflow.serving.ranks.replicas import OneReplica
+from hyparflow.serving.ranks.replicas_on_ranks import ReplicasOnRanks
+from hyparflow.serving.ranks.runner import LocalRunner, WindowResult
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
+from hyparflow.serving.scheduling.window import Window
 
 LENGTH = 40  # of prompts and what follows
 SEED = 3
+HELD = VOCABULARY - 1  # a token of prompts whose windows wait
+SERVED: dict[str, Any] = {"max_batch": 4, "max_length": LENGTH, "warm_up": False}
 # (partitions, shards) of as many ranks as there are, with replicas for the rest.
 LAYOUTS = [(p, t) for p in (1, 2, 4) for t in (1, 2, 4) if WORLD.size % (p * t) == 0]
 
@@ -80,30 +91,30 @@ def test_messages(partitions: int, shards: int) -> None:
     if shards == 4 or WORLD.size == 1:
         pytest.skip("two heads of keys" if shards == 4 else "one rank sends nothing")
     model, grid = kept_model("Llama"), serving_grid(WORLD.size, partitions, None, shards)
-    runner = prepared_runner(model, grid, world())
-    assert isinstance(runner, RanksRunner)
-    before = runner.traffic.messages.copy(), runner.traffic.bytes.copy()
+    replicas = prepared_replicas(model, grid, world())
+    assert not isinstance(replicas, OneReplica)
+    before = replicas.traffic.messages.copy(), replicas.traffic.bytes.copy()
     rows = 2 * partitions
     counts = None
-    if WORLD.rank == 0:
-        engine = ServingEngine(
-            runner, Limits(rows * grid.num_replicas, 32, window=4, fewest=rows, multiple=partitions)
-        )
+    if isinstance(replicas, ReplicasOnRanks):
+        limits = Limits(rows * grid.num_replicas, 32, window=4, fewest=rows, multiple=partitions)
+        engine = ServingEngine(replicas, limits)
         for number in range(rows * grid.num_replicas):
             engine.submit(Request(number, (1 + number,), 11))
         while not engine.is_idle:
             engine.advance()
         assert {scheduler.counts.windows for scheduler in engine.schedulers} == {3}
         counts = [scheduler.counts.iterations for scheduler in engine.schedulers]
-        runner.close()
+        replicas.close()
     else:
-        runner.follow()
+        replicas.follow()
     counts = WORLD.bcast(counts)
-    sent = {kind: n - before[0][kind] for kind, n in runner.traffic.messages.items()}
-    size = {kind: n - before[1][kind] for kind, n in runner.traffic.bytes.items()}
+    sent = {kind: n - before[0][kind] for kind, n in replicas.traffic.messages.items()}
+    size = {kind: n - before[1][kind] for kind, n in replicas.traffic.bytes.items()}
     steps = counts[grid.replica(WORLD.rank)]
     assert steps == 11
-    assert sent.get("records", 0) == (4 if WORLD.rank == 0 else 0)  # 3 windows, and the end
+    # 3 windows of its replica, and the end, to each rank but the leader.
+    assert sent.get("records", 0) == (4 * (WORLD.size - 1) if WORLD.rank == 0 else 0)
     partition = grid.partition(WORLD.rank)
     if partitions > 1:
         is_last = partition == partitions - 1
@@ -128,14 +139,14 @@ def test_many_requests(name: str, partitions: int, shards: int) -> None:
         pytest.skip("two heads of keys")
     model, random = language_model(name, LONG), np.random.default_rng(partitions + 10 * shards)
     model.compile(sampler="greedy", jit_compile=False)
-    runner = prepared_runner(model, serving_grid(WORLD.size, partitions, None, shards), world())
+    replicas = prepared_replicas(model, serving_grid(WORLD.size, partitions, None, shards), world())
     many = ManyRequests.random(random, 16)
-    if WORLD.rank == 0:
-        many.run(ServingEngine(runner, random_limits(random, partitions)))
-        runner.close()
+    if isinstance(replicas, FollowingRank):
+        replicas.follow()
+    else:
+        many.run(ServingEngine(replicas, random_limits(random, partitions)))
+        replicas.close()
         assert many.faults(model) == []
-    elif isinstance(runner, RanksRunner):
-        runner.follow()
 
 
 def test_a_server_on_the_leader() -> None:
@@ -143,9 +154,7 @@ def test_a_server_on_the_leader() -> None:
     model.compile(sampler="greedy", jit_compile=False)
     partitions = 2 if WORLD.size % 2 == 0 else 1
     bodies = 0
-    with hf.serve(
-        model, max_batch=4, max_length=LENGTH, warm_up=False, num_partitions=partitions
-    ) as server:
+    with hf.serve(model, num_partitions=partitions, **SERVED) as server:
         bodies += 1
         requests = [server.submit(prompt, max_new_tokens=9) for prompt in prompts()]
         cancelled = server.submit([1, 2], max_new_tokens=30)
@@ -158,26 +167,136 @@ def test_a_server_on_the_leader() -> None:
     assert bodies == (WORLD.rank == 0)
 
 
+class Gate:
+    """Lets windows with some token in a prompt wait, on all ranks of their replica.
+
+    Args:
+        folder: whose files all ranks see.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def before(self, run: Any) -> Any:
+        """Of a runner."""
+
+        def held(runner: Any, window: Window) -> Any:
+            if any(HELD in piece.tokens for piece in window.pieces):
+                self.open("begun")
+                self.wait_for("go")
+            return run(runner, window)
+
+        return held
+
+    def open(self, name: str) -> None:
+        (self._folder / name).touch()
+
+    def is_open(self, name: str) -> bool:
+        return (self._folder / name).exists()
+
+    def wait_for(self, name: str) -> None:
+        """Not for ever, for then nobody would say what is wrong."""
+        end = time.monotonic() + 30
+        while not self.is_open(name):
+            if time.monotonic() > end:
+                self.open("given up")
+                return
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    found = Gate(Path(WORLD.bcast(str(tmp_path))))
+    for kind in (LocalRunner, PipelineRunner):
+        monkeypatch.setattr(kind, "run", found.before(kind.run))
+    yield found
+    assert not found.is_open("given up")
+
+
+@pytest.mark.skipif(WORLD.size == 1, reason="one rank is one replica")
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_replica_that_takes_long_holds_up_no_other(busy: int, gate: Gate) -> None:
+    """While a window of one replica goes on, requests of the other have all of theirs."""
+    model, partitions = kept_model("Llama"), WORLD.size // 2
+    model.compile(sampler="greedy", jit_compile=False)
+    with hf.serve(model, window=4, num_partitions=partitions, **SERVED) as server:
+        # Each goes to the replica with the least to do.
+        first = [server.submit([3, 1, 4], max_new_tokens=9)] if busy else []
+        held = server.submit([HELD] * 20, max_new_tokens=20)
+        gate.wait_for("begun")
+        others = [server.submit(prompt, max_new_tokens=9) for prompt in ([5, 1], [2, 7, 1])]
+        for request in (*first, *others):
+            request.tokens(timeout=60)
+        counts = server.stats().counts
+        assert counts[busy].windows == held.num_tokens == 0
+        assert counts[1 - busy].iterations >= 9
+        gate.open("go")
+        assert held.tokens() == alone(model, [HELD] * 20, 20)
+        assert others[0].tokens() == alone(model, [5, 1], 9)
+        assert others[1].tokens() == alone(model, [2, 7, 1], 9)
+
+
+@pytest.mark.skipif(WORLD.size != 2, reason="two replicas are enough")
+def test_a_replica_without_work_hears_of_the_leader(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long another computes, so that it does not give up."""
+    monkeypatch.setattr(replicas_on_ranks, "_SILENCE", 0.01)
+    model = kept_model("Llama")
+    with hf.serve(model, **SERVED) as server:
+        held = server.submit([HELD] * 20, max_new_tokens=2)
+        gate.wait_for("begun")
+        before = server.stats().bytes.get("heartbeats", 0)
+        end = time.monotonic() + 20
+        while server.stats().bytes.get("heartbeats", 0) < before + 100:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        gate.open("go")
+        assert len(held.tokens()) == 2
+
+
+@pytest.mark.skipif(WORLD.size != 2, reason="two replicas are enough")
+def test_a_leader_that_fails_lets_the_other_replica_end(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the window that the other is in; nothing is left for the next call."""
+    model = kept_model("Llama")
+
+    def fails(runner: LocalRunner, window: Window) -> WindowResult:
+        gate.wait_for("begun")
+        raise OSError("the accelerator is gone")
+
+    with monkeypatch.context() as patched, hf.serve(model, **SERVED) as server:
+        patched.setattr(LocalRunner, "run", fails)
+        requests = [server.submit(prompt, max_new_tokens=9) for prompt in ([1], [HELD] * 20)]
+        for request in requests:
+            with pytest.raises(RuntimeError, match="the server failed: the accelerator is gone"):
+                request.tokens(timeout=60)
+        gate.open("go")
+    found = hf.generate(model, padded([[5, 1], [2, 7]], [11, 11]), stop_token_ids=None)
+    assert found["token_ids"][0, 2:].tolist() == alone(model, [5, 1], 9)
+    assert found["token_ids"][1, 2:].tolist() == alone(model, [2, 7], 9)
+
+
 @pytest.mark.skipif(WORLD.size != 2, reason="one rank that leaves the body out is enough")
 def test_bodies_of_all_forms() -> None:
     """Other ranks than the first leave out the whole body, however it begins."""
     model, ran = kept_model("Llama"), []
     model.compile(sampler="greedy", jit_compile=False)
-    given: dict[str, Any] = {"max_batch": 4, "max_length": LENGTH, "warm_up": False}
 
     def returns() -> str:
-        with hf.serve(model, **given):
+        with hf.serve(model, **SERVED):
             return "body"
         return "behind"
 
-    with hf.serve(model, **given) as server:
+    with hf.serve(model, **SERVED) as server:
         try:
             ran.append(server.submit([1], max_new_tokens=2).tokens())
         finally:
             ran.append(1)
-    with hf.serve(model, **given) as server: ran.append(2)  # fmt: skip # noqa: E701
+    with hf.serve(model, **SERVED) as server: ran.append(2)  # fmt: skip # noqa: E701
     for number in range(2):
-        with hf.serve(model, **given):
+        with hf.serve(model, **SERVED):
             if number == 0:
                 ran.append(3)
                 continue

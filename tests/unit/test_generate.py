@@ -15,6 +15,7 @@ import hyparflow as hf
 from hyparflow.serving.decoding.adapters import decoder_of
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.runner import LocalRunner
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.request import Request
@@ -59,7 +60,7 @@ def test_samplers_that_compute_together(jit: bool) -> None:
     """Each request has a sampler, a seed and a length of its own: the tokens it has alone."""
     model, random = kept_model("Llama"), np.random.default_rng(0)
     limits = Limits(4, LENGTH, window=4, piece=16, shortest=12, fewest=2)
-    engine = ServingEngine(LocalRunner(decoder_of(model, jit)), limits)
+    engine = ServingEngine(OneReplica(LocalRunner(decoder_of(model, jit))), limits)
     given: dict[int, list[int]] = {}
     right: dict[int, list[int]] = {}
     for number in range(9):

@@ -111,13 +111,13 @@ def came(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     came, made = threading.Event(), [False]
     original = LocalRunner.run
 
-    def run(self: Any, windows: Any) -> Any:
+    def run(self: Any, window: Any) -> Any:
         if made[0]:
             came.wait(1)
             came.clear()
-        results = original(self, windows)
-        made[0] = any(result.tokens for result in results)
-        return results
+        result = original(self, window)
+        made[0] = bool(result.tokens)
+        return result
 
     monkeypatch.setattr(LocalRunner, "run", run)
     return came

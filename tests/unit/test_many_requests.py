@@ -11,6 +11,7 @@ from many_requests import LENGTH, ManyRequests, random_limits
 
 from hyparflow.serving.decoding.adapters import decoder_of
 from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.runner import LocalRunner
 
 FAMILIES = ("GPT2", "OPT", "Llama", "Mistral", "Qwen", "Qwen3", "Gemma")
@@ -27,7 +28,7 @@ def test_many_requests(name: str) -> None:
     decoder, preemptions, rebuilds = decoder_of(model), 0, 0
     for _ in range(2):
         many = ManyRequests.random(random, 25)
-        engine = ServingEngine(LocalRunner(decoder), random_limits(random))
+        engine = ServingEngine(OneReplica(LocalRunner(decoder)), random_limits(random))
         many.run(engine)
         assert many.faults(model) == []
         counts = engine.schedulers[0].counts

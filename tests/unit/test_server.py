@@ -181,7 +181,7 @@ def test_an_error_in_the_block_cancels() -> None:
 
 def test_a_server_that_fails_ends_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     server = hf.serve(new_byte_model(), max_batch=1, warm_up=False)
-    monkeypatch.setattr(server._runner, "run", lambda windows: 1 / 0)
+    monkeypatch.setattr(server._replicas.runner, "run", lambda window: 1 / 0)
     requests = []
     with contextlib.suppress(RuntimeError):
         requests = [server.submit("abc") for _ in range(3)]

@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from hyparflow.serving.ranks.ranks_runner import RanksRunner
+from hyparflow.serving.ranks.following_rank import FollowingRank
 
 __all__ = ["Follower"]
 
@@ -25,11 +25,11 @@ class Follower:
     it.
 
     Args:
-        runner: does what the leader says.
+        rank: does what the leader says.
     """
 
-    def __init__(self, runner: RanksRunner) -> None:
-        self._runner = runner
+    def __init__(self, rank: FollowingRank) -> None:
+        self._rank = rank
         self._trace: Any = None
         self._traced: tuple[Any, bool] = None, False
 
@@ -41,7 +41,7 @@ class Follower:
                 "ranks than the first leave out. Received: a context that an ExitStack or another "
                 "function enters. Write: with hyparflow.serve(...) as server:"
             )
-        self._runner.follow()
+        self._rank.follow()
         self._trace, self._traced = sys.gettrace(), (frame.f_trace, frame.f_trace_opcodes)
         # Before each instruction, for the body may begin with a line that no block holds.
         frame.f_trace, frame.f_trace_opcodes = self._leave_out, True

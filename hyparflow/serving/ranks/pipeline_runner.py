@@ -35,8 +35,6 @@ class PipelineRunner:
         traffic: counts what is sent.
     """
 
-    num_replicas = 1
-
     def __init__(
         self, stage: DecodingStage, ranks: Communicator, chooser: TokenChooser, traffic: Traffic
     ) -> None:
@@ -45,12 +43,8 @@ class PipelineRunner:
         self._groups: list[Caches] = []
         self._shape = Shape(0, 0)
 
-    def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
+    def run(self, window: Window) -> WindowResult:
         """See `Runner.run`; the result is that of the first partition."""
-        (window,) = windows
-        if window is None:
-            self.close()
-            return [WindowResult()]
         self._rebuild(window)
         for piece in window.pieces:
             self._take_in(piece)
@@ -59,15 +53,12 @@ class PipelineRunner:
             choice = self._chooser.choice(window.sampling)
             result = PipelineWindow(window, self._messages, choice, self._step).result()
         self._messages.finish()
-        return [result]
+        return result
 
     def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self.run([window])
-        self.run([None])
-
-    def idle(self) -> None:
-        """See `Runner.idle`."""
+        self.run(window)
+        self.close()
 
     def bytes(self) -> dict[str, int]:
         """See `Runner.bytes`."""
@@ -123,7 +114,8 @@ class PipelineRunner:
             return
         count, shape = self._messages.num_partitions, window.shape
         of_group = Shape(shape.rows // count, shape.length)
-        if not self._groups:
+        if window.begins_anew:
+            self.close()  # before there are others
             self._groups = [self._stage.empty(of_group) for _ in range(count)]
         else:
             self._groups = self._moved(of_group, window.sources)

@@ -1,4 +1,4 @@
-"""Who computes the windows: here one process; several ranks do it together elsewhere."""
+"""Who computes the windows of a replica: here one process; elsewhere several ranks together."""
 
 from __future__ import annotations
 
@@ -39,26 +39,19 @@ class WindowResult:
 
 
 class Runner(Protocol):
-    """Runs windows, one of each replica at a time."""
+    """Computes this rank's share of the windows of one replica."""
 
-    @property
-    def num_replicas(self) -> int:
-        """How many there are."""
-
-    def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
-        """The tokens of each replica's window; None gives its caches back."""
+    def run(self, window: Window) -> WindowResult:
+        """The tokens of a window."""
 
     def warm_up(self, window: Window) -> None:
         """Compile what a window needs, while nobody is served; see `warm_up_window`."""
 
-    def idle(self) -> None:
-        """Called now and then while there is nothing to do."""
-
     def bytes(self) -> dict[str, int]:
-        """Of memory and messages, by kind."""
+        """Of memory, by kind."""
 
     def close(self) -> None:
-        """End what was started for it."""
+        """Give the caches back; the next window has new ones."""
 
 
 class LocalRunner:
@@ -68,29 +61,20 @@ class LocalRunner:
         decoder: the model.
     """
 
-    num_replicas = 1
-
     def __init__(self, decoder: Decoder) -> None:
         self._decoder, self._caches, self._shape = decoder, Caches(), Shape(0, 0)
 
-    def run(self, windows: Sequence[Window | None]) -> list[WindowResult]:
+    def run(self, window: Window) -> WindowResult:
         """See `Runner.run`."""
-        (window,) = windows
-        if window is None:
-            self._caches, self._shape = Caches(), Shape(0, 0)
-            return [WindowResult()]
         self._rebuild(window)
         for pieces in put_together(window):
             self._decoder.take_in(self._caches, pieces)
-        return [self._made(window) if window.steps else WindowResult()]
+        return self._made(window) if window.steps else WindowResult()
 
     def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self.run([window])
-        self.run([None])
-
-    def idle(self) -> None:
-        """See `Runner.idle`."""
+        self.run(window)
+        self.close()
 
     def bytes(self) -> dict[str, int]:
         """See `Runner.bytes`."""
@@ -98,15 +82,16 @@ class LocalRunner:
 
     def close(self) -> None:
         """See `Runner.close`."""
-        self._caches = Caches()
+        self._caches, self._shape = Caches(), Shape(0, 0)
 
     def _rebuild(self, window: Window) -> None:
         if window.sources is None:
             return
-        if self._caches:
-            self._caches = self._decoder.rebuilt(self._caches, window.shape, window.sources)
-        else:
+        if window.begins_anew:
+            self.close()  # before there are others
             self._caches = self._decoder.empty(window.shape)
+        else:
+            self._caches = self._decoder.rebuilt(self._caches, window.shape, window.sources)
         self._shape = window.shape
 
     def _made(self, window: Window) -> WindowResult:

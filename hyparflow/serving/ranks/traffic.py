@@ -13,8 +13,9 @@ class Traffic:
     """Counts what this rank sends, or adds to a sum.
 
     Attributes:
-        messages: how many, by kind: "records" of windows, "tensors" between partitions, "tokens"
-            from the last partition to the first, "sums" over shards.
+        messages: how many, by kind: "records" of windows, one to each rank, "heartbeats" to ranks
+            without any, "tensors" between partitions, "tokens" from the last partition to the
+            first, "sums" over shards.
         bytes: as many, of their contents.
     """
 

@@ -125,7 +125,6 @@ class Scheduler:
         """The next window; None if there is nothing to do."""
         admitted = self._admitted()
         if not admitted and not any(self._rows):
-            self._rows, self._shape = [], Shape(0, 0)
             return None
         pieces = self._next_pieces([*filter(None, self._rows), *admitted])
         steps = self._steps(pieces, admitted)

@@ -76,3 +76,8 @@ class Window:
     sampling: tuple[Sampling, ...]
     steps: int
     together: tuple[int, ...] = ()
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the caches keep nothing of what they hold."""
+        return self.sources is not None and all(source == EMPTY for source in self.sources)
