@@ -75,12 +75,13 @@ def test_it_answers_until_it_is_told_to_end(
     assert "Traceback" not in result.output
 
 
-def test_a_rank_that_is_killed_ends_all_requests(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", ["--num-partitions", "--num-replicas"])
+def test_a_rank_that_is_killed_ends_all_requests(saved: Path, tmp_path: Path, axis: str) -> None:
     """Clients that read a stream see it break off, and the job ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    words = ["serve", saved, "--port", address.split(":")[-1], "--num-partitions", 2]
+    words = ["serve", saved, "--port", address.split(":")[-1], axis, 2]
     job = Job(2, "-c", COMMAND.replace("if not", "if"), tmp_path / "process", *words, **WARNS)
     over_http.until(lambda: is_well(address) or not job.is_running(), seconds=180)
     asked = {"prompt": "abc", "max_tokens": 250, "stream": True, "stop": "never said", "n": 4}
