@@ -18,6 +18,7 @@ The rooms, each importing only from those below it::
     pipeline/         partitions, schedules, lowering (a schedule with its messages added),
                       simulator; pure: without MPI, Keras and TensorFlow
     comm/             communicators, deadlines, notices of failure
+    experts/          which rank holds which expert, by a routing trace; pure
     formats/          text, tables, sizes, JSON records, whole files; checkpoint: its files
 
 The route of one training step, from the call to one compiled forward::
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
     from hyparflow import layers
     from hyparflow.checkpoint.load import load_checkpoint
     from hyparflow.checkpoint.settings import Checkpoint
+    from hyparflow.experts.place import place_experts
+    from hyparflow.experts.placement import ExpertPlacement
+    from hyparflow.experts.trace import RoutingTrace
     from hyparflow.launching.function import launch
     from hyparflow.planning.costs.cluster import Cluster, Link
     from hyparflow.planning.costs.costs import Costs
@@ -66,8 +70,10 @@ __all__ = [
     "Checkpoint",
     "Cluster",
     "Costs",
+    "ExpertPlacement",
     "Link",
     "Plan",
+    "RoutingTrace",
     "deferred",
     "evaluate",
     "fit",
@@ -78,6 +84,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "parallelize",
+    "place_experts",
     "plan",
     "predict",
     "rank",
@@ -91,11 +98,14 @@ _LATE = {
     "Checkpoint": "hyparflow.checkpoint.settings",
     "Cluster": "hyparflow.planning.costs.cluster",
     "Costs": "hyparflow.planning.costs.costs",
+    "ExpertPlacement": "hyparflow.experts.placement",
     "Link": "hyparflow.planning.costs.cluster",
     "Plan": "hyparflow.planning.plan",
+    "RoutingTrace": "hyparflow.experts.trace",
     "generate": "hyparflow.serving.generate",
     "launch": "hyparflow.launching.function",
     "load_checkpoint": "hyparflow.checkpoint.load",
+    "place_experts": "hyparflow.experts.place",
     "plan": "hyparflow.planning.plan_model",
     "serve": "hyparflow.serving.serve",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 from collections.abc import Callable, Sequence
@@ -16,8 +17,12 @@ __all__ = [
     "flag",
     "is_auto",
     "layers_per_partition",
+    "number_above",
+    "number_from",
     "one_of",
     "or_none",
+    "share_of",
+    "whole_number",
 ]
 
 _LARGEST = 2**31 - 1  # what MPI counts to
@@ -37,6 +42,73 @@ def count_of(name: str, value: Any, also: str = "") -> int:
             f"`{name}` must be a positive integer{also}. Received: {name}={shortened(value)}"
         )
     return int(value)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value of the argument `name`, which must be an integer of at least 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (is_integer and 0 <= int(value) <= _LARGEST):
+        raise ValueError(
+            f"`{name}` must be an integer of 0 or more, below 2**31. "
+            f"Received: {name}={shortened(value)}"
+        )
+    return int(value)
+
+
+def number_above(name: str, value: Any, least: float) -> float:
+    """The value of the argument `name`, which must be a finite number above `least`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    found = _finite(value)
+    if found is None or found <= least:
+        raise ValueError(
+            f"`{name}` must be a number above {least:g}. Received: {name}={shortened(value)}"
+        )
+    return found
+
+
+def number_from(name: str, value: Any, least: float) -> float:
+    """The value of the argument `name`, which must be a finite number of `least` or more.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    found = _finite(value)
+    if found is None or found < least:
+        raise ValueError(
+            f"`{name}` must be a number of {least:g} or more. Received: {name}={shortened(value)}"
+        )
+    return found
+
+
+def share_of(name: str, value: Any) -> float:
+    """The value of the argument `name`, which must be a number above 0 and below 1.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    found = _finite(value)
+    if found is None or not 0 < found < 1:
+        raise ValueError(
+            f"`{name}` must be a number above 0 and below 1. Received: {name}={shortened(value)}"
+        )
+    return found
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def count_or_auto(name: str, value: Any) -> int | str:

@@ -25,6 +25,7 @@ LOADS: dict[str, Callable[[Any], Any]] = {
     "plan": Plan.load,
     "costs": Costs.load,
     "cluster": hf.Cluster.load,
+    "placement": hf.ExpertPlacement.load,
     "trace": Trace.load,
 }
 
@@ -57,8 +58,14 @@ def a_trace() -> Trace:
     return Trace(ranks, {"num_partitions": 2, "num_replicas": 1}, a_plan().to_values())
 
 
+def a_placement() -> hf.ExpertPlacement:
+    trace = hf.RoutingTrace([[0, 1], [1, 0], [1, 0], [0, 1]], 2)
+    return hf.place_experts(trace, 2, seconds=0.01, max_load=None)
+
+
 GOOD: dict[str, Any] = {
     "plan": a_plan(), "costs": some_costs(), "cluster": hf.Cluster(2, 2), "trace": a_trace(),
+    "placement": a_placement(),
 }  # fmt: skip
 
 
@@ -190,6 +197,22 @@ PLACES: list[tuple[str, list[Any], Any]] = [
     ("cluster", ["within", "bandwidth"], GONE),
     ("cluster", ["between", "latency"], -1),
     ("cluster", ["more"], 1),
+    *(("placement", ["version"], value) for value in ("x", None, 2, 0, -1, GONE)),
+    *(
+        ("placement", ["placement", name], value)
+        for name in ("ranks", "num_ranks", "nodes", "layers")
+        for value in ("x", 0, None, 1.5, {}, True, [3], *([GONE] if "ranks" in name else []))
+    ),
+    *(("placement", ["placement", "ranks", 0], value) for value in ([], [[]], [0], [["0"]], None)),
+    *(("placement", ["placement", "ranks", 0, 0, 0], value) for value in ("x", -1, 1.5, None)),
+    *(
+        ("placement", ["placement", "report", "held_out", name], value)
+        for name in ("rank_changes", "largest_load", "traffic")
+        for value in ("x", -1, None, float("nan"), {}, GONE)
+    ),
+    ("placement", ["placement", "report", "tokens"], 0),
+    ("placement", ["placement", "more"], 1),
+    ("placement", ["more"], 1),
     *(("trace", ["otherData", "ranks"], value) for value in ([], [["r", 0, 0]], [[]], 3, GONE)),
     ("trace", ["otherData", "ranks", 0], ["rank", 0, 2]),
     *(("trace", ["otherData", "arguments"], value) for value in ({}, None, [], GONE)),

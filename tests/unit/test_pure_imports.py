@@ -15,7 +15,7 @@ SOURCE = Path(hyparflow.__file__).parents[1]
 ROOT = Path(hyparflow.__file__).parent
 PURE = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-    for room in ("formats", "pipeline")
+    for room in ("formats", "pipeline", "experts")
     for path in sorted((ROOT / room).rglob("*.py"))
 ] + [
     "hyparflow",

@@ -19,7 +19,7 @@ ROOT = Path(hyparflow.__file__).parent
 # other. What stands alone is a file.
 LAYERS = (
     ("formats",),
-    ("pipeline", "comm"),
+    ("pipeline", "comm", "experts"),
     ("options",),
     ("model",),
     ("engine", "launching"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("hyparflow",),
 )
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-PURE = ("formats", "pipeline", "options")  # neither MPI nor Keras nor TensorFlow
+PURE = ("formats", "pipeline", "experts", "options")  # neither MPI nor Keras nor TensorFlow
 FRAMEWORKS = ("mpi4py", "keras", "tensorflow")
 
 
@@ -148,7 +148,7 @@ def test_the_modules_were_found() -> None:
 
 def test_the_top_has_few_rooms() -> None:
     assert len(list(ROOT.glob("*.py"))) <= 4
-    assert len({package for package in PACKAGES if "." not in package}) <= 12
+    assert len({package for package in PACKAGES if "." not in package}) <= 13
 
 
 @pytest.mark.parametrize("module", TREES)
