@@ -1,4 +1,5 @@
 """The command `hyparflow`: one file for each of its commands.
 
-Imports checkpoint, comm, formats, launching, model, options, planning, serving and tracing.
+Imports checkpoint, comm, experts, formats, launching, model, options, planning, serving and
+tracing.
 """

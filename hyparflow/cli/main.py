@@ -8,6 +8,7 @@ import click
 
 from hyparflow.cli.checkpoint import checkpoint
 from hyparflow.cli.doctor import doctor
+from hyparflow.cli.experts import experts
 from hyparflow.cli.plan import plan
 from hyparflow.cli.run import run
 from hyparflow.cli.serve import serve
@@ -21,6 +22,7 @@ _ALONE = (
     "plan",
     "trace",
     "checkpoint",
+    "experts",
 )  # commands that need no other rank: only the first of several runs them
 
 
@@ -50,5 +52,5 @@ def main(context: click.Context) -> None:
         context.exit()
 
 
-for command in (run, plan, trace, serve, checkpoint, doctor):
+for command in (run, plan, trace, serve, checkpoint, experts, doctor):
     main.add_command(command)
