@@ -5,7 +5,7 @@ Of the cases that start jobs again and again one of four stays.
 
 from thinning import thin
 
-_OFTEN = ("test_checkpoints.py", "test_restarts.py")
+_OFTEN = ("test_checkpoints.py", "test_restart_faults.py", "test_restarts.py")
 
 
 def pytest_collection_modifyitems(config, items):
