@@ -20,15 +20,13 @@ _BUILD = " Build the optimizers of your own steps before `fit`: `optimizer.build
 def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> dict[str, str]:
     """Name of a variable -> name of its tensor in the checkpoint.
 
-    Names depend on what a process has built before, and on how a model was built. So where they
-    are others, tensors are the same that have the same order, shapes and types, and else those
-    whose names differ by nothing but Keras's numbers.
+    Numbers that Keras gives to layers depend on what a process has built before, and the layers
+    around a layer on how a model was built. So where names are others, tensors are the same whose
+    names differ by nothing but numbers, or those in the same place that have the same layer's name,
+    shape and type.
     """
     if stored.keys() == wanted.keys():
         return {name: name for name in wanted}
-    kinds = [_kind(name, entry.shape, entry.dtype) for name, entry in stored.items()]
-    if kinds == [_kind(name, tuple(v.shape), _type(v)) for name, v in wanted.items()]:
-        return dict(zip(wanted, stored, strict=True))
     tensors: dict[str, list[str]] = {}
     for name in stored:
         tensors.setdefault(without_numbers(name), []).append(name)
@@ -37,6 +35,11 @@ def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) 
         candidates = tensors.get(without_numbers(name))
         if candidates:
             found[name] = candidates.pop(0)
+    kinds = [_kind(name, entry.shape, entry.dtype) for name, entry in stored.items()]
+    if len(found) < len(wanted) and kinds == [
+        _kind(name, tuple(v.shape), _type(v)) for name, v in wanted.items()
+    ]:
+        return dict(zip(wanted, stored, strict=True))
     return found
 
 
@@ -90,11 +93,11 @@ def _faults(
 
 
 def _kind(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
-    """What a tensor is but for its layer: its group, and the last part of a weight's name."""
-    group, *_, last = name.split("/")
+    """What a tensor is wherever its layer is: its group, and the names of layer and weight."""
+    group, *path = name.split("/")
     if group == "optimizer":  # a slot's name holds that of the layer, and it may be stored flat
         return group, math.prod(shape), dtype
-    return group, without_numbers(last), shape, dtype
+    return group, without_numbers("/".join(path[-2:])), shape, dtype
 
 
 def _type(variable: Any) -> str:

@@ -11,6 +11,8 @@ from hyparflow.checkpoint.load import load_checkpoint
 from hyparflow.checkpoint.model_description import MODEL_FILE
 from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
+from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.formats.checkpoint.verify import read_json_state
 from hyparflow.model.deferred import deferred
 from hyparflow.model.keras_internals.deferred_variables import release, source_of
 from hyparflow.model.keras_internals.stored_values import saving_by_disk
@@ -46,8 +48,10 @@ def export(folder: str | os.PathLike[str], path: str | os.PathLike[str], step: i
             f"{described_in}: there is no such step, or a layer has no `get_config`. Build the "
             "model in a script, and use `hyparflow.load_checkpoint` and `model.save`."
         )
+    checksum = CheckpointReader(described_in.parent).index.checksums.get(MODEL_FILE, "")
+    description = read_json_state(described_in, checksum)
     with deferred():
-        model = keras.saving.deserialize_keras_object(json.loads(described_in.read_text()))
+        model = keras.saving.deserialize_keras_object(json.loads(description))
         load_checkpoint(folder, model, step)
     lender = _Lender()
     for variable in named_variables(model).values():

@@ -23,6 +23,7 @@ from hyparflow.comm.communicator import Communicator
 from hyparflow.comm.leader import LEADER
 from hyparflow.engine.weights.pieces import value_of
 from hyparflow.engine.weights.sync import WeightSync
+from hyparflow.formats.checkpoint.checksum import checksum_of
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.index import Index, Layout
 from hyparflow.formats.checkpoint.names import shard_name
@@ -143,9 +144,11 @@ class Keeper:
     def _commit(self, point: SavePoint, shares: Sequence[ShareRecord], order: list[str]) -> None:
         files = {shard_name(rank): share.size for rank, share in enumerate(shares)}
         folder = self._folder.step(point.step)
+        checksums = {}
         if self._described:
             write_text(folder / MODEL_FILE, self._described)
             files[MODEL_FILE] = len(self._described.encode())
+            checksums[MODEL_FILE] = checksum_of(self._described.encode())
         index = Index(
             step=point.step,
             epoch=point.epoch,
@@ -161,6 +164,7 @@ class Keeper:
             tensors=joined(shares, order),
             state=point.state,
             files=files,
+            checksums=checksums,
         )
         for rank in range(len(shares)):
             (folder / record_name(rank)).unlink()

@@ -11,6 +11,7 @@ from hyparflow.checkpoint.restore import restore
 from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.formats.checkpoint.verify import quick_check
 from hyparflow.model.keras_internals.deferred_variables import bring_in, is_absent
 
 __all__ = ["load_checkpoint"]
@@ -43,12 +44,17 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"`folder` must be a string or a path. Received: folder={folder!r}")
     found = CheckpointFolder(Path(folder).absolute())
-    wanted = found.newest() if step is None else step
-    if wanted not in found.committed():
+    steps = found.committed() if found.path.is_dir() else []
+    wanted = (steps or [0])[-1] if step is None else step
+    if wanted not in steps:
+        others = f"has whole ones of the steps {steps}. Choose one of these."
+        others = others if steps else "has none. Pass the folder that `fit` was given."
         raise ValueError(
             f"A checkpoint must be whole to be loaded. Received: step={step} of {folder}, which "
-            f"has whole ones of the steps {found.committed()}. Choose one of these."
+            f"{others}"
         )
+    if faults := quick_check(found, wanted).faults:  # before weights of the model are given up
+        raise ValueError(faults[0])
     reader = CheckpointReader(found.step(wanted))
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built and _has_slots(reader, optimizer):

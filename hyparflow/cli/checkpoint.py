@@ -23,11 +23,11 @@ _TITLES = ("step", "epoch", "in epoch", "layout", "size", "saved (UTC)", "whole"
 _DAY_AND_TIME = len("2026-01-31 12:00:00")
 
 
-@click.group(short_help="Show and verify what a training saved.", subcommand_metavar="COMMAND")
+@click.group(short_help="Show, verify and export what a training saved.", subcommand_metavar="COMMAND")
 def checkpoint() -> None:
-    """Show and verify the checkpoints of a training.
+    """Show, verify and export the checkpoints of a training.
 
-    They are read without MPI and without TensorFlow.
+    None of it needs MPI, and only "export" needs TensorFlow.
     """
 
 

@@ -112,7 +112,7 @@ class ParallelModel:
 
         def train(worker: Worker, stream: Any) -> Any:
             ready = leader_arguments(call, arguments, worker, stream)
-            history = self.model.fit(**with_checkpoints(ready, call, worker))
+            history = self.model.fit(**with_checkpoints(ready, call, worker, self.model))
             return {"history": history.history, "epoch": history.epoch, "params": history.params}
 
         return self._history(self._session.run(call, train))

@@ -511,3 +511,114 @@ def test_an_optimizer_that_is_not_built_is_refused(folder: Path) -> None:
         optimizer.build(part.trainable_weights)
     assert fit(model, grid, checkpoint=folder, epochs=2).epoch == [0, 1]
     assert int(model.optimizers[0].iterations) == 14
+
+
+def halved(epoch: int, rate: float) -> float:
+    return rate / 2
+
+
+def rescheduled() -> Any:
+    return keras.callbacks.LearningRateScheduler(halved)
+
+
+def swapped() -> Any:
+    return keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+
+
+@pytest.mark.on_ranks(1, 2)
+@pytest.mark.parametrize("steps", [8, slow(10)])  # an epoch has 7
+@pytest.mark.parametrize("make", [rescheduled, swapped])
+def test_callbacks_that_change_variables_when_an_epoch_begins(
+    make: Any, steps: int, folder: Path
+) -> None:
+    """They do so once, whether the epoch began before the save or not."""
+    models = [build() for _ in range(3)]
+    settings = hf.Checkpoint(folder / "parts", every_steps=1 if steps == 10 else 50)
+    keras.utils.set_random_seed(1)
+    expected = fit(models[0], GRIDS[-1], checkpoint=folder / "whole", callbacks=[make()])
+    keras.utils.set_random_seed(1)
+    interrupt(models[1], GRIDS[-1], steps, checkpoint=settings, callbacks=[make()])
+    keras.utils.set_random_seed(1)
+    found = fit(models[2], GRIDS[-1], checkpoint=settings, callbacks=[make()])
+    faults = differing(models[2], models[0])
+    if found.history != expected.history:
+        faults.append(f"{found.history} in place of {expected.history}")
+    require_none(faults, "resumed")
+
+
+@pytest.mark.on_ranks(1, 2)
+def test_an_epoch_goes_on_as_it_began(folder: Path) -> None:
+    settings = hf.Checkpoint(folder, every_steps=2)
+    interrupt(build(), GRIDS[-1], 10, checkpoint=settings)
+    for more in ({"batch_size": 16}, {"x": ROWS[:40], "y": LABELS[:40]}):
+        with pytest.raises(ValueError, match="An epoch goes on with the samples, batches and"):
+            fit(build(), GRIDS[-1], checkpoint=settings, **more)
+    other = build()
+    other.compile(adam(), other.loss, metrics=["sparse_categorical_crossentropy"])
+    with pytest.raises(ValueError, match="metrics that it began with"):
+        fit(other, GRIDS[-1], checkpoint=settings)
+    fit(build(), GRIDS[-1], checkpoint=settings)
+    found = fit(build(), GRIDS[-1], checkpoint=settings, batch_size=16, epochs=5)
+    assert found.epoch == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.on_ranks(2)
+def test_one_thing_lets_a_training_go_on(folder: Path) -> None:
+    backup = keras.callbacks.BackupAndRestore(folder / "backup")
+    with pytest.raises(ValueError, match="Training goes on from one place"):
+        fit(build(), GRIDS[-1], checkpoint=folder / "run", callbacks=[backup])
+
+
+@pytest.mark.on_ranks(1)
+def test_the_folder_of_a_step_is_no_place(folder: Path) -> None:
+    fit(build(), GRIDS[-1], checkpoint=folder, epochs=1)
+    with pytest.raises(ValueError, match="named as that of one step"):
+        fit(build(), GRIDS[-1], checkpoint=folder / "step-0000000007")
+
+
+@pytest.mark.on_ranks(1)
+def test_a_log_has_one_header(folder: Path) -> None:
+    def log() -> Any:
+        return keras.callbacks.CSVLogger(folder / "log.csv", append=True)
+
+    settings = hf.Checkpoint(folder / "run", every_steps=2)
+    interrupt(build(), GRIDS[-1], 10, checkpoint=settings, callbacks=[log()])
+    fit(build(), GRIDS[-1], checkpoint=settings, callbacks=[log()])
+    lines = (folder / "log.csv").read_text().split()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1", "2", "3"]
+
+
+def named_layers(*names: str) -> Any:
+    keras.utils.set_random_seed(len(names[0]))
+    inputs = keras.Input([4])
+    x = keras.layers.Dense(4, name=names[0])(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, name=names[1])(x))
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.on_ranks(1)
+def test_names_of_layers_count(folder: Path) -> None:
+    model = named_layers("first", "second")
+    rows = np.ones((8, 4))
+    hf.fit(model, rows, rows, verbose=0, checkpoint=folder)
+    other = hf.load_checkpoint(folder, named_layers("second", "first"))
+    for mine in other.layers[1:]:
+        theirs = model.get_layer(mine.name)
+        assert all(map(np.array_equal, mine.get_weights(), theirs.get_weights()))
+    with pytest.raises(ValueError, match="encoder/kernel"):
+        hf.load_checkpoint(folder, named_layers("encoder", "decoder"))
+    with pytest.raises(ValueError, match="has none. Pass the folder"):
+        hf.load_checkpoint(folder / "none", model)
+
+
+@pytest.mark.on_ranks(1)
+def test_a_file_that_is_cut_off_changes_nothing(folder: Path) -> None:
+    fit(build(), GRIDS[-1], checkpoint=folder, epochs=1)
+    file = folder / "step-0000000007" / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    model = build()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="rank-00000"):
+        hf.load_checkpoint(folder, model)
+    assert all(map(np.array_equal, model.get_weights(), before))

@@ -110,6 +110,19 @@ def test_what_cannot_be_exported(words: list[str], said: str, tmp_path: Path) ->
     assert said in result.output
 
 
+def test_a_description_that_was_changed(tmp_path: Path) -> None:
+    """Another activation would make another model of it."""
+    trained(tmp_path / "run")
+    path = tmp_path / "run" / "step-0000000004" / "state-model.json"
+    path.write_text(path.read_text().replace("linear", "sigmoi", 1))
+    for words in (["verify"], ["export"]):
+        more = [str(tmp_path / "a.keras")] if words == ["export"] else []
+        result = CliRunner().invoke(main, ["checkpoint", *words, str(tmp_path / "run"), *more])
+        assert result.exit_code == 2
+        assert "its checksum does not fit" in result.output
+    assert not (tmp_path / "a.keras").exists()
+
+
 class Untold(keras.layers.Layer):
     """A layer that does not tell its configuration."""
 

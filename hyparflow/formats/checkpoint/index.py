@@ -105,6 +105,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         tensors: name -> tensor.
         state: what else the training needs, as a JSON object.
         files: name -> size in bytes, of all files beside the index.
+        checksums: name -> checksum, of those files that are JSON.
         checksum: of the index itself; `encoded` fills it in.
     """
 
@@ -118,6 +119,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     tensors: dict[str, TensorEntry]
     state: dict[str, Any]
     files: dict[str, Bytes]
+    checksums: dict[str, str] = {}
     checksum: str = ""
 
 
@@ -195,6 +197,9 @@ def _fault(index: Index) -> str:
     for name in index.files:
         if not (is_shard_file(name) or is_state_file(name)):
             return f"{shortened(name)} is no name of a file of a checkpoint"
+    for name, checksum in index.checksums.items():
+        if name not in index.files or not is_checksum(checksum):
+            return f"{shortened(checksum)} of {shortened(name)} is no checksum of a file of it"
     taken = dict.fromkeys(index.files, 0)
     keys: set[tuple[str, str]] = set()
     for name, tensor in index.tensors.items():

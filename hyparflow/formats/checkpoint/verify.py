@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyparflow.formats.checkpoint.checksum import checksum_of
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.index import Index
 from hyparflow.formats.checkpoint.names import INDEX, is_shard_file
@@ -14,7 +15,7 @@ from hyparflow.formats.checkpoint.opened_shards import damaged
 from hyparflow.formats.checkpoint.reader import CheckpointReader
 from hyparflow.formats.plain_files import kind_of
 
-__all__ = ["Verified", "quick_check", "verify"]
+__all__ = ["Verified", "quick_check", "read_json_state", "verify"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def _examined(folder: CheckpointFolder, step: int, is_read: bool) -> Verified:
                 reader.file(name)
             else:
                 _require_size(place / name, size)
+                if is_read and name in reader.index.checksums:
+                    read_json_state(place / name, reader.index.checksums[name])
         if len(faults) > before:
             broken.add(name)
     for name, tensor in reader.index.tensors.items():
@@ -70,6 +73,19 @@ def _examined(folder: CheckpointFolder, step: int, is_read: bool) -> Verified:
                 with _noted(faults):
                     (file.check if is_read else file.require)(name, tensor, shard)
     return Verified(step, reader.index, faults)
+
+
+def read_json_state(path: Path, checksum: str) -> bytes:
+    """The bytes of a JSON file beside the index.
+
+    Raises:
+        ValueError: if they are not those that were written.
+        OSError: if they cannot be read.
+    """
+    data = path.read_bytes()
+    if checksum_of(data) != checksum:
+        raise ValueError(damaged("A JSON state", path, "its checksum does not fit"))
+    return data
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from hyparflow.training.checkpoints.json_values import from_json, is_plain, to_j
 __all__ = ["best_weights", "restore_callbacks", "states_of_callbacks"]
 
 _WEIGHTS = "best_weights"  # of EarlyStopping
+_BY_FILE = "append_header"  # of CSVLogger, which finds out from its file
 
 
 def states_of_callbacks(callbacks: Sequence[Any]) -> list[dict[str, Any]]:
@@ -74,7 +75,8 @@ def _kerass(callbacks: Sequence[Any]) -> list[Any]:
 
 
 def _numbers(callback: Any) -> dict[str, Any]:
-    given = set(inspect.signature(type(callback).__init__).parameters) | {"params", "_model"}
+    given = set(inspect.signature(type(callback).__init__).parameters)
+    given |= {"params", "_model", _BY_FILE}
     return {
         name: to_json(value)
         for name, value in vars(callback).items()

@@ -10,6 +10,7 @@ from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.comm.leader import on_leader
 from hyparflow.comm.world import World
 from hyparflow.formats.checkpoint.lock import locked
+from hyparflow.formats.checkpoint.names import step_of
 from hyparflow.formats.text import first_line
 from hyparflow.formats.writing import require_writable
 from hyparflow.training.checkpoints.told_to_end import listening
@@ -52,6 +53,8 @@ def _require_place(path: Path) -> None:
         ValueError: if nothing can be written there.
     """
     try:
+        if step_of(path.name) is not None:
+            raise ValueError("it is named as that of one step is")
         path.mkdir(parents=True, exist_ok=True)
         require_writable(path / "any")
     except (OSError, ValueError) as error:

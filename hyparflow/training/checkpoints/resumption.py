@@ -60,6 +60,25 @@ class Resumption:
         epochs = self.epoch - self.state["first_epoch"]
         return PassedOver(epochs, self.step_in_epoch, self._arrive)
 
+    def require(self, reading: dict[str, Any]) -> None:
+        """Check that an epoch can go on where it was.
+
+        Args:
+            reading: what the epoch must have in common with the one that was saved.
+
+        Raises:
+            ValueError: if it was saved in its middle, and goes on otherwise.
+        """
+        before = self.state["reading"]
+        odd = [name for name, value in reading.items() if before.get(name) != value]
+        if self.step_in_epoch and not self.is_over and odd:
+            now, then = (", ".join(f"{n}={x.get(n)}" for n in odd) for x in (reading, before))
+            raise ValueError(
+                "An epoch goes on with the samples, batches and metrics that it began with. "
+                f"Received: {now}, after {self.step_in_epoch} steps of the epoch with {then}, in "
+                f"{self.where}. Use the same, or go on from a checkpoint of the end of an epoch."
+            )
+
     def begin(self) -> None:
         """Let random generators be what they were when the first call began."""
         if choice.compiler().seed() != self.state["seed"]:
@@ -80,7 +99,7 @@ class Resumption:
         Args:
             anew: callbacks that have no state.
         """
-        within = f", step {self.step_in_epoch}" if self.step_in_epoch else ""
+        within = f", after {self.step_in_epoch} of its steps" if self.step_in_epoch else ""
         text = f"hyparflow: training goes on from {self.where}: epoch {self.epoch + 1}{within}"
         if self.is_over:
             text = f"hyparflow: training was over in {self.where}"

@@ -13,6 +13,7 @@ from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.comm.log import STATUS
 from hyparflow.launching.progress_note import note_progress, note_saved
+from hyparflow.model.keras_internals.optimizer import settable_learning_rates
 from hyparflow.training.checkpoints import randomness
 from hyparflow.training.checkpoints.callback_states import restore_callbacks, states_of_callbacks
 from hyparflow.training.checkpoints.json_values import from_json, to_json
@@ -34,6 +35,7 @@ class Saves(keras.callbacks.Callback):
         first_epoch: the epoch with which the call was asked to begin.
         resumption: what the call goes on from, or None.
         restore_metrics: takes the states of metrics back.
+        reading: what an epoch that goes on must have in common with the one that was saved.
     """
 
     def __init__(
@@ -46,16 +48,18 @@ class Saves(keras.callbacks.Callback):
         first_epoch: int,
         resumption: Resumption | None,
         restore_metrics: Callable[[np.ndarray], object],
+        reading: dict[str, Any],
     ) -> None:
         super().__init__()
         self._settings, self._others, self._save = settings, callbacks, save
-        self._within_epochs, self._newest = within_epochs, newest
+        self._within_epochs, self._newest, self._reading = within_epochs, newest, reading
         self._resumption, self._restore_metrics = resumption, restore_metrics
         self._best: float | None = None
         self._best_step: int | None = None
         self._first_epoch = first_epoch
         self._begun: dict[str, Any] = {}  # random generators when the call began
         self._seed = 0
+        self._rates: list[tuple[Any, float]] = []  # learning rates when the call began
         self._step, self._epoch, self._step_in_epoch = 0, 0, 0
         self._saved_at, self._saved_step = time.monotonic(), 0
         if resumption is not None:
@@ -65,10 +69,11 @@ class Saves(keras.callbacks.Callback):
             self._first_epoch = resumption.state["first_epoch"]
             note_saved(resumption.step)
 
-    def prepare(self) -> None:
+    def prepare(self, model: Any) -> None:
         """Before Keras opens the data: note, or set, the random generators that order samples."""
         if self._resumption is not None:
             self._resumption.begin()
+        self._rates = [(rate, float(rate.numpy())) for rate in settable_learning_rates(model)]
         self._seed = randomness.seed_of_order()
         self._begun = randomness.state_now()
 
@@ -76,14 +81,19 @@ class Saves(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._saved_at = time.monotonic()
-        if self._resumption is not None and self._resumption.is_over:
-            self._restore()
+        if self._resumption is not None:
+            self._restore(self._resumption)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch, self._step_in_epoch = epoch, 0
-        if self._resumption is not None:
-            self._step_in_epoch = self._resumption.step_in_epoch
-            self._restore()
+        resumption, self._resumption = self._resumption, None
+        if resumption is not None and resumption.step_in_epoch:
+            self._step_in_epoch = resumption.step_in_epoch
+            # What callbacks do when an epoch begins they did before the save, too.
+            self._restore_callbacks(resumption)
+            for rate, value in self._rates:
+                rate.assign(value)
+            self._restore_metrics(resumption.metrics)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epoch, self._step_in_epoch = epoch + 1, 0
@@ -104,7 +114,7 @@ class Saves(keras.callbacks.Callback):
         """Count a training step."""
         self._step += 1
         self._step_in_epoch += 1
-        note_progress(self._epoch, self._step)
+        note_progress(self._epoch + 1, self._step)
 
     def _is_time(self) -> bool:
         if self._step_in_epoch % self.model.steps_per_execution:
@@ -127,6 +137,7 @@ class Saves(keras.callbacks.Callback):
             "best": to_json(self._best),
             "best_step": self._best_step,
             "first_epoch": self._first_epoch,
+            "reading": self._reading,
             "seed": self._seed,
             "begun": self._begun,
             "now": randomness.state_now(),
@@ -157,15 +168,11 @@ class Saves(keras.callbacks.Callback):
         if self._best is None or self._settings.is_better(value, self._best):
             self._best, self._best_step = value, self._step
 
-    def _restore(self) -> None:
-        """Let History, callbacks and metrics go on; once, after they have begun anew."""
-        resumption, self._resumption = self._resumption, None
-        if resumption is None:
-            return
-        state = resumption.state
-        self.model.history.history = from_json(state["history"])
-        self.model.history.epoch = from_json(state["epochs"])
-        anew = restore_callbacks(self._others, state["callbacks"], resumption.weights)
-        resumption.announce(anew)
-        if resumption.step_in_epoch:
-            self._restore_metrics(resumption.metrics)
+    def _restore(self, resumption: Resumption) -> None:
+        """Let History and callbacks go on; after they have begun anew."""
+        self.model.history.history = from_json(resumption.state["history"])
+        self.model.history.epoch = from_json(resumption.state["epochs"])
+        resumption.announce(self._restore_callbacks(resumption))
+
+    def _restore_callbacks(self, resumption: Resumption) -> list[str]:
+        return restore_callbacks(self._others, resumption.state["callbacks"], resumption.weights)
