@@ -89,7 +89,7 @@ def fit_on_ranks(
     _check_data(x, kwargs.get("validation_data"))
     _build(model, x)
     trained = launch(
-        _train, (fit, model, args, kwargs | own | {"gather": True}, _randomness()), **ranks
+        _train, (fit, model, args, kwargs | own | {"gather": True}, _randomness(model)), **ranks
     )
     return _take_over(model, trained)
 
@@ -130,14 +130,14 @@ def _train(
     fit: Callable[..., Any], model: Any, args: Any, kwargs: dict[str, Any], randomness: Any
 ) -> Trained:
     """Train on one rank; the result of the leader is sent back."""
-    _continue_with(randomness)
+    _continue_with(randomness, model)
     history = fit(model, *args, **kwargs)
     return Trained(
         build=model.get_build_config(),
         weights=[variable.numpy() for variable in _weights(model)],
         optimizer=[keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
         history={name: getattr(history, name) for name in ("history", "epoch", "params")},
-        randomness=_randomness(),
+        randomness=_randomness(model),
     )
 
 
@@ -150,7 +150,7 @@ def _take_over(model: Any, trained: Trained) -> Any:
     variables = [*_weights(model), *model.optimizer.variables]
     for variable, value in zip(variables, (*trained.weights, *trained.optimizer), strict=True):
         variable.assign(value)
-    _continue_with(trained.randomness)
+    _continue_with(trained.randomness, model)
     history = keras.callbacks.History()
     history.set_model(model)
     vars(history).update(trained.history)
@@ -163,14 +163,17 @@ def _weights(model: Any) -> list[Any]:
     return list({id(variable): variable for variable in (*model.weights, *states)}.values())
 
 
-def _randomness() -> tuple[Any, ...]:
-    """The state that decides the order of samples: TensorFlow's seed, and other generators'."""
-    return choice.compiler().seed(), random.getstate(), np.random.get_state()
+def _randomness(model: Any) -> tuple[Any, ...]:
+    """What decides the order of samples and what layers draw: the seeds of layers are in no file."""
+    seeds = [state.numpy() for state in seed_states(model)]
+    return choice.compiler().seed(), random.getstate(), np.random.get_state(), seeds
 
 
-def _continue_with(randomness: tuple[Any, ...]) -> None:
-    seed, python, numpy = randomness
+def _continue_with(randomness: tuple[Any, ...], model: Any) -> None:
+    seed, python, numpy, seeds = randomness
     if seed is not None:
         tf.random.set_seed(seed)
     random.setstate(python)
     np.random.set_state(numpy)
+    for state, value in zip(seed_states(model), seeds, strict=True):
+        state.assign(value)
