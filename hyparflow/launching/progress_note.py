@@ -33,7 +33,7 @@ class Reached(NamedTuple):
     """How far a training has come.
 
     Attributes:
-        epoch: the epoch, from 0; -1 before the first step.
+        epoch: the epoch, from 1; -1 before the first step.
         step: the step of the whole training; -1 before the first.
         saved: the step of the last save; -1 for none.
         first_at: when the first step was noted, in seconds since 1970; 0 for never.
@@ -65,7 +65,7 @@ def note_progress(epoch: int, step: int) -> None:
     """Note that a step has been done. Does nothing where nobody asks for notes; never raises.
 
     Args:
-        epoch: the epoch, from 0.
+        epoch: the epoch, from 1 as Keras shows it.
         step: how many steps have been done since the training began, over all runs of it.
     """
     if (note := _own_note()) is not None:

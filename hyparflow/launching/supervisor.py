@@ -28,6 +28,7 @@ from hyparflow.launching.restarts import SAVED, Attempt, decide, report, restart
 __all__ = ["RestartLimits", "run_again"]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TOLD_AT_START = "SIGUSR1 came before the first step; what was saved before is all there is"
 _PLACES = ("all", "leader")  # values of --output that are no folder
 
 
@@ -74,6 +75,8 @@ def run_again(job: Job, limits: RestartLimits, say: Callable[[str], object]) -> 
     with job_folder() as folder, _signals_raised():
         try:
             end = _run_attempts(job, limits, say, folder, attempts)
+            if end.code == 128 + signal.SIGUSR1 and end.is_users and attempts[-1].reached.step < 0:
+                end = End(SAVED, _TOLD_AT_START, is_users=True)
         except _Told as told:
             is_asked_to_save = told.number == signal.SIGUSR1  # nothing runs: all is saved
             end = End(SAVED if is_asked_to_save else 128 + told.number, is_users=True)

@@ -208,6 +208,18 @@ def test_a_training_that_saves_and_ends_does_not_start_again(
     assert attempts(tmp_path) == 1
 
 
+def test_told_to_save_before_there_is_anything(
+    script: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    job = start(script, tmp_path, "stay")
+    wait_for(tmp_path, "attempt-0")
+    job.signal(signal.SIGUSR1)
+    result = job.wait(60)
+    assert result.code == 85
+    assert "SIGUSR1 came before the first step" in said(result)[-1]
+    assert attempts(tmp_path) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
