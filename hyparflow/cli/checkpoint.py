@@ -23,7 +23,9 @@ _TITLES = ("step", "epoch", "in epoch", "layout", "size", "saved (UTC)", "whole"
 _DAY_AND_TIME = len("2026-01-31 12:00:00")
 
 
-@click.group(short_help="Show, verify and export what a training saved.", subcommand_metavar="COMMAND")
+@click.group(
+    short_help="Show, verify and export what a training saved.", subcommand_metavar="COMMAND"
+)
 def checkpoint() -> None:
     """Show, verify and export the checkpoints of a training.
 

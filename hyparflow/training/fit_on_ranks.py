@@ -164,7 +164,7 @@ def _weights(model: Any) -> list[Any]:
 
 
 def _randomness(model: Any) -> tuple[Any, ...]:
-    """What decides the order of samples and what layers draw: the seeds of layers are in no file."""
+    """What decides the order of samples, and what layers draw: no file has their seeds."""
     seeds = [state.numpy() for state in seed_states(model)]
     return choice.compiler().seed(), random.getstate(), np.random.get_state(), seeds
 
