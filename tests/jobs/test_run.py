@@ -169,6 +169,7 @@ def test_closed_streams(tmp_path: pathlib.Path, closed: str) -> None:
 
 
 LOUD = "for k in range(20000): print('x' * 70, k)\nprint('END')"
+LOUDER = "import time\nend = time.time() + 50\nwhile time.time() < end: print('x' * 70)"
 
 
 def test_output_that_nobody_takes(tmp_path: pathlib.Path) -> None:
@@ -185,6 +186,7 @@ def test_output_that_nobody_takes(tmp_path: pathlib.Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "hyparflow run: stdout is lost from here on" in err
+    (tmp_path / "loud.py").write_text(LOUDER)  # a job that has ended is not ended by this
     process = start(*arguments)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
