@@ -11,7 +11,7 @@ from hyparflow.checkpoint.restore import restore
 from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.reader import CheckpointReader
-from hyparflow.formats.checkpoint.verify import quick_check
+from hyparflow.formats.checkpoint.verify import quick_check, verify_step
 from hyparflow.model.keras_internals.deferred_variables import bring_in, is_absent
 
 __all__ = ["load_checkpoint"]
@@ -53,8 +53,11 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
             f"A checkpoint must be whole to be loaded. Received: step={step} of {folder}, which "
             f"{others}"
         )
-    if faults := quick_check(found, wanted).faults:  # before weights of the model are given up
-        raise ValueError(faults[0])
+    # Before weights of the model are given up; what is read later is compared later.
+    is_read_later = any(map(is_absent, model.variables))
+    checked = (quick_check if is_read_later else verify_step)(found, wanted)
+    if checked.faults:
+        raise ValueError(checked.faults[0])
     reader = CheckpointReader(found.step(wanted))
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built and _has_slots(reader, optimizer):

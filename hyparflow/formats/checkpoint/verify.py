@@ -15,7 +15,7 @@ from hyparflow.formats.checkpoint.opened_shards import damaged
 from hyparflow.formats.checkpoint.reader import CheckpointReader
 from hyparflow.formats.plain_files import kind_of
 
-__all__ = ["Verified", "quick_check", "read_json_state", "verify"]
+__all__ = ["Verified", "quick_check", "read_json_state", "verify", "verify_step"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def verify(folder: CheckpointFolder) -> Iterator[Verified]:
     """Read all of every committed step, one after the other, and compare all checksums."""
     for step in folder.committed():
         yield _examined(folder, step, is_read=True)
+
+
+def verify_step(folder: CheckpointFolder, step: int) -> Verified:
+    """Read all of one committed step, and compare all checksums."""
+    return _examined(folder, step, is_read=True)
 
 
 def quick_check(folder: CheckpointFolder, step: int) -> Verified:
