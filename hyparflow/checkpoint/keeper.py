@@ -16,7 +16,7 @@ from hyparflow.checkpoint.save_point import SavePoint
 from hyparflow.checkpoint.settings import Checkpoint
 from hyparflow.checkpoint.share_files import ShareRecord, joined, record_name
 from hyparflow.checkpoint.share_writer import ShareWriter
-from hyparflow.checkpoint.shares import parts_of_rank
+from hyparflow.checkpoint.shares import Part, parts_of_rank
 from hyparflow.checkpoint.stored_part import StoredPart
 from hyparflow.checkpoint.tensor_names import named_variables
 from hyparflow.comm.communicator import Communicator
@@ -61,6 +61,8 @@ class Keeper:
         self._writer = ShareWriter(world.rank, world.size, settings.asynchronous)
         self._names: dict[str, Any] | None = None
         self._own: dict[str, Any] = {}  # on the leader, which writes them
+        self._mine: list[Part] | None = None
+        self._copies: dict[str, np.ndarray] = {}
         self._described: str | None = None  # what the model is, once it is known
 
     def begin(self, step: int) -> None:
@@ -111,11 +113,31 @@ class Keeper:
                 row=part.start,
                 value=averaged[id(part.variable)]
                 if id(part.variable) in averaged
-                else np.array(value_of(part.variable)),  # training goes on, and overwrites it
+                else self._kept(part),
             )
-            for part in parts_of_rank(names, self._sync, self._grid, rank)
+            for part in self._shares(names)
         ]
         return parts + parts_of_replica(names, self._sync, self._grid, rank)
+
+    def _shares(self, names: dict[str, Any]) -> list[Part]:
+        """What this rank writes, the same each time. Collective the first time."""
+        if self._mine is None:
+            self._mine = parts_of_rank(names, self._sync, self._grid, self._world.rank)
+        return self._mine
+
+    def _kept(self, part: Part) -> np.ndarray:
+        """The value of a part, which stays as it is until it is written.
+
+        If training goes on meanwhile it is a copy, in memory that serves the next save, too: new
+        memory takes the machine as long as the copy.
+        """
+        value = value_of(part.variable)
+        if not self._settings.asynchronous:
+            return value
+        if part.name not in self._copies:
+            self._copies[part.name] = np.empty_like(value)
+        np.copyto(self._copies[part.name], value)
+        return self._copies[part.name]
 
     def _agreed_names(self) -> dict[str, Any]:
         """The variables by the leader's names, for Keras's numbers of layers may differ on ranks.
