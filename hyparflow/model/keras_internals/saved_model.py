@@ -35,8 +35,9 @@ def exporting_by_disk(original: Callable[..., Any]) -> Callable[..., Any]:
     def export(filepath: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(filepath, *args, **kwargs)
         given.apply_defaults()
-        has_absent = any(map(is_absent, original.__self__.variables))  # type: ignore[attr-defined]
-        if given.arguments["format"] != _FORMAT or not has_absent:
+        variables = getattr(getattr(original, "__self__", None), "variables", ())
+        has_absent = any(map(is_absent, variables))
+        if given.arguments.get("format") != _FORMAT or not has_absent:  # a user's own has no format
             return original(filepath, *args, **kwargs)
         with standing_in() as asked:
             result = original(filepath, *args, **kwargs)
