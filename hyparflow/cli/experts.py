@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyparflow.cli.output_files import require_outputs
 from hyparflow.cli.refused import Refused
 from hyparflow.formats.plain_files import require_plain
-from hyparflow.formats.writing import require_writable
 
 if TYPE_CHECKING:
     from hyparflow.experts.placement import ExpertPlacement
@@ -89,7 +88,7 @@ def place(trace: str, ranks: int, save: str | None, plot: str | None, **options:
     their order and at random.
     """
     try:
-        _check_outputs(plot, save)
+        require_outputs(plot, save)
         from hyparflow.experts.place import place_experts
 
         found = place_experts(trace, ranks, **options)
@@ -118,7 +117,7 @@ def show(file: str, trace_file: str | None, plot: str | None) -> None:
     experts are, and how far an expert tells the next one.
     """
     try:
-        _check_outputs(plot)
+        require_outputs(plot)
         if _is_trace(file):
             _show_trace(file, trace_file, plot)
         else:
@@ -193,15 +192,3 @@ def _plot_placement(plot: str, placement: ExpertPlacement, trace: RoutingTrace |
         draw_traffic(above, placement, before, placement.score(trace))
         draw_affinity(below, trace, placement)
     save_picture(figure, plot)
-
-
-def _check_outputs(plot: str | None, *others: str | None) -> None:
-    """Refuse what cannot be written, before seconds of searching."""
-    for path in filter(None, (plot, *others)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"Files are written into folders that exist. Received: {path}")
-        require_writable(path)
-    if plot:
-        from hyparflow.planning.gantt import check_picture
-
-        check_picture(plot)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hyparflow.cli.decided_options import decided_options
 from hyparflow.cli.model_file import load_model
+from hyparflow.cli.output_files import require_outputs
 from hyparflow.cli.refused import Refused
 from hyparflow.comm import launcher, log
 from hyparflow.comm.progress import progress
-from hyparflow.formats.writing import require_writable
 from hyparflow.launching.memory_pool import choose_memory_pool
 from hyparflow.options import planned_names
 
@@ -112,10 +111,10 @@ def _plan(
     from hyparflow.planning.costs.costs import Costs
     from hyparflow.planning.search.problem import constrained
 
-    _check_outputs(plot, save, save_costs)
+    # Refused before minutes of measuring.
+    require_outputs(plot, save, save_costs)
     _check_limit(memory_limit)
     machine = _machine(cluster, ranks, nodes)
-    # Refused before minutes of measuring.
     divides = constrained(machine.num_ranks, **decided).options.divides_sequences
     # A file that is wrong is refused before the model is built.
     wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
@@ -179,18 +178,6 @@ def _check_limit(memory_limit: str | None) -> None:
 
     if memory_limit is not None:
         parse_bytes(memory_limit)
-
-
-def _check_outputs(plot: str | None, *others: str | None) -> None:
-    """Refuse what cannot be written, before minutes of measuring."""
-    from hyparflow.planning.gantt import check_picture
-
-    for path in filter(None, (plot, *others)):
-        if not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"Files are written into folders that exist. Received: {path}")
-        require_writable(path)
-    if plot:
-        check_picture(plot)
 
 
 def _machine(cluster: str | None, ranks: int | None, nodes: int | None) -> Cluster:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from hyparflow.cli.refused import Refused
 from hyparflow.formats.plain_files import require_plain
 
 if TYPE_CHECKING:
+    from hyparflow.launching.job import Job
     from hyparflow.launching.supervisor import RestartLimits
 
 __all__ = ["run"]
@@ -69,17 +70,12 @@ _STREAMS = (0, 1, 2)
 )
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    ranks: int,
-    output: str,
-    hosts: str | None,
+    program: tuple[str, ...],
     hostfile: str | None,
-    oversubscribe: bool,
-    mpirun: str | None,
-    is_module: bool,
     dry_run: bool,
     restarts: int,
     min_ranks: int | None,
-    program: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Start PROGRAM, a Python script with its arguments, on several ranks.
 
@@ -87,29 +83,13 @@ def run(
     cores. Rank 0 reads the standard input; that of the other ranks is empty. The exit status is
     that of the first rank that failed.
     """
-    from hyparflow.comm import launcher
-    from hyparflow.launching.flags import LaunchRequest
-    from hyparflow.launching.job import Job
     from hyparflow.launching.job import run as run_job
-    from hyparflow.launching.mpi_library import find_launcher, library
-    from hyparflow.launching.output import checked_output
     from hyparflow.launching.supervisor import run_again
 
     _open_streams()
     try:
         limits = _limits(restarts, min_ranks)
-        several = launcher.allocated_nodes() > 1
-        request = LaunchRequest(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
-        mpi = library()
-        words = command_of(program, is_module)
-        where = checked_output("--output", output, is_made=not dry_run)
-        job = Job(
-            launcher=find_launcher(mpi, mpirun),
-            mpi=mpi,
-            request=request,
-            program=words,
-            output=where,
-        )
+        job = _job(program, hostfile, is_made=not dry_run, **options)
         line = job.describe()
         if hostfile is not None:
             require_plain(hostfile, "--hostfile takes a plain file: the launcher reads it.")
@@ -124,6 +104,41 @@ def run(
     if end.text:
         _say(f"{end.text}.")
     sys.exit(end.code)
+
+
+def _job(
+    program: tuple[str, ...],
+    hostfile: str | None,
+    is_made: bool,
+    ranks: int,
+    output: str,
+    hosts: str | None,
+    oversubscribe: bool,
+    mpirun: str | None,
+    is_module: bool,
+) -> Job:
+    """What is to be started.
+
+    Args:
+        is_made: whether a folder for the output is made.
+    """
+    from hyparflow.comm import launcher
+    from hyparflow.launching.flags import LaunchRequest
+    from hyparflow.launching.job import Job
+    from hyparflow.launching.mpi_library import find_launcher, library
+    from hyparflow.launching.output import checked_output
+
+    several = launcher.allocated_nodes() > 1
+    request = LaunchRequest(ranks, hosts, hostfile, oversubscribe, is_allocated=several)
+    mpi = library()
+    words = command_of(program, is_module)
+    return Job(
+        output=checked_output("--output", output, is_made=is_made),
+        launcher=find_launcher(mpi, mpirun),
+        mpi=mpi,
+        request=request,
+        program=words,
+    )
 
 
 def _limits(restarts: int, min_ranks: int | None) -> RestartLimits:

@@ -101,8 +101,6 @@ class _ToBeShared:
         """The sum over experts; the axis of experts has one entry then."""
         return self._bank.mixed(self._rows, shares[..., 0])[None]
 
-    __rmul__ = __mul__
-
 
 _EINSUM = keras.ops.einsum
 
