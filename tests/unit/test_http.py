@@ -113,7 +113,7 @@ def came(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def run(self: Any, window: Any) -> Any:
         if made[0]:
-            came.wait(1)
+            came.wait(4)  # half a letter is sent with the rest of it, in the next line
             came.clear()
         result = original(self, window)
         made[0] = bool(result.tokens)
@@ -126,7 +126,8 @@ def came(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_a_stream_comes_in_parts_and_says_its_end(http: Any, came: threading.Event) -> None:
     body = {"prompt": "hello", "max_tokens": 56, "stream": True}
     lines = []
-    with httpx.stream("POST", f"{http.address}/v1/completions", json=body) as answer:
+    address = f"{http.address}/v1/completions"
+    with httpx.stream("POST", address, json=body, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
             came.set()
