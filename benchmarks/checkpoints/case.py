@@ -22,7 +22,7 @@ import numpy as np
 import hyparflow as hf
 from hyparflow.checkpoint.keeper import Keeper
 
-STEPS, EVERY, ROUNDS = 40, 20, 3
+STEPS, EVERY, ROUNDS = 100, 20, 3
 # Name -> `hyparflow.Checkpoint`'s arguments; None for no checkpoints.
 SETUPS: dict[str, dict[str, Any] | None] = {
     "none": None,

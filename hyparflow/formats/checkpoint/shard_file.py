@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from hyparflow.formats.checkpoint.checksum import Checksum
 from hyparflow.formats.checkpoint.dtypes import dtype_named, name_of
 from hyparflow.formats.checkpoint.shard_header import ShardSpec, encode_header
+from hyparflow.formats.checkpoint.uncached_file import UncachedFile
 
 __all__ = ["write_shards"]
 
@@ -44,27 +44,17 @@ def write_shards(
     """
     header = encode_header(specs)
     target = Path(path)
-    with open(target, "xb") as file:
+    with UncachedFile(target) as file:
         try:
             file.write(header)
             checksums = [_write(file, array) for array in _as_specified(target, specs, arrays)]
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
         except BaseException as error:
             target.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(target)
-            _drop(file)
             raise
     return checksums
-
-
-def _drop(file: BinaryIO) -> None:
-    """Close a file that is removed: what it still holds back cannot be written either."""
-    try:
-        file.close()
-    except OSError:
-        return
 
 
 def _as_specified(
@@ -89,7 +79,7 @@ def _mismatch(path: Path, received: str) -> str:
     )
 
 
-def _write(file: BinaryIO, array: np.ndarray) -> str:
+def _write(file: UncachedFile, array: np.ndarray) -> str:
     checksum = Checksum()
     for piece in _pieces(array, dtype_named(name_of(array.dtype))):
         checksum.add(piece)
