@@ -1,39 +1,34 @@
-"""Communicators: messages, collectives, waiting.
-
-Every wait polls, so that Ctrl-C works, deadlines hold and other ranks' notices are heard; all
-operations underneath are nonblocking. Everything runs on communicators of our own.
-"""
+"""Communicators: messages, and what all ranks of a group do together."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from hyparflow.comm import sentinel
 from hyparflow.comm.aligned import aligned
-from hyparflow.comm.byte_chunks import as_bytes, chunks
+from hyparflow.comm.byte_chunks import as_bytes, chunks, unsized_chunks
 from hyparflow.comm.deadline import Deadline
 from hyparflow.comm.direct import given_to_all, summed_to
 from hyparflow.comm.half_precision_sum import Add, rounded_sum
-from hyparflow.comm.message_log import MessageLog, wants_messages
+from hyparflow.comm.ledger import Collective
+from hyparflow.comm.point_to_point import PointToPoint
 from hyparflow.comm.recorder import EventKind, Recorder
 from hyparflow.comm.requests import Pending, Transfer
 from hyparflow.comm.tags import FIRST_OF_SUMS, SMALLEST_LIMIT
-from hyparflow.comm.timeout import Waiting
+from hyparflow.comm.unsized import UnsizedMessages
 
 __all__ = ["Communicator"]
 
-_EAGER = 0.5  # seconds of a wait after which deadline and notices are checked in any case
 _EMBEDDED = 4096  # bytes of an object that are broadcast together with its length
 
 
-class Communicator:
-    """A group of ranks that talk to each other.
+class Communicator(PointToPoint):
+    """A group of ranks that talk to each other; see `PointToPoint` for messages between two.
 
     Args:
         comm: an mpi4py communicator of our own.
@@ -43,107 +38,21 @@ class Communicator:
     """
 
     def __init__(self, comm: Any, mpi: Any, deadline: Deadline, recorder: Recorder) -> None:
-        self._comm = comm
-        self._mpi = mpi
-        self._deadline = deadline
-        self.recorder = recorder
-        self.rank: int = comm.Get_rank()
-        self.size: int = comm.Get_size()
+        super().__init__(comm, mpi, deadline, recorder)
         self._numbered = 0  # exchanges begun so far
-        self._log: MessageLog | None = None
-        if wants_messages():
-            ranks = comm.group.Translate_ranks(range(self.size), mpi.COMM_WORLD.group)
-            self._log = MessageLog(ranks, self.rank)
-
-    @property
-    def tag_limit(self) -> int:
-        """Tags must be less than this, as MPI says."""
-        largest = self._comm.Get_attr(self._mpi.TAG_UB)
-        return SMALLEST_LIMIT if largest is None else int(largest) + 1
-
-    # --- waiting ---
-
-    def wait(self, handle: Any, what: str) -> None:
-        """Wait until `handle` is done; `what` names it in the deadline's report."""
-        self.poll(handle.Test, what)
-
-    def poll(self, done: Callable[[], bool], what: str) -> None:
-        """Poll `done` until it holds: first eagerly, then with short sleeps.
-
-        A core that has slept computes more slowly for a while; see `World.keep_cores_busy`.
-        """
-        if done():
-            return
-        start = time.monotonic()
-        waiting = Waiting()
-        pause = 0.0
-        while not done():
-            waited = waiting.look()
-            if waited < self._deadline.spin:
-                os.sched_yield()
-            else:
-                pause = min(pause + 2e-5, 1e-3)
-                time.sleep(pause)
-            if waited >= min(self._deadline.spin, _EAGER):
-                self._deadline.check(waited, what)
-        self.recorder.note(EventKind.WAIT, start, what)
-
-    def keep_deadline(self, waiting: Waiting, what: str) -> None:
-        """Hear notices, and end the job at the deadline, while a wait goes on beside other work."""
-        self._deadline.check(waiting.look(), what)
-
-    # --- messages between two ranks ---
-
-    def send(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
-        """Start to send a contiguous `array`, which must not change until the requests are done."""
-        if self._log is not None:
-            self._log.sends(array, peer, tag)
-        return [
-            Transfer(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
-            for part in chunks(as_bytes(array))
-        ]
-
-    def receive(self, array: np.ndarray, peer: int, tag: int) -> list[Transfer]:
-        """Start to receive into a contiguous `array`."""
-        if self._log is not None:
-            self._log.receives(array, peer, tag)
-        return [
-            Transfer(self._comm.Irecv([part, self._mpi.BYTE], peer, tag), part)
-            for part in chunks(as_bytes(array))
-        ]
-
-    def wait_all(self, requests: Sequence[Transfer], what: str) -> None:
-        """Wait for all `requests`."""
-        for request in requests:
-            self.wait(request.handle, what)
-
-    def send_object(self, value: Any, peer: int, tag: int) -> list[Transfer]:
-        """Start to send any picklable `value`."""
-        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
-        size = np.array([data.size], np.int64)
-        return self.send(size, peer, tag) + self.send(data, peer, tag)
-
-    def receive_object(self, peer: int, tag: int, what: str) -> Any:
-        """Receive what `send_object` sent."""
-        size = np.zeros(1, np.int64)
-        self.wait_all(self.receive(size, peer, tag), what)
-        data = np.empty(int(size[0]), np.uint8)
-        self.wait_all(self.receive(data, peer, tag), what)
-        return pickle.loads(data.tobytes())
-
-    # --- collectives ---
 
     def broadcast(self, array: np.ndarray, root: int, what: str) -> None:
         """Copy `array` of rank `root` into `array` of all others, in place."""
-        if self._log is not None:
-            self._log.broadcasts(array, root)
+        self._note_broadcast(array, root, what)
+        self._give(array, root, what)
+
+    def _give(self, array: np.ndarray, root: int, what: str) -> None:
         for part in chunks(as_bytes(array)):
             self.wait(self._comm.Ibcast([part, self._mpi.BYTE], root), what)
 
     def start_broadcast(self, array: np.ndarray, root: int, what: str) -> Pending:
         """Begin a `broadcast`; `array` may not change until it is done."""
-        if self._log is not None:
-            self._log.broadcasts(array, root)
+        self._note_broadcast(array, root, what)
         exchange = given_to_all(self._comm, self._mpi, array, root, self._next_tag())
         return Pending(exchange, self.poll, what)
 
@@ -170,6 +79,7 @@ class Communicator:
     def all_gather_objects(self, value: Any, what: str) -> list[Any]:
         """The `value` of every rank, in rank order, on all ranks."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        self._note(Collective.ALL_GATHER, what, data.nbytes)
         sizes = np.zeros(self.size, np.int64)
         mine = np.array([data.size], np.int64)
         self.wait(self._comm.Iallgather(mine, sizes), what)
@@ -178,6 +88,7 @@ class Communicator:
 
     def all_gather_rows(self, array: np.ndarray, what: str) -> np.ndarray:
         """The arrays of all ranks joined along their first axis, in rank order."""
+        self._note(Collective.ALL_GATHER, what, array.nbytes)
         rows = np.zeros(self.size, np.int64)
         self.wait(self._comm.Iallgather(np.array([len(array)], np.int64), rows), what)
         width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
@@ -186,7 +97,7 @@ class Communicator:
         parts = [joined[end - size : end] for end, size in zip(ends, rows * width, strict=True)]
         parts[self.rank][:] = as_bytes(array)
         for root, part in enumerate(parts):
-            self.broadcast(part, root, what)
+            self._give(part, root, what)
         return joined.view(array.dtype).reshape(-1, *array.shape[1:])
 
     def _gather_bytes(self, data: np.ndarray, sizes: np.ndarray, what: str) -> list[np.ndarray]:
@@ -194,7 +105,7 @@ class Communicator:
         parts = []
         for root, size in enumerate(sizes):
             part = data if root == self.rank else np.empty(int(size), np.uint8)
-            self.broadcast(part, root, what)
+            self._give(part, root, what)
             parts.append(part)
         return parts
 
@@ -204,8 +115,7 @@ class Communicator:
 
     def start_sum(self, array: np.ndarray, what: str, mine: np.ndarray | None = None) -> Pending:
         """Begin a `sum`; neither array may change until it is done."""
-        if self._log is not None:
-            self._log.sums(array)
+        self._note_sum(array, what)
         return Pending(self._sum(array.reshape(-1), mine), self.poll, what)
 
     def _sum(self, array: np.ndarray, mine: np.ndarray | None) -> Iterator[Any]:
@@ -227,6 +137,7 @@ class Communicator:
             what: names it in reports.
         """
         tag = self._next_tag()
+        self._note_all_to_all(sent, what)
         received[self.rank][...] = sent[self.rank]
         others = [(self.rank + step) % self.size for step in range(1, self.size)]
         requests: list[Transfer] = []
@@ -235,6 +146,31 @@ class Communicator:
         for peer in others:
             requests += self.send(sent[peer], peer, tag)
         self.wait_all(requests, what)
+
+    def all_to_all_unsized(self, sent: Sequence[np.ndarray], what: str) -> list[np.ndarray]:
+        """Give each rank its array, of any size; returns theirs, whose sizes MPI tells.
+
+        Args:
+            sent: contiguous, one for each rank.
+            what: names it in reports.
+
+        Returns:
+            The bytes that each rank gave to this one, flat.
+        """
+        tag, start = self._next_tag(), time.monotonic()
+        off_rank = self._note_all_to_all(sent, what)
+        others = [(self.rank + step) % self.size for step in range(1, self.size)]
+        requests = [
+            Transfer(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)
+            for peer in others
+            for part in unsized_chunks(as_bytes(sent[peer]))
+        ]
+        messages = UnsizedMessages(self._comm, self._mpi, others, tag)
+        self.poll(messages.advance, what)
+        self.wait_all(requests, what)
+        self.recorder.note(EventKind.EXCHANGE, start, what, off_rank)
+        mine = as_bytes(sent[self.rank])
+        return [mine if peer == self.rank else messages.of(peer) for peer in range(self.size)]
 
     def start_rounded_sum(
         self, array: np.ndarray, what: str, mine: np.ndarray, add: Add
@@ -249,16 +185,14 @@ class Communicator:
             mine: what this rank adds.
             add: adds up rows of this type.
         """
-        if self._log is not None:
-            self._log.sums(array)
+        self._note_sum(array, what)
         tag = self._next_tag()
         pieces = zip(chunks(array.reshape(-1)), chunks(mine.reshape(-1)), strict=True)
         return Pending(rounded_sum(self._comm, pieces, tag, add), self.poll, what)
 
     def sum_to(self, array: np.ndarray, root: int, what: str) -> None:
         """Add `array` of all ranks, in place, on rank `root` only."""
-        if self._log is not None:
-            self._log.sums(array)
+        self._note_sum(array, what)
         send = self._mpi.IN_PLACE if self.rank == root else array
         receive = array if self.rank == root else None
         self.wait(self._comm.Ireduce(send, receive, self._mpi.SUM, root), what)
@@ -270,10 +204,32 @@ class Communicator:
 
         `array` is None on other ranks. Neither array may change until it is done.
         """
-        if self._log is not None:
-            self._log.sums(mine)
+        self._note_sum(mine, what)
         exchange = summed_to(self._comm, self._mpi, array, mine, root, self._next_tag())
         return Pending(exchange, self.poll, what)
+
+    # --- what is noted of a collective ---
+
+    def _note(self, kind: Collective, what: str, size: int) -> None:
+        """Count what goes to all other ranks."""
+        self.ledger.note(kind, what, size, size * (self.size - 1))
+
+    def _note_broadcast(self, array: np.ndarray, root: int, what: str) -> None:
+        self._note(Collective.BROADCAST, what, array.nbytes if root == self.rank else 0)
+        if self._log is not None:
+            self._log.broadcasts(array, root)
+
+    def _note_sum(self, array: np.ndarray, what: str) -> None:
+        alone = self.size == 1
+        self.ledger.note(Collective.SUM, what, array.nbytes, 0 if alone else array.nbytes)
+        if self._log is not None:
+            self._log.sums(array)
+
+    def _note_all_to_all(self, sent: Sequence[np.ndarray], what: str) -> int:
+        payload = sum(array.nbytes for array in sent)
+        off_rank = payload - sent[self.rank].nbytes
+        self.ledger.note(Collective.ALL_TO_ALL, what, payload, off_rank)
+        return off_rank
 
     def _next_tag(self) -> int:
         """A tag for exchanges that all ranks begin in one order, so they number them alike."""

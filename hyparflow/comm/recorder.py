@@ -17,6 +17,7 @@ class EventKind:
     TRAINING_STEP = "step"  # a whole training step
     DATA = "data"  # getting the rows of a step
     WAIT = "wait"  # for another rank
+    EXCHANGE = "exchange"  # of rows of experts, from all ranks to all
     SUM = "sum"  # over replicas, from its start until all parts have arrived
 
 

@@ -129,7 +129,7 @@ def _split(step: Sequence[Event]) -> dict[str, float]:
         if event.kind == EventKind.WAIT:
             waits.append(event)
             continue
-        if event.kind in (EventKind.SUM, EventKind.TRAINING_STEP):
+        if event.kind in (EventKind.SUM, EventKind.EXCHANGE, EventKind.TRAINING_STEP):
             continue
         inside = [w for w in waits if w.start >= event.start - _SAME]
         waited = sum(w.end - w.start for w in inside)

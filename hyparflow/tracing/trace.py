@@ -28,6 +28,7 @@ _WORDS = NAMES | {
     EventKind.DATA: "data",
     EventKind.WAIT: "wait",
     EventKind.SUM: "sum over replicas",
+    EventKind.EXCHANGE: "exchange of rows",
 }
 
 

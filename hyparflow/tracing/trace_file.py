@@ -17,7 +17,8 @@ __all__ = ["Complete", "TraceFile", "check"]
 
 _KINDS = {
     *NAMES,
-    *(EventKind.TRAINING_STEP, EventKind.DATA, EventKind.WAIT, EventKind.SUM),
+    *(EventKind.TRAINING_STEP, EventKind.DATA, EventKind.WAIT),
+    *(EventKind.SUM, EventKind.EXCHANGE),
 }
 
 

@@ -48,13 +48,16 @@ def test_experts_that_nobody_chose_are_not_read(name: str, monkeypatch: pytest.M
     """Of one token: their weights may be anything."""
     model = kept_model(name)
     routed: list[tuple[Any, Any]] = []
-    mixed = ExpertBank.mixed
+    computed_by = ExpertBank.computed_by
 
-    def noted(bank: Any, rows: Any, routing: Any, *more: Any, **named: Any) -> Any:
-        routed.append((bank._layer, routing))
-        return mixed(bank, rows, routing, *more, **named)
+    def noted(bank: Any, mixture: Any) -> Any:
+        def noting(rows: Any, routing: Any, expert: Any) -> Any:
+            routed.append((bank.layer, routing))
+            return mixture(rows, routing, expert)
 
-    monkeypatch.setattr(ExpertBank, "mixed", noted)
+        return computed_by(bank, noting)
+
+    monkeypatch.setattr(ExpertBank, "computed_by", noted)
     banks = ExpertBanks(all_layers(model))
     with banks.sparse():
         expected = np.array(logits(model, TOKENS[:1, :1]))

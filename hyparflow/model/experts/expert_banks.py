@@ -9,12 +9,13 @@ too, for one expert at a time and for the tokens whose share of it is not zero.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from hyparflow.model.experts.expert_loop import Expert
 from hyparflow.model.experts.sparse_mixture import mixed
 from hyparflow.model.keras_internals.patched import patched
 
@@ -44,62 +45,78 @@ class ExpertBanks:
 
 
 class ExpertBank:
-    """One layer with the weights of all experts.
+    """One layer with the weights of all experts; see `ExpertLayer`.
 
     Args:
         layer: the layer.
     """
 
     def __init__(self, layer: Any) -> None:
-        self._layer = layer
+        self.layer = layer
         self._call = type(layer).call.__get__(layer)
         held = {id(v): name for name, v in vars(layer).items() if isinstance(v, keras.Variable)}
         self._names = [held[id(weight)] for weight in layer.weights]
 
+    @property
+    def num_experts(self) -> int:
+        """See `ExpertLayer`."""
+        return int(self.layer.num_experts)
+
+    @property
+    def weights(self) -> Sequence[Any]:
+        """See `ExpertLayer`."""
+        return list(self.layer.weights)
+
     def sparse(self) -> contextlib.AbstractContextManager[None]:
         """See `ExpertBanks.sparse`."""
-        return patched(self._layer, call=self._sparse_call)
 
-    def _sparse_call(self, rows: Any, shares: Any = None) -> Any:
-        """In place of the layer's own.
+        def mixture(rows: Any, routing: Any, expert: Expert) -> Any:
+            return mixed(rows, routing, list(map(tf.convert_to_tensor, self.weights)), expert)
+
+        return self.computed_by(mixture)
+
+    def computed_by(self, mixture: Any) -> contextlib.AbstractContextManager[None]:
+        """See `ExpertLayer`."""
+
+        def call(rows: Any, shares: Any = None) -> Any:
+            """In place of the layer's own.
+
+            Args:
+                rows: tensor (tokens, width).
+                shares: tensor (tokens, experts); None if what this returns is multiplied by them.
+            """
+            if shares is None:
+                return _ToBeShared(lambda routing: mixture(rows, routing, self._expert(False)))
+            return mixture(rows, tf.transpose(shares), self._expert(True))
+
+        return patched(self.layer, call=call)
+
+    def _expert(self, takes_shares: bool) -> Expert:
+        """What one expert computes: the layer's own code, with its weights alone.
 
         Args:
-            rows: tensor (tokens, width).
-            shares: tensor (tokens, experts); None if what this returns is multiplied by them.
-        """
-        if shares is None:
-            return _ToBeShared(self, rows)
-        return self.mixed(rows, tf.transpose(shares), takes_shares=True)
-
-    def mixed(self, rows: Any, routing: Any, takes_shares: bool = False) -> Any:
-        """What `hyparflow.model.experts.sparse_mixture.mixed` returns of this bank.
-
-        Args:
-            rows: tensor (tokens, width).
-            routing: tensor (experts, tokens).
             takes_shares: whether the layer's own call takes shares as well.
         """
-        weights = [tf.convert_to_tensor(getattr(self._layer, name)) for name in self._names]
 
         def expert(rows: Any, *own: Any) -> Any:
             ones = [tf.ones([tf.shape(rows)[0], 1], rows.dtype)] if takes_shares else []
             alone = dict(zip(self._names, own, strict=True))
-            with patched(self._layer, num_experts=1, **alone), patched(keras.ops, einsum=_einsum):
+            with patched(self.layer, num_experts=1, **alone), patched(keras.ops, einsum=_einsum):
                 made = self._call(rows, *ones)
             return made if takes_shares else made[0]
 
-        return mixed(rows, routing, weights, expert)
+        return expert
 
 
 class _ToBeShared:
     """What a bank has made, to be multiplied by shares, (experts, tokens, 1), and added up."""
 
-    def __init__(self, bank: ExpertBank, rows: Any) -> None:
-        self._bank, self._rows = bank, rows
+    def __init__(self, mixed: Callable[[Any], Any]) -> None:
+        self._mixed = mixed
 
     def __mul__(self, shares: Any) -> Any:
         """The sum over experts; the axis of experts has one entry then."""
-        return self._bank.mixed(self._rows, shares[..., 0])[None]
+        return self._mixed(shares[..., 0])[None]
 
 
 _EINSUM = keras.ops.einsum

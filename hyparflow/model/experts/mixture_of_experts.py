@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from hyparflow.formats.argument_checks import count_of, flag
+from hyparflow.model.experts.expert_loop import Expert
 from hyparflow.model.experts.routing import chosen_shares, load_balancing_loss, within_capacity
 from hyparflow.model.experts.sparse_mixture import mixed
 
@@ -134,9 +135,7 @@ class MixtureOfExperts(keras.layers.Layer):
         if self.capacity_factor is not None:
             chosen = within_capacity(chosen, self.capacity_factor)
         routing = tf.einsum("tke,tk->et", chosen, shares)
-        weights = [tf.convert_to_tensor(weight) for weight in self.expert_weights]
-        made = mixed(rows, routing, weights, self._expert)
-        return tf.reshape(made, tf.shape(inputs))
+        return tf.reshape(self._mixed(rows, routing, self._expert), tf.shape(inputs))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """That of the inputs."""
@@ -158,6 +157,10 @@ class MixtureOfExperts(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "router_initializer": keras.initializers.serialize(self.router_initializer),
         }
+
+    def _mixed(self, rows: Any, routing: Any, expert: Expert) -> Any:
+        """See `hyparflow.model.experts.expert_layers.Mixture`."""
+        return mixed(rows, routing, list(map(tf.convert_to_tensor, self.expert_weights)), expert)
 
     def _expert(self, rows: Any, *weights: Any) -> Any:
         """What one expert makes of its rows."""
