@@ -63,6 +63,7 @@ def parallelize(
     compression: str | None = None,
     recompute: str | None = None,
     shard_optimizer: bool = False,
+    expert_parallel: bool = False,
     kernels: str = "auto",
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:

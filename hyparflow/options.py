@@ -171,6 +171,12 @@ class Options:
         "Boolean. Whether each replica updates a share of the weights, and alone holds its slots.",
         planned=True,
     )
+    expert_parallel: bool = declare(
+        False,
+        checks.flag,
+        "Boolean. Whether replicas share out the experts of mixtures of experts: each holds and "
+        "updates its own, and tokens travel to them.",
+    )
     kernels: str = declare(
         "auto",
         checks.one_of(_KERNELS),

@@ -12,6 +12,8 @@ from hyparflow.engine.build_stages import build_stages, is_eager
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
+from hyparflow.engine.experts.expert_calls import ExpertCalls, exchanges_tokens
+from hyparflow.engine.experts.expert_shards import ExpertShards
 from hyparflow.engine.learner import build_learner
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
@@ -77,27 +79,31 @@ def build_rank_engine(
     own = CustomSteps(model, peers, statistics)
     units = None
     if not options.divides_sequences:
-        layout, units = _units(model, layout, statistics, own, rows, options.recompute)
+        may_share = options.grid.num_peers == 1 or not exchanges_tokens(model, options)
+        layout, units = _units(model, layout, statistics, own, rows, options.recompute, may_share)
         if with_loss:
             announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
     place = Ownership(model, layout, options.grid, world)
+    expert_shards = _expert_shards(model, place, options)
+    experts = ExpertCalls(model, peers, statistics.order, expert_shards)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
     losses = _losses(model, layout, place, specs, pack, own, groups) if with_loss else None
     learner = shards = None
     if losses is not None and model.optimizer is not None and "train_step" not in own:
         shards = _shards(model, place, options, groups)
-        learner = build_learner(model, layout, place, options, groups, shards)
+        learner = build_learner(model, layout, place, options, groups, shards, expert_shards)
     stages, sequences = build_stages(
-        *(model, layout, place, options, statistics, bodies, units),
+        *(model, layout, place, options, statistics, experts, bodies, units),
         losses.head if losses is not None and place.is_last else None,
     )
     return RankEngine(
         engine=_engine(layout, place, stages, is_eager(model) or options.divides_sequences),
         stages=stages,
-        sync=_sync(model, layout, place, losses, learner, own, shards, specs),
+        sync=_sync(model, layout, place, losses, learner, own, shards, expert_shards, specs),
         pack=pack,
         statistics=statistics,
+        experts=experts,
         own=own,
         partitioning=layout.partitioning,
         losses=losses,
@@ -116,6 +122,12 @@ def _shards(
     return Shards(model, place, groups) if sharded else None
 
 
+def _expert_shards(model: Any, place: Ownership, options: Options) -> ExpertShards | None:
+    """Which experts this rank has, if replicas share them out."""
+    shared_out = options.expert_parallel and options.grid.num_peers > 1
+    return ExpertShards(model, place) if shared_out else None
+
+
 def _units(
     model: Any,
     layout: ModelCut,
@@ -123,14 +135,18 @@ def _units(
     own: CustomSteps,
     rows: Sequence[int],
     recompute: str | None,
+    may_share: bool,
 ) -> tuple[ModelCut, tuple[FlatGraph, Units] | None]:
-    """The layout, and the graph and units if blocks that repeat are compiled once."""
+    """The layout, and the graph and units if blocks that repeat are compiled once.
+
+    Not if `may_share` is False.
+    """
     has_own_steps = any(f"{name}_step" in own for name in ("train", "test", "predict"))
     if not choice.compiler().shares or is_eager(model) or has_own_steps:
         return layout, None
     fine = recompute is not None
     opened = with_graph(model, layout, fine)
-    alike = opened.graph is not None and statistics.allows_sharing(opened.graph)
+    alike = opened.graph is not None and statistics.allows_sharing(opened.graph) and may_share
     units = units_of(opened, max(rows, default=1), fine, alike) if alike or fine else None
     return (layout if units is None else opened), units
 
@@ -143,6 +159,7 @@ def _sync(
     learner: Learner | None,
     own: CustomSteps,
     shards: Shards | None,
+    experts: ExpertShards | None,
     specs: Any,
 ) -> WeightSync:
     weigh = None if losses is None else losses.weigh
@@ -159,7 +176,7 @@ def _sync(
         (lambda: []) if learner is None else (lambda: learner.update.touched),
         "train_step" in own,
         {} if shards is None else shards.replicas,
-        () if shards is None else shards.slots,
+        [*(shards.slots if shards else ()), *(experts.slots if experts else ())],
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hyparflow.engine.compiled import choice
+from hyparflow.engine.experts.expert_calls import ExpertCalls
 from hyparflow.engine.kernels.rewriter import Rewriter
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.sequence.sequence_builder import SequenceBuilder
@@ -33,6 +34,7 @@ def build_stages(
     place: Ownership,
     options: Options,
     statistics: BatchStatistics,
+    experts: ExpertCalls,
     bodies: Sequence[StageCall],
     units: tuple[FlatGraph, Units] | None,
     head: LossHead | None,
@@ -45,11 +47,12 @@ def build_stages(
         place: what the rank holds.
         options: the parallel arguments.
         statistics: what BatchNormalization layers normalize by.
+        experts: what layers with experts compute together with other replicas.
         bodies: what each stage computes.
         units: the graph and units, if blocks that repeat are compiled once.
         head: loss and metrics, if the rank has the last stage.
     """
-    uses_xla = _uses_xla(model, statistics)
+    uses_xla = _uses_xla(model, statistics.exchanges or experts.exchanges)
     rewriter = _rewriter(options, uses_xla)
     if options.divides_sequences:
         pairs = SequenceBuilder(
@@ -66,10 +69,12 @@ def build_stages(
         layout=layout,
         place=place,
         statistics=statistics,
+        around=lambda body: experts.around(statistics.around(body)),
+        local=experts.local,
         head=head,
         eager=is_eager(model),
         jit_compile=uses_xla,
-        aside=functools.partial(_aside, model, statistics),
+        aside=functools.partial(_aside, model, statistics, experts),
         recompute=options.recompute,
         rewriter=rewriter,
     )
@@ -81,9 +86,9 @@ def is_eager(model: Any) -> bool:
     return bool(model.compiled and model.run_eagerly)
 
 
-def _uses_xla(model: Any, statistics: BatchStatistics) -> bool:
+def _uses_xla(model: Any, exchanges: bool) -> bool:
     # "auto" may ask for XLA on GPUs; it cannot compile an exchange between ranks.
-    return model.compiled and bool(model.jit_compile) and not statistics.exchanges
+    return model.compiled and bool(model.jit_compile) and not exchanges
 
 
 def _rewriter(options: Options, uses_xla: bool) -> Rewriter | None:
@@ -93,14 +98,16 @@ def _rewriter(options: Options, uses_xla: bool) -> Rewriter | None:
 
 
 @contextlib.contextmanager
-def _aside(model: Any, statistics: BatchStatistics) -> Iterator[Callable[[], None]]:
+def _aside(
+    model: Any, statistics: BatchStatistics, experts: ExpertCalls
+) -> Iterator[Callable[[], None]]:
     """A context for trial calls of the model: their effects are undone, replicas exchange nothing.
 
     Yields a function that undoes the effects of the calls so far.
     """
-    statistics.aside = True
+    statistics.aside = experts.aside = True
     try:
         with fixed_moments(model), untouched(model) as undo:
             yield undo
     finally:
-        statistics.aside = False
+        statistics.aside = experts.aside = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyparflow.comm import abort
+from hyparflow.engine.experts.expert_shards import ExpertShards
 from hyparflow.engine.gradients.mpi_sum import MakeSum, mpi_sums
 from hyparflow.engine.gradients.overwritten import require_one_holder
 from hyparflow.engine.gradients.reducer import Reducer, SharedGroup
@@ -27,6 +28,7 @@ def build_learner(
     options: Options,
     groups: Sequence[WeightGroup],
     shards: Shards | None,
+    experts: ExpertShards | None,
 ) -> Learner:
     """Build what turns this rank's gradients into new weights. Collective.
 
@@ -37,6 +39,7 @@ def build_learner(
         options: the parallel arguments.
         groups: the weights that it trains, in groups.
         shards: which of them it updates; None if it updates all.
+        experts: which experts it updates; None if it updates all.
 
     Raises:
         ValueError: if the model cannot be trained when it is cut so.
@@ -45,7 +48,10 @@ def build_learner(
         require_one_holder(model.trainable_variables, place.holders)
     except ValueError as error:
         raise abort.mark_collective(error) from None
-    counted = [place.owns(variable) for variable in place.trained]
+    local = place.trained if experts is None else [experts.local(v) for v in place.trained]
+    mine = [p for p, v in enumerate(place.trained) if experts is not None and v in experts]
+    first = experts is None or place.peers.rank == 0  # of those that count what all of them have
+    counted = [place.owns(v) and (first or p in mine) for p, v in enumerate(place.trained)]
     shared = [
         SharedGroup([i for i, v in enumerate(place.trained) if place.holders[id(v)] == who], comm)
         for who, comm in place.shared.items()
@@ -53,12 +59,13 @@ def build_learner(
     sums = _replica_sums(options, place)
     return Learner(
         Reducer(
-            place.trained,
+            local,
             place.peers,
             shared,
             sums,
             place.pieces(layout),
             None if shards is None else shards.owners,
+            mine,
         ),
         OptimizerStep(
             model,
@@ -67,7 +74,8 @@ def build_learner(
             place.replica,
             groups,
             shards,
-            None if shards is None else place.world,
+            experts,
+            None if shards is experts is None else place.world,
         ),
     )
 

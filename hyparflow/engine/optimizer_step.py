@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from hyparflow.comm.communicator import Communicator
+from hyparflow.engine.experts.expert_shards import ExpertShards
 from hyparflow.engine.gradients.overwritten import require_one_call
 from hyparflow.engine.weight_update import Member, WeightUpdate
 from hyparflow.engine.weights.shards import Shards
@@ -56,6 +57,7 @@ class OptimizerStep:
         partitions: the ranks of this replica.
         groups: the weights in groups; what is traced for one serves for others of its kind.
         shards: which of the weights this rank updates; None if it updates all.
+        experts: which experts this rank updates; None if it updates all.
         counting: the ranks whose weights make up norms; by default those of the replica.
     """
 
@@ -67,6 +69,7 @@ class OptimizerStep:
         partitions: Communicator,
         groups: Sequence[WeightGroup],
         shards: Shards | None = None,
+        experts: ExpertShards | None = None,
         counting: Communicator | None = None,
     ) -> None:
         self._model, self._optimizer = model, model.optimizer
@@ -74,13 +77,15 @@ class OptimizerStep:
         self._variables = list(variables)
         self._members = [Member(v, c) for v, c in zip(variables, counted, strict=True)]
         self._counting = counting or partitions
-        self._shards = shards
-        in_parts = partitions.size > 1 or shards is not None
+        self._shards, self._experts = shards, experts
+        in_parts = partitions.size > 1 or shards is not None or experts is not None
         if not self._optimizer.built:
             _build(self._optimizer, model, in_parts)
         if in_parts:
             _require_apart(self._optimizer, model)
         self._parts = {} if shards is None else shards.divide(self._optimizer)
+        if experts is not None:
+            self._parts |= experts.divide(self._optimizer)
         for position, part in self._parts.items():
             self._members[position] = Member(part.rows, counted[position])
         self.given: list[int] = []
@@ -101,6 +106,8 @@ class OptimizerStep:
         """
         if self._shards is not None:
             self._shards.require_divisible(self._optimizer)
+        if self._experts is not None:
+            self._experts.require_divisible(self._optimizer)
         for part in self._parts.values():
             part.rows.regularizer = part.whole.regularizer
         apart = len(self._groups) > 1 and updates_each_alone(self._optimizer, self._variables)

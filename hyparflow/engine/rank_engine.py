@@ -9,6 +9,7 @@ from typing import Any
 
 from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
+from hyparflow.engine.experts.expert_calls import ExpertCalls
 from hyparflow.engine.gradients.reducer import Reducer
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
@@ -42,6 +43,7 @@ class RankEngine:
         sync: moves weights between ranks.
         pack: flat outputs -> the structure that the model's call returns.
         statistics: what BatchNormalization layers normalize by and remember.
+        experts: what layers with experts compute together with other replicas.
         own: the model's own steps, which replace Keras's.
         partitioning: the stages, and the tensors that cross from one to another.
         losses: loss and metrics; None if only predictions are wanted.
@@ -57,6 +59,7 @@ class RankEngine:
     sync: WeightSync
     pack: Pack
     statistics: BatchStatistics
+    experts: ExpertCalls
     own: CustomSteps
     partitioning: Partitioning
     losses: Losses | None
@@ -79,7 +82,7 @@ class RankEngine:
             names |= {"train", "test"}
         elif self.statistics.active:
             names |= {"train"}
-        return frozenset(names)
+        return frozenset(names) | self.experts.stand_ins
 
     @property
     def has_trained(self) -> bool:

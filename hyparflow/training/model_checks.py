@@ -27,6 +27,7 @@ from hyparflow.model.own_layers import own_layers
 from hyparflow.training import notices
 from hyparflow.training.call import Call
 from hyparflow.training.checks import check_labels, check_state
+from hyparflow.training.expert_checks import check_balance
 from hyparflow.training.first_labels import first_labels
 
 __all__ = ["ModelChecks"]
@@ -60,6 +61,7 @@ class ModelChecks:
         replicas = call.options.grid.num_replicas
         try:
             check_state(self._model, call.method, replicas, call.num_microbatches)
+            check_balance(self._model, call.method, call.num_microbatches)
             if call.method == "fit":
                 check_overwritten(self._model, replicas * call.num_microbatches)
         except ValueError as error:

@@ -30,6 +30,7 @@ from hyparflow.training.data_arguments import (
     reading,
     validation_parts,
 )
+from hyparflow.training.expert_checks import check_experts
 from hyparflow.training.leader_arguments import leader_arguments
 from hyparflow.training.leader_data import row_numbers
 from hyparflow.training.saving_on_ranks import save_on_leader
@@ -219,6 +220,8 @@ class ParallelModel:
             lines.append(f"forwards computed again: {self.options.recompute}")
         if self.options.shard_optimizer and grid.num_replicas > 1:
             lines.append("optimizer state: sharded over the replicas")
+        if self.options.expert_parallel and grid.num_replicas > 1:
+            lines.append("experts: shared out over the replicas")
         if rewritten := self._session.rewritten:
             lines.append(f"faster kernels on this rank: {counted_names(rewritten)}")
         return "\n".join(lines)
@@ -229,6 +232,7 @@ class ParallelModel:
         """The call; arrays in `arguments` become sources, and row numbers take their place."""
         simple = {name: value for name, value in arguments.items() if name not in DATA}
         checks.check_sequences(self.model, self.options)
+        check_experts(self.model, self.options)
         x = arguments.get("x")
         checks.check_own_steps(self.model, self.options)
         check_data("x", x)

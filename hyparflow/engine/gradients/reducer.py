@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ class Reducer:
             order in which stages are done, the same on all replicas. Other weights come last.
         owners: for each weight, the replica that needs its gradient, or which rows of it each
             needs; None if all need all.
+        complete: positions of weights whose gradients each replica has whole.
     """
 
     def __init__(
@@ -85,15 +86,19 @@ class Reducer:
         sums: MakeSum | None = None,
         pieces: Mapping[int, Sequence[int]] | None = None,
         owners: Sequence[int | RowRanges] | None = None,
+        complete: Collection[int] = (),
     ) -> None:
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._dtypes = [np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype) for v in variables]
         self._overwritten = {n for n, v in enumerate(variables) if v.overwrite_with_gradient}
-        everything = list(range(len(self._shapes)))
+        everything = [n for n in range(len(self._shapes)) if n not in complete]
         self._groups = [(everything, replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
-        self._early = dict(pieces or {})
+        self._early = {
+            stage: [position for position in piece if position not in complete]
+            for stage, piece in (pieces or {}).items()
+        }
         self._owners = owners
         self._divided = {
             n: owner for n, owner in enumerate(owners or ()) if isinstance(owner, RowRanges)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class StageBuilder:
         layout: how the model is cut.
         place: what the rank holds.
         statistics: what BatchNormalization layers report to.
+        around: puts what replicas exchange around what a stage computes.
+        local: what the rank has of a weight: the weight, or some rows in its place.
         head: loss and metrics, if the rank has the last stage.
         eager, jit_compile: as for `Stage`.
         aside: makes a context for trial calls.
@@ -49,6 +51,8 @@ class StageBuilder:
     layout: ModelCut
     place: Ownership
     statistics: BatchStatistics
+    around: Callable[[StageCall], StageCall]
+    local: Callable[[Any], Any]
     head: LossHead | None
     eager: bool
     jit_compile: bool
@@ -116,7 +120,7 @@ class StageBuilder:
         table = units.table
         variables = graph.variables(table.operations(number))
         called = [graph.calls[index].operation for index in table.operations(number)]
-        state = [v.value for v in variables] + self.statistics.sums(called)
+        state = [self.local(v).value for v in variables] + self.statistics.sums(called)
         trained = [variable for variable in variables if id(variable) in places]
         body = graph_body(graph, table, number, masked, self.layout.sums)
         like = self.built.get(units.kinds[number])
@@ -147,8 +151,8 @@ class StageBuilder:
     ) -> Stage:
         """The calls of a stage, or of a unit, of `table`."""
         return Stage(
-            self.statistics.around(body),
-            trained,
+            self.around(body),
+            [self.local(variable) for variable in trained],
             [table.stage_inputs[number].index(e.tensor) for e in table.gradient_inputs(number)],
             [table.stage_outputs[number].index(n) for n in table.gradient_outputs(number)],
             self.head if number == table.num_stages - 1 else None,

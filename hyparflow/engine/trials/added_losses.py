@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hyparflow.engine.trials.rows_trial import RowsTrial
+from hyparflow.model.experts.balanced_layers import BalancedLayers, sum_over_tokens
 from hyparflow.model.keras_internals.layers import added_losses as keras_added_losses
+from hyparflow.model.keras_internals.layers import all_layers
 
 __all__ = ["AddedLoss", "added_losses"]
 
@@ -40,12 +42,14 @@ def added_losses(trial: RowsTrial) -> list[AddedLoss]:
         trial: an open trial.
     """
     kinds: dict[tuple[int, int], set[str]] = {}
-    for training in (True, False):
-        for key, kind in _kinds(trial, training).items():
-            kinds.setdefault(key, set()).add(kind)
-    with trial.unit_weights():
-        for key, kind in _kinds(trial, True).items():
-            kinds.setdefault(key, set()).add(kind)
+    # Of losses that balance experts, ranks add up parts: `hyparflow.engine.experts.balance_sums`.
+    with BalancedLayers(all_layers(trial.model)).computed_by(sum_over_tokens):
+        for training in (True, False):
+            for key, kind in _kinds(trial, training).items():
+                kinds.setdefault(key, set()).add(kind)
+        with trial.unit_weights():
+            for key, kind in _kinds(trial, True).items():
+                kinds.setdefault(key, set()).add(kind)
     found = []
     for (layer, position), names in kinds.items():
         names.discard("zero")  # zero may be either

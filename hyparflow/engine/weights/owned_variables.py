@@ -42,12 +42,13 @@ class OwnedVariables:
         self._world, self._replica, self._touched = world, replica, touched
 
     def by_rank(self) -> dict[int, list[Any]]:
-        """The variables that each rank owns, but for divided slots. Collective."""
+        """The variables that each rank owns, but for those that are divided. Collective."""
         divides = self._holdings.is_sharded
         ranks = range(self._world.size) if divides else self._grid.replica_ranks(0)
         owned: dict[int, list[Any]] = {rank: [] for rank in ranks}
         for variable in self._weights:
-            owned[self._grid.rank(0, self._partitions.get(id(variable), 0))].append(variable)
+            owner = self._grid.rank(0, self._partitions.get(id(variable), 0))
+            owned[owner] += [] if variable in self._holdings.divided else [variable]
         for slot, owner in zip(self._slots, self._owners_of_slots(), strict=True):
             owned[owner] += [] if slot in self._holdings.divided else [slot]
         return owned

@@ -128,7 +128,7 @@ class MixtureOfExperts(keras.layers.Layer):
         shares, chosen = chosen_shares(probabilities, self.top_k, self.normalize_shares)
         weight = None if mask is None else tf.cast(tf.reshape(mask, [-1]), kind)
         if training and self.load_balancing:
-            loss = load_balancing_loss(probabilities, chosen, weight)
+            loss = self._balance(probabilities, chosen, weight)
             self.add_loss(tf.cast(self.load_balancing, kind) * loss)
         if weight is not None:
             chosen *= weight[:, None, None]
@@ -157,6 +157,10 @@ class MixtureOfExperts(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "router_initializer": keras.initializers.serialize(self.router_initializer),
         }
+
+    def _balance(self, probabilities: Any, chosen: Any, weight: Any) -> Any:
+        """See `hyparflow.model.experts.balanced_layers.BalanceLoss`."""
+        return load_balancing_loss(probabilities, chosen, weight)
 
     def _mixed(self, rows: Any, routing: Any, expert: Expert) -> Any:
         """See `hyparflow.model.experts.expert_layers.Mixture`."""

@@ -22,9 +22,11 @@ __all__ = [
     "WeightPart",
     "divides",
     "make_part",
+    "make_rows",
     "may_be_divided",
     "slots_by_list",
     "standing_in",
+    "weights_with_slots",
 ]
 
 # Their `update_step` computes each number of weight and slots from the same number of weight, slots
@@ -73,20 +75,32 @@ def may_be_divided(variable: Any) -> bool:
     )
 
 
-def make_part(optimizer: Any, whole: Any, shape: tuple[int, ...]) -> WeightPart:
-    """Variables, without memory, for rows of a weight.
+def make_rows(whole: Any, shape: tuple[int, ...]) -> Any:
+    """A variable, without memory, for rows of a weight."""
+    with deferring(), tf.device(raw_variable(whole).device):
+        return _variable(whole, shape)
+
+
+def make_part(optimizer: Any, whole: Any, shape: tuple[int, ...], rows: Any = None) -> WeightPart:
+    """Variables, without memory, for rows of a weight and of its slots.
 
     Args:
         optimizer: the model's, built; one that `divides`.
         whole: the weight.
         shape: of the rows.
+        rows: the variable of the rows, if there is one.
     """
+    rows = make_rows(whole, shape) if rows is None else rows
     with deferring(), tf.device(raw_variable(whole).device):
-        rows = _variable(whole, shape)
         slots = {
             name: _variable(slot, shape) for name, slot in slots_by_list(optimizer, whole).items()
         }
     return WeightPart(whole, rows, slots)
+
+
+def weights_with_slots(optimizer: Any) -> list[Any]:
+    """The weights that an optimizer was built for."""
+    return list(inner_optimizer(optimizer)._trainable_variables)
 
 
 def slots_by_list(optimizer: Any, weight: Any) -> dict[str, Any]:

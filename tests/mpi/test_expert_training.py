@@ -1,0 +1,179 @@
+"""Training with experts that replicas share out: the numbers of plain Keras."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import keras
+import language_models
+import numpy as np
+import pytest
+from contract import WORLD, Outcome, State, float_type, on_leader, require_none
+
+import hyparflow as hf
+from hyparflow.engine.weights.holdings import bytes_here
+from hyparflow.model.experts.expert_layers import expert_layers
+from hyparflow.model.keras_internals.layers import all_layers
+
+ROWS, LENGTH = 22, 6  # batches of 8, 8 and 6 rows
+HUB = ["Mixtral", "QwenMoe", "Qwen3Moe"]
+
+several = pytest.mark.skipif(WORLD.size == 1, reason="one rank has all experts")
+
+
+def own_model(load_balancing: float = 0.02, **options: Any) -> Any:
+    """Two mixtures among other layers; one has masked tokens."""
+    tokens = keras.Input([LENGTH], dtype="int32")
+    x = keras.layers.Embedding(30, 12, mask_zero=True)(tokens)
+    layer = functools.partial(hf.layers.MixtureOfExperts, 8, 10, load_balancing=load_balancing)
+    x = keras.layers.Add()([x, layer(top_k=2, **options)(x)])
+    x = keras.layers.LayerNormalization()(x)
+    x = keras.layers.Add()([x, layer(top_k=1, gated=True, **options)(x)])
+    return keras.Model(tokens, keras.layers.Dense(30)(x))
+
+
+def hub_model(name: str) -> Any:
+    """A language model of KerasHub's, with its loss that balances experts."""
+    return language_models.language_model(name)
+
+
+def data(kind: str) -> dict[str, Any]:
+    draw = np.random.default_rng(4)
+    tokens = draw.integers(1, 30, (ROWS, LENGTH + 1))
+    if kind == "own":
+        tokens[:, LENGTH - 1] *= draw.integers(0, 2, ROWS)
+        return {"x": tokens[:, :-1], "y": tokens[:, 1:]}
+    ids = tokens[:, :-1].astype("int32")
+    mask = np.ones_like(ids)
+    mask[::3, -2:] = 0
+    weights = mask.astype("float64")
+    inputs = {"token_ids": ids, "padding_mask": mask}
+    return {"x": inputs, "y": tokens[:, 1:], "sample_weight": weights}
+
+
+def compiled(model: Any, **optimizer: Any) -> Any:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = {"weight_decay": 0.01, "global_clipnorm": 0.2} | optimizer
+    model.compile(keras.optimizers.AdamW(0.01, **optimizer), loss, jit_compile=False)
+    return model
+
+
+def built(kind: str) -> Any:
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(7)
+    model = own_model() if kind == "own" else hub_model(kind)
+    compiled(model)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+FIT = {"batch_size": 8, "epochs": 2, "shuffle": True, "verbose": 0}
+
+
+@functools.cache
+def plain(kind: str) -> Outcome:
+    def train() -> Outcome:
+        model, given = built(kind), data(kind)
+        keras.utils.set_random_seed(11)
+        history = model.fit(**given, **FIT, validation_data=validation(given))
+        return Outcome(history.history, State.of(model))
+
+    with float_type("float64"):
+        return on_leader(train)
+
+
+def validation(given: dict[str, Any]) -> tuple[Any, ...]:
+    """A row and a few more: some replicas have none."""
+    first = keras.tree.map_structure(lambda x: x[:3], tuple(given.values()))
+    return tuple(first)
+
+
+@several
+@pytest.mark.parametrize("kind", ["own", *HUB])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_equals_plain_keras(kind: str, partitions: int) -> None:
+    """Weights, optimizer, History; the last batch is short, and validation has three rows."""
+    if WORLD.size // partitions < 2:
+        pytest.skip("one replica has all experts")
+    expected = plain(kind)
+    with float_type("float64"):
+        model, given = built(kind), data(kind)
+        keras.utils.set_random_seed(11)
+        history = hf.fit(
+            model,
+            **given,
+            **FIT,
+            validation_data=validation(given),
+            num_partitions=partitions,
+            num_microbatches=1,
+            expert_parallel=True,
+        )
+        outcome = Outcome(history.history, State.of(model))
+    require_none(outcome.compare(expected, 1e-9), "with experts shared out")
+
+
+@several
+def test_each_rank_has_its_experts_alone() -> None:
+    """Other experts have no memory: not in the layers' variables, nor in optimizer slots."""
+    model = built("own")
+    found: list[int] = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if not found:
+                layers = expert_layers(all_layers(model))
+                weights = [weight for one in layers for weight in one.weights]
+                found.append(sum(bytes_here(weight) for weight in weights))
+
+    whole = sum(
+        w.value.shape.num_elements() * 4
+        for one in expert_layers(all_layers(model))
+        for w in one.weights
+    )
+    hf.fit(model, **data("own"), **FIT, callbacks=[Look()], expert_parallel=True)
+    if WORLD.rank == 0:
+        assert found == [whole // WORLD.size]
+
+
+@several
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_the_loss_of_balance_without_sharing_out(partitions: int) -> None:
+    """Data parallel and cut: the loss of all tokens of the batch, as in one process."""
+    expected = plain("own")
+    with float_type("float64"):
+        model, given = built("own"), data("own")
+        keras.utils.set_random_seed(11)
+        history = hf.fit(
+            model,
+            **given,
+            **FIT,
+            validation_data=validation(given),
+            num_partitions=partitions,
+            num_microbatches=1,
+        )
+        outcome = Outcome(history.history, State.of(model))
+    require_none(outcome.compare(expected, 1e-9), "with a loss that balances experts")
+
+
+@several
+def test_refusals() -> None:
+    given = data("own")
+
+    def fit(model: Any, **options: Any) -> None:
+        hf.fit(model, **given, **FIT, **({"expert_parallel": True} | options))
+
+    dense = compiled(keras.Sequential([keras.Input([LENGTH]), keras.layers.Dense(30)]))
+    with pytest.raises(ValueError, match="is for models with mixtures of experts"):
+        fit(dense)
+    odd = compiled(keras.Sequential([keras.Input([LENGTH, 3]), hf.layers.MixtureOfExperts(7, 5)]))
+    with pytest.raises(ValueError, match="must be a multiple of the number of replicas"):
+        hf.fit(odd, np.zeros([8, LENGTH, 3]), np.zeros([8, LENGTH]), expert_parallel=True)
+    model = built("own")
+    with pytest.raises(ValueError, match="shard_optimizer=True"):
+        fit(model, shard_optimizer=True)
+    with pytest.raises(ValueError, match="Use num_microbatches=1"):
+        fit(model, num_microbatches=2)
+    clipped = compiled(own_model(), clipnorm=1.0, global_clipnorm=None)
+    with pytest.raises(ValueError, match="without `clipnorm`"):
+        fit(clipped)
