@@ -102,7 +102,7 @@ def _weight(mask: Any, tokens: Any) -> Any:
 def _is_known(module: ModuleType) -> bool:
     """Whether a module's function computes what is known here as its loss."""
     draw = np.random.default_rng(0)
-    logits = draw.normal(size=(12, 5)).astype("float32")
+    logits = draw.normal(size=(12, 5)).astype(keras.config.floatx())
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]], bool)
     functions = getattr(module, _FUNCTION), _as_keras_hub(load_balancing_loss)
     agreed = 0
@@ -110,9 +110,9 @@ def _is_known(module: ModuleType) -> bool:
         try:
             with tf.init_scope():
                 theirs, ours = (float(f(logits, 5, 2, attention_mask)) for f in functions)
-        except Exception:  # it takes masks of another kind
+        except Exception:  # it takes masks of another kind, and none in float64
             continue
         if not np.isclose(theirs, ours, rtol=1e-5):
             return False
         agreed += 1
-    return agreed > 1
+    return agreed > 0
