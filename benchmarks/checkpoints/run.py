@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--mpirun", default="mpirun --map-by :OVERSUBSCRIBE --bind-to none")
     args = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine(), "cases": []}
+    kept = _other_cases(args.models)
+    results: dict[str, Any] = {"machine": machine(), "cases": kept}
     results["written"] = {"dd": [], "hyparflow": []}
     for _ in range(5):  # in turns: other jobs use the disk, too
         results["written"]["dd"].append(dd_rate(args.folder))
@@ -45,6 +47,15 @@ def main() -> None:
     text = table(results)
     (HERE / "table.txt").write_text(text)
     print(text)
+
+
+def _other_cases(models: Sequence[str]) -> list[dict[str, Any]]:
+    """What was measured before, of models that are not measured now."""
+    try:
+        found = json.loads((HERE / "results.json").read_text())["cases"]
+    except FileNotFoundError:
+        return []
+    return [case for case in found if case["kind"] not in models]
 
 
 def measured(model: str, ranks: int, folder: Path, mpirun: str) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class EvaluationSteps:
             return self.own("test_step", batch)
         penalty = self.penalty(command)
         program = context.program("forward", batch)
-        context.part.engine.test(program, batch, context.feed.labels(batch))
+        with losses.metrics.paused(batch.is_stand_in):
+            context.part.engine.test(program, batch, context.feed.labels(batch))
         losses.metrics.collect(penalty + context.part.engine.added)
         return None
 

@@ -15,7 +15,7 @@ import pytest
 from contract import WORLD, Outcome, State, float_type, on_leader, require_none
 
 import hyparflow as hf
-from hyparflow.engine.weights.holdings import bytes_here
+from hyparflow.engine.weights.holdings import bytes_here, is_elsewhere
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
 
@@ -161,6 +161,68 @@ def test_each_rank_has_its_experts_alone() -> None:
     hf.fit(model, **data("own"), **FIT, callbacks=[Look()], expert_parallel=True)
     if WORLD.rank == 0:
         assert found == [whole // WORLD.size]
+
+
+class Interrupted(Exception):
+    """What ends a training in the middle."""
+
+
+class StopsAt(keras.callbacks.Callback):
+    """Raises an error after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Interrupted
+
+
+@several
+@pytest.mark.parametrize("later", [{"expert_parallel": True}, {"num_partitions": 2}])
+def test_goes_on_from_a_checkpoint(later: dict[str, Any], tmp_path_factory: Any) -> None:
+    """With experts shared out as before, and without, each in another process's place."""
+    folder = WORLD.bcast(str(tmp_path_factory.mktemp("run")) if WORLD.rank == 0 else None)
+    kept = hf.Checkpoint(folder, every_steps=1, every_minutes=None)
+    expected = plain("own")
+    given = data("own")
+    fit = FIT | {"validation_data": validation(given), "checkpoint": kept, "num_microbatches": 1}
+    with all_in_float64():
+        model = built("own")
+        keras.utils.set_random_seed(11)
+        with pytest.raises(Interrupted):
+            hf.fit(model, **given, **fit, callbacks=[StopsAt(4)], expert_parallel=True)
+        model = built("own")
+        history = hf.fit(model, **given, **fit, **later)
+        outcome = Outcome(history.history, State.of(model))
+    require_none(outcome.compare(expected, 1e-9), f"gone on with {later}")
+
+
+@several
+def test_experts_stay_where_they_are() -> None:
+    """After gather=False: what predicts, evaluates, trains and saves finds them."""
+    given = data("own")
+    expected = plain("own")
+    with all_in_float64():
+        model = built("own")
+        keras.utils.set_random_seed(11)
+        layout = {"expert_parallel": True, "num_microbatches": 1}
+        first = {**FIT, **layout, "epochs": 1, "validation_data": validation(given)}
+        histories = [hf.fit(model, **given, **first, gather=False).history]
+        layers = expert_layers(all_layers(model))
+        assert all(is_elsewhere(weight) for one in layers for weight in one.weights)
+        again = hf.evaluate(model, *validation(given), batch_size=8, verbose=0, **layout)
+        np.testing.assert_allclose(again, histories[0]["val_loss"][0], rtol=1e-12)
+        second = first | {"epochs": 2, "initial_epoch": 1}
+        histories.append(hf.fit(model, **given, **second).history)
+        joined = {key: values + histories[1][key] for key, values in histories[0].items()}
+        outcome = Outcome(joined, State.of(model))
+        whole = on_leader(lambda: model.predict(given["x"], verbose=0))
+        shared = hf.predict(model, given["x"], batch_size=7, verbose=0, **layout)
+    require_none(outcome.compare(expected, 1e-9), "after gather=False")
+    np.testing.assert_allclose(shared, whole, rtol=0, atol=1e-12)
 
 
 @several
