@@ -79,7 +79,7 @@ class Options:
     sequence_store: str = declare(
         "memory",
         checks.text,
-        'String. Where chunks wait for their backward: `"memory"` (of a GPU, if one computes), '
+        'String. Where chunks wait for their backward: `"memory"` (a GPU\'s, if it computes), '
         '`"host"`, `"bf16"` (rounded, with other numbers), `"disk"`, or a folder for a file.',
         planned=True,
     )
@@ -131,8 +131,8 @@ class Options:
     stages_per_partition: int | None = declare(
         None,
         checks.or_none(checks.count_of),
-        "Integer or `None`. How many stages a partition has in an interleaved schedule, by default "
-        "2; on one partition of several replicas, the pieces whose gradients are summed early.",
+        "Integer or `None`. How many stages a partition has in an interleaved schedule, usually 2; "
+        "on one partition of several replicas, the pieces whose gradients are summed early.",
         planned=True,
     )
     allreduce: str = declare(
@@ -174,15 +174,14 @@ class Options:
     expert_parallel: bool = declare(
         False,
         checks.flag,
-        "Boolean. Whether replicas share out the experts of mixtures of experts: each holds and "
-        "updates its own, and tokens travel to them.",
+        "Boolean. Whether replicas share out experts: tokens travel to the one that holds theirs.",
     )
     kernels: str = declare(
         "auto",
         checks.one_of(_KERNELS),
         'String. `"auto"`: where a faster kernel of TensorFlow gives the same numbers to rounding, '
-        "it takes the place of what a layer writes out in several operations; in float32 only, and "
-        'never where XLA compiles. `"keras"`: all stays as Keras computes it.',
+        "it takes the place of a layer's operations; in float32 only, and not where XLA compiles. "
+        '`"keras"`: all stays as Keras computes it.',
         choices=_KERNELS,
     )
 
@@ -210,20 +209,14 @@ class Options:
         return self.num_sequence_chunks if isinstance(self.num_sequence_chunks, int) else 1
 
     @property
-    def num_stages(self) -> int:
-        """The number of stages that the model is cut into."""
-        return self.grid.placement.num_stages
-
-    @property
     def balanced_for(self) -> tuple[str, Placement, int] | None:
         """(schedule, placement, micro-batches) to balance stages for; None if equal ones are best.
 
         Cuts stay where they are from batch to batch, so "auto" counts as for a large batch.
         """
-        placement = self.grid.placement
+        placement, count = self.grid.placement, self.num_microbatches
         if placement.num_partitions == 1 or placement.depth == 1:
             return None
-        count = self.num_microbatches
         if not isinstance(count, int):
             count = most_microbatches(placement)
         return self.schedule, placement, count
@@ -293,8 +286,8 @@ def resolve(size: int, **arguments: Any) -> Options:
     )
     schedule = "1f1b" if given.schedule == "auto" else given.schedule
     alone = given.stages_per_partition is None or replicas == 1
-    if partitions == 1 and several > 1 and alone:
-        schedule, several = "1f1b", 1  # no pipeline, and no sums that could overlap
+    if partitions == 1 and several > 1 and alone:  # no pipeline, and no sums that could overlap
+        schedule, several = "1f1b", 1
     return replace(
         given,
         strategy=None,

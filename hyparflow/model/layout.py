@@ -68,11 +68,13 @@ def cut_model(model: Any, options: Options) -> ModelCut:
     Raises:
         ValueError: if the model cannot be cut in this way.
     """
-    if options.num_stages == 1:
+    if options.grid.placement.num_stages == 1:
         if options.lpp is not None:
             divide(_flat(model).operation_graph([]), 1, options.lpp)
         return ModelCut(None, None, Partitioning((0, 1), (), ((0,),), ((0,),)), frozenset())
     graph = _flat(model)
     operations = graph.operation_graph(model.trainable_variables)
-    partitioning = divide(operations, options.num_stages, options.lpp, options.balanced_for)
+    partitioning = divide(
+        operations, options.grid.placement.num_stages, options.lpp, options.balanced_for
+    )
     return ModelCut(graph, operations, partitioning, masks.masked_inputs(graph, partitioning))

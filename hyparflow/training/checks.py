@@ -76,7 +76,7 @@ def check_own_steps(model: Any, options: Options) -> None:
             "strategy='data' calls, or train in one process."
         )
     grid = options.grid
-    if own and options.num_stages > 1:
+    if own and grid.placement.num_stages > 1:
         raise ValueError(
             f"A model with its own `{own[0]}` cannot be cut: that step needs the whole model at "
             f"once. Received: model of class '{name}' with {grid.num_partitions} partitions of "

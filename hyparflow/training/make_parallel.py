@@ -79,7 +79,7 @@ def make_parallel(
     from hyparflow.model.checks import check_can_cut, check_model
 
     check_model(model)
-    if options.num_stages > 1:
+    if options.grid.placement.num_stages > 1:
         check_can_cut(model)
     return _in_session(model, options, ranks, plan)
 

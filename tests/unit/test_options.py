@@ -345,8 +345,11 @@ CONSUMERS = {
     "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
+    "expert_parallel": {"engine/assembly.py", "engine/experts/expert_calls.py"}
+    | {"training/expert_checks.py", "training/parallel_model.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
+    | {"training/expert_checks.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},
     "kernels": {
         # What trains, and what is measured for a plan.

@@ -2,9 +2,8 @@
 
 All three are plain sums; `hyparflow.engine.loss.terms`, [Note: One scale], says why they are right.
 But a "gradient" that is the next value of its variable (scales and largest values of float8) is not
-summed: the largest is kept. The order of everything that follows the backward
-is fixed: sum over micro-batches, sum over replicas, sum over holders, add weight regularization,
-clip, apply.
+summed: the largest is kept. The order of all that follows the backward is fixed: sum over
+micro-batches, over replicas, over holders, add weight regularization, clip, apply.
 
 Gradients of embeddings stay sparse, for the reason that `hyparflow.engine.gradients.microbatch_sum`
 gives.
@@ -63,8 +62,7 @@ class Reducer:
     The sums over replicas of a stage that is done can begin while others still compute (`start`).
 
     Attributes:
-        unclear: positions of weights whose sparse gradients were joined although their lookups are
-            unknown.
+        unclear: positions of weights whose sparse gradients were joined, their lookups unknown.
 
     Args:
         variables: the weights that this rank trains.
@@ -95,10 +93,7 @@ class Reducer:
         self._groups = [(everything, replicas)]
         self._groups += [(group.positions, group.comm) for group in shared]
         self._makers = [sums or mpi_sums(replicas), *(mpi_sums(group.comm) for group in shared)]
-        self._early = {
-            stage: [position for position in piece if position not in complete]
-            for stage, piece in (pieces or {}).items()
-        }
+        self._early = {s: [p for p in x if p not in complete] for s, x in (pieces or {}).items()}
         self._owners = owners
         self._divided = {
             n: owner for n, owner in enumerate(owners or ()) if isinstance(owner, RowRanges)

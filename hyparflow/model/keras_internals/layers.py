@@ -251,10 +251,8 @@ def additional_losses(layer: Any, share: Any, sums: Collection[tuple[int, int]])
         is_sum = sub.activity_regularizer is not None and activity_is_summed()
         for position, loss in enumerate(sub._get_own_losses()):
             if is_sum or (id(sub), position) in sums:
-                # Stand-in rows, of share 0, add nothing.
-                loss = keras.ops.divide_no_nan(
-                    keras.ops.sum(loss), keras.ops.cast(share, loss.dtype)
-                )
+                part = keras.ops.cast(share, loss.dtype)  # 0 of stand-in rows
+                loss = keras.ops.divide_no_nan(keras.ops.sum(loss), part)
             losses.append(loss)
     return losses
 
