@@ -85,7 +85,8 @@ def build_rank_engine(
             announce_nothing_saved(world.rank, options.recompute, layout.partitioning, units)
     place = Ownership(model, layout, options.grid, world)
     expert_shards = _expert_shards(model, place, options)
-    experts = ExpertCalls(model, peers, statistics.order, expert_shards)
+    sparse = options.kernels == "auto" and not (model.compiled and model.jit_compile)
+    experts = ExpertCalls(model, place, statistics.order, expert_shards, sparse)
     bodies, pack = _bodies(model, layout, place.stages)
     groups = weight_groups(place.trained, place.stages, units)
     losses = _losses(model, layout, place, specs, pack, own, groups) if with_loss else None

@@ -72,7 +72,8 @@ class RankEngine:
     @property
     def rewritten(self) -> Counter[str]:
         """How often which faster kernel was put in; empty before stages are compiled."""
-        return sum((one.stage.rewritten for one in self.stages), Counter[str]())
+        found = sum((one.stage.rewritten for one in self.stages), Counter[str]())
+        return found + Counter({"sparse experts": self.experts.num_sparse})
 
     @property
     def stand_ins(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ import keras
 
 from hyparflow.engine.compiled import choice
 from hyparflow.engine.kernels.rewriter import may_be_rewritten
+from hyparflow.model.experts.expert_banks import is_bank
 from hyparflow.model.keras_internals.compiled import asked_for_xla, own_step
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.layout import cut_model
@@ -38,7 +39,8 @@ def gains_by_engine(model: Any, options: Options, known: bool) -> bool:
         return False
     if known or _repeats(model, options):
         return True
-    rewritten = options.kernels == "auto" and any(map(may_be_rewritten, all_layers(model)))
+    layers = all_layers(model)
+    rewritten = options.kernels == "auto" and any(may_be_rewritten(x) or is_bank(x) for x in layers)
     return rewritten and _computes_for_long(model, options)
 
 

@@ -21,6 +21,7 @@ from hyparflow.model.keras_internals.layers import all_layers
 
 ROWS, LENGTH = 22, 6  # batches of 8, 8 and 6 rows
 HUB = ["Mixtral", "QwenMoe", "Qwen3Moe"]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in HUB]
 
 several = pytest.mark.skipif(WORLD.size == 1, reason="one rank has all experts")
 
@@ -117,8 +118,8 @@ def validation(given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @several
-@pytest.mark.parametrize("kind", ["own", *HUB])
 @pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("kind", ["own", *SLOW])
 def test_equals_plain_keras(kind: str, partitions: int) -> None:
     """Weights, optimizer, History; the last batch is short, and validation has three rows."""
     if WORLD.size // partitions < 2:
@@ -140,7 +141,7 @@ def test_equals_plain_keras(kind: str, partitions: int) -> None:
     require_none(outcome.compare(expected, 1e-9), "with experts shared out")
 
 
-@several
+@pytest.mark.on_ranks(4)
 def test_each_rank_has_its_experts_alone() -> None:
     """Other experts have no memory: not in the layers' variables, nor in optimizer slots."""
     model = built("own")
@@ -180,7 +181,7 @@ class StopsAt(keras.callbacks.Callback):
             raise Interrupted
 
 
-@several
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("later", [{"expert_parallel": True}, {"num_partitions": 2}])
 def test_goes_on_from_a_checkpoint(later: dict[str, Any], tmp_path_factory: Any) -> None:
     """With experts shared out as before, and without, each in another process's place."""
@@ -200,7 +201,7 @@ def test_goes_on_from_a_checkpoint(later: dict[str, Any], tmp_path_factory: Any)
     require_none(outcome.compare(expected, 1e-9), f"gone on with {later}")
 
 
-@several
+@pytest.mark.on_ranks(2)
 def test_experts_stay_where_they_are() -> None:
     """After gather=False: what predicts, evaluates, trains and saves finds them."""
     given = data("own")
@@ -225,27 +226,25 @@ def test_experts_stay_where_they_are() -> None:
     np.testing.assert_allclose(shared, whole, rtol=0, atol=1e-12)
 
 
-@several
+@pytest.mark.on_ranks(2)
 @pytest.mark.parametrize("partitions", [1, 2])
-def test_the_loss_of_balance_without_sharing_out(partitions: int) -> None:
-    """Data parallel and cut: the loss of all tokens of the batch, as in one process."""
-    expected = plain("own")
+@pytest.mark.parametrize("kind", [*SLOW[:2], "own", HUB[2]])
+def test_all_experts_on_each_rank(kind: str, partitions: int) -> None:
+    """Those that were chosen compute, and the loss of balance is of all tokens of the batch."""
+    if WORLD.size % partitions:
+        pytest.skip("one rank is no two partitions")
+    expected = plain(kind)
     with all_in_float64():
-        model, given = built("own"), data("own")
+        model, given = built(kind), data(kind)
         keras.utils.set_random_seed(11)
-        history = hf.fit(
-            model,
-            **given,
-            **FIT,
-            validation_data=validation(given),
-            num_partitions=partitions,
-            num_microbatches=1,
-        )
+        parallel = hf.parallelize(model, num_partitions=partitions, num_microbatches=1)
+        history = parallel.fit(**given, **FIT, validation_data=validation(given))
+        assert kind == "own" or WORLD.size == 1 or "sparse experts (" in str(parallel)
         outcome = Outcome(history.history, State.of(model))
-    require_none(outcome.compare(expected, 1e-9), "with a loss that balances experts")
+    require_none(outcome.compare(expected, 1e-9), "with all experts on each rank")
 
 
-@several
+@pytest.mark.on_ranks(2)
 def test_refusals() -> None:
     given = data("own")
 

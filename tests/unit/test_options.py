@@ -353,7 +353,7 @@ CONSUMERS = {
     | {"training/memory_check.py", "training/parallel_model.py"},
     "kernels": {
         # What trains, and what is measured for a plan.
-        *("engine/build_stages.py", "training/auto.py"),
+        *("engine/assembly.py", "engine/build_stages.py", "training/auto.py"),
         *("cli/plan.py", "planning/plan_model.py"),
         *("training/in_engine.py", "training/make_parallel.py", "training/plain_model.py"),
     },

@@ -8,14 +8,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.ordered_calls import OrderedCalls
 from hyparflow.engine.experts.balance_sums import BalanceSums
 from hyparflow.engine.experts.expert_shards import ExpertShards
 from hyparflow.engine.experts.parallel_mixture import ParallelMixture
 from hyparflow.engine.stages.stage_call import StageCall
+from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.model.experts.balanced_layers import BalancedLayers
+from hyparflow.model.experts.bank_proof import computes_alike
+from hyparflow.model.experts.expert_banks import ExpertBank, is_bank
 from hyparflow.model.experts.expert_layers import ExpertLayer, Mixture
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.options import Options
 
@@ -36,24 +39,36 @@ class ExpertCalls:
 
     Args:
         model: the model.
-        peers: the ranks with the same partition.
+        place: what this rank holds.
         order: calls exchanges in one order on all ranks.
         shards: see above.
+        sparse: whether banks of experts compute those that were chosen, where they compute all.
     """
 
     def __init__(
-        self, model: Any, peers: Communicator, order: OrderedCalls, shards: ExpertShards | None
+        self,
+        model: Any,
+        place: Ownership,
+        order: OrderedCalls,
+        shards: ExpertShards | None,
+        sparse: bool,
     ) -> None:
         self.shards, self.aside = shards, False
-        self._peers = peers
+        self._peers = place.peers
         self._balanced = BalancedLayers(all_layers(model))
-        self._sums = BalanceSums(peers, order)
+        self._sums = BalanceSums(place.peers, order)
         self._mixtures = [] if shards is None else self._parallel(shards, order)
+        self._banks = proved_banks(model, place) if sparse and shards is None else []
 
     @property
     def exchanges(self) -> bool:
         """Whether replicas exchange something in the middle of a stage."""
         return self._peers.size > 1 and bool(self._balanced or self._mixtures)
+
+    @property
+    def num_sparse(self) -> int:
+        """How many layers compute the experts that were chosen, in place of all."""
+        return len(self._banks)
 
     @property
     def stand_ins(self) -> frozenset[str]:
@@ -69,7 +84,7 @@ class ExpertCalls:
 
     def around(self, body: StageCall) -> StageCall:
         """`body`, with what its layers leave to this object."""
-        if not self._balanced and not self._mixtures:
+        if not self._balanced and not self._mixtures and not self._banks:
             return body
 
         def watched(values: Any, training: bool, share: Any) -> tuple[list[Any], list[Any]]:
@@ -84,6 +99,8 @@ class ExpertCalls:
         with contextlib.ExitStack() as stack:
             if not self.aside:
                 stack.enter_context(self._balanced.computed_by(self._sums))
+            for bank in self._banks:
+                stack.enter_context(bank.sparse())
             for layer, mixture in self._mixtures:
                 chosen = _nothing if self.aside else mixture
                 stack.enter_context(layer.computed_by(chosen))
@@ -102,6 +119,17 @@ class ExpertCalls:
             rank_of = shards.rank_of[id(one.layer)]
             found.append((one, ParallelMixture(self._peers, rank_of, weights, order)))
         return found
+
+
+def proved_banks(model: Any, place: Ownership) -> list[ExpertBank]:
+    """A rank's banks of experts that compute the same by the experts that were chosen."""
+    known = [ExpertBank(layer) for layer in all_layers(model) if is_bank(layer)]
+    holders = [place.holders.get(id(bank.weights[0]), (0,)) for bank in known]
+    banks = [b for b, who in zip(known, holders, strict=True) if place.partition in who]
+    present = [bank for bank in banks if not any(map(is_absent, bank.weights))]
+    kinds = {type(bank.layer): bank for bank in present}  # one of each class speaks for others
+    proved = {kind for kind, bank in kinds.items() if computes_alike(bank)}
+    return [bank for bank in banks if type(bank.layer) in proved]
 
 
 def _nothing(rows: Any, routing: Any, expert: Any) -> Any:
