@@ -55,10 +55,11 @@ if TYPE_CHECKING:
     from hyparflow import layers
     from hyparflow.checkpoint.load import load_checkpoint
     from hyparflow.checkpoint.settings import Checkpoint
-    from hyparflow.experts.place import place_experts
     from hyparflow.experts.placement import ExpertPlacement
     from hyparflow.experts.trace import RoutingTrace
     from hyparflow.launching.function import launch
+    from hyparflow.model.experts.place_experts import place_experts
+    from hyparflow.model.experts.trace_experts import trace_experts
     from hyparflow.planning.costs.cluster import Cluster, Link
     from hyparflow.planning.costs.costs import Costs
     from hyparflow.planning.plan import Plan
@@ -90,6 +91,7 @@ __all__ = [
     "rank",
     "serve",
     "size",
+    "trace_experts",
 ]
 __version__ = "0.1.0"
 
@@ -105,9 +107,10 @@ _LATE = {
     "generate": "hyparflow.serving.generate",
     "launch": "hyparflow.launching.function",
     "load_checkpoint": "hyparflow.checkpoint.load",
-    "place_experts": "hyparflow.experts.place",
+    "place_experts": "hyparflow.model.experts.place_experts",
     "plan": "hyparflow.planning.plan_model",
     "serve": "hyparflow.serving.serve",
+    "trace_experts": "hyparflow.model.experts.trace_experts",
 }
 
 abort.install()

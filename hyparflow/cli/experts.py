@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyparflow.cli.expert_traces import draw_trace, trace
 from hyparflow.cli.output_files import require_outputs
 from hyparflow.cli.refused import Refused
 from hyparflow.formats.plain_files import require_plain
@@ -24,9 +25,12 @@ _FAULTS = (ValueError, ImportError, OSError, MemoryError)
 def experts() -> None:
     """Place the experts of a model on ranks by a routing trace, and look at both.
 
-    A routing trace is a file .npz or .csv with the experts that each token was sent to. Neither MPI
-    nor TensorFlow is needed.
+    A routing trace is a file .npz or .csv with the experts that each token was sent to. No MPI is
+    needed, and TensorFlow for "trace" only.
     """
+
+
+experts.add_command(trace)
 
 
 @experts.command(short_help="Place experts so that few tokens change rank.")
@@ -137,7 +141,6 @@ def _is_trace(file: str) -> bool:
 
 def _show_trace(file: str, trace_file: str | None, plot: str | None) -> None:
     from hyparflow.experts.page import trace_page
-    from hyparflow.experts.picture import affinity_size, draw_affinity
     from hyparflow.experts.trace import RoutingTrace
 
     if trace_file is not None:
@@ -148,11 +151,7 @@ def _show_trace(file: str, trace_file: str | None, plot: str | None) -> None:
     trace = RoutingTrace.load(file)
     trace_page(trace).show()
     if plot:
-        from hyparflow.planning.gantt import new_figure, save_picture
-
-        figure = new_figure(*affinity_size(trace))
-        draw_affinity(figure, trace)
-        save_picture(figure, plot)
+        draw_trace(plot, trace)
 
 
 def _show_placement(file: str, trace_file: str | None, plot: str | None) -> None:

@@ -60,6 +60,8 @@ def _saved(model: str) -> Any:
         )
     if not Path(model).is_dir():
         require_plain(model, "MODEL must be a plain file, or FILE.py:FUNCTION.")
+    import hyparflow.model.experts.mixture_of_experts  # noqa: F401  # a layer that Keras may find
+
     try:
         return keras.models.load_model(model)
     except Exception as error:  # Keras, and layers that it loads, raise many types

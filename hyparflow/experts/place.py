@@ -1,4 +1,4 @@
-"""`hyparflow.place_experts`: a placement of experts from a routing trace."""
+"""A placement of experts from a routing trace."""
 
 from __future__ import annotations
 
@@ -44,31 +44,9 @@ def place_experts(
     seconds: float = 2.0,
     seed: int = 0,
 ) -> ExpertPlacement:
-    """Place the experts of a model on ranks, so that few tokens change rank between layers.
+    """What `hyparflow.place_experts` finds by a trace, or the path of a file of one.
 
-    Each rank holds equally many experts of each layer. Experts that tokens visit one after another
-    come to lie on the same rank, as far as a trace tells, in the time that is given. No MPI is
-    needed, and no TensorFlow.
-
-    Args:
-        trace: A `hyparflow.RoutingTrace`, or the path of a file that one was saved to.
-        num_ranks: Integer. The number of ranks, by which the experts of a layer are divisible.
-        nodes: Integer. The number of nodes that the ranks are on, as many on each: rank 0 and those
-            after it on the first.
-        max_load: Float or `None`. The most tokens that a rank computes in a layer, by the mean over
-            ranks, on the tokens that are learnt from; `None` for no limit.
-        replicate: Integer. How many experts of each layer all ranks hold: those that most tokens
-            choose. Tokens stay where they are for them.
-        node_cost: Float. What a change of node costs, where a change of rank within a node costs 1.
-        held_out: Float. The share of the tokens that the placement is judged by, and not learnt
-            from.
-        seconds: Float. The time to search for. It ends sooner if nothing better is to be expected.
-        seed: Integer. Of what is random. On a machine that is faster, or in more time, the same
-            seed may give a better placement.
-
-    Returns:
-        A `hyparflow.ExpertPlacement`. Its `report` has the scores of held-out tokens, beside those
-        of contiguous and random placements.
+    The arguments are told there. No MPI is needed, and no TensorFlow.
 
     Raises:
         ValueError: If an argument is not valid, or no placement keeps to `max_load`.
@@ -97,8 +75,8 @@ def _trace_of(trace: object) -> RoutingTrace:
     if isinstance(trace, str | os.PathLike):
         return RoutingTrace.load(path_text(trace))
     raise ValueError(
-        "Experts are placed by a hyparflow.RoutingTrace, or the path of a file of one. "
-        f"Received: {shortened(trace)} of type {type(trace).__name__}"
+        "Experts are placed by a hyparflow.RoutingTrace, the path of a file of one, or a model "
+        f"and `tokens`. Received: {shortened(trace)} of type {type(trace).__name__}"
     )
 
 

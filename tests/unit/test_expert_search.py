@@ -263,7 +263,7 @@ def test_more_rounds_are_no_worse() -> None:
         ({"seconds": 0}, "`seconds` must be a number above 0"),
         ({"seconds": float("nan")}, "`seconds` must be a number above 0"),
         ({"seed": -1}, "`seed` must be an integer of 0 or more"),
-        ({"trace": [[0, 1]]}, "by a hyparflow.RoutingTrace, or the path of a file of one."),
+        ({"trace": [[0, 1]]}, "by a hyparflow.RoutingTrace, the path of a file of one, or a model"),
         ({"trace": "missing.npz"}, "A routing trace must be a file"),
     ],
     ids=str,

@@ -120,12 +120,8 @@ class MixtureOfExperts(keras.layers.Layer):
     def call(self, inputs: Any, mask: Any = None, training: bool = False) -> Any:
         """The outputs of the layer."""
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        # In half precision the choice between two experts would be rounding.
-        kind = tf.as_dtype(self.compute_dtype)
-        kind = kind if kind.size > 2 else tf.float32
-        logits = tf.matmul(tf.cast(rows, kind), tf.cast(self.router_kernel.value, kind))
-        probabilities = tf.nn.softmax(logits)
-        shares, chosen = chosen_shares(probabilities, self.top_k, self.normalize_shares)
+        probabilities, shares, chosen = self.route(rows)
+        kind = probabilities.dtype
         weight = None if mask is None else tf.cast(tf.reshape(mask, [-1]), kind)
         if training and self.load_balancing:
             loss = self._balance(probabilities, chosen, weight)
@@ -136,6 +132,23 @@ class MixtureOfExperts(keras.layers.Layer):
             chosen = within_capacity(chosen, self.capacity_factor)
         routing = tf.einsum("tke,tk->et", chosen, shares)
         return tf.reshape(self._mixed(rows, routing, self._expert), tf.shape(inputs))
+
+    def route(self, rows: Any) -> tuple[Any, Any, Any]:
+        """What the router says of tokens.
+
+        Args:
+            rows: Tensor (tokens, width).
+
+        Returns:
+            The probabilities of all experts, (tokens, experts); the shares of those chosen, the
+            largest first, (tokens, top_k); and a one-hot tensor of these, (tokens, top_k, experts).
+        """
+        # In half precision the choice between two experts would be rounding.
+        kind = tf.as_dtype(self.compute_dtype)
+        kind = kind if kind.size > 2 else tf.float32
+        logits = tf.matmul(tf.cast(rows, kind), tf.cast(self.router_kernel.value, kind))
+        probabilities = tf.nn.softmax(logits)
+        return probabilities, *chosen_shares(probabilities, self.top_k, self.normalize_shares)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """That of the inputs."""

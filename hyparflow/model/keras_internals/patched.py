@@ -29,6 +29,7 @@ attention, dropout, positions of layers     `hyparflow.model.keras_internals.att
 where tokens go in caches, and masks        `hyparflow.model.keras_internals.row_index`, a trace
 `call_with_cache` of one model              `hyparflow.model.keras_internals.own_cache`, a call
 banks of experts, and Keras's einsum        `hyparflow.model.experts.expert_banks`, a trace
+`call` of layers with experts               `hyparflow.model.experts.routing_recorder`, a call
 `call` of layers whose kernels are cut      `hyparflow.model.keras_internals.replaced_calls`, a
                                             trace
 ==========================================  ====================================================
