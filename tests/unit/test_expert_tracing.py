@@ -16,7 +16,11 @@ from language_models import VOCABULARY, kept_model, language_model
 
 import hyparflow as hf
 from hyparflow.experts.place import place_experts as place_by_trace
-from hyparflow.model.experts.routing_recorder import names_of_layers, routed_layers
+from hyparflow.model.experts.routing_recorder import (
+    RoutingRecorder,
+    names_of_layers,
+    routed_layers,
+)
 from hyparflow.model.keras_internals.layers import all_layers
 
 RANDOM = np.random.default_rng(0)
@@ -335,3 +339,24 @@ def test_nan_of_tokens_that_do_not_count() -> None:
     found = hf.trace_experts(model, {"x": rows, "padding_mask": mask})
     expected = hf.trace_experts(model, {"x": ROWS, "padding_mask": mask})
     assert np.array_equal(found.experts, expected.experts)
+
+
+def test_a_bank_with_nan_of_tokens_that_do_not_count() -> None:
+    (bank, _) = routed_layers(all_layers(kept_model("Mixtral")))
+    recorder = RoutingRecorder([bank], ["bank"])
+    shares = np.array([[0, 0.3, 0, 0.7], [np.nan] * 4, [0.6, 0, 0.4, 0]], "float32")
+    with recorder.observing():
+        made = bank(np.ones((3, 16), "float32")) * tf.transpose(shares)[:, :, None]
+    assert made.shape == (1, 3, 16)  # the sum over experts
+    recorder.keep(np.array([1, 0, 1]))
+    assert recorder.trace("").experts.tolist() == [[[3, 1]], [[0, 2]]]
+
+
+def test_a_model_that_is_observed_computes_what_it_did() -> None:
+    """Also where tokens are masked, which pass by the experts."""
+    model = own_model()
+    expected = np.array(model(TOKENS))
+    layers = routed_layers(all_layers(model))
+    recorder = RoutingRecorder(layers, names_of_layers(layers))
+    with recorder.observing():
+        assert np.array_equal(model(TOKENS), expected)
