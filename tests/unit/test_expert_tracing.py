@@ -117,6 +117,18 @@ def test_other_models_of_keras_hub(name: str) -> None:
     assert np.array_equal(trace.experts, np.argsort(-shares, axis=2)[:, :, :2])
 
 
+def test_half_precision() -> None:
+    """Choices are those of float32, but for rounding."""
+    exact = hf.trace_experts(own_model(), TOKENS)
+    found = hf.trace_experts(own_model(dtype="mixed_bfloat16"), TOKENS)
+    assert np.mean(found.experts == exact.experts) > 0.9
+    model = kept_model("Mixtral:mixed")
+    inputs = {"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)}
+    exact = hf.trace_experts(kept_model("Mixtral"), inputs)
+    found = hf.trace_experts(model, inputs)
+    assert np.mean(found.experts == exact.experts) > 0.8
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     trace = hf.trace_experts(own_model(), TOKENS)
     for name in ("trace.npz", "trace.csv"):
@@ -132,6 +144,7 @@ def test_datasets_and_layers_that_are_made_late() -> None:
 
         def build(self, shape: Any) -> None:
             self.inner = own_model()
+            self.never_called = mixture("idle")
 
         def call(self, inputs: Any) -> Any:
             return self.inner(inputs)

@@ -68,9 +68,9 @@ def trace_experts(
 
 
 def _recorder_of(model: Any, batch: Any) -> RoutingRecorder:
-    if not model.built:
-        model(batch, training=False)  # makes the layers that it has not made yet
-    layers = routed_layers(all_layers(model))
+    if not all(layer.built for layer in all_layers(model)):
+        model(batch, training=False)  # makes what it has not made yet
+    layers = [layer for layer in routed_layers(all_layers(model)) if layer.built]
     if not layers:
         raise ValueError(
             "A model must have layers with experts to be traced: "
