@@ -69,11 +69,11 @@ class ExpertBank:
 
     def sparse(self) -> contextlib.AbstractContextManager[None]:
         """See `ExpertBanks.sparse`."""
+        return self.computed_by(self.whole)
 
-        def mixture(rows: Any, routing: Any, expert: Expert) -> Any:
-            return mixed(rows, routing, list(map(tf.convert_to_tensor, self.weights)), expert)
-
-        return self.computed_by(mixture)
+    def whole(self, rows: Any, routing: Any, expert: Expert) -> Any:
+        """The mixture of all experts, by those that were chosen; see `ExpertLayer.computed_by`."""
+        return mixed(rows, routing, list(map(tf.convert_to_tensor, self.weights)), expert)
 
     def computed_by(self, mixture: Any) -> contextlib.AbstractContextManager[None]:
         """See `ExpertLayer`."""

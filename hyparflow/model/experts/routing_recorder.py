@@ -79,24 +79,23 @@ class RoutingRecorder:
             for number, layer in enumerate(self.layers):
                 if is_bank(layer):
                     bank = ExpertBank(layer)
-                    note = self._noting_shares(number, bank.mixed)
-                    stack.enter_context(patched(bank, mixed=note))
-                    stack.enter_context(bank.sparse())
+                    note = self._noting_shares(number, bank.whole)
+                    stack.enter_context(bank.computed_by(note))
                 else:
                     note = self._noting_calls(number, layer, layer.call)
                     stack.enter_context(patched(layer, call=note))
             yield
 
     def _noting_shares(self, number: int, mixed: Callable[..., Any]) -> Callable[..., Any]:
-        """In place of `ExpertBank.mixed`."""
+        """In place of `ExpertBank.whole`."""
 
-        def noted(rows: Any, routing: Any, takes_shares: bool = False) -> Any:
+        def noted(rows: Any, routing: Any, expert: Any) -> Any:
             shares = self._values(number, tf.cast(routing, tf.float32)).T
             is_finite = np.isfinite(shares).all(axis=1)
             counts = np.count_nonzero(shares, axis=1) * is_finite
             order = np.argsort(-shares, axis=1, kind="stable")[:, : max(1, counts.max(initial=0))]
             self._add(number, _Visit(order, counts, is_finite))
-            return mixed(rows, routing, takes_shares)
+            return mixed(rows, routing, expert)
 
         return noted
 
