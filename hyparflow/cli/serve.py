@@ -92,6 +92,16 @@ _KEY = "HYPARFLOW_API_KEY"
     type=click.IntRange(1),
     help="Ranks that share the heads of attention of each partition.",
 )
+@click.option(
+    "--expert-parallel",
+    is_flag=True,
+    help="Let replicas share out the experts of a mixture of experts.",
+)
+@click.option(
+    "--placement",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A file of `hyparflow experts place`: which replica has which expert.",
+)
 @click.argument("model", type=click.Path(exists=True))
 def serve(
     model: str,

@@ -11,13 +11,13 @@ from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER
 from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of, flag
-from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
 from hyparflow.serving.generate_on_ranks import generated_on_ranks
 from hyparflow.serving.prepare import prepared_replicas, require_language_model, require_length
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.placed_experts import dealt_to, placed_experts
 from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.ranks.serving_grid import serving_grid
 from hyparflow.serving.requests.given import integer_of, integers_of
@@ -45,6 +45,8 @@ def generate(
     num_partitions: int | None = None,
     num_replicas: int | None = None,
     num_shards: int | None = None,
+    expert_parallel: bool = False,
+    placement: Any = None,
     launch: bool | Mapping[str, Any] = False,
 ) -> Any:
     """Generate what follows prompts, as KerasHub's ``causal_lm.generate`` does.
@@ -73,6 +75,10 @@ def generate(
             By default as many as there are ranks for.
         num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
             columns of feed-forward layers of each partition (tensor parallelism).
+        expert_parallel: Boolean. Whether replicas share out the experts of a mixture of experts:
+            they compute together, and tokens travel to the replica that has their expert.
+        placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
+            which expert. By default the first has the first experts, and so on.
         launch: Boolean, or a dictionary of keyword arguments of `hyparflow.launch`. Whether to
             start ranks for it: as many as the numbers above say.
 
@@ -89,18 +95,20 @@ def generate(
     ranks = world()
     with agreement(ranks) as agreed:
         require_language_model(model)
-        grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
+        shares = flag("expert_parallel", expert_parallel)
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, shares)
+        placed = placed_experts(model, grid.num_shards, placement, shares)
         strip_prompt = flag("strip_prompt", strip_prompt)
         prompts, lengths = _asked(model, inputs, max_length)
         require_length(model, max(lengths))
         requests = _requests(model, prompts, lengths, stop_token_ids, sampler, seed)
-        limits = _limits(max_batch, max(lengths), len(requests), grid)
+        limits = _limits(max_batch, max(lengths), len(requests), dealt_to(grid, placed))
         agreed.note([replace(x, sampling=replace(x.sampling, seed=0)) for x in requests])
-        agreed.note((limits, grid, strip_prompt))
+        agreed.note((limits, grid, placed, strip_prompt))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        replicas = prepared_replicas(model, grid, ranks)
+        replicas = prepared_replicas(model, grid, ranks, placed)
     if isinstance(replicas, FollowingRank):
         replicas.follow()
         answers = dict[int, tuple[int, ...]]()
@@ -136,9 +144,8 @@ def _requests(
     ]
 
 
-def _limits(max_batch: int, length: int, count: int, grid: Grid) -> Limits:
+def _limits(max_batch: int, length: int, count: int, groups: int) -> Limits:
     """Few sizes, for what is compiled now may never be used again."""
-    groups = grid.num_partitions
     return Limits(
         max_batch=count_of("max_batch", max_batch),
         max_length=length,

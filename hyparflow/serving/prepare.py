@@ -16,7 +16,9 @@ from hyparflow.serving.decoding.self_test import Probed, logits_differ
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
 from hyparflow.serving.ranks.agreeing_shards import AgreeingShards
 from hyparflow.serving.ranks.build import Share, built_share
+from hyparflow.serving.ranks.expert_rows import ExpertRows
 from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.placed_experts import Placed
 from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.replicas_on_ranks import ReplicasOnRanks
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
@@ -27,7 +29,7 @@ _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
 
 def prepared_replicas(
-    model: Any, grid: Grid, world: World | None
+    model: Any, grid: Grid, world: World | None, placed: Placed | None = None
 ) -> OneReplica | ReplicasOnRanks | FollowingRank:
     """What computes the windows of a model; a `FollowingRank` on other ranks than the leader.
 
@@ -37,27 +39,30 @@ def prepared_replicas(
         model: what is served.
         grid: who holds what.
         world: all ranks; None if there is one.
+        placed: which of the grid's shards has which expert, if they share experts out.
 
     Raises:
         ValueError: if it does not decode right.
     """
-    share = _kept_share(model, grid, world)
+    share = _kept_share(model, grid, world, placed)
     computes = share.computes
     runner: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
     if world is None:
         return OneReplica(runner)
-    if grid.num_shards > 1:
+    if share.experts is not None and isinstance(computes, Decoder):
+        runner = ExpertRows(computes, share.experts, groups_of(grid, world).shards)
+    elif grid.num_shards > 1:
         runner = AgreeingShards(runner, groups_of(grid, world).shards)
     kind = ReplicasOnRanks if world.rank == LEADER else FollowingRank
     return kind(runner, grid, world, share.traffic)
 
 
-def _kept_share(model: Any, grid: Grid, world: World | None) -> Share:
+def _kept_share(model: Any, grid: Grid, world: World | None, placed: Placed | None) -> Share:
     """A share is kept with its model, until this has other variables, as after `quantize`."""
     jit = bool(model.jit_compile) and not model.run_eagerly
     variables = tuple(id(variable) for variable in model.variables)
     kept = vars(model).setdefault(_KEPT, {})
-    key = jit, grid, variables
+    key = jit, grid, placed, variables
     if key in kept:
         found: Share = kept[key]
         found.refresh()
@@ -67,7 +72,7 @@ def _kept_share(model: Any, grid: Grid, world: World | None) -> Share:
     is_whole = grid.num_partitions * grid.num_shards == 1 or not any(
         map(is_absent, model.variables)
     )
-    kept[key] = built_share(model, grid, world, jit)
+    kept[key] = built_share(model, grid, world, jit, placed)
     try:
         _require_right(model, kept[key].computes, world, is_whole)
     except ValueError:

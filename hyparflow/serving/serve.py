@@ -7,8 +7,7 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
-from hyparflow.formats.argument_checks import count_of
-from hyparflow.pipeline.grid import Grid
+from hyparflow.formats.argument_checks import count_of, flag
 from hyparflow.serving.decoding.decoder import MOST_STEPS
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.prepare import (
@@ -20,6 +19,7 @@ from hyparflow.serving.prepare import (
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.following_rank import FollowingRank
+from hyparflow.serving.ranks.placed_experts import dealt_to, placed_experts
 from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.ranks.runner import warm_up_window
 from hyparflow.serving.ranks.serving_grid import serving_grid
@@ -47,6 +47,8 @@ def serve(
     num_partitions: int | None = None,
     num_replicas: int | None = None,
     num_shards: int | None = None,
+    expert_parallel: bool = False,
+    placement: Any = None,
 ) -> Any:
     """Serve a language model of KerasHub to requests that come at any time.
 
@@ -70,6 +72,10 @@ def serve(
             By default as many as there are ranks for.
         num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
             columns of feed-forward layers of each partition (tensor parallelism).
+        expert_parallel: Boolean. Whether replicas share out the experts of a mixture of experts:
+            they compute together, and tokens travel to the replica that has their expert.
+        placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
+            which expert. By default the first has the first experts, and so on.
 
     Returns:
         On rank 0 a `hyparflow.serving.server.Server`: `submit`, `stream`, `stats` and `close`. The
@@ -81,16 +87,24 @@ def serve(
     ranks = world()
     with agreement(ranks) as agreed:
         require_language_model(model)
-        grid = serving_grid(size(), num_partitions, num_replicas, num_shards)
+        shares = flag("expert_parallel", expert_parallel)
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, shares)
+        placed = placed_experts(model, grid.num_shards, placement, shares)
         limits = _limits(
-            model, grid, max_batch, max_length, window, prompt_piece, max_cached_tokens
+            model=model,
+            groups=dealt_to(grid, placed),
+            max_batch=max_batch,
+            max_length=max_length,
+            window=window,
+            prompt_piece=prompt_piece,
+            max_cached_tokens=max_cached_tokens,
         )
         sampling = sampling_of(model.sampler)
-        agreed.note((limits, grid, sampling))
+        agreed.note((limits, grid, placed, sampling))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        replicas = prepared_replicas(model, grid, ranks)
+        replicas = prepared_replicas(model, grid, ranks, placed)
     if isinstance(replicas, FollowingRank):
         return Follower(replicas)
     if warm_up:
@@ -100,7 +114,7 @@ def serve(
 
 def _limits(
     model: Any,
-    grid: Grid,
+    groups: int,
     max_batch: int,
     max_length: int | None,
     window: int,
@@ -123,8 +137,8 @@ def _limits(
         pieces_while_idle=_PIECES_WHILE_IDLE,
         cache=max_cached_tokens,
         shortest=max(_SHORTEST, -(-max_length // _LENGTHS)),
-        fewest=grid.num_partitions,
-        multiple=grid.num_partitions,
+        fewest=groups,
+        multiple=groups,
         together=_PIECES_TOGETHER,
     )
     least = limits.shape(1, max_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,10 +113,7 @@ class ExpertCalls:
         found: list[tuple[ExpertLayer, Mixture]] = []
         for one in shards.layers:
             mine = [shards.local(weight) for weight in one.weights]
-
-            def weights(mine: list[Any] = mine) -> list[Any]:
-                return [tf.convert_to_tensor(weight) for weight in mine]
-
+            weights = [functools.partial(tf.convert_to_tensor, weight) for weight in mine]
             rank_of = shards.rank_of[id(one.layer)]
             found.append((one, ParallelMixture(self._peers, rank_of, weights, order)))
         return found

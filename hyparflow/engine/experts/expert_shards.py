@@ -7,14 +7,14 @@ come to the one replica that has it, so its gradients are complete there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from hyparflow.comm import abort
+from hyparflow.engine.experts.divisible import require_divisible
 from hyparflow.engine.weights.divided_slots import DividedSlot
 from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.rows import Rows
-from hyparflow.model.experts.expert_layers import ExpertLayer, expert_layers
+from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.weight_parts import (
     WeightPart,
@@ -127,25 +127,3 @@ class ExpertShards:
             f"Received: {received}. Use global_clipnorm, or leave expert_parallel out."
         )
         raise abort.mark_collective(error)
-
-
-def require_divisible(layers: Sequence[ExpertLayer], count: int) -> None:
-    """Check that there are experts, and as many for each replica.
-
-    Raises:
-        ValueError: if not.
-    """
-    if not layers:
-        raise ValueError(
-            "`expert_parallel` is for models with mixtures of experts: "
-            "`hyparflow.layers.MixtureOfExperts`, or those of KerasHub that hyparflow knows. "
-            "Received: a model without any. Leave it out."
-        )
-    odd = {one.layer.name: one.num_experts for one in layers if one.num_experts % count}
-    if odd:
-        raise ValueError(
-            "With `expert_parallel` the number of experts of each layer must be a multiple of the "
-            f"number of replicas. Received: {count} replicas and layers with "
-            f"{', '.join(f'{number} ({name})' for name, number in odd.items())} experts. "
-            "Use another number of replicas."
-        )

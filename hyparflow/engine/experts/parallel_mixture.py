@@ -23,8 +23,8 @@ class ParallelMixture:
     Args:
         ranks: those that share the experts.
         rank_of: for each expert, the rank that has it.
-        weights: () -> this rank's slices of the layer's weights, tensors whose first axis has its
-            experts in ascending order.
+        weights: for each of the layer's weights, () -> this rank's slice of it, a tensor whose
+            first axis has its experts in ascending order.
         order: calls exchanges in one order on all ranks.
     """
 
@@ -32,7 +32,7 @@ class ParallelMixture:
         self,
         ranks: Communicator,
         rank_of: Sequence[int],
-        weights: Callable[[], Sequence[Any]],
+        weights: Sequence[Callable[[], Any]],
         order: OrderedCalls,
     ) -> None:
         counts = np.bincount(rank_of, minlength=ranks.size).tolist()
@@ -52,7 +52,8 @@ class ParallelMixture:
         chosen, counts = chosen_rows(routing)
         given = tf.gather(rows, chosen[:, 1])
         arrived, theirs = self._to_experts(given, counts)
-        made = through_experts(arrived, tf.reduce_sum(theirs, 0), self._weights(), expert)
+        weights = [weight() for weight in self._weights]
+        made = through_experts(arrived, tf.reduce_sum(theirs, 0), weights, expert)
         back = self._from_experts(made, counts, theirs)
         return shared_sum(back, routing, chosen)
 

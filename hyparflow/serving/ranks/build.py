@@ -9,18 +9,21 @@ from typing import Any
 from hyparflow.comm.world import World
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.checks import check_can_cut
+from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.keras_internals.serving_hook import attends_by_hook
 from hyparflow.pipeline.grid import Grid
-from hyparflow.serving.decoding.adapters import decoder_of, hook_missing
+from hyparflow.serving.decoding.adapters import cached_model_of, decoder_of, hook_missing
 from hyparflow.serving.decoding.cached_model import Around
 from hyparflow.serving.decoding.chooser import TokenChooser
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.hooked_model import HookedModel
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
 from hyparflow.serving.ranks.cut_for_decoding import cut_for_decoding
+from hyparflow.serving.ranks.held_experts import HeldExperts
 from hyparflow.serving.ranks.pipeline_runner import PipelineRunner
+from hyparflow.serving.ranks.placed_experts import Placed
 from hyparflow.serving.ranks.stage import DecodingStage
 from hyparflow.serving.ranks.tensor_shards import TensorShards
 from hyparflow.serving.ranks.traffic import Traffic
@@ -36,19 +39,24 @@ class Share:
         computes: the model, or its partition.
         traffic: counts what this rank sends.
         shards: its share of kernels; None if they are whole.
+        experts: those that it has, if ranks share them out.
     """
 
     computes: Decoder | PipelineRunner
     traffic: Traffic
     shards: TensorShards | None = None
+    experts: HeldExperts | None = None
 
     def refresh(self) -> None:
         """Take the weights as they are now."""
-        if self.shards is not None:
-            self.shards.refresh()
+        for held in (self.shards, self.experts):
+            if held is not None:
+                held.refresh()
 
 
-def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share:
+def built_share(
+    model: Any, grid: Grid, world: World | None, jit: bool, placed: Placed | None = None
+) -> Share:
     """This rank's share of a model. Collective.
 
     Args:
@@ -56,6 +64,7 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
         grid: who holds what.
         world: all ranks; None if there is one.
         jit: whether XLA compiles samplers.
+        placed: which of the ranks has which expert, if they share them out.
 
     Raises:
         ValueError: if the model cannot be cut so.
@@ -64,6 +73,11 @@ def built_share(model: Any, grid: Grid, world: World | None, jit: bool) -> Share
     if world is None or grid.num_partitions == grid.num_shards == 1:
         return Share(decoder_of(model, jit), traffic)
     require_text_inputs(model)
+    if placed is not None:
+        layers = expert_layers(all_layers(model))
+        held = HeldExperts(layers, placed, groups_of(grid, world).shards)
+        cached = cached_model_of(model, held.installed)
+        return Share(Decoder(cached, jit=jit, compiles=False), traffic, experts=held)
     if not any(map(attends_by_hook, all_layers(model))):
         raise hook_missing(model)
     groups = groups_of(grid, world)

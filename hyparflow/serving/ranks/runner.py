@@ -19,6 +19,7 @@ __all__ = [
     "LocalRunner",
     "Runner",
     "WindowResult",
+    "made_by",
     "put_together",
     "result_of",
     "warm_up_window",
@@ -69,7 +70,9 @@ class LocalRunner:
         self._rebuild(window)
         for pieces in put_together(window):
             self._decoder.take_in(self._caches, pieces)
-        return self._made(window) if window.steps else WindowResult()
+        if not window.steps:
+            return WindowResult()
+        return made_by(self._decoder, self._caches, self._shape, window)
 
     def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
@@ -94,17 +97,25 @@ class LocalRunner:
             self._caches = self._decoder.rebuilt(self._caches, window.shape, window.sources)
         self._shape = window.shape
 
-    def _made(self, window: Window) -> WindowResult:
-        shape = self._shape
-        # Rows that take no part write to the last place, which nobody has reached, and choose as
-        # others do, so that nothing else is compiled for them.
-        tokens, positions = [0] * shape.rows, [shape.length - 1] * shape.rows
-        sampling, given = [window.sampling[0]] * shape.rows, [0] * shape.rows
-        for place, row in enumerate(window.live):
-            tokens[row], positions[row] = window.tokens[place], window.positions[place]
-            sampling[row], given[row] = window.sampling[place], window.given[place]
-        made = self._decoder.run(self._caches, tokens, positions, window.steps, sampling, given)
-        return result_of(window, made)
+
+def made_by(decoder: Decoder, caches: Caches, shape: Shape, window: Window) -> WindowResult:
+    """The tokens of a window whose rows are all in these caches.
+
+    Args:
+        decoder: the model.
+        caches: with the tokens so far.
+        shape: of the caches.
+        window: that makes tokens.
+    """
+    # Rows that take no part write to the last place, which nobody has reached, and choose as
+    # others do, so that nothing else is compiled for them.
+    tokens, positions = [0] * shape.rows, [shape.length - 1] * shape.rows
+    sampling, given = [window.sampling[0]] * shape.rows, [0] * shape.rows
+    for place, row in enumerate(window.live):
+        tokens[row], positions[row] = window.tokens[place], window.positions[place]
+        sampling[row], given[row] = window.sampling[place], window.given[place]
+    made = decoder.run(caches, tokens, positions, window.steps, sampling, given)
+    return result_of(window, made)
 
 
 def put_together(window: Window) -> list[list[Piece]]:

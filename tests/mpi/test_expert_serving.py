@@ -1,0 +1,164 @@
+"""Generating by ranks that share out experts: the tokens of one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import WORLD
+from language_models import LENGTH, VOCABULARY
+from language_models import language_model as sampling_model
+
+import hyparflow as hf
+from hyparflow.comm.ledger import Collective
+from hyparflow.comm.ranks import world
+from hyparflow.engine.experts.row_exchange import FROM_EXPERTS, TO_EXPERTS
+from hyparflow.engine.weights.groups import groups_of
+from hyparflow.model.experts.expert_layers import expert_layers
+from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.pipeline.grid import Grid
+
+pytest.importorskip("keras_hub")
+several = pytest.mark.skipif(WORLD.size == 1, reason="one rank has all experts")
+FAMILIES = ["Mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in ("QwenMoe", "Qwen3Moe"))]
+
+
+def language_model(name: str) -> Any:
+    """A model whose likeliest tokens are taken."""
+    model = sampling_model(name)
+    model.compile(sampler="greedy")
+    return model
+
+
+def prompts(counts: list[int]) -> dict[str, Any]:
+    """Prompts of so many tokens, with room for more."""
+    draw = np.random.default_rng(5)
+    ids = np.zeros((len(counts), LENGTH // 2), "int32")
+    mask = np.zeros_like(ids)
+    for row, count in enumerate(counts):
+        ids[row, :count] = draw.integers(1, VOCABULARY, count)
+        mask[row, :count] = 1
+    return {"token_ids": ids, "padding_mask": mask}
+
+
+def mixed_up(model: Any) -> hf.ExpertPlacement:
+    """A placement with each rank's experts all over the layer."""
+    layers = expert_layers(all_layers(model))
+    return hf.ExpertPlacement.random(len(layers), layers[0].num_experts, WORLD.size, seed=3)
+
+
+def generated(model: Any, given: Any, **options: Any) -> np.ndarray:
+    made = hf.generate(model, given, stop_token_ids=None, max_batch=4, **options)
+    return np.asarray(made["token_ids"])
+
+
+@several
+@pytest.mark.parametrize("placed", ["in order", "mixed up"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tokens_of_one_process(name: str, placed: str) -> None:
+    """Of fewer prompts than ranks, and of more than fit at once, of several lengths."""
+    model = language_model(name)
+    placement = mixed_up(model) if placed == "mixed up" else None
+    for counts in ([5], [3, 11, 1, 7, 2, 9, 4, 12, 6]):
+        given = prompts(counts)
+        expected = np.asarray(model.generate(given, stop_token_ids=None)["token_ids"])
+        found = generated(model, given, expert_parallel=True, placement=placement)
+        np.testing.assert_array_equal(found, expected)
+    # Trained since: each rank takes its experts anew.
+    for weight in model.trainable_weights:
+        weight.assign(0.8 * weight)
+    expected = np.asarray(model.generate(given, stop_token_ids=None)["token_ids"])
+    found = generated(model, given, expert_parallel=True, placement=placement)
+    np.testing.assert_array_equal(found, expected)
+
+
+@several
+def test_other_experts_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank lacks is NaN in the model that it has."""
+    model = language_model("Mixtral")
+    given = prompts([5, 3, 8])
+    expected = np.asarray(model.generate(given, stop_token_ids=None)["token_ids"])
+    generated(model, given, expert_parallel=True)
+    for one in expert_layers(all_layers(model)):
+        owner = np.arange(one.num_experts) * WORLD.size // one.num_experts
+        for weight in one.weights:
+            value = weight.numpy()
+            value[owner != WORLD.rank] = np.nan
+            weight.assign(value)
+    monkeypatch.setattr("hyparflow.serving.ranks.agreed.Agreed.note_weights", lambda *_: None)
+    found = generated(model, given, expert_parallel=True)
+    np.testing.assert_array_equal(found, expected)
+
+
+@several
+def test_exchanges_are_those_of_the_formula() -> None:
+    """Two all-to-alls of each layer in each iteration, and a piece of prompts is one."""
+    model = language_model("Mixtral")
+    given = prompts([6] * 4)
+    generated(model, given, expert_parallel=True)
+    ledger = groups_of(Grid(1, 1, num_shards=WORLD.size), world()).shards.ledger
+    ledger.clear()
+    generated(model, given, expert_parallel=True)
+    layers, new = 2, LENGTH // 2 - 6
+    there = ledger.total(Collective.ALL_TO_ALL, TO_EXPERTS)
+    back = ledger.total(Collective.ALL_TO_ALL, FROM_EXPERTS)
+    pieces = 4 // WORLD.size  # of each rank's rows, which go in one by one
+    assert there.calls == back.calls == layers * (new + pieces)
+    heads = 4 * (4 - 4 // WORLD.size) * there.calls  # counts of the experts of other ranks
+    tokens = 4 * 16  # a row of float32
+    assert (there.off_rank - heads) % tokens == 0
+    gone = WORLD.allreduce((there.off_rank - heads) // tokens)
+    come = WORLD.allreduce(back.off_rank // tokens)
+    assert gone == come > 0
+
+
+@several
+def test_a_server_whose_requests_come_and_go() -> None:
+    model = language_model("Mixtral")
+    draw = np.random.default_rng(1)
+    asked = [draw.integers(1, VOCABULARY, int(n)).tolist() for n in draw.integers(1, 14, 12)]
+    news = [int(n) for n in draw.integers(1, 20, 12)]
+    with hf.serve(
+        model, max_batch=4, max_length=LENGTH, expert_parallel=True, placement=mixed_up(model)
+    ) as server:
+        requests = [
+            server.submit(tokens, max_new_tokens=count)
+            for tokens, count in zip(asked, news, strict=True)
+        ]
+        found = [request.tokens() for request in requests]
+        for tokens, count, made in zip(asked, news, found, strict=True):
+            ids = np.zeros((1, len(tokens) + count), "int32")
+            ids[0, : len(tokens)] = tokens
+            mask = (np.arange(ids.shape[1]) < len(tokens)).astype("int32")[None]
+            plain = model.generate({"token_ids": ids, "padding_mask": mask}, stop_token_ids=None)
+            assert list(made) == np.asarray(plain["token_ids"])[0, len(tokens) :].tolist()
+    WORLD.barrier()
+
+
+@several
+def test_refusals() -> None:
+    given = prompts([4])
+    dense, model = language_model("Llama"), language_model("Mixtral")
+
+    def refused(model: Any, match: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            hf.generate(model, given, stop_token_ids=None, **options)
+
+    refused(dense, "is for models with mixtures of experts", expert_parallel=True)
+    refused(model, "without expert_parallel=True", placement=mixed_up(model))
+    refused(
+        model,
+        "Experts are spread over replicas of the whole model",
+        expert_parallel=True,
+        num_partitions=2,
+    )
+    other = hf.ExpertPlacement.contiguous(3, 4, WORLD.size)
+    refused(model, "of the model and the number of ranks", expert_parallel=True, placement=other)
+    copies = hf.ExpertPlacement(
+        (((0,), (0,), (0,), tuple(range(WORLD.size))),) * 2, num_ranks=WORLD.size
+    )
+    refused(model, "have each expert once", expert_parallel=True, placement=copies)
+    refused(model, "must be a hyparflow.ExpertPlacement", expert_parallel=True, placement=7)
+    keras.backend.clear_session()
