@@ -19,6 +19,7 @@ from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.ranks.build import built_share
 
 pytest.importorskip("keras_hub")
 several = pytest.mark.skipif(WORLD.size == 1, reason="one rank has all experts")
@@ -72,6 +73,27 @@ def test_the_tokens_of_one_process(name: str, placed: str) -> None:
     expected = np.asarray(model.generate(given, stop_token_ids=None)["token_ids"])
     found = generated(model, given, expert_parallel=True, placement=placement)
     np.testing.assert_array_equal(found, expected)
+
+
+@several
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_logits_of_a_plain_call(name: str) -> None:
+    """Token by token at unequal positions, of tokens that differ from rank to rank."""
+    model = language_model(name)
+    grid, layers = Grid(1, 1, num_shards=WORLD.size), expert_layers(all_layers(model))
+    placement = mixed_up(model)
+    placed = tuple(tuple(holders[0] for holders in row) for row in placement.ranks)
+    assert len(placed) == len(layers)
+    decoder = built_share(model, grid, world(), False, placed).computes
+    draw = np.random.default_rng(WORLD.rank)
+    tokens = draw.integers(1, VOCABULARY, (4, 16)).astype("int32")
+    counts = [7, 2, 11, 4]
+    found = decoder.probe(tokens, counts, 2)
+    whole = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, training=False)
+    expected = np.asarray(whole)
+    for step, logits in enumerate(found):
+        right = expected[np.arange(4), np.array(counts) + step]
+        assert np.abs(logits - right).max() <= 1e-5 * np.abs(expected).max()
 
 
 @several

@@ -346,7 +346,8 @@ CONSUMERS = {
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
     "expert_parallel": {"engine/assembly.py", "engine/experts/expert_calls.py"}
-    | {"training/expert_checks.py", "training/parallel_model.py"},
+    | {"training/expert_checks.py", "training/parallel_model.py"}
+    | {"serving/generate.py", "serving/serve.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
     | {"training/expert_checks.py"}
