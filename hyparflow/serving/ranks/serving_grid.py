@@ -14,7 +14,7 @@ def serving_grid(
     num_partitions: int | None,
     num_replicas: int | None,
     num_shards: int | None,
-    expert_parallel: bool = False,
+    shares_experts: bool = False,
 ) -> Grid:
     """The grid of ranks, whose innermost axis are the shards of tensors, or those of experts.
 
@@ -22,7 +22,7 @@ def serving_grid(
         size: the number of ranks.
         num_partitions, num_replicas, num_shards: what the user says of them. Without a number of
             replicas there are as many as there are ranks for.
-        expert_parallel: whether these replicas share out experts: then they compute together, as
+        shares_experts: whether these replicas share out experts: then they compute together, as
             shards of one.
 
     Raises:
@@ -42,11 +42,11 @@ def serving_grid(
             f"{wanted}, but {size} rank{'s run' if size > 1 else ' runs'}. "
             f"Start it with: {launcher.describe_command(wanted)}"
         )
-    if expert_parallel and partitions * shards > 1:
+    if shares_experts and partitions * shards > 1:
         raise ValueError(
             "Experts are spread over replicas of the whole model. Received: expert_parallel=True "
             f"with num_partitions={partitions}, num_shards={shards}. Leave these out."
         )
-    if expert_parallel:
+    if shares_experts:
         return Grid(1, 1, num_shards=replicas)
     return Grid(partitions, replicas, num_shards=shards)
