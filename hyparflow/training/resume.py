@@ -11,9 +11,11 @@ from hyparflow.checkpoint.replica_states import read_replica
 from hyparflow.checkpoint.restore import restore
 from hyparflow.comm import abort
 from hyparflow.comm.leader import LEADER, on_leader
+from hyparflow.comm.log import STATUS
 from hyparflow.comm.world import World
 from hyparflow.formats.checkpoint.folder import CheckpointFolder
 from hyparflow.formats.checkpoint.reader import CheckpointReader
+from hyparflow.model.keras_internals.optimizer import learning_rates
 from hyparflow.training.call import Call
 from hyparflow.training.checkpoint_side import METRICS
 from hyparflow.training.checkpoints.resumption import Resumption
@@ -44,6 +46,7 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
     if step is None:
         return None
     reader, failed, own = None, "", dict[str, np.ndarray]()
+    rates = _rates(model)
     try:
         reader = CheckpointReader(folder.step(step))
         tensors = restore(model, reader)
@@ -51,12 +54,27 @@ def resume(model: Any, call: Call, world: World) -> Resumption | None:
         odd = restore_own(model, reader, is_training=True)
         if world.rank == LEADER:
             announce_odd(odd, reader.folder)
+            _announce_rates(rates, _rates(model))
     except (ValueError, OSError) as error:
         failed = str(error)
     said = world.all_gather_objects(failed, "the ranks to open a checkpoint")
     if any(said):
         raise abort.mark_collective(ValueError(next(filter(None, said))))
     return None if reader is None else _resumption(reader, call, own)
+
+
+def _rates(model: Any) -> list[float]:
+    return [float(rate) for rate in learning_rates(model.optimizer)]
+
+
+def _announce_rates(compiled: list[float], saved: list[float]) -> None:
+    """Say that a learning rate is not the one that the model was compiled with."""
+    if compiled != saved:
+        STATUS.info(
+            "hyparflow: the learning rate goes on as it was saved, %s, and not as compiled, %s; a "
+            "callback can change it",
+            *(", ".join(f"{rate:.6g}" for rate in rates) for rates in (saved, compiled)),
+        )
 
 
 def _resumption(reader: CheckpointReader, call: Call, own: dict[str, np.ndarray]) -> Resumption:

@@ -625,3 +625,17 @@ def test_a_damaged_file_changes_nothing(is_cut: bool, folder: Path) -> None:
     with pytest.raises(ValueError, match="rank-00000"):
         hf.load_checkpoint(folder, model)
     assert all(map(np.array_equal, model.get_weights(), before))
+
+
+@pytest.mark.on_ranks(1)
+def test_another_learning_rate_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is saved counts, as with Keras's own files; that must not go unnoticed."""
+    for rate, epochs in ((0.25, 1), (0.25, 2), (0.5, 3)):
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        kept = {"checkpoint": str(folder), "verbose": 0}
+        caplog.clear()
+        hf.fit(model, ROWS, LABELS, epochs=epochs, **kept)
+        assert float(model.optimizer.learning_rate) == 0.25
+        said = "as it was saved, 0.25, and not as compiled, 0.5" in caplog.text
+        assert said == (rate == 0.5)
