@@ -13,8 +13,10 @@ from hyparflow.model.variable_sizes import numpy_type
 __all__ = ["OWN_OPTIMIZERS", "matched_names", "require_same_tensors"]
 
 OWN_OPTIMIZERS = "own-optimizers/"  # begins the names of variables of steps' optimizers
+_OPTIMIZER = "'optimizer/"  # begins what is said of the optimizer's variables
 _SHOWN = 8  # differences that a message names
 _BUILD = " Build the optimizers of your own steps before `fit`: `optimizer.build(variables)`."
+_ALONE = " The weights alone load into a model that is not compiled, by hyparflow.load_checkpoint."
 
 
 def matched_names(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -66,6 +68,7 @@ def require_same_tensors(
             "A checkpoint must have the weights and the optimizer's variables of the model. "
             f"Received: {where}, where {shown}{more}. Use the model that was saved, or another "
             f"folder.{_BUILD if any(OWN_OPTIMIZERS in fault for fault in faults) else ''}"
+            f"{_ALONE if all(fault.startswith(_OPTIMIZER) for fault in faults) else ''}"
         )
     return matched
 

@@ -33,7 +33,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
         `model`.
 
     Raises:
-        ValueError: If there is no such checkpoint, if it is damaged, or another model's; all that
+        ValueError: If the model is not built, if there is no such checkpoint, if it is damaged, or another model's; all that
             differs is named.
 
     Example::
@@ -43,6 +43,11 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"`folder` must be a string or a path. Received: folder={folder!r}")
+    if not model.built:
+        raise ValueError(
+            "A checkpoint is loaded into a model that is built, so that it has weights. Received: "
+            f"'{model.name}', which is not. Begin it with keras.Input, or call its `build`."
+        )
     found = CheckpointFolder(Path(folder).absolute())
     steps = found.committed() if found.path.is_dir() else []
     wanted = (steps or [0])[-1] if step is None else step

@@ -243,4 +243,5 @@ def _name_the_file(error: BaseException, temporary: str, path: str) -> None:
     )
     if isinstance(error, OSError) and str(error.filename) == temporary:
         error.filename = path
-        error.filename2 = None
+        if error.filename2 is not None:
+            error.filename2 = path

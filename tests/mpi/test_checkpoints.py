@@ -639,3 +639,24 @@ def test_another_learning_rate_is_told(folder: Path, caplog: pytest.LogCaptureFi
         assert float(model.optimizer.learning_rate) == 0.25
         said = "as it was saved, 0.25, and not as compiled, 0.5" in caplog.text
         assert said == (rate == 0.5)
+
+
+@pytest.mark.on_ranks(1)
+def test_what_cannot_be_loaded_is_named(folder: Path) -> None:
+    """A model without weights yet, one with another optimizer, and a link in place of a file."""
+    model = keras.Sequential([keras.Input([8]), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    hf.fit(model, ROWS, LABELS, verbose=0, checkpoint=str(folder))
+    with pytest.raises(ValueError, match="a model that is built"):
+        hf.load_checkpoint(folder, keras.Sequential([keras.layers.Dense(1)]))
+    other = keras.models.clone_model(model)
+    other.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="into a model that is not compiled"):
+        hf.load_checkpoint(folder, other)
+    alone = hf.load_checkpoint(folder, keras.models.clone_model(model))
+    assert np.array_equal(alone.layers[0].kernel, model.layers[0].kernel)
+    (shard,) = folder.glob("step-*/*.safetensors")
+    shard.rename(folder / "elsewhere")
+    shard.symlink_to(folder / "elsewhere")
+    with pytest.raises(ValueError, match="it is a link"):
+        hf.load_checkpoint(folder, keras.models.clone_model(model))

@@ -47,6 +47,8 @@ class OpenedShards:
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        if path.is_symlink():
+            raise ValueError(damaged("A file of shards", path, "it is a link"))
         self._descriptor = os.open(path, flags)
         found = os.fstat(self._descriptor)
         if kind := kind_of(found.st_mode):
