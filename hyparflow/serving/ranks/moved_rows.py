@@ -59,7 +59,7 @@ class MovedRows:
         """The rows of a cache that each rank gives to this one."""
         value = cache.value()
         sent = [
-            np.ascontiguousarray(tf.gather(value, rows).numpy())
+            np.ascontiguousarray(tf.gather(value, tf.constant(rows, tf.int32)).numpy())
             if rank != self._ranks.rank
             else np.empty((0, *value.shape[1:]), value.dtype.as_numpy_dtype)
             for rank, rows in enumerate(self._given)
