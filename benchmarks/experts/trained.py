@@ -1,11 +1,11 @@
 """How many tokens of a trained model change rank between layers, and how that came about.
 
     python benchmarks/experts/trained.py FOLDER ...
-    python benchmarks/experts/trained.py --report
 
-Each FOLDER is one that train.py has written. Placements are learnt from one part of a text that the
-model was not trained on, and judged by another part, and by a text of another kind. The limit of
-the load is that of contiguous experts, or 1.1 times the mean if they are more even than that.
+Each FOLDER is one that train.py has written; without any, table and picture are made anew.
+Placements are learnt from one part of a text that the model was not trained on, and judged by
+another part, and by a text of another kind. The limit of the load is that of contiguous experts, or
+1.1 times the mean if they are more even than that.
 """
 
 import argparse
@@ -47,6 +47,11 @@ def study(folder: Path, seconds: float) -> dict[str, Any]:
         step["ranks"] = {str(ranks): of_ranks(traces, ranks, seconds) for ranks in RANKS}
         print(found["top_k"], step["step"], row_of_step(step), flush=True)
     return found
+
+
+def named(run: dict[str, Any]) -> tuple[int, int]:
+    """What tells models apart."""
+    return run["top_k"], run["seed"]
 
 
 def affinity_of(learn: RoutingTrace, same: RoutingTrace) -> dict[str, Any]:
@@ -105,6 +110,7 @@ def of_ranks(traces: Traces, ranks: int, seconds: float) -> dict[str, Any]:
         "random_deviation": float(np.std(changes, ddof=1)),
         "training": training.rank_changes,
         "load_training": training.largest_load,
+        "rounds": 0 if placed.report is None else placed.report.rounds,
         "by_layer": list(scores["placed"].by_layer),
     }
 
@@ -267,15 +273,17 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a search")
-    parser.add_argument("--report", action="store_true", help="only write table and picture anew")
     parser.add_argument("--results", type=Path, default=HERE / "trained.json")
     args = parser.parse_args()
 
-    if args.report:
-        results = json.loads(args.results.read_text())
-    else:
-        runs = [study(folder, args.seconds) for folder in args.folders]
-        results = {"machine": machine(), "runs": runs}
+    there = args.results.exists()
+    results = json.loads(args.results.read_text()) if there else {"runs": []}
+    for folder in args.folders:
+        found = study(folder, args.seconds)
+        results["machine"] = machine()
+        kept = [run for run in results["runs"] if named(run) != named(found)]
+        results["runs"] = sorted([*kept, found], key=named)
+        write(results, args.results)
     write(results, args.results)
     print(report(results))
 
