@@ -133,15 +133,8 @@ def percent(share: float) -> str:
 
 ROW = ("top", "seed", "ranks", "contiguous", "random", "placed", "training", "control")
 ROW += ("load: placed, contiguous", "without limit", "its load")
-OTHER = (
-    "top",
-    "seed",
-    "ranks",
-    "contiguous",
-    "placed by Shakespeare",
-    "half: by Shakespeare",
-    "by Python",
-)
+OTHER = ("top", "seed", "ranks", "contiguous", "placed by Shakespeare")
+OTHER += ("half: by Shakespeare", "by Python", "load: placed by Shakespeare, contiguous")
 STEPS = ("top", "seed", "step", "bits per byte", "by byte", "foreseen", "without", "busiest expert")
 STEPS += tuple(f"{ranks} ranks: stay, control" for ranks in RANKS)
 
@@ -167,7 +160,8 @@ def rows_of_ranks(run: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]
         free = percent(found["without_limit"]), f"{found['load_without_limit']:.2f}"
         own.append([*first, percent(found["contiguous"]), random, *shares, loads, *free])
         names = ("contiguous", "placed", "half_placed", "half_placed_by_it")
-        other.append([*first, *(percent(found[f"other_{name}"]) for name in names)])
+        loads = f"{found['load_other_placed']:.2f}, {found['load_other_contiguous']:.2f}"
+        other.append([*first, *(percent(found[f"other_{name}"]) for name in names), loads])
     return own, other
 
 
