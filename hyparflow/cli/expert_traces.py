@@ -75,10 +75,8 @@ def trace(
         given = _text_of(text) if text is not None else _arrays_of(str(data))
         loaded = _loaded(model, settings, takes_text=text is not None)
         from hyparflow.experts.page import trace_page
-        from hyparflow.model.experts.trace_experts import trace_experts
 
-        inputs = given if isinstance(given, str) else _named(loaded, given)
-        found = trace_experts(loaded, inputs, **options)
+        found = _traced(loaded, given if isinstance(given, str) else _named(loaded, given), options)
         trace_page(found).show()
         if save:
             found.save(save)
@@ -86,6 +84,21 @@ def trace(
             draw_trace(plot, found)
     except (ValueError, ImportError, OSError, MemoryError) as error:
         raise Refused(str(error)) from error
+
+
+def _traced(model: Any, inputs: Any, options: dict[str, Any]) -> RoutingTrace:
+    from hyparflow.model.experts.trace_experts import trace_experts
+
+    try:
+        return trace_experts(model, inputs, **options)
+    except (ValueError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of TensorFlow, for example of a token that is not in a table
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ValueError(
+            "The inputs must be such as the model can compute. "
+            f"Received: what gives {type(error).__name__}: {reason}"
+        ) from error
 
 
 def draw_trace(plot: str, trace: RoutingTrace) -> None:

@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras.Model(tokens, x, name="small").save(made / "small.keras")
     (made / "builder.py").write_text(BUILDER.format(folder=str(Path(__file__).parents[1])))
     np.savez(made / "tokens.npz", tokens=TOKENS)
+    np.savez(made / "large.npz", tokens=TOKENS + 30)
     np.savez(made / "two.npz", tokens=TOKENS, more=TOKENS)
     (made / "text.txt").write_text("To be, or not to be: that is the question. " * 4)
     (made / "empty.txt").write_text("")
@@ -127,6 +128,7 @@ def test_a_process_of_its_own_knows_the_layer(folder: Path) -> None:
         (["small.keras", "--data", "no.npz"], "for each input of the model. Received: no.npz"),
         (["small.keras", "--data", "text.txt"], "for each input of the model. Received: text.txt"),
         (["small.keras", "--data", "two.npz"], "Received: ['more', 'tokens'] for the inputs"),
+        (["small.keras", "--data", "large.npz"], "such as the model can compute. Received: what"),
         (["small.keras", "--text", "text.txt"], "must have a preprocessor that makes tokens"),
         (["small.keras", "--text", "empty.txt"], "in UTF-8. Received: empty.txt, which is empty"),
         (["small.keras", "--text", "latin.txt"], "in UTF-8. Received: latin.txt ("),
