@@ -33,8 +33,8 @@ def load_checkpoint(folder: str | os.PathLike[str], model: Any, step: int | None
         `model`.
 
     Raises:
-        ValueError: If the model is not built, if there is no such checkpoint, if it is damaged, or another model's; all that
-            differs is named.
+        ValueError: If the model is not built, if there is no such checkpoint, or if it is damaged
+            or another model's; all that differs is named.
 
     Example::
 
