@@ -18,7 +18,7 @@ __all__ = ["UnsizedMessages"]
 
 
 class UnsizedMessages:
-    """One message of each of some ranks, in pieces if it is long; see `unsized_pieces`.
+    """One message of each of some ranks, in pieces if it is long; see `unsized_chunks`.
 
     Args:
         comm: an mpi4py communicator.

@@ -119,7 +119,9 @@ class ExpertShards:
         odd = [w.path for w in weights if not may_be_divided(w) or w.regularizer is not None]
         if not weights or (divides(optimizer) and not odd):
             return
-        received = f"the weights {odd[:3]}" if odd else f"{type(optimizer).__name__}"
+        settings = [name for name in ("clipnorm", "use_ema") if getattr(optimizer, name, None)]
+        with_these = f" with {' and '.join(settings)}" if settings else ""
+        received = f"the weights {odd[:3]}" if odd else f"{type(optimizer).__name__}{with_these}"
         error = ValueError(
             "Experts that expert_parallel=True shares out are updated by Keras's optimizers that "
             "treat each number alone, without `clipnorm` or averages of weights, and have no "
