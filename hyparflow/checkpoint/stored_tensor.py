@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hyparflow.formats.checkpoint.reader import CheckpointReader
@@ -28,3 +30,18 @@ class StoredTensor:
     def __call__(self) -> np.ndarray:
         """The whole tensor."""
         return self._reader.read(self._name).reshape(self._shape)
+
+    def rows(self, view: tuple[int, ...], rows: slice) -> np.ndarray:
+        """Some rows of it; few more bytes are read than they have.
+
+        Args:
+            view: the shape, of as many numbers, whose first axis counts the rows.
+            rows: the first, and the one after the last.
+        """
+        width, stored = math.prod(view[1:]), self._reader.index.tensors[self._name].shape
+        first, last = rows.start * width, rows.stop * width
+        each = math.prod(stored[1:])  # numbers of a row as it is stored
+        start, stop = first // each, -(-last // each)
+        rest = tuple(stored[1:])
+        read = self._reader.read(self._name, (start, *[0] * len(rest)), (stop, *rest))
+        return read.reshape(-1)[first - start * each : last - start * each].reshape(-1, *view[1:])

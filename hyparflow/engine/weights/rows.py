@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hyparflow.engine.weights.pieces import value_of
-from hyparflow.model.keras_internals.deferred_variables import bring_in, present, release
+from hyparflow.model.keras_internals.deferred_variables import bring_in, present, release, source_of
 from hyparflow.pipeline.row_ranges import RowRanges
 
 __all__ = ["Rows"]
@@ -45,5 +45,8 @@ class Rows:
         release(self.variable, self._now)
 
     def _now(self) -> np.ndarray:
+        read = getattr(source_of(self._whole), "rows", None)  # a file may read them alone
+        if callable(read):
+            return np.asarray(read(self._ranges.view, self._ranges.rows(self._replica)))
         with present([self._whole]):
             return self.of(value_of(self._whole))  # TensorFlow copies it
