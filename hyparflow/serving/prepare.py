@@ -72,6 +72,8 @@ def _kept_share(model: Any, grid: Grid, world: World | None, placed: Placed | No
     is_whole = grid.num_partitions * grid.num_shards == 1 or not any(
         map(is_absent, model.variables)
     )
+    if world is not None:
+        is_whole = all(world.all_gather_objects(is_whole, "the ranks to look at their weights"))
     kept[key] = built_share(model, grid, world, jit, placed)
     try:
         _require_right(model, kept[key].computes, world, is_whole)

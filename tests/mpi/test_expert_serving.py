@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, on_leader
-from language_models import LENGTH, VOCABULARY
+from language_models import EXPERTS, GROUPED, LENGTH, SMALL, VOCABULARY
 from language_models import language_model as sampling_model
 
 import hyparflow as hf
@@ -17,11 +17,12 @@ from hyparflow.comm.ranks import world
 from hyparflow.engine.experts.row_exchange import FROM_EXPERTS, TO_EXPERTS
 from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.experts.expert_layers import expert_layers
+from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.ranks.build import built_share
 
-pytest.importorskip("keras_hub")
+keras_hub = pytest.importorskip("keras_hub")
 FAMILIES = ["Mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in ("QwenMoe", "Qwen3Moe"))]
 
 
@@ -116,6 +117,21 @@ def test_other_experts_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyparflow.serving.ranks.agreed.Agreed.note_weights", lambda *_: None)
     found = generated(model, given, expert_parallel=True)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.on_ranks(2)
+def test_no_rank_has_all_experts() -> None:
+    """Of a model that is loaded over ranks; the reference then takes them all."""
+    arguments = {**SMALL, **GROUPED, **EXPERTS, "sliding_window": 9}
+    keras.utils.set_random_seed(6)
+    with hf.deferred():
+        backbone = keras_hub.models.MixtralBackbone(**arguments)
+        model = keras_hub.models.MixtralCausalLM(backbone=backbone, preprocessor=None)
+    model.compile(sampler="greedy")
+    found = generated(model, prompts([2, 5]), expert_parallel=True)
+    layers = expert_layers(all_layers(model))
+    assert layers and all(is_absent(weight) for one in layers for weight in one.weights)
+    np.testing.assert_array_equal(found, plain(model, prompts([2, 5])))
 
 
 @pytest.mark.on_ranks(2)
