@@ -154,8 +154,9 @@ class SharedWeights:
             give_back_freed_memory()
 
     def _finalize(self, command: Finalize) -> None:
-        if self._sync.holdings.is_sharded:
-            self._sync.gather()  # every rank takes averages for all weights that it has
+        holdings = self._sync.holdings
+        if holdings.is_sharded and not holdings.parts:
+            self._sync.gather()  # every rank takes averages for all weights, which it has then
         if self._world.rank != LEADER:
             self._model.optimizer.finalize_variable_values(self._model.trainable_variables)
 
