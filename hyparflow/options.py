@@ -175,6 +175,7 @@ class Options:
         False,
         checks.flag,
         "Boolean. Whether replicas share out experts: tokens travel to the one that holds theirs.",
+        planned=True,
     )
     kernels: str = declare(
         "auto",

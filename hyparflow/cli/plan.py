@@ -115,7 +115,7 @@ def _plan(
     require_outputs(plot, save, save_costs)
     _check_limit(memory_limit)
     machine = _machine(cluster, ranks, nodes)
-    divides = constrained(machine.num_ranks, **decided).options.divides_sequences
+    constraints = constrained(machine.num_ranks, **decided)
     # A file that is wrong is refused before the model is built.
     wanted = costs if costs in ("measure", "estimate") else Costs.load(costs)
     _be_like_a_rank(threads, machine.ranks_per_node)
@@ -125,13 +125,14 @@ def _plan(
         shown.say("building the model")
         built = _compiled(load_model(model, settings), optimizer)
 
-        from hyparflow.planning import costs_of_model, plan_model
+        from hyparflow.planning import check_mixtures, costs_of_model, plan_model
 
+        check_mixtures.check_mixtures(built, constraints)
         known = costs_of_model.costs_of_model(
             *(built, wanted, batch_size, machine, shown.say),
             faster_kernels=kernels == "auto",
             length=sequence_length,
-            divides=divides,
+            divides=constraints.options.divides_sequences,
         )
         if save_costs:
             known.save(save_costs)

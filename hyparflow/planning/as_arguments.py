@@ -57,8 +57,8 @@ def planned(
         raise ValueError(
             "A plan decides strategy, partitions, replicas, sequence shards and chunks, their "
             "store, micro-batches, schedule, lpp, "
-            f"recompute and shard_optimizer. Received: plan and {', '.join(given)}. Leave one of "
-            "them out."
+            "recompute, shard_optimizer and expert_parallel. "
+            f"Received: plan and {', '.join(given)}. Leave one of them out."
         )
     if num_ranks not in (None, plan.num_ranks):
         raise ValueError(

@@ -27,6 +27,7 @@ from hyparflow.planning.costs.lengths import LONG, costs_at_length
 from hyparflow.planning.costs.measure import measure
 from hyparflow.planning.costs.measure_attention import attention_of
 from hyparflow.planning.costs.measure_sections import sections_of
+from hyparflow.planning.costs.model_weights import mixtures_of, weights_of
 from hyparflow.planning.costs.tensor_sizes import used_weights
 from hyparflow.planning.search.problem import limited
 
@@ -129,7 +130,14 @@ def costs_of_graph(
             f"sequences of {known.length} positions and of {len(known.attention)} attention "
             "layers. Measure again with this length."
         )
-    return known
+    return _with_experts(known, graph)
+
+
+def _with_experts(known: Costs, graph: FlatGraph) -> Costs:
+    """Costs that also know the experts of their model: files of earlier versions do not."""
+    pairs = zip(known.weights, weights_of(graph.model), strict=True)
+    weights = tuple(dataclasses.replace(old, num_experts=new.num_experts) for old, new in pairs)
+    return dataclasses.replace(known, weights=weights, mixtures=mixtures_of(graph))
 
 
 def _division(

@@ -65,6 +65,7 @@ def make_plan(
         gather=not best.saving.apart,
         recompute=best.saving.recompute,
         shard_optimizer=best.saving.shard_optimizer and candidate.grid.num_peers > 1,
+        expert_parallel=best.problem.sharers(candidate.grid) > 1,
         num_sequence_shards=ways.num_shards,
         num_sequence_chunks=ways.num_chunks,
         sequence_store=ways.store,
@@ -75,6 +76,7 @@ def make_plan(
 
 def _partition(best: Prediction, number: int) -> PartitionPlan:
     operations, problem = best.candidate.operations(number), best.problem
+    is_shared = problem.sharers(best.candidate.grid) > 1
     return PartitionPlan(
         layers=tuple(problem.graph.operations[n].name for n in operations),
         parameters=problem.costs.weight_bytes(operations),
@@ -82,6 +84,7 @@ def _partition(best: Prediction, number: int) -> PartitionPlan:
         backward=best.backward[number],
         memory=best.memory[number],
         sent=best.sent[number],
+        summed=problem.without_experts.weight_bytes(operations, True) if is_shared else None,
     )
 
 

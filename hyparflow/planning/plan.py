@@ -42,6 +42,7 @@ class PartitionPlan:
         forward, backward: seconds for a micro-batch.
         memory: bytes at the peak.
         sent: bytes sent in a step, by the partition that gets them.
+        summed: bytes of weights whose gradients replicas sum; `None`: as many as `parameters`.
     """
 
     layers: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -50,6 +51,7 @@ class PartitionPlan:
     backward: Amount
     memory: Memory
     sent: dict[Number, Bytes]
+    summed: Bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Plan:
             where it is built with `hyparflow.deferred`, and weights stay at their owners.
         recompute: String or `None`. What computes forwards again: `"block"` or `"segments"`.
         shard_optimizer: Boolean. Whether replicas share out the optimizer's state.
+        expert_parallel: Boolean. Whether replicas share out experts.
         num_sequence_shards: Integer. The number of ranks that share each sequence.
         num_sequence_chunks: Integer. The number of chunks of a sequence.
         sequence_store: String. Where chunks wait for their backward.
@@ -134,6 +137,7 @@ class Plan:
     gather: bool = True
     recompute: str | None = None
     shard_optimizer: bool = False
+    expert_parallel: bool = False
     num_sequence_shards: Count = 1
     num_sequence_chunks: Count = 1
     sequence_store: str = "memory"

@@ -17,13 +17,15 @@ from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.sizes import parse_bytes
 from hyparflow.formats.text import shortened
 from hyparflow.model.arguments import named
+from hyparflow.model.experts.balanced_layers import BalancedLayers
 from hyparflow.model.fingerprint import model_fingerprint
 from hyparflow.model.graph import FlatGraph
-from hyparflow.model.keras_internals.layers import opened_graph
+from hyparflow.model.keras_internals.layers import all_layers, opened_graph
 from hyparflow.model.unit_layout import Blocks
 from hyparflow.options import planned_names, resolve, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
+from hyparflow.planning.check_mixtures import check_mixtures
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs_of_model import check_planned, costs_of_graph
@@ -107,6 +109,7 @@ def plan(
     constraints = constrained(cluster.num_ranks, limit, **decided)
     if sequence_length is not None:
         sequence_length = limited("sequence_length", sequence_length, 2**31 - 1)
+    check_mixtures(model, constraints)
     graph = FlatGraph(model, opened_graph(model))
     _check_lpp(constraints.options.lpp, len(graph.calls))
     with _shown(say) as tell:
@@ -149,7 +152,8 @@ def _best_plan(
     model, limit = graph.model, constraints.memory_limit
     operations = graph.operation_graph(model.trainable_variables)
     whole = make_partitioning(operations, (0, len(operations.operations)))
-    problem = Problem(operations, known, cluster, batch_size)
+    balanced = tuple(BalancedLayers(all_layers(model)).names)
+    problem = Problem(operations, known, cluster, batch_size, balanced=balanced)
     count = constraints.options.num_microbatches
     rows = batch_size / cluster.num_ranks / (count if isinstance(count, int) else 1)
     found = search(_with_savings(problem, Blocks(graph), whole, rows), constraints, say)

@@ -45,7 +45,8 @@ def _table(plan: Plan) -> list[Sequence[str]]:
         sent = ", ".join(f"{size_text(size)} to {peer}" for peer, size in part.sent.items())
         if plan.grid.num_peers > 1:
             others = counted(plan.grid.num_peers - 1, "other", "others")
-            sums = f"sums {size_text(part.parameters)} with {others}"
+            summed = part.parameters if part.summed is None else part.summed
+            sums = f"sums {size_text(summed)} with {others}"
             sent = f"{sent}, {sums}" if sent else sums
         rows.append(
             (
@@ -105,6 +106,8 @@ def _summary(plan: Plan) -> list[str]:
         )
     if plan.shard_optimizer:
         lines.append("Replicas share out the optimizer's state (shard_optimizer=True).")
+    if plan.expert_parallel:
+        lines.append("Replicas share out experts, and tokens travel (expert_parallel=True).")
     if not plan.gather:
         lines.append(
             "No rank can hold the whole model: build it with hyparflow.deferred(); weights "

@@ -26,6 +26,7 @@ from hyparflow.model.keras_internals.data import is_array_data, open_stream
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.options import declared, is_given, planned_names, resolve
+from hyparflow.planning.check_mixtures import check_mixtures
 from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs.measure import LONG_PIECE
@@ -233,7 +234,9 @@ def _plan(
     per_node = world.ranks_per_node
     cluster = Cluster(nodes=math.ceil(world.size / per_node), ranks_per_node=per_node)
     # Measuring takes long: refuse before it.
-    divides = constrained(cluster.num_ranks, **decided).options.divides_sequences
+    constraints = constrained(cluster.num_ranks, **decided)
+    check_mixtures(model, constraints)
+    divides = constraints.options.divides_sequences
     key = (*batch, divides, known.number(model.optimizer), faster_kernels)
     if key not in known.costs:
         given = model, "measure", batch_size, cluster, say, faster_kernels, length, divides

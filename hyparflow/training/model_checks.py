@@ -20,6 +20,7 @@ from hyparflow.engine.trials.position_sums import require_additive_positions
 from hyparflow.engine.trials.row_findings import find_row_faults
 from hyparflow.engine.trials.seen import Look, seen_labels
 from hyparflow.engine.trials.sums import require_additive, require_weights
+from hyparflow.model.experts.expert_checks import check_balance
 from hyparflow.model.keras_internals.compiled import has_overridden, symbolic_batch
 from hyparflow.model.keras_internals.layers import all_layers, check_inputs
 from hyparflow.model.keras_internals.optimizer import check_known
@@ -27,7 +28,6 @@ from hyparflow.model.own_layers import own_layers
 from hyparflow.training import notices
 from hyparflow.training.call import Call
 from hyparflow.training.checks import check_labels, check_state
-from hyparflow.training.expert_checks import check_balance
 from hyparflow.training.first_labels import first_labels
 
 __all__ = ["ModelChecks"]

@@ -14,6 +14,7 @@ from hyparflow.comm.world import World
 from hyparflow.engine.sequence.sequence_counts import SequenceCounts
 from hyparflow.formats.text import counted_names
 from hyparflow.model.checks import require_compiled
+from hyparflow.model.experts.expert_checks import check_experts
 from hyparflow.model.keras_internals.data import is_array_data
 from hyparflow.options import Options
 from hyparflow.tracing.collect import TraceRequest, wants_trace
@@ -30,7 +31,6 @@ from hyparflow.training.data_arguments import (
     reading,
     validation_parts,
 )
-from hyparflow.training.expert_checks import check_experts
 from hyparflow.training.leader_arguments import leader_arguments
 from hyparflow.training.leader_data import row_numbers
 from hyparflow.training.saving_on_ranks import save_on_leader

@@ -303,12 +303,15 @@ SERVING = {"serving/generate_on_ranks.py", "serving/ranks/serving_grid.py"}
 CONSUMERS = {
     "strategy": {"pipeline/grid_numbers.py", "planning/as_arguments.py"}
     | {"training/auto.py", "training/make_parallel.py"},
-    "num_partitions": GRID | SERVING | {"pipeline/grid_numbers.py", "planning/search/saving.py"},
+    "num_partitions": GRID
+    | SERVING
+    | {"pipeline/grid_numbers.py", "planning/check_mixtures.py", "planning/search/saving.py"},
     "num_replicas": GRID - {"tracing/picture.py"}
     | SERVING
-    | {"pipeline/grid_numbers.py", "planning/search/saving.py", "tracing/trace.py"},
+    | {"pipeline/grid_numbers.py", "planning/check_mixtures.py", "planning/search/saving.py"}
+    | {"tracing/trace.py"},
     "num_microbatches": SEARCH
-    | {"planning/plan_model.py"}
+    | {"planning/check_mixtures.py", "planning/plan_model.py"}
     | {"training/auto.py"}
     | {"training/checks.py", "training/call.py", "training/make_parallel.py"},
     "schedule": SEARCH
@@ -346,11 +349,13 @@ CONSUMERS = {
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
     "expert_parallel": {"engine/assembly.py", "engine/experts/expert_calls.py"}
-    | {"training/expert_checks.py", "training/parallel_model.py"}
-    | {"serving/generate.py", "serving/serve.py"},
+    | {"planning/check_mixtures.py", "planning/make_plan.py", "planning/search/saving.py"}
+    | {"training/memory_check.py"}
+    | {"serving/generate.py", "serving/serve.py"}
+    | {"model/experts/expert_checks.py", "training/parallel_model.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
-    | {"training/expert_checks.py"}
+    | {"model/experts/expert_checks.py"}
     | {"training/memory_check.py", "training/parallel_model.py"},
     "kernels": {
         # What trains, and what is measured for a plan.

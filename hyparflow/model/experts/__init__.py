@@ -1,4 +1,5 @@
 """Mixtures of experts: a layer, and other libraries' layers, by the experts that tokens chose.
 
-Also which ones those were, of any model. Imports experts, formats and model.keras_internals.
+Also which ones those were, of any model. Imports experts, formats, model.keras_internals and
+options.
 """

@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from hyparflow.launching.cores import intra_op_threads
 from hyparflow.model.graph import FlatGraph
-from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.pipeline.operations import OperationGraph
-from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.costs.model_weights import mixtures_of, weights_of
 from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.costs.sample import TRACED_ROWS, SampleMemory
 from hyparflow.planning.costs.segments import Segment
@@ -76,8 +76,6 @@ class CostTable:
         rewritten: bool,
     ) -> Costs:
         """The finished table; arguments as the attributes of `Costs`."""
-        model = self._graph.model
-        trained = {id(v) for v in model.trainable_variables}
         return Costs(
             tuple(op.name for op in self._operations.operations),
             self._rows,
@@ -89,7 +87,7 @@ class CostTable:
             program=self._program,
             by_xla=self._by_xla,
             tensors=self._tensors,
-            weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
+            weights=weights_of(self._graph.model),
             used=used_weights(self._graph),
             slots=slots,
             divides=divides,
@@ -98,6 +96,7 @@ class CostTable:
             crowded=crowded,
             gain_of_all_cores=gain_of_all_cores,
             rewritten=rewritten,
+            mixtures=mixtures_of(self._graph),
             overheads=overheads,
             source="measured",
             machine={

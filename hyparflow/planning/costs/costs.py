@@ -6,14 +6,14 @@ counting.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from hyparflow.engine.compiled.section_sizes import SectionSizes
@@ -21,6 +21,8 @@ from hyparflow.formats.records import Amount, Bytes, Count, Number, made, read, 
 from hyparflow.formats.text import counted
 from hyparflow.formats.writing import write_text
 from hyparflow.planning.costs.attention import Attention
+from hyparflow.planning.costs.costs_check import check
+from hyparflow.planning.costs.mixtures import Mixture
 from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.costs.straight_lines import at_rows
 
@@ -39,10 +41,12 @@ class Weight:
     Attributes:
         size: bytes.
         trainable: whether it is trained.
+        num_experts: of how many experts it has the weights, one after the other; 0 if of none.
     """
 
     size: Bytes
     trainable: bool
+    num_experts: Number = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Costs:
         attention: Tuple. What attention costs where sequences are divided; empty where they
             cannot be, or are short.
         sections: Tuple. What the parts of the model between attention take there.
+        mixtures: Tuple. The mixtures of experts.
         overheads: What a step costs beside its operations.
         source: String, `"measured"` or `"estimated"`.
         machine: Dict. Where and how the costs were measured.
@@ -124,6 +129,7 @@ class Costs:
     linear: np.ndarray | None = None
     attention: tuple[Attention, ...] = ()
     sections: tuple[SectionSizes, ...] = ()
+    mixtures: tuple[Mixture, ...] = ()
     overheads: Overheads = field(default_factory=Overheads)
     source: str = "measured"
     machine: dict[str, Any] = field(default_factory=dict)
@@ -208,7 +214,7 @@ class Costs:
             path: String or path. The file to write.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["weights"] = [[weight.size, weight.trainable] for weight in self.weights]
+        values["weights"] = [[x.size, x.trainable, x.num_experts] for x in self.weights]
         write_text(path, json.dumps(values, default=_plain) + "\n")
 
     @classmethod
@@ -242,7 +248,9 @@ def _schema() -> Any:
     others: dict[str, Any] = dict.fromkeys(("kept", "working", "program", "by_xla", "tensors"), row)
     others |= dict.fromkeys(("forward", "backward", "fused"), matrix)
     others |= dict.fromkeys(("crowded", "linear"), matrix | None)
-    return schema_of(Costs, weights=tuple[tuple[Bytes, bool], ...], **others)
+    weight: list[Any] = [("size", Bytes), ("trainable", bool), ("num_experts", Number, 0)]
+    kind = msgspec.defstruct("Weight", weight, array_like=True, forbid_unknown_fields=True)
+    return schema_of(Costs, weights=tuple[kind, ...], **others)  # type: ignore[valid-type]
 
 
 def _from_file(content: Any) -> Costs:
@@ -251,42 +259,13 @@ def _from_file(content: Any) -> Costs:
     Raises:
         ValueError: naming the field that does not fit.
     """
-    sizes, count = len(content.rows), len(content.operations)
-    _require_length("rows", content.rows, sizes if sizes else 1)
-    if any(low >= high for low, high in itertools.pairwise(content.rows)):
-        raise ValueError("Expected sizes in rising order - at `$.rows`")
-    for name in ("forward", "backward", "fused", "kept", "working", "program", "by_xla", "used"):
-        _require_length(name, getattr(content, name), count)
-    for name in ("forward", "backward", "fused", "crowded"):
-        if name == "crowded" and content.crowded is not None:
-            _require_length(name, content.crowded, 3)
-        for number, row in enumerate(getattr(content, name) or ()):
-            _require_length(f"{name}[{number}]", row, sizes)
-    _require_lengths(content, count)
-    for index, numbers in enumerate(content.used):
-        if any(number >= len(content.weights) for number in numbers):
-            raise ValueError(f"Expected `int` < {len(content.weights)} - at `$.used[{index}]`")
+    check(content)
     values = {f.name: getattr(content, f.name) for f in fields(Costs)}
     for name in _ARRAYS:
         values[name] = None if values[name] is None else np.array(values[name], float)
-    values["weights"] = tuple(Weight(*pair) for pair in content.weights)
+    values["weights"] = tuple(made(each, Weight) for each in content.weights)
     values["overheads"] = made(content.overheads, Overheads)
-    for name, kind in (("attention", Attention), ("sections", SectionSizes)):
+    lists = (("attention", Attention), ("sections", SectionSizes), ("mixtures", Mixture))
+    for name, kind in lists:
         values[name] = tuple(made(each, kind) for each in getattr(content, name))
     return Costs(**values)
-
-
-def _require_lengths(content: Any, count: int) -> None:
-    """Check what depends on the length of sequences, for so many operations."""
-    if content.linear is not None:
-        _require_length("linear", content.linear, 5)
-    for number, row in enumerate(content.linear or ()):
-        _require_length(f"linear[{number}]", row, count)
-    for index, layer in enumerate(content.attention):
-        if layer.operation >= count:
-            raise ValueError(f"Expected `int` < {count} - at `$.attention[{index}].operation`")
-
-
-def _require_length(name: str, found: Sized, expected: int) -> None:
-    if len(found) != expected:
-        raise ValueError(f"Expected `array` of length {expected}, got {len(found)} - at `$.{name}`")

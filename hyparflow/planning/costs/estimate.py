@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.keras_internals.weight_parts import divides
-from hyparflow.model.variable_sizes import bytes_of
 from hyparflow.planning.costs.attention import Attention
-from hyparflow.planning.costs.costs import Costs, Weight
+from hyparflow.planning.costs.costs import Costs
+from hyparflow.planning.costs.model_weights import mixtures_of, weights_of
 from hyparflow.planning.costs.overheads import Overheads
 from hyparflow.planning.costs.tensor_sizes import (
     bytes_per_row,
@@ -56,7 +56,6 @@ def estimate(
     works = [graph.work(index) for index in range(len(graph.calls))]
     arithmetic = 2.0 * np.array([work.multiplications for work in works])
     forward = (arithmetic / flops + 2 * written / bandwidth)[:, None]
-    trained = {id(v) for v in model.trainable_variables}
     each = {"forward": forward[:, 0], "backward": 2 * forward[:, 0], "fused": 3 * forward[:, 0]}
     each |= {"kept": written, "working": 2 * written}
     linear = np.ones((len(each), len(written)))
@@ -73,10 +72,11 @@ def estimate(
         program=np.full(len(written), float(_TRACED_PER_OPERATION)),
         by_xla=np.zeros(len(written)),
         tensors=tensors,
-        weights=tuple(Weight(bytes_of(v), id(v) in trained) for v in model.variables),
+        weights=weights_of(model),
         used=used_weights(graph),
         slots=slots_per_byte(model.trainable_variables, optimizer),
         divides=optimizer is None or divides(optimizer),
+        mixtures=mixtures_of(graph),
         overheads=Overheads(),
         length=length,
         linear=linear if attention else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Load(NamedTuple):
         copies: how many tensors as large as a weight's gradient there are at a time.
         updated: how many more the optimizer makes when activations are gone.
         slots: bytes of optimizer state per byte of trained weights.
+        sharers: how many replicas share out the experts.
         in_flight: for each stage, of how many micro-batches it keeps activations.
         placement: of the stages.
     """
@@ -37,6 +39,7 @@ class Load(NamedTuple):
     copies: float
     updated: float
     slots: float
+    sharers: int
     in_flight: Sequence[int]
     placement: Placement
 
@@ -62,8 +65,7 @@ class Boundaries:
         limit = min(max(_FEWEST, _PER_RANK * problem.cluster.num_ranks), _MOST)
         self.positions = candidates(self.operation_seconds(rows), crossing, allowed, limit)
         self._crossing = crossing[self.positions]
-        self._gradients = _first_used_bytes(problem.costs, trainable=True)
-        self._weights = _first_used_bytes(problem.costs, trainable=False)
+        self._weights = functools.cache(self._weights_of)
         self._stages = StageSeconds(self._reads, self.positions)
 
     def operation_seconds(self, rows: float) -> np.ndarray:
@@ -110,14 +112,15 @@ class Boundaries:
         if self._plainly_too_large(load, limit):
             return None
         costs = self._problem.spent
-        rows, copies, updated, slots, in_flight, placement = load
+        rows, updated, in_flight, placement = load.rows, load.updated, *load[-2:]
         over = costs.overheads
         fixed = costs.base_bytes + over.scratch + costs.working.min() * rows
         fixed += over.xla * costs.by_xla.any()
-        held = self._before(self._gradients * (copies + slots) + self._weights)
+        trained, held_of_each = self._held(load)
+        held = self._before(held_of_each)
         compiled = self._before(costs.program * self._problem.compiled_shares)
         updates = self._before(costs.updated * self._problem.compiled_shares)
-        activations, gradients = self._before(costs.kept), self._before(self._gradients)
+        activations, gradients = self._before(costs.kept), self._before(trained)
         buffers = 2 * rows * self._crossing
         share = (limit - fixed) / placement.depth
 
@@ -140,8 +143,8 @@ class Boundaries:
     def _plainly_too_large(self, load: Load, limit: int) -> bool:
         """Whether the partitions together cannot hold the model, wherever it is cut."""
         costs = self._problem.spent
-        rows, copies, _, slots, in_flight, placement = load
-        others = ((copies + slots) * self._gradients + self._weights).sum()
+        rows, in_flight, placement = load.rows, *load[-2:]
+        others = self._held(load)[1].sum()
         others += costs.overheads.program * (costs.program * self._problem.compiled_shares).sum()
         share = limit - costs.base_bytes
         if not self._problem.saving.apart and costs.fixed_bytes > share:
@@ -152,6 +155,22 @@ class Boundaries:
         fewest = [min(in_flight[stage] for stage in stages) for stages in held]
         room = sum(share / kept for kept in fewest) - others / max(in_flight)
         return bool(room < rows * costs.kept.sum())
+
+    def _held(self, load: Load) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes of each operation's trained weights, and of its weights, gradients and slots."""
+        trained, every = self._weights(load.sharers)
+        # Gradients that are not summed over replicas are there once.
+        summed = trained if load.sharers == 1 else self._weights(None)[0]
+        return trained, every + trained * (1 + load.slots) + summed * (load.copies - 1)
+
+    def _weights_of(self, sharers: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes of each operation's trained weights and of all, if so many share out experts.
+
+        None leaves the experts out of the trained ones.
+        """
+        problem = self._problem
+        costs = problem.without_experts if sharers is None else problem.held_by_one_of(sharers)
+        return _first_used_bytes(costs, trainable=True), _first_used_bytes(costs, trainable=False)
 
     def _before(self, values: np.ndarray) -> np.ndarray:
         """The sum of `values` before each position."""

@@ -141,12 +141,13 @@ class Divisions:
         in_flight = peaks_in_flight(make_schedule(schedule, grid.placement, count))
         most = [in_flight[stage] for stage in range(layout.num_stages)]
         saving = self._problem.saving
-        in_units = self._problem.units is not None
+        in_units = self._problem.compiled_units(grid) is not None
         load = Load(
             rows=self._rows(layout),
             copies=gradient_copies(grid, saving),
             updated=updated_copies(grid, saving, in_units),
             slots=held_slots(self._problem.costs, grid, saving),
+            sharers=self._problem.sharers(grid),
             in_flight=most,
             placement=grid.placement,
         )

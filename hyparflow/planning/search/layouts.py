@@ -19,11 +19,13 @@ from hyparflow.planning.search.divisions import Divisions, LayoutCandidate
 from hyparflow.planning.search.order import fastest
 from hyparflow.planning.search.predict import Prediction
 from hyparflow.planning.search.problem import Constraints, Problem
+from hyparflow.planning.search.shared_experts import expert_numbers
 
 __all__ = ["best_of", "consider", "fits", "has_layouts", "no_layout"]
 
 _STAGES = (2, 4, 8, 16)  # per partition, where a schedule leaves the number free
 _FAR = 1.5  # a layout is left out if even its best division must be slower by this factor
+_NAMED = 3  # layers in a message
 _NEAR = 1.1  # all divisions are tried of layouts whose first is slower by this factor at most
 
 
@@ -64,10 +66,28 @@ def no_layout(problem: Problem, constraints: Constraints) -> ValueError:
     """The error for constraints with which no layout agrees."""
     return ValueError(
         "No layout has at least one row for every replica and micro-batch, and one operation "
-        f"for every stage. Received: {constraints.num_ranks} ranks, a batch of "
+        f"for every stage{_other_rules(problem)}. Received: {constraints.num_ranks} ranks, a "
+        f"batch of "
         f"{problem.batch_size} rows, "
         f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
     )
+
+
+def _other_rules(problem: Problem) -> str:
+    """The rules of layouts for mixtures of experts, as the end of a sentence."""
+    rules = ""
+    if problem.saving.expert_parallel:
+        numbers = " and ".join(map(str, expert_numbers(problem.costs)))
+        rules += f"; replicas share out experts evenly, so that {numbers} must be a multiple of "
+        rules += "their number"
+    if problem.balanced:
+        rules += f"; {_whole_batches(problem)}"
+    return rules
+
+
+def _whole_batches(problem: Problem) -> str:
+    names = ", ".join(map(repr, problem.balanced[:_NAMED]))
+    return f"a loss of {names} balances experts over a whole batch, which is one micro-batch"
 
 
 def _try_promising(
@@ -165,9 +185,10 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
     else:
         share = (limit - fixed) / max(1, memory.total - fixed)
         help_ = (
-            f"A batch of about {max(0.01, share):.0%} of this size would fit, or more partitions, "
-            "or more micro-batches"
+            f"A batch of about {max(0.01, share):.0%} of this size would fit, or more partitions"
         )
+        whole = nearest.problem.balanced
+        help_ += f" ({_whole_batches(nearest.problem)})" if whole else ", or more micro-batches"
     return (
         "No layout fits in the memory limit. "
         f"Received: memory_limit={limit:,} bytes ({size_text(limit)}); the nearest layout, "
@@ -183,6 +204,7 @@ def _does_not_fit(nearest: Prediction, limit: int) -> str:
 
 
 def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
+    shares, experts = problem.saving.expert_parallel, expert_numbers(problem.costs)
     for partitions in range(1, min(constraints.num_ranks, len(problem.graph.operations)) + 1):
         shards = problem.saving.num_shards
         replicas = constraints.num_ranks // partitions // shards
@@ -191,12 +213,17 @@ def _grids(problem: Problem, constraints: Constraints) -> Iterator[Grid]:
             and constraints.options.num_partitions in (None, partitions)
             and constraints.options.num_replicas in (None, replicas)
             and replicas <= problem.batch_size
+            and not (shares and any(number % replicas for number in experts))
         ):
             yield Grid(num_partitions=partitions, num_replicas=replicas, num_shards=shards)
 
 
 def _microbatches(problem: Problem, constraints: Constraints, grid: Grid) -> list[int]:
-    """Powers of two, up to one row each."""
+    """Powers of two, up to one row each; 1 where a loss is of a whole batch."""
+    if problem.balanced and constraints.options.num_microbatches not in ("auto", 1):
+        return []
+    if problem.balanced:
+        return [1]
     rows = problem.batch_size // grid.num_replicas
     if isinstance(count := constraints.options.num_microbatches, int):
         return [count] if count <= rows else []

@@ -81,11 +81,11 @@ def partition_memory(
         actions: what the partition computes, with those joined that are one call.
         partition: the partition.
     """
-    costs = problem.spent
+    grid, saving, found = candidate.grid, problem.saving, problem.activations
+    costs, whole = problem.held(grid), problem.spent
     numbers, table = candidate.operations(partition), candidate.partitioning
     mine = costs.weight_bytes(numbers, trainable=True)
-    grid, saving, found = candidate.grid, problem.saving, problem.activations
-
+    copies = gradient_copies(grid, saving)
     slots = mine * held_slots(costs, grid, saving)
     if saving.shard_optimizer and not costs.divides:
         slots = costs.slots * largest_share(costs.trained_sizes(numbers), grid.num_peers)
@@ -101,11 +101,11 @@ def partition_memory(
     activations = rows * (waiting + working) + costs.overheads.scratch
     embedded = _embedded(problem, grid, numbers)
     pieces = list(_compiled(problem, candidate, partition))
-    around = costs.fixed_bytes + _DRAWN * costs.largest_weight
+    around = whole.fixed_bytes + _DRAWN * whole.largest_weight
     program = _program_bytes(problem, candidate, actions, pieces)
     return Memory(
         weights=costs.weight_bytes(numbers),
-        gradients=round((mine - embedded.tables) * gradient_copies(grid, saving)),
+        gradients=round(_gradient_bytes(problem, grid, numbers) - embedded.tables * copies),
         slots=round(slots),
         activations=round(activations),
         updates=round(
@@ -152,6 +152,15 @@ def gradient_copies(grid: Grid, saving: Saving) -> float:
     return 1 + (grid.num_peers > 1) / _sharers(grid, saving)
 
 
+def _gradient_bytes(problem: Problem, grid: Grid, numbers: Sequence[int]) -> float:
+    """Bytes of the gradients of operations, with their sums."""
+    mine = problem.held(grid).weight_bytes(numbers, trainable=True)
+    summed = mine
+    if problem.sharers(grid) > 1:  # those of experts are complete where they are made
+        summed = problem.without_experts.weight_bytes(numbers, trainable=True)
+    return mine + summed * (gradient_copies(grid, problem.saving) - 1)
+
+
 def updated_copies(grid: Grid, saving: Saving, in_units: bool) -> float:
     """How many tensors as large as a weight an update makes for each, before it assigns them.
 
@@ -166,10 +175,10 @@ def _sharers(grid: Grid, saving: Saving) -> int:
 
 def _update_bytes(problem: Problem, grid: Grid, pieces: Sequence[_Piece], trained: int) -> float:
     """Bytes that the optimizer computes for weights of so many bytes before it assigns them."""
-    saving, units = problem.saving, problem.units
-    if units is None:
+    saving, costs = problem.saving, problem.held(grid)
+    if problem.compiled_units(grid) is None:
         return trained * updated_copies(grid, saving, in_units=False)
-    largest = max(problem.costs.weight_bytes(inside, trainable=True) for _, inside, _ in pieces)
+    largest = max(costs.weight_bytes(inside, trainable=True) for _, inside, _ in pieces)
     return _UPDATED_OF_UNIT * largest / _sharers(grid, saving)
 
 
@@ -201,8 +210,8 @@ def _program_bytes(
         layout = TokenLayout(costs.length or 1, divided.num_chunks)
         kinds = {x.kind for x in costs.attention if x.operation in numbers}
         total += over.trial + over.strip * sum(compiled_strips(x.pattern, layout) for x in kinds)
-    saving = problem.saving
-    by_engine = problem.units is not None or costs.rewritten or saving != Saving()
+    units, saving = problem.compiled_units(candidate.grid), problem.saving
+    by_engine = units is not None or costs.rewritten or saving != Saving()
     if candidate.is_plain_keras and not by_engine:
         total += over.program_of_keras * counts[False]
     return round(float(total))
@@ -213,7 +222,7 @@ def _compiled(problem: Problem, candidate: Candidate, partition: int) -> Iterato
 
     Of units of a kind the first is compiled.
     """
-    units = problem.units
+    units = problem.compiled_units(candidate.grid)
     if units is None:
         for stage in candidate.stages(partition):
             yield stage, candidate.partitioning.operations(stage), True

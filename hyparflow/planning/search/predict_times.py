@@ -9,6 +9,7 @@ import numpy as np
 from hyparflow.pipeline.actions import RECEIVES, SENDS, Edge, Kind, Step
 from hyparflow.planning.search.predict_reductions import reduce_seconds
 from hyparflow.planning.search.problem import Candidate, Problem
+from hyparflow.planning.search.shared_experts import exchange_seconds
 
 __all__ = ["StepTimes"]
 
@@ -18,7 +19,7 @@ class StepTimes:
 
     def __init__(self, problem: Problem, candidate: Candidate) -> None:
         costs, cluster, grid = problem.spent, problem.cluster, candidate.grid
-        self._costs, self._cluster = costs, cluster
+        self._costs, self._cluster, self._held = costs, cluster, problem.held(grid)
         self._edges = candidate.partitioning.edges
         self._holders = grid.placement.partitions
         self.rows = problem.batch_size / grid.num_replicas / candidate.num_microbatches
@@ -27,12 +28,17 @@ class StepTimes:
         times = costs.times(self.rows, self._computing_at_once(candidate))
         over, call = costs.overheads, costs.overheads.call
 
-        def computing(seconds: np.ndarray) -> list[float]:
-            return [(float(seconds[r.start : r.stop].sum()) + call) / cluster.speed for r in ranges]
+        travelling = self._travelling(problem, candidate, ranges)
 
-        self.forward = computing(times.forward)
-        self.backward = computing(times.backward)
-        self._fused = computing(times.fused)
+        def computing(seconds: np.ndarray, trips: int) -> list[float]:
+            return [
+                (float(seconds[r.start : r.stop].sum()) + call) / cluster.speed + trips * travel
+                for r, travel in zip(ranges, travelling, strict=True)
+            ]
+
+        self.forward = computing(times.forward, 1)
+        self.backward = computing(times.backward, 1)
+        self._fused = computing(times.fused, 2)
         self._add = [
             self._per_weight(r, over.accumulate, over.accumulate_weight) / cluster.speed
             for r in ranges
@@ -44,14 +50,25 @@ class StepTimes:
             self._per_weight(m, over.apply, over.apply_weight) / cluster.speed / shares
             for m in mine
         ]
+        summed = costs if problem.sharers(grid) == 1 else problem.without_experts
         self.reduce = [
-            reduce_seconds(costs, cluster, candidate, p, self.backward) for p in partitions
+            reduce_seconds(summed, cluster, candidate, p, self.backward) for p in partitions
         ]
+
+    def _travelling(
+        self, problem: Problem, candidate: Candidate, ranges: Sequence[range]
+    ) -> list[float]:
+        """For each stage, the seconds of a forward in which tokens travel to experts and back."""
+        if problem.sharers(candidate.grid) == 1:
+            return [0.0] * len(ranges)
+        given = problem.costs, problem.graph, self._cluster, candidate.grid
+        pairs = zip(self._holders, ranges, strict=True)
+        return [exchange_seconds(*given, holder, inside, self.rows) for holder, inside in pairs]
 
     def _per_weight(self, operations: Sequence[int], byte: float, weight: float) -> float:
         """`byte` seconds per byte of trained weights, plus `weight` seconds per weight."""
-        size = self._costs.weight_bytes(operations, trainable=True)
-        return byte * size + weight * len(self._costs.trained_sizes(operations))
+        size = self._held.weight_bytes(operations, trainable=True)
+        return byte * size + weight * len(self._held.trained_sizes(operations))
 
     def _computing_at_once(self, candidate: Candidate) -> float:
         """How many ranks of a node compute at a time, on average: in a pipeline some wait."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -22,6 +24,7 @@ from hyparflow.planning.costs.cluster import Cluster
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.search.activations import Activations
 from hyparflow.planning.search.sequence_layout import SequenceLayout, costs_divided
+from hyparflow.planning.search.shared_experts import held_costs, without_experts
 
 __all__ = ["Candidate", "Constraints", "Problem", "Saving", "constrained", "limited"]
 
@@ -35,12 +38,14 @@ class Saving:
         shard_optimizer: whether replicas share out the optimizer's state.
         apart: whether no rank holds the whole model before or after the steps.
         sequences: how sequences are divided; None if they are not.
+        expert_parallel: whether replicas share out experts.
     """
 
     recompute: str | None = None
     shard_optimizer: bool = False
     apart: bool = False
     sequences: SequenceLayout | None = None
+    expert_parallel: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -51,6 +56,7 @@ class Saving:
         """What is passed to `fit` for it; an empty string if nothing is."""
         given = [] if self.recompute is None else [f"recompute={self.recompute!r}"]
         given += ["shard_optimizer=True"] if self.shard_optimizer and num_peers > 1 else []
+        given += ["expert_parallel=True"] if self.expert_parallel and num_peers > 1 else []
         given += ["gather=False"] if self.apart else []
         given += [] if self.sequences is None else [self.sequences.in_words]
         return ", ".join(given)
@@ -68,6 +74,7 @@ class Problem:
         saving: what layouts do to need less memory.
         units: the units of the whole model that are compiled once for all of a kind; None if
             stages are compiled whole.
+        balanced: names of layers whose loss, which balances experts, is of a whole batch.
     """
 
     graph: OperationGraph
@@ -76,6 +83,37 @@ class Problem:
     batch_size: int
     saving: Saving = field(default_factory=Saving)
     units: Units | None = None
+    balanced: tuple[str, ...] = ()
+
+    def compiled_units(self, grid: Grid) -> Units | None:
+        """The units that ranks compile; None if these compile stages whole.
+
+        Where replicas exchange something in the middle of a stage, none is compiled for others.
+        """
+        exchanges = self.saving.expert_parallel or bool(self.balanced)
+        if self.units is None or grid.num_peers == 1 or not exchanges:
+            return self.units
+        if self.saving.recompute is None:
+            return None
+        return dataclasses.replace(self.units, kinds=tuple(range(len(self.units.kinds))))
+
+    def sharers(self, grid: Grid) -> int:
+        """How many replicas share out the experts; 1 if each has all."""
+        return grid.num_replicas if self.saving.expert_parallel else 1
+
+    def held(self, grid: Grid) -> Costs:
+        """The costs with the weights that a rank holds while it trains."""
+        return self.held_by_one_of(self.sharers(grid))
+
+    @cached_property
+    def held_by_one_of(self) -> Callable[[int], Costs]:
+        """(replicas that share out the experts) -> the costs with the weights that one holds."""
+        return functools.cache(lambda n: self.spent if n == 1 else held_costs(self.spent, n))
+
+    @cached_property
+    def without_experts(self) -> Costs:
+        """The costs with those trained weights whose gradients replicas that share them out sum."""
+        return without_experts(self.spent)
 
     @cached_property
     def activations(self) -> Activations:

@@ -29,8 +29,9 @@ def rungs(
 ) -> list[list[Saving]]:
     """The savings to choose from; those of a list only where nothing of the lists before fits.
 
-    What the user gave is in all of them. Sharing out the optimizer's state costs next to no time;
-    a model that is never whole asks for a script that builds it so.
+    What the user gave is in all of them. Sharing out the optimizer's state costs next to no time,
+    and is not done beside sharing out experts; a model that is never whole asks for a script that
+    builds it so.
 
     Args:
         options: what the user gave.
@@ -38,7 +39,7 @@ def rungs(
         has_peers: whether several ranks may hold the same weights.
     """
     shards = options.shard_optimizer
-    may_shard = shards or has_peers
+    may_shard = shards or (has_peers and not options.expert_parallel)
     given = options.recompute
     again = (given,) if given in _AGAIN else (None, "block")
     divided = [
@@ -49,10 +50,11 @@ def rungs(
     ]
     if options.divides_sequences:
         return divided
+    experts = options.expert_parallel
     without = [None, *_AGAIN] if given == "auto" else [given]
     more = without if given is not None else [None, *_AGAIN]
     whole = [
-        [Saving(how, shard, apart) for how in several]
+        [Saving(how, shard, apart, expert_parallel=experts) for how in several]
         for several, shard, apart in (
             (without, shards, False),
             (without, may_shard, False),
@@ -124,7 +126,10 @@ def search(
     limit = constraints.memory_limit
     found: list[Prediction] = []
     options = constraints.options
-    sequences = sequence_layouts(problem_with(Saving()).costs, constraints)
+    usual = problem_with(Saving(expert_parallel=options.expert_parallel))
+    # Tokens of divided sequences do not come together, neither in experts nor in their loss.
+    whole = options.expert_parallel or bool(usual.balanced)
+    sequences = [] if whole else sequence_layouts(usual.costs, constraints)
     may_repeat = bool(sequences) or options.num_replicas != 1
     has_peers = may_repeat and constraints.num_ranks > (options.num_partitions or 1)
     for rung in _fresh(rungs(options, sequences, has_peers)):
@@ -136,5 +141,5 @@ def search(
         if fits(found, limit):
             break
     if not found:
-        raise no_layout(problem_with(Saving()), constraints)
+        raise no_layout(usual, constraints)
     return found
