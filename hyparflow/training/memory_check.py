@@ -19,9 +19,12 @@ from hyparflow.comm.free_memory import MemoryBound, memory_bounds
 from hyparflow.comm.world import World
 from hyparflow.engine.pooled_memory import pooled_memory
 from hyparflow.engine.weights.certain_gradients import sure_to_be_trained
+from hyparflow.engine.weights.holdings import bytes_here
 from hyparflow.engine.weights.ownership import holders_of
 from hyparflow.formats.sizes import size_text
+from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.deferred_variables import is_absent
+from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.optimizer import weights_of_slots
 from hyparflow.model.layout import ModelCut
 from hyparflow.model.variable_sizes import bytes_of, slot_sizes
@@ -39,7 +42,8 @@ class MemoryNeed:
 
     Attributes:
         weights, gradients, slots: of its partition, all at the same time.
-        freed: what it gives back before that: other partitions' weights and slots.
+        freed: what it gives back before that: other partitions' weights and slots, and experts
+            that replicas share out, of which it takes its own rows.
         at_end: what all weights and slots need, where each rank gets them; 0 where none does.
         pooled: what TensorFlow has taken already, and keeps free.
     """
@@ -97,23 +101,63 @@ def need_of(model: Any, layout: ModelCut, options: Options, partition: int) -> M
     mine = {key for key, who in holders.items() if partition in who}
     sure = sure_to_be_trained(model, layout.graph)
     trained = [v for v in model.trainable_variables if id(v) in mine & sure]
+    shared = _shared_out(model, options)
     sharded = options.shard_optimizer and grid.num_replicas > 1
     old = _old_slots(optimizer)
     new = {} if optimizer is None else slot_sizes(optimizer, model.trainable_variables)
     alone = bool(sure) and not sharded
-    slots = sum(new.get(id(v), 0) for v in trained)
-    slots += sum(_missing(slot) for slot, weight in old if id(weight) in mine)
+    slots = sum(shared.part(v, new.get(id(v), 0)) for v in trained)
+    slots += sum(shared.missing(slot, weight) for slot, weight in old if id(weight) in mine)
     others = [v for v in model.weights if id(v) in holders and id(v) not in mine]
-    others += [slot for slot, weight in old if sharded or id(weight) not in mine]
-    everywhere = options.gather is not False and (grid.num_partitions > 1 or sharded)
+    others += [v for v in model.weights if id(v) in mine and v in shared]
+    others += [
+        slot for slot, weight in old if sharded or weight in shared or id(weight) not in mine
+    ]
+    apart = grid.num_partitions > 1 or sharded or bool(shared.experts)
+    everywhere = options.gather is not False and apart
     whole = [*model.trainable_variables, *(slot for slot, _ in old)]
     return MemoryNeed(
-        weights=sum(_missing(v) for v in model.weights if id(v) in mine),
-        gradients=sum(map(bytes_of, trained)),
+        weights=sum(shared.missing(v, v) for v in model.weights if id(v) in mine),
+        gradients=sum(shared.part(v, bytes_of(v)) for v in trained),
         slots=slots if alone else 0,
         freed=sum(bytes_of(v) for v in others if not is_absent(v)),
         at_end=(sum(map(_missing, whole)) + (sum(new.values()) if sure else 0)) * everywhere,
     )
+
+
+@dataclass(frozen=True)
+class _SharedOut:
+    """The experts that replicas share out: a rank has rows of them, in variables of its own.
+
+    Attributes:
+        experts: ids of their weights.
+        sharers: how many replicas there are.
+    """
+
+    experts: frozenset[int]
+    sharers: int
+
+    def __contains__(self, weight: Any) -> bool:
+        return id(weight) in self.experts
+
+    def part(self, weight: Any, size: int) -> int:
+        """Of so many bytes that belong to a weight, those of one replica."""
+        return size // self.sharers if weight in self else size
+
+    def missing(self, variable: Any, weight: Any) -> int:
+        """Bytes that a replica has no memory for yet, of a weight or of a slot of that weight."""
+        if weight not in self:
+            return _missing(variable)
+        rows = bytes_here(variable) if is_absent(variable) else 0
+        return max(0, self.part(weight, bytes_of(variable)) - rows)
+
+
+def _shared_out(model: Any, options: Options) -> _SharedOut:
+    count = options.grid.num_replicas
+    if not options.expert_parallel or count == 1:
+        return _SharedOut(frozenset(), 1)
+    layers = expert_layers(all_layers(model))
+    return _SharedOut(frozenset(id(weight) for one in layers for weight in one.weights), count)
 
 
 def too_little(
@@ -166,7 +210,7 @@ def _described(need: MemoryNeed, rank: int, options: Options) -> str:
         f"for gradients, {size_text(need.slots)} more for optimizer slots"
     )
     if need.freed:
-        text += f", and gives {size_text(need.freed)} of other partitions back"
+        text += f", and gives {size_text(need.freed)} of other ranks back"
     if need.pooled:
         text += f", and has {size_text(need.pooled)} of its own free"
     if need.at_end > need.in_training:
