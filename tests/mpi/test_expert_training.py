@@ -18,6 +18,7 @@ import hyparflow as hf
 from hyparflow.engine.weights.holdings import bytes_here, is_elsewhere
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.model.keras_internals.optimizer import weights_of_slots
 
 ROWS, LENGTH = 22, 6  # batches of 8, 8 and 6 rows
 HUB = ["Mixtral", "QwenMoe", "Qwen3Moe"]
@@ -162,6 +163,31 @@ def test_each_rank_has_its_experts_alone() -> None:
     hf.fit(model, **data("own"), **FIT, callbacks=[Look()], expert_parallel=True)
     if WORLD.rank == 0:
         assert found == [whole // WORLD.size]
+
+
+@pytest.mark.on_ranks(4)
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_plans_tell_what_each_rank_holds(partitions: int) -> None:
+    """Weights and slots, to the byte, of the first partition's ranks."""
+    if WORLD.size // partitions < 2:
+        pytest.skip("one replica has all experts")
+    model = compiled(own_model(load_balancing=0.0))
+    layout = {"num_partitions": partitions, "num_microbatches": 1, "expert_parallel": True}
+    plan = hf.plan(model, batch_size=8, num_ranks=WORLD.size, costs="estimate", **layout)
+    found: list[int] = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            slots = weights_of_slots(model.optimizer)
+            found[:] = [
+                sum(map(bytes_here, model.variables)),
+                sum(bytes_here(v) for v in model.optimizer.variables if id(v) in slots),
+            ]
+
+    hf.fit(model, **data("own"), **FIT, callbacks=[Look()], plan=plan)
+    if WORLD.rank == 0:
+        memory = plan.partitions[0].memory
+        assert found == [memory.weights, memory.slots]
 
 
 class Interrupted(Exception):
