@@ -67,7 +67,7 @@ def no_layout(problem: Problem, constraints: Constraints) -> ValueError:
     return ValueError(
         "No layout has at least one row for every replica and micro-batch, and one operation "
         f"for every stage{_other_rules(problem)}. Received: {constraints.num_ranks} ranks, a "
-        f"batch of "
+        "batch of "
         f"{problem.batch_size} rows, "
         f"a model of {len(problem.graph.operations)} operations{_decided(constraints)}"
     )
