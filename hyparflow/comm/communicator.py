@@ -157,8 +157,16 @@ class Communicator(PointToPoint):
         Returns:
             The bytes that each rank gave to this one, flat.
         """
-        tag, start = self._next_tag(), time.monotonic()
         off_rank = self._note_all_to_all(sent, what)
+        return self._exchanged(sent, what, off_rank)
+
+    def all_gather_unsized(self, array: np.ndarray, what: str) -> list[np.ndarray]:
+        """The bytes of each rank's array, of any size, on all ranks; see `all_to_all_unsized`."""
+        self._note(Collective.ALL_GATHER, what, array.nbytes)
+        return self._exchanged([array] * self.size, what, array.nbytes * (self.size - 1))
+
+    def _exchanged(self, sent: Sequence[np.ndarray], what: str, off_rank: int) -> list[np.ndarray]:
+        tag, start = self._next_tag(), time.monotonic()
         others = [(self.rank + step) % self.size for step in range(1, self.size)]
         requests = [
             Transfer(self._comm.Isend([part, self._mpi.BYTE], peer, tag), part)

@@ -17,9 +17,9 @@ from hyparflow.serving.generate_on_ranks import generated_on_ranks
 from hyparflow.serving.prepare import prepared_replicas, require_language_model, require_length
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.following_rank import FollowingRank
-from hyparflow.serving.ranks.placed_experts import dealt_to, placed_experts
 from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.ranks.serving_grid import serving_grid
+from hyparflow.serving.ranks.shared_experts import dealt_to, expert_mode, shared_experts
 from hyparflow.serving.requests.given import integer_of, integers_of
 from hyparflow.serving.requests.prompts import Prompts, prompts_of
 from hyparflow.serving.requests.text import preprocessor_of, stop_tokens_of
@@ -45,7 +45,7 @@ def generate(
     num_partitions: int | None = None,
     num_replicas: int | None = None,
     num_shards: int | None = None,
-    expert_parallel: bool = False,
+    expert_parallel: bool | str = False,
     placement: Any = None,
     launch: bool | Mapping[str, Any] = False,
 ) -> Any:
@@ -75,8 +75,12 @@ def generate(
             By default as many as there are ranks for.
         num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
             columns of feed-forward layers of each partition (tensor parallelism).
-        expert_parallel: Boolean. Whether replicas share out the experts of a mixture of experts:
-            they compute together, and tokens travel to the replica that has their expert.
+        expert_parallel: Boolean or string. Whether replicas share out the experts of a mixture of
+            experts: they compute together, and tokens travel to the replica that has their expert.
+            What the expert makes comes home (`True`, or "home"); or the token goes on there, with
+            one exchange of each mixture in place of two, and every replica keeps what is needed
+            of all tokens ("coherent"; "coherent-returning" for models whose tokens have several
+            experts, with two exchanges).
         placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
             which expert. By default the first has the first experts, and so on.
         launch: Boolean, or a dictionary of keyword arguments of `hyparflow.launch`. Whether to
@@ -95,20 +99,20 @@ def generate(
     ranks = world()
     with agreement(ranks) as agreed:
         require_language_model(model)
-        shares = flag("expert_parallel", expert_parallel)
-        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, shares)
-        placed = placed_experts(model, grid.num_shards, placement, shares)
+        mode = expert_mode(expert_parallel)
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, mode is not None)
+        experts = shared_experts(model, grid.num_shards, placement, mode)
         strip_prompt = flag("strip_prompt", strip_prompt)
         prompts, lengths = _asked(model, inputs, max_length)
         require_length(model, max(lengths))
         requests = _requests(model, prompts, lengths, stop_token_ids, sampler, seed)
-        limits = _limits(max_batch, max(lengths), len(requests), dealt_to(grid, placed))
+        limits = _limits(max_batch, max(lengths), len(requests), dealt_to(grid, experts))
         agreed.note([replace(x, sampling=replace(x.sampling, seed=0)) for x in requests])
-        agreed.note((limits, grid, placed, strip_prompt))
+        agreed.note((limits, grid, experts, strip_prompt))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        replicas = prepared_replicas(model, grid, ranks, placed)
+        replicas = prepared_replicas(model, grid, ranks, experts)
     if isinstance(replicas, FollowingRank):
         replicas.follow()
         answers = dict[int, tuple[int, ...]]()

@@ -11,6 +11,8 @@ from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.coherent.coherent_decoder import CoherentDecoder
+from hyparflow.serving.coherent.coherent_rows import CoherentRows
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.self_test import Probed, logits_differ
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
@@ -18,10 +20,10 @@ from hyparflow.serving.ranks.agreeing_shards import AgreeingShards
 from hyparflow.serving.ranks.build import Share, built_share
 from hyparflow.serving.ranks.expert_rows import ExpertRows
 from hyparflow.serving.ranks.following_rank import FollowingRank
-from hyparflow.serving.ranks.placed_experts import Placed
 from hyparflow.serving.ranks.replicas import OneReplica
 from hyparflow.serving.ranks.replicas_on_ranks import ReplicasOnRanks
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
+from hyparflow.serving.ranks.shared_experts import SharedExperts
 
 __all__ = ["learned_positions", "prepared_replicas", "require_language_model", "require_length"]
 
@@ -29,7 +31,7 @@ _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
 
 def prepared_replicas(
-    model: Any, grid: Grid, world: World | None, placed: Placed | None = None
+    model: Any, grid: Grid, world: World | None, experts: SharedExperts | None = None
 ) -> OneReplica | ReplicasOnRanks | FollowingRank:
     """What computes the windows of a model; a `FollowingRank` on other ranks than the leader.
 
@@ -39,17 +41,19 @@ def prepared_replicas(
         model: what is served.
         grid: who holds what.
         world: all ranks; None if there is one.
-        placed: which of the grid's shards has which expert, if they share experts out.
+        experts: how the grid's shards share experts out, if they do.
 
     Raises:
         ValueError: if it does not decode right.
     """
-    share = _kept_share(model, grid, world, placed)
+    share = _kept_share(model, grid, world, experts)
     computes = share.computes
     runner: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
     if world is None:
         return OneReplica(runner)
-    if share.experts is not None and isinstance(computes, Decoder):
+    if share.experts is not None and isinstance(computes, CoherentDecoder):
+        runner = CoherentRows(computes, share.experts, groups_of(grid, world).shards)
+    elif share.experts is not None and isinstance(computes, Decoder):
         runner = ExpertRows(computes, share.experts, groups_of(grid, world).shards)
     elif grid.num_shards > 1:
         runner = AgreeingShards(runner, groups_of(grid, world).shards)
@@ -57,12 +61,14 @@ def prepared_replicas(
     return kind(runner, grid, world, share.traffic)
 
 
-def _kept_share(model: Any, grid: Grid, world: World | None, placed: Placed | None) -> Share:
+def _kept_share(
+    model: Any, grid: Grid, world: World | None, experts: SharedExperts | None
+) -> Share:
     """A share is kept with its model, until this has other variables, as after `quantize`."""
     jit = bool(model.jit_compile) and not model.run_eagerly
     variables = tuple(id(variable) for variable in model.variables)
     kept = vars(model).setdefault(_KEPT, {})
-    key = jit, grid, placed, variables
+    key = jit, grid, experts, variables
     if key in kept:
         found: Share = kept[key]
         found.refresh()
@@ -74,7 +80,7 @@ def _kept_share(model: Any, grid: Grid, world: World | None, placed: Placed | No
     )
     if world is not None:
         is_whole = all(world.all_gather_objects(is_whole, "the ranks to look at their weights"))
-    kept[key] = built_share(model, grid, world, jit, placed)
+    kept[key] = built_share(model, grid, world, jit, experts)
     try:
         _require_right(model, kept[key].computes, world, is_whole)
     except ValueError:

@@ -7,7 +7,7 @@ from typing import Any
 from hyparflow.comm import abort
 from hyparflow.comm.progress import progress
 from hyparflow.comm.ranks import size, world
-from hyparflow.formats.argument_checks import count_of, flag
+from hyparflow.formats.argument_checks import count_of
 from hyparflow.serving.decoding.decoder import MOST_STEPS
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.prepare import (
@@ -19,10 +19,10 @@ from hyparflow.serving.prepare import (
 from hyparflow.serving.ranks.agreed import agreement
 from hyparflow.serving.ranks.follower import Follower
 from hyparflow.serving.ranks.following_rank import FollowingRank
-from hyparflow.serving.ranks.placed_experts import dealt_to, placed_experts
 from hyparflow.serving.ranks.replicas import Replicas
 from hyparflow.serving.ranks.runner import warm_up_window
 from hyparflow.serving.ranks.serving_grid import serving_grid
+from hyparflow.serving.ranks.shared_experts import dealt_to, expert_mode, shared_experts
 from hyparflow.serving.scheduling.limits import Limits
 from hyparflow.serving.scheduling.sampling import Sampling
 from hyparflow.serving.server import Server
@@ -47,7 +47,7 @@ def serve(
     num_partitions: int | None = None,
     num_replicas: int | None = None,
     num_shards: int | None = None,
-    expert_parallel: bool = False,
+    expert_parallel: bool | str = False,
     placement: Any = None,
 ) -> Any:
     """Serve a language model of KerasHub to requests that come at any time.
@@ -72,8 +72,12 @@ def serve(
             By default as many as there are ranks for.
         num_shards: Integer or `None`. The number of ranks that share the heads of attention and the
             columns of feed-forward layers of each partition (tensor parallelism).
-        expert_parallel: Boolean. Whether replicas share out the experts of a mixture of experts:
-            they compute together, and tokens travel to the replica that has their expert.
+        expert_parallel: Boolean or string. Whether replicas share out the experts of a mixture of
+            experts: they compute together, and tokens travel to the replica that has their expert.
+            What the expert makes comes home (`True`, or "home"); or the token goes on there, with
+            one exchange of each mixture in place of two, and every replica keeps what is needed
+            of all tokens ("coherent"; "coherent-returning" for models whose tokens have several
+            experts, with two exchanges).
         placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
             which expert. By default the first has the first experts, and so on.
 
@@ -87,12 +91,12 @@ def serve(
     ranks = world()
     with agreement(ranks) as agreed:
         require_language_model(model)
-        shares = flag("expert_parallel", expert_parallel)
-        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, shares)
-        placed = placed_experts(model, grid.num_shards, placement, shares)
+        mode = expert_mode(expert_parallel)
+        grid = serving_grid(size(), num_partitions, num_replicas, num_shards, mode is not None)
+        experts = shared_experts(model, grid.num_shards, placement, mode)
         limits = _limits(
             model=model,
-            groups=dealt_to(grid, placed),
+            groups=dealt_to(grid, experts),
             max_batch=max_batch,
             max_length=max_length,
             window=window,
@@ -100,11 +104,11 @@ def serve(
             max_cached_tokens=max_cached_tokens,
         )
         sampling = sampling_of(model.sampler)
-        agreed.note((limits, grid, placed, sampling))
+        agreed.note((limits, grid, experts, sampling))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
-        replicas = prepared_replicas(model, grid, ranks, placed)
+        replicas = prepared_replicas(model, grid, ranks, experts)
     if isinstance(replicas, FollowingRank):
         return Follower(replicas)
     if warm_up:

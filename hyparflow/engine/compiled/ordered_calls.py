@@ -37,12 +37,22 @@ class OrderedCalls:
         shapes: Sequence[Sequence[Any]],
     ) -> list[Any]:
         """`function` of several tensors in the graph: as many, of their dtypes and of `shapes`."""
+        return self.others(function, values, [value.dtype for value in values], shapes)
+
+    def others(
+        self,
+        function: Callable[..., list[np.ndarray]],
+        values: Sequence[Any],
+        dtypes: Sequence[Any],
+        shapes: Sequence[Sequence[Any]],
+    ) -> list[Any]:
+        """`function` of tensors in the graph: other ones, of `dtypes` and of `shapes`."""
         if tf.executing_eagerly():
             return [tf.convert_to_tensor(x) for x in function(*(np.asarray(v) for v in values))]
         graph = tf.compat.v1.get_default_graph()
         before = [self._last] if self._last is not None and self._last.graph is graph else []
         with tf.control_dependencies(before):
-            results = tf.numpy_function(function, list(values), [v.dtype for v in values])
+            results = tf.numpy_function(function, list(values), list(dtypes))
         self._last = results[0]
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)

@@ -10,7 +10,10 @@ from hyparflow.model.experts.expert_banks import ExpertBank, is_bank
 from hyparflow.model.experts.mixture_of_experts import MixtureOfExperts
 from hyparflow.model.keras_internals.patched import patched
 
-__all__ = ["ExpertLayer", "Mixture", "expert_layers"]
+__all__ = ["ExpertLayer", "Mixture", "expert_layers", "experts_of_token"]
+
+# What layers that choose experts call the number of these.
+_TOP_K = ("top_k", "num_experts_per_token", "num_experts_per_tok")
 
 # (rows (tokens, width), routing (experts, tokens), what one expert computes) -> rows. See
 # `hyparflow.model.experts.sparse_mixture.mixed`, which takes the experts' weights as well.
@@ -80,3 +83,16 @@ def expert_layers(layers: Sequence[Any]) -> list[ExpertLayer]:
         elif is_bank(layer):
             found.append(ExpertBank(layer))
     return found
+
+
+def experts_of_token(one: ExpertLayer, layers: Sequence[Any]) -> int:
+    """To how many experts of a layer a token goes, at most; all, if nothing says so.
+
+    Args:
+        one: the layer.
+        layers: of its model, built, also those inside others.
+    """
+    around = [x for x in layers if any(y is one.layer for y in x._flatten_layers())]
+    found = [getattr(x, name) for x in around for name in _TOP_K if hasattr(x, name)]
+    counts = [count for count in found if isinstance(count, int)]
+    return min([one.num_experts, *counts])

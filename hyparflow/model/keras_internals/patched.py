@@ -27,6 +27,7 @@ the loop of Keras's LSTM and GRU layers     `hyparflow.engine.kernels.recurrent_
 attention, dropout, positions of layers     `hyparflow.model.keras_internals.attention`, `dropout`
                                             and `positions`, a trial or a trace
 where tokens go in caches, and masks        `hyparflow.model.keras_internals.row_index`, a trace
+`keras.ops.reshape`                         `hyparflow.model.keras_internals.serving_hook`, a trace
 `call_with_cache` of one model              `hyparflow.model.keras_internals.own_cache`, a call
 banks of experts, and Keras's einsum        `hyparflow.model.experts.expert_banks`, a trace
 `call` of layers with experts               `hyparflow.model.experts.routing_recorder`, a call

@@ -35,7 +35,7 @@ import tensorflow as tf
 
 from hyparflow.model.keras_internals.patched import patched
 
-__all__ = ["RowIndex", "StackedCaches", "row_indices"]
+__all__ = ["RowIndex", "StackedCaches", "row_indices", "sizes_of"]
 
 _WINDOW = ("sliding_window_size", "sliding_window")  # what attention calls its window
 _TRACING = threading.RLock()  # what is patched for one trace must not be undone by another
@@ -45,7 +45,7 @@ class RowIndex:
     """The places of new tokens, in each row others.
 
     Attributes:
-        positions: (rows, new tokens), of known shape.
+        positions: (rows, new tokens), of a known number of tokens.
     """
 
     def __init__(self, positions: Any) -> None:
@@ -133,14 +133,21 @@ def _caches_in_place() -> Iterator[None]:
 
 def _written(cache: Any, positions: Any, new: Any) -> Any:
     """The cache, (rows, length, ...), with new tokens, (rows, tokens, ...)."""
-    rows = tf.broadcast_to(tf.range(positions.shape[0])[:, None], positions.shape)
+    rows, count = sizes_of(positions)
+    numbers = tf.broadcast_to(tf.range(rows)[:, None], [rows, count])
     # Layers with small heads leave the rest of the cache as it is, which is zero.
     short = [[0, 0], [0, 0]]
     short += [[0, x - y] for x, y in zip(cache.shape[2:], new.shape[2:], strict=True)]
     if any(count for _, count in short):
         new = tf.pad(new, short)
-    places = tf.stack([rows, positions], -1)
+    places = tf.stack([numbers, positions], -1)
     return tf.tensor_scatter_nd_update(cache, places, tf.cast(new, cache.dtype))
+
+
+def sizes_of(positions: Any) -> tuple[Any, int]:
+    """The numbers of rows, a tensor if it is not known, and of tokens of each."""
+    rows, count = positions.shape
+    return (tf.shape(positions)[0] if rows is None else rows), count
 
 
 # --- masks ---
@@ -206,7 +213,7 @@ def _encoding(original: Any) -> Any:
         if takes_positions:
             return original(self, inputs, **{**more, "positions": positions})
         # As one row of all tokens: to its first numbers the layer adds what gives the positions.
-        rows, count = positions.shape
+        rows, count = sizes_of(positions)
         starts = tf.reshape(positions, [-1]) - tf.range(rows * count)
         flat = tf.reshape(inputs, [1, rows * count, *inputs.shape[2:]])
         made = original(self, flat, start_index=starts, **more)

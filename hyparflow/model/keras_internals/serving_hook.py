@@ -8,8 +8,13 @@ turn them by the positions of single tokens, and call the function that the cont
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import keras
+
+from hyparflow.model.keras_internals.patched import patched
 
 __all__ = ["attends_by_hook", "has_serving_hook", "served_from"]
 
@@ -48,7 +53,8 @@ def served_from(
     """
     from keras_hub.src.vllm.context import get_vllm_context, vllm_context_scope
 
-    with vllm_context_scope(attend, positions, caches):
+    known = patched(keras.ops, reshape=_reshape_to_unknown_rows)
+    with known, vllm_context_scope(attend, positions, caches):
 
         def updated() -> list[Any]:
             context = get_vllm_context()
@@ -60,3 +66,14 @@ def served_from(
             return list(context.updated_kv_caches)
 
         yield updated
+
+
+_RESHAPE = keras.ops.reshape
+
+
+@functools.wraps(_RESHAPE)
+def _reshape_to_unknown_rows(x: Any, newshape: Any) -> Any:
+    """The hook gives attention the shape of its queries, whose rows may be any number."""
+    if isinstance(newshape, tuple) and newshape[:1] == (None,):
+        newshape = (-1, *newshape[1:])
+    return _RESHAPE(x, newshape)

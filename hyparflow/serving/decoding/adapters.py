@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from hyparflow.model.experts.expert_banks import ExpertBanks
+from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.own_cache import decodes_itself
 from hyparflow.serving.decoding.cached_model import Around, CachedModel
@@ -48,9 +49,8 @@ def decoder_of(model: Any, jit: bool = False) -> Decoder:
     """
     layers = all_layers(model)
     banks = ExpertBanks(layers)
-    if len(banks):
-        return Decoder(cached_model_of(model, banks.sparse), layers, jit, compiles=False)
-    return Decoder(cached_model_of(model), layers, jit)
+    is_dense = not expert_layers(layers)
+    return Decoder(cached_model_of(model, banks.sparse), layers, jit, compiles=is_dense)
 
 
 def hook_missing(model: Any) -> ValueError:

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.model.keras_internals.row_index import sizes_of
+
 __all__ = ["Cache", "attending"]
 
 # Keys and values of one layer, each (rows, heads of keys, length, size of a head).
@@ -19,9 +21,9 @@ def attending(positions: Any) -> Callable[..., tuple[Cache, Any]]:
     """What attention layers call, for tokens at these positions of their rows.
 
     Args:
-        positions: (rows, new tokens), of known shape.
+        positions: (rows, new tokens), of a known number of tokens.
     """
-    rows, count = positions.shape
+    rows, count = sizes_of(positions)
 
     def attend(
         cache: Cache,
@@ -56,7 +58,7 @@ def attending(positions: Any) -> Callable[..., tuple[Cache, Any]]:
 
 def _written(cache: Any, new: Any, positions: Any) -> Any:
     """The cache with new tokens, (rows, tokens, heads, size), at their positions."""
-    rows, count = positions.shape
+    rows, count = sizes_of(positions)
     heads = cache.shape[1]
     shape = [rows, heads, count]
     places = tf.stack(

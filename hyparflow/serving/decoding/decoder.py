@@ -149,6 +149,18 @@ class Decoder(HoldsCaches):
             cache.assign(changed)
         return made[:, 0]
 
+    def _chosen(
+        self,
+        choice: TokenChoice,
+        rows: SamplingRows,
+        matrices: Sequence[Any],
+        caches: Caches,
+        tokens: Any,
+        positions: Any,
+    ) -> list[Any]:
+        """What a choice makes of each row, after one more token; caches keep that."""
+        return choice(self._compiled(matrices, caches, tokens, positions), rows)
+
     def _loop(self, choice: TokenChoice) -> Any:
         """The loop of a window; what it calls is compiled apart, for it lasts longer."""
 
@@ -160,8 +172,8 @@ class Decoder(HoldsCaches):
             matrices = self._flattened.matrices()
 
             def step(done: Any, tokens: Any, positions: Any, made: list[Any]) -> Any:
-                logits = self._compiled(matrices, caches, tokens, positions)
-                new = choice(logits, (place, seeds, numbers + done, *rest))
+                own = place, seeds, numbers + done, *rest
+                new = self._chosen(choice, own, matrices, caches, tokens, positions)
                 made = [
                     tf.tensor_scatter_nd_update(x, [[done]], [y])
                     for x, y in zip(made, new, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from hyparflow.model.keras_internals.row_index import sizes_of
 from hyparflow.model.keras_internals.serving_hook import served_from
 from hyparflow.serving.decoding.cached_attention import attending
 from hyparflow.serving.decoding.cached_model import Around, CacheSize
@@ -45,7 +46,7 @@ class HookedBody:
         """Take in new tokens.
 
         Args:
-            given: tensors (rows, tokens, ...), of known shape.
+            given: tensors (rows, tokens, ...), of a known number of tokens.
             positions: of the tokens in their rows.
             caches: with the tokens before.
 
@@ -57,7 +58,7 @@ class HookedBody:
         place = tf.reshape(positions, [-1])
         with self._around(), served_from(attending(positions), place, pairs) as updated:
             made, new = self._body(flat), updated()
-        made = [tf.reshape(x, [*positions.shape, *x.shape[2:]]) for x in made]
+        made = [tf.reshape(x, [*sizes_of(positions), *x.shape[2:]]) for x in made]
         return made, [cache for pair in new for cache in pair]
 
     def _find_sizes(self, samples: Callable[[], list[Any]]) -> list[CacheSize]:

@@ -14,7 +14,7 @@ from hyparflow.model.keras_internals.row_index import RowIndex, StackedCaches, r
 from hyparflow.serving.decoding.cached_model import Around, CacheSize
 from hyparflow.serving.decoding.failures import cause_of
 
-__all__ = ["RowIndexModel"]
+__all__ = ["RowIndexModel", "parts_of"]
 
 
 class RowIndexModel:
@@ -57,19 +57,24 @@ class RowIndexModel:
 
     def call(self, given: Any, positions: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
         """See `CachedModel.call`."""
+        with self._around(), row_indices(self._model):
+            logits, _, new = self._model.call_with_cache(
+                given, self._nested(caches), RowIndex(positions)
+            )
+        changed = [
+            part
+            for made, axes in zip(tf.nest.flatten(new), self._axes, strict=True)
+            for part in parts_of(made, len(axes.before))
+        ]
+        return logits, changed
+
+    def _nested(self, caches: Sequence[Any]) -> Any:
+        """Caches as the model nests its own."""
         left = list(caches)
         nested = [
             _stacked([left.pop(0) for _ in range(math.prod(x.before))], x) for x in self._axes
         ]
-        cache = tf.nest.pack_sequence_as(self._structure, nested)
-        with self._around(), row_indices(self._model):
-            logits, _, new = self._model.call_with_cache(given, cache, RowIndex(positions))
-        changed = [
-            part
-            for made, axes in zip(tf.nest.flatten(new), self._axes, strict=True)
-            for part in _parts(made, len(axes.before))
-        ]
-        return logits, changed
+        return tf.nest.pack_sequence_as(self._structure, nested)
 
     def _try(self) -> None:
         """Trace a call, which shows whether the layers take such an index."""
@@ -89,12 +94,17 @@ def _stacked(caches: list[Any], axes: CacheAxes) -> Any:
     return cache
 
 
-def _parts(cache: Any, depth: int) -> list[Any]:
-    """The caches that a model's tensor consists of."""
+def parts_of(cache: Any, depth: int) -> list[Any]:
+    """The caches that a model's tensor consists of.
+
+    Args:
+        cache: a tensor, or caches that look like one.
+        depth: how many of its axes lie between rows and tokens.
+    """
     if not depth:
         return [cache]
     parts = cache.parts if isinstance(cache, StackedCaches) else tf.unstack(cache, axis=1)
-    return [x for part in parts for x in _parts(part, depth - 1)]
+    return [x for part in parts for x in parts_of(part, depth - 1)]
 
 
 def _refused(model: Any, error: Exception) -> ValueError:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.compiled.ordered_calls import OrderedCalls
 from hyparflow.engine.experts.parallel_mixture import ParallelMixture
+from hyparflow.engine.experts.travelling_mixture import TravellingMixture
 from hyparflow.model.experts.expert_layers import ExpertLayer
 from hyparflow.model.keras_internals.deferred_variables import present
 
@@ -30,20 +31,25 @@ class HeldExperts:
         layers: with experts.
         rank_of: for each layer and expert, the rank that has it.
         ranks: those that share the experts.
+
+    Attributes:
+        order: of the exchanges of its layers.
     """
 
     def __init__(
         self, layers: Sequence[ExpertLayer], rank_of: Sequence[Sequence[int]], ranks: Communicator
     ) -> None:
+        self.order = OrderedCalls()
+        self._ranks, self._held = ranks, list[tuple[ExpertLayer, Sequence[int], list[_Call]]]()
         self._cuts: list[Callable[[], None]] = []
         self._mixtures: list[tuple[ExpertLayer, ParallelMixture]] = []
         self._called: list[_Call] = []  # in the order in which the model calls its layers
         self._nothing = tf.function(self._called_with_nothing, autograph=False)
-        order = OrderedCalls()
         for one, placed in zip(layers, rank_of, strict=True):
             mine = np.flatnonzero(np.array(placed) == ranks.rank)
             held = [self._cut(one, weight, mine) for weight in one.weights]
-            self._mixtures.append((one, ParallelMixture(ranks, placed, held, order)))
+            self._held.append((one, placed, held))
+            self._mixtures.append((one, ParallelMixture(ranks, placed, held, self.order)))
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -53,6 +59,17 @@ class HeldExperts:
             for one, mixture in self._mixtures:
                 stack.enter_context(one.computed_by(self._noting(mixture)))
             yield
+
+    def travelling(self, top_k: Sequence[int]) -> list[tuple[ExpertLayer, TravellingMixture]]:
+        """The layers, and mixtures whose tokens stay at the ranks of their experts.
+
+        Args:
+            top_k: for each layer, how many experts a token has, at most.
+        """
+        return [
+            (one, TravellingMixture(self._ranks, placed, held, self.order, count))
+            for (one, placed, held), count in zip(self._held, top_k, strict=True)
+        ]
 
     def take_part(self) -> None:
         """Compute what other ranks' tokens ask for in one call of the model, without own ones.

@@ -12,16 +12,10 @@ from hyparflow.formats.text import shortened
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.experts.routing_recorder import names_of_layers
 from hyparflow.model.keras_internals.layers import all_layers
-from hyparflow.pipeline.grid import Grid
 
-__all__ = ["Placed", "dealt_to", "placed_experts"]
+__all__ = ["Placed", "placed_experts"]
 
 Placed = tuple[tuple[int, ...], ...]  # for each layer with experts, and each of these, its rank
-
-
-def dealt_to(grid: Grid, placed: Placed | None) -> int:
-    """Into how many groups the rows of a replica are dealt: each partition, or rank, has one."""
-    return grid.num_partitions if placed is None else grid.num_shards
 
 
 def placed_experts(model: Any, count: int, placement: Any, is_shared: bool) -> Placed | None:

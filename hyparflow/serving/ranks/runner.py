@@ -68,8 +68,7 @@ class LocalRunner:
     def run(self, window: Window) -> WindowResult:
         """See `Runner.run`."""
         self._rebuild(window)
-        for pieces in put_together(window):
-            self._decoder.take_in(self._caches, pieces)
+        self._take_in(window)
         if not window.steps:
             return WindowResult()
         return made_by(self._decoder, self._caches, self._shape, window)
@@ -86,6 +85,10 @@ class LocalRunner:
     def close(self) -> None:
         """See `Runner.close`."""
         self._caches, self._shape = Caches(), Shape(0, 0)
+
+    def _take_in(self, window: Window) -> None:
+        for pieces in put_together(window):
+            self._decoder.take_in(self._caches, pieces)
 
     def _rebuild(self, window: Window) -> None:
         if window.sources is None:

@@ -1,0 +1,164 @@
+"""Generating while tokens stay at the ranks of their experts: the tokens of one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import WORLD
+from language_models import BY_ROWS, VOCABULARY
+from language_models import language_model as sampling_model
+from own_language_model import own_language_model
+
+import hyparflow as hf
+from hyparflow.comm.ranks import world
+from hyparflow.model.experts.expert_layers import expert_layers
+from hyparflow.model.keras_internals.layers import all_layers
+from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.ranks.build import built_share
+from hyparflow.serving.ranks.shared_experts import expert_mode, shared_experts
+
+keras_hub = pytest.importorskip("keras_hub")
+FAMILIES = ["own", "Mixtral", "QwenMoe", "Qwen3Moe", "GptOss"]
+MODES = {1: "coherent", 2: "coherent-returning"}  # by how many experts a token has
+
+
+def language_model(name: str, top_k: int) -> Any:
+    """A model whose likeliest tokens are taken."""
+    if name == "own":
+        return own_language_model(top_k)
+    BY_ROWS[f"{name}:top"] = BY_ROWS[name] | {
+        key: top_k for key in BY_ROWS[name] if key in ("top_k", "num_experts_per_token")
+    }
+    model = sampling_model(f"{name}:top")
+    model.compile(sampler="greedy")
+    return model
+
+
+def mixed_up(model: Any) -> hf.ExpertPlacement:
+    """A placement with each rank's experts all over the layer."""
+    layers = expert_layers(all_layers(model))
+    return hf.ExpertPlacement.random(len(layers), layers[0].num_experts, WORLD.size, seed=3)
+
+
+@pytest.mark.on_ranks(2, 4)
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_logits_of_a_plain_call(name: str, top_k: int) -> None:
+    """Token by token at unequal positions; weights of other ranks' experts are not read."""
+    model = language_model(name, top_k)
+    draw = np.random.default_rng(7)
+    tokens = draw.integers(1, VOCABULARY, (4, 16)).astype("int32")
+    counts = [7, 2, 11, 4]
+    whole = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, training=False)
+    expected = np.asarray(whole)
+    grid = Grid(1, 1, num_shards=WORLD.size)
+    mode = expert_mode(MODES[top_k])
+    experts = shared_experts(model, WORLD.size, mixed_up(model), mode)
+    decoder = built_share(model, grid, world(), False, experts).computes
+    for one in expert_layers(all_layers(model)):
+        for weight in one.weights:
+            weight.assign(np.full(weight.shape, np.nan))
+    found = decoder.probe(tokens, counts, 2)
+    for step, logits in enumerate(found):
+        right = expected[np.arange(4), np.array(counts) + step]
+        assert np.abs(logits - right).max() <= 1e-5 * np.abs(expected).max()
+
+
+def prompts(counts: list[int]) -> dict[str, Any]:
+    """Prompts of so many tokens, with room for more."""
+    draw = np.random.default_rng(5)
+    ids = np.zeros((len(counts), LENGTH // 2), "int32")
+    mask = np.zeros_like(ids)
+    for row, count in enumerate(counts):
+        ids[row, :count] = draw.integers(1, VOCABULARY, count)
+        mask[row, :count] = 1
+    return {"token_ids": ids, "padding_mask": mask}
+
+
+def generated(model: Any, given: Any, **options: Any) -> np.ndarray:
+    made = hf.generate(model, given, stop_token_ids=None, max_batch=4, **options)
+    return np.asarray(made["token_ids"])
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("name,top_k", [("Mixtral", 1), ("Mixtral", 2), ("own", 1)])
+def test_the_tokens_of_one_process(name: str, top_k: int) -> None:
+    """Of fewer prompts than ranks, and of more than fit at once, greedily and drawn."""
+    model = language_model(name, top_k)
+    options = {"expert_parallel": MODES[top_k], "placement": mixed_up(model)}
+    for counts in ([5], [3, 11, 1, 7, 2, 9, 4]):
+        given = prompts(counts)
+        for drawn in ({}, {"sampler": "top_k", "seed": 3}):
+            expected = generated(model, given, expert_parallel="home", **drawn)
+            np.testing.assert_array_equal(generated(model, given, **options, **drawn), expected)
+    alone = on_leader(lambda: np.asarray(model.generate(given, stop_token_ids=None)["token_ids"]))
+    if name == "Mixtral":  # KerasHub decodes no model of one's own
+        np.testing.assert_array_equal(generated(model, given, **options), alone)
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_exchanges_are_those_of_the_formula(top_k: int) -> None:
+    """In each iteration L or 2 L all-to-alls and one all-gather; bytes are those of the rows."""
+    model = language_model("Mixtral", top_k)
+    given, options = prompts([6] * 4), {"expert_parallel": MODES[top_k]}
+    generated(model, given, **options)
+    ledger = groups_of(Grid(1, 1, num_shards=WORLD.size), world()).shards.ledger
+    ledger.clear()
+    generated(model, given, **options)
+    there = ledger.total(Collective.ALL_TO_ALL, TO_EXPERTS)
+    back = ledger.total(Collective.ALL_TO_ALL, FROM_EXPERTS)
+    told = ledger.total(Collective.ALL_GATHER, TO_ALL)
+    layers, new, pieces, width = 2, LENGTH // 2 - 6, 2, 16
+    home = layers * pieces  # pieces of prompts go there and come home
+    assert there.calls == layers * new + home
+    assert back.calls == (layers * new if top_k == 2 else 0) + home
+    assert told.calls == new + pieces
+    # All rows of all ranks: tokens, keys and values of 2 heads of 4 in each layer; the numbers of
+    # rows, and how many there are of each. Pieces: keys and values of 6 tokens in 2 layers.
+    row = 4 * (1 + 1 + layers * (1 + 2 * 2 * 4))
+    lengths = 4 * (2 + 3 * layers)
+    piece = layers * 2 * (4 + 6 * 2 * 4 * 4)
+    sent = WORLD.allreduce(told.payload)
+    assert sent == new * (4 * row + WORLD.size * lengths) + pieces * WORLD.size * piece
+    assert told.off_rank == told.payload * (WORLD.size - 1)
+    if top_k == 1:
+        heads = 8 * 4 * (WORLD.size - 1) * layers * new
+        heads += 4 * (4 - 4 // WORLD.size) * home
+        # A row: its number, expert, place and share; what the expert reads, and what it adds to.
+        travelled = 4 * 4 + 2 * 4 * width
+        assert heads < there.off_rank
+        assert (there.off_rank - heads - WORLD_PIECES(ledger)) % travelled == 0
+
+
+@pytest.mark.on_ranks(2)
+def test_a_server_whose_requests_come_and_go() -> None:
+    model = language_model("Mixtral", 1)
+    counts, news = [5, 2, 9, 1, 7, 4, 3, 8], [6, 12, 1, 9, 3, 14, 7, 2]
+    given = prompts(counts)
+    expected = generated(model, given)
+    with hf.serve(
+        model, max_batch=4, max_length=LENGTH // 2, warm_up=False,
+        expert_parallel="coherent", placement=mixed_up(model),
+    ) as server:  # fmt: skip
+        requests = [
+            server.submit(given["token_ids"][row, :count].tolist(), max_new_tokens=new)
+            for row, (count, new) in enumerate(zip(counts, news, strict=True))
+        ]
+        for row, request in enumerate(requests):
+            right = expected[row, counts[row] : counts[row] + news[row]]
+            np.testing.assert_array_equal(request.tokens(), right)
+    WORLD.barrier()
+
+
+@pytest.mark.on_ranks(2)
+def test_refusals() -> None:
+    def refused(name: str, top_k: int, mode: Any, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            generated(language_model(name, top_k), prompts([4]), expert_parallel=mode)
+
+    refused("Mixtral", 2, "coherent", "a token has up to 2.*coherent-returning")
+    refused("Mixtral", 1, "paper", "one of 'home', 'coherent', 'coherent-returning'")
+    keras.backend.clear_session()
