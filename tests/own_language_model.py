@@ -18,22 +18,25 @@ class _WithExperts(keras.layers.Layer):
 
     Args:
         experts: a layer with experts.
+        again: whether that is done once more.
     """
 
-    def __init__(self, experts: Any) -> None:
+    def __init__(self, experts: Any, again: bool) -> None:
         super().__init__()
-        self.norm, self.experts = keras.layers.LayerNormalization(), experts
+        self.norm, self.experts, self.again = keras.layers.LayerNormalization(), experts, again
 
     def call(self, x: Any) -> Any:
         """x and what is added, of the same shape."""
-        return x + self.experts(self.norm(x))
+        x = x + self.experts(self.norm(x))
+        return x + self.experts(self.norm(x)) if self.again else x
 
 
-def own_language_model(top_k: int) -> Any:
+def own_language_model(top_k: int, again: bool = False) -> Any:
     """A new model, the same each time, with mixtures beside its blocks and inside one.
 
     Args:
         top_k: how many experts a token has.
+        again: whether the second block passes tokens through its experts twice.
     """
     import keras_hub
 
@@ -47,7 +50,7 @@ def own_language_model(top_k: int) -> Any:
         x = block(x, decoder_padding_mask=mask)
         experts = hf.layers.MixtureOfExperts(4, 8, top_k=top_k, name=f"experts_{number}")
         if number:
-            x = _WithExperts(experts)(x)
+            x = _WithExperts(experts, again)(x)
         else:
             x = 0.7 * x + 1.5 * experts(keras.layers.LayerNormalization()(x))
     x = keras.layers.LayerNormalization()(x)

@@ -94,8 +94,11 @@ _KEY = "HYPARFLOW_API_KEY"
 )
 @click.option(
     "--expert-parallel",
-    is_flag=True,
-    help="Let replicas share out the experts of a mixture of experts.",
+    type=click.Choice(["home", "coherent", "coherent-returning"]),
+    is_flag=False,
+    flag_value="home",
+    help="Let replicas share out the experts of a mixture of experts: what they make of a token "
+    "comes home, which is what this means without a value, or the token goes on there.",
 )
 @click.option(
     "--placement",

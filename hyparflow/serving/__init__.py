@@ -1,6 +1,6 @@
 """Generation that fuses requests: they join a running batch, and leave it (Flover).
 
-The packages below: scheduling (who computes when), decoding (one model, one process), ranks
-(several), requests (what callers have). Imports comm, engine, formats, launching, model, pipeline,
-serving.decoding, serving.ranks, serving.requests and serving.scheduling.
+Who computes when, one model in one process, tokens that stay at experts, ranks, and requests.
+Imports comm, engine, formats, launching, model, pipeline, serving.coherent, serving.decoding,
+serving.ranks, serving.requests and serving.scheduling.
 """

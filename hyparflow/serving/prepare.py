@@ -12,12 +12,12 @@ from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.coherent.coherent_decoder import CoherentDecoder
-from hyparflow.serving.coherent.coherent_rows import CoherentRows
 from hyparflow.serving.decoding.decoder import Decoder
 from hyparflow.serving.decoding.self_test import Probed, logits_differ
 from hyparflow.serving.decoding.text_inputs import require_text_inputs
 from hyparflow.serving.ranks.agreeing_shards import AgreeingShards
 from hyparflow.serving.ranks.build import Share, built_share
+from hyparflow.serving.ranks.coherent_rows import CoherentRows
 from hyparflow.serving.ranks.expert_rows import ExpertRows
 from hyparflow.serving.ranks.following_rank import FollowingRank
 from hyparflow.serving.ranks.replicas import OneReplica
@@ -82,7 +82,7 @@ def _kept_share(
         is_whole = all(world.all_gather_objects(is_whole, "the ranks to look at their weights"))
     kept[key] = built_share(model, grid, world, jit, experts)
     try:
-        _require_right(model, kept[key].computes, world, is_whole)
+        _require_right(model, kept[key], world, is_whole)
     except ValueError:
         del kept[key]
         raise
@@ -90,8 +90,15 @@ def _kept_share(
     return share
 
 
-def _require_right(model: Any, probed: Probed, world: World | None, is_whole: bool) -> None:
+def _require_right(model: Any, share: Share, world: World | None, is_whole: bool) -> None:
+    probed: Probed = share.computes
     broken = logits_differ(model, probed, int(model.backbone.vocabulary_size), is_whole)
+    if broken and isinstance(probed, CoherentDecoder):
+        broken = (
+            "Tokens stay at the ranks of their experts in models whose layers add what their "
+            f"experts make to what they compute besides. Received: '{model.name}' of class "
+            f"'{type(model).__name__}', whose logits differ then. Use expert_parallel='home'."
+        )
     if world is not None:
         said = world.all_gather_objects(broken, "the ranks to try the model")
         broken = next(filter(None, said), "")

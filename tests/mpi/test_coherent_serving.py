@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
-from contract import WORLD
-from language_models import BY_ROWS, VOCABULARY
+from contract import WORLD, on_leader
+from language_models import BY_ROWS, LENGTH, VOCABULARY
 from language_models import language_model as sampling_model
 from own_language_model import own_language_model
 
 import hyparflow as hf
+from hyparflow.comm.ledger import Collective
 from hyparflow.comm.ranks import world
+from hyparflow.engine.experts.row_exchange import FROM_EXPERTS, TO_EXPERTS
+from hyparflow.engine.experts.row_travel import FOLLOWING, STAYING
+from hyparflow.engine.weights.groups import groups_of
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
+from hyparflow.serving.coherent.row_gather import TO_ALL
 from hyparflow.serving.ranks.build import built_share
-from hyparflow.serving.ranks.shared_experts import expert_mode, shared_experts
+from hyparflow.serving.ranks.shared_experts import ExpertMode, shared_experts
 
 keras_hub = pytest.importorskip("keras_hub")
 FAMILIES = ["own", "Mixtral", "QwenMoe", "Qwen3Moe", "GptOss"]
@@ -54,7 +60,7 @@ def test_the_logits_of_a_plain_call(name: str, top_k: int) -> None:
     whole = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, training=False)
     expected = np.asarray(whole)
     grid = Grid(1, 1, num_shards=WORLD.size)
-    mode = expert_mode(MODES[top_k])
+    mode = ExpertMode(MODES[top_k])
     experts = shared_experts(model, WORLD.size, mixed_up(model), mode)
     decoder = built_share(model, grid, world(), False, experts).computes
     for one in expert_layers(all_layers(model)):
@@ -93,8 +99,8 @@ def test_the_tokens_of_one_process(name: str, top_k: int) -> None:
         for drawn in ({}, {"sampler": "top_k", "seed": 3}):
             expected = generated(model, given, expert_parallel="home", **drawn)
             np.testing.assert_array_equal(generated(model, given, **options, **drawn), expected)
-    alone = on_leader(lambda: np.asarray(model.generate(given, stop_token_ids=None)["token_ids"]))
     if name == "Mixtral":  # KerasHub decodes no model of one's own
+        alone = on_leader(lambda: model.generate(given, stop_token_ids=None)["token_ids"])
         np.testing.assert_array_equal(generated(model, given, **options), alone)
 
 
@@ -108,16 +114,16 @@ def test_exchanges_are_those_of_the_formula(top_k: int) -> None:
     ledger = groups_of(Grid(1, 1, num_shards=WORLD.size), world()).shards.ledger
     ledger.clear()
     generated(model, given, **options)
-    there = ledger.total(Collective.ALL_TO_ALL, TO_EXPERTS)
-    back = ledger.total(Collective.ALL_TO_ALL, FROM_EXPERTS)
+    there, back = (ledger.total(Collective.ALL_TO_ALL, x) for x in (TO_EXPERTS, FROM_EXPERTS))
+    stayed, followed = (ledger.total(Collective.ALL_TO_ALL, x) for x in (STAYING, FOLLOWING))
     told = ledger.total(Collective.ALL_GATHER, TO_ALL)
-    layers, new, pieces, width = 2, LENGTH // 2 - 6, 2, 16
-    home = layers * pieces  # pieces of prompts go there and come home
-    assert there.calls == layers * new + home
-    assert back.calls == (layers * new if top_k == 2 else 0) + home
+    layers, new, pieces, width = 2, LENGTH // 2 - 6, 4 // WORLD.size, 16
+    assert there.calls == back.calls == layers * pieces  # pieces of prompts come home
+    assert stayed.calls == layers * new
+    assert followed.calls == (layers * new if top_k == 2 else 0)
     assert told.calls == new + pieces
-    # All rows of all ranks: tokens, keys and values of 2 heads of 4 in each layer; the numbers of
-    # rows, and how many there are of each. Pieces: keys and values of 6 tokens in 2 layers.
+    # Of all rows, whichever rank has them: the new token, its row, and in each layer its row, and
+    # keys and values of 2 heads of 4. Of a piece: keys and values of 6 tokens.
     row = 4 * (1 + 1 + layers * (1 + 2 * 2 * 4))
     lengths = 4 * (2 + 3 * layers)
     piece = layers * 2 * (4 + 6 * 2 * 4 * 4)
@@ -125,12 +131,10 @@ def test_exchanges_are_those_of_the_formula(top_k: int) -> None:
     assert sent == new * (4 * row + WORLD.size * lengths) + pieces * WORLD.size * piece
     assert told.off_rank == told.payload * (WORLD.size - 1)
     if top_k == 1:
-        heads = 8 * 4 * (WORLD.size - 1) * layers * new
-        heads += 4 * (4 - 4 // WORLD.size) * home
-        # A row: its number, expert, place and share; what the expert reads, and what it adds to.
+        lengths = 4 * 8 * (WORLD.size - 1) * stayed.calls
+        # Its number, expert, place and share; what the expert reads, and what it adds to.
         travelled = 4 * 4 + 2 * 4 * width
-        assert heads < there.off_rank
-        assert (there.off_rank - heads - WORLD_PIECES(ledger)) % travelled == 0
+        assert stayed.off_rank > lengths and (stayed.off_rank - lengths) % travelled == 0
 
 
 @pytest.mark.on_ranks(2)
@@ -160,5 +164,9 @@ def test_refusals() -> None:
             generated(language_model(name, top_k), prompts([4]), expert_parallel=mode)
 
     refused("Mixtral", 2, "coherent", "a token has up to 2.*coherent-returning")
+    refused("Gemma4:experts", 1, "coherent", "add what their experts make.*expert_parallel='home'")
+    with pytest.raises(ValueError, match="several mixtures of experts in one layer"):
+        twice = own_language_model(1, again=True)
+        generated(twice, prompts([4]), expert_parallel="coherent")
     refused("Mixtral", 1, "paper", "one of 'home', 'coherent', 'coherent-returning'")
     keras.backend.clear_session()

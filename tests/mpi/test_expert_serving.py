@@ -21,6 +21,7 @@ from hyparflow.model.keras_internals.deferred_variables import is_absent
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
 from hyparflow.serving.ranks.build import built_share
+from hyparflow.serving.ranks.shared_experts import ExpertMode, shared_experts
 
 keras_hub = pytest.importorskip("keras_hub")
 FAMILIES = ["Mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in ("QwenMoe", "Qwen3Moe"))]
@@ -85,11 +86,9 @@ def test_the_tokens_of_one_process(name: str, placed: str) -> None:
 def test_the_logits_of_a_plain_call(name: str) -> None:
     """Token by token at unequal positions, of tokens that differ from rank to rank."""
     model = language_model(name)
-    grid, layers = Grid(1, 1, num_shards=WORLD.size), expert_layers(all_layers(model))
-    placement = mixed_up(model)
-    placed = tuple(tuple(holders[0] for holders in row) for row in placement.ranks)
-    assert len(placed) == len(layers)
-    decoder = built_share(model, grid, world(), False, placed).computes
+    grid = Grid(1, 1, num_shards=WORLD.size)
+    experts = shared_experts(model, WORLD.size, mixed_up(model), ExpertMode.HOME)
+    decoder = built_share(model, grid, world(), False, experts).computes
     draw = np.random.default_rng(WORLD.rank)
     tokens = draw.integers(1, VOCABULARY, (4, 16)).astype("int32")
     counts = [7, 2, 11, 4]

@@ -13,6 +13,7 @@ from language_models import (
     largest_difference,
     require_tokens_of_generate,
 )
+from own_language_model import own_language_model
 
 from hyparflow.serving.decoding.adapters import cached_model_of, decoder_of
 from hyparflow.serving.decoding.decoder import Decoder
@@ -95,3 +96,11 @@ def test_no_call_for_pieces_is_compiled_while_requests_run(piece: int) -> None:
         scheduler.report([[0] * len(window.live)] * window.steps)
     assert met <= warm
     assert piece < 256 or {count for _, count, _ in met} == {1, 4, 8}
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_experts_beside_attention_with_the_hook(top_k: int) -> None:
+    """XLA compiles no layer whose experts have any number of tokens."""
+    model = own_language_model(top_k)
+    assert isinstance(cached_model_of(model), HookedModel)
+    assert largest_difference(model, decoder_of(model)) < 5e-6

@@ -16,9 +16,11 @@ import numpy as np
 
 from hyparflow.comm.communicator import Communicator
 from hyparflow.engine.experts.byte_fields import joined_bytes, split_bytes
-from hyparflow.engine.experts.row_exchange import FROM_EXPERTS, TO_EXPERTS
 
-__all__ = ["Arrived", "RowTravel"]
+__all__ = ["FOLLOWING", "STAYING", "Arrived", "RowTravel"]
+
+STAYING = "rows on their way to experts, where they stay"
+FOLLOWING = "what experts made, on its way to rows that stay elsewhere"
 
 _Arrays = Sequence[np.ndarray]
 
@@ -88,7 +90,7 @@ class RowTravel:
             for rank in range(self._ranks.size)
         ]
         like = [x[:0] for x in (given, routing[0], *values)]
-        received = self._ranks.all_to_all_unsized(sent, TO_EXPERTS)
+        received = self._ranks.all_to_all_unsized(sent, STAYING)
         return self._arrived([_read(message, *like) for message in received])
 
     def from_experts(
@@ -108,7 +110,7 @@ class RowTravel:
             for rank in range(self._ranks.size)
         ]
         found = np.zeros((len(rows), made.shape[1]), made.dtype)
-        for message in self._ranks.all_to_all_unsized(sent, FROM_EXPERTS):
+        for message in self._ranks.all_to_all_unsized(sent, FOLLOWING):
             numbers, values = split_bytes(message, [copies[:0], made[:0]])
             np.add.at(found, np.searchsorted(rows, numbers), values)
         return found

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from hyparflow.model.experts.expert_banks import ExpertBank, is_bank
 from hyparflow.model.experts.mixture_of_experts import MixtureOfExperts
+from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.model.keras_internals.patched import patched
 
 __all__ = ["ExpertLayer", "Mixture", "expert_layers", "experts_of_token"]
@@ -92,7 +93,7 @@ def experts_of_token(one: ExpertLayer, layers: Sequence[Any]) -> int:
         one: the layer.
         layers: of its model, built, also those inside others.
     """
-    around = [x for x in layers if any(y is one.layer for y in x._flatten_layers())]
+    around = [x for x in layers if any(y is one.layer for y in all_layers(x))]
     found = [getattr(x, name) for x in around for name in _TOP_K if hasattr(x, name)]
     counts = [count for count in found if isinstance(count, int)]
     return min([one.num_experts, *counts])

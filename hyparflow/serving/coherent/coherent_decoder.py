@@ -71,7 +71,13 @@ class CoherentDecoder(Decoder):
         axes = [1 + len(size.before) for size in self.cache_sizes]
         count = tokens.shape[0]
         first = tf.range(self._ranks.rank, count, self._ranks.size)
-        rows = RowsHere(first, tokens[:, None], positions[:, None], caches, axes)
+        rows = RowsHere(
+            numbers=first,
+            tokens=tokens[:, None],
+            positions=positions[:, None],
+            caches=caches,
+            axes=axes,
+        )
         logits = self._travelling.iterate(rows)
         made = list(results(rows.numbers, logits[:, 0]))
         groups: list[tuple[Any, list[Any]]] = [(rows.numbers, made)]

@@ -99,7 +99,7 @@ class RowsHere:
         """
         visits, self._visits = self._visits, []
         if len(visits) > 1:
-            raise ValueError("several mixtures of experts in one layer")
+            raise ValueError("there are several mixtures of experts in one layer")
         visit = visits[0]
         flat = [tf.reshape(x, [-1, _width(x)]) for x in values]
         self.numbers, flat, made = visit.mixture(

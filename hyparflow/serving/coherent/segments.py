@@ -8,12 +8,13 @@ from typing import Any
 
 from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import Standardize
+from hyparflow.model.keras_internals.layers import all_layers
 
-__all__ = ["Segment", "segments_of"]
+__all__ = ["TravelSegment", "segments_of"]
 
 
 @dataclass(frozen=True)
-class Segment:
+class TravelSegment:
     """Calls up to one that has experts, or to the end.
 
     Attributes:
@@ -31,7 +32,7 @@ class Segment:
     is_experts: bool
 
 
-def segments_of(graph: FlatGraph, experts: Sequence[Any]) -> list[Segment]:
+def segments_of(graph: FlatGraph, experts: Sequence[Any]) -> list[TravelSegment]:
     """The segments of a model.
 
     Args:
@@ -43,7 +44,7 @@ def segments_of(graph: FlatGraph, experts: Sequence[Any]) -> list[Segment]:
     anywhere = {*graph.inputs, *(x for n in first for x in data[n].outputs)}
     wanted = {id(layer) for layer in experts}
     ends = [n for n, call in enumerate(calls) if _layers_in(call) & wanted]
-    found, begin = list[Segment](), 0
+    found, begin = list[TravelSegment](), 0
     received: tuple[int, ...] = ()
     for end in [*ends, len(calls) - 1]:
         own = [n for n in range(begin, end + 1) if n not in first]
@@ -52,7 +53,7 @@ def segments_of(graph: FlatGraph, experts: Sequence[Any]) -> list[Segment]:
         made = {*received, *(x for n in own for x in data[n].outputs)}
         sent = graph.outputs if is_last else tuple(sorted((made & later) - anywhere))
         found.append(
-            Segment(
+            TravelSegment(
                 operations=(*first, *own),
                 received=received,
                 sent=tuple(sent),
@@ -65,4 +66,4 @@ def segments_of(graph: FlatGraph, experts: Sequence[Any]) -> list[Segment]:
 
 
 def _layers_in(call: Any) -> set[int]:
-    return {id(x) for layer in call.layers for x in layer._flatten_layers()}
+    return {id(x) for layer in call.layers for x in all_layers(layer)}

@@ -16,7 +16,7 @@ from hyparflow.model.graph import FlatGraph
 from hyparflow.model.graph_call import CallContext
 from hyparflow.model.keras_internals.layers import opened_graph
 from hyparflow.serving.coherent.rows_here import Mixtures, RowsHere, leaving_out
-from hyparflow.serving.coherent.segments import Segment, segments_of
+from hyparflow.serving.coherent.segments import TravelSegment, segments_of
 from hyparflow.serving.decoding.cached_model import Around
 from hyparflow.serving.decoding.hooked_model import HookedBody, HookedModel
 from hyparflow.serving.decoding.text_inputs import text_inputs
@@ -33,7 +33,7 @@ class _Part:
         body: from what it receives, tokens and their positions to what it sends.
     """
 
-    segment: Segment
+    segment: TravelSegment
     body: HookedBody
 
 
@@ -73,7 +73,7 @@ class TravellingHookedModel(HookedModel):
                     values = _travelled(rows, part.segment, values)
         return values[0]
 
-    def _body_of(self, segment: Segment) -> HookedBody:
+    def _body_of(self, segment: TravelSegment) -> HookedBody:
         function = self._graph.function(
             (*segment.received, *self._graph.inputs), segment.sent, segment.operations
         )
@@ -92,7 +92,7 @@ class TravellingHookedModel(HookedModel):
         return HookedBody(body, samples)
 
 
-def _travelled(rows: RowsHere, segment: Segment, values: list[Any]) -> list[Any]:
+def _travelled(rows: RowsHere, segment: TravelSegment, values: list[Any]) -> list[Any]:
     """What a segment sends, of the rows that are at their experts afterwards."""
     kept = [
         value
