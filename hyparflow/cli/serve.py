@@ -94,11 +94,14 @@ _KEY = "HYPARFLOW_API_KEY"
 )
 @click.option(
     "--expert-parallel",
+    is_flag=True,
+    help="Let replicas share out the experts of a mixture of experts.",
+)
+@click.option(
+    "--expert-mode",
     type=click.Choice(["home", "coherent", "coherent-returning"]),
-    is_flag=False,
-    flag_value="home",
-    help="Let replicas share out the experts of a mixture of experts: what they make of a token "
-    "comes home, which is what this means without a value, or the token goes on there.",
+    help="The same; and what they make of a token comes home, which is the default, or the token "
+    "goes on there.",
 )
 @click.option(
     "--placement",
@@ -115,6 +118,8 @@ def serve(
     max_waiting: int,
     max_body: int,
     grace: float,
+    expert_parallel: bool,
+    expert_mode: str | None,
     **engine: Any,
 ) -> None:
     """Serve MODEL over HTTP, in the way of OpenAI's interface.
@@ -143,6 +148,7 @@ def serve(
             max_waiting=max_waiting,
             most_bytes=max_body,
         )
+        engine["expert_parallel"] = expert_mode or expert_parallel
         status = _served(model, engine, bound_at=(host, port), settings=settings, grace=grace)
     except (ValueError, OSError, ImportError) as error:
         raise Refused(str(error)) from error
