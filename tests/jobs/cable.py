@@ -1,4 +1,4 @@
-"""A cable between two hosts: passes frames on, late if it is told so, and can be cut.
+"""A cable between two hosts: passes frames on, late and slowly if it is told so, and can be cut.
 
 Not by `tc`, for many kernels have no netem: each end is a TAP device, and a thread carries what it
 reads from one to the other.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import fcntl
 import os
 import pathlib
-import selectors
+import select
 import struct
 import threading
 import time
@@ -24,6 +25,8 @@ _DEVICE = pathlib.Path("/dev/net/tun")
 _NUMBERS = (10, 200)  # of that device, in every Linux
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 _LONGEST = 65536  # bytes of a frame, at most
+_PR_SET_TIMERSLACK = 29  # of prctl: by how many nanoseconds the kernel may wake a thread late
+_SOON = 2e-5  # seconds that are waited for without sleeping
 
 
 def _end(name: str) -> int:
@@ -44,12 +47,13 @@ class Cable:
 
     Attributes:
         delay: seconds that a frame is on its way.
+        rate: bytes per second, in each direction.
         carried: bytes that have arrived, in both directions.
         is_cut: whether nothing arrives any more.
     """
 
     def __init__(self, names: tuple[str, str]) -> None:
-        self.delay = 0.0
+        self.delay, self.rate = 0.0, float("inf")
         self.carried = 0
         self.is_cut = False
         try:
@@ -68,19 +72,50 @@ class Cable:
             os.close(file)
 
     def _carry(self) -> None:
-        other = dict(zip(self._files, reversed(self._files), strict=True))
-        on_the_way: collections.deque[tuple[float, int, bytes]] = collections.deque()
-        with selectors.DefaultSelector() as selector:
-            for file in self._files:
-                selector.register(file, selectors.EVENT_READ)
-            while self._is_open:
-                until = on_the_way[0][0] - time.monotonic() if on_the_way else 0.1
-                for key, _ in selector.select(max(0.0, min(until, 0.1))):
-                    with contextlib.suppress(OSError):  # the interface is not up yet
-                        frame = os.read(key.fd, _LONGEST)
-                        on_the_way.append((time.monotonic() + self.delay, other[key.fd], frame))
-                while on_the_way and on_the_way[0][0] <= time.monotonic():
-                    _, file, frame = on_the_way.popleft()
-                    if not self.is_cut:
-                        with contextlib.suppress(OSError):
-                            self.carried += os.write(file, frame)
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+        ways = [_Way(*self._files), _Way(*self._files[::-1])]
+        while self._is_open:
+            now = time.monotonic()
+            until = min([way.due - now for way in ways if way.frames] or [0.1])
+            pause = 0.0 if until < _SOON else min(until, 0.1)
+            ready = set(select.select(self._files, [], [], pause)[0])
+            for way in ways:
+                if way.source in ready:
+                    way.take_in(self.delay, self.rate)
+                if way.frames and way.due <= time.monotonic():
+                    self.carried += way.give_out(self.is_cut)
+
+
+class _Way:
+    """One direction of a cable.
+
+    Args:
+        source, target: files of the interfaces.
+
+    Attributes:
+        frames: on their way, with when they arrive.
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        self.source, self._target = source, target
+        self.frames: collections.deque[tuple[float, bytes]] = collections.deque()
+        self._free = 0.0  # when the last frame has left
+
+    @property
+    def due(self) -> float:
+        """When the next frame arrives."""
+        return self.frames[0][0]
+
+    def take_in(self, delay: float, rate: float) -> None:
+        """Read a frame; its bytes leave one after the other."""
+        with contextlib.suppress(OSError):  # the interface is not up yet
+            frame = os.read(self.source, _LONGEST)
+            self._free = max(self._free, time.monotonic()) + len(frame) / rate
+            self.frames.append((self._free + delay, frame))
+
+    def give_out(self, is_cut: bool) -> int:
+        """Write the next frame: how many bytes arrived."""
+        _, frame = self.frames.popleft()
+        with contextlib.suppress(OSError):
+            return 0 if is_cut else os.write(self._target, frame)
+        return 0

@@ -36,13 +36,15 @@ class Hosts:
 
     Args:
         folder: where to put what belongs to them.
+        frame: the most bytes of a frame on the cable.
 
     Attributes:
         addresses: of both.
         cable: between them, while this context lasts.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, frame: int = 1500) -> None:
+        self._frame = str(frame)
         # Names of interfaces have at most 15 letters.
         number = os.getpid()
         self._names = (f"hf{number}a", f"hf{number}b")
@@ -58,7 +60,7 @@ class Hosts:
         for name in self._names:
             _do("ip", "netns", "add", name)
         for name, cable, address in zip(self._names, self._ends, self.addresses, strict=True):
-            _do("ip", "link", "set", cable, "netns", name)
+            _do("ip", "link", "set", cable, "netns", name, "mtu", self._frame)
             _do("ip", "-n", name, "addr", "add", f"{address}/24", "dev", cable)
             _do("ip", "-n", name, "link", "set", "lo", "up")
             _do("ip", "-n", name, "link", "set", cable, "up")

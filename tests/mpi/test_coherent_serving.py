@@ -122,9 +122,9 @@ def test_exchanges_are_those_of_the_formula(top_k: int) -> None:
     assert stayed.calls == layers * new
     assert followed.calls == (layers * new if top_k == 2 else 0)
     assert told.calls == new + pieces
-    # Of all rows, of which caches have at least 4 for each rank: the new token, its row, and in each
-    # layer its row, and keys and values of 2 heads of 4. Of a piece: those of all tokens but the
-    # last, which the first iteration takes.
+    # Of all rows, of which caches have at least 4 for each rank: the new token, its row, and in
+    # each layer its row, and keys and values of 2 heads of 4. Of a piece: those of all tokens but
+    # the last, which the first iteration takes.
     row = 4 * (1 + 1 + layers * (1 + 2 * 2 * 4))
     lengths = 4 * (2 + 3 * layers)
     piece = layers * 2 * (4 + 5 * 2 * 4 * 4)
