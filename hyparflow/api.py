@@ -17,6 +17,7 @@ from hyparflow.options import declared, planned_names, resolve, taking_options
 
 if TYPE_CHECKING:
     from hyparflow.checkpoint.settings import Checkpoint
+    from hyparflow.experts.placement import ExpertPlacement
     from hyparflow.planning.plan import Plan
     from hyparflow.training.parallel_model import ParallelModel
 
@@ -64,6 +65,7 @@ def parallelize(
     recompute: str | None = None,
     shard_optimizer: bool = False,
     expert_parallel: bool = False,
+    placement: ExpertPlacement | str | os.PathLike[str] | None = None,
     kernels: str = "auto",
     plan: Plan | str | os.PathLike[str] | None = None,
 ) -> ParallelModel:

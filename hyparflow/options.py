@@ -12,6 +12,8 @@ from dataclasses import Field, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
+from hyparflow.experts.given_placement import given_placement
+from hyparflow.experts.placement import ExpertPlacement
 from hyparflow.formats import argument_checks as checks
 from hyparflow.formats.signatures import declare, with_keywords
 from hyparflow.pipeline.grid import Grid
@@ -45,9 +47,8 @@ class Options:
         '`"model"`: one replica is cut into as many partitions as there are ranks. `"hybrid"`: '
         "both, as `num_partitions` and `num_replicas` say. "
         '`"sequence"`: all ranks share each sequence. `None`: what these numbers say, data '
-        'parallelism without any. `"auto"`: `fit` plans what is not given: rank 0 measures the '
-        "layers, and all ranks train by the fastest layout that fits in memory, as do `evaluate` "
-        "and `predict` of the same model then.",
+        'parallelism without any. `"auto"`: `fit` plans what is not given, by the layers as rank 0 '
+        "measures them: the fastest layout that fits in memory, for `evaluate` and `predict` too.",
         choices=_STRATEGIES,
     )
     num_partitions: int | None = declare(
@@ -65,15 +66,13 @@ class Options:
     num_sequence_shards: int | None = declare(
         None,
         checks.or_none(checks.count_of),
-        "Integer or `None`. The number of ranks that share each sequence; times the numbers of "
-        "partitions and replicas that of all ranks.",
+        "Integer or `None`. The number of ranks that share each sequence.",
         planned=True,
     )
     num_sequence_chunks: int | str = declare(
         1,
         checks.count_or_auto,
-        'Integer or `"auto"`. The number of chunks of a sequence, which are computed one after the '
-        'other. `"auto"`: as few as fit in memory.',
+        'Integer or `"auto"`. In how many chunks a sequence is computed: as few as fit in memory.',
         planned=True,
     )
     sequence_store: str = declare(
@@ -86,18 +85,16 @@ class Options:
     num_microbatches: int | str = declare(
         "auto",
         checks.count_or_auto,
-        'Integer or `"auto"`. The number of micro-batches into which each replica cuts its rows '
-        "of a batch.",
+        'Integer or `"auto"`. In how many micro-batches a replica computes its rows of a batch.',
         planned=True,
         per_call=True,
     )
     schedule: str = declare(
         "auto",
         checks.one_of(SCHEDULES, " or 'auto'", ["auto"]),
-        'String. `"gpipe"`; `"1f1b"`; `"interleaved"`, whose partitions have several stages, wait '
-        'less and send more; `"zero-bubble"`, which computes gradients of weights where a '
-        'partition would wait; `"zero-bubble-v"`, the same with two stages per partition, down '
-        'and up again; or `"auto"`, which is 1f1b.',
+        'String. `"gpipe"`; `"1f1b"`, which `"auto"` is; `"interleaved"`, whose partitions have '
+        'several stages, wait less and send more; `"zero-bubble"`, which computes gradients of '
+        'weights in waits; `"zero-bubble-v"`, the same, each partition down and up again.',
         planned=True,
         per_call=True,
         choices=SCHEDULES,
@@ -105,8 +102,8 @@ class Options:
     lpp: Sequence[int] | None = declare(
         None,
         checks.or_none(checks.layers_per_partition),
-        "List of integers or `None`. Layers per partition, or per stage where a partition has "
-        "several: numbers of operations. It overrides the load balancer.",
+        "List of integers or `None`. Operations per partition, or per stage where a partition has "
+        "several. It overrides the load balancer.",
         planned=True,
         several=True,
     )
@@ -122,17 +119,16 @@ class Options:
     sharded_data: bool = declare(
         False,
         checks.flag,
-        "Boolean. Whether data that are a stream (a dataset, a generator) are already sharded: "
-        "each replica reads what its own first rank passes, a step takes a batch of each, and an "
-        "epoch ends when all have ended; `ParallelModel.replica` tells which shard to make. "
-        "Otherwise rank 0 reads the stream and deals out its batches.",
+        "Boolean. Whether streams (a dataset, a generator) are already sharded: a replica reads "
+        "what its first rank passes, a step takes a batch of each, an epoch ends when all have "
+        "ended, and `ParallelModel.replica` tells which shard to make. Else rank 0 deals out.",
         per_call=True,
     )
     stages_per_partition: int | None = declare(
         None,
         checks.or_none(checks.count_of),
-        "Integer or `None`. How many stages a partition has in an interleaved schedule, usually 2; "
-        "on one partition of several replicas, the pieces whose gradients are summed early.",
+        "Integer or `None`. How many stages a partition has in an interleaved schedule, usually "
+        "2; on one partition of several replicas, pieces whose gradients are summed early.",
         planned=True,
     )
     allreduce: str = declare(
@@ -158,10 +154,9 @@ class Options:
     recompute: str | None = declare(
         None,
         checks.or_none(checks.one_of(_RECOMPUTE, " or None")),
-        'String or `None`. `"block"`: a forward keeps what each block of layers takes, and the '
-        'backward of a block computes its forward again. `"segments"`: the same for segments of '
-        'several blocks. Less memory, more time, and the same numbers. `"auto"`: what fits in '
-        'memory and takes least time; `fit` plans it, as with `strategy="auto"`.',
+        'String or `None`. `"block"`: a forward keeps what each block of layers takes, and its '
+        'backward computes the forward again; `"segments"`: several blocks. Less memory, more '
+        'time, the same numbers. `"auto"`: `fit` plans what fits and takes least time.',
         planned=True,
         choices=_RECOMPUTE,
     )
@@ -177,12 +172,17 @@ class Options:
         "Boolean. Whether replicas share out experts: tokens travel to the one that holds theirs.",
         planned=True,
     )
+    placement: ExpertPlacement | None = declare(
+        None,
+        checks.or_none(given_placement),
+        "A `hyparflow.ExpertPlacement`, the path of one, or `None`. Which replica has which "
+        "expert, with `expert_parallel`; by default the first has the first ones.",
+    )
     kernels: str = declare(
         "auto",
         checks.one_of(_KERNELS),
-        'String. `"auto"`: where a faster kernel of TensorFlow gives the same numbers to rounding, '
-        "it takes the place of a layer's operations; in float32 only, and not where XLA compiles. "
-        '`"keras"`: all stays as Keras computes it.',
+        'String. `"auto"`: kernels of TensorFlow compute layers that are faster so, with the same '
+        'numbers to rounding, in float32 and without XLA. `"keras"`: all as Keras computes it.',
         choices=_KERNELS,
     )
 

@@ -62,7 +62,7 @@ class Keeper:
         self._names: dict[str, Any] | None = None
         self._own: dict[str, Any] = {}  # on the leader, which writes them
         self._mine: list[Part] | None = None
-        self._copies: dict[str, np.ndarray] = {}
+        self._copies: dict[tuple[str, int], np.ndarray] = {}
         self._described: str | None = None  # what the model is, once it is known
 
     def begin(self, step: int) -> None:
@@ -132,12 +132,14 @@ class Keeper:
         memory takes the machine as long as the copy.
         """
         value = value_of(part.variable)
+        value = value if part.rows is None else value[part.rows]
         if not self._settings.asynchronous:
             return value
-        if part.name not in self._copies:
-            self._copies[part.name] = np.empty_like(value)
-        np.copyto(self._copies[part.name], value)
-        return self._copies[part.name]
+        key = part.name, part.start
+        if key not in self._copies:
+            self._copies[key] = np.empty_like(value)
+        np.copyto(self._copies[key], value)
+        return self._copies[key]
 
     def _agreed_names(self) -> dict[str, Any]:
         """The variables by the leader's names, for Keras's numbers of layers may differ on ranks.

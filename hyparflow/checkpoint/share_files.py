@@ -5,6 +5,7 @@ The record comes last. That it is there says that the rank has written all.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,21 +56,26 @@ def write_share(folder: Path, rank: int, parts: Sequence[StoredPart]) -> None:
         OSError: if they cannot be written.
     """
     file = shard_name(rank)
-    specs = [ShardSpec(part.name, part.value.dtype.name, part.value.shape) for part in parts]
+    keys = _keys(parts)
+    specs = [
+        ShardSpec(key, part.value.dtype.name, part.value.shape)
+        for key, part in zip(keys, parts, strict=True)
+    ]
     checksums = write_shards(folder / file, specs, (part.value for part in parts))
-    tensors = {
-        part.name: TensorEntry(
-            shape=part.whole,
-            dtype=part.value.dtype.name,
-            shards=(
-                ShardEntry(
-                    file=file, key=part.name, start=part.start, stop=part.stop, checksum=checksum
-                ),
-            ),
+    tensors: dict[str, TensorEntry] = {}
+    for key, part, checksum in zip(keys, parts, checksums, strict=True):
+        shard = ShardEntry(file=file, key=key, start=part.start, stop=part.stop, checksum=checksum)
+        before = tensors[part.name].shards if part.name in tensors else ()
+        tensors[part.name] = TensorEntry(
+            shape=part.whole, dtype=part.value.dtype.name, shards=(*before, shard)
         )
-        for part, checksum in zip(parts, checksums, strict=True)
-    }
     _write_record(folder, rank, ShareRecord(tensors, (folder / file).stat().st_size))
+
+
+def _keys(parts: Sequence[StoredPart]) -> list[str]:
+    """What a file calls each part: as its tensor, with its first row where there are several."""
+    count = collections.Counter(part.name for part in parts)
+    return [x.name if count[x.name] == 1 else f"{x.name}:{x.start}" for x in parts]
 
 
 def write_failure(folder: Path, rank: int, error: Exception) -> None:

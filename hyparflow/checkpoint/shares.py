@@ -23,12 +23,14 @@ class Part:
         variable: that has the value.
         view: the shape of the whole: the tensor's own, or flat, where it is divided so.
         start: the first row, along the first axis of the view.
+        rows: which of the variable's rows; None for all.
     """
 
     name: str
     variable: Any
     view: tuple[int, ...]
     start: int = 0
+    rows: slice | None = None
 
 
 def parts_of_rank(names: Mapping[str, Any], sync: WeightSync, grid: Grid, rank: int) -> list[Part]:
@@ -53,15 +55,16 @@ def parts_of_rank(names: Mapping[str, Any], sync: WeightSync, grid: Grid, rank: 
         replica = grid.peer(rank)
         here = grid.partition(rank) == slot.partitions[0] and replica in slot.ranges.owners
         if here and id(slot.whole) in by_id:
-            rows = slot.ranges.rows(replica)
-            parts.append(
+            parts += [
                 Part(
                     name=by_id[id(slot.whole)],
                     variable=slot.variable,
                     view=slot.ranges.view,
-                    start=rows.start,
+                    start=run.whole.start,
+                    rows=run.own,
                 )
-            )
+                for run in slot.ranges.runs(replica)
+            ]
     return parts
 
 

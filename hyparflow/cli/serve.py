@@ -99,9 +99,14 @@ _KEY = "HYPARFLOW_API_KEY"
 )
 @click.option(
     "--expert-mode",
-    type=click.Choice(["home", "coherent", "coherent-returning"]),
+    type=click.Choice(["home", "coherent", "coherent-returning", "auto"]),
     help="The same; and what they make of a token comes home, which is the default, or the token "
-    "goes on there.",
+    "goes on there; auto takes what is predicted to be faster.",
+)
+@click.option(
+    "--cluster",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A file of `hyparflow doctor --network`, which auto goes by.  [default: it measures]",
 )
 @click.option(
     "--placement",

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from hyparflow.comm import abort
 from hyparflow.comm.world import World
 from hyparflow.engine.build_stages import build_stages, is_eager
 from hyparflow.engine.compiled import choice
@@ -14,6 +15,7 @@ from hyparflow.engine.custom_steps.steps import CustomSteps
 from hyparflow.engine.engine import Engine
 from hyparflow.engine.experts.expert_calls import ExpertCalls, exchanges_tokens
 from hyparflow.engine.experts.expert_shards import ExpertShards
+from hyparflow.engine.experts.placed_experts import placed_experts
 from hyparflow.engine.learner import build_learner
 from hyparflow.engine.loss.head import LossHead
 from hyparflow.engine.loss.metric_state import MetricState
@@ -125,8 +127,14 @@ def _shards(
 
 def _expert_shards(model: Any, place: Ownership, options: Options) -> ExpertShards | None:
     """Which experts this rank has, if replicas share them out."""
-    shared_out = options.expert_parallel and options.grid.num_peers > 1
-    return ExpertShards(model, place) if shared_out else None
+    count, placement = options.grid.num_peers, options.placement
+    if placement is None and (count == 1 or not options.expert_parallel):
+        return None
+    try:
+        placed = placed_experts(model, count, placement, options.expert_parallel)
+    except ValueError as error:
+        raise abort.mark_collective(error) from None
+    return None if placed is None else ExpertShards(model, place, placed)
 
 
 def _units(

@@ -1,4 +1,4 @@
-"""A weight that is divided among replicas, by ranges of rows."""
+"""A weight that is divided among replicas, by ranges of rows, or row by row."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RowRanges"]
+__all__ = ["PlacedRows", "RowRanges", "Run"]
 
 _FINE = 16  # of a fair share: the grid on which a weight is divided
 _ALIGNED = 64  # rows; TensorFlow copies a part of a tensor that begins anywhere else
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows that follow each other, and that a replica has.
+
+    Attributes:
+        whole: which they are of the weight's.
+        own: which they are of the replica's.
+    """
+
+    whole: slice
+    own: slice
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,11 @@ class RowRanges:
         """The rows of a replica."""
         return slice(self.bounds[replica], self.bounds[replica + 1])
 
+    def runs(self, replica: int) -> list[Run]:
+        """See `PlacedRows.runs`."""
+        rows = self.rows(replica)
+        return [Run(rows, slice(0, rows.stop - rows.start))]
+
     def shape(self, replica: int) -> tuple[int, ...]:
         """The shape of a replica's rows."""
         return (self.bounds[replica + 1] - self.bounds[replica], *self.view[1:])
@@ -56,3 +74,36 @@ class RowRanges:
     def owners(self) -> list[int]:
         """The replicas that have rows."""
         return [n for n, pair in enumerate(itertools.pairwise(self.bounds)) if pair[0] < pair[1]]
+
+
+@dataclass(frozen=True)
+class PlacedRows:
+    """Which replica has each row of a weight.
+
+    Attributes:
+        view: the shape of the weight, whose first axis has the rows.
+        replicas: of each row. A replica has its rows in their order.
+    """
+
+    view: tuple[int, ...]
+    replicas: tuple[int, ...]
+
+    def runs(self, replica: int) -> list[Run]:
+        """The rows of a replica, as few runs of rows that follow each other."""
+        found, begin, own = list[Run](), 0, 0
+        for holder, rows in itertools.groupby(self.replicas):
+            end = begin + len(list(rows))
+            if holder == replica:
+                found.append(Run(slice(begin, end), slice(own, own + end - begin)))
+                own += end - begin
+            begin = end
+        return found
+
+    def shape(self, replica: int) -> tuple[int, ...]:
+        """The shape of a replica's rows."""
+        return (self.replicas.count(replica), *self.view[1:])
+
+    @property
+    def owners(self) -> list[int]:
+        """The replicas that have rows."""
+        return sorted(set(self.replicas))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyparflow.engine.experts.expert_shards import require_divisible
+from hyparflow.engine.experts.divisible import require_divisible
 from hyparflow.model.experts.expert_checks import check_balance, check_experts
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.keras_internals.layers import all_layers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from hyparflow.options import planned_names, resolve, taking_options
 from hyparflow.pipeline.grid import Grid
 from hyparflow.pipeline.partition import Partitioning, make_partitioning
 from hyparflow.planning.check_mixtures import check_mixtures
-from hyparflow.planning.costs.cluster import Cluster
+from hyparflow.planning.costs.cluster import Cluster, cluster_of
 from hyparflow.planning.costs.costs import Costs
 from hyparflow.planning.costs_of_model import check_planned, costs_of_graph
 from hyparflow.planning.make_plan import make_plan
@@ -194,17 +193,11 @@ def _check_lpp(lpp: Sequence[int] | None, count: int) -> None:
 def _cluster(cluster: Cluster | str | Path | None, num_ranks: int | None) -> Cluster:
     if num_ranks is not None:
         num_ranks = count_of("num_ranks", num_ranks)
-    if cluster is not None and not isinstance(cluster, str | os.PathLike | Cluster):
-        raise ValueError(
-            "`cluster` must be a hyparflow.Cluster, or a file that Cluster.save or `hyparflow "
-            f"doctor --network` wrote. Received: cluster={shortened(cluster)}"
-        )
     if cluster is None:
         if num_ranks is None:
             raise ValueError("A plan needs `num_ranks` or a `cluster`. Received: neither")
         return Cluster(nodes=1, ranks_per_node=num_ranks)
-    if not isinstance(cluster, Cluster):
-        cluster = Cluster.load(cluster)
+    cluster = cluster_of(cluster)
     if num_ranks not in (None, cluster.num_ranks):
         raise ValueError(
             "`num_ranks` must be the ranks of the cluster, nodes x ranks_per_node, or be left "

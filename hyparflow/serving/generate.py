@@ -13,6 +13,7 @@ from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of, flag
 from hyparflow.serving.decoding.samplers import sampling_of
 from hyparflow.serving.engine import ServingEngine
+from hyparflow.serving.expert_choice import given_cluster, with_chosen_mode
 from hyparflow.serving.generate_on_ranks import generated_on_ranks
 from hyparflow.serving.prepare import prepared_replicas, require_language_model, require_length
 from hyparflow.serving.ranks.agreed import agreement
@@ -47,6 +48,7 @@ def generate(
     num_shards: int | None = None,
     expert_parallel: bool | str = False,
     placement: Any = None,
+    cluster: Any = None,
     launch: bool | Mapping[str, Any] = False,
 ) -> Any:
     """Generate what follows prompts, as KerasHub's ``causal_lm.generate`` does.
@@ -80,9 +82,11 @@ def generate(
             What the expert makes comes home (`True`, or "home"); or the token goes on there, with
             one exchange of each mixture in place of two, and every replica keeps what is needed
             of all tokens ("coherent"; "coherent-returning" for models whose tokens have several
-            experts, with two exchanges).
+            experts, with two exchanges). "auto" takes what latency and bandwidth say is faster.
         placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
             which expert. By default the first has the first experts, and so on.
+        cluster: A `hyparflow.Cluster`, the path of one, or `None`: the network that "auto" goes by.
+            By default it is measured.
         launch: Boolean, or a dictionary of keyword arguments of `hyparflow.launch`. Whether to
             start ranks for it: as many as the numbers above say.
 
@@ -102,16 +106,18 @@ def generate(
         mode = expert_mode(expert_parallel)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards, mode is not None)
         experts = shared_experts(model, grid.num_shards, placement, mode)
+        network = given_cluster(cluster, mode, size())
         strip_prompt = flag("strip_prompt", strip_prompt)
         prompts, lengths = _asked(model, inputs, max_length)
         require_length(model, max(lengths))
         requests = _requests(model, prompts, lengths, stop_token_ids, sampler, seed)
         limits = _limits(max_batch, max(lengths), len(requests), dealt_to(grid, experts))
         agreed.note([replace(x, sampling=replace(x.sampling, seed=0)) for x in requests])
-        agreed.note((limits, grid, experts, strip_prompt))
+        agreed.note((limits, grid, experts, network, strip_prompt))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
+        experts = with_chosen_mode(model, grid, ranks, experts, limits.max_batch, network)
         replicas = prepared_replicas(model, grid, ranks, experts)
     if isinstance(replicas, FollowingRank):
         replicas.follow()

@@ -25,7 +25,13 @@ from hyparflow.serving.ranks.replicas_on_ranks import ReplicasOnRanks
 from hyparflow.serving.ranks.runner import LocalRunner, Runner
 from hyparflow.serving.ranks.shared_experts import SharedExperts
 
-__all__ = ["learned_positions", "prepared_replicas", "require_language_model", "require_length"]
+__all__ = [
+    "kept_share",
+    "learned_positions",
+    "prepared_replicas",
+    "require_language_model",
+    "require_length",
+]
 
 _KEPT = "_hyparflow_decoders"  # the attribute of a model
 
@@ -46,7 +52,7 @@ def prepared_replicas(
     Raises:
         ValueError: if it does not decode right.
     """
-    share = _kept_share(model, grid, world, experts)
+    share = kept_share(model, grid, world, experts)
     computes = share.computes
     runner: Runner = LocalRunner(computes) if isinstance(computes, Decoder) else computes
     if world is None:
@@ -61,14 +67,13 @@ def prepared_replicas(
     return kind(runner, grid, world, share.traffic)
 
 
-def _kept_share(
-    model: Any, grid: Grid, world: World | None, experts: SharedExperts | None
-) -> Share:
-    """A share is kept with its model, until this has other variables, as after `quantize`."""
-    jit = bool(model.jit_compile) and not model.run_eagerly
-    variables = tuple(id(variable) for variable in model.variables)
-    kept = vars(model).setdefault(_KEPT, {})
-    key = jit, grid, experts, variables
+def kept_share(model: Any, grid: Grid, world: World | None, experts: SharedExperts | None) -> Share:
+    """This rank's share of a model. Collective.
+
+    It is kept with its model, until this has other variables, as after `quantize`.
+    """
+    kept, key = _kept(model, grid, experts)
+    jit, *_, variables = key
     if key in kept:
         found: Share = kept[key]
         found.refresh()
@@ -88,6 +93,19 @@ def _kept_share(
         raise
     share: Share = kept[key]
     return share
+
+
+def forget_share(model: Any, grid: Grid, experts: SharedExperts) -> None:
+    """Give back what `kept_share` has made: it holds the weights of experts."""
+    kept, key = _kept(model, grid, experts)
+    kept.pop(key, None)
+
+
+def _kept(model: Any, grid: Grid, experts: SharedExperts | None) -> tuple[dict[Any, Any], Any]:
+    """What is kept with a model, and by which key."""
+    jit = bool(model.jit_compile) and not model.run_eagerly
+    variables = tuple(id(variable) for variable in model.variables)
+    return vars(model).setdefault(_KEPT, {}), (jit, grid, experts, variables)
 
 
 def _require_right(model: Any, share: Share, world: World | None, is_whole: bool) -> None:

@@ -10,6 +10,7 @@ from hyparflow.comm.ranks import size, world
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.serving.decoding.decoder import MOST_STEPS
 from hyparflow.serving.decoding.samplers import sampling_of
+from hyparflow.serving.expert_choice import given_cluster, with_chosen_mode
 from hyparflow.serving.prepare import (
     learned_positions,
     prepared_replicas,
@@ -49,6 +50,7 @@ def serve(
     num_shards: int | None = None,
     expert_parallel: bool | str = False,
     placement: Any = None,
+    cluster: Any = None,
 ) -> Any:
     """Serve a language model of KerasHub to requests that come at any time.
 
@@ -77,9 +79,11 @@ def serve(
             What the expert makes comes home (`True`, or "home"); or the token goes on there, with
             one exchange of each mixture in place of two, and every replica keeps what is needed
             of all tokens ("coherent"; "coherent-returning" for models whose tokens have several
-            experts, with two exchanges).
+            experts, with two exchanges). "auto" takes what latency and bandwidth say is faster.
         placement: A `hyparflow.ExpertPlacement`, the path of one, or `None`: which replica has
             which expert. By default the first has the first experts, and so on.
+        cluster: A `hyparflow.Cluster`, the path of one, or `None`: the network that "auto" goes by.
+            By default it is measured.
 
     Returns:
         On rank 0 a `hyparflow.serving.server.Server`: `submit`, `stream`, `stats` and `close`. The
@@ -94,6 +98,7 @@ def serve(
         mode = expert_mode(expert_parallel)
         grid = serving_grid(size(), num_partitions, num_replicas, num_shards, mode is not None)
         experts = shared_experts(model, grid.num_shards, placement, mode)
+        network = given_cluster(cluster, mode, size())
         limits = _limits(
             model=model,
             groups=dealt_to(grid, experts),
@@ -104,10 +109,11 @@ def serve(
             max_cached_tokens=max_cached_tokens,
         )
         sampling = sampling_of(model.sampler)
-        agreed.note((limits, grid, experts, sampling))
+        agreed.note((limits, grid, experts, network, sampling))
         if ranks is not None:
             agreed.note_weights(model)
     with abort.alike():
+        experts = with_chosen_mode(model, grid, ranks, experts, limits.max_batch, network)
         replicas = prepared_replicas(model, grid, ranks, experts)
     if isinstance(replicas, FollowingRank):
         return Follower(replicas)

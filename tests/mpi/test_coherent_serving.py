@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -171,3 +172,28 @@ def test_refusals() -> None:
         generated(twice, prompts([4]), expert_parallel="coherent")
     refused("Mixtral", 1, "paper", "one of 'home', 'coherent', 'coherent-returning'")
     keras.backend.clear_session()
+
+
+@pytest.mark.on_ranks(2)
+def test_the_faster_mode_is_chosen(capfd: pytest.CaptureFixture[str]) -> None:
+    """By latency and bandwidth: keys and values cost more where bytes are slow."""
+    model, given = language_model("Mixtral", 1), prompts([3, 5])
+    expected = generated(model, given)
+    far, slow = hf.Link(1e-2, 1e9), hf.Link(0.0, 1e5)
+    chosen = []
+    for link in (far, slow, None):
+        cluster = None if link is None else hf.Cluster(1, WORLD.size, link)
+        found = generated(model, given, expert_parallel="auto", cluster=cluster)
+        np.testing.assert_array_equal(found, expected)
+        said = capfd.readouterr().out
+        chosen.append(re.findall(r"expert_parallel='(\w+)'", said))
+    if WORLD.rank == 0:
+        assert chosen[:2] == [["coherent"], ["home"]] and len(chosen[2]) == 1
+    no_adding = language_model("Gemma4:experts", 1)
+    far_away = {"expert_parallel": "auto", "cluster": hf.Cluster(1, WORLD.size, far)}
+    expected = generated(no_adding, given)
+    np.testing.assert_array_equal(generated(no_adding, given, **far_away), expected)
+    with pytest.raises(ValueError, match="as many ranks as run"):
+        generated(model, given, expert_parallel="auto", cluster=hf.Cluster(1, 3, far))
+    with pytest.raises(ValueError, match="without expert_parallel='auto'"):
+        generated(model, given, expert_parallel=True, cluster=hf.Cluster(1, WORLD.size, far))

@@ -196,6 +196,6 @@ def test_refusals() -> None:
     copies = hf.ExpertPlacement(
         (((0,), (0,), (0,), tuple(range(WORLD.size))),) * 2, num_ranks=WORLD.size
     )
-    refused(model, "have each expert once", expert_parallel=True, placement=copies)
+    refused(model, "have each of them once", expert_parallel=True, placement=copies)
     refused(model, "must be a hyparflow.ExpertPlacement", expert_parallel=True, placement=7)
     keras.backend.clear_session()

@@ -118,6 +118,12 @@ def validation(given: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(first)
 
 
+def mixed_up(model: Any, replicas: int) -> hf.ExpertPlacement:
+    """A placement with each replica's experts all over the layer."""
+    layers = expert_layers(all_layers(model))
+    return hf.ExpertPlacement.random(len(layers), layers[0].num_experts, replicas, seed=3)
+
+
 @several
 @pytest.mark.parametrize("partitions", [1, 2])
 @pytest.mark.parametrize("kind", ["own", *SLOW])
@@ -137,6 +143,7 @@ def test_equals_plain_keras(kind: str, partitions: int) -> None:
             num_partitions=partitions,
             num_microbatches=1,
             expert_parallel=True,
+            placement=mixed_up(model, WORLD.size // partitions),
         )
         outcome = Outcome(history.history, State.of(model))
     require_none(outcome.compare(expected, 1e-9), "with experts shared out")
@@ -220,7 +227,8 @@ def test_goes_on_from_a_checkpoint(later: dict[str, Any], tmp_path_factory: Any)
         model = built("own")
         keras.utils.set_random_seed(11)
         with pytest.raises(Interrupted):
-            hf.fit(model, **given, **fit, callbacks=[StopsAt(4)], expert_parallel=True)
+            placed = {"expert_parallel": True, "placement": mixed_up(model, WORLD.size)}
+            hf.fit(model, **given, **fit, callbacks=[StopsAt(4)], **placed)
         model = built("own")
         history = hf.fit(model, **given, **fit, **later)
         outcome = Outcome(history.history, State.of(model))
@@ -235,7 +243,8 @@ def test_experts_stay_where_they_are() -> None:
     with all_in_float64():
         model = built("own")
         keras.utils.set_random_seed(11)
-        layout = {"expert_parallel": True, "num_microbatches": 1}
+        placement = mixed_up(model, WORLD.size)
+        layout = {"expert_parallel": True, "num_microbatches": 1, "placement": placement}
         first = {**FIT, **layout, "epochs": 1, "validation_data": validation(given)}
         histories = [hf.fit(model, **given, **first, gather=False).history]
         layers = expert_layers(all_layers(model))
@@ -284,6 +293,12 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="must be a multiple of the number of replicas"):
         hf.fit(odd, np.zeros([8, LENGTH, 3]), np.zeros([8, LENGTH]), expert_parallel=True)
     model = built("own")
+    with pytest.raises(ValueError, match="of the model and the number of ranks"):
+        fit(model, placement=mixed_up(model, 4))
+    with pytest.raises(ValueError, match="without expert_parallel=True"):
+        fit(model, placement=mixed_up(model, WORLD.size), expert_parallel=False)
+    with pytest.raises(ValueError, match="must be a hyparflow.ExpertPlacement"):
+        fit(model, placement=7)
     with pytest.raises(ValueError, match="shard_optimizer=True"):
         fit(model, shard_optimizer=True)
     with pytest.raises(ValueError, match="Use num_microbatches=1"):

@@ -348,6 +348,7 @@ CONSUMERS = {
     "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
+    "placement": {"engine/assembly.py"},
     "expert_parallel": {"engine/assembly.py", "engine/experts/expert_calls.py"}
     | {"planning/check_mixtures.py", "planning/make_plan.py", "planning/search/saving.py"}
     | {"training/memory_check.py"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hyparflow.comm import abort
-from hyparflow.engine.experts.divisible import require_divisible
+from hyparflow.engine.experts.placed_experts import Placed
 from hyparflow.engine.weights.divided_slots import DividedSlot
 from hyparflow.engine.weights.ownership import Ownership
 from hyparflow.engine.weights.rows import Rows
@@ -25,7 +25,7 @@ from hyparflow.model.keras_internals.weight_parts import (
     slots_by_list,
     weights_with_slots,
 )
-from hyparflow.pipeline.row_ranges import RowRanges
+from hyparflow.pipeline.row_ranges import PlacedRows
 
 __all__ = ["ExpertShards"]
 
@@ -41,31 +41,23 @@ class ExpertShards:
     Args:
         model: the model.
         place: what this rank holds.
-
-    Raises:
-        ValueError: if the experts cannot be shared out.
+        placed: which replica has which expert.
     """
 
-    def __init__(self, model: Any, place: Ownership) -> None:
+    def __init__(self, model: Any, place: Ownership, placed: Placed) -> None:
         self._place, self._peer = place, place.grid.peer(place.rank)
         self.layers = expert_layers(all_layers(model))
         self.slots: list[DividedSlot] = []
         self.rank_of: dict[int, list[int]] = {}
-        self._ranges: dict[int, RowRanges] = {}
+        self._ranges: dict[int, PlacedRows] = {}
         self._rows: dict[int, Rows] = {}
-        count = place.grid.num_peers
-        try:
-            require_divisible(self.layers, count)
-        except ValueError as error:
-            raise abort.mark_collective(error) from None
-        for one in self.layers:
-            each = one.num_experts // count
-            self.rank_of[id(one.layer)] = [n // each for n in range(one.num_experts)]
+        for one, ranks in zip(self.layers, placed, strict=True):
+            self.rank_of[id(one.layer)] = list(ranks)
             for weight in one.weights:
-                self._divide(weight, tuple(n * each for n in range(count + 1)))
+                self._divide(weight, ranks)
 
-    def _divide(self, weight: Any, bounds: tuple[int, ...]) -> None:
-        ranges = RowRanges(tuple(weight.shape), bounds)
+    def _divide(self, weight: Any, replicas: tuple[int, ...]) -> None:
+        ranges = PlacedRows(tuple(weight.shape), replicas)
         mine = make_rows(weight, ranges.shape(self._peer))
         self._ranges[id(weight)] = ranges
         self._rows[id(weight)] = Rows(mine, weight, ranges, self._peer)

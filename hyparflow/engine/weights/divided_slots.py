@@ -20,7 +20,7 @@ from hyparflow.engine.weights.rows import Rows
 from hyparflow.model.keras_internals.deferred_variables import overwrite
 from hyparflow.model.variable_sizes import numpy_type
 from hyparflow.pipeline.grid import Grid
-from hyparflow.pipeline.row_ranges import RowRanges
+from hyparflow.pipeline.row_ranges import PlacedRows, RowRanges
 
 __all__ = ["DividedSlot", "DividedSlots"]
 
@@ -37,7 +37,7 @@ class DividedSlot:
     """
 
     whole: Any
-    ranges: RowRanges
+    ranges: RowRanges | PlacedRows
     partitions: tuple[int, ...]
     rows: Rows | None
 
@@ -94,12 +94,14 @@ class DividedSlots:
             if mine == LEADER == rank:
                 self.take(variable)
             elif mine == LEADER:
-                part = value_of(variable).reshape(slot.ranges.view)[slot.ranges.rows(replica)]
-                requests = self._world.send(part, rank, Tag.WEIGHTS)
-                self._world.wait_all(requests, f"rank {rank} to take rows of a slot")
+                viewed = value_of(variable).reshape(slot.ranges.view)
+                for run in slot.ranges.runs(replica):
+                    requests = self._world.send(viewed[run.whole], rank, Tag.WEIGHTS)
+                    self._world.wait_all(requests, f"rank {rank} to take rows of a slot")
             elif mine == rank:
                 part = np.empty(slot.ranges.shape(replica), numpy_type(variable.dtype))
-                self._receive(part, LEADER)
+                for run in slot.ranges.runs(replica):
+                    self._receive(part[run.own], LEADER)
                 overwrite(slot.variable, part)
 
     def bring(self, variable: Any) -> None:
@@ -110,15 +112,19 @@ class DividedSlots:
             value = _room(variable)
             viewed = value.reshape(slot.ranges.view)
             for replica, rank in owners:
-                part = viewed[slot.ranges.rows(replica)]
-                if rank == LEADER:
-                    part[:] = value_of(slot.variable)
-                else:
-                    self._receive(part, rank)
+                own = value_of(slot.variable) if rank == LEADER else None
+                for run in slot.ranges.runs(replica):
+                    if own is None:
+                        self._receive(viewed[run.whole], rank)
+                    else:
+                        viewed[run.whole] = own[run.own]
             overwrite(variable, value)
-        elif self._world.rank in [rank for _, rank in owners]:
-            requests = self._world.send(value_of(slot.variable), LEADER, Tag.WEIGHTS)
-            self._world.wait_all(requests, "rank 0 to take rows of a slot")
+            return
+        for replica, rank in owners:
+            for run in slot.ranges.runs(replica) if rank == self._world.rank else ():
+                part = value_of(slot.variable)[run.own]
+                requests = self._world.send(part, LEADER, Tag.WEIGHTS)
+                self._world.wait_all(requests, "rank 0 to take rows of a slot")
 
     def gather(self) -> None:
         """Give all ranks the whole values. Collective."""
@@ -126,10 +132,12 @@ class DividedSlots:
             value = _room(slot.whole)
             viewed = value.reshape(slot.ranges.view)
             for replica, rank in self._owners(slot, slot.partitions[:1]):
-                part = viewed[slot.ranges.rows(replica)]
-                if rank == self._world.rank:
-                    part[:] = value_of(slot.variable)
-                self._world.broadcast(part, rank, f"rows of a slot from rank {rank}")
+                own = value_of(slot.variable) if rank == self._world.rank else None
+                for run in slot.ranges.runs(replica):
+                    if own is not None:
+                        viewed[run.whole] = own[run.own]
+                    part = viewed[run.whole]
+                    self._world.broadcast(part, rank, f"rows of a slot from rank {rank}")
             overwrite(slot.whole, value)
 
     def bring_all(self) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from hyparflow.formats.argument_checks import count_of
 from hyparflow.formats.records import Amount, Count, made, read, schema_of
+from hyparflow.formats.text import shortened
 from hyparflow.formats.writing import write_text
 
-__all__ = ["ALLREDUCES", "Cluster", "Link"]
+__all__ = ["ALLREDUCES", "Cluster", "Link", "cluster_of"]
 
 ALLREDUCES = ("auto", "ring", "tree")
 _FILE = "A cluster is a file that Cluster.save or `hyparflow doctor --network` wrote."
@@ -182,3 +183,19 @@ class Cluster:
             return dataclasses.replace(made(values, cls), **changes)  # type: ignore[arg-type]
 
         return read(path, schema_of(cls), _FILE, changed)
+
+
+def cluster_of(given: Any) -> Cluster:
+    """A cluster, or the one that a file holds.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(given, Cluster):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Cluster.load(os.fsdecode(given))
+    raise ValueError(
+        "`cluster` must be a hyparflow.Cluster, or a file that Cluster.save or `hyparflow "
+        f"doctor --network` wrote. Received: cluster={shortened(given)}"
+    )

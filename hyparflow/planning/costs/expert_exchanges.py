@@ -1,8 +1,8 @@
 """How long ranks that share out experts exchange tokens, by latency and bandwidth.
 
-An exchange takes the latency of a message and the time of the bytes that pass a link: the alpha-beta
-model (Hockney, "The communication challenge for MPP", 1994). All messages of an exchange are on
-their way at once, and those between nodes share the nodes' links.
+An exchange takes the latency of a message and the time of the bytes that pass a link: the
+alpha-beta model (Hockney, "The communication challenge for MPP", 1994). All messages of an exchange
+are on their way at once, and those between nodes share the nodes' links.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 
@@ -11,7 +12,7 @@ from hyparflow.comm.tags import Tag
 from hyparflow.comm.world import World
 from hyparflow.planning.costs.cluster import Cluster, Link
 
-__all__ = ["measure_network"]
+__all__ = ["measure_links", "measure_network"]
 
 # Bytes of messages that show latency and bandwidth, and of a sum; caches hold no such sum.
 _SMALL, _LARGE, _SUMMED = 8, 1 << 25, 1 << 25
@@ -31,22 +32,28 @@ def measure_network(world: World) -> Cluster:
     Returns:
         The cluster, the same on every rank.
     """
+    cluster = measure_links(world, _LARGE)
+    names = world.all_gather_objects(platform.node(), "the names of the nodes")
+    mates = [rank for rank in range(1, world.size) if names[rank] == names[0]]
+    if not mates:
+        return cluster
+    adding = _measure_sum(world, mates[0], cluster.within)
+    adding = world.broadcast_object(adding, 0, "the measured sum")
+    return dataclasses.replace(cluster, sum_bandwidth=adding)
+
+
+def measure_links(world: World, largest: int) -> Cluster:
+    """The same without sums, by messages of so many bytes at most. Collective."""
     names = world.all_gather_objects(platform.node(), "the names of the nodes")
     nodes = list(dict.fromkeys(names))
     default = Cluster()
     links = {}
     for kind, same in (("within", True), ("between", False)):
         peers = [r for r in range(1, world.size) if (names[r] == names[0]) is same]
-        link = _measure(world, peers[0]) if peers else getattr(default, kind)
+        link = _measure(world, peers[0], largest) if peers else getattr(default, kind)
         links[kind] = world.broadcast_object(link, 0, "the measured link")
-    adding = default.sum_bandwidth
-    mates = [r for r in range(1, world.size) if names[r] == names[0]]
-    if mates:
-        adding = world.broadcast_object(
-            _measure_sum(world, mates[0], links["within"]), 0, "the measured sum"
-        )
     per_node = max(names.count(name) for name in nodes)
-    return Cluster(len(nodes), per_node, links["within"], links["between"], sum_bandwidth=adding)
+    return Cluster(len(nodes), per_node, links["within"], links["between"])
 
 
 def _measure_sum(world: World, peer: int, link: Link) -> float | None:
@@ -66,11 +73,11 @@ def _measure_sum(world: World, peer: int, link: Link) -> float | None:
     return half / max(fastest - 2 * link.seconds(half), _LEAST * fastest)
 
 
-def _measure(world: World, peer: int) -> Link | None:
+def _measure(world: World, peer: int, largest: int) -> Link | None:
     """The link between rank 0 and `peer`; known on rank 0."""
     latency = _one_way(world, peer, _SMALL)
-    long = _one_way(world, peer, _LARGE)
-    return Link(latency, _LARGE / max(long - latency, 1e-9)) if world.rank == 0 else None
+    long = _one_way(world, peer, largest)
+    return Link(latency, largest / max(long - latency, 1e-9)) if world.rank == 0 else None
 
 
 def _one_way(world: World, peer: int, size: int) -> float:

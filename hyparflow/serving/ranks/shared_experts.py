@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from hyparflow.engine.experts.placed_experts import Placed, placed_experts
+from hyparflow.experts.given_placement import given_placement
 from hyparflow.formats.text import shortened
 from hyparflow.model.experts.expert_layers import expert_layers, experts_of_token
 from hyparflow.model.keras_internals.layers import all_layers
 from hyparflow.pipeline.grid import Grid
-from hyparflow.serving.ranks.placed_experts import Placed, placed_experts
 
 __all__ = ["ExpertMode", "SharedExperts", "dealt_to", "expert_mode", "shared_experts"]
 
@@ -21,6 +22,7 @@ class ExpertMode(Enum):
     HOME = "home"  # what the expert makes comes home
     COHERENT = "coherent"  # the token goes on there, until all ranks are told
     RETURNING = "coherent-returning"  # the same, and what its other experts make comes to it
+    AUTO = "auto"  # what is predicted to take less time
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,25 @@ class SharedExperts:
     Attributes:
         rank_of: for each layer with experts, and each of these, its rank.
         top_k: for each layer with experts, to how many of them a token goes, at most.
-        stay: whether tokens go on where their expert is.
+        changes: the share of tokens that change rank from one expert to the next.
+        mode: what tokens do.
     """
 
     rank_of: Placed
     top_k: tuple[int, ...]
-    stay: bool
+    changes: float
+    mode: ExpertMode
+
+    @property
+    def stay(self) -> bool:
+        """Whether tokens go on where their expert is."""
+        return self.mode in (ExpertMode.COHERENT, ExpertMode.RETURNING)
+
+    @property
+    def coherent(self) -> SharedExperts:
+        """The same, of tokens that go on there."""
+        mode = ExpertMode.COHERENT if max(self.top_k) == 1 else ExpertMode.RETURNING
+        return replace(self, mode=mode)
 
 
 def expert_mode(given: Any) -> ExpertMode | None:
@@ -88,4 +103,8 @@ def shared_experts(
             "expert_parallel='home'; or 'coherent-returning', in which what other experts make "
             "follows the token by a second all-to-all of each layer."
         )
-    return None if placed is None else SharedExperts(placed, top_k, mode is not ExpertMode.HOME)
+    if placed is None:
+        return None
+    report = given_placement("placement", placement).report if placement is not None else None
+    changes = 1 - 1 / count if report is None else report.held_out.rank_changes
+    return SharedExperts(placed, top_k, changes, mode)

@@ -1,14 +1,11 @@
-"""Which rank has each expert of a language model that ranks serve together."""
+"""Which rank has each expert of a model whose experts ranks share out."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from hyparflow.engine.experts.divisible import require_divisible
-from hyparflow.experts.placement import ExpertPlacement
-from hyparflow.formats.text import shortened
+from hyparflow.experts.given_placement import given_placement
 from hyparflow.model.experts.expert_layers import expert_layers
 from hyparflow.model.experts.routing_recorder import names_of_layers
 from hyparflow.model.keras_internals.layers import all_layers
@@ -22,7 +19,7 @@ def placed_experts(model: Any, count: int, placement: Any, is_shared: bool) -> P
     """For each layer with experts, and each of these, the rank that has it.
 
     Args:
-        model: what is served.
+        model: the model.
         count: how many ranks share the experts.
         placement: an `ExpertPlacement`, the path of one, or None for experts in their order.
         is_shared: whether ranks share experts; if not, there may be no placement.
@@ -49,13 +46,13 @@ def placed_experts(model: Any, count: int, placement: Any, is_shared: bool) -> P
         return tuple(
             tuple(n * count // one.num_experts for n in range(one.num_experts)) for one in layers
         )
-    given = _as_placement(placement)
+    given = given_placement("placement", placement)
     numbers = {one.num_experts for one in layers}
     names = names_of_layers([one.layer for one in layers])
     given.require_fits(len(layers), max(numbers), model.name, num_ranks=count)
     if len(numbers) > 1 or any(len(holders) > 1 for row in given.ranks for holders in row):
         raise ValueError(
-            "Ranks that serve a model have each expert once, and as many of each layer. "
+            "Ranks that share out experts have each of them once, and as many of each layer. "
             f"Received: {given!r}, where some have several ranks, for layers of {sorted(numbers)} "
             "experts. Make a placement without `replicate`."
         )
@@ -64,19 +61,8 @@ def placed_experts(model: Any, count: int, placement: Any, is_shared: bool) -> P
     placed = tuple(tuple(holders[0] for holders in row) for row in rows)
     if any(row.count(rank) * count != len(row) for row in placed for rank in range(count)):
         raise ValueError(
-            "Ranks that serve a model have each expert once, and as many of each layer. "
+            "Ranks that share out experts have each of them once, and as many of each layer. "
             f"Received: {given!r}, where ranks have different numbers of experts. "
             "Make one by hyparflow.place_experts."
         )
     return placed if count > 1 else None
-
-
-def _as_placement(placement: Any) -> ExpertPlacement:
-    if isinstance(placement, ExpertPlacement):
-        return placement
-    if isinstance(placement, str | os.PathLike):
-        return ExpertPlacement.load(Path(os.fsdecode(placement)))
-    raise ValueError(
-        "`placement` must be a hyparflow.ExpertPlacement, or the path of one. "
-        f"Received: placement={shortened(placement)}"
-    )

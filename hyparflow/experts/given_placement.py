@@ -1,0 +1,32 @@
+"""Placements as arguments: objects, or paths of files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hyparflow.experts.placement import ExpertPlacement
+from hyparflow.formats.text import shortened
+
+__all__ = ["given_placement"]
+
+
+def given_placement(name: str, value: Any) -> ExpertPlacement:
+    """A placement, or the one of a file.
+
+    Args:
+        name: of the argument.
+        value: what was passed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(value, ExpertPlacement):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return ExpertPlacement.load(Path(os.fsdecode(value)))
+    raise ValueError(
+        f"`{name}` must be a hyparflow.ExpertPlacement, or the path of one. "
+        f"Received: {name}={shortened(value)}"
+    )
