@@ -27,6 +27,6 @@ def given_placement(name: str, value: Any) -> ExpertPlacement:
     if isinstance(value, str | os.PathLike):
         return ExpertPlacement.load(Path(os.fsdecode(value)))
     raise ValueError(
-        f"`{name}` must be a hyparflow.ExpertPlacement, or the path of one. "
+        "`placement` must be a hyparflow.ExpertPlacement, or the path of one. "
         f"Received: {name}={shortened(value)}"
     )

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PlacedRows", "RowRanges", "Run"]
+__all__ = ["PlacedRows", "RowRanges", "RowRun"]
 
 _FINE = 16  # of a fair share: the grid on which a weight is divided
 _ALIGNED = 64  # rows; TensorFlow copies a part of a tensor that begins anywhere else
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRun:
     """Rows that follow each other, and that a replica has.
 
     Attributes:
@@ -61,10 +61,10 @@ class RowRanges:
         """The rows of a replica."""
         return slice(self.bounds[replica], self.bounds[replica + 1])
 
-    def runs(self, replica: int) -> list[Run]:
+    def runs(self, replica: int) -> list[RowRun]:
         """See `PlacedRows.runs`."""
         rows = self.rows(replica)
-        return [Run(rows, slice(0, rows.stop - rows.start))]
+        return [RowRun(rows, slice(0, rows.stop - rows.start))]
 
     def shape(self, replica: int) -> tuple[int, ...]:
         """The shape of a replica's rows."""
@@ -88,13 +88,13 @@ class PlacedRows:
     view: tuple[int, ...]
     replicas: tuple[int, ...]
 
-    def runs(self, replica: int) -> list[Run]:
+    def runs(self, replica: int) -> list[RowRun]:
         """The rows of a replica, as few runs of rows that follow each other."""
-        found, begin, own = list[Run](), 0, 0
+        found, begin, own = list[RowRun](), 0, 0
         for holder, rows in itertools.groupby(self.replicas):
             end = begin + len(list(rows))
             if holder == replica:
-                found.append(Run(slice(begin, end), slice(own, own + end - begin)))
+                found.append(RowRun(slice(begin, end), slice(own, own + end - begin)))
                 own += end - begin
             begin = end
         return found

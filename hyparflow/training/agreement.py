@@ -73,6 +73,7 @@ def collect(
         _JIT: str(compile_arguments(model).get("jit_compile")),
         _DEVICE: device_kind(),
         "number of partitions and replicas": digest(options.grid),
+        "argument `placement`": digest(_placed(options)),
     }
     values = {
         "method": method,
@@ -90,8 +91,14 @@ def collect(
 def _own_names() -> list[str]:
     """The names of the parallel arguments that are compared one by one."""
     # Each node may have a folder of its own for what waits on disk.
-    others = ("num_partitions", "num_replicas", "sequence_store")
+    others = ("num_partitions", "num_replicas", "sequence_store", "placement")
     return [name for name in declared() if name not in others]
+
+
+def _placed(options: Options) -> Any:
+    """Which replica has which expert, which a placement does not print."""
+    placement = options.placement
+    return None if placement is None else (placement.layers, placement.ranks)
 
 
 def require_same(world: Communicator, items: dict[str, Compared]) -> None:

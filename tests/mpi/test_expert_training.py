@@ -294,7 +294,10 @@ def test_refusals() -> None:
         hf.fit(odd, np.zeros([8, LENGTH, 3]), np.zeros([8, LENGTH]), expert_parallel=True)
     model = built("own")
     with pytest.raises(ValueError, match="of the model and the number of ranks"):
-        fit(model, placement=mixed_up(model, 4))
+        fit(model, placement=mixed_up(model, 2 if WORLD.size == 4 else 4))
+    of_rank = hf.ExpertPlacement.random(2, 4, WORLD.size, seed=WORLD.rank)
+    with pytest.raises(ValueError, match="the same argument `placement`"):
+        fit(model, placement=of_rank)
     with pytest.raises(ValueError, match="without expert_parallel=True"):
         fit(model, placement=mixed_up(model, WORLD.size), expert_parallel=False)
     with pytest.raises(ValueError, match="must be a hyparflow.ExpertPlacement"):

@@ -348,11 +348,14 @@ CONSUMERS = {
     "sequence_store": {"engine/sequence/sequence_builder.py", "training/plain_model.py"}
     | {"planning/make_plan.py", "planning/search/saving.py"}
     | {"training/agreement.py", "training/notices.py", "training/parallel_model.py"},
-    "placement": {"engine/assembly.py"},
+    "placement": {"engine/assembly.py", "engine/experts/placed_experts.py"}
+    | {"serving/ranks/shared_experts.py", "training/agreement.py"}
+    # Fields, heads of tables and texts of errors.
+    | {"experts/page.py", "experts/placement_files.py", "pipeline/grid.py"},
     "expert_parallel": {"engine/assembly.py", "engine/experts/expert_calls.py"}
     | {"planning/check_mixtures.py", "planning/make_plan.py", "planning/search/saving.py"}
     | {"training/memory_check.py"}
-    | {"serving/generate.py", "serving/serve.py"}
+    | {"cli/serve.py", "serving/generate.py", "serving/serve.py"}
     | {"model/experts/expert_checks.py", "training/parallel_model.py"},
     "shard_optimizer": {"planning/make_plan.py", "planning/search/saving.py"}
     | {"engine/assembly.py", "training/checks.py", "training/notices.py"}
@@ -369,7 +372,7 @@ CONSUMERS = {
 }
 # Also what grids, schedules and batches are made of: their own attributes and parameters do not
 # count, only the arguments of users.
-PIPELINE_TERMS = ("num_partitions", "num_replicas", "num_microbatches", "schedule")
+PIPELINE_TERMS = ("num_partitions", "num_replicas", "num_microbatches", "schedule", "placement")
 
 
 @functools.cache

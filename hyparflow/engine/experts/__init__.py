@@ -1,4 +1,4 @@
 """Mixtures of experts whose experts lie on several ranks.
 
-Imports comm, engine.compiled, engine.stages, engine.weights, model, options and pipeline.
+Imports comm, engine.compiled, engine.stages, engine.weights, experts, model, options and pipeline.
 """
