@@ -14,6 +14,7 @@ from hyparflow.engine.experts.byte_fields import joined_bytes, split_bytes
 from hyparflow.serving.coherent.coherent_decoder import CoherentDecoder
 from hyparflow.serving.coherent.row_gather import TO_ALL
 from hyparflow.serving.decoding.caches import put_rows
+from hyparflow.serving.ranks.expert_rows import with_pieces_of_all
 from hyparflow.serving.ranks.held_experts import HeldExperts
 from hyparflow.serving.ranks.runner import LocalRunner, put_together
 from hyparflow.serving.scheduling.window import Piece, Window
@@ -36,6 +37,10 @@ class CoherentRows(LocalRunner):
     def __init__(self, decoder: CoherentDecoder, experts: HeldExperts, ranks: Communicator) -> None:
         super().__init__(decoder)
         self._experts, self._ranks = experts, ranks
+
+    def warm_up(self, window: Window) -> None:
+        """See `Runner.warm_up`."""
+        super().warm_up(with_pieces_of_all(window, self._ranks.size))
 
     def _take_in(self, window: Window) -> None:
         count = self._ranks.size

@@ -18,7 +18,7 @@ from hyparflow.serving.ranks.runner import WindowResult, made_by, put_together
 from hyparflow.serving.scheduling.request import TokenLogprobs
 from hyparflow.serving.scheduling.window import Shape, Window
 
-__all__ = ["ExpertRows"]
+__all__ = ["ExpertRows", "with_pieces_of_all"]
 
 _UNASKED = TokenLogprobs(0.0, ())  # of rows that ask for none, where others do
 
@@ -55,7 +55,7 @@ class ExpertRows:
 
     def warm_up(self, window: Window) -> None:
         """See `Runner.warm_up`."""
-        self.run(window)
+        self.run(with_pieces_of_all(window, self._ranks.size))
         self.close()
 
     def bytes(self) -> dict[str, int]:
@@ -77,6 +77,19 @@ class ExpertRows:
             moved = MovedRows(self._ranks, window.sources)
             self._caches = moved.caches(self._caches, self._decoder.cache_sizes, shape)
         self._shape = shape
+
+
+def with_pieces_of_all(window: Window, count: int) -> Window:
+    """A window that compiles on each of some ranks what it would on the first.
+
+    Args:
+        window: whose pieces are all of row 0.
+        count: how many ranks there are.
+    """
+    pieces = [
+        dataclasses.replace(piece, row=rank) for rank in range(count) for piece in window.pieces
+    ]
+    return dataclasses.replace(window, pieces=tuple(pieces))
 
 
 def part_of(window: Window, rank: int, count: int) -> Window:
