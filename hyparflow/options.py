@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from hyparflow.comm import launcher
 from hyparflow.experts.given_placement import given_placement
-from hyparflow.experts.placement import ExpertPlacement
 from hyparflow.formats import argument_checks as checks
 from hyparflow.formats.signatures import declare, with_keywords
 from hyparflow.pipeline.grid import Grid
@@ -172,7 +171,7 @@ class Options:
         "Boolean. Whether replicas share out experts: tokens travel to the one that holds theirs.",
         planned=True,
     )
-    placement: ExpertPlacement | None = declare(
+    placement: Any = declare(
         None,
         checks.or_none(given_placement),
         "A `hyparflow.ExpertPlacement`, the path of one, or `None`. Which replica has which "

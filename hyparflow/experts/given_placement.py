@@ -1,13 +1,19 @@
-"""Placements as arguments: objects, or paths of files."""
+"""Placements as arguments: objects, or paths of files.
+
+What reads and holds them needs NumPy, which importing hyparflow does not load; a call that has one
+does.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hyparflow.experts.placement import ExpertPlacement
 from hyparflow.formats.text import shortened
+
+if TYPE_CHECKING:
+    from hyparflow.experts.placement import ExpertPlacement
 
 __all__ = ["given_placement"]
 
@@ -22,6 +28,8 @@ def given_placement(name: str, value: Any) -> ExpertPlacement:
     Raises:
         ValueError: if it is neither.
     """
+    from hyparflow.experts.placement import ExpertPlacement
+
     if isinstance(value, ExpertPlacement):
         return value
     if isinstance(value, str | os.PathLike):

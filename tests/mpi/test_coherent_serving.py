@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, on_leader
+from expert_requests import COUNTS, generated, mixed_up, prompts, require_served
 from language_models import BY_ROWS, LENGTH, VOCABULARY
 from language_models import language_model as sampling_model
 from own_language_model import own_language_model
@@ -43,12 +44,6 @@ def language_model(name: str, top_k: int) -> Any:
     return model
 
 
-def mixed_up(model: Any) -> hf.ExpertPlacement:
-    """A placement with each rank's experts all over the layer."""
-    layers = expert_layers(all_layers(model))
-    return hf.ExpertPlacement.random(len(layers), layers[0].num_experts, WORLD.size, seed=3)
-
-
 @pytest.mark.on_ranks(2, 4)
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("name", FAMILIES)
@@ -71,22 +66,6 @@ def test_the_logits_of_a_plain_call(name: str, top_k: int) -> None:
     for step, logits in enumerate(found):
         right = expected[np.arange(4), np.array(counts) + step]
         assert np.abs(logits - right).max() <= 1e-5 * np.abs(expected).max()
-
-
-def prompts(counts: list[int]) -> dict[str, Any]:
-    """Prompts of so many tokens, with room for more."""
-    draw = np.random.default_rng(5)
-    ids = np.zeros((len(counts), LENGTH // 2), "int32")
-    mask = np.zeros_like(ids)
-    for row, count in enumerate(counts):
-        ids[row, :count] = draw.integers(1, VOCABULARY, count)
-        mask[row, :count] = 1
-    return {"token_ids": ids, "padding_mask": mask}
-
-
-def generated(model: Any, given: Any, **options: Any) -> np.ndarray:
-    made = hf.generate(model, given, stop_token_ids=None, max_batch=4, **options)
-    return np.asarray(made["token_ids"])
 
 
 @pytest.mark.on_ranks(2)
@@ -142,21 +121,8 @@ def test_exchanges_are_those_of_the_formula(top_k: int) -> None:
 @pytest.mark.on_ranks(2)
 def test_a_server_whose_requests_come_and_go() -> None:
     model = language_model("Mixtral", 1)
-    counts, news = [5, 2, 9, 1, 7, 4, 3, 8], [6, 12, 1, 9, 3, 14, 7, 2]
-    given = prompts(counts)
-    expected = generated(model, given)
-    with hf.serve(
-        model, max_batch=4, max_length=LENGTH // 2, warm_up=False,
-        expert_parallel="coherent", placement=mixed_up(model),
-    ) as server:  # fmt: skip
-        requests = [
-            server.submit(given["token_ids"][row, :count].tolist(), max_new_tokens=new)
-            for row, (count, new) in enumerate(zip(counts, news, strict=True))
-        ]
-        for row, request in enumerate(requests):
-            right = expected[row, counts[row] : counts[row] + news[row]]
-            np.testing.assert_array_equal(request.tokens(), right)
-    WORLD.barrier()
+    expected = generated(model, prompts(COUNTS))
+    require_served(model, expected, expert_parallel="coherent", placement=mixed_up(model))
 
 
 @pytest.mark.on_ranks(2)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from contract import WORLD, on_leader
+from expert_requests import COUNTS, generated, mixed_up, prompts, require_served
 from language_models import EXPERTS, GROUPED, LENGTH, SMALL, VOCABULARY
 from language_models import language_model as sampling_model
 
@@ -34,31 +35,9 @@ def language_model(name: str) -> Any:
     return model
 
 
-def prompts(counts: list[int]) -> dict[str, Any]:
-    """Prompts of so many tokens, with room for more."""
-    draw = np.random.default_rng(5)
-    ids = np.zeros((len(counts), LENGTH // 2), "int32")
-    mask = np.zeros_like(ids)
-    for row, count in enumerate(counts):
-        ids[row, :count] = draw.integers(1, VOCABULARY, count)
-        mask[row, :count] = 1
-    return {"token_ids": ids, "padding_mask": mask}
-
-
 def plain(model: Any, given: Any) -> np.ndarray:
     """What KerasHub generates, on one rank."""
     return on_leader(lambda: np.asarray(model.generate(given, stop_token_ids=None)["token_ids"]))
-
-
-def mixed_up(model: Any) -> hf.ExpertPlacement:
-    """A placement with each rank's experts all over the layer."""
-    layers = expert_layers(all_layers(model))
-    return hf.ExpertPlacement.random(len(layers), layers[0].num_experts, WORLD.size, seed=3)
-
-
-def generated(model: Any, given: Any, **options: Any) -> np.ndarray:
-    made = hf.generate(model, given, stop_token_ids=None, max_batch=4, **options)
-    return np.asarray(made["token_ids"])
 
 
 @pytest.mark.on_ranks(2)
@@ -158,20 +137,8 @@ def test_exchanges_are_those_of_the_formula() -> None:
 @pytest.mark.on_ranks(2)
 def test_a_server_whose_requests_come_and_go() -> None:
     model = language_model("Mixtral")
-    counts, news = [5, 2, 9, 1, 7, 4, 3, 8], [6, 12, 1, 9, 3, 14, 7, 2]
-    given = prompts(counts)
-    expected, options = plain(model, given), {"max_batch": 4, "max_length": LENGTH // 2}
-    with hf.serve(
-        model, **options, warm_up=False, expert_parallel=True, placement=mixed_up(model)
-    ) as server:
-        requests = [
-            server.submit(given["token_ids"][row, :count].tolist(), max_new_tokens=new)
-            for row, (count, new) in enumerate(zip(counts, news, strict=True))
-        ]
-        for row, request in enumerate(requests):
-            right = expected[row, counts[row] : counts[row] + news[row]]
-            np.testing.assert_array_equal(request.tokens(), right)
-    WORLD.barrier()
+    expected = plain(model, prompts(COUNTS))
+    require_served(model, expected, expert_parallel=True, placement=mixed_up(model))
 
 
 @pytest.mark.on_ranks(2)

@@ -52,7 +52,10 @@ def _trace(model: TravellingModel) -> None:
         rows = RowsHere(
             numbers=tokens[:, 0], tokens=tokens, positions=tokens, caches=caches, axes=axes
         )
-        return model.iterate(rows)
+        made = model.iterate(rows)
+        if len(rows.written) < len(caches):
+            raise ValueError("some layers keep no keys and values of new tokens")
+        return made
 
     tf.function(iterate, autograph=False).get_concrete_function(
         tf.TensorSpec([2, 1], tf.int32),
